@@ -1,0 +1,49 @@
+"""One exception family: every error says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterleaveError(Exception):
+    """Anything this project refuses to do, as a sentence for the person who asked.
+
+    Args:
+        message: What is wrong, naming the key, tensor or path.
+        hint: What to do about it, where there is a remedy.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class DirectiveError(InterleaveError):
+    """The command or directive is wrong whatever the model is."""
+
+    exit_code = 2
+
+
+class LayoutError(InterleaveError):
+    """The directive does not fit this model."""
+
+
+class CheckpointError(InterleaveError):
+    """A model directory or Hub repository cannot be used."""
+
+
+class RefusedError(InterleaveError):
+    """The result would not be exact, so it is not made."""
+
+
+class OutputError(InterleaveError):
+    """The place to write to cannot be written."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` most likely stands for, if any comes close."""
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return matches[0] if matches else None

@@ -1,0 +1,251 @@
+"""The heart: a layout is the ordered layers of the new model. Pure: no I/O, no torch.
+
+Vocabulary, here and everywhere: the *original* is the first unscaled occurrence of a source
+layer; every other occurrence is a *new layer*, to be trained; a new layer whose residual
+writers are *zeroed* passes its input on unchanged. Indices start at 0, ranges are half-open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeVar
+
+from mergekit_interleave.directive import Append, Every, Growth, Repeat, Spelled, Spread, Stack
+from mergekit_interleave.errors import LayoutError
+from mergekit_interleave.reference import ModelRef
+
+MAX_LAYERS = 10_000
+"""No layout has more layers: a slip of the pen must not fill the memory."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply the tensors whose name contains `filter` (all of them where it is None)."""
+
+    value: float
+    filter: str | None = None
+
+    def matches(self, tensor: str) -> bool:
+        """Whether it speaks of this tensor, by mergekit's rule: a plain substring."""
+        return self.filter is None or self.filter in tensor
+
+
+Scales = tuple[Scale, ...]
+"""The first scale that matches a tensor counts, the rest do not."""
+
+
+def scale_of(tensor: str, scales: Scales) -> float | None:
+    """What a tensor is multiplied by; None where no scale speaks of it."""
+    return next((scale.value for scale in scales if scale.matches(tensor)), None)
+
+
+def zeroing(names: Iterable[str]) -> Scales:
+    """The scales that zero the named tensors of a layer and keep all others."""
+    zeroed = tuple(Scale(0.0, name) for name in names)
+    return (*zeroed, Scale(1.0)) if zeroed else ()
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Layers `start` to `stop - 1` of one model, all with the same scales."""
+
+    model: ModelRef
+    start: int
+    stop: int
+    scales: Scales = ()
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the new model.
+
+    Attributes:
+        index: Where it stands in the new model.
+        model: The model it is taken from.
+        source: Its index there.
+        scales: What its tensors are multiplied by.
+        new: Whether it is a new layer, rather than the original.
+    """
+
+    index: int
+    model: ModelRef
+    source: int
+    scales: Scales
+    new: bool
+
+    @property
+    def zeroed(self) -> tuple[str, ...]:
+        """The name filters of the tensors that are zero."""
+        return tuple(scale.filter or "*" for scale in self.scales if scale.value == 0)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layers of a new model, in slices whose boundaries are kept as they were written."""
+
+    slices: tuple[Slice, ...]
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """All layers in order."""
+        seen: set[tuple[ModelRef, int]] = set()
+        layers: list[Layer] = []
+        for part in self.slices:
+            unscaled = all(scale.value == 1 for scale in part.scales)
+            for source in range(part.start, part.stop):
+                key = (part.model, source)
+                new = not unscaled or key in seen
+                if not new:
+                    seen.add(key)
+                layers.append(Layer(len(layers), part.model, source, part.scales, new))
+        return tuple(layers)
+
+    @property
+    def new_layers(self) -> tuple[Layer, ...]:
+        """The layers to be trained."""
+        return tuple(layer for layer in self.layers if layer.new)
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """The source models, in the order of their first layer."""
+        return tuple(dict.fromkeys(part.model for part in self.slices))
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.slices)
+
+    def is_base(self, depth: int) -> bool:
+        """Whether this is just its source model, layer for layer."""
+        plain = not any(layer.new for layer in self.layers) and len(self.models) == 1
+        return plain and [layer.source for layer in self.layers] == list(range(depth))
+
+
+def expand(growth: Growth, model: ModelRef, depth: int | None, scales: Scales = ()) -> Layout:
+    """The layout that a growth line gives on a model.
+
+    Args:
+        growth: What to do; not `Spelled`, which is a layout already.
+        model: The source model.
+        depth: Its number of layers. None where it is not known, which only `Stack` can bear.
+        scales: For the new layers.
+
+    Raises:
+        LayoutError: The growth line does not fit this depth, or changes nothing.
+    """
+    if depth is None and not isinstance(growth, Stack):
+        raise LayoutError(
+            f"the number of layers of {model} is not known", hint="state it: --layers N"
+        )
+    if _length(growth, depth or 0) > MAX_LAYERS:
+        raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
+    ranges = _ranges(growth, depth or 0)
+    if depth is not None:
+        for start, stop in ranges:
+            check_range(start, stop, model, depth)
+    layout = Layout(tuple(Slice(model, start, stop) for start, stop in ranges))
+    if depth is not None and layout.is_base(depth):
+        raise LayoutError(_changes_nothing(growth, depth))
+    return _scale_new_layers(layout, scales) if scales else layout
+
+
+def check_range(start: int, stop: int, model: ModelRef, depth: int) -> None:
+    """Check that a model has the layers of a range.
+
+    Raises:
+        LayoutError: The range ends past the model's last layer.
+    """
+    if stop > depth:
+        raise LayoutError(
+            f"[{start}, {stop}] ends past the last layer of {model}, which has {depth} layers",
+            hint=f"its layers are [0, {depth}]",
+        )
+
+
+def _length(growth: Growth, depth: int) -> int:
+    """How many layers will come of it at the most, without making them."""
+    match growth:
+        case Repeat(start, stop, times):
+            return depth + (stop - start) * (times - 1)
+        case Append(count):
+            return depth + count
+        case Stack(ranges):
+            return sum(stop - start for start, stop in ranges)
+    return 2 * depth
+
+
+def _ranges(growth: Growth, depth: int) -> list[tuple[int, int]]:
+    match growth:
+        case Every(n):
+            return list(_copies_after(range(n - 1, depth, n), depth))
+        case Spread(count):
+            if count > depth:
+                raise LayoutError(
+                    f"interleave: {count} layers: the model has only {depth} to copy",
+                    hint=f"`interleave: {depth} layers` is the most",
+                )
+            return list(_copies_after((j * depth // count - 1 for j in range(1, count + 1)), depth))
+        case Append(count):
+            return [(0, depth)] + [(depth - 1, depth)] * count
+        case Repeat(start, stop, times, as_block):
+            if as_block:
+                return [(0, stop), *[(start, stop)] * (times - 1), *_tail(stop, depth)]
+            copies = ((i, i + 1) for i in range(start, stop) for _ in range(times))
+            return [*_tail(0, start), *copies, *_tail(stop, depth)]
+        case Stack(ranges):
+            return list(ranges)
+        case Spelled():
+            raise TypeError("slices that are spelled out are read by `recipe`, not expanded")
+
+
+def _copies_after(indices: Iterable[int], depth: int) -> Iterator[tuple[int, int]]:
+    """The whole model, with a copy of each given layer right after it."""
+    start = 0
+    for index in indices:
+        yield start, index + 1
+        yield index, index + 1
+        start = index + 1
+    yield from _tail(start, depth)
+
+
+def _tail(start: int, stop: int) -> list[tuple[int, int]]:
+    return [(start, stop)] if start < stop else []
+
+
+def _scale_new_layers(layout: Layout, scales: Scales) -> Layout:
+    """The layout with `scales` on its new layers; slices are split where newness changes."""
+    slices: list[Slice] = []
+    layers = iter(layout.layers)
+    for part in layout.slices:
+        runs = _runs((layer.new for layer in layers), len(part))
+        start = part.start
+        for new, length in runs:
+            slices.append(
+                replace(part, start=start, stop=start + length, scales=scales if new else ())
+            )
+            start += length
+    return Layout(tuple(slices))
+
+
+_T = TypeVar("_T")
+
+
+def _runs(items: Iterator[_T], count: int) -> list[tuple[_T, int]]:
+    """The next `count` items as (item, how often in a row)."""
+    runs: list[tuple[_T, int]] = []
+    for _ in range(count):
+        item = next(items)
+        if runs and runs[-1][0] == item:
+            runs[-1] = (item, runs[-1][1] + 1)
+        else:
+            runs.append((item, 1))
+    return runs
+
+
+def _changes_nothing(growth: Growth, depth: int) -> str:
+    if isinstance(growth, Every):
+        return f"interleave: every {growth.n}: the model has only {depth} layers, so none is added"
+    return f"the directive adds and changes nothing: it gives the {depth} layers back as they are"

@@ -1,0 +1,139 @@
+"""A model as the user names it: a directory or a Hub id, perhaps with a revision or a LoRA.
+
+The forms are mergekit's: `path`, `org/name@revision`, `base+adapter`, or the mapping
+`{model: {path: ..., revision: ...}, lora: ...}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from mergekit_interleave.errors import DirectiveError, nearest
+
+YamlMapping: TypeAlias = "dict[str, object]"
+
+
+@dataclass(frozen=True)
+class ModelPath:
+    """A directory or a Hub id, and the revision of the latter."""
+
+    path: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.revision}" if self.revision else self.path
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether mergekit reads `str(self)` back as this."""
+        return not any(mark in part for part in (self.path, self.revision or "") for mark in "+@")
+
+    def to_mapping(self) -> YamlMapping:
+        """The form that mergekit cannot misread."""
+        mapping: YamlMapping = {"path": self.path}
+        if self.revision:
+            mapping["revision"] = self.revision
+        return mapping
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A source model, kept exactly as it was written. Two revisions are two models."""
+
+    model: ModelPath
+    lora: ModelPath | None = None
+    override_architecture: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.model}+{self.lora}" if self.lora else str(self.model)
+
+    @property
+    def path(self) -> str:
+        """The directory or Hub id, without revision or LoRA."""
+        return self.model.path
+
+    def to_yaml(self) -> str | YamlMapping:
+        """The string form where mergekit reads it rightly, else the mapping form."""
+        plain = self.model.is_plain and (self.lora is None or self.lora.is_plain)
+        if plain and self.override_architecture is None:
+            return str(self)
+        mapping: YamlMapping = {"model": self.model.to_mapping()}
+        if self.lora is not None:
+            mapping["lora"] = self.lora.to_mapping()
+        if self.override_architecture is not None:
+            mapping["override_architecture"] = self.override_architecture
+        return mapping
+
+
+def parse_model(value: object, where: str) -> ModelRef:
+    """Read a model from YAML or a flag.
+
+    A string that is an existing path is that path, whatever `+` or `@` it holds; any other
+    string is read as mergekit reads it.
+
+    Args:
+        value: A string or mergekit's mapping form.
+        where: The key or flag to name in an error.
+
+    Raises:
+        DirectiveError: The value is in neither form.
+    """
+    if isinstance(value, str) and value.strip():
+        return _parse_string(value, where)
+    if isinstance(value, Mapping):
+        return _parse_mapping(value, where)
+    raise DirectiveError(
+        f"{where}: expected a model directory or Hub id, found {value!r}",
+        hint=f"write `{where}: org/name` or `{where}: path/to/model`",
+    )
+
+
+def _parse_string(text: str, where: str) -> ModelRef:
+    if Path(text).exists():
+        return ModelRef(ModelPath(text))
+    base, plus, adapter = text.partition("+")
+    if "+" in adapter:
+        raise DirectiveError(f"{where}: more than one `+` in {text!r}, and no such directory")
+    model = _parse_path(base, where)
+    return ModelRef(model, _parse_path(adapter, where) if plus else None)
+
+
+def _parse_path(value: object, where: str) -> ModelPath:
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        _known_keys(value, ("path", "revision"), where)
+        revision = value.get("revision")
+        return ModelPath(str(value["path"]), None if revision is None else str(revision))
+    if not isinstance(value, str) or not value:
+        raise DirectiveError(f"{where}: expected a model directory or Hub id, found {value!r}")
+    path, at, revision = value.partition("@")
+    if not path or (at and not revision) or "@" in revision:
+        raise DirectiveError(f"{where}: {value!r} is not of the form org/name@revision")
+    return ModelPath(path, revision or None)
+
+
+def _parse_mapping(value: Mapping[object, object], where: str) -> ModelRef:
+    _known_keys(value, ("model", "lora", "override_architecture"), where)
+    if "model" not in value:
+        raise DirectiveError(f"{where}: the mapping names no `model`")
+    lora = value.get("lora")
+    architecture = value.get("override_architecture")
+    if architecture is not None and not isinstance(architecture, str):
+        raise DirectiveError(f"{where}.override_architecture: expected a class name")
+    return ModelRef(
+        _parse_path(value["model"], f"{where}.model"),
+        None if lora is None else _parse_path(lora, f"{where}.lora"),
+        architecture,
+    )
+
+
+def _known_keys(value: Mapping[object, object], known: tuple[str, ...], where: str) -> None:
+    for key in value:
+        if key not in known:
+            close = nearest(str(key), known)
+            raise DirectiveError(
+                f"{where}: unknown key {key!r}",
+                hint=f"did you mean {close!r}?" if close else f"known keys: {', '.join(known)}",
+            )

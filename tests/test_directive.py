@@ -1,0 +1,275 @@
+"""The directive language: files, inline text and flags become one object, or one error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekit_interleave import directive as directives
+from mergekit_interleave.directive import (
+    Append,
+    Directive,
+    Every,
+    Growth,
+    Repeat,
+    Spelled,
+    Spread,
+    Stack,
+    from_flags,
+    load,
+    parse,
+)
+from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.reference import ModelPath, ModelRef
+
+GROWTHS: list[tuple[str, dict[str, str], Growth]] = [
+    ("interleave: every 4", {"every": "4"}, Every(4)),
+    ("interleave: 8 layers", {"add": "8"}, Spread(8)),
+    ("interleave: 1 layer", {"add": "1"}, Spread(1)),
+    ("append: 4", {"append": "4"}, Append(4)),
+    ("repeat: [8, 24]", {"repeat": "8:24"}, Repeat(8, 24)),
+    ("repeat: 8:24", {"repeat": "8:24x2"}, Repeat(8, 24)),
+    (
+        "repeat: {layers: [8, 24], times: 3, as: block}",
+        {"repeat": "8:24x3@block"},
+        Repeat(8, 24, 3, as_block=True),
+    ),
+    (
+        "stack: [[0, 24], [8, 32]]",
+        {"stack": "0:24,8:32"},
+        Stack(((0, 24), (8, 32))),
+    ),
+]
+
+
+@pytest.mark.parametrize(("text", "flags", "growth"), GROWTHS, ids=[case[0] for case in GROWTHS])
+class TestGrowthLines:
+    """Each growth line, and the flag that says the same."""
+
+    def test_block_style(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """A document of its own."""
+        del flags
+        assert parse(f"{text}\ndtype: bfloat16\n", "x").growth == growth
+
+    def test_one_line(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """`key: value, key: value` without braces."""
+        del flags
+        directive = parse(f"model: org/m, {text}, zero: [a, b], dtype: bfloat16", "x")
+        assert directive.growth == growth
+        assert directive.zero == ("a", "b")
+        assert directive.mergekit == {"dtype": "bfloat16"}
+        assert directive.model == ModelRef(ModelPath("org/m"))
+
+    def test_flag(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """The command line's form."""
+        del text
+        assert from_flags(**flags).growth == growth
+
+    def test_written_and_read_again(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """`to_document` is what `parse` reads."""
+        del flags
+        directive = parse(f"model: org/m, layers: 32, {text}, zero: none, dtype: float16", "x")
+        again = parse(yaml.safe_dump(directive.to_document()), "x")
+        assert again == directive
+        assert again.growth == growth
+
+
+class TestDocuments:
+    """What a directive may hold."""
+
+    def test_mergekits_own_keys_pass_through_in_their_order(self) -> None:
+        """Untouched, whatever they hold."""
+        text = (
+            "tokenizer: {source: union}\nout_dtype: float16\nappend: 1\n"
+            "base_model: org/b\nchat_template: auto\nparameters: {scale: 1.5}\n"
+        )
+        assert list(parse(text, "x").mergekit.items()) == [
+            ("tokenizer", {"source": "union"}),
+            ("out_dtype", "float16"),
+            ("base_model", "org/b"),
+            ("chat_template", "auto"),
+            ("parameters", {"scale": 1.5}),
+        ]
+
+    def test_a_mergekit_config_is_a_directive(self) -> None:
+        """Its slices are its growth."""
+        slices: Any = [{"sources": [{"model": "m", "layer_range": [0, 2]}]}]
+        text = yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": "float16"})
+        directive = parse(text, "x")
+        assert directive.growth == Spelled({"slices": slices})
+        assert directive.mergekit == {"dtype": "float16"}
+
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [
+            ("interleave: every 4", "auto"),
+            ("append: 1", "auto"),
+            ("repeat: [0, 2]", "none"),
+            ("stack: [[0, 2], [1, 3]]", "none"),
+            ("interleave: every 4, zero: none", "none"),
+            ("repeat: [0, 2], zero: auto", "auto"),
+        ],
+    )
+    def test_zero_is_auto_for_identities_and_none_for_copies(self, text: str, rule: str) -> None:
+        """Unless it is written."""
+        assert parse(text, "x").zero_rule == rule
+
+    def test_flags_win(self) -> None:
+        """A growth flag replaces the growth line; what the flags do not say stays."""
+        written = parse("model: org/a, interleave: every 4, zero: [x], dtype: float16", "x")
+        flags = from_flags(repeat="2:4", model="org/b", dtype="bfloat16")
+        assert written.replaced_by(flags) == Directive(
+            growth=Repeat(2, 4),
+            model=ModelRef(ModelPath("org/b")),
+            zero=("x",),
+            mergekit={"dtype": "bfloat16"},
+        )
+
+    def test_comments_and_blank_lines_may_surround_the_one_line(self) -> None:
+        """In a file, too."""
+        text = "# grow it\n\ninterleave: every 4, zero: [o_proj, down_proj] # as published\n"
+        assert parse(text, "x").growth == Every(4)
+
+
+BAD_TEXT = [
+    ("", "found nothing"),
+    ("[1, 2]", "found a list"),
+    ("just words", "found text"),
+    ("interleav: every 4", "unknown key 'interleav'"),
+    ("interleave: every 4\nappend: 2", "two growth lines"),
+    ("interleave: every 4, interleave: 8 layers", "stands there twice"),
+    ("interleave: every 4\nslices: []", "two growth lines"),
+    ("interleave: every 0", "every 0: must be at least 1"),
+    ("interleave: every -1", "every -1: must be at least 1"),
+    ("interleave: every banana", "every banana: expected a whole number"),
+    ("interleave: every", "expected `every N`"),
+    ("interleave: 4", "expected `every N`"),
+    ("interleave:", "interleave: has no value"),
+    ("append: 0", "append: must be at least 1"),
+    ("append: yes", "append: expected a whole number"),
+    ("append: 1.5", "append: expected a whole number"),
+    ("append: 99999999999999999999", "append: expected a whole number"),
+    ("repeat: [8, 8]", "is empty"),
+    ("repeat: [9, 8]", "is reversed"),
+    ("repeat: [-1, 8]", "below layer 0"),
+    ("repeat: [1]", "expected a range"),
+    ("repeat: {layers: [0, 2], time: 3}", "unknown key 'time'"),
+    ("repeat: {times: 3}", "expected a range"),
+    ("repeat: {layers: [0, 2], times: 1}", "adds nothing"),
+    ("repeat: {layers: [0, 2], as: heap}", "expected `layers` or `block`"),
+    ("repeat: 8-24", "expected START:STOP"),
+    ("stack: []", "expected a list of ranges"),
+    ("stack: [[0, 2], [5, 4]]", r"stack\[1\]: \[5, 4\] is reversed"),
+    ("append: 1, layers: 0", "layers: must be at least 1"),
+    ("append: 1, zero: []", "zero: expected"),
+    ("append: 1, zero: [1]", "zero: expected"),
+    ("append: 1, zero: [a, a]", "twice"),
+    ("append: 1, model: [a]", "model: expected a model directory"),
+    ("append: 1, model: {path: a}", "model: unknown key 'path'"),
+    ("append: 1, model: a@b@c", "org/name@revision"),
+    ("append: 1, model: a+b+c", "more than one"),
+    ("append: 1, dtype: bf16", "no dtype"),
+    ("append: 1, out_dtype: int64", "no dtype"),
+    ("append: 1, merge_method: slerp", "slerp"),
+    ("slices: []\nmodel: m", "`model` has no place beside `slices`"),
+    ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+    ("append: !!python/name:os.system 1", "could not determine a constructor"),
+    ("append: 1\n---\nappend: 2", "several documents"),
+    ("interleave: every 4, zero: [o_proj", "not valid YAML"),
+    ("append: 2001-99-99", "not valid YAML"),
+    ("? [a, b]\n: c", "not valid YAML|unknown key"),
+    ("append: " + "[" * 5000, "not valid YAML"),
+]
+
+
+class TestBadInput:
+    """Every mistake is one error of exit code 2 that names the key."""
+
+    @pytest.mark.parametrize(("text", "reason"), BAD_TEXT, ids=[t[:40] for t, _ in BAD_TEXT])
+    def test_text(self, text: str, reason: str) -> None:
+        """In a document."""
+        with pytest.raises(DirectiveError, match=reason) as error:
+            parse(text, "the directive")
+        assert error.value.exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("flags", "reason"),
+        [
+            ({"every": "banana"}, "--every: expected a whole number"),
+            ({"every": "0"}, "--every: must be at least 1"),
+            ({"repeat": "24:8"}, "--repeat: .* is reversed"),
+            ({"repeat": "8"}, "--repeat: expected START:STOP"),
+            ({"repeat": "8:24x1"}, "--repeat.times: 1 adds nothing"),
+            ({"stack": "0:2,2"}, r"--stack\[1\]: expected a range"),
+            ({"every": "4", "append": "2"}, "two growth flags: --every and --append"),
+            ({"zero": ""}, "--zero: expected"),
+            ({"layers": "many"}, "--layers: expected a whole number"),
+            ({"model": ""}, "--model: expected a model"),
+            ({"dtype": "bfloat"}, "--dtype: 'bfloat'"),
+        ],
+    )
+    def test_flags(self, flags: dict[str, str], reason: str) -> None:
+        """On the command line."""
+        with pytest.raises(DirectiveError, match=reason):
+            from_flags(**flags)
+
+    def test_a_typo_is_answered_with_the_right_word(self) -> None:
+        """For keys and for dtypes."""
+        with pytest.raises(DirectiveError) as error:
+            parse("interleave: every 4, zeros: auto", "x")
+        assert error.value.hint == "did you mean `zero`?"
+        with pytest.raises(DirectiveError) as error:
+            parse("append: 1, dtype: bf16", "x")
+        assert error.value.hint == "did you mean bfloat16?"
+
+    @given(st.text(max_size=60) | st.from_regex(r"(interleave|repeat|stack|zero): .{0,40}"))
+    def test_any_text_is_a_directive_or_an_error(self, text: str) -> None:
+        """Never another exception."""
+        with contextlib.suppress(DirectiveError):
+            assert isinstance(parse(text, "x"), Directive)
+
+
+class TestLoad:
+    """The three doors: a file, standard input, the text itself."""
+
+    def test_a_file_wins_over_inline_text(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Even a file whose name reads like a directive."""
+        monkeypatch.chdir(tmp_path)
+        Path("append: 1").write_text("append: 7")
+        assert load("append: 1", io.StringIO()).growth == Append(7)
+        assert load("append: 2", io.StringIO()).growth == Append(2)
+
+    def test_standard_input(self) -> None:
+        """A dash."""
+        assert load("-", io.StringIO("append: 3")).growth == Append(3)
+
+    def test_text_without_a_colon_is_a_missing_file(self) -> None:
+        """And the error says so."""
+        with pytest.raises(DirectiveError, match=r"recipe\.yml: no such file"):
+            load("recipe.yml", io.StringIO())
+
+    def test_a_directory_is_no_directive(self, tmp_path: Path) -> None:
+        """The hint names the flag that takes it."""
+        with pytest.raises(DirectiveError, match="is a directory") as error:
+            load(str(tmp_path), io.StringIO())
+        assert "--model" in str(error.value.hint)
+
+    def test_a_file_that_is_no_text(self, tmp_path: Path) -> None:
+        """Weights given for a directive."""
+        (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(DirectiveError, match="not UTF-8"):
+            load(str(tmp_path / "x"), io.StringIO())
+
+    def test_inline_text_may_be_long(self) -> None:
+        """Longer than a file name can be."""
+        names = ", ".join(f"name{i}" for i in range(2000))
+        assert len(directives.load(f"append: 1, zero: [{names}]", io.StringIO()).zero or ()) == 2000

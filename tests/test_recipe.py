@@ -1,0 +1,188 @@
+"""The recipe: a layout as mergekit's YAML, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_setting
+
+from mergekit_interleave import recipe
+from mergekit_interleave.errors import InterleaveError
+from mergekit_interleave.layout import Layout, Scale, Slice, scale_of, zeroing
+from mergekit_interleave.reference import ModelPath, ModelRef
+
+MODEL = ModelRef(ModelPath("org/model"))
+
+names = st.sampled_from(["o_proj", "down_proj", "q_proj", "mlp", "layers.1", "norm"])
+numbers = st.floats(-4, 4, allow_nan=False) | st.just(0.0) | st.just(1.0)
+scales = st.lists(
+    st.builds(Scale, numbers, st.none() | names), max_size=4, unique_by=lambda scale: scale.filter
+).map(tuple)
+models = st.sampled_from(
+    [
+        MODEL,
+        ModelRef(ModelPath("org/model", "v2")),
+        ModelRef(ModelPath("/models/a+b@c")),
+        ModelRef(ModelPath("org/base"), ModelPath("org/lora")),
+        ModelRef(ModelPath("32")),
+    ]
+)
+
+
+@st.composite
+def slices(draw: Any) -> Slice:
+    """Any slice."""
+    start = draw(st.integers(0, 90))
+    return Slice(draw(models), start, start + draw(st.integers(1, 90)), draw(scales))
+
+
+layouts = st.lists(slices(), min_size=1, max_size=12).map(lambda parts: Layout(tuple(parts)))
+
+
+def read(text: str) -> Layout:
+    """A layout from YAML text, without any depth."""
+    return recipe.from_document({"slices": yaml.safe_load(text)["slices"]}, lambda _: None)
+
+
+class TestBothWays:
+    """Nothing is lost between a layout and its YAML."""
+
+    @given(layouts)
+    def test_yaml_and_back_is_the_same_layout(self, layout: Layout) -> None:
+        """Models, ranges, scales and slice boundaries all survive, read by plain PyYAML."""
+        assert read(recipe.to_yaml(layout, {})) == layout
+
+    @given(layouts)
+    def test_mergekit_accepts_it_and_means_the_same(self, layout: Layout) -> None:
+        """MergeConfiguration takes the YAML, with the models and ranges that were meant."""
+        config = MergeConfiguration.model_validate(yaml.safe_load(recipe.to_yaml(layout, {})))
+        assert config.slices is not None
+        for theirs, ours in zip(config.slices, layout.slices, strict=True):
+            source = theirs.sources[0]
+            assert source.layer_range == (ours.start, ours.stop)
+            assert source.model.model.path == ours.model.path
+            assert source.model.model.revision == ours.model.model.revision
+            assert (source.model.lora is None) == (ours.model.lora is None)
+
+    @given(scales, names)
+    def test_scales_are_evaluated_as_mergekit_does(
+        self, ours: tuple[Scale, ...], name: str
+    ) -> None:
+        """The same value for any tensor, by mergekit's own function."""
+        tensor = f"model.layers.1.{name}.weight"
+        conditions: Any = [ConditionalParameter(value=s.value, filter=s.filter) for s in ours]
+        expected = evaluate_setting(tensor, conditions, validate=float)
+        assert scale_of(tensor, ours) == expected
+
+
+class TestWriting:
+    """The text is the one that people publish."""
+
+    def test_a_zeroed_slice_has_the_published_shape(self) -> None:
+        """Filters first, everything else 1.0, ranges on one line."""
+        layout = Layout((Slice(MODEL, 3, 4, zeroing(["o_proj", "down_proj"])),))
+        assert recipe.to_yaml(layout, {"dtype": "bfloat16"}) == (
+            "slices:\n"
+            "- sources:\n"
+            "  - model: org/model\n"
+            "    layer_range: [3, 4]\n"
+            "    parameters:\n"
+            "      scale:\n"
+            "      - filter: o_proj\n"
+            "        value: 0.0\n"
+            "      - filter: down_proj\n"
+            "        value: 0.0\n"
+            "      - value: 1.0\n"
+            "merge_method: passthrough\n"
+            "dtype: bfloat16\n"
+        )
+
+    def test_models_are_renamed_wherever_they_are_named(self) -> None:
+        """In slices, base_model and the tokenizer's settings."""
+        keys = {
+            "base_model": "org/model",
+            "tokenizer": {"source": "union", "tokens": {"<a>": {"source": "org/model"}}},
+        }
+        document = recipe.to_document(Layout((Slice(MODEL, 0, 1),)), keys, lambda _: "renamed")
+        assert "org/model" not in str(document)
+        assert document["tokenizer"] == {
+            "source": "union",
+            "tokens": {"<a>": {"source": "renamed"}},
+        }
+
+
+class TestReading:
+    """mergekit's own freedoms are read as mergekit reads them."""
+
+    @pytest.mark.parametrize("length", [1, 2, 5])
+    @pytest.mark.parametrize("gradient", [[0, 1], [0.5, 0.25, 1.0], ["1", "2"]])
+    def test_a_gradient_is_resolved_layer_by_layer(self, length: int, gradient: list[Any]) -> None:
+        """The same numbers as mergekit's interpolation."""
+        source = {"model": "m", "layer_range": [0, length], "parameters": {"scale": gradient}}
+        layout = recipe.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
+        for layer in layout.layers:
+            t = layer.index / (length - 1) if length > 1 else 1
+            expected = evaluate_setting("any", gradient, t, validate=float)
+            assert scale_of("any", layer.scales) == pytest.approx(expected)
+
+    def test_source_settings_come_before_those_of_slice_and_module(self) -> None:
+        """A tensor that the source does not speak of falls through."""
+        source = {
+            "model": "m",
+            "layer_range": [0, 1],
+            "parameters": {"scale": {"filter": "a", "value": 2}},
+        }
+        entry = {
+            "sources": [source],
+            "parameters": {"scale": [{"filter": "b", "value": 3}, {"filter": "a", "value": 9}]},
+        }
+        module = {"slices": [entry], "parameters": {"scale": 4}}
+        layout = recipe.from_document({"modules": {"text": module}}, lambda _: None)
+        found = layout.slices[0].scales
+        assert [scale_of(name, found) for name in "abc"] == [2, 3, 4]
+
+    def test_a_star_filter_matches_everything(self) -> None:
+        """Mergekit's `*` is no filter."""
+        setting = [{"filter": "*", "value": 2}]
+        source = {"model": "m", "layer_range": [0, 1], "parameters": {"scale": setting}}
+        layout = recipe.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
+        assert layout.slices[0].scales == (Scale(2.0),)
+
+    def test_models_is_one_model_whole(self) -> None:
+        """Mergekit's `models:` with passthrough takes every layer of one model."""
+        layout = recipe.from_document({"models": [{"model": "m"}]}, lambda _: 5)
+        assert layout.slices == (Slice(ModelRef(ModelPath("m")), 0, 5),)
+
+    @pytest.mark.parametrize(
+        ("document", "reason"),
+        [
+            ({"slices": []}, "slices: expected a list"),
+            ({"slices": ["x"]}, r"slices\[0\]: expected a mapping"),
+            ({"slices": [{"sources": []}]}, r"slices\[0\].sources: expected a list"),
+            ({"slices": [{"sources": [{}, {}]}]}, "passthrough takes one source, found 2"),
+            ({"slices": [{"sources": [{"layer_range": [0, 1]}]}]}, "model: expected a model"),
+            ({"slices": [{"sources": [{"model": "m"}]}]}, "layer_range: expected"),
+            ({"slices": [{"sources": [{"model": "m", "layer_range": [4, 4]}]}]}, "layer_range"),
+            ({"slices": [{"sources": [{"model": "m", "layer_range": [-1, 4]}]}]}, "layer_range"),
+            ({"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]}, "more than"),
+            ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
+            ({"models": [{"model": "m"}]}, "layers of m is not known"),
+            ({"modules": {"a": {}, "b": {}}}, "expected one module, found a, b"),
+        ],
+    )
+    def test_what_mergekit_would_stop_at_is_one_error(self, document: Any, reason: str) -> None:
+        """The place in the document is named."""
+        with pytest.raises(InterleaveError, match=reason):
+            recipe.from_document(document, lambda _: None)
+
+    @pytest.mark.parametrize("value", ["banana", None, True, {"value": []}, [{"value": "x"}]])
+    def test_a_scale_that_is_no_number_is_an_error(self, value: Any) -> None:
+        """With the path to it."""
+        parameters = {"scale": value} if value is not None else {"scale": {"value": None}}
+        source = {"model": "m", "layer_range": [0, 1], "parameters": parameters}
+        with pytest.raises(InterleaveError, match=r"scale.*: expected a number"):
+            recipe.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
