@@ -1,0 +1,372 @@
+"""Reading a checkpoint, a directory or a Hub repository: its config, its tensors, its files.
+
+Only safetensors are read, and of those only the headers; nothing of a checkpoint is executed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave import architecture, hub
+from mergekit_interleave.errors import CheckpointError, RefusedError
+from mergekit_interleave.reference import ModelPath, ModelRef
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+WEIGHT_PATTERNS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pth",
+    "*.pt",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "consolidated.*",
+    "onnx/*",
+    "original/*",
+)
+"""Files that may hold weights. Those that the index names are read; the others are left alone."""
+
+_NOT_CARRIED = (
+    *WEIGHT_PATTERNS,
+    "*.safetensors.index.json",
+    "*.bin.index.json",
+    "params.json",
+    CONFIG,
+    "README.md",
+    ".git/*",
+    ".cache/*",
+)
+
+_MAX_SMALL_FILE = 256 * 2**20
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
+
+# Bits of one element.
+_DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A stored tensor, as its header describes it.
+
+    Attributes:
+        dtype: In safetensors' spelling, such as BF16.
+        shape: Its dimensions.
+        nbytes: Its size on disk.
+        file: The shard that holds it.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    file: Path
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory.
+
+    Attributes:
+        ref: The model as the user named it.
+        path: The directory.
+        config: Its config.json, as it stands there.
+    """
+
+    ref: ModelRef
+    path: Path
+    config: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        """The model type that config.json states, or an empty string."""
+        return str(self.config.get("model_type") or "")
+
+    @property
+    def family(self) -> architecture.Family | None:
+        """What is known of its model type, if it is known."""
+        return architecture.families().get(self.model_type)
+
+    def require_family(self) -> architecture.Family:
+        """What is known of its model type.
+
+        Raises:
+            RefusedError: Nothing is, so that a deeper copy could come out wrong.
+        """
+        if self.family is None:
+            raise RefusedError(
+                f"{self.ref}: model type {self.model_type!r} is not supported: "
+                "its config.json could come out wrong",
+                hint=f"supported so far: {', '.join(architecture.families())}",
+            )
+        return self.family
+
+    @property
+    def depth(self) -> int:
+        """Its number of layers.
+
+        Raises:
+            CheckpointError: config.json states none.
+        """
+        depth = architecture.depth_of(self.config)
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            stated = "states no layer count" if depth is None else f"states {depth!r} layers"
+            raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="state it: --layers N")
+        return depth
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All stored tensors by name, in the order of the shards.
+
+        Raises:
+            CheckpointError: There are no safetensors, or a header or the index is broken.
+        """
+        return read_tensors(self.path)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether safetensors are at hand; a config that was fetched alone has none."""
+        return (self.path / WEIGHTS).is_file() or (self.path / INDEX).is_file()
+
+    @cached_property
+    def _layers(self) -> Mapping[int, list[str]]:
+        """The tensors of each layer that a model of the family loads."""
+        family = self.family
+        # Where nothing is known of the type, the first number in a name is taken for the layer.
+        stack = re.escape(family.layers) if family else r"[^\d]+?"
+        layers: dict[int, list[str]] = {}
+        for name in self.tensors:
+            match = re.match(rf"{stack}\.(\d+)\.", name)
+            if match and (family is None or family.is_loaded(name)):
+                layers.setdefault(int(match[1]), []).append(name)
+        return layers
+
+    def layer_tensors(self, index: int) -> list[str]:
+        """The names of the tensors of a layer that a model of the family loads.
+
+        Raises:
+            CheckpointError: There are none.
+        """
+        if index not in self._layers:
+            raise CheckpointError(
+                f"{self.path}: no tensors for layer {index}, "
+                f"though {CONFIG} states {self.depth} layers"
+            )
+        return self._layers[index]
+
+    @property
+    def hub_origin(self) -> ModelPath | None:
+        """The Hub id and commit that this was downloaded from, where the path tells."""
+        match = re.search(
+            r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", self.path.resolve().as_posix()
+        )
+        return ModelPath(match[1].replace("--", "/"), match[2]) if match else None
+
+    def small_files(self) -> Iterator[tuple[str, Path]]:
+        """The files to carry along: tokenizer, generation config, license, custom code, ...
+
+        Yields:
+            The path below the directory with forward slashes, and the file itself.
+        """
+        for folder, folders, files in os.walk(self.path):
+            below = Path(folder).relative_to(self.path)
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not (Path(folder) / name).is_symlink()
+                and not _matches((below / name / "x").as_posix(), _NOT_CARRIED)
+            )
+            for name in sorted(files):
+                file, relative = Path(folder, name), (below / name).as_posix()
+                if not _matches(relative, _NOT_CARRIED) and file.is_file():
+                    yield relative, file
+
+    def too_large_to_carry(self, file: Path) -> bool:
+        """Whether a file is so large that it cannot be a part of every copy of the model."""
+        return file.stat().st_size > _MAX_SMALL_FILE
+
+
+def open_checkpoint(
+    ref: ModelRef, *, cached_only: bool = False, cache_dir: str | None = None
+) -> Checkpoint:
+    """Open a model directory, or a Hub repository by its config.json alone.
+
+    Args:
+        ref: The model.
+        cached_only: Never ask the network.
+        cache_dir: Another Hub cache than huggingface_hub's own.
+
+    Raises:
+        CheckpointError: There is no such model, or its config.json is missing or broken.
+    """
+    path = Path(ref.path)
+    if not path.exists():
+        if not hub.is_hub_id(ref.path):
+            raise CheckpointError(
+                f"{ref.path}: no such directory", hint="a Hub id has the form org/name"
+            )
+        path = hub.fetch_config(ref.model, cached_only=cached_only, cache_dir=cache_dir)
+    return Checkpoint(ref, path, _read_config(path))
+
+
+def fetch_weights(
+    checkpoint: Checkpoint, *, cached_only: bool = False, cache_dir: str | None = None
+) -> None:
+    """Fetch all that a deeper copy of a Hub repository needs; a directory has it already.
+
+    Args:
+        checkpoint: What `open_checkpoint` gave.
+        cached_only: Never ask the network.
+        cache_dir: The Hub cache that it was opened from.
+
+    Raises:
+        CheckpointError: It cannot be had.
+    """
+    if Path(checkpoint.ref.path).exists():
+        return
+    # Everything from the one commit that config.json came from, though a branch may move on.
+    pinned = checkpoint.hub_origin or checkpoint.ref.model
+    fetch = partial(hub.fetch_files, pinned, cached_only=cached_only, cache_dir=cache_dir)
+    fetch(unwanted=WEIGHT_PATTERNS)
+    index = checkpoint.path / INDEX
+    fetch(wanted=sorted(set(_read_index(index).values())) if index.is_file() else [WEIGHTS])
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory looks like a model's."""
+    return (path / CONFIG).is_file()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON ({error})"
+        raise CheckpointError(f"{path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a directory's safetensors, from the headers.
+
+    Raises:
+        CheckpointError: There are none, or a header or the index is broken.
+    """
+    single, index = path / WEIGHTS, path / INDEX
+    if index.is_file():
+        weight_map = _read_index(index)
+        shards = sorted(set(weight_map.values()))
+        if single.is_file() and WEIGHTS not in shards:
+            raise CheckpointError(
+                f"{path}: holds both {WEIGHTS} and {INDEX}, which does not name it",
+                hint="remove the one that is not the model",
+            )
+        tensors = {n: t for shard in shards for n, t in _read_header(path / shard).items()}
+        strays = weight_map.keys() ^ tensors.keys()
+        strays |= {
+            n
+            for n, shard in weight_map.items()
+            if n not in strays and tensors[n].file.name != shard
+        }
+        if strays:
+            raise CheckpointError(f"{index}: index and shards disagree about {min(strays)}")
+        return tensors
+    if single.is_file():
+        return _read_header(single)
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        raise CheckpointError(
+            f"{path}: its weights are pickled, and pickles are not loaded",
+            hint="convert them first: load the model with transformers and save it again",
+        )
+    raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: not a directory")
+    if not is_checkpoint(path):
+        raise CheckpointError(f"{path}: not a checkpoint: there is no {CONFIG}")
+    return read_json(path / CONFIG)
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: no weight_map")
+    for shard in set(map(str, weight_map.values())):
+        if not re.fullmatch(r"[^/\\]+\.safetensors", shard):
+            raise CheckpointError(f"{path}: {shard!r} is not the name of a shard beside it")
+    return {str(name): str(shard) for name, shard in weight_map.items()}
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file: 8 bytes of header length, the header as JSON, then the data."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+            if length > min(size - 8, _MAX_HEADER):
+                raise CheckpointError(
+                    f"{path}: not a safetensors file, or cut short",
+                    hint="a Git LFS pointer? run `git lfs pull`" if size < 1024 else None,  # noqa: PLR2004 - pointers are tiny
+                )
+            header = json.loads(file.read(length))
+            tensors = {
+                name: _tensor(entry, path, size - 8 - length)
+                for name, entry in header.items()
+                if name != "__metadata__"
+            }
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: broken safetensors header ({error!r})") from error
+    return tensors
+
+
+def _tensor(entry: Mapping[str, Any], file: Path, data_size: int) -> Tensor:
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if not all(isinstance(size, int) and size >= 0 for size in (*shape, start, stop)):
+        raise ValueError(f"{entry}")
+    if stop > data_size:
+        raise CheckpointError(f"{file}: cut short: it ends before its last tensor")
+    if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
+        raise ValueError(f"{entry}")
+    return Tensor(str(dtype), shape, stop - start, file)
+
+
+def _matches(relative: str, patterns: tuple[str, ...]) -> bool:
+    name = relative.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(name if "/" not in p else relative, p) for p in patterns)

@@ -1,0 +1,256 @@
+"""From a directive to a layout: finds the model and its depth, and settles what is zeroed.
+
+Every command starts here. What must be known of the model is asked for only where the directive
+needs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergekit_interleave import architecture, recipe
+from mergekit_interleave import directive as directives
+from mergekit_interleave.checkpoint import Checkpoint, fetch_weights, is_checkpoint, open_checkpoint
+from mergekit_interleave.directive import AUTO, NONE, Directive, Spelled, Stack
+from mergekit_interleave.errors import CheckpointError, DirectiveError, LayoutError
+from mergekit_interleave.layout import Layout, Scales, check_range, expand, zeroing
+from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
+
+log = logging.getLogger(__name__)
+
+MODEL_VARIABLE = "MK_INTERLEAVE_MODEL"
+PROJECT_FILE = "interleave.yml"
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A directive with its model found and its layers laid out.
+
+    Attributes:
+        directive: What the user asked for, the model filled in.
+        layout: What that means.
+    """
+
+    directive: Directive
+    layout: Layout
+
+    @property
+    def recipe(self) -> str:
+        """The mergekit YAML."""
+        return recipe.to_yaml(self.layout, self.directive.mergekit)
+
+
+@dataclass
+class Models:
+    """Source models, each opened once.
+
+    Attributes:
+        cached_only: Never ask the network.
+        cache_dir: Another Hub cache than huggingface_hub's own.
+    """
+
+    cached_only: bool = False
+    cache_dir: str | None = None
+    _opened: dict[ModelRef, Checkpoint | CheckpointError] = field(default_factory=dict)
+
+    def open(self, ref: ModelRef) -> Checkpoint:
+        """Open a model.
+
+        Raises:
+            CheckpointError: It cannot be opened; the same error each time.
+        """
+        if ref not in self._opened:
+            try:
+                self._opened[ref] = open_checkpoint(
+                    ref, cached_only=self.cached_only, cache_dir=self.cache_dir
+                )
+            except CheckpointError as error:
+                self._opened[ref] = error
+        opened = self._opened[ref]
+        if isinstance(opened, CheckpointError):
+            raise opened
+        return opened
+
+    def fetch_weights(self, checkpoint: Checkpoint) -> None:
+        """Fetch the weights of an opened model, and the small files beside them.
+
+        Raises:
+            CheckpointError: They cannot be had.
+        """
+        fetch_weights(checkpoint, cached_only=self.cached_only, cache_dir=self.cache_dir)
+
+
+def resolve(
+    directive: Directive,
+    models: Models,
+    *,
+    strict: bool = False,
+    allow_non_identity: bool = False,
+) -> Expansion:
+    """Lay out what a directive asks for.
+
+    Args:
+        directive: The user's words.
+        models: Where models are opened.
+        strict: Refuse a model that cannot be read or whose type is not known, rather than take
+            the user's word or Llama's names for it.
+        allow_non_identity: Let a list of names to zero leave a residual writer standing.
+
+    Raises:
+        DirectiveError: The directive says nothing to do, or no model can be found.
+        CheckpointError: The depth is needed and the model cannot be read.
+        LayoutError: The directive does not fit the model.
+    """
+    directive = _completed(directive)
+    models.cached_only = directive.layers is not None
+    if isinstance(directive.growth, Spelled):
+        return Expansion(directive, _spelled(directive.growth, directive.layers, models))
+    if directive.growth is None or directive.model is None:
+        raise TypeError("_completed fills these in")
+    checkpoint = (
+        models.open(directive.model) if strict else _try_open(directive.model, models, directive)
+    )
+    if strict and checkpoint is not None:
+        checkpoint.require_family()
+    depth = _depth(directive, checkpoint)
+    scales = _zero_scales(directive, checkpoint)
+    layout = expand(directive.growth, directive.model, depth, scales)
+    if checkpoint is not None and scales:
+        try:
+            _check_zeroing(layout, checkpoint, scales, allow_non_identity=allow_non_identity)
+        except CheckpointError as error:
+            if strict:
+                raise
+            log.warning("%s; the names to zero are not checked", error)
+    return Expansion(directive, layout)
+
+
+def _completed(directive: Directive) -> Directive:
+    """The directive with its model found, and with interleave.yml read where it is needed."""
+    if isinstance(directive.growth, Spelled):
+        for name in ("model", "zero"):
+            if getattr(directive, name) is not None:
+                raise DirectiveError(
+                    f"--{name} has no place beside a mergekit config, which says it for every layer"
+                )
+        return directive
+    if directive.growth is None and Path(PROJECT_FILE).is_file():
+        directive = _project_file().replaced_by(directive)
+        if isinstance(directive.growth, Spelled):
+            return directive
+    if directive.growth is None:
+        raise DirectiveError(
+            "nothing to do: no growth line",
+            hint="for example `--every 4`, `--repeat 8:24`, or a directive 'interleave: every 4'",
+        )
+    if directive.model is None:
+        directive = directive.replaced_by(Directive(model=_implicit_model()))
+    return directive
+
+
+def _implicit_model() -> ModelRef:
+    named = os.environ.get(MODEL_VARIABLE)
+    if named:
+        return parse_model(named, MODEL_VARIABLE)
+    here = Path.cwd()
+    if is_checkpoint(here):
+        return ModelRef(ModelPath(str(here)))
+    if Path(PROJECT_FILE).is_file():
+        model = _project_file().model
+        if model is not None:
+            return model
+    raise DirectiveError(
+        "no model: the directive names none",
+        hint=f"write `model:` in it, use --model, set {MODEL_VARIABLE}, start in a model's "
+        f"directory, or name the model in {PROJECT_FILE} there",
+    )
+
+
+def _project_file() -> Directive:
+    text = Path(PROJECT_FILE).read_text(encoding="utf-8")
+    return directives.parse(text, PROJECT_FILE)
+
+
+def _try_open(model: ModelRef, models: Models, directive: Directive) -> Checkpoint | None:
+    """The model, or None where it cannot be read and the directive can do without it."""
+    try:
+        return models.open(model)
+    except CheckpointError as error:
+        if directive.layers is None and not isinstance(directive.growth, Stack):
+            way_out = "`gen --layers N` does without it"
+            error.hint = f"{error.hint}; {way_out}" if error.hint else way_out
+            raise
+        log.warning("%s; its layers are taken as stated", error)
+        return None
+
+
+def _depth(directive: Directive, checkpoint: Checkpoint | None) -> int | None:
+    if checkpoint is None:
+        return directive.layers
+    try:
+        depth = checkpoint.depth
+    except CheckpointError:
+        if directive.layers is None and not isinstance(directive.growth, Stack):
+            raise
+        return directive.layers
+    if directive.layers not in (None, depth):
+        raise LayoutError(
+            f"layers: {directive.layers} is stated, but the config of {checkpoint.ref} "
+            f"says {depth}",
+            hint="leave it out: the depth is read from config.json",
+        )
+    return depth
+
+
+def _zero_scales(directive: Directive, checkpoint: Checkpoint | None) -> Scales:
+    rule = directive.zero_rule
+    if rule == NONE:
+        return ()
+    if rule != AUTO:
+        return zeroing(rule)
+    family = checkpoint.family if checkpoint is not None else None
+    if family is None:
+        family = architecture.assumed_family()
+        names = ", ".join(family.residual_writers)
+        reason = (
+            "the model cannot be read"
+            if checkpoint is None
+            else f"model type {checkpoint.model_type!r} is not known"
+        )
+        log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
+    return zeroing(family.residual_writers)
+
+
+def _check_zeroing(
+    layout: Layout, checkpoint: Checkpoint, scales: Scales, *, allow_non_identity: bool
+) -> None:
+    """Check what is zeroed against the stored tensors where they are at hand, else by family."""
+    family = checkpoint.family
+    for index in sorted({layer.source for layer in layout.new_layers}):
+        tensors = family.writers_of(index) if family else []
+        if checkpoint.has_weights:
+            tensors = checkpoint.layer_tensors(index)
+            architecture.check_names(scales, tensors, family)
+        if family is not None and not allow_non_identity:
+            architecture.check_identity(scales, tensors, family)
+
+
+def _spelled(growth: Spelled, layers: int | None, models: Models) -> Layout:
+    def depth_of(model: ModelRef) -> int | None:
+        try:
+            return models.open(model).depth
+        except CheckpointError as error:
+            log.warning("%s; its layers are taken as stated", error)
+            return layers
+
+    layout = recipe.from_document(growth.document, depth_of)
+    depths: Mapping[ModelRef, int | None] = {model: depth_of(model) for model in layout.models}
+    for part in layout.slices:
+        depth = depths[part.model]
+        if depth is not None:
+            check_range(part.start, part.stop, part.model, depth)
+    return layout
