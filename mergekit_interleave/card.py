@@ -1,0 +1,136 @@
+"""The model card, from a layout and what is known of its source: nothing is left to fill in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave import __version__, draw
+from mergekit_interleave.layout import Layout
+
+_INHERITED = ("license", "license_name", "license_link", "language")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the card says.
+
+    Attributes:
+        name: The title.
+        layout: The layers.
+        sources: What to call each source model, in the order of the layout's models.
+        base_models: Their Hub ids, those that are known.
+        base_card: The front matter of the base's own card.
+        recipe: The mergekit YAML, without local paths.
+        depth: The base's number of layers.
+        parameters: The new model's number of parameters, and the base's.
+        identity: Whether the outputs are the base's own.
+        fingerprint: The layout's.
+    """
+
+    name: str
+    layout: Layout
+    sources: Sequence[str]
+    base_models: Sequence[str]
+    base_card: Mapping[str, Any]
+    recipe: str
+    depth: int
+    parameters: tuple[int, int]
+    identity: bool
+    fingerprint: str
+
+
+def read_front_matter(directory: Path) -> Mapping[str, Any]:
+    """The front matter of a directory's README.md; empty where there is none that can be read."""
+    from huggingface_hub.repocard import metadata_load  # noqa: PLC0415 - slow to import
+    from yaml import YAMLError  # noqa: PLC0415
+
+    try:
+        return metadata_load(directory / "README.md") or {}
+    except (OSError, ValueError, YAMLError):
+        return {}
+
+
+def write(facts: Facts) -> str:
+    """The card as Markdown with front matter."""
+    from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
+
+    inherited = {key: facts.base_card[key] for key in _INHERITED if facts.base_card.get(key)}
+    data = ModelCardData(
+        base_model=list(facts.base_models) or None,
+        base_model_relation="merge",
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["mergekit", "merge", "mergekit-interleave", _method(facts)[0]],
+        **inherited,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n{_body(facts)}"
+
+
+def _method(facts: Facts) -> tuple[str, str]:
+    """The tag of what was done, and its name in words."""
+    if len(facts.layout.models) > 1:
+        return "frankenmerge", "a stack of layers from several models"
+    if facts.layout.new_layers and all(layer.zeroed for layer in facts.layout.new_layers):
+        return "block-expansion", "block expansion: the new layers start as identities"
+    return "depth-up-scaling", "depth up-scaling: the new layers are copies"
+
+
+def _body(facts: Facts) -> str:
+    layout, (new, old) = facts.layout, facts.parameters
+    status = (
+        "Untrained: it computes what its base computes, until the new layers are trained."
+        if facts.identity
+        else "Untrained: its outputs differ from its base's, and it needs training to heal."
+    )
+    trained = [str(layer.index) for layer in layout.new_layers]
+    rows = [
+        ("layers", f"{facts.depth} → {len(layout)}, {len(layout.new_layers)} of them new"),
+        ("parameters", f"{old:,} → {new:,} ({(new - old) / old:+.1%})"),
+        ("new layers", ", ".join(trained) or "none"),
+        ("layout fingerprint", f"`{facts.fingerprint}`"),
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    layers = "\n".join(
+        f"| {_range(run.start, run.stop)} | "
+        f"{facts.sources[layout.models.index(run.model)]} "
+        f"{_range(run.source, run.source + run.stop - run.start)} | {run.role} |"
+        for run in draw.runs(layout)
+    )
+    return f"""# {facts.name}
+
+{" and ".join(facts.sources)}, {facts.depth} → {len(layout)} layers, by {_method(facts)[1]}.
+{status}
+
+| | |
+| --- | --- |
+{table}
+
+## Layers
+
+```text
+{draw.layer_map(layout)}
+```
+
+Brackets hold the new layers.
+
+| layer | from | role |
+| --- | --- | --- |
+{layers}
+
+## Recipe
+
+The [mergekit](https://github.com/arcee-ai/mergekit) configuration that gives these weights:
+
+```yaml
+{facts.recipe.rstrip()}
+```
+
+Made with mergekit-interleave {__version__}; `interleave.json` lists every layer.
+"""
+
+
+def _range(start: int, stop: int) -> str:
+    return str(start) if stop - start == 1 else f"{start}-{stop - 1}"

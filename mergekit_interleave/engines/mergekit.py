@@ -1,0 +1,242 @@
+"""mergekit's own planner and executor write the weights.
+
+mergekit is asked for tensors alone: config, card and small files are this project's, so that no
+failure of mergekit's comes after the weights. What is worked around here, each by name:
+
+- `_fresh_loaders`: mergekit keeps every model it has opened for the life of the process, and
+  would read a path again through the index of what stood there before.
+- `_local`: mergekit asks the Hub for a list of files even where all are in the cache, and reads
+  `+` and `@` in a directory's name as LoRA and revision; it is handed directories, in parts.
+- `clone_tensors`: without it, a source layer that is copied twice makes mergekit fail its first
+  attempt at saving, and warn.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave import recipe
+from mergekit_interleave.assembly import Part
+from mergekit_interleave.checkpoint import Checkpoint
+from mergekit_interleave.errors import DirectiveError, RefusedError, nearest
+from mergekit_interleave.layout import Layout
+from mergekit_interleave.reference import ModelRef
+
+log = logging.getLogger(__name__)
+
+DECIDED_HERE = {
+    "write_model_card": "the model card is written by this tool",
+    "copy_tokenizer": "the tokenizer's files are always copied",
+    "safe_serialization": "weights are always written as safetensors",
+}
+"""Options of mergekit's that are refused, with the reason."""
+
+TOKENIZER_KEYS = ("tokenizer", "tokenizer_source", "chat_template")
+"""mergekit's keys that make another tokenizer than the base's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the engine is to write.
+
+    Attributes:
+        layout: The layers.
+        parts: Every tensor that the result must have.
+        mergekit: mergekit's own keys of the directive.
+        checkpoints: The source models.
+        options: mergekit's options by their names, text or values.
+        shard_size: The most bytes of one shard.
+        lora_cache: A directory to merge LoRAs in.
+    """
+
+    layout: Layout
+    parts: Sequence[Part]
+    mergekit: Mapping[str, object]
+    checkpoints: Mapping[ModelRef, Checkpoint]
+    options: Mapping[str, object] = field(default_factory=dict)
+    shard_size: int = 5 * 10**9
+    lora_cache: Path | None = None
+
+    @property
+    def changes_tokenizer(self) -> bool:
+        """Whether the result gets a tokenizer that mergekit makes."""
+        return any(key in self.mergekit for key in TOKENIZER_KEYS)
+
+
+def write(job: Job, out: Path) -> None:
+    """Write the weights, and the tokenizer where mergekit makes it, into a directory.
+
+    Args:
+        job: What to write.
+        out: A directory that holds the new config.json already.
+
+    Raises:
+        DirectiveError: mergekit has no such option, or does not accept a value.
+        RefusedError: mergekit would write other tensors than the layout calls for.
+    """
+    import transformers  # noqa: PLC0415 - seconds that no other command should wait for
+    from mergekit.architecture import get_architecture_info  # noqa: PLC0415
+    from mergekit.config import MergeConfiguration  # noqa: PLC0415
+    from mergekit.graph import Executor  # noqa: PLC0415
+    from mergekit.multigpu_executor import MultiGPUExecutor  # noqa: PLC0415
+    from mergekit.plan import MergePlanner  # noqa: PLC0415
+
+    options = _merge_options(job)
+    options.apply_global_options()
+    config = MergeConfiguration.model_validate(_local(job))
+    try:
+        out_config = transformers.AutoConfig.from_pretrained(
+            str(out), trust_remote_code=options.trust_remote_code
+        )
+        architecture = get_architecture_info(config, options)
+        _fresh_loaders(options)
+        if job.changes_tokenizer:
+            _write_tokenizer(config, options, out)
+        targets = MergePlanner(
+            config, architecture, options=options, out_model_config=out_config
+        ).plan_to_disk(out_path=str(out))
+    except Exception as error:
+        raise RefusedError(f"mergekit cannot plan this: {_sentence(error)}") from error
+    _check_plan(targets, job)
+    if options.multi_gpu:
+        executor = MultiGPUExecutor(
+            targets=targets, storage_device=None if options.low_cpu_memory else "cpu"
+        )
+    else:
+        executor = Executor(
+            targets=targets,
+            math_device=options.device,
+            storage_device=options.device if options.low_cpu_memory else "cpu",
+        )
+    try:
+        for _ in executor.run(quiet=options.quiet):
+            pass
+    except OSError:
+        raise
+    except Exception as error:
+        raise RefusedError(f"mergekit stopped: {_sentence(error)}") from error
+    finally:
+        _fresh_loaders(options)
+
+
+def _merge_options(job: Job) -> Any:
+    from mergekit.options import MergeOptions  # noqa: PLC0415
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    for name in job.options:
+        if name in DECIDED_HERE:
+            raise DirectiveError(f"--mergekit {name}: {DECIDED_HERE[name]}")
+        if name not in MergeOptions.model_fields:
+            close = nearest(name, MergeOptions.model_fields)
+            raise DirectiveError(
+                f"--mergekit {name}: mergekit has no such option",
+                hint=f"did you mean {close}?" if close else "see mergekit-yaml --help",
+            )
+    repeats = len({(layer.model, layer.source) for layer in job.layout.layers}) < len(job.layout)
+    decided: dict[str, object] = {
+        "clone_tensors": repeats,
+        "lora_merge_cache": None if job.lora_cache is None else str(job.lora_cache),
+        "out_shard_size": job.shard_size,
+        "quiet": not sys.stderr.isatty(),
+    }
+    try:
+        return MergeOptions(**{**decided, **job.options})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "option"
+        raise DirectiveError(f"--mergekit {name}: {first['msg']}") from error
+
+
+def _fresh_loaders(options: Any) -> None:
+    from mergekit.io.tasks import LoaderCache  # noqa: PLC0415
+
+    cache = LoaderCache()
+    cache.loaders.clear()
+    cache.setup(options=options)
+
+
+def _local(job: Job) -> dict[str, object]:
+    """The recipe with every model as the directory it was opened at."""
+
+    def local(ref: ModelRef) -> dict[str, object]:
+        checkpoint = job.checkpoints.get(ref)
+        reference: dict[str, object] = {
+            "model": {"path": str(checkpoint.path)} if checkpoint else ref.model.to_mapping()
+        }
+        if ref.lora is not None:
+            reference["lora"] = ref.lora.to_mapping()
+        if ref.override_architecture is not None:
+            reference["override_architecture"] = ref.override_architecture
+        return reference
+
+    return recipe.to_document(job.layout, job.mergekit, local)
+
+
+def _check_plan(targets: Sequence[Any], job: Job) -> None:
+    """Compare what mergekit would write with what the layout calls for.
+
+    Raises:
+        RefusedError: They differ.
+    """
+    from mergekit.io.tasks import SaveTensor  # noqa: PLC0415
+
+    planned: dict[str, tuple[str, frozenset[str]]] = {}
+    for target in targets:
+        if isinstance(target, SaveTensor):
+            gather = target.tensor_task.arguments()["tensors"]
+            gather = getattr(gather, "gather_tensors", gather)
+            ((model, weight),) = gather.weight_info.items()
+            names = {weight.name, *(weight.aliases or ()), *(weight.tied_names or ())}
+            planned[target.tensor_name] = (model.model.path, frozenset(names))
+    wrong = [
+        part.name
+        for part in job.parts
+        if part.name not in planned
+        or planned[part.name][0] != str(job.checkpoints[part.model].path)
+        or part.source not in planned[part.name][1]
+    ]
+    wrong += sorted(planned.keys() - {part.name for part in job.parts})
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004
+        raise RefusedError(
+            f"mergekit would drop, invent or misplace {len(wrong)} tensors: {shown}",
+            hint="its definition of this architecture does not fit this checkpoint",
+        )
+
+
+def _write_tokenizer(config: Any, options: Any, out: Path) -> None:
+    """Make and save the tokenizer before the weights: a bad template must not waste them."""
+    from mergekit.merge import _set_chat_template  # noqa: PLC0415 - mergekit has no public way
+    from mergekit.tokenizer import BuildTokenizer  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
+    if source is None:
+        donor = config.base_model or config.slices[0].sources[0].model
+        tokenizer = AutoTokenizer.from_pretrained(
+            donor.model.path, trust_remote_code=options.trust_remote_code
+        )
+    else:
+        tokens = (config.tokenizer.tokens or {}) if config.tokenizer else {}
+        tokenizer = (
+            BuildTokenizer(
+                base_model=config.base_model,
+                referenced_models=tuple(config.referenced_models()),
+                tokenizer_source=source,
+                trust_remote_code=options.trust_remote_code,
+                add_tokens=tuple(tokens),
+            )
+            .execute()
+            .tokenizer
+        )
+    _set_chat_template(tokenizer, config)
+    tokenizer.save_pretrained(str(out))
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,153 @@
+"""OUT appears whole, by one rename, or not at all.
+
+Everything is written into a directory beside OUT that holds a lock while its run lives. A run
+that was killed leaves that directory without a lock, and the next run clears it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mergekit_interleave.errors import OutputError
+
+if sys.platform != "win32":
+    import fcntl
+
+_MODEL_FILES = ("config.json", "interleave.json", "mergekit_config.yml")
+
+
+def check_vacant(out: Path, *, replace: bool) -> None:
+    """Check that OUT may be written.
+
+    Args:
+        out: Where the model is to appear.
+        replace: Whether a model that stands there may be replaced.
+
+    Raises:
+        OutputError: Something stands there that must stay.
+    """
+    if not os.path.lexists(out):
+        return
+    if not replace:
+        raise OutputError(f"{out}: exists already", hint="name another OUT, or --force to replace")
+    if out.is_symlink() or not out.is_dir():
+        raise OutputError(f"{out}: is no directory, and is not replaced")
+    if any(out.iterdir()) and not any((out / name).is_file() for name in _MODEL_FILES):
+        raise OutputError(f"{out}: holds no model, and is not replaced even with --force")
+
+
+@contextmanager
+def staged(out: Path, *, replace: bool) -> Iterator[Path]:
+    """A directory to write into, which becomes OUT when the block ends without an error.
+
+    Args:
+        out: Where the model is to appear.
+        replace: Whether a model that stands there is replaced.
+
+    Yields:
+        An empty directory on the same filesystem as OUT.
+
+    Raises:
+        OutputError: OUT may not or cannot be written, or another run is writing it.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
+    work = out.with_name(f".{out.name}.mk-interleave")
+    aside = out.with_name(f".{out.name}.replaced")
+    made: list[Path] = []
+    try:
+        made = _make_parents(out.parent)
+        lock = _claim(work, out)
+    except OSError as error:
+        _remove_empty(made)
+        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    try:
+        _recover(out, aside)
+        check_vacant(out, replace=replace)
+        try:
+            yield work
+            _settle(work)
+            if out.exists():
+                out.rename(aside)
+            work.rename(out)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    except BaseException:
+        _recover(out, aside)
+        shutil.rmtree(work, ignore_errors=True)
+        _remove_empty(made)
+        raise
+    finally:
+        os.close(lock)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _claim(work: Path, out: Path) -> int:
+    """Make the directory, or take over what a dead run left; returns its locked descriptor."""
+    while True:
+        work.mkdir(exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY)
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(descriptor)
+                raise OutputError(f"{out}: another run is writing it") from error
+        # Between opening and locking it, its run may have ended and renamed or removed it.
+        if work.exists() and work.stat().st_ino == os.fstat(descriptor).st_ino:
+            for entry in work.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+            return descriptor
+        os.close(descriptor)
+
+
+def _settle(work: Path) -> None:
+    """Give all files the modes the user's umask asks for, and wait until they are on disk.
+
+    safetensors makes its files readable to their owner alone, whatever the umask says.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for folder, _, files in os.walk(work, topdown=False):
+        for name in files:
+            file = Path(folder, name)
+            file.chmod(0o666 & ~umask)
+            _sync(file)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _recover(out: Path, aside: Path) -> None:
+    """Put back what was moved aside by a run that ended before its own model was in place."""
+    if aside.exists():
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.rename(out)
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Make the missing parents; returns those made, the innermost first."""
+    missing = [path for path in (parent, *parent.parents) if not path.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(made: list[Path]) -> None:
+    with suppress(OSError):
+        for path in made:
+            path.rmdir()

@@ -1,0 +1,156 @@
+"""OUT appears whole, by one rename, or not at all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file
+
+from mergekit_interleave.errors import OutputError
+from mergekit_interleave.staging import check_vacant, staged
+
+
+def entries(path: Path) -> list[str]:
+    """What a directory holds."""
+    return sorted(os.listdir(path))
+
+
+class BoomError(Exception):
+    """Something goes wrong in the middle."""
+
+
+def test_out_appears_when_all_is_written(tmp_path: Path) -> None:
+    """Not before, and with nothing left beside it."""
+    out = tmp_path / "out"
+    with staged(out, replace=False) as work:
+        (work / "config.json").write_text("{}")
+        assert not out.exists()
+    assert entries(tmp_path) == ["out"]
+    assert entries(out) == ["config.json"]
+
+
+def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
+    """Not even the parents that were made for it."""
+    with pytest.raises(BoomError), staged(tmp_path / "a/b/out", replace=False) as work:
+        (work / "half").write_text("x")
+        raise BoomError
+    assert entries(tmp_path) == []
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    """By the next run to the same OUT."""
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from mergekit_interleave.staging import staged\n"
+        "with staged(Path(sys.argv[1]), replace=False) as work:\n"
+        "    (work / 'litter').mkdir(); os.kill(os.getpid(), 9)\n"
+    )
+    out = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", script, str(out)], check=False)
+    assert entries(tmp_path) == [".out.mk-interleave"]
+    with staged(out, replace=False) as work:
+        assert entries(work) == []
+    assert entries(tmp_path) == ["out"]
+
+
+def test_two_runs_to_one_out(tmp_path: Path) -> None:
+    """The second is refused while the first lives, and does not disturb it."""
+    out = tmp_path / "out"
+    with staged(out, replace=False) as work:
+        (work / "config.json").write_text("{}")
+        with pytest.raises(OutputError, match="another run"), staged(out, replace=False):
+            pass
+    assert entries(out) == ["config.json"]
+
+
+def test_out_is_never_overwritten_without_force(tmp_path: Path) -> None:
+    """Whatever stands there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        check_vacant(out, replace=False)
+    with pytest.raises(OutputError, match="exists already"), staged(out, replace=False):
+        pass
+    assert entries(tmp_path) == ["out"]
+
+
+def test_force_replaces_a_model(tmp_path: Path) -> None:
+    """When the new one is whole."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    with staged(out, replace=True) as work:
+        (work / "config.json").write_text("new")
+        assert (out / "config.json").read_text() == "old"
+    assert (out / "config.json").read_text() == "new"
+    assert entries(tmp_path) == ["out"]
+
+
+def test_force_keeps_the_old_model_when_the_new_one_fails(tmp_path: Path) -> None:
+    """As if nothing had happened."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    with pytest.raises(BoomError), staged(out, replace=True):
+        raise BoomError
+    assert (out / "config.json").read_text() == "old"
+    assert entries(tmp_path) == ["out"]
+
+
+def test_force_never_replaces_what_is_no_model(tmp_path: Path) -> None:
+    """A home directory, a file, a link."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match="holds no model"):
+        check_vacant(tmp_path, replace=True)
+    with pytest.raises(OutputError, match="no directory"):
+        check_vacant(tmp_path / "thesis.tex", replace=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="no directory"):
+        check_vacant(tmp_path / "link", replace=True)
+
+
+def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
+    """A run that was killed between its two renames loses nothing."""
+    aside = tmp_path / ".out.replaced"
+    aside.mkdir()
+    (aside / "config.json").write_text("old")
+    with (
+        pytest.raises(OutputError, match="exists already"),
+        staged(tmp_path / "out", replace=False),
+    ):
+        pass
+    assert (tmp_path / "out/config.json").read_text() == "old"
+    assert entries(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    """One error that names OUT."""
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match=r"file/out: cannot be written"),
+        staged(tmp_path / "file/out", replace=False),
+    ):
+        pass
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        staged(Path("/proc/out"), replace=False),
+    ):
+        pass
+
+
+def test_files_get_the_modes_that_the_umask_asks_for(tmp_path: Path) -> None:
+    """Safetensors alone makes them unreadable to others; when that is mended, `_settle` can."""
+    import numpy as np
+
+    old = os.umask(0o022)
+    try:
+        with staged(tmp_path / "out", replace=False) as work:
+            save_file({"x": np.zeros(1)}, work / "model.safetensors")
+            assert (work / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
