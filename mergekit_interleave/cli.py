@@ -1,0 +1,335 @@
+"""The command line: options in, one call, words out.
+
+The rooms that import torch, transformers or mergekit are imported by the command that needs them.
+Results go to standard output, words about them to standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from mergekit_interleave import __version__
+from mergekit_interleave import directive as directives
+from mergekit_interleave.errors import DirectiveError, InterleaveError
+
+
+class _Plain:
+    """Values stay as they were typed; the rooms that take them check them.
+
+    typer builds a pydantic adapter for every option that is more than a flag, which takes as long
+    as everything else that `gen` does at its start.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            param._runtime_param = _AsTyped()  # noqa: SLF001
+        return params
+
+
+class _PlainCommand(_Plain, TyperCommand):
+    pass
+
+
+class _PlainGroup(_Plain, TyperGroup):
+    pass
+
+
+class _AsTyped:
+    """Stands where typer keeps its adapter."""
+
+    def coerce(self, value: object, param: object, ctx: object) -> object:  # noqa: ARG002
+        return list(value) if isinstance(value, tuple) else value
+
+
+app = typer.Typer(
+    name="mk-interleave",
+    cls=_PlainGroup,
+    help="Grow a language model deeper: one line in, mergekit YAML or the finished model out.",
+    epilog="A directive is a file, - for standard input, or the words themselves: "
+    "'model: org/name, interleave: every 4, zero: \\[o_proj, down_proj]'",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Directive = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DIRECTIVE]",
+        help="A file, - for standard input, or the directive itself. Flags win over it.",
+        show_default=False,
+    ),
+]
+
+
+def _growth(help_text: str, metavar: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=help_text, metavar=metavar, rich_help_panel="What to grow"
+    )
+    return option
+
+
+Every = Annotated[str | None, _growth("A new layer, zeroed, after every Nth layer.", "N")]
+Add = Annotated[str | None, _growth("K new layers, zeroed, evenly spread.", "K")]
+Append = Annotated[str | None, _growth("K copies of the last layer, zeroed, at the end.", "K")]
+Repeat = Annotated[
+    str | None,
+    _growth("A range twice, layer by layer; 8:24x3@block: as a block, 3 times.", "START:STOP"),
+]  # fmt: skip
+Stack = Annotated[str | None, _growth("Ranges one after another, such as 0:24,8:32.", "RANGE,...")]
+Zero = Annotated[
+    str | None,
+    _growth("What new layers zero: auto, none, or names: o_proj,down_proj.", "NAMES"),
+]  # fmt: skip
+NonIdentity = Annotated[
+    bool,
+    typer.Option(
+        "--allow-non-identity",
+        help="Accept names to zero that leave the new layers no identities.",
+        rich_help_panel="What to grow",
+    ),
+]
+Model = Annotated[
+    str | None, typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL")
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(help="Its number of layers, where its config cannot be read.", metavar="N"),
+]
+Dtype = Annotated[
+    str | None, typer.Option(help="Convert the weights, such as bfloat16.", metavar="DTYPE")
+]
+
+
+@app.callback(invoke_without_command=True)
+def _global(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,  # noqa: ARG001 - `main` looks at it
+) -> None:
+    if version:
+        print(f"mk-interleave {__version__}")  # noqa: T201
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())  # noqa: T201
+        raise typer.Exit(2)
+
+
+@app.command(cls=_PlainCommand, epilog="Example: mk-interleave gen --every 4 > cfg.yml")
+def gen(  # noqa: PLR0913 - one parameter for each flag
+    directive: Directive = None,
+    *,
+    every: Every = None,
+    add: Add = None,
+    append: Append = None,
+    repeat: Repeat = None,
+    stack: Stack = None,
+    zero: Zero = None,
+    model: Model = None,
+    layers: Layers = None,
+    dtype: Dtype = None,
+    allow_non_identity: NonIdentity = False,
+) -> None:
+    """Write the mergekit YAML to standard output, ready for mergekit-yaml."""
+    from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
+
+    wanted = _read(
+        directive, model=model, layers=layers, every=every, add=add, append=append,
+        repeat=repeat, stack=stack, zero=zero, dtype=dtype,
+    )  # fmt: skip
+    expansion = resolve(wanted, Models(), allow_non_identity=allow_non_identity)
+    sys.stdout.write(expansion.recipe)
+
+
+@app.command(
+    cls=_PlainCommand,
+    epilog="Example: mk-interleave run 'interleave: every 4' deeper --model org/name",
+)
+def run(  # noqa: PLR0913 - one parameter for each flag
+    words: Annotated[list[str], typer.Argument(metavar="[DIRECTIVE] OUT", show_default=False, help=
+        "DIRECTIVE is a file (a directive or a mergekit passthrough YAML), - for standard input, "
+        "or the directive itself; flags win over it. OUT is where the new model appears, whole "
+        "or not at all.")],
+    *,
+    every: Every = None,
+    add: Add = None,
+    append: Append = None,
+    repeat: Repeat = None,
+    stack: Stack = None,
+    zero: Zero = None,
+    model: Model = None,
+    layers: Layers = None,
+    dtype: Dtype = None,
+    allow_non_identity: NonIdentity = False,
+    engine: Annotated[str, typer.Option(
+        metavar="auto|mergekit", help="What writes the weights.")] = "auto",
+    out_shard_size: Annotated[str, typer.Option(
+        metavar="SIZE", help="The most bytes of one shard, such as 5B, 5GB or 500MB.")] = "5GB",
+    force: Annotated[bool, typer.Option(
+        "--force", help="Replace a model that stands at OUT.")] = False,
+    base_model: Annotated[str | None, typer.Option(
+        metavar="ORG/NAME", help="What to call a local source model in OUT.")] = None,
+    cuda: Annotated[bool, typer.Option("--cuda", help=
+        "Do arithmetic on the GPU.", rich_help_panel="mergekit's options")] = False,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help=
+        "Do arithmetic on this device.", rich_help_panel="mergekit's options")] = None,
+    low_cpu_memory: Annotated[bool, typer.Option("--low-cpu-memory", help=
+        "Keep intermediate values on the device.", rich_help_panel="mergekit's options")] = False,
+    lazy_unpickle: Annotated[bool, typer.Option("--lazy-unpickle", help=
+        "Load pickles lazily.", rich_help_panel="mergekit's options")] = False,
+    async_write: Annotated[bool, typer.Option("--async-write", help=
+        "Write shards while the next are made.", rich_help_panel="mergekit's options")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
+        "Run code that the model brings. Nothing is run without it.",
+        rich_help_panel="mergekit's options")] = False,
+    mergekit: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=
+        "Any other option of mergekit-yaml; may be given again.",
+        rich_help_panel="mergekit's options")] = None,
+) -> None:  # fmt: skip
+    """Make the deeper model at OUT, with config, tokenizer and model card."""
+    from mergekit_interleave import build  # noqa: PLC0415
+    from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
+
+    if engine not in ("auto", "mergekit"):
+        raise DirectiveError(f"--engine: {engine!r} is no engine", hint="auto or mergekit")
+    if len(words) > 2:  # noqa: PLR2004 - DIRECTIVE and OUT
+        raise DirectiveError(
+            f"expected [DIRECTIVE] OUT, found {len(words)} words: {' '.join(words)}",
+            hint="a directive with spaces stands in quotes",
+        )
+    directive, out = words[0] if len(words) == 2 else None, words[-1]  # noqa: PLR2004
+    flags = {
+        "cuda": cuda,
+        "device": device,
+        "low_cpu_memory": low_cpu_memory,
+        "lazy_unpickle": lazy_unpickle,
+        "async_write": async_write,
+        "trust_remote_code": trust_remote_code,
+    }
+    mergekit_options = {name: value for name, value in flags.items() if value}
+    mergekit_options |= dict(map(_key_value, mergekit or []))
+    wanted = _read(
+        directive, model=model, layers=layers, every=every, add=add, append=append,
+        repeat=repeat, stack=stack, zero=zero, dtype=dtype,
+    )  # fmt: skip
+    options = build.Options(
+        replace=force,
+        shard_size=_size(out_shard_size),
+        base_model=base_model,
+        mergekit=mergekit_options,
+    )
+    cache_dir = mergekit_options.get("transformers_cache")
+    models = Models(cache_dir=None if cache_dir is None else str(cache_dir))
+    signal.signal(signal.SIGTERM, _terminated)
+    if not sys.stderr.isatty():
+        # Not every bar of mergekit's and the Hub client's listens to an option.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
+    report = build.run(expansion, models, Path(out), options)
+    new = len(report.layout.new_layers)
+    print(  # noqa: T201
+        f"{out}: {len(report.layout)} layers, {new} of them new; "
+        f"{report.parameters:,} parameters, {report.nbytes / 1e9:,.2f} GB"
+    )
+
+
+def _read(source: str | None, **flags: str | None) -> directives.Directive:
+    """The directive that the arguments and flags say together; flags win."""
+    given = directives.from_flags(**flags)
+    if source is None:
+        return given
+    return directives.load(source, sys.stdin).replaced_by(given)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise DirectiveError(f"--mergekit: expected KEY=VALUE, found {text!r}")
+    return key.replace("-", "_"), value
+
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "B": 3}
+
+
+def _size(text: str) -> int:
+    """Bytes: 5000000000, 5B (mergekit's billion), 5GB, 4.5GB, 4GiB, 500M."""
+    match = re.fullmatch(
+        r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGTB])|([KMGT])B|([KMGT])iB)?", text, re.IGNORECASE
+    )
+    if match is None:
+        raise DirectiveError(
+            f"--out-shard-size: {text!r} is no size", hint="for example 5B, 5GB or 500MB"
+        )
+    decimal = (match[2] or match[3] or "").upper()
+    factor = 1024 ** _UNITS[match[4].upper()] if match[4] else 1000 ** _UNITS[decimal]
+    size = int(float(match[1]) * factor)
+    if size < 1:
+        raise DirectiveError("--out-shard-size: must be at least 1 byte")
+    return size
+
+
+def _terminated(*_: object) -> NoReturn:
+    """Leave as from Ctrl-C, so that nothing stays beside OUT."""
+    sys.exit(128 + signal.SIGTERM)
+
+
+_INTERRUPTED = 130
+
+
+class _Words(logging.Handler):
+    """Shows what the rooms log as `warning:` lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)  # noqa: T201
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 refused or unusable, 2 wrong words, 130 Ctrl-C."""
+    logging.getLogger("mergekit_interleave").handlers = [_Words()]
+    debug = "--debug" in (sys.argv if args is None else args)
+    try:
+        status = app(args, standalone_mode=False)
+        sys.stdout.flush()
+        if status == _INTERRUPTED:  # typer's own answer to Ctrl-C
+            _fail("interrupted", None, _INTERRUPTED)
+        sys.exit(status if isinstance(status, int) else 0)
+    except KeyboardInterrupt:
+        _fail("interrupted", None, _INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # or Python complains once more while it shuts down
+        sys.exit(141)
+    except InterleaveError as error:
+        if debug:
+            raise
+        _fail(str(error), error.hint, error.exit_code)
+    except typer.TyperException as error:
+        _fail(error.format_message(), _usage_hint(error), error.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        message = f"unexpected {type(error).__name__}: {error}"
+        _fail(message, "`mk-interleave --debug ...` shows where; please report it", 1)
+
+
+def _usage_hint(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path if context else 'mk-interleave'} --help"
+
+
+def _fail(message: str, hint: str | None, status: int) -> NoReturn:
+    """One `error:` line, at most one `hint:` line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    if hint:
+        print(f"hint: {' '.join(hint.split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(status)

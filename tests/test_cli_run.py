@@ -1,0 +1,534 @@
+"""`run`: real models through mergekit's executor, and nothing at OUT when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Cli, assert_same_tensors, load_tensors, make_llama
+
+from mergekit_interleave import build, cli
+from mergekit_interleave.assembly import assemble
+from mergekit_interleave.checkpoint import open_checkpoint
+from mergekit_interleave.directive import parse
+from mergekit_interleave.expand import Models, resolve
+from mergekit_interleave.reference import ModelPath, ModelRef
+
+Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def logits(path: Path) -> Any:
+    """Float32 logits of a model on a fixed text; loading must find every key."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens = torch.arange(3, 35).reshape(2, 16)
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+IDENTITIES = [
+    "interleave: every 3",
+    "interleave: every 1",
+    "interleave: 3 layers",
+    "append: 2",
+    "repeat: {layers: [2, 4], times: 3, as: block}, zero: auto",
+    "stack: [[0, 4], [2, 8]], zero: [o_proj, down_proj]",
+]
+
+
+class TestModels:
+    """What comes out."""
+
+    @pytest.mark.parametrize("directive", IDENTITIES)
+    def test_identities_compute_what_the_base_computes(
+        self, mk: Cli, tiny: Path, tmp_path: Path, directive: str
+    ) -> None:
+        """Logits equal to the last bit."""
+        import torch
+
+        out = tmp_path / "out"
+        result = mk("run", directive, out, "--model", tiny)
+        assert result.status == 0, result.err
+        assert torch.equal(logits(tiny), logits(out))
+
+    def test_every_tensor_is_its_source_or_zero(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Checked by the safetensors library, tensor for tensor."""
+        import torch
+
+        out = tmp_path / "out"
+        assert mk("run", "interleave: every 4", out, "--model", tiny).status == 0
+        base, deeper = load_tensors(tiny), load_tensors(out)
+        origin = [0, 1, 2, 3, 3, 4, 5, 6, 7, 7]
+        assert len(deeper) == len(base) + 2 * 9
+        for name, tensor in deeper.items():
+            head, _, rest = name.removeprefix("model.layers.").partition(".")
+            if not name.startswith("model.layers."):
+                expected = base[name]
+            else:
+                expected = base[f"model.layers.{origin[int(head)]}.{rest}"]
+                if int(head) in (4, 9) and ("o_proj" in rest or "down_proj" in rest):
+                    expected = torch.zeros_like(expected)
+            assert torch.equal(tensor, expected), name
+
+    def test_copies_side_by_side(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+        """An interwoven up-scaling of a sharded, tied bfloat16 model keeps its dtype and tie."""
+        import torch
+
+        out = tmp_path / "out"
+        result = mk("run", "repeat: [1, 3]", out, "--model", sharded, "--out-shard-size", "40KB")
+        assert result.status == 0, result.err
+        tensors = load_tensors(out)
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        assert "lm_head.weight" not in tensors
+        assert torch.equal(
+            tensors["model.layers.1.mlp.up_proj.weight"],
+            tensors["model.layers.2.mlp.up_proj.weight"],
+        )
+        index = json_of(out / "model.safetensors.index.json")
+        shards = sorted(file.name for file in out.glob("*.safetensors"))
+        assert sorted(set(index["weight_map"].values())) == shards
+        assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+        assert len(shards) > 1
+        assert logits(out).shape == logits(sharded).shape
+        assert result.err == ""
+
+    def test_dtype_converts_weights_and_config(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Only where it is asked for."""
+        import torch
+
+        out = tmp_path / "out"
+        assert mk("run", "append: 1", out, "--model", tiny, "--dtype", "bfloat16").status == 0
+        assert {t.dtype for t in load_tensors(out).values()} == {torch.bfloat16}
+        assert json_of(out / "config.json")["dtype"] == "bfloat16"
+
+    def test_gen_into_mergekit_yaml_gives_the_same_tensors(
+        self, mk: Cli, shell: Shell, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """The documented commands, literally, inside a model directory."""
+        assert mk("run", "--every", "4", tmp_path / "ours", cwd=own_tiny).status == 0
+        command = "mk-interleave gen --every 4 > cfg.yml && mergekit-yaml cfg.yml out"
+        result = shell(command, own_tiny)
+        assert result.returncode == 0, result.stderr
+        assert_same_tensors(own_tiny / "out", tmp_path / "ours")
+
+    def test_gen_into_mergekit_yaml_through_a_pipe(
+        self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
+    ) -> None:
+        """mergekit-yaml reads /dev/stdin."""
+        command = f"mk-interleave gen --repeat 2:4 --model {tiny} | mergekit-yaml /dev/stdin out"
+        result = shell(command, tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert mk("run", "--repeat", "2:4", tmp_path / "ours", "--model", tiny).status == 0
+        assert_same_tensors(tmp_path / "out", tmp_path / "ours")
+
+
+class TestMergekitYaml:
+    """A mergekit passthrough config is accepted wherever a directive is."""
+
+    def test_its_own_recipe_makes_the_model_again(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """`gen` into `run`."""
+        recipe = mk("gen", "--every", "4", "--model", tiny).out
+        assert mk("run", "-", tmp_path / "a", stdin=recipe).status == 0
+        assert mk("run", "--every", "4", tmp_path / "b", "--model", tiny).status == 0
+        assert_same_tensors(tmp_path / "a", tmp_path / "b")
+        ours, theirs = (json_of(tmp_path / name / "interleave.json") for name in "ab")
+        assert ours["layers"] == theirs["layers"]
+        assert ours["fingerprint"] == theirs["fingerprint"]
+
+    def test_scales_and_gradients_as_mergekit_yaml_does_them(
+        self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Slice-level parameters, a gradient, modules, several models."""
+        other = make_llama(tmp_path / "other")
+        document = {
+            "modules": {
+                "default": {
+                    "slices": [
+                        {"sources": [{"model": str(tiny), "layer_range": [0, 3]}]},
+                        {
+                            "sources": [{"model": str(other), "layer_range": [1, 4]}],
+                            "parameters": {
+                                "scale": [{"filter": "o_proj", "value": [0.5, 0.25]}, {"value": 2}]
+                            },
+                        },
+                        {"sources": [{"model": str(tiny), "layer_range": [3, 8]}]},
+                    ]
+                }
+            },
+            "merge_method": "passthrough",
+            "base_model": str(tiny),
+        }
+        (tmp_path / "cfg.yml").write_text(yaml.safe_dump(document))
+        result = mk("run", tmp_path / "cfg.yml", tmp_path / "ours")
+        assert result.status == 0, result.err
+        result = shell("mergekit-yaml cfg.yml theirs", tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert_same_tensors(tmp_path / "ours", tmp_path / "theirs")
+
+    def test_mergekits_own_keys_are_honoured(
+        self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Top-level parameters, a tokenizer with a new token, a chat template."""
+        recipe = mk("gen", "--append", "1", "--model", tiny).out
+        recipe += (
+            "parameters: {scale: [{filter: norm, value: 2.0}, {value: 1.0}]}\n"
+            "tokenizer: {source: union, tokens: {'<new>': {source: "
+            f"{{kind: model_token, model: {tiny}, token: word1}}}}}}}}\n"
+            f"base_model: {tiny}\n"
+            "chat_template: '{% for m in messages %}{{ m.content }}{% endfor %}'\n"
+        )
+        (tmp_path / "cfg.yml").write_text(recipe)
+        result = mk("run", "cfg.yml", tmp_path / "ours", cwd=tmp_path)
+        assert result.status == 0, result.err
+        result = shell("mergekit-yaml cfg.yml theirs", tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert_same_tensors(tmp_path / "ours", tmp_path / "theirs")
+        config = json_of(tmp_path / "ours" / "config.json")
+        embeddings = load_tensors(tmp_path / "ours")["model.embed_tokens.weight"]
+        assert config["vocab_size"] == embeddings.shape[0] == 65
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+        assert "<new>" in tokenizer.get_vocab()
+        assert tokenizer.chat_template is not None
+
+
+class TestFiles:
+    """What OUT holds besides the weights."""
+
+    @pytest.fixture
+    def out(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> Path:
+        """A model that was made from a directory with files of all kinds."""
+        config = json_of(own_tiny / "config.json")
+        config |= {"made_by": {"someone": [1, 2]}, "_name_or_path": str(own_tiny)}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        (own_tiny / "modeling_custom.py").write_text("raise SystemExit('never run')")
+        (own_tiny / "pytorch_model.bin").write_text("stale")
+        (own_tiny / "interleave.json").write_text("of an earlier expansion")
+        result = mk("run", "interleave: every 4", tmp_path / "my model ü", "--model", own_tiny)
+        assert result.status == 0, result.err
+        return tmp_path / "my model ü"
+
+    def test_exactly_what_belongs_there(self, out: Path, tiny: Path) -> None:
+        """The base's small files, this project's own, no weights of the base's."""
+        base = {file.name for file in tiny.iterdir()}
+        added = {"modeling_custom.py", "interleave.json", "mergekit_config.yml"}
+        assert {file.name for file in out.iterdir()} == base | added
+        assert (out / "LICENSE").read_text() == "MIT"
+
+    def test_the_config_keeps_every_key(self, out: Path, tiny: Path) -> None:
+        """But the depth, and the path of this machine."""
+        expected = json_of(tiny / "config.json")
+        expected |= {"num_hidden_layers": 10, "made_by": {"someone": [1, 2]}}
+        assert json_of(out / "config.json") == expected
+
+    def test_no_path_of_this_machine(self, out: Path, tmp_path: Path) -> None:
+        """In none of the files."""
+        for file in out.iterdir():
+            assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+    def test_the_manifest_lists_every_layer(self, out: Path) -> None:
+        """Source, index, new or original, what is zeroed."""
+        manifest = json_of(out / "interleave.json")
+        assert manifest["version"] == 1
+        assert manifest["directive"] == {"model": "own", "interleave": "every 4"}
+        assert manifest["models"] == [{"model": "own", "layers": 8}]
+        layers = manifest["layers"]
+        assert [layer["layer"] for layer in layers] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 7]
+        assert [i for i, layer in enumerate(layers) if layer["new"]] == [4, 9]
+        zeroed = ["mlp.down_proj.weight", "self_attn.o_proj.weight"]
+        assert [sorted(layer["zeroed"]) for layer in layers if layer["new"]] == [zeroed] * 2
+        assert manifest["tools"]["mergekit"].startswith("0.1.")
+
+    def test_the_recipe_is_the_layouts(self, out: Path) -> None:
+        """mergekit_config.yml, the model by its directory's name."""
+        document = yaml.safe_load((out / "mergekit_config.yml").read_text())
+        sources = [entry["sources"][0] for entry in document["slices"]]
+        assert [s["layer_range"] for s in sources] == [[0, 4], [3, 4], [4, 8], [7, 8]]
+        assert {s["model"] for s in sources} == {"own"}
+
+    def test_the_card(self, out: Path) -> None:
+        """Is this model's, with the base's license."""
+        text = (out / "README.md").read_text()
+        assert "license: mit" in text
+        assert "# my model ü" in text
+        assert "| layers | 8 → 10, 2 of them new |" in text
+        assert "computes what its base computes" in text
+
+    def test_modes_follow_the_umask(self, out: Path) -> None:
+        """Others may read the weights where the umask lets them."""
+        umask = os.umask(0)
+        os.umask(umask)
+        assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o666 & ~umask}
+
+    def test_base_model_names_the_source(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """In card, recipe and manifest."""
+        out = tmp_path / "out"
+        assert mk("run", "append: 1", out, "--model", tiny, "--base-model", "org/tiny").status == 0
+        assert "base_model:\n- org/tiny\n" in (out / "README.md").read_text()
+        assert "model: org/tiny" in (out / "mergekit_config.yml").read_text()
+        assert json_of(out / "interleave.json")["directive"]["model"] == "org/tiny"
+
+
+class TestWords:
+    """What `run` says."""
+
+    def test_one_line_on_standard_output(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """What was made; nothing on standard error, where no terminal is."""
+        result = mk("run", "interleave: every 4", tmp_path / "out", "--model", tiny)
+        assert result.out.startswith(f"{tmp_path / 'out'}: 10 layers, 2 of them new; ")
+        assert result.err == ""
+
+    @pytest.mark.parametrize(
+        ("text", "size"),
+        [
+            ("5B", 5 * 10**9),
+            ("5GB", 5 * 10**9),
+            ("5gb", 5 * 10**9),
+            ("4.5G", 4_500_000_000),
+            ("2GiB", 2 * 2**30),
+            ("500MB", 5 * 10**8),
+            ("500k", 500_000),
+            ("1000", 1000),
+        ],
+    )
+    def test_sizes(self, text: str, size: int) -> None:
+        """Mergekit's spelling and everybody else's."""
+        assert cli._size(text) == size  # noqa: SLF001
+
+
+class TestRefusals:
+    """What cannot be exact is refused before a byte is written."""
+
+    def refused(self, mk: Cli, tmp_path: Path, *args: object, status: int = 1) -> str:
+        """Run, expect one error and at most one hint, and nothing at OUT or beside it."""
+        before = sorted(os.listdir(tmp_path))
+        result = mk("run", *args)
+        lines = result.err.splitlines()
+        assert result.status == status, result.err
+        assert [line.split(":")[0] for line in lines] in (["error"], ["error", "hint"]), lines
+        assert result.out == ""
+        assert sorted(os.listdir(tmp_path)) == before
+        return result.err
+
+    def test_other_model_types(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Their configs would come out wrong."""
+        config = json_of(own_tiny / "config.json") | {"model_type": "qwen2"}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "'qwen2' is not supported" in err
+        assert "llama, mistral" in err
+
+    def test_tensors_that_mergekit_would_drop(self, mk: Cli, tmp_path: Path) -> None:
+        """Its Llama knows no biases; when it learns them, this refusal can go."""
+        base = make_llama(tmp_path / "biased", attention_bias=True)
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", base)
+        assert "mergekit would drop" in err
+        assert "self_attn.k_proj.bias" in err
+
+    def test_tensors_that_the_config_promises(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """A config that states more layers than there are."""
+        config = json_of(own_tiny / "config.json") | {"num_hidden_layers": 9}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "no tensors for layer 8" in err
+
+    def test_models_that_do_not_fit(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Unless the user insists."""
+        other = make_llama(tmp_path / "other", rms_norm_eps=0.1)
+        sources = [
+            {"sources": [{"model": str(model), "layer_range": [0, 4]}]} for model in (tiny, other)
+        ]
+        text = yaml.safe_dump({"slices": sources, "merge_method": "passthrough"})
+        (tmp_path / "cfg.yml").write_text(text)
+        err = self.refused(mk, tmp_path, tmp_path / "cfg.yml", tmp_path / "out")
+        assert "rms_norm_eps is 0.1" in err
+        insisted = mk(
+            "run", tmp_path / "cfg.yml", tmp_path / "out", "--mergekit", "allow-crimes=true"
+        )
+        assert insisted.status == 0, insisted.err
+
+    def test_integers_are_never_converted(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Dtype is for floats."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = torch.zeros(48, 32, dtype=torch.int8)
+        save_file(tensors, own_tiny / "model.safetensors", metadata={"format": "pt"})
+        flags = ("--model", own_tiny, "--dtype", "float16")
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", *flags)
+        assert f"{name} is stored as I8" in err
+
+    def test_pickled_weights(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Are not opened."""
+        (own_tiny / "model.safetensors").rename(own_tiny / "pytorch_model.bin")
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "pickles are not loaded" in err
+
+    def test_out_exists(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Until --force; then it is replaced."""
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "config.json").write_text("old")
+        err = self.refused(mk, tmp_path, "append: 1", out, "--model", tiny)
+        assert f"{out}: exists already" in err
+        assert (out / "config.json").read_text() == "old"
+        assert mk("run", "append: 1", out, "--model", tiny, "--force").status == 0
+        assert json_of(out / "config.json")["num_hidden_layers"] == 9
+
+    def test_no_room(
+        self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Said before anything is written, with the numbers."""
+        usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+        monkeypatch.setattr(build.shutil, "disk_usage", lambda _: usage)
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", tiny)
+        assert "no room" in err
+
+    def test_a_full_disk(self, shell: Shell, tiny: Path, tmp_path: Path) -> None:
+        """What a file size limit stops half way leaves nothing."""
+        command = f"ulimit -f 40; mk-interleave run 'append: 1' {tmp_path}/out --model {tiny}"
+        result = shell(f"trap '' XFSZ; {command}", tmp_path)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ")
+        assert "Traceback" not in result.stderr
+        assert os.listdir(tmp_path) == []
+
+    def test_no_permission(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A place where nobody may write."""
+        err = self.refused(mk, tmp_path, "append: 1", "/proc/out", "--model", tiny)
+        assert "/proc/out: cannot be written" in err
+
+    @pytest.mark.parametrize(
+        ("option", "reason"),
+        [
+            ("write_model_card=true", "the model card is written by this tool"),
+            ("copy-tokenizer=false", "always copied"),
+            ("safe_serialization=false", "always written as safetensors"),
+            ("async-wriet=true", "no such option"),
+            ("write_threads=many", "valid integer"),
+            ("banana", "expected KEY=VALUE"),
+        ],
+    )
+    def test_mergekits_options(
+        self, mk: Cli, tiny: Path, tmp_path: Path, option: str, reason: str
+    ) -> None:
+        """Those that are decided here are refused with the reason, unknown ones by name."""
+        flags = ("--model", tiny, "--mergekit", option)
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", *flags, status=2)
+        assert reason in err
+
+    @pytest.mark.parametrize(
+        ("args", "reason"),
+        [
+            (["--engine", "steam"], "'steam' is no engine"),
+            (["--out-shard-size", "big"], "'big' is no size"),
+            (["--out-shard-size", "0"], "at least 1 byte"),
+            (["--base-model", "/x"], "no Hub id"),
+            (["extra words"], "expected [DIRECTIVE] OUT, found 3"),
+        ],
+    )
+    def test_wrong_words(
+        self, mk: Cli, tiny: Path, tmp_path: Path, args: list[str], reason: str
+    ) -> None:
+        """Exit code 2."""
+        words = ("append: 1", tmp_path / "out", "--model", tiny)
+        assert reason in self.refused(mk, tmp_path, *words, *args, status=2)
+
+    def test_out_is_required(self, mk: Cli, tmp_path: Path) -> None:
+        """With one word, that is OUT."""
+        assert "Missing argument '[DIRECTIVE] OUT'" in self.refused(mk, tmp_path, status=2)
+
+    def test_a_bad_chat_template_wastes_no_weights(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Mergekit would find out at the very end."""
+        text = f"model: {tiny}, append: 1, chat_template: nonsense"
+        err = self.refused(mk, tmp_path, text, tmp_path / "out")
+        assert "Invalid chat template" in err
+
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+    def test_an_interrupted_run_leaves_nothing(
+        self, tiny: Path, tmp_path: Path, sent: signal.Signals
+    ) -> None:
+        """Ctrl-C is exit code 130 and one line."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"],
+            cwd=tmp_path,
+            env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        staging = tmp_path / ".out.mk-interleave"
+        while not staging.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + sent
+        assert err == ("error: interrupted\n" if sent == signal.SIGINT else "")
+        assert os.listdir(tmp_path) == []
+
+    def test_custom_code_is_never_run(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """A config that names code is carried on; the code is not executed."""
+        config = json_of(own_tiny / "config.json")
+        config["auto_map"] = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        trap = tmp_path / "executed"
+        (own_tiny / "custom.py").write_text(f"open({str(trap)!r}, 'w')")
+        result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert not trap.exists()
+        assert result.status == 0, result.err
+        assert json_of(tmp_path / "out/config.json")["auto_map"] == config["auto_map"]
+
+
+class TestAssembly:
+    """The list of tensors that both engine and output are held to."""
+
+    def test_it_is_what_mergekit_writes(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+        """Names, dtypes and sizes; embeddings first, norm and head last."""
+        models = Models()
+        directive = parse(f"model: {sharded}, append: 1, dtype: float32", "x")
+        layout = resolve(directive, models).layout
+        model = layout.models[0]
+        parts = assemble(layout, {model: models.open(model)}, "float32")
+        assert (
+            mk(
+                "run", "-", tmp_path / "out", stdin=f"model: {sharded}, append: 1, dtype: float32"
+            ).status
+            == 0
+        )
+        written = open_checkpoint(ModelRef(ModelPath(str(tmp_path / "out")))).tensors
+        assert {p.name: (p.dtype, p.nbytes) for p in parts} == {
+            name: (tensor.dtype, tensor.nbytes) for name, tensor in written.items()
+        }
+        assert parts[0].name == "model.embed_tokens.weight"
+        assert parts[-1].name == "model.norm.weight"
