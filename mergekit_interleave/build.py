@@ -93,7 +93,8 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
         InterleaveError: It cannot be made, and nothing is at OUT.
     """
     check_vacant(out, replace=options.replace)
-    plan = _Plan.of(expansion, models, options)
+    plan = _Preflight.of(expansion, models, options)
+    plan.check_apart(out)
     with staged(out, replace=options.replace) as work:
         plan.check_room(out)
         _write_json(work / CONFIG, plan.config)
@@ -125,7 +126,7 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Preflight:
     """All that is settled before a byte is written."""
 
     expansion: Expansion
@@ -136,7 +137,7 @@ class _Plan:
     public: PublicNames
 
     @classmethod
-    def of(cls, expansion: Expansion, models: Models, options: Options) -> _Plan:
+    def of(cls, expansion: Expansion, models: Models, options: Options) -> _Preflight:
         layout, keys = expansion.layout, expansion.directive.mergekit
         checkpoints = {model: models.open(model) for model in layout.models}
         base = checkpoints[layout.slices[0].model]
@@ -189,11 +190,18 @@ class _Plan:
         )
 
     @property
+    def converts(self) -> bool:
+        """Whether any tensor is written in another dtype than its own."""
+        return any(part.dtype != part.tensor.dtype for part in self.parts)
+
+    @property
     def is_identity(self) -> bool:
-        """Whether the result computes what its base computes, to the last bit."""
+        """Whether the result computes what its base computes, conversion apart."""
         layout, keys = self.expansion.layout, self.expansion.directive.mergekit
         family = self.base.require_family()
-        if len(layout.models) > 1 or layout.models[0].lora or keys:
+        if len(layout.models) > 1 or layout.models[0].lora:
+            return False
+        if "parameters" in keys or self.changes_tokenizer:
             return False
         if [layer.source for layer in layout.layers if not layer.new] != list(
             range(self.base.depth)
@@ -208,6 +216,18 @@ class _Plan:
         except LayoutError:
             return False
         return True
+
+    def check_apart(self, out: Path) -> None:
+        """Check that OUT is no source model and holds none, which --force would destroy.
+
+        Raises:
+            OutputError: It is, or does.
+        """
+        place = out.resolve()
+        for checkpoint in self.checkpoints.values():
+            source = checkpoint.path.resolve()
+            if place == source or place in source.parents:
+                raise OutputError(f"{out}: is, or holds, the source model {checkpoint.ref}")
 
     def check_room(self, out: Path) -> None:
         """Check that the disk has room for the result.
@@ -243,7 +263,7 @@ def _check_fit(model: Checkpoint, base: Checkpoint) -> None:
             )
 
 
-def _check_written(written: Mapping[str, Tensor], plan: _Plan) -> None:
+def _check_written(written: Mapping[str, Tensor], plan: _Preflight) -> None:
     """Check names, shapes and dtypes of what the engine wrote.
 
     Raises:
@@ -253,9 +273,10 @@ def _check_written(written: Mapping[str, Tensor], plan: _Plan) -> None:
     for name in sorted(expected.keys() ^ written.keys()):
         what = "is missing" if name in expected else "is one too many"
         raise OutputError(f"the weights came out wrong: {name} {what}")
+    layers = plan.base.require_family().layers
     for name, part in expected.items():
         # Another tokenizer has another number of rows in the embeddings and the head.
-        rows_may_differ = plan.changes_tokenizer and not name.startswith("model.layers.")
+        rows_may_differ = plan.changes_tokenizer and not name.startswith(layers)
         skip = 1 if rows_may_differ else 0
         tensor = written[name]
         if tensor.shape[skip:] != part.tensor.shape[skip:] or tensor.dtype != part.dtype:
@@ -265,7 +286,7 @@ def _check_written(written: Mapping[str, Tensor], plan: _Plan) -> None:
             )
 
 
-def _write_card(plan: _Plan, name: str, file: Path) -> None:
+def _write_card(plan: _Preflight, name: str, file: Path) -> None:
     """Write the card; a card that cannot be written never costs the model."""
     try:
         layout, public = plan.expansion.layout, plan.public
@@ -283,6 +304,7 @@ def _write_card(plan: _Plan, name: str, file: Path) -> None:
                 sum(tensor.elements for tensor in plan.base.tensors.values()),
             ),
             identity=plan.is_identity,
+            converted=plan.converts,
             fingerprint=manifest.fingerprint(layout),
         )
         file.write_text(card.write(facts), encoding="utf-8")

@@ -26,7 +26,8 @@ class Facts:
         recipe: The mergekit YAML, without local paths.
         depth: The base's number of layers.
         parameters: The new model's number of parameters, and the base's.
-        identity: Whether the outputs are the base's own.
+        identity: Whether the outputs are the base's own, conversion apart.
+        converted: Whether weights were converted to another dtype.
         fingerprint: The layout's.
     """
 
@@ -39,6 +40,7 @@ class Facts:
     depth: int
     parameters: tuple[int, int]
     identity: bool
+    converted: bool
     fingerprint: str
 
 
@@ -85,6 +87,8 @@ def _body(facts: Facts) -> str:
         if facts.identity
         else "Untrained: its outputs differ from its base's, and it needs training to heal."
     )
+    if facts.converted:
+        status += " Weights were converted to another dtype, which rounds them."
     trained = [str(layer.index) for layer in layout.new_layers]
     rows = [
         ("layers", f"{facts.depth} → {len(layout)}, {len(layout.new_layers)} of them new"),

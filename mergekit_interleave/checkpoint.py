@@ -50,6 +50,9 @@ _NOT_CARRIED = (
     ".cache/*",
 )
 
+STAGING_SUFFIXES = (".mk-interleave", ".replaced")
+"""How the directories end that a run keeps beside OUT, which may be below its base."""
+
 _MAX_SMALL_FILE = 256 * 2**20
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
 
@@ -196,8 +199,8 @@ class Checkpoint:
             folders[:] = sorted(
                 name
                 for name in folders
-                if not (Path(folder) / name).is_symlink()
-                and not _matches((below / name / "x").as_posix(), _NOT_CARRIED)
+                if not _matches((below / name / "x").as_posix(), _NOT_CARRIED)
+                and not _is_apart(Path(folder, name))
             )
             for name in sorted(files):
                 file, relative = Path(folder, name), (below / name).as_posix()
@@ -365,6 +368,15 @@ def _tensor(entry: Mapping[str, Any], file: Path, data_size: int) -> Tensor:
     if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
         raise ValueError(f"{entry}")
     return Tensor(str(dtype), shape, stop - start, file)
+
+
+def _is_apart(folder: Path) -> bool:
+    """Whether a folder below a checkpoint is none of its own: a link, a model, a run's staging."""
+    return (
+        folder.is_symlink()
+        or (is_checkpoint(folder) and any(folder.glob("*.safetensors")))
+        or folder.name.endswith(STAGING_SUFFIXES)
+    )
 
 
 def _matches(relative: str, patterns: tuple[str, ...]) -> bool:

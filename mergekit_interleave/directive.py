@@ -172,7 +172,7 @@ def load(source: str, stdin: IO[str]) -> Directive:
         raise DirectiveError("the directive is empty", hint=_SHORTEST)
     path = Path(source)
     if _is_file(path):
-        return parse(_read(lambda: path.read_text(encoding="utf-8"), source), source)
+        return load_file(path)
     if re.search(r":(\s|$)", source) or source.lstrip().startswith("{"):
         return parse(source, "the directive")
     if path.is_dir():
@@ -183,6 +183,15 @@ def load(source: str, stdin: IO[str]) -> Directive:
         f"{source}: no such file",
         hint="a directive given inline has the form 'interleave: every 4'",
     )
+
+
+def load_file(path: Path) -> Directive:
+    """Read a directive from a file.
+
+    Raises:
+        DirectiveError: It cannot be read, or what it holds is no directive.
+    """
+    return parse(_read(lambda: path.read_text(encoding="utf-8"), str(path)), str(path))
 
 
 def _is_file(path: Path) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +107,8 @@ def resolve(
     directive = _completed(directive)
     models.cached_only = directive.layers is not None
     if isinstance(directive.growth, Spelled):
-        return Expansion(directive, _spelled(directive.growth, directive.layers, models))
+        layout = _spelled(directive.growth, directive.layers, models, strict=strict)
+        return Expansion(directive, layout)
     if directive.growth is None or directive.model is None:
         raise TypeError("_completed fills these in")
     checkpoint = (
@@ -139,7 +139,7 @@ def _completed(directive: Directive) -> Directive:
                 )
         return directive
     if directive.growth is None and Path(PROJECT_FILE).is_file():
-        directive = _project_file().replaced_by(directive)
+        directive = directives.load_file(Path(PROJECT_FILE)).replaced_by(directive)
         if isinstance(directive.growth, Spelled):
             return directive
     if directive.growth is None:
@@ -147,32 +147,26 @@ def _completed(directive: Directive) -> Directive:
             "nothing to do: no growth line",
             hint="for example `--every 4`, `--repeat 8:24`, or a directive 'interleave: every 4'",
         )
-    if directive.model is None:
-        directive = directive.replaced_by(Directive(model=_implicit_model()))
-    return directive
+    return directive if directive.model is not None else _implicit_model().replaced_by(directive)
 
 
-def _implicit_model() -> ModelRef:
+def _implicit_model() -> Directive:
+    """The model that is meant where none is named, with its depth where that is stated."""
     named = os.environ.get(MODEL_VARIABLE)
     if named:
-        return parse_model(named, MODEL_VARIABLE)
+        return Directive(model=parse_model(named, MODEL_VARIABLE))
     here = Path.cwd()
     if is_checkpoint(here):
-        return ModelRef(ModelPath(str(here)))
+        return Directive(model=ModelRef(ModelPath(str(here))))
     if Path(PROJECT_FILE).is_file():
-        model = _project_file().model
-        if model is not None:
-            return model
+        project = directives.load_file(Path(PROJECT_FILE))
+        if project.model is not None:
+            return Directive(model=project.model, layers=project.layers)
     raise DirectiveError(
         "no model: the directive names none",
         hint=f"write `model:` in it, use --model, set {MODEL_VARIABLE}, start in a model's "
         f"directory, or name the model in {PROJECT_FILE} there",
     )
-
-
-def _project_file() -> Directive:
-    text = Path(PROJECT_FILE).read_text(encoding="utf-8")
-    return directives.parse(text, PROJECT_FILE)
 
 
 def _try_open(model: ModelRef, models: Models, directive: Directive) -> Checkpoint | None:
@@ -239,18 +233,38 @@ def _check_zeroing(
             architecture.check_identity(scales, tensors, family)
 
 
-def _spelled(growth: Spelled, layers: int | None, models: Models) -> Layout:
+def _spelled(growth: Spelled, layers: int | None, models: Models, *, strict: bool) -> Layout:
     def depth_of(model: ModelRef) -> int | None:
         try:
             return models.open(model).depth
         except CheckpointError as error:
-            log.warning("%s; its layers are taken as stated", error)
+            if strict:
+                raise
+            if model not in warned:
+                warned.add(model)
+                log.warning("%s; its layers are taken as stated", error)
             return layers
 
+    warned: set[ModelRef] = set()
     layout = recipe.from_document(growth.document, depth_of)
-    depths: Mapping[ModelRef, int | None] = {model: depth_of(model) for model in layout.models}
+    depths = {model: depth_of(model) for model in layout.models}
     for part in layout.slices:
         depth = depths[part.model]
         if depth is not None:
             check_range(part.start, part.stop, part.model, depth)
+    _warn_of_idle_filters(layout, models)
     return layout
+
+
+def _warn_of_idle_filters(layout: Layout, models: Models) -> None:
+    """Mergekit says nothing of a filter that matches no tensor; it is most likely a typo."""
+    for model in layout.models:
+        try:
+            checkpoint = models.open(model)
+            tensors = list(checkpoint.tensors) if checkpoint.has_weights else []
+        except CheckpointError:
+            continue
+        scales = [scale for part in layout.slices if part.model == model for scale in part.scales]
+        for name in dict.fromkeys(scale.filter for scale in scales if scale.filter is not None):
+            if tensors and not any(name in tensor for tensor in tensors):
+                log.warning("the filter %r matches no tensor of %s", name, model)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from mergekit_interleave import __version__
+from mergekit_interleave import __version__, recipe
 from mergekit_interleave.assembly import Part
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.directive import Directive
+from mergekit_interleave.directive import Directive, Spelled
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.naming import PublicNames
 from mergekit_interleave.reference import ModelRef
@@ -67,11 +67,19 @@ def describe(
     return {
         "version": VERSION,
         "fingerprint": fingerprint(layout),
-        "directive": directive.to_document(public),
+        "directive": _directive(directive, layout, public),
         "models": [_source(model, checkpoints[model], public) for model in models],
         "layers": layers,
         "tools": tools(),
     }
+
+
+def _directive(directive: Directive, layout: Layout, public: PublicNames) -> dict[str, Any]:
+    """The directive with its models under their public names; spelled slices are the recipe."""
+    written = recipe.to_document(layout, directive.mergekit, public)
+    if isinstance(directive.growth, Spelled):
+        return written
+    return directive.to_document(public) | {key: written[key] for key in directive.mergekit}
 
 
 def _source(model: ModelRef, checkpoint: Checkpoint, public: PublicNames) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mergekit_interleave.checkpoint import STAGING_SUFFIXES
 from mergekit_interleave.errors import OutputError
 
 if sys.platform != "win32":
@@ -56,8 +57,7 @@ def staged(out: Path, *, replace: bool) -> Iterator[Path]:
         OutputError: OUT may not or cannot be written, or another run is writing it.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
-    work = out.with_name(f".{out.name}.mk-interleave")
-    aside = out.with_name(f".{out.name}.replaced")
+    work, aside = (out.with_name(f".{out.name}{suffix}") for suffix in STAGING_SUFFIXES)
     made: list[Path] = []
     try:
         made = _make_parents(out.parent)

@@ -28,6 +28,7 @@ def facts(**changes: Any) -> card.Facts:
         "depth": 8,
         "parameters": (110, 100),
         "identity": True,
+        "converted": False,
         "fingerprint": "0123",
         **changes,
     }

@@ -245,6 +245,11 @@ class TestFiles:
             ".git/HEAD",
             ".cache/huggingface/x",
             "checkpoint/optimizer.pt",
+            "checkpoint-500/config.json",
+            "checkpoint-500/model.safetensors",
+            "checkpoint-500/trainer_state.json",
+            ".out.mk-interleave/tokenizer.json",
+            ".out.replaced/tokenizer.json",
         ]
         for name in carried + left:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

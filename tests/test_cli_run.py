@@ -251,6 +251,36 @@ class TestFiles:
         for file in out.iterdir():
             assert str(tmp_path).encode() not in file.read_bytes(), file.name
 
+    def test_no_path_of_this_machine_from_a_mergekit_config(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Nor where slices and base_model name one."""
+        recipe = mk("gen", "--append", "1", "--model", tiny).out + f"base_model: {tiny}\n"
+        assert mk("run", "-", tmp_path / "a", stdin=recipe).status == 0
+        text = f"model: {tiny}, append: 1, base_model: {tiny}"
+        assert mk("run", text, tmp_path / "b").status == 0
+        for file in [*(tmp_path / "a").iterdir(), *(tmp_path / "b").iterdir()]:
+            assert str(tiny.parent).encode() not in file.read_bytes(), file
+
+    def test_dtype_of_the_base_is_no_conversion(
+        self, mk: Cli, sharded: Path, tmp_path: Path
+    ) -> None:
+        """The card of an identity says so, and what a conversion does."""
+        for dtype, converted in (("bfloat16", False), ("float16", True)):
+            out = tmp_path / dtype
+            assert mk("run", "append: 1", out, "--model", sharded, "--dtype", dtype).status == 0
+            text = (out / "README.md").read_text()
+            assert "computes what its base computes" in text
+            assert ("converted to another dtype" in text) == converted
+
+    def test_a_base_that_holds_earlier_results(self, mk: Cli, own_tiny: Path) -> None:
+        """OUT below its base does not carry other models along, nor itself."""
+        for name in ("a", "b"):
+            assert mk("run", "append: 1", name, cwd=own_tiny).status == 0
+        names = {file.name for file in (own_tiny / "b").iterdir()}
+        assert names == {file.name for file in (own_tiny / "a").iterdir()}
+        assert not any(file.is_dir() for file in (own_tiny / "b").iterdir())
+
     def test_the_manifest_lists_every_layer(self, out: Path) -> None:
         """Source, index, new or original, what is zeroed."""
         manifest = json_of(out / "interleave.json")
@@ -403,6 +433,22 @@ class TestRefusals:
         assert (out / "config.json").read_text() == "old"
         assert mk("run", "append: 1", out, "--model", tiny, "--force").status == 0
         assert json_of(out / "config.json")["num_hidden_layers"] == 9
+
+    @pytest.mark.parametrize("name", ["own", "."])
+    def test_out_is_the_source(self, mk: Cli, own_tiny: Path, tmp_path: Path, name: str) -> None:
+        """--force never destroys what is read."""
+        out = (tmp_path / name).resolve()
+        (tmp_path / "config.json").write_text("{}")
+        err = self.refused(mk, tmp_path, "append: 1", out, "--model", own_tiny, "--force")
+        assert "is, or holds, the source model" in err
+        assert (own_tiny / "model.safetensors").exists()
+
+    def test_a_filter_that_matches_nothing_is_warned_of(self, mk: Cli, tiny: Path) -> None:
+        """Mergekit's own YAML is taken as it is, but not in silence."""
+        recipe = mk("gen", "--append", "1", "--model", tiny).out
+        result = mk("gen", "-", stdin=recipe.replace("down_proj", "dwon_proj"))
+        assert result.status == 0
+        assert "the filter 'dwon_proj' matches no tensor" in result.err
 
     def test_no_room(
         self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
