@@ -1,6 +1,6 @@
 """What is known of a model family, read from `data/architectures.json`.
 
-The facts are data: a test derives them again from the models that transformers builds.
+The facts are data; a test derives them again from the models that transformers builds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.layout import Scales, scale_of
+from mergekit_interleave.layout import Layout, Scales, scale_of
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,20 @@ class Family:
         residual_writers: The tensors of a layer whose output is added to the residual stream,
             by the name that `zero` uses for each. Zeroing them all makes the layer an identity,
             and each still gets gradients.
+        before_layers: The tensors that come before the layers, the embeddings.
+        after_layers: The tensors that come after them, the final norm and the head.
+        must_agree: What two models must agree in for their layers to be stacked: keys of
+            config.json with the value that a missing key stands for.
         never_loaded: Parts of the names of tensors that old checkpoints hold and no model loads.
     """
 
     model_type: str
     layers: str
+    before_layers: tuple[str, ...]
+    after_layers: tuple[str, ...]
     residual_writers: Mapping[str, str]
     never_loaded: tuple[str, ...]
+    must_agree: Mapping[str, object]
 
     def layer_prefix(self, index: int) -> str:
         """What the names of a layer's tensors start with."""
@@ -63,8 +70,11 @@ def families() -> Mapping[str, Family]:
         name: Family(
             model_type=name,
             layers=facts["layers"],
+            before_layers=tuple(facts["before_layers"]),
+            after_layers=tuple(facts["after_layers"]),
             residual_writers=facts["residual_writers"],
             never_loaded=tuple(facts["never_loaded"]),
+            must_agree=facts["must_agree"],
         )
         for name, facts in _facts()["families"].items()
     }
@@ -126,6 +136,30 @@ def check_identity(scales: Scales, tensors: Iterable[str], family: Family) -> No
                 "so that the new layers would not be identities",
                 hint=f"{_right_list(family)}, or --allow-non-identity to insist",
             )
+
+
+def check_outside(layout: Layout, before: Collection[str], after: Collection[str]) -> None:
+    """Check that scales for the new layers touch nothing outside the layers.
+
+    mergekit gives the embeddings the scales of the first slice, and the final norm and the head
+    those of the last.
+
+    Args:
+        layout: The layers.
+        before: The names of the tensors before the layers.
+        after: The names of the tensors after them.
+
+    Raises:
+        LayoutError: A scale would change one of these.
+    """
+    for part, tensors in ((layout.slices[0], before), (layout.slices[-1], after)):
+        for tensor in tensors:
+            if scale_of(tensor, part.scales) not in (None, 1):
+                names = [s.filter for s in part.scales if s.filter and s.matches(tensor)]
+                raise LayoutError(
+                    f"zero: {names[0]!r} also matches {tensor}, which belongs to no layer",
+                    hint="write a longer part of the name, such as self_attn.o_proj",
+                )
 
 
 def _zeroed_names(scales: Scales) -> list[str]:

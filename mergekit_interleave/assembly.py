@@ -6,23 +6,19 @@ mergekit, what comes before the layers is the first slice's, what comes after th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import Checkpoint, Tensor
-from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.layout import Layout, Slice, scale_of
 from mergekit_interleave.reference import ModelRef
 
-EMBEDDINGS = "model.embed_tokens.weight"
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
+"""mergekit's names of the dtypes that it can write, and safetensors' spelling of them."""
 
-# mergekit's name of a dtype, its name in a safetensors header, the bytes of one element.
-_FLOATS = {
-    "float16": ("F16", 2),
-    "bfloat16": ("BF16", 2),
-    "float32": ("F32", 4),
-    "float64": ("F64", 8),
-}
+_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def _names(
 ) -> Iterator[tuple[str, Slice, str]]:
     """Each tensor's new name, the slice that it comes with, and its name in the source."""
     first, last = layout.slices[0], layout.slices[-1]
-    for name in _outside_layers(checkpoints[first.model], before=True):
+    for name in checkpoints[first.model].outside_layers()[0]:
         yield name, first, name
     output = 0
     for origin in layout.slices:
@@ -89,30 +85,81 @@ def _names(
             for source in sources:
                 yield renamed + source.removeprefix(prefix), origin, source
             output += 1
-    for name in _outside_layers(checkpoints[last.model], before=False):
+    for name in checkpoints[last.model].outside_layers()[1]:
         yield name, last, name
-
-
-def _outside_layers(checkpoint: Checkpoint, *, before: bool) -> list[str]:
-    """The tensors that belong to no layer and stand before, or after, the layers."""
-    family = checkpoint.require_family()
-    return [
-        name
-        for name in checkpoint.tensors
-        if not name.startswith(family.layers + ".")
-        and family.is_loaded(name)
-        and (name == EMBEDDINGS) == before
-    ]
 
 
 def _converted(tensor: Tensor, name: str, dtype: str | None) -> tuple[str, int]:
     """The dtype that a tensor is to have, in safetensors' spelling, and its size in bytes."""
     if dtype is None:
         return tensor.dtype, tensor.nbytes
-    if tensor.dtype not in {stored for stored, _ in _FLOATS.values()}:
+    if tensor.dtype not in _BYTES:
         raise RefusedError(
             f"dtype: {name} is stored as {tensor.dtype}, which {dtype} cannot stand for",
             hint="leave `dtype` out: every tensor then keeps its own",
         )
-    stored, size = _FLOATS[dtype.removeprefix("torch.")]
-    return stored, tensor.elements * size
+    return DTYPES[dtype], tensor.elements * _BYTES[DTYPES[dtype]]
+
+
+def check_written(
+    written: Mapping[str, Tensor],
+    parts: Sequence[Part],
+    family: Family,
+    *,
+    any_rows_outside: bool = False,
+    any_dtype: bool = False,
+) -> None:
+    """Check names, shapes and dtypes of what an engine wrote, and that zeros are zeros.
+
+    Args:
+        written: The tensors of the result.
+        parts: What they must be.
+        family: The family of the models.
+        any_rows_outside: Embeddings and head may have another number of rows.
+        any_dtype: Tensors may have another dtype.
+
+    Raises:
+        OutputError: They are not what the layout calls for.
+    """
+    expected = {part.name: part for part in parts}
+    for name in sorted(expected.keys() ^ written.keys()):
+        what = "is missing" if name in expected else "is one too many"
+        raise OutputError(f"the weights came out wrong: {name} {what}")
+    for name, part in expected.items():
+        tensor = written[name]
+        skip = 1 if any_rows_outside and not name.startswith(family.layers) else 0
+        if tensor.shape[skip:] != part.tensor.shape[skip:] or (
+            tensor.dtype != part.dtype and not any_dtype
+        ):
+            raise OutputError(
+                f"the weights came out wrong: {name} is {tensor.dtype} {list(tensor.shape)}, "
+                f"not {part.dtype} {list(part.tensor.shape)}"
+            )
+        if part.scale == 0 and not _is_zero(tensor):
+            raise OutputError(
+                f"the weights came out wrong: {name} is not zero",
+                hint=f"{part.source} holds an infinity or NaN, which times 0 is NaN",
+            )
+
+
+def _is_zero(tensor: Tensor) -> bool:
+    """Whether a tensor of floats holds nothing but zeros, negative ones included."""
+    size = _BYTES.get(tensor.dtype, 1)
+    left = tensor.nbytes
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        while left > 0:
+            block = file.read(min(left, _BLOCK))
+            if not block:
+                return False
+            left -= len(block)
+            # Little-endian: the sign is in the last byte of each element.
+            signs = block[size - 1 :: size]
+            if signs.count(0) + signs.count(0x80) != len(signs):
+                return False
+            if block.count(0) != len(block) - signs.count(0x80):
+                return False
+    return True
+
+
+_BLOCK = 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,14 @@ class Facts:
     Attributes:
         name: The title.
         layout: The layers.
-        sources: What to call each source model, in the order of the layout's models.
+        sources: What to call the source models, each once.
+        names: What to call each of the layout's models, in their order.
         base_models: Their Hub ids, those that are known.
         base_card: The front matter of the base's own card.
         recipe: The mergekit YAML, without local paths.
         depth: The base's number of layers.
         parameters: The new model's number of parameters, and the base's.
+        identities: The indices of the new layers that pass their input on unchanged.
         identity: Whether the outputs are the base's own, conversion apart.
         converted: Whether weights were converted to another dtype.
         fingerprint: The layout's.
@@ -34,11 +36,13 @@ class Facts:
     name: str
     layout: Layout
     sources: Sequence[str]
+    names: Sequence[str]
     base_models: Sequence[str]
     base_card: Mapping[str, Any]
     recipe: str
     depth: int
     parameters: tuple[int, int]
+    identities: Collection[int]
     identity: bool
     converted: bool
     fingerprint: str
@@ -75,7 +79,8 @@ def _method(facts: Facts) -> tuple[str, str]:
     """The tag of what was done, and its name in words."""
     if len(facts.layout.models) > 1:
         return "frankenmerge", "a stack of layers from several models"
-    if facts.layout.new_layers and all(layer.zeroed for layer in facts.layout.new_layers):
+    new = facts.layout.new_layers
+    if new and all(layer.index in facts.identities for layer in new):
         return "block-expansion", "block expansion: the new layers start as identities"
     return "depth-up-scaling", "depth up-scaling: the new layers are copies"
 
@@ -99,9 +104,9 @@ def _body(facts: Facts) -> str:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     layers = "\n".join(
         f"| {_range(run.start, run.stop)} | "
-        f"{facts.sources[layout.models.index(run.model)]} "
+        f"{facts.names[layout.models.index(run.model)]} "
         f"{_range(run.source, run.source + run.stop - run.start)} | {run.role} |"
-        for run in draw.runs(layout)
+        for run in draw.runs(layout, facts.identities)
     )
     return f"""# {facts.name}
 

@@ -5,21 +5,20 @@ Only safetensors are read, and of those only the headers; nothing of a checkpoin
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import architecture, hub
 from mergekit_interleave.errors import CheckpointError, RefusedError
-from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.reference import ModelPath, ModelRef, is_directory_or_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -39,21 +38,6 @@ WEIGHT_PATTERNS = (
 )
 """Files that may hold weights. Those that the index names are read; the others are left alone."""
 
-_NOT_CARRIED = (
-    *WEIGHT_PATTERNS,
-    "*.safetensors.index.json",
-    "*.bin.index.json",
-    "params.json",
-    CONFIG,
-    "README.md",
-    ".git/*",
-    ".cache/*",
-)
-
-STAGING_SUFFIXES = (".mk-interleave", ".replaced")
-"""How the directories end that a run keeps beside OUT, which may be below its base."""
-
-_MAX_SMALL_FILE = 256 * 2**20
 _MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
 
 # Bits of one element.
@@ -74,12 +58,14 @@ class Tensor:
     Attributes:
         dtype: In safetensors' spelling, such as BF16.
         shape: Its dimensions.
-        nbytes: Its size on disk.
+        start: Where its data starts in the file.
+        nbytes: Its size there.
         file: The shard that holds it.
     """
 
     dtype: str
     shape: tuple[int, ...]
+    start: int
     nbytes: int
     file: Path
 
@@ -97,11 +83,13 @@ class Checkpoint:
         ref: The model as the user named it.
         path: The directory.
         config: Its config.json, as it stands there.
+        is_local: Whether the user named a directory, rather than a Hub id.
     """
 
     ref: ModelRef
     path: Path
     config: Mapping[str, Any]
+    is_local: bool
 
     @property
     def model_type(self) -> str:
@@ -167,6 +155,21 @@ class Checkpoint:
                 layers.setdefault(int(match[1]), []).append(name)
         return layers
 
+    def outside_layers(self) -> tuple[list[str], list[str]]:
+        """The tensors that belong to no layer: those before the layers, and those after them.
+
+        Raises:
+            RefusedError: The model type is not known.
+        """
+        family = self.require_family()
+        outside = [
+            name
+            for name in self.tensors
+            if not name.startswith(family.layers + ".") and family.is_loaded(name)
+        ]
+        before = [name for name in outside if name in family.before_layers]
+        return before, [name for name in outside if name not in family.before_layers]
+
     def layer_tensors(self, index: int) -> list[str]:
         """The names of the tensors of a layer that a model of the family loads.
 
@@ -181,35 +184,17 @@ class Checkpoint:
         return self._layers[index]
 
     @property
+    def pinned(self) -> ModelPath:
+        """The Hub id with the one commit that config.json came from: a branch may move on."""
+        return self.hub_origin or self.ref.model
+
+    @property
     def hub_origin(self) -> ModelPath | None:
         """The Hub id and commit that this was downloaded from, where the path tells."""
         match = re.search(
             r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", self.path.resolve().as_posix()
         )
         return ModelPath(match[1].replace("--", "/"), match[2]) if match else None
-
-    def small_files(self) -> Iterator[tuple[str, Path]]:
-        """The files to carry along: tokenizer, generation config, license, custom code, ...
-
-        Yields:
-            The path below the directory with forward slashes, and the file itself.
-        """
-        for folder, folders, files in os.walk(self.path):
-            below = Path(folder).relative_to(self.path)
-            folders[:] = sorted(
-                name
-                for name in folders
-                if not _matches((below / name / "x").as_posix(), _NOT_CARRIED)
-                and not _is_apart(Path(folder, name))
-            )
-            for name in sorted(files):
-                file, relative = Path(folder, name), (below / name).as_posix()
-                if not _matches(relative, _NOT_CARRIED) and file.is_file():
-                    yield relative, file
-
-    def too_large_to_carry(self, file: Path) -> bool:
-        """Whether a file is so large that it cannot be a part of every copy of the model."""
-        return file.stat().st_size > _MAX_SMALL_FILE
 
 
 def open_checkpoint(
@@ -225,42 +210,52 @@ def open_checkpoint(
     Raises:
         CheckpointError: There is no such model, or its config.json is missing or broken.
     """
-    path = Path(ref.path)
-    if not path.exists():
-        if not hub.is_hub_id(ref.path):
-            raise CheckpointError(
-                f"{ref.path}: no such directory", hint="a Hub id has the form org/name"
-            )
-        path = hub.fetch_config(ref.model, cached_only=cached_only, cache_dir=cache_dir)
-    return Checkpoint(ref, path, _read_config(path))
+    if is_directory_or_file(ref.path):
+        path = Path(ref.path)
+        return Checkpoint(ref, path, _read_config(path), is_local=True)
+    if not hub.is_hub_id(ref.path):
+        raise CheckpointError(
+            f"{ref.path}: no such directory", hint="a Hub id has the form org/name"
+        )
+    path = hub.fetch_config(ref.model, cached_only=cached_only, cache_dir=cache_dir)
+    return Checkpoint(ref, path, _read_config(path), is_local=False)
 
 
-def fetch_weights(
-    checkpoint: Checkpoint, *, cached_only: bool = False, cache_dir: str | None = None
-) -> None:
-    """Fetch all that a deeper copy of a Hub repository needs; a directory has it already.
+def fetch_small_files(checkpoint: Checkpoint, **how: Any) -> None:
+    """Fetch all of a Hub repository but its weights; a directory has it already.
 
     Args:
         checkpoint: What `open_checkpoint` gave.
-        cached_only: Never ask the network.
-        cache_dir: The Hub cache that it was opened from.
+        how: `cached_only` and `cache_dir`, as it was opened with.
 
     Raises:
         CheckpointError: It cannot be had.
     """
-    if Path(checkpoint.ref.path).exists():
-        return
-    # Everything from the one commit that config.json came from, though a branch may move on.
-    pinned = checkpoint.hub_origin or checkpoint.ref.model
-    fetch = partial(hub.fetch_files, pinned, cached_only=cached_only, cache_dir=cache_dir)
-    fetch(unwanted=WEIGHT_PATTERNS)
-    index = checkpoint.path / INDEX
-    fetch(wanted=sorted(set(_read_index(index).values())) if index.is_file() else [WEIGHTS])
+    if not checkpoint.is_local:
+        hub.fetch_files(checkpoint.pinned, unwanted=WEIGHT_PATTERNS, **how)
+
+
+def fetch_weights(checkpoint: Checkpoint, **how: Any) -> None:
+    """Fetch the weights of a Hub repository: the shards that its index names, no others.
+
+    Args:
+        checkpoint: What `open_checkpoint` gave.
+        how: `cached_only` and `cache_dir`, as it was opened with.
+
+    Raises:
+        CheckpointError: They cannot be had.
+    """
+    if not checkpoint.is_local:
+        hub.fetch_files(checkpoint.pinned, wanted=[INDEX, WEIGHTS], **how)
+        index = checkpoint.path / INDEX
+        if index.is_file():
+            shards = sorted(set(_read_index(index).values()))
+            hub.fetch_files(checkpoint.pinned, wanted=shards, **how)
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a directory looks like a model's."""
-    return (path / CONFIG).is_file()
+    return os.path.isfile(path / CONFIG)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -347,7 +342,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
                 )
             header = json.loads(file.read(length))
             tensors = {
-                name: _tensor(entry, path, size - 8 - length)
+                name: _tensor(entry, path, 8 + length, size)
                 for name, entry in header.items()
                 if name != "__metadata__"
             }
@@ -358,27 +353,14 @@ def _read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _tensor(entry: Mapping[str, Any], file: Path, data_size: int) -> Tensor:
+def _tensor(entry: Mapping[str, Any], file: Path, data: int, size: int) -> Tensor:
+    """A header's entry, in a file of `size` bytes whose data starts at `data`."""
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
     if not all(isinstance(size, int) and size >= 0 for size in (*shape, start, stop)):
         raise ValueError(f"{entry}")
-    if stop > data_size:
+    if data + stop > size:
         raise CheckpointError(f"{file}: cut short: it ends before its last tensor")
     if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
         raise ValueError(f"{entry}")
-    return Tensor(str(dtype), shape, stop - start, file)
-
-
-def _is_apart(folder: Path) -> bool:
-    """Whether a folder below a checkpoint is none of its own: a link, a model, a run's staging."""
-    return (
-        folder.is_symlink()
-        or (is_checkpoint(folder) and any(folder.glob("*.safetensors")))
-        or folder.name.endswith(STAGING_SUFFIXES)
-    )
-
-
-def _matches(relative: str, patterns: tuple[str, ...]) -> bool:
-    name = relative.rsplit("/", 1)[-1]
-    return any(fnmatch.fnmatchcase(name if "/" not in p else relative, p) for p in patterns)
+    return Tensor(str(dtype), shape, data + start, stop - start, file)

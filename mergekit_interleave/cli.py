@@ -296,7 +296,8 @@ class _Words(logging.Handler):
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 refused or unusable, 2 wrong words, 130 Ctrl-C."""
-    logging.getLogger("mergekit_interleave").handlers = [_Words()]
+    words = logging.getLogger("mergekit_interleave")
+    words.handlers, words.propagate = [_Words()], False
     debug = "--debug" in (sys.argv if args is None else args)
     try:
         status = app(args, standalone_mode=False)

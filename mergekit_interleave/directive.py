@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from mergekit_interleave import yamltext
-from mergekit_interleave.errors import DirectiveError, nearest
+from mergekit_interleave.errors import DirectiveError, check_keys, nearest
 from mergekit_interleave.reference import ModelRef, parse_model
 
 
@@ -238,9 +238,8 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     """
     spelled = [key for key in _SPELLED_KEYS if key in document]
     known = (*_GROWTH, *_OWN_KEYS, *_MERGEKIT_KEYS)
+    check_keys([key for key in document if key not in _SPELLED_KEYS], known)
     for key, value in document.items():
-        if key not in (*known, *_SPELLED_KEYS):
-            raise _unknown_key(key, known)
         if value is None:
             raise DirectiveError(f"{key}: has no value")
         if spelled and key in _OWN_KEYS:
@@ -340,9 +339,7 @@ def _repeat(value: object, where: str) -> Growth:
         times = match["times"] or times
         form = match["form"] or form
     elif isinstance(value, Mapping):
-        for key in value:
-            if key not in ("layers", "times", "as"):
-                raise _unknown_key(key, ("layers", "times", "as"), inside=where)
+        check_keys(value, ("layers", "times", "as"), where)
         bounds = value.get("layers")
         times = value.get("times", times)
         form = value.get("as", form)
@@ -459,18 +456,7 @@ def _mergekit_keys(document: Mapping[Any, object]) -> dict[str, object]:
     for key in ("dtype", "out_dtype"):
         if key in keys:
             _dtype(keys[key], key)
-    if "base_model" in keys:
-        parse_model(keys["base_model"], "base_model")
     return keys
-
-
-def _unknown_key(key: object, known: Iterable[str], inside: str = "") -> DirectiveError:
-    known = list(known)
-    close = nearest(str(key), known)
-    return DirectiveError(
-        f"{inside + ': ' if inside else ''}unknown key {str(key)!r}",
-        hint=f"did you mean `{close}`?" if close else f"known keys: {', '.join(known)}",
-    )
 
 
 def _kind(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,7 +16,8 @@ ORIGINAL, COPY, ZEROED = "original", "copy", "zeroed"
 class Run:
     """Neighbouring layers of the new model with one role, from neighbouring layers of a model.
 
-    Ranges are half-open.
+    Ranges are half-open. The role is `original`, `zeroed` (a new layer that is an identity) or
+    `copy` (any other new layer).
     """
 
     start: int
@@ -26,20 +27,24 @@ class Run:
     role: str
 
 
-def role_of(layer: Layer) -> str:
-    """`original`, `zeroed` (a new layer that is an identity) or `copy` (any other new layer)."""
-    if not layer.new:
-        return ORIGINAL
-    return ZEROED if layer.zeroed else COPY
+def runs(layout: Layout, identities: Collection[int] = ()) -> Iterator[Run]:
+    """The layers in the longest runs that read as one.
 
+    Args:
+        layout: The layers.
+        identities: The indices of the new layers that pass their input on unchanged.
+    """
 
-def runs(layout: Layout) -> Iterator[Run]:
-    """The layers in the longest runs that read as one."""
-    for (model, role, shift), group in groupby(
-        layout.layers, key=lambda layer: (layer.model, role_of(layer), layer.index - layer.source)
+    def role(layer: Layer) -> str:
+        if not layer.new:
+            return ORIGINAL
+        return ZEROED if layer.index in identities else COPY
+
+    for (model, what, shift), group in groupby(
+        layout.layers, key=lambda layer: (layer.model, role(layer), layer.index - layer.source)
     ):
         layers = list(group)
-        yield Run(layers[0].index, layers[-1].index + 1, model, layers[0].index - shift, role)
+        yield Run(layers[0].index, layers[-1].index + 1, model, layers[0].index - shift, what)
 
 
 def layer_map(layout: Layout) -> str:

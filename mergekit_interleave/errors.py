@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class InterleaveError(Exception):
@@ -41,6 +41,21 @@ class RefusedError(InterleaveError):
 
 class OutputError(InterleaveError):
     """The place to write to cannot be written."""
+
+
+def check_keys(keys: Iterable[object], known: Collection[str], where: str = "") -> None:
+    """Check that a mapping has no other keys than the known ones.
+
+    Raises:
+        DirectiveError: It has, and the nearest known key is the hint.
+    """
+    for key in keys:
+        if key not in known:
+            close = nearest(str(key), known)
+            raise DirectiveError(
+                f"{where + ': ' if where else ''}unknown key {str(key)!r}",
+                hint=f"did you mean `{close}`?" if close else f"known keys: {', '.join(known)}",
+            )
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from mergekit_interleave import architecture, recipe
 from mergekit_interleave import directive as directives
-from mergekit_interleave.checkpoint import Checkpoint, fetch_weights, is_checkpoint, open_checkpoint
+from mergekit_interleave.checkpoint import (
+    Checkpoint,
+    fetch_small_files,
+    fetch_weights,
+    is_checkpoint,
+    open_checkpoint,
+)
 from mergekit_interleave.directive import AUTO, NONE, Directive, Spelled, Stack
 from mergekit_interleave.errors import CheckpointError, DirectiveError, LayoutError
 from mergekit_interleave.layout import Layout, Scales, check_range, expand, zeroing
@@ -74,8 +80,18 @@ class Models:
             raise opened
         return opened
 
+    def fetch_small_files(self, checkpoint: Checkpoint) -> None:
+        """Fetch the small files of an opened model.
+
+        Raises:
+            CheckpointError: They cannot be had.
+        """
+        fetch_small_files(checkpoint, cached_only=self.cached_only, cache_dir=self.cache_dir)
+        if not checkpoint.is_local and not any(checkpoint.path.glob("*token*")):
+            log.warning("%s: no tokenizer among its files, or not in the cache", checkpoint.ref)
+
     def fetch_weights(self, checkpoint: Checkpoint) -> None:
-        """Fetch the weights of an opened model, and the small files beside them.
+        """Fetch the weights of an opened model.
 
         Raises:
             CheckpointError: They cannot be had.
@@ -105,6 +121,7 @@ def resolve(
         LayoutError: The directive does not fit the model.
     """
     directive = _completed(directive)
+    recipe.check_keys_of_mergekit(directive.mergekit)
     models.cached_only = directive.layers is not None
     if isinstance(directive.growth, Spelled):
         layout = _spelled(directive.growth, directive.layers, models, strict=strict)
@@ -116,7 +133,7 @@ def resolve(
     )
     if strict and checkpoint is not None:
         checkpoint.require_family()
-    depth = _depth(directive, checkpoint)
+    depth = _depth(directive, checkpoint, strict=strict)
     scales = _zero_scales(directive, checkpoint)
     layout = expand(directive.growth, directive.model, depth, scales)
     if checkpoint is not None and scales:
@@ -131,6 +148,8 @@ def resolve(
 
 def _completed(directive: Directive) -> Directive:
     """The directive with its model found, and with interleave.yml read where it is needed."""
+    if directive.growth is None and os.path.isfile(PROJECT_FILE):
+        directive = directives.load_file(Path(PROJECT_FILE)).replaced_by(directive)
     if isinstance(directive.growth, Spelled):
         for name in ("model", "zero"):
             if getattr(directive, name) is not None:
@@ -138,10 +157,6 @@ def _completed(directive: Directive) -> Directive:
                     f"--{name} has no place beside a mergekit config, which says it for every layer"
                 )
         return directive
-    if directive.growth is None and Path(PROJECT_FILE).is_file():
-        directive = directives.load_file(Path(PROJECT_FILE)).replaced_by(directive)
-        if isinstance(directive.growth, Spelled):
-            return directive
     if directive.growth is None:
         raise DirectiveError(
             "nothing to do: no growth line",
@@ -158,7 +173,7 @@ def _implicit_model() -> Directive:
     here = Path.cwd()
     if is_checkpoint(here):
         return Directive(model=ModelRef(ModelPath(str(here))))
-    if Path(PROJECT_FILE).is_file():
+    if os.path.isfile(PROJECT_FILE):
         project = directives.load_file(Path(PROJECT_FILE))
         if project.model is not None:
             return Directive(model=project.model, layers=project.layers)
@@ -182,12 +197,14 @@ def _try_open(model: ModelRef, models: Models, directive: Directive) -> Checkpoi
         return None
 
 
-def _depth(directive: Directive, checkpoint: Checkpoint | None) -> int | None:
+def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool) -> int | None:
     if checkpoint is None:
         return directive.layers
     try:
         depth = checkpoint.depth
     except CheckpointError:
+        if strict:
+            raise
         if directive.layers is None and not isinstance(directive.growth, Stack):
             raise
         return directive.layers
@@ -231,6 +248,11 @@ def _check_zeroing(
             architecture.check_names(scales, tensors, family)
         if family is not None and not allow_non_identity:
             architecture.check_identity(scales, tensors, family)
+    if family is not None:
+        before, after = family.before_layers, family.after_layers
+        if checkpoint.has_weights:
+            before, after = map(tuple, checkpoint.outside_layers())
+        architecture.check_outside(layout, before, after)
 
 
 def _spelled(growth: Spelled, layers: int | None, models: Models, *, strict: bool) -> Layout:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from mergekit_interleave import __version__, recipe
-from mergekit_interleave.assembly import Part
-from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.directive import Directive, Spelled
+from mergekit_interleave.directive import Spelled
 from mergekit_interleave.layout import Layout
-from mergekit_interleave.naming import PublicNames
+from mergekit_interleave.preflight import Preflight
 from mergekit_interleave.reference import ModelRef
 
 FILE = "interleave.json"
@@ -34,56 +31,46 @@ def fingerprint(layout: Layout) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(
-    directive: Directive,
-    layout: Layout,
-    parts: Sequence[Part],
-    checkpoints: Mapping[ModelRef, Checkpoint],
-    public: PublicNames,
-) -> dict[str, Any]:
-    """The content of interleave.json.
-
-    Args:
-        directive: What was asked for.
-        layout: What that means.
-        parts: Every tensor of the result.
-        checkpoints: The source models.
-        public: What to call the models.
-    """
-    zeroed = [part.name for part in parts if part.scale == 0]
-    models = layout.models
-    layers = []
-    for layer in layout.layers:
-        prefix = checkpoints[layer.model].require_family().layer_prefix(layer.index)
-        layers.append(
+def describe(plan: Preflight) -> dict[str, Any]:
+    """The content of interleave.json."""
+    layout, models = plan.layout, plan.layout.models
+    zeroed: dict[int, list[str]] = {layer.index: [] for layer in layout.layers}
+    prefix = plan.first.require_family().layers + "."
+    for part in plan.parts:
+        if part.scale == 0 and part.name.startswith(prefix):
+            index, _, tensor = part.name.removeprefix(prefix).partition(".")
+            zeroed[int(index)].append(tensor)
+    return {
+        "version": VERSION,
+        "fingerprint": fingerprint(layout),
+        "directive": _directive(plan),
+        "models": [_source(model, plan) for model in models],
+        "layers": [
             {
                 "model": models.index(layer.model),
                 "layer": layer.source,
                 "new": layer.new,
-                "zeroed": [n.removeprefix(prefix) for n in zeroed if n.startswith(prefix)],
+                "zeroed": zeroed[layer.index],
                 "scale": [{"filter": s.filter, "value": s.value} for s in layer.scales],
             }
-        )
-    return {
-        "version": VERSION,
-        "fingerprint": fingerprint(layout),
-        "directive": _directive(directive, layout, public),
-        "models": [_source(model, checkpoints[model], public) for model in models],
-        "layers": layers,
+            for layer in layout.layers
+        ],
         "tools": tools(),
     }
 
 
-def _directive(directive: Directive, layout: Layout, public: PublicNames) -> dict[str, Any]:
+def _directive(plan: Preflight) -> dict[str, Any]:
     """The directive with its models under their public names; spelled slices are the recipe."""
-    written = recipe.to_document(layout, directive.mergekit, public)
+    directive = plan.expansion.directive
+    written = recipe.to_document(plan.expansion.layout, plan.mergekit, plan.public)
     if isinstance(directive.growth, Spelled):
         return written
-    return directive.to_document(public) | {key: written[key] for key in directive.mergekit}
+    return directive.to_document(plan.public) | {key: written[key] for key in plan.mergekit}
 
 
-def _source(model: ModelRef, checkpoint: Checkpoint, public: PublicNames) -> dict[str, Any]:
-    source = {"model": public(model), "layers": checkpoint.depth}
+def _source(model: ModelRef, plan: Preflight) -> dict[str, Any]:
+    checkpoint = plan.sources[model]
+    source = {"model": plan.public(model), "layers": checkpoint.depth}
     origin = checkpoint.hub_origin
     return source | ({"commit": origin.revision} if origin else {})
 

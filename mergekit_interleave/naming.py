@@ -9,7 +9,7 @@ from pathlib import Path
 from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.hub import is_hub_id
-from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.reference import ModelPath, ModelRef, is_directory_or_file
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ class PublicNames:
         stated = None if base_model is None else _stated(base_model, checkpoints)
         origins: dict[ModelRef, ModelPath] = {}
         names: dict[ModelRef, ModelPath] = {}
+        directories: dict[Path, ModelPath] = {}
         for ref, checkpoint in checkpoints.items():
-            is_local = Path(ref.path).exists()
-            origin = stated or checkpoint.hub_origin or (None if is_local else ref.model)
+            origin = stated or checkpoint.hub_origin or (None if checkpoint.is_local else ref.model)
             if origin is not None:
                 origins[ref] = origin
-            name = ref.model if not is_local else origin or _unused(checkpoint.path, names)
-            names[ref] = stated or name
+            place = checkpoint.path.resolve()
+            if checkpoint.is_local and place not in directories:
+                directories[place] = origin or _unused(place.name, directories)
+            names[ref] = stated or (directories[place] if checkpoint.is_local else ref.model)
         return cls(origins, names)
 
     def __call__(self, ref: ModelRef) -> object:
@@ -65,12 +67,13 @@ def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> Mode
     return ModelPath(path, revision or None)
 
 
-def _unused(directory: Path, names: Mapping[ModelRef, ModelPath]) -> ModelPath:
-    """The directory's own name, numbered where another model has it already."""
-    name = directory.resolve().name
-    taken = sum(other.path.rsplit("~", 1)[0] == name for other in names.values())
+def _unused(name: str, directories: Mapping[Path, ModelPath]) -> ModelPath:
+    """A directory's own name, numbered where another one has it already."""
+    taken = sum(place.name == name for place in directories)
     return ModelPath(f"{name}~{taken + 1}" if taken else name)
 
 
 def _without_path(model: ModelPath) -> ModelPath:
-    return ModelPath(Path(model.path).resolve().name) if Path(model.path).exists() else model
+    if not is_directory_or_file(model.path):
+        return model
+    return ModelPath(Path(model.path).resolve().name)

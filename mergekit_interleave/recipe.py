@@ -7,14 +7,15 @@ module, and a list of numbers is a gradient over the layers of the slice.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mergekit_interleave import yamltext
-from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError
+from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
 from mergekit_interleave.layout import MAX_LAYERS, Layout, Scale, Scales, Slice
-from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.reference import ModelRef, is_directory_or_file, parse_model
 
 
 def to_document(
@@ -29,30 +30,96 @@ def to_document(
         mergekit: mergekit's own keys to carry along, such as dtype.
         name: What to call each model, wherever it is named.
     """
-
-    def named(value: object) -> object:
-        """A model's name within the tokenizer's settings, which also hold other text."""
-        if isinstance(value, Mapping):
-            return {key: named(entry) for key, entry in value.items()}
-        return name(models[value]) if isinstance(value, str) and value in models else value
-
-    models = {str(model): model for model in layout.models}
     keys = dict(mergekit)
     if "base_model" in keys:
-        base = parse_model(keys["base_model"], "base_model")
-        models[str(base)] = base
-        keys["base_model"] = name(base)
-    source = keys.get("tokenizer_source")
-    if isinstance(source, str) and source not in ("base", "union"):
-        models[source] = parse_model(source, "tokenizer_source")
-    for key in ("tokenizer", "tokenizer_source"):
-        if key in keys:
-            keys[key] = named(keys[key])
+        keys["base_model"] = name(parse_model(keys["base_model"], "base_model"))
+    if "tokenizer_source" in keys:
+        keys["tokenizer_source"] = _named_source(keys["tokenizer_source"], name)
+    tokenizer = keys.get("tokenizer")
+    if isinstance(tokenizer, Mapping):
+        keys["tokenizer"] = _named_tokenizer(tokenizer, name)
     return {
         "slices": [{"sources": [_source(part, name(part.model))]} for part in layout.slices],
         "merge_method": "passthrough",
         **keys,
     }
+
+
+def _named_source(source: object, name: Callable[[ModelRef], object]) -> object:
+    return source if source in ("union", "base") else name(parse_model(source, "tokenizer_source"))
+
+
+def _named_tokenizer(
+    tokenizer: Mapping[str, object], name: Callable[[ModelRef], object]
+) -> dict[str, object]:
+    """Mergekit's tokenizer section with its models renamed."""
+    named = dict(tokenizer)
+    if "source" in named:
+        named["source"] = _named_source(named["source"], name)
+    tokens = named.get("tokens")
+    if isinstance(tokens, Mapping):
+        named["tokens"] = {token: _named_token(how, name) for token, how in tokens.items()}
+    return named
+
+
+def _named_token(how: object, name: Callable[[ModelRef], object]) -> object:
+    if not isinstance(how, Mapping) or "source" not in how:
+        return how
+    source = how["source"]
+    if isinstance(source, Mapping) and "kind" in source:
+        renamed = dict(source)
+        if "model" in renamed:
+            renamed["model"] = name(parse_model(renamed["model"], "tokenizer.tokens"))
+        return {**how, "source": renamed}
+    return {**how, "source": name(parse_model(source, "tokenizer.tokens"))}
+
+
+def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
+    """Check mergekit's own keys as far as mergekit itself would, but before anything is done.
+
+    Raises:
+        DirectiveError: mergekit would not accept one, or ignore a part of it.
+    """
+    if "base_model" in mergekit:
+        parse_model(mergekit["base_model"], "base_model")
+    if "tokenizer" in mergekit and "tokenizer_source" in mergekit:
+        raise DirectiveError("tokenizer, tokenizer_source: mergekit takes one of them")
+    if "tokenizer_source" in mergekit:
+        _named_source(mergekit["tokenizer_source"], str)
+    if "tokenizer" in mergekit:
+        tokenizer = _mapping(mergekit["tokenizer"], "tokenizer")
+        check_keys(tokenizer, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+        for token, how in _mapping(tokenizer.get("tokens", {}), "tokenizer.tokens").items():
+            where = f"tokenizer.tokens.{token}"
+            check_keys(_mapping(how, where), ("source", "force"), where)
+        _named_tokenizer(tokenizer, str)
+    if not isinstance(mergekit.get("chat_template", ""), str):
+        raise DirectiveError("chat_template: expected `auto`, a name or a template")
+    _global_scales(mergekit)
+
+
+def effective(layout: Layout, mergekit: Mapping[str, object]) -> Layout:
+    """The layout with the scales that mergekit's top-level `parameters` give to all slices."""
+    scales = _global_scales(mergekit)
+    return Layout(tuple(replace(part, scales=(*part.scales, *scales)) for part in layout.slices))
+
+
+def changes_tokenizer(mergekit: Mapping[str, object]) -> bool:
+    """Whether mergekit makes another tokenizer than the base's."""
+    return any(key in mergekit for key in ("tokenizer", "tokenizer_source", "chat_template"))
+
+
+def _global_scales(mergekit: Mapping[str, object]) -> Scales:
+    setting = _parameters(mergekit, "")
+    return () if setting is None else _level_scales(setting, "parameters.scale")
+
+
+def _level_scales(setting: object, where: str) -> Scales:
+    """Scales above the slices, where mergekit would read a gradient over each slice."""
+    conditions = _conditions(setting, where)
+    if any(len(condition.values) > 1 for condition in conditions):
+        raise RefusedError(f"{where}: a gradient belongs to a slice")
+    return tuple(condition.at(0) for condition in conditions)
 
 
 def to_yaml(
@@ -95,22 +162,36 @@ def from_document(
         document, module_scales = _only_module(document["modules"])
     if "models" in document:
         return _whole_model(document["models"], module_scales, depth_of)
+    entries = _list(document.get("slices"), "slices")
+    known: dict[object, ModelRef] = {}
     slices: list[Slice] = []
     total = 0
-    for i, entry in enumerate(_list(document.get("slices"), "slices")):
-        where = f"slices[{i}]"
-        sources = _list(_mapping(entry, where).get("sources"), f"{where}.sources")
-        source = _mapping(_one(sources, f"{where}.sources"), f"{where}.sources[0]")
-        model, start, stop = _model_and_range(source, f"{where}.sources[0]")
+    for i, entry in enumerate(entries):
+        where, place = f"slices[{i}]", f"slices[{i}].sources[0]"
+        written = _mapping(entry, where)
+        check_keys(written, ("sources", "parameters", "base_model", "residual_weight"), where)
+        source = _mapping(
+            _one(_list(written.get("sources"), f"{where}.sources"), f"{where}.sources"), place
+        )
+        check_keys(source, ("model", "layer_range", "parameters"), place)
+        model, start, stop = _model_and_range(source, place)
+        # One directory is one model, however it is spelled.
+        model = known.setdefault(_identity(model), model)
         total += stop - start
         if total > MAX_LAYERS:
             raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
         settings = [
-            (_parameters(source, f"{where}.sources[0]"), f"{where}.sources[0].parameters.scale"),
-            (_parameters(_mapping(entry, where), where), f"{where}.parameters.scale"),
+            (_parameters(source, place), f"{place}.parameters.scale"),
+            (_parameters(written, where), f"{where}.parameters.scale"),
         ]
-        slices += _slices(Slice(model, start, stop), settings, module_scales)
+        edge = (i == 0 and stop - start == 1) or i == len(entries) - 1
+        slices += _slices(Slice(model, start, stop), settings, module_scales, edge=edge)
     return Layout(tuple(slices))
+
+
+def _identity(model: ModelRef) -> object:
+    path = os.path.realpath(model.path) if is_directory_or_file(model.path) else model.path
+    return path, model.model.revision, model.lora, model.override_architecture
 
 
 @dataclass(frozen=True)
@@ -130,14 +211,27 @@ class _Condition:
         return Scale(self.values[0] if len(self.values) == 1 else value, self.filter)
 
 
-def _slices(whole: Slice, settings: list[tuple[object, str]], module_scales: Scales) -> list[Slice]:
-    """One slice, or one a layer where a gradient makes its layers differ."""
+def _slices(
+    whole: Slice, settings: list[tuple[object, str]], module_scales: Scales, *, edge: bool
+) -> list[Slice]:
+    """One slice, or one a layer where a gradient makes its layers differ.
+
+    At the edge, mergekit gives what lies outside the layers the gradient's first value, and the
+    layer beside it another one: no slices without a gradient can say that.
+    """
     conditions = [
         condition
         for setting, where in settings
         if setting is not None
         for condition in _conditions(setting, where)
     ]
+
+    if edge and any(len(set(condition.values)) > 1 for condition in conditions):
+        raise RefusedError(
+            f"{settings[0][1]}: a gradient in the first or last slice also scales what lies "
+            "outside the layers",
+            hint="write a slice for each layer of it, with one value each",
+        )
 
     def scales_at(t: float) -> Scales:
         return (*(condition.at(t) for condition in conditions), *module_scales)
@@ -159,6 +253,7 @@ def _conditions(setting: object, where: str) -> list[_Condition]:
     conditions = []
     for i, entry in enumerate(setting):
         condition = _mapping(entry, f"{where}[{i}]")
+        check_keys(condition, ("filter", "value"), f"{where}[{i}]")
         name = condition.get("filter")
         if name is not None and not isinstance(name, str):
             raise DirectiveError(f"{where}[{i}].filter: expected a name, found {name!r}")
@@ -184,7 +279,9 @@ def _parameters(owner: Mapping[str, object], where: str) -> object:
     parameters = owner.get("parameters")
     if parameters is None:
         return None
-    return _mapping(parameters, f"{where}.parameters").get("scale")
+    place = f"{where}.parameters" if where else "parameters"
+    check_keys(_mapping(parameters, place), ("scale",), place)
+    return _mapping(parameters, place).get("scale")
 
 
 def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
@@ -192,20 +289,19 @@ def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
     if len(entries) != 1:
         raise RefusedError(f"modules: expected one module, found {', '.join(entries) or 'none'}")
     name, value = next(iter(entries.items()))
-    module = _mapping(value, f"modules.{name}")
-    setting = _parameters(module, f"modules.{name}")
-    where = f"modules.{name}.parameters.scale"
-    conditions = [] if setting is None else _conditions(setting, where)
-    # mergekit reads a module's gradient over each slice; nobody has been seen to write one.
-    if any(len(condition.values) > 1 for condition in conditions):
-        raise RefusedError(f"{where}: a gradient belongs to a slice")
-    return module, tuple(condition.at(0) for condition in conditions)
+    where = f"modules.{name}"
+    module = _mapping(value, where)
+    check_keys(module, ("slices", "models", "parameters"), where)
+    setting = _parameters(module, where)
+    scales = () if setting is None else _level_scales(setting, f"{where}.parameters.scale")
+    return module, scales
 
 
 def _whole_model(
     models: object, module_scales: Scales, depth_of: Callable[[ModelRef], int | None]
 ) -> Layout:
     entry = _mapping(_one(_list(models, "models"), "models"), "models[0]")
+    check_keys(entry, ("model", "parameters"), "models[0]")
     model = parse_model(entry.get("model"), "models[0].model")
     depth = depth_of(model)
     if depth is None:
@@ -213,7 +309,7 @@ def _whole_model(
             f"the number of layers of {model} is not known", hint="state it: --layers N"
         )
     settings = [(_parameters(entry, "models[0]"), "models[0].parameters.scale")]
-    return Layout(tuple(_slices(Slice(model, 0, depth), settings, module_scales)))
+    return Layout(tuple(_slices(Slice(model, 0, depth), settings, module_scales, edge=True)))
 
 
 def _model_and_range(source: Mapping[str, object], where: str) -> tuple[ModelRef, int, int]:

@@ -6,12 +6,12 @@ The forms are mergekit's: `path`, `org/name@revision`, `base+adapter`, or the ma
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
-from mergekit_interleave.errors import DirectiveError, nearest
+from mergekit_interleave.errors import DirectiveError, check_keys
 
 YamlMapping: TypeAlias = "dict[str, object]"
 
@@ -91,8 +91,17 @@ def parse_model(value: object, where: str) -> ModelRef:
     )
 
 
+def is_directory_or_file(path: str) -> bool:
+    """Whether a model's name is that of something on this machine."""
+    return os.path.exists(path)  # noqa: PTH110 - no error for a name that is none
+
+
 def _parse_string(text: str, where: str) -> ModelRef:
-    if Path(text).exists():
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DirectiveError(f"{where}: {text!r} is not UTF-8 text") from error
+    if is_directory_or_file(text):
         return ModelRef(ModelPath(text))
     base, plus, adapter = text.partition("+")
     if "+" in adapter:
@@ -103,7 +112,7 @@ def _parse_string(text: str, where: str) -> ModelRef:
 
 def _parse_path(value: object, where: str) -> ModelPath:
     if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        _known_keys(value, ("path", "revision"), where)
+        check_keys(value, ("path", "revision"), where)
         revision = value.get("revision")
         return ModelPath(str(value["path"]), None if revision is None else str(revision))
     if not isinstance(value, str) or not value:
@@ -115,7 +124,7 @@ def _parse_path(value: object, where: str) -> ModelPath:
 
 
 def _parse_mapping(value: Mapping[object, object], where: str) -> ModelRef:
-    _known_keys(value, ("model", "lora", "override_architecture"), where)
+    check_keys(value, ("model", "lora", "override_architecture"), where)
     if "model" not in value:
         raise DirectiveError(f"{where}: the mapping names no `model`")
     lora = value.get("lora")
@@ -127,13 +136,3 @@ def _parse_mapping(value: Mapping[object, object], where: str) -> ModelRef:
         None if lora is None else _parse_path(lora, f"{where}.lora"),
         architecture,
     )
-
-
-def _known_keys(value: Mapping[object, object], known: tuple[str, ...], where: str) -> None:
-    for key in value:
-        if key not in known:
-            close = nearest(str(key), known)
-            raise DirectiveError(
-                f"{where}: unknown key {key!r}",
-                hint=f"did you mean {close!r}?" if close else f"known keys: {', '.join(known)}",
-            )

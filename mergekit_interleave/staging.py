@@ -6,6 +6,7 @@ that was killed leaves that directory without a lock, and the next run clears it
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -13,11 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mergekit_interleave.checkpoint import STAGING_SUFFIXES
 from mergekit_interleave.errors import OutputError
+
+log = logging.getLogger(__name__)
 
 if sys.platform != "win32":
     import fcntl
+
+SUFFIXES = (".mk-interleave", ".replaced")
+"""How the hidden directories end that a run keeps beside OUT."""
 
 _MODEL_FILES = ("config.json", "interleave.json", "mergekit_config.yml")
 
@@ -38,7 +43,11 @@ def check_vacant(out: Path, *, replace: bool) -> None:
         raise OutputError(f"{out}: exists already", hint="name another OUT, or --force to replace")
     if out.is_symlink() or not out.is_dir():
         raise OutputError(f"{out}: is no directory, and is not replaced")
-    if any(out.iterdir()) and not any((out / name).is_file() for name in _MODEL_FILES):
+    try:
+        entries = os.listdir(out)
+    except OSError as error:
+        raise OutputError(f"{out}: {error.strerror or error}") from error
+    if entries and not set(entries) & set(_MODEL_FILES):
         raise OutputError(f"{out}: holds no model, and is not replaced even with --force")
 
 
@@ -57,7 +66,7 @@ def staged(out: Path, *, replace: bool) -> Iterator[Path]:
         OutputError: OUT may not or cannot be written, or another run is writing it.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
-    work, aside = (out.with_name(f".{out.name}{suffix}") for suffix in STAGING_SUFFIXES)
+    work, aside = (out.with_name(f".{out.name}{suffix}") for suffix in SUFFIXES)
     made: list[Path] = []
     try:
         made = _make_parents(out.parent)
@@ -84,6 +93,8 @@ def staged(out: Path, *, replace: bool) -> Iterator[Path]:
     finally:
         os.close(lock)
     shutil.rmtree(aside, ignore_errors=True)
+    if aside.exists():
+        log.warning("what %s held before could not be removed; it is at %s", out, aside)
 
 
 def _claim(work: Path, out: Path) -> int:

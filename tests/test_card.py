@@ -22,6 +22,8 @@ def facts(**changes: Any) -> card.Facts:
         "name": "deeper",
         "layout": expand(Every(4), MODEL, 8, zeroing(["o_proj", "down_proj"])),
         "sources": ["org/base"],
+        "names": ["org/base"],
+        "identities": {4, 9},
         "base_models": ["org/base"],
         "base_card": {"license": "mit", "language": ["en"], "base_model": "org/older"},
         "recipe": "slices: []\n",
@@ -67,7 +69,7 @@ def test_the_body_says_what_the_model_is() -> None:
 
 def test_copies_are_not_called_identities() -> None:
     """An up-scaling changes the outputs, and the card says so."""
-    text = card.write(facts(layout=expand(Repeat(2, 4), MODEL, 8), identity=False))
+    text = card.write(facts(layout=expand(Repeat(2, 4), MODEL, 8), identities=(), identity=False))
     assert "its outputs differ" in text
     assert "depth-up-scaling" in ModelCard(text).data.tags
 

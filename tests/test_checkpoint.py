@@ -216,56 +216,8 @@ class TestTensors:
             read_tensors(tmp_path)
 
 
-class TestFiles:
-    """What is carried along."""
-
-    def test_small_files_but_no_weights_and_no_card(self, tmp_path: Path) -> None:
-        """Tokenizer, template, license, code, folders of the model's own: yes; the rest: no."""
-        carried = [
-            "tokenizer.json",
-            "merges.txt",
-            "chat_template.jinja",
-            "LICENSE",
-            "modeling_custom.py",
-            "generation_config.json",
-            ".gitattributes",
-            "extra/templates/tool.jinja",
-        ]
-        left = [
-            "config.json",
-            "README.md",
-            "model.safetensors",
-            "model.safetensors.index.json",
-            "pytorch_model.bin",
-            "model.gguf",
-            "consolidated.00.pth",
-            "params.json",
-            "onnx/model.onnx",
-            "original/params.json",
-            ".git/HEAD",
-            ".cache/huggingface/x",
-            "checkpoint/optimizer.pt",
-            "checkpoint-500/config.json",
-            "checkpoint-500/model.safetensors",
-            "checkpoint-500/trainer_state.json",
-            ".out.mk-interleave/tokenizer.json",
-            ".out.replaced/tokenizer.json",
-        ]
-        for name in carried + left:
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text("{}")
-        os.mkfifo(tmp_path / "fifo")
-        (tmp_path / "loop").symlink_to(tmp_path)
-        assert sorted(name for name, _ in opened(tmp_path).small_files()) == sorted(carried)
-
-    def test_links_to_files_are_followed(self, tmp_path: Path) -> None:
-        """The Hub's cache is made of them."""
-        (tmp_path / "blob").write_text("{}")
-        model = tmp_path / "model"
-        model.mkdir()
-        for name in ("config.json", "tokenizer.json"):
-            (model / name).symlink_to("../blob")
-        assert [name for name, _ in opened(model).small_files()] == ["tokenizer.json"]
+class TestOrigin:
+    """Where a directory came from."""
 
     def test_the_cache_path_tells_id_and_commit(self, tmp_path: Path) -> None:
         """Of a directory in the Hub's cache."""

@@ -139,6 +139,17 @@ class TestFindingTheModel:
         assert ranges(mk("gen", "--append", "1", cwd=tmp_path)) == [[0, 8], [7, 8]]
         assert ranges(mk("gen", "append: 1", cwd=tmp_path)) == [[0, 8], [7, 8]]
 
+    def test_interleave_yml_may_be_a_mergekit_config(self, mk: Cli, tmp_path: Path) -> None:
+        """Then flags that have no place beside one are errors, as elsewhere."""
+        base = config_only(tmp_path / "base", 8)
+        text = mk("gen", "--append", "1", "--model", base).out
+        (tmp_path / "interleave.yml").write_text(text)
+        assert mk("gen", cwd=tmp_path).out == text
+        for flags in (("--zero", "none"), ("--model", "x")):
+            result = mk("gen", *flags, cwd=tmp_path)
+            assert result.status == 2
+            assert f"{flags[0]} has no place beside a mergekit config" in result.err
+
     def test_no_model_anywhere(self, mk: Cli, tmp_path: Path) -> None:
         """The error lists the ways to name one."""
         result = mk("gen", "--every", "4", cwd=tmp_path)
@@ -306,6 +317,9 @@ BAD_INPUT = [
     (["append: !!python/object/apply:os.system [ls]"], 2, "could not determine a constructor"),
     (["missing.yml"], 2, "missing.yml: no such file"),
     (["append: 1", "append: 2"], 2, "unexpected extra argument"),
+    (["append: 1", "--model", "a" * 5000], 1, "no such directory"),
+    (["append: 1, tokenizer: banana"], 2, "tokenizer: expected a mapping"),
+    (["append: 1, parameters: &a {x: *a}"], 2, "unknown key 'x'"),
     ([], 2, "no growth line"),
 ]
 

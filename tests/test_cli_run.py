@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import Cli, assert_same_tensors, load_tensors, make_llama
 
-from mergekit_interleave import build, cli
+from mergekit_interleave import cli, preflight
 from mergekit_interleave.assembly import assemble
 from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import parse
@@ -301,6 +301,40 @@ class TestFiles:
         assert [s["layer_range"] for s in sources] == [[0, 4], [3, 4], [4, 8], [7, 8]]
         assert {s["model"] for s in sources} == {"own"}
 
+    def test_a_layer_that_is_no_identity_is_not_called_one(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Neither by the card's words nor in its table."""
+        words = "append: 1, zero: [o_proj]"
+        flags = ("--model", tiny, "--allow-non-identity")
+        assert mk("run", words, tmp_path / "out", *flags).status == 0
+        text = (tmp_path / "out/README.md").read_text()
+        assert "| 8 | tiny 7 | copy |" in text
+        assert "identities" not in text
+        assert "its outputs differ" in text
+
+    def test_top_level_parameters_are_in_the_manifest(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """A layer that they scale is no original."""
+        words = "append: 1, parameters: {scale: [{filter: q_proj, value: 0.5}]}"
+        assert mk("run", words, tmp_path / "out", "--model", tiny).status == 0
+        layers = json_of(tmp_path / "out/interleave.json")["layers"]
+        assert all(layer["new"] for layer in layers)
+        assert layers[0]["scale"] == [{"filter": "q_proj", "value": 0.5}]
+        assert "its outputs differ" in (tmp_path / "out/README.md").read_text()
+
+    def test_a_base_model_without_weights(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Config and tokenizer are all that is needed of it."""
+        base = Path(shutil.copytree(tiny, tmp_path / "base"))
+        (base / "model.safetensors").unlink()
+        (base / "LICENSE").write_text("the base's own")
+        words = f"append: 1, model: {tiny}, base_model: {base}"
+        result = mk("run", words, tmp_path / "out")
+        assert (result.status, result.err) == (0, "")
+        assert (tmp_path / "out/LICENSE").read_text() == "the base's own"
+        assert "| layers | 8 → 9, 1 of them new |" in (tmp_path / "out/README.md").read_text()
+
     def test_the_card(self, out: Path) -> None:
         """Is this model's, with the base's license."""
         text = (out / "README.md").read_text()
@@ -354,10 +388,12 @@ class TestWords:
 class TestRefusals:
     """What cannot be exact is refused before a byte is written."""
 
-    def refused(self, mk: Cli, tmp_path: Path, *args: object, status: int = 1) -> str:
+    def refused(
+        self, mk: Cli, tmp_path: Path, *args: object, status: int = 1, stdin: str = ""
+    ) -> str:
         """Run, expect one error and at most one hint, and nothing at OUT or beside it."""
         before = sorted(os.listdir(tmp_path))
-        result = mk("run", *args)
+        result = mk("run", *args, stdin=stdin)
         lines = result.err.splitlines()
         assert result.status == status, result.err
         assert [line.split(":")[0] for line in lines] in (["error"], ["error", "hint"]), lines
@@ -403,6 +439,65 @@ class TestRefusals:
             "run", tmp_path / "cfg.yml", tmp_path / "out", "--mergekit", "allow-crimes=true"
         )
         assert insisted.status == 0, insisted.err
+
+    @pytest.mark.parametrize("tied", ["first", "last"])
+    def test_a_tied_and_an_untied_model(self, mk: Cli, tmp_path: Path, tied: str) -> None:
+        """One config cannot say where the head comes from."""
+        models = [
+            make_llama(tmp_path / name, tie_word_embeddings=name == tied)
+            for name in ("first", "last")
+        ]
+        sources = [{"sources": [{"model": str(m), "layer_range": [0, 4]}]} for m in models]
+        text = yaml.safe_dump({"slices": sources, "merge_method": "passthrough"})
+        err = self.refused(mk, tmp_path, "-", tmp_path / "out", stdin=text)
+        assert "tie_word_embeddings" in err
+
+    def test_models_of_several_dtypes(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Loading would round some of them; with `dtype` it is said to which."""
+        import torch
+
+        other = make_llama(tmp_path / "other", dtype=torch.bfloat16)
+        sources = [{"sources": [{"model": str(m), "layer_range": [0, 4]}]} for m in (tiny, other)]
+        text = yaml.safe_dump({"slices": sources, "merge_method": "passthrough"})
+        err = self.refused(mk, tmp_path, "-", tmp_path / "out", stdin=text)
+        assert "several dtypes: BF16, F32" in err
+        result = mk("run", "-", tmp_path / "out", "--dtype", "float16", stdin=text)
+        assert result.status == 0, result.err
+
+    @pytest.mark.parametrize("name", ["norm", "weight", "e"])
+    @pytest.mark.parametrize("weights", [True, False])
+    def test_names_that_match_more_than_layers(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path, name: str, weights: bool
+    ) -> None:
+        """As mergekit gives the last slice's scales to the final norm and the head, too."""
+        if not weights:
+            (own_tiny / "model.safetensors").unlink()
+        words = f"append: 1, zero: [o_proj, down_proj, {name}], model: {own_tiny}"
+        result = mk("gen", words)
+        assert result.status == 1
+        assert f"'{name}' also matches " in result.err
+        if weights:
+            assert "also matches" in self.refused(mk, tmp_path, words, tmp_path / "out")
+
+    def test_a_zero_that_would_be_nan(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Mergekit multiplies: infinity times 0."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        tensors["model.layers.7.self_attn.o_proj.weight"][0, 0] = torch.inf
+        save_file(tensors, own_tiny / "model.safetensors", metadata={"format": "pt"})
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "model.layers.8.self_attn.o_proj.weight is not zero" in err
+
+    def test_a_config_without_a_layer_count(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Transformers could not load the result either."""
+        config = json_of(own_tiny / "config.json")
+        del config["num_hidden_layers"]
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        flags = ("--model", own_tiny, "--layers", "8")
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", *flags)
+        assert "states no layer count" in err
 
     def test_integers_are_never_converted(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
         """Dtype is for floats."""
@@ -455,7 +550,7 @@ class TestRefusals:
     ) -> None:
         """Said before anything is written, with the numbers."""
         usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-        monkeypatch.setattr(build.shutil, "disk_usage", lambda _: usage)
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage)
         err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", tiny)
         assert "no room" in err
 
@@ -481,6 +576,7 @@ class TestRefusals:
             ("safe_serialization=false", "always written as safetensors"),
             ("async-wriet=true", "no such option"),
             ("write_threads=many", "valid integer"),
+            ("lazy_unpickle=perhaps", "valid boolean"),
             ("banana", "expected KEY=VALUE"),
         ],
     )

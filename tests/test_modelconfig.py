@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mergekit_interleave.modelconfig import deepened
+from mergekit_interleave.architecture import families
+from mergekit_interleave.modelconfig import deepened, disagreement
 
 BASE = {"model_type": "llama", "num_hidden_layers": 8, "strange": [1], "torch_dtype": "float32"}
 
@@ -17,7 +18,7 @@ def test_only_the_depth_changes() -> None:
 def test_the_dtype_is_said_under_the_key_that_is_there() -> None:
     """Transformers 5 calls it dtype, before it was torch_dtype."""
     assert deepened(BASE, depth=8, dtype="bfloat16")["torch_dtype"] == "bfloat16"
-    assert deepened({"dtype": "float32"}, depth=8, dtype="torch.float16") == {
+    assert deepened({"dtype": "float32"}, depth=8, dtype="float16") == {
         "dtype": "float16",
         "num_hidden_layers": 8,
     }
@@ -28,3 +29,29 @@ def test_a_local_path_is_not_carried_on() -> None:
     """Older transformers wrote the directory that a model was loaded from."""
     assert "_name_or_path" not in deepened({"_name_or_path": "/home/me/llama"}, depth=1)
     assert deepened({"_name_or_path": "org/name"}, depth=1)["_name_or_path"] == "org/name"
+
+
+def test_two_spellings_of_one_thing_agree() -> None:
+    """Transformers 4 and 5, and a key that is left at its default."""
+    family = families()["llama"]
+    old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 8}
+    new = {
+        "rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 500000},
+        "hidden_size": 8,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+    }
+    assert disagreement(old, new, family) is None
+    assert disagreement({}, {"rope_theta": 10000.0, "rope_scaling": None}, family) is None
+
+
+def test_what_layers_cannot_be_stacked_over() -> None:
+    """Each is named with its two values."""
+    llama, mistral = families()["llama"], families()["mistral"]
+    assert disagreement({}, {"hidden_act": "gelu"}, llama) == ("hidden_act", "silu", "gelu")
+    assert disagreement({"sliding_window": 8}, {}, mistral) == ("sliding_window", 8, 4096)
+    found = disagreement({"tie_word_embeddings": True}, {}, llama)
+    assert found == ("tie_word_embeddings", True, False)
+    rope = disagreement({"rope_theta": 1e6}, {}, llama)
+    assert rope is not None
+    assert rope[0] == "rope"

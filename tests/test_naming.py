@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def checkpoint(path: Path, name: str | None = None) -> Checkpoint:
     """A checkpoint at a directory, named by it or by a Hub id."""
     path.mkdir(parents=True, exist_ok=True)
-    return Checkpoint(ModelRef(ModelPath(name or str(path))), path, {})
+    return Checkpoint(ModelRef(ModelPath(name or str(path))), path, {}, is_local=name is None)
 
 
 def named(*checkpoints: Checkpoint, base_model: str | None = None) -> PublicNames:
@@ -37,6 +37,14 @@ def test_twins_are_told_apart(tmp_path: Path) -> None:
     one, two = checkpoint(tmp_path / "a" / "model"), checkpoint(tmp_path / "b" / "model")
     names = named(one, two)
     assert [names(one.ref), names(two.ref)] == ["model", "model~2"]
+
+
+def test_one_directory_has_one_name(tmp_path: Path) -> None:
+    """However it is spelled."""
+    one = checkpoint(tmp_path / "model")
+    ref = ModelRef(ModelPath(f"{tmp_path}/model/"))
+    names = named(one, Checkpoint(ref, one.path, {}, is_local=True))
+    assert [names(one.ref), names(ref)] == ["model", "model"]
 
 
 def test_a_cache_path_is_called_by_id_and_commit(tmp_path: Path) -> None:
@@ -69,5 +77,5 @@ def test_a_lora_is_named_too(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     base = checkpoint(tmp_path / "model")
     ref = ModelRef(base.ref.model, ModelPath(str(tmp_path / "adapter")))
-    names = PublicNames.of({ref: Checkpoint(ref, base.path, {})})
+    names = PublicNames.of({ref: Checkpoint(ref, base.path, {}, is_local=True)})
     assert names(ref) == "model+adapter"

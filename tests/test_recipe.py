@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,14 +106,48 @@ class TestWriting:
         """In slices, base_model and the tokenizer's settings."""
         keys = {
             "base_model": "org/model",
-            "tokenizer": {"source": "union", "tokens": {"<a>": {"source": "org/model"}}},
+            "tokenizer": {
+                "source": "org/model",
+                "tokens": {
+                    "<a>": {"source": "org/model"},
+                    "<b>": {"source": {"kind": "model_token", "model": "org/model", "token": "c"}},
+                    "<c>": {"source": {"kind": "zero"}},
+                },
+            },
         }
         document = recipe.to_document(Layout((Slice(MODEL, 0, 1),)), keys, lambda _: "renamed")
         assert "org/model" not in str(document)
         assert document["tokenizer"] == {
-            "source": "union",
-            "tokens": {"<a>": {"source": "renamed"}},
+            "source": "renamed",
+            "tokens": {
+                "<a>": {"source": "renamed"},
+                "<b>": {"source": {"kind": "model_token", "model": "renamed", "token": "c"}},
+                "<c>": {"source": {"kind": "zero"}},
+            },
         }
+
+
+KEYS = [
+    ({"tokenizer": "banana"}, "tokenizer: expected a mapping"),
+    ({"tokenizer": {"sorce": "union"}}, "tokenizer: unknown key 'sorce'"),
+    ({"tokenizer": {"tokens": {"<a>": {"source": 3}}}}, "tokenizer.tokens: expected a model"),
+    ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "takes one of them"),
+    ({"tokenizer_source": 3}, "tokenizer_source: expected a model"),
+    ({"parameters": "banana"}, "parameters: expected a mapping"),
+    ({"parameters": {"scal": 1}}, "parameters: unknown key 'scal'"),
+    ({"parameters": {"scale": [1, 2]}}, "a gradient belongs to a slice"),
+    ({"chat_template": {"a": 1}}, "chat_template: expected"),
+    ({"base_model": 3}, "base_model: expected a model"),
+]
+
+
+@pytest.mark.parametrize(("keys", "reason"), KEYS, ids=[reason for _, reason in KEYS])
+def test_mergekits_own_keys_are_checked_before_anything_is_done(
+    keys: dict[str, Any], reason: str
+) -> None:
+    """What mergekit would stop at, or ignore."""
+    with pytest.raises(InterleaveError, match=reason):
+        recipe.check_keys_of_mergekit(keys)
 
 
 class TestReading:
@@ -123,11 +158,38 @@ class TestReading:
     def test_a_gradient_is_resolved_layer_by_layer(self, length: int, gradient: list[Any]) -> None:
         """The same numbers as mergekit's interpolation."""
         source = {"model": "m", "layer_range": [0, length], "parameters": {"scale": gradient}}
-        layout = recipe.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
-        for layer in layout.layers:
-            t = layer.index / (length - 1) if length > 1 else 1
+        edge = {"model": "m", "layer_range": [0, 2]}
+        slices = [{"sources": [part]} for part in (edge, source, edge)]
+        layout = recipe.from_document({"slices": slices}, lambda _: None)
+        for layer in layout.layers[2:-2]:
+            t = layer.source / (length - 1) if length > 1 else 1
             expected = evaluate_setting("any", gradient, t, validate=float)
             assert scale_of("any", layer.scales) == pytest.approx(expected)
+
+    def test_a_gradient_that_also_scales_what_lies_outside_is_refused(self) -> None:
+        """Mergekit takes its first value for the final norm, its last for the last layer."""
+        plain = {"model": "m", "layer_range": [0, 2]}
+        scaled = {"model": "m", "layer_range": [1, 2], "parameters": {"scale": [0.5, 1]}}
+        for order in ([plain, scaled], [scaled, plain]):
+            with pytest.raises(InterleaveError, match="first or last slice"):
+                recipe.from_document(
+                    {"slices": [{"sources": [part]} for part in order]}, lambda _: None
+                )
+
+    def test_one_directory_is_one_model(self, tmp_path: Path) -> None:
+        """However it is spelled: its second occurrence is a new layer."""
+        names = [str(tmp_path), f"{tmp_path}/"]
+        slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in names]
+        layout = recipe.from_document({"slices": slices}, lambda _: None)
+        assert [layer.new for layer in layout.layers] == [False, True]
+
+    def test_top_level_scales_come_last(self) -> None:
+        """They reach every layer that nothing else speaks of."""
+        layout = Layout((Slice(MODEL, 0, 1, (Scale(2.0, "a"),)), Slice(MODEL, 0, 1)))
+        scaled = recipe.effective(layout, {"parameters": {"scale": {"filter": "b", "value": 3}}})
+        assert [scale_of(n, scaled.slices[0].scales) for n in "abc"] == [2, 3, None]
+        assert [layer.new for layer in scaled.layers] == [True, True]
+        assert recipe.effective(layout, {}) == layout
 
     def test_source_settings_come_before_those_of_slice_and_module(self) -> None:
         """A tensor that the source does not speak of falls through."""
@@ -172,6 +234,27 @@ class TestReading:
             ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
             ({"models": [{"model": "m"}]}, "layers of m is not known"),
             ({"modules": {"a": {}, "b": {}}}, "expected one module, found a, b"),
+            ({"slices": [{"source": []}]}, r"slices\[0\]: unknown key 'source'"),
+            (
+                {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},
+                r"sources\[0\]: unknown key 'paramters'",
+            ),
+            (
+                {
+                    "slices": [
+                        {
+                            "sources": [
+                                {"model": "m", "layer_range": [0, 1], "parameters": {"scal": 0}}
+                            ]
+                        }
+                    ]
+                },
+                "parameters: unknown key 'scal'",
+            ),
+            (
+                {"models": [{"model": "m", "parameters": {"scale": [{"filtr": "a", "value": 0}]}}]},
+                "unknown key 'filtr'|not known",
+            ),
         ],
     )
     def test_what_mergekit_would_stop_at_is_one_error(self, document: Any, reason: str) -> None:

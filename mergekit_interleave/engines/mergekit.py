@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import recipe
-from mergekit_interleave.assembly import Part
+from mergekit_interleave.assembly import DTYPES, Part
 from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import DirectiveError, RefusedError, nearest
 from mergekit_interleave.layout import Layout
@@ -35,9 +36,6 @@ DECIDED_HERE = {
     "safe_serialization": "weights are always written as safetensors",
 }
 """Options of mergekit's that are refused, with the reason."""
-
-TOKENIZER_KEYS = ("tokenizer", "tokenizer_source", "chat_template")
-"""mergekit's keys that make another tokenizer than the base's."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,39 @@ class Job:
     shard_size: int = 5 * 10**9
     lora_cache: Path | None = None
 
-    @property
-    def changes_tokenizer(self) -> bool:
-        """Whether the result gets a tokenizer that mergekit makes."""
-        return any(key in self.mergekit for key in TOKENIZER_KEYS)
+
+def check_options(options: Mapping[str, object]) -> None:
+    """Check mergekit's options before anything is fetched.
+
+    Raises:
+        DirectiveError: mergekit has no such option, does not accept a value, or this tool
+            decides it.
+    """
+    from mergekit.options import MergeOptions  # noqa: PLC0415 - seconds, see `write`
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    for name in options:
+        if name in DECIDED_HERE:
+            raise DirectiveError(f"--mergekit {name}: {DECIDED_HERE[name]}")
+        if name not in MergeOptions.model_fields:
+            close = nearest(name, MergeOptions.model_fields)
+            raise DirectiveError(
+                f"--mergekit {name}: mergekit has no such option",
+                hint=f"did you mean {close}?" if close else "see mergekit-yaml --help",
+            )
+    try:
+        MergeOptions(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "option"
+        raise DirectiveError(f"--mergekit {name}: {first['msg']}") from error
+
+
+def mixes(options: Mapping[str, object]) -> bool:
+    """Whether the options ask to stack models that do not fit."""
+    from mergekit.options import MergeOptions  # noqa: PLC0415
+
+    return bool(MergeOptions(**options).allow_crimes)
 
 
 def write(job: Job, out: Path) -> None:
@@ -76,80 +103,74 @@ def write(job: Job, out: Path) -> None:
         out: A directory that holds the new config.json already.
 
     Raises:
-        DirectiveError: mergekit has no such option, or does not accept a value.
         RefusedError: mergekit would write other tensors than the layout calls for.
     """
     import transformers  # noqa: PLC0415 - seconds that no other command should wait for
     from mergekit.architecture import get_architecture_info  # noqa: PLC0415
     from mergekit.config import MergeConfiguration  # noqa: PLC0415
-    from mergekit.graph import Executor  # noqa: PLC0415
-    from mergekit.multigpu_executor import MultiGPUExecutor  # noqa: PLC0415
     from mergekit.plan import MergePlanner  # noqa: PLC0415
 
     options = _merge_options(job)
     options.apply_global_options()
-    config = MergeConfiguration.model_validate(_local(job))
-    try:
-        out_config = transformers.AutoConfig.from_pretrained(
-            str(out), trust_remote_code=options.trust_remote_code
-        )
-        architecture = get_architecture_info(config, options)
-        _fresh_loaders(options)
-        if job.changes_tokenizer:
-            _write_tokenizer(config, options, out)
-        targets = MergePlanner(
-            config, architecture, options=options, out_model_config=out_config
-        ).plan_to_disk(out_path=str(out))
-    except Exception as error:
-        raise RefusedError(f"mergekit cannot plan this: {_sentence(error)}") from error
-    _check_plan(targets, job)
+    if not options.verbosity:
+        transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers', of mergekit's own calls
+        try:
+            config = MergeConfiguration.model_validate(_local(job))
+            out_config = transformers.AutoConfig.from_pretrained(
+                str(out), trust_remote_code=options.trust_remote_code
+            )
+            architecture = get_architecture_info(config, options)
+            _fresh_loaders(options)
+            if recipe.changes_tokenizer(job.mergekit):
+                _write_tokenizer(config, options, out)
+            targets = MergePlanner(
+                config, architecture, options=options, out_model_config=out_config
+            ).plan_to_disk(out_path=str(out))
+        except Exception as error:
+            raise RefusedError(f"mergekit cannot plan this: {_sentence(error)}") from error
+        _check_plan(targets, job)
+        try:
+            for _ in _executor(targets, options).run(quiet=options.quiet):
+                pass
+        except OSError:
+            raise
+        except Exception as error:
+            raise RefusedError(f"mergekit stopped: {_sentence(error)}") from error
+        finally:
+            _fresh_loaders(options)
+
+
+def _executor(targets: Sequence[Any], options: Any) -> Any:
+    from mergekit.graph import Executor  # noqa: PLC0415
+    from mergekit.multigpu_executor import MultiGPUExecutor  # noqa: PLC0415
+
     if options.multi_gpu:
-        executor = MultiGPUExecutor(
+        return MultiGPUExecutor(
             targets=targets, storage_device=None if options.low_cpu_memory else "cpu"
         )
-    else:
-        executor = Executor(
-            targets=targets,
-            math_device=options.device,
-            storage_device=options.device if options.low_cpu_memory else "cpu",
-        )
-    try:
-        for _ in executor.run(quiet=options.quiet):
-            pass
-    except OSError:
-        raise
-    except Exception as error:
-        raise RefusedError(f"mergekit stopped: {_sentence(error)}") from error
-    finally:
-        _fresh_loaders(options)
+    return Executor(
+        targets=targets,
+        math_device=options.device,
+        storage_device=options.device if options.low_cpu_memory else "cpu",
+    )
 
 
 def _merge_options(job: Job) -> Any:
     from mergekit.options import MergeOptions  # noqa: PLC0415
-    from pydantic import ValidationError  # noqa: PLC0415
 
-    for name in job.options:
-        if name in DECIDED_HERE:
-            raise DirectiveError(f"--mergekit {name}: {DECIDED_HERE[name]}")
-        if name not in MergeOptions.model_fields:
-            close = nearest(name, MergeOptions.model_fields)
-            raise DirectiveError(
-                f"--mergekit {name}: mergekit has no such option",
-                hint=f"did you mean {close}?" if close else "see mergekit-yaml --help",
-            )
     repeats = len({(layer.model, layer.source) for layer in job.layout.layers}) < len(job.layout)
+    lora_dtypes = {part.tensor.dtype for part in job.parts if part.model.lora}
+    names = {stored: name for name, stored in DTYPES.items()}
     decided: dict[str, object] = {
         "clone_tensors": repeats,
         "lora_merge_cache": None if job.lora_cache is None else str(job.lora_cache),
+        "lora_merge_dtype": names.get(lora_dtypes.pop()) if len(lora_dtypes) == 1 else None,
         "out_shard_size": job.shard_size,
         "quiet": not sys.stderr.isatty(),
     }
-    try:
-        return MergeOptions(**{**decided, **job.options})
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "option"
-        raise DirectiveError(f"--mergekit {name}: {first['msg']}") from error
+    return MergeOptions(**{**decided, **job.options})
 
 
 def _fresh_loaders(options: Any) -> None:

@@ -1,0 +1,216 @@
+"""All that is settled before a byte is written: what goes in, what must come out, and that it fits.
+
+Cheap checks come before anything is fetched, and everything is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave import architecture, modelconfig, recipe, smallfiles
+from mergekit_interleave.assembly import DTYPES, Part, assemble
+from mergekit_interleave.checkpoint import Checkpoint
+from mergekit_interleave.errors import LayoutError, OutputError, RefusedError
+from mergekit_interleave.expand import Expansion, Models
+from mergekit_interleave.layout import Layout
+from mergekit_interleave.naming import PublicNames
+from mergekit_interleave.reference import ModelRef, parse_model
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is to be made, settled.
+
+    Attributes:
+        expansion: The directive and its layout.
+        sources: The models whose layers are taken.
+        base: The model that gives config, tokenizer and small files.
+        public: What to call the models before the world.
+        parts: Every tensor of the result.
+        dtype: The dtype to state in config.json, where it is not the base's.
+        small_files: The base's files to carry, by their names below it.
+    """
+
+    expansion: Expansion
+    sources: Mapping[ModelRef, Checkpoint]
+    base: Checkpoint
+    public: PublicNames
+    parts: Sequence[Part]
+    dtype: str | None
+    small_files: Sequence[tuple[str, Path]]
+
+    @property
+    def mergekit(self) -> Mapping[str, object]:
+        """Mergekit's own keys of the directive."""
+        return self.expansion.directive.mergekit
+
+    @property
+    def layout(self) -> Layout:
+        """The layers, with the scales that mergekit's top-level parameters give them."""
+        return recipe.effective(self.expansion.layout, self.mergekit)
+
+    @property
+    def recipe(self) -> str:
+        """The mergekit YAML, without local paths."""
+        return recipe.to_yaml(self.expansion.layout, self.mergekit, self.public)
+
+    @property
+    def first(self) -> Checkpoint:
+        """The model of the first layer."""
+        return self.sources[self.layout.models[0]]
+
+    @property
+    def uses_lora(self) -> bool:
+        """Whether a LoRA is merged into a source first."""
+        return any(model.lora for model in self.sources)
+
+    @property
+    def converts(self) -> bool:
+        """Whether any tensor is written in another dtype than its own."""
+        return any(part.dtype != part.tensor.dtype for part in self.parts)
+
+    def config(self, vocab_size: int | None = None) -> dict[str, Any]:
+        """config.json of the result."""
+        return modelconfig.deepened(
+            self.base.config, depth=len(self.layout), dtype=self.dtype, vocab_size=vocab_size
+        )
+
+    @cached_property
+    def identities(self) -> frozenset[int]:
+        """The indices of the new layers that pass their input on unchanged."""
+        found = set()
+        for layer in self.layout.new_layers:
+            checkpoint = self.sources[layer.model]
+            names = checkpoint.layer_tensors(layer.source)
+            try:
+                architecture.check_identity(layer.scales, names, checkpoint.require_family())
+            except LayoutError:
+                continue
+            if layer.zeroed:
+                found.add(layer.index)
+        return frozenset(found)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the result computes what its base computes, conversion apart."""
+        layers = self.layout.layers
+        kept = [layer.source for layer in layers if not layer.new]
+        inside = self.first.require_family().layers + "."
+        return (
+            len(self.sources) == 1
+            and not self.uses_lora
+            and not recipe.changes_tokenizer(self.mergekit)
+            and kept == list(range(self.first.depth))
+            and self.identities == {layer.index for layer in layers if layer.new}
+            and all(p.scale in (None, 1) for p in self.parts if not p.name.startswith(inside))
+        )
+
+    def check_room(self, out: Path) -> None:
+        """Check that the disk has room for the result.
+
+        Raises:
+            OutputError: It has not.
+        """
+        needed = sum(part.nbytes for part in self.parts)
+        needed += sum(file.stat().st_size for _, file in self.small_files)
+        for model, checkpoint in self.sources.items():
+            if model.lora:
+                needed += sum(tensor.nbytes for tensor in checkpoint.tensors.values())
+        free = shutil.disk_usage(out.parent).free
+        if needed > free:
+            raise OutputError(
+                f"{out}: no room: {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
+            )
+
+
+def preflight(
+    expansion: Expansion,
+    models: Models,
+    out: Path,
+    *,
+    base_model: str | None = None,
+    mix: bool = False,
+) -> Preflight:
+    """Settle what is to be made.
+
+    Args:
+        expansion: The directive and its layout.
+        models: Where the source models are opened.
+        out: Where the result is to appear, absolute.
+        base_model: The Hub id of the only source model, where its directory does not tell.
+        mix: Stack models although they do not fit.
+
+    Raises:
+        InterleaveError: It cannot be made.
+    """
+    keys = expansion.directive.mergekit
+    sources = {model: models.open(model) for model in expansion.layout.models}
+    base = next(iter(sources.values()))
+    if "base_model" in keys:
+        base = models.open(parse_model(keys["base_model"], "base_model"))
+    opened = {**sources, base.ref: base}
+    for checkpoint in opened.values():
+        _check_fit(checkpoint, base, mix=mix)
+        _check_apart(checkpoint, out)
+    public = PublicNames.of(opened, base_model)
+
+    models.fetch_small_files(base)
+    for checkpoint in sources.values():
+        models.fetch_weights(checkpoint)
+    dtype = keys.get("out_dtype", keys.get("dtype"))
+    wanted = None if dtype is None else str(dtype).removeprefix("torch.")
+    parts = assemble(recipe.effective(expansion.layout, keys), sources, wanted)
+    tokenizer = smallfiles.TOKENIZER_FILES if recipe.changes_tokenizer(keys) else ()
+    return Preflight(
+        expansion=expansion,
+        sources=sources,
+        base=base,
+        public=public,
+        parts=parts,
+        dtype=wanted or _dtype_of(parts, base),
+        small_files=tuple(smallfiles.collect(base, without=tokenizer)),
+    )
+
+
+def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
+    family = base.require_family()
+    if model.require_family().layers != family.layers or (
+        model.model_type != base.model_type and not mix
+    ):
+        found: tuple[str, object, object] | None = ("type", model.model_type, base.model_type)
+    else:
+        found = None if mix else modelconfig.disagreement(model.config, base.config, family)
+    if found is not None:
+        key, ours, theirs = found
+        raise RefusedError(
+            f"{model.ref} does not fit {base.ref}: {key} is {ours!r}, not {theirs!r}",
+            hint="--mergekit allow_crimes=true to insist",
+        )
+
+
+def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
+    """OUT is no source model and holds none, which --force would destroy."""
+    source = checkpoint.path.resolve()
+    place = out.resolve()
+    if place == source or place in source.parents:
+        raise OutputError(f"{out}: is, or holds, the source model {checkpoint.ref}")
+
+
+def _dtype_of(parts: Sequence[Part], base: Checkpoint) -> str | None:
+    """The dtype to state where the base's config does not speak for all the weights."""
+    stored = {part.dtype for part in parts}
+    stated = modelconfig.stated_dtype(base.config)
+    if all(part.model == base.ref for part in parts) or stated is None:
+        return None
+    if len(stored) > 1:
+        raise RefusedError(
+            f"the models are stored in several dtypes: {', '.join(sorted(stored))}",
+            hint="state the one to write: `dtype: bfloat16`",
+        )
+    found = {name: dtype for dtype, name in DTYPES.items()}.get(stored.pop())
+    return None if found == stated else found

@@ -1,0 +1,162 @@
+"""The small files of a base that every copy of it carries: tokenizer, license, custom code, ...
+
+They are copied as they are, but for the names of directories of this machine, which some tools
+leave in them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave.checkpoint import CONFIG, WEIGHT_PATTERNS, Checkpoint, is_checkpoint
+from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.hub import is_hub_id
+from mergekit_interleave.staging import SUFFIXES
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+# Names without a star are those of the top directory alone.
+_LEFT = (
+    *WEIGHT_PATTERNS,
+    "*.safetensors.index.json",
+    "*.bin.index.json",
+    CONFIG,
+    "README.md",
+    "params.json",
+    "trainer_state.json",
+    "interleave.json",
+    "interleave.yml",
+    "mergekit_config.yml",
+    ".git",
+    ".git/*",
+    ".cache/*",
+)
+
+_MAX_SIZE = 256 * 2**20
+
+NAME_KEYS = ("name_or_path", "_name_or_path")
+"""Keys under which older tools wrote what a config or tokenizer was loaded from."""
+
+
+@dataclass(frozen=True)
+class SmallFile:
+    """A file to carry along.
+
+    Attributes:
+        name: Its path below the base, with forward slashes.
+        content: What it holds, without directories of this machine.
+    """
+
+    name: str
+    content: bytes
+
+
+def collect(base: Checkpoint, *, without: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:
+    """The files of a base to carry along.
+
+    Args:
+        base: The checkpoint.
+        without: Names to leave.
+
+    Yields:
+        The path below the base with forward slashes, and the file.
+    """
+    for folder, folders, files in os.walk(base.path):
+        below = Path(folder).relative_to(base.path)
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not _is_left((below / name / "x").as_posix()) and not _is_apart(Path(folder, name))
+        )
+        for name in sorted(files):
+            file, relative = Path(folder, name), (below / name).as_posix()
+            if relative in without or _is_left(relative) or not file.is_file():
+                continue
+            if file.stat().st_size > _MAX_SIZE:
+                log.warning("%s is not copied: it is larger than any file a model needs", relative)
+            else:
+                yield relative, file
+
+
+def read(name: str, file: Path, base: Checkpoint) -> SmallFile | None:
+    """Read a file, without the directories of this machine.
+
+    Returns:
+        None where it cannot be had without them: a recipe that names its model by its path.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file}: {error.strerror or error}") from error
+    if file.suffix == ".json" and any(key.encode() in content for key in NAME_KEYS):
+        content = _without_paths(content)
+    if base.is_local and any(place in content for place in _places(base)):
+        log.warning("%s is not copied: it names a directory of this machine", name)
+        return None
+    return SmallFile(name, content)
+
+
+def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object without the keys that say from which directory it was loaded."""
+    return {
+        key: value
+        for key, value in config.items()
+        if key not in NAME_KEYS or value == "" or is_hub_id(str(value))
+    }
+
+
+def _without_paths(content: bytes) -> bytes:
+    try:
+        document = json.loads(content)
+    except ValueError:
+        return content
+    if not isinstance(document, dict):
+        return content
+    mended = without_local_names(document)
+    if mended == document:
+        return content
+    return (json.dumps(mended, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _places(base: Checkpoint) -> set[bytes]:
+    """The base's own directory, as other files beside it may name it."""
+    places = {os.fsencode(base.path.absolute()), os.fsencode(base.path.resolve())}
+    return {place for place in places if place.count(b"/") > 1}  # `/model` may be any word
+
+
+def _is_apart(folder: Path) -> bool:
+    """Whether a folder below a checkpoint is none of its own: a link, a model, a run's staging."""
+    return (
+        folder.is_symlink()
+        or (is_checkpoint(folder) and any(folder.glob("*.safetensors")))
+        or folder.name.endswith(SUFFIXES)
+    )
+
+
+def _is_left(relative: str) -> bool:
+    name = relative.rsplit("/", 1)[-1]
+    return any(
+        fnmatch.fnmatchcase(name if p.startswith("*") else relative, p) for p in _LEFT
+    ) or fnmatch.fnmatchcase(name, "consolidated.*")
