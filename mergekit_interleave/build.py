@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import card, manifest, recipe, smallfiles
+from mergekit_interleave import card, manifest, recipe, smallfiles, yamltext
 from mergekit_interleave.assembly import check_written
 from mergekit_interleave.checkpoint import CONFIG, read_tensors
 from mergekit_interleave.engines import mergekit as engine
@@ -104,8 +104,9 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
             (embeddings,) = plan.first.require_family().before_layers
             _write_json(work / CONFIG, plan.config(written[embeddings].shape[0]))
         (work / RECIPE_FILE).write_text(plan.recipe, encoding="utf-8")
-        _write_json(work / manifest.FILE, manifest.describe(plan))
         _write_card(plan, out.name, work / CARD_FILE)
+        files = sorted({*os.listdir(work), manifest.FILE})
+        _write_json(work / manifest.FILE, manifest.describe(plan, files))
     nbytes = sum(tensor.nbytes for tensor in written.values())
     return Report(plan.layout, sum(t.elements for t in written.values()), nbytes)
 
@@ -138,6 +139,7 @@ def _write_card(plan: Preflight, name: str, file: Path) -> None:
             names=[public.names[model].path for model in layout.models],
             base_models=list(dict.fromkeys(origin.path for origin in origins)),
             base_card=card.read_front_matter(plan.base.path),
+            directive=yamltext.write(manifest.directive_of(plan)),
             recipe=plan.recipe,
             depth=plan.first.depth,
             parameters=(
@@ -146,7 +148,7 @@ def _write_card(plan: Preflight, name: str, file: Path) -> None:
             ),
             identities=plan.identities,
             identity=plan.is_identity,
-            converted=plan.converts,
+            conversion=plan.conversion,
             fingerprint=manifest.fingerprint(layout),
         )
         file.write_text(card.write(facts), encoding="utf-8")

@@ -24,12 +24,13 @@ class Facts:
         names: What to call each of the layout's models, in their order.
         base_models: Their Hub ids, those that are known.
         base_card: The front matter of the base's own card.
-        recipe: The mergekit YAML, without local paths.
+        directive: The directive as YAML, without local paths.
+        recipe: The mergekit YAML, likewise.
         depth: The base's number of layers.
         parameters: The new model's number of parameters, and the base's.
         identities: The indices of the new layers that pass their input on unchanged.
         identity: Whether the outputs are the base's own, conversion apart.
-        converted: Whether weights were converted to another dtype.
+        conversion: From which dtypes to which the weights were converted, if they were.
         fingerprint: The layout's.
     """
 
@@ -39,12 +40,13 @@ class Facts:
     names: Sequence[str]
     base_models: Sequence[str]
     base_card: Mapping[str, Any]
+    directive: str
     recipe: str
     depth: int
     parameters: tuple[int, int]
     identities: Collection[int]
     identity: bool
-    converted: bool
+    conversion: str | None
     fingerprint: str
 
 
@@ -79,9 +81,14 @@ def _method(facts: Facts) -> tuple[str, str]:
     """The tag of what was done, and its name in words."""
     if len(facts.layout.models) > 1:
         return "frankenmerge", "a stack of layers from several models"
-    new = facts.layout.new_layers
-    if new and all(layer.index in facts.identities for layer in new):
+    layout = facts.layout
+    if not layout.new_layers:
+        shorter = len(layout) < facts.depth
+        return ("pruning", "leaving layers out") if shorter else ("passthrough", "rearrangement")
+    if all(layer.index in facts.identities for layer in layout.new_layers):
         return "block-expansion", "block expansion: the new layers start as identities"
+    if any(layer.scales for layer in layout.layers):
+        return "passthrough", "copying and scaling layers"
     return "depth-up-scaling", "depth up-scaling: the new layers are copies"
 
 
@@ -92,8 +99,8 @@ def _body(facts: Facts) -> str:
         if facts.identity
         else "Untrained: its outputs differ from its base's, and it needs training to heal."
     )
-    if facts.converted:
-        status += " Weights were converted to another dtype, which rounds them."
+    if facts.conversion:
+        status += f" Weights were converted: {facts.conversion}."
     trained = [str(layer.index) for layer in layout.new_layers]
     rows = [
         ("layers", f"{facts.depth} → {len(layout)}, {len(layout.new_layers)} of them new"),
@@ -131,13 +138,20 @@ Brackets hold the new layers.
 
 ## Recipe
 
+The directive:
+
+```yaml
+{facts.directive.rstrip()}
+```
+
 The [mergekit](https://github.com/arcee-ai/mergekit) configuration that gives these weights:
 
 ```yaml
 {facts.recipe.rstrip()}
 ```
 
-Made with mergekit-interleave {__version__}; `interleave.json` lists every layer.
+A name without a slash stands for a local directory. Made with mergekit-interleave
+{__version__}; `interleave.json` lists every layer.
 """
 
 

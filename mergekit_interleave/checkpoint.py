@@ -170,6 +170,21 @@ class Checkpoint:
         before = [name for name in outside if name in family.before_layers]
         return before, [name for name in outside if name not in family.before_layers]
 
+    def check_depth(self) -> None:
+        """Check that there are tensors for the stated layers and for no others.
+
+        Raises:
+            CheckpointError: There are not.
+        """
+        for index in range(min(self.depth, len(self._layers) + 1)):
+            self.layer_tensors(index)
+        beyond = [index for index in self._layers if index >= self.depth]
+        if beyond:
+            raise CheckpointError(
+                f"{self.path}: tensors for layer {min(beyond)}, though {CONFIG} states "
+                f"{self.depth} layers"
+            )
+
     def layer_tensors(self, index: int) -> list[str]:
         """The names of the tensors of a layer that a model of the family loads.
 
@@ -215,7 +230,7 @@ def open_checkpoint(
         return Checkpoint(ref, path, _read_config(path), is_local=True)
     if not hub.is_hub_id(ref.path):
         raise CheckpointError(
-            f"{ref.path}: no such directory", hint="a Hub id has the form org/name"
+            f"{ref.path}: no such directory in {Path.cwd()}", hint="a Hub id has the form org/name"
         )
     path = hub.fetch_config(ref.model, cached_only=cached_only, cache_dir=cache_dir)
     return Checkpoint(ref, path, _read_config(path), is_local=False)
@@ -313,7 +328,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise CheckpointError(f"{path}: not a directory")
+        raise CheckpointError(f"{path}: not a directory", hint=f"use --model {path.parent}")
     if not is_checkpoint(path):
         raise CheckpointError(f"{path}: not a checkpoint: there is no {CONFIG}")
     return read_json(path / CONFIG)

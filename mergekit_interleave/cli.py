@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from mergekit_interleave import __version__
 from mergekit_interleave import directive as directives
-from mergekit_interleave.errors import DirectiveError, InterleaveError
+from mergekit_interleave.errors import DirectiveError, InterleaveError, OutputError
 
 
 class _Plain:
@@ -33,11 +33,19 @@ class _Plain:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             param._runtime_param = _AsTyped()  # noqa: SLF001
+            if param.metavar is None:
+                param.display_type_rich = _no_type
         return params
 
 
+def _no_type(ctx: Any) -> None:
+    """A flag takes no value, so the help shows none."""
+
+
 class _PlainCommand(_Plain, TyperCommand):
-    pass
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
+        arguments = (p.metavar or "" for p in self.params if p.param_type_name == "argument")
+        return ["[OPTIONS]", *arguments]
 
 
 class _PlainGroup(_Plain, TyperGroup):
@@ -79,16 +87,18 @@ def _growth(help_text: str, metavar: str) -> typer.models.OptionInfo:
     return option
 
 
-Every = Annotated[str | None, _growth("A new layer, zeroed, after every Nth layer.", "N")]
-Add = Annotated[str | None, _growth("K new layers, zeroed, evenly spread.", "K")]
-Append = Annotated[str | None, _growth("K copies of the last layer, zeroed, at the end.", "K")]
-Repeat = Annotated[
-    str | None,
+Every = Annotated[list[str] | None, _growth("A new layer, zeroed, after every Nth layer.", "N")]
+Add = Annotated[list[str] | None, _growth("K new layers, zeroed, evenly spread.", "K")]
+Append = Annotated[
+    list[str] | None, _growth("K copies of the last layer, zeroed, at the end.", "K")
+]
+Repeat = Annotated[list[str] | None,
     _growth("A range twice, layer by layer; 8:24x3@block: as a block, 3 times.", "START:STOP"),
 ]  # fmt: skip
-Stack = Annotated[str | None, _growth("Ranges one after another, such as 0:24,8:32.", "RANGE,...")]
-Zero = Annotated[
-    str | None,
+Stack = Annotated[
+    list[str] | None, _growth("Ranges one after another, such as 0:24,8:32.", "RANGE,...")
+]
+Zero = Annotated[list[str] | None,
     _growth("What new layers zero: auto, none, or names: o_proj,down_proj.", "NAMES"),
 ]  # fmt: skip
 NonIdentity = Annotated[
@@ -100,14 +110,15 @@ NonIdentity = Annotated[
     ),
 ]
 Model = Annotated[
-    str | None, typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL")
+    list[str] | None,
+    typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
 ]
 Layers = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(help="Its number of layers, where its config cannot be read.", metavar="N"),
 ]
 Dtype = Annotated[
-    str | None, typer.Option(help="Convert the weights, such as bfloat16.", metavar="DTYPE")
+    list[str] | None, typer.Option(help="Convert the weights, such as bfloat16.", metavar="DTYPE")
 ]
 
 
@@ -148,6 +159,8 @@ def gen(  # noqa: PLR0913 - one parameter for each flag
         repeat=repeat, stack=stack, zero=zero, dtype=dtype,
     )  # fmt: skip
     expansion = resolve(wanted, Models(), allow_non_identity=allow_non_identity)
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
     sys.stdout.write(expansion.recipe)
 
 
@@ -176,7 +189,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     out_shard_size: Annotated[str, typer.Option(
         metavar="SIZE", help="The most bytes of one shard, such as 5B, 5GB or 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option(
-        "--force", help="Replace a model that stands at OUT.")] = False,
+        "--force", help="Replace a model that stands at OUT, and nothing else.")] = False,
     base_model: Annotated[str | None, typer.Option(
         metavar="ORG/NAME", help="What to call a local source model in OUT.")] = None,
     cuda: Annotated[bool, typer.Option("--cuda", help=
@@ -186,7 +199,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     low_cpu_memory: Annotated[bool, typer.Option("--low-cpu-memory", help=
         "Keep intermediate values on the device.", rich_help_panel="mergekit's options")] = False,
     lazy_unpickle: Annotated[bool, typer.Option("--lazy-unpickle", help=
-        "Load pickles lazily.", rich_help_panel="mergekit's options")] = False,
+        "Load pickles lazily, if at all.", rich_help_panel="mergekit's options")] = False,
     async_write: Annotated[bool, typer.Option("--async-write", help=
         "Write shards while the next are made.", rich_help_panel="mergekit's options")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
@@ -202,12 +215,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
 
     if engine not in ("auto", "mergekit"):
         raise DirectiveError(f"--engine: {engine!r} is no engine", hint="auto or mergekit")
-    if len(words) > 2:  # noqa: PLR2004 - DIRECTIVE and OUT
-        raise DirectiveError(
-            f"expected [DIRECTIVE] OUT, found {len(words)} words: {' '.join(words)}",
-            hint="a directive with spaces stands in quotes",
-        )
-    directive, out = words[0] if len(words) == 2 else None, words[-1]  # noqa: PLR2004
+    directive, out = _directive_and_out(words)
     flags = {
         "cuda": cuda,
         "device": device,
@@ -244,12 +252,38 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     )
 
 
-def _read(source: str | None, **flags: str | None) -> directives.Directive:
+def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
+    """The words of `run`: the last is always OUT."""
+    *directive, out = words
+    if len(directive) > 1:
+        raise DirectiveError(f"expected [DIRECTIVE] OUT, found {len(words)} words", hint=_QUOTES)
+    if not directive and (out == "-" or directives.is_inline(out) or os.path.isfile(out)):
+        raise DirectiveError(
+            f"no OUT: {out!r} is a directive", hint=f"mk-interleave run {out!r} OUT"
+        )
+    if not out:
+        raise DirectiveError("OUT is empty")
+    return (directive[0] if directive else None), out
+
+
+_QUOTES = "a directive with spaces stands in quotes: 'interleave: every 4'"
+
+
+def _read(source: str | None, **flags: list[str] | None) -> directives.Directive:
     """The directive that the arguments and flags say together; flags win."""
-    given = directives.from_flags(**flags)
+    given = directives.from_flags(**{name: _joined(name, said) for name, said in flags.items()})
     if source is None:
         return given
     return directives.load(source, sys.stdin).replaced_by(given)
+
+
+def _joined(name: str, said: list[str] | None) -> str | None:
+    """What a flag says; only lists may be said in several flags."""
+    if not said:
+        return None
+    if len(said) > 1 and name not in ("stack", "zero"):
+        raise DirectiveError(f"--{name} is given twice", hint="keep one")
+    return ",".join(said)
 
 
 def _key_value(text: str) -> tuple[str, str]:
@@ -296,12 +330,18 @@ class _Words(logging.Handler):
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 refused or unusable, 2 wrong words, 130 Ctrl-C."""
-    words = logging.getLogger("mergekit_interleave")
-    words.handlers, words.propagate = [_Words()], False
-    debug = "--debug" in (sys.argv if args is None else args)
+    words = sys.argv[1:] if args is None else args
+    debug = "--debug" in words
+    log = logging.getLogger("mergekit_interleave")
+    log.handlers, log.propagate = [_Words()], False
     try:
-        status = app(args, standalone_mode=False)
-        sys.stdout.flush()
+        status = app(
+            [word for word in words if word != "--debug"],
+            prog_name="mk-interleave",
+            standalone_mode=False,
+        )
+        if sys.stdout is not None:
+            sys.stdout.flush()
         if status == _INTERRUPTED:  # typer's own answer to Ctrl-C
             _fail("interrupted", None, _INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
@@ -310,22 +350,31 @@ def main(args: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # or Python complains once more while it shuts down
         sys.exit(141)
-    except InterleaveError as error:
-        if debug:
-            raise
-        _fail(str(error), error.hint, error.exit_code)
-    except typer.TyperException as error:
-        _fail(error.format_message(), _usage_hint(error), error.exit_code)
     except Exception as error:
-        if debug:
+        if debug and not isinstance(error, typer.TyperException):
             raise
-        message = f"unexpected {type(error).__name__}: {error}"
-        _fail(message, "`mk-interleave --debug ...` shows where; please report it", 1)
+        _fail(*_explain(error, words))
 
 
-def _usage_hint(error: typer.TyperException) -> str:
-    context = getattr(error, "ctx", None)
-    return f"{context.command_path if context else 'mk-interleave'} --help"
+def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
+    """What to say of an error, what to do about it, and the exit code."""
+    match error:
+        case InterleaveError():
+            return str(error), error.hint, error.exit_code
+        case typer.TyperException():
+            return error.format_message(), _usage_hint(error, words), error.exit_code
+        case OSError():
+            place = error.filename or "standard output"
+            return f"{place}: {error.strerror or error}", None, 1
+    hint = "`mk-interleave --debug ...` shows where; please report it"
+    return f"unexpected {type(error).__name__}: {error}", hint, 1
+
+
+def _usage_hint(error: typer.TyperException, words: list[str]) -> str:
+    if "extra argument" in error.format_message():
+        return _QUOTES
+    command = next((word for word in words if word in ("gen", "run")), None)
+    return f"mk-interleave {command} --help" if command else "mk-interleave --help"
 
 
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:

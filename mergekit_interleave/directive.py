@@ -77,6 +77,7 @@ Zero: TypeAlias = "str | tuple[str, ...]"
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
 
+_INLINE = "the directive"
 _SHORTEST = "the shortest directive is `interleave: every 4`"
 
 _MERGEKIT_KEYS = (
@@ -125,6 +126,8 @@ class Directive:
             for name in ("growth", "model", "layers", "zero")
             if getattr(flags, name) is not None
         }
+        if isinstance(self.growth, Spelled) and flags.growth is not None:
+            changes = {"model": _sole_model(self.growth), **changes}
         return dataclasses.replace(self, mergekit={**self.mergekit, **flags.mergekit}, **changes)
 
     def to_document(
@@ -158,6 +161,16 @@ class Directive:
         return {**document, **self.mergekit}
 
 
+def _sole_model(spelled: Spelled) -> ModelRef | None:
+    """The model that all slices of a mergekit config name, where it is one and the same."""
+    try:
+        slices: Any = spelled.document["slices"]
+        (model,) = {parse_model(part["sources"][0]["model"], "model") for part in slices}
+    except (KeyError, TypeError, IndexError, ValueError, DirectiveError):
+        return None
+    return model
+
+
 def load(source: str, stdin: IO[str]) -> Directive:
     """Read a directive from a file, from standard input (`-`) or from the text itself.
 
@@ -173,16 +186,21 @@ def load(source: str, stdin: IO[str]) -> Directive:
     path = Path(source)
     if _is_file(path):
         return load_file(path)
-    if re.search(r":(\s|$)", source) or source.lstrip().startswith("{"):
-        return parse(source, "the directive")
+    if is_inline(source):
+        return parse(source, _INLINE)
     if path.is_dir():
         raise DirectiveError(
             f"{source}: is a directory, not a directive", hint=f"use `--model {source}`"
         )
     raise DirectiveError(
         f"{source}: no such file",
-        hint="a directive given inline has the form 'interleave: every 4'",
+        hint="a directive given inline has a space after each colon: 'interleave: every 4'",
     )
+
+
+def is_inline(text: str) -> bool:
+    """Whether a word on the command line is a directive rather than a file's name."""
+    return bool(re.search(r":(\s|$)", text)) or text.lstrip().startswith("{")
 
 
 def load_file(path: Path) -> Directive:
@@ -227,7 +245,13 @@ def parse(text: str, where: str) -> Directive:
             f"{where}: expected `key: value` lines, found {_kind(document)}",
             hint=_SHORTEST,
         )
-    return from_document(document)
+    try:
+        return from_document(document)
+    except DirectiveError as error:
+        if where == _INLINE:
+            raise
+        hint = "that is a model's config.json: use --model" if "model_type" in document else None
+        raise DirectiveError(f"{where}: {error}", hint=hint or error.hint) from error
 
 
 def from_document(document: Mapping[Any, object]) -> Directive:
@@ -308,8 +332,8 @@ def from_flags(  # noqa: PLR0913 - one parameter for each flag
 
 def _interleave(value: object, where: str) -> Growth:
     match str(value).split() if isinstance(value, str) else None:
-        case ["every", n]:
-            return Every(_positive(n, f"{where}: every {n}"))
+        case ["every", n] | ["every", n, "layers" | "layer"]:
+            return Every(_positive(re.sub(r"(?<=\d)(st|nd|rd|th)$", "", n), f"{where}: every {n}"))
         case [count, "layers" | "layer"]:
             return Spread(_positive(count, f"{where}: {count} layers"))
     raise DirectiveError(
@@ -328,6 +352,8 @@ _REPEAT = re.compile(r"(?P<start>\d+):(?P<stop>\d+)(x(?P<times>\d+))?(@(?P<form>
 def _repeat(value: object, where: str) -> Growth:
     times: object = 2
     form: object = "layers"
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        value = yamltext.read(value, where)
     if isinstance(value, str):
         match = _REPEAT.fullmatch(value.replace(" ", ""))
         if match is None:
@@ -355,8 +381,10 @@ def _repeat(value: object, where: str) -> Growth:
 
 
 def _stack(value: object, where: str) -> Growth:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = yamltext.read(value, where)
     if isinstance(value, str):
-        value = [part.split(":") for part in value.replace(" ", "").split(",")]
+        value = value.split(",")
     if not isinstance(value, list) or not value:
         raise DirectiveError(
             f"{where}: expected a list of ranges, found {_kind(value)}",
@@ -379,8 +407,8 @@ def parse_zero(value: object, where: str) -> Zero:
     Raises:
         DirectiveError: The value is none of these.
     """
-    if value in (AUTO, NONE):
-        return str(value)
+    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE):
+        return value.strip().lower()
     names = value.strip("[] ").split(",") if isinstance(value, str) else value
     if isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names):
         stripped = tuple(name.strip() for name in names)
@@ -389,7 +417,7 @@ def parse_zero(value: object, where: str) -> Zero:
         return stripped
     raise DirectiveError(
         f"{where}: expected `auto`, `none` or a list of names, found {value!r}",
-        hint="for example `zero: [o_proj, down_proj]`",
+        hint="for example `zero: [o_proj, down_proj]`, or `zero: none` for plain copies",
     )
 
 
@@ -403,6 +431,8 @@ def parse_layers(value: object, where: str) -> int:
 
 
 def _range(value: object, where: str) -> tuple[int, int]:
+    if isinstance(value, str):
+        value = value.split(":")
     if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004 - start and stop
         raise DirectiveError(f"{where}: expected a range [START, STOP], found {value!r}")
     start, stop = (_whole(bound, where) for bound in value)
@@ -436,7 +466,13 @@ def _whole(value: object, where: str) -> int:
 def _dtype(value: object, where: str) -> str:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     if name not in DTYPES:
-        close = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32"}
+        close = {
+            "bf16": "bfloat16",
+            "fp16": "float16",
+            "half": "float16",
+            "fp32": "float32",
+            "float": "float32",
+        }
         guess = close.get(str(name)) or nearest(str(name), DTYPES)
         raise DirectiveError(
             f"{where}: {value!r} is no dtype that weights can be written in",
@@ -449,9 +485,12 @@ def _mergekit_keys(document: Mapping[Any, object]) -> dict[str, object]:
     keys = {key: value for key, value in document.items() if key in _MERGEKIT_KEYS}
     method = keys.pop("merge_method", "passthrough")
     if method != "passthrough":
+        typo = nearest(str(method), ["passthrough"]) or "passthrough".startswith(str(method))
         raise DirectiveError(
-            f"merge_method: {method!r} blends models; only passthrough keeps layers as they are",
-            hint="run the blend with mergekit-yaml first, then expand its result",
+            f"merge_method: {method!r} is not passthrough, which alone keeps layers as they are",
+            hint="did you mean `passthrough`?"
+            if typo
+            else "run the blend with mergekit-yaml first, then expand its result",
         )
     for key in ("dtype", "out_dtype"):
         if key in keys:

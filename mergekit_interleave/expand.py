@@ -6,6 +6,7 @@ needs it.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from dataclasses import dataclass, field
@@ -22,7 +23,14 @@ from mergekit_interleave.checkpoint import (
 )
 from mergekit_interleave.directive import AUTO, NONE, Directive, Spelled, Stack
 from mergekit_interleave.errors import CheckpointError, DirectiveError, LayoutError
-from mergekit_interleave.layout import Layout, Scales, check_range, expand, zeroing
+from mergekit_interleave.layout import (
+    Layout,
+    Scales,
+    check_range,
+    expand,
+    scale_of,
+    zeroing,
+)
 from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
 
 log = logging.getLogger(__name__)
@@ -124,7 +132,7 @@ def resolve(
     recipe.check_keys_of_mergekit(directive.mergekit)
     models.cached_only = directive.layers is not None
     if isinstance(directive.growth, Spelled):
-        layout = _spelled(directive.growth, directive.layers, models, strict=strict)
+        layout = _spelled(directive, directive.growth, models, strict=strict)
         return Expansion(directive, layout)
     if directive.growth is None or directive.model is None:
         raise TypeError("_completed fills these in")
@@ -136,6 +144,8 @@ def resolve(
     depth = _depth(directive, checkpoint, strict=strict)
     scales = _zero_scales(directive, checkpoint)
     layout = expand(directive.growth, directive.model, depth, scales)
+    if checkpoint is None and directive.zero_rule not in (AUTO, NONE):
+        log.warning("zero: the names are not checked: the model cannot be read")
     if checkpoint is not None and scales:
         try:
             _check_zeroing(layout, checkpoint, scales, allow_non_identity=allow_non_identity)
@@ -151,11 +161,10 @@ def _completed(directive: Directive) -> Directive:
     if directive.growth is None and os.path.isfile(PROJECT_FILE):
         directive = directives.load_file(Path(PROJECT_FILE)).replaced_by(directive)
     if isinstance(directive.growth, Spelled):
-        for name in ("model", "zero"):
-            if getattr(directive, name) is not None:
-                raise DirectiveError(
-                    f"--{name} has no place beside a mergekit config, which says it for every layer"
-                )
+        if directive.zero is not None:
+            raise DirectiveError(
+                "--zero has no place beside a mergekit config, which says it for every layer"
+            )
         return directive
     if directive.growth is None:
         raise DirectiveError(
@@ -253,9 +262,31 @@ def _check_zeroing(
         if checkpoint.has_weights:
             before, after = map(tuple, checkpoint.outside_layers())
         architecture.check_outside(layout, before, after)
+        _warn_of_dead_tensors(layout, checkpoint, scales)
 
 
-def _spelled(growth: Spelled, layers: int | None, models: Models, *, strict: bool) -> Layout:
+def _warn_of_dead_tensors(layout: Layout, checkpoint: Checkpoint, scales: Scales) -> None:
+    """Two zeros in a row give each other no gradient: what is not a writer need not be zero."""
+    family = checkpoint.require_family()
+    index = layout.new_layers[0].source
+    tensors = checkpoint.layer_tensors(index) if checkpoint.has_weights else []
+    others = [
+        tensor.removeprefix(family.layer_prefix(index))
+        for tensor in tensors
+        if scale_of(tensor, scales) == 0
+        and not any(writer in tensor for writer in family.residual_writers)
+    ]
+    if others:
+        log.warning(
+            "zero: %s is zeroed too, though it writes nothing to the residual stream; the new "
+            "layers may get no gradients (`zero: auto` is enough)",
+            others[0],
+        )
+
+
+def _spelled(directive: Directive, growth: Spelled, models: Models, *, strict: bool) -> Layout:
+    """The layout of a mergekit config; --model takes the place of its only model."""
+
     def depth_of(model: ModelRef) -> int | None:
         try:
             return models.open(model).depth
@@ -265,10 +296,15 @@ def _spelled(growth: Spelled, layers: int | None, models: Models, *, strict: boo
             if model not in warned:
                 warned.add(model)
                 log.warning("%s; its layers are taken as stated", error)
-            return layers
+            return directive.layers
 
     warned: set[ModelRef] = set()
     layout = recipe.from_document(growth.document, depth_of)
+    if directive.model is not None:
+        if len(layout.models) > 1:
+            raise DirectiveError("--model: the mergekit config names several models")
+        slices = (dataclasses.replace(part, model=directive.model) for part in layout.slices)
+        layout = Layout(tuple(slices))
     depths = {model: depth_of(model) for model in layout.models}
     for part in layout.slices:
         depth = depths[part.model]

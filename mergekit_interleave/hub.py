@@ -99,6 +99,9 @@ def is_hub_id(text: str) -> bool:
 
 def _ask(fetch: Callable[[], _T], model: ModelPath) -> _T:
     from huggingface_hub import errors  # noqa: PLC0415
+    from huggingface_hub.utils import logging  # noqa: PLC0415
+
+    logging.set_verbosity_error()  # its retries are not for the reader; the outcome is said below
 
     # First match wins: a gated repository is also one that was not found.
     reasons: tuple[tuple[type[Exception], str, str], ...] = (
@@ -119,7 +122,7 @@ def _ask(fetch: Callable[[], _T], model: ModelPath) -> _T:
         ),
         (
             errors.LocalEntryNotFoundError,
-            "not in the cache, and the Hub was not reached",
+            "no such directory, not in the Hub's cache, and the Hub was not reached",
             "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE",
         ),
         (errors.EntryNotFoundError, "no config.json there", "a model repository is needed"),

@@ -142,10 +142,10 @@ def expand(growth: Growth, model: ModelRef, depth: int | None, scales: Scales = 
         )
     if _length(growth, depth or 0) > MAX_LAYERS:
         raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
-    ranges = _ranges(growth, depth or 0)
     if depth is not None:
-        for start, stop in ranges:
+        for start, stop in _written_ranges(growth):
             check_range(start, stop, model, depth)
+    ranges = _ranges(growth, depth or 0)
     layout = Layout(tuple(Slice(model, start, stop) for start, stop in ranges))
     if depth is not None and layout.is_base(depth):
         raise LayoutError(_changes_nothing(growth, depth))
@@ -161,7 +161,7 @@ def check_range(start: int, stop: int, model: ModelRef, depth: int) -> None:
     if stop > depth:
         raise LayoutError(
             f"[{start}, {stop}] ends past the last layer of {model}, which has {depth} layers",
-            hint=f"its layers are [0, {depth}]",
+            hint=f"its layers are 0 to {depth - 1}, as a range [0, {depth}]",
         )
 
 
@@ -175,6 +175,16 @@ def _length(growth: Growth, depth: int) -> int:
         case Stack(ranges):
             return sum(stop - start for start, stop in ranges)
     return 2 * depth
+
+
+def _written_ranges(growth: Growth) -> tuple[tuple[int, int], ...]:
+    """The ranges that the user wrote, the only ones that can be past the end."""
+    match growth:
+        case Repeat(start, stop):
+            return ((start, stop),)
+        case Stack(ranges):
+            return ranges
+    return ()
 
 
 def _ranges(growth: Growth, depth: int) -> list[tuple[int, int]]:

@@ -31,8 +31,13 @@ def fingerprint(layout: Layout) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(plan: Preflight) -> dict[str, Any]:
-    """The content of interleave.json."""
+def describe(plan: Preflight, files: list[str]) -> dict[str, Any]:
+    """The content of interleave.json.
+
+    Args:
+        plan: What was made.
+        files: The names that stand in OUT, which --force may replace.
+    """
     layout, models = plan.layout, plan.layout.models
     zeroed: dict[int, list[str]] = {layer.index: [] for layer in layout.layers}
     prefix = plan.first.require_family().layers + "."
@@ -43,7 +48,7 @@ def describe(plan: Preflight) -> dict[str, Any]:
     return {
         "version": VERSION,
         "fingerprint": fingerprint(layout),
-        "directive": _directive(plan),
+        "directive": directive_of(plan),
         "models": [_source(model, plan) for model in models],
         "layers": [
             {
@@ -55,11 +60,12 @@ def describe(plan: Preflight) -> dict[str, Any]:
             }
             for layer in layout.layers
         ],
+        "files": files,
         "tools": tools(),
     }
 
 
-def _directive(plan: Preflight) -> dict[str, Any]:
+def directive_of(plan: Preflight) -> dict[str, Any]:
     """The directive with its models under their public names; spelled slices are the recipe."""
     directive = plan.expansion.directive
     written = recipe.to_document(plan.expansion.layout, plan.mergekit, plan.public)

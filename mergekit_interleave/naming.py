@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class PublicNames:
             origin = stated or checkpoint.hub_origin or (None if checkpoint.is_local else ref.model)
             if origin is not None:
                 origins[ref] = origin
-            place = checkpoint.path.resolve()
+            place = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - a link has its own name
             if checkpoint.is_local and place not in directories:
                 directories[place] = origin or _unused(place.name, directories)
             names[ref] = stated or (directories[place] if checkpoint.is_local else ref.model)
@@ -60,10 +61,13 @@ class PublicNames:
 
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
     path, _, revision = base_model.partition("@")
-    if not is_hub_id(path):
+    if "/" not in path or not is_hub_id(path):
         raise DirectiveError(f"--base-model: {base_model!r} is no Hub id of the form org/name")
     if len(checkpoints) > 1:
-        raise DirectiveError("--base-model: there are several source models")
+        raise DirectiveError(
+            "--base-model: there are several source models",
+            hint="they are called by their Hub ids, or by their directories' names",
+        )
     return ModelPath(path, revision or None)
 
 

@@ -70,9 +70,11 @@ class Preflight:
         return any(model.lora for model in self.sources)
 
     @property
-    def converts(self) -> bool:
-        """Whether any tensor is written in another dtype than its own."""
-        return any(part.dtype != part.tensor.dtype for part in self.parts)
+    def conversion(self) -> str | None:
+        """From which dtypes to which any tensor is converted, if one is."""
+        pairs = {(part.tensor.dtype, part.dtype) for part in self.parts}
+        changed = sorted(f"{old} → {new}" for old, new in pairs if old != new)
+        return ", ".join(changed) or None
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
@@ -162,6 +164,7 @@ def preflight(
     models.fetch_small_files(base)
     for checkpoint in sources.values():
         models.fetch_weights(checkpoint)
+        checkpoint.check_depth()
     dtype = keys.get("out_dtype", keys.get("dtype"))
     wanted = None if dtype is None else str(dtype).removeprefix("torch.")
     parts = assemble(recipe.effective(expansion.layout, keys), sources, wanted)

@@ -6,6 +6,8 @@ that was killed leaves that directory without a lock, and the next run clears it
 
 from __future__ import annotations
 
+import errno
+import json
 import logging
 import os
 import shutil
@@ -24,7 +26,7 @@ if sys.platform != "win32":
 SUFFIXES = (".mk-interleave", ".replaced")
 """How the hidden directories end that a run keeps beside OUT."""
 
-_MODEL_FILES = ("config.json", "interleave.json", "mergekit_config.yml")
+_MANIFEST = "interleave.json"
 
 
 def check_vacant(out: Path, *, replace: bool) -> None:
@@ -44,11 +46,30 @@ def check_vacant(out: Path, *, replace: bool) -> None:
     if out.is_symlink() or not out.is_dir():
         raise OutputError(f"{out}: is no directory, and is not replaced")
     try:
-        entries = os.listdir(out)
+        entries = sorted(os.listdir(out))
+        own = _own_files(out)
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
-    if entries and not set(entries) & set(_MODEL_FILES):
-        raise OutputError(f"{out}: holds no model, and is not replaced even with --force")
+    strange = [name for name in entries if name not in own]
+    if strange:
+        raise OutputError(
+            f"{out}: holds {strange[0]}, which no run has written, and is not replaced",
+            hint="move it away, or name another OUT",
+        )
+
+
+def _own_files(out: Path) -> set[str]:
+    """What a directory may hold and still be replaced: the files that its manifest lists.
+
+    Where there is none, those that mergekit writes and a model's other usual files.
+    """
+    with suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
+        return set(json.loads((out / _MANIFEST).read_text(encoding="utf-8")).get("files"))
+    if not (out / "config.json").is_file():
+        return set()
+    usual = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
+    files = {file.name for pattern in usual for file in out.glob(pattern)}
+    return files | {"README.md", "LICENSE", "mergekit_config.yml", ".gitattributes"}
 
 
 @contextmanager
@@ -154,6 +175,9 @@ def _recover(out: Path, aside: Path) -> None:
 def _make_parents(parent: Path) -> list[Path]:
     """Make the missing parents; returns those made, the innermost first."""
     missing = [path for path in (parent, *parent.parents) if not path.exists()]
+    ground = next(path for path in (parent, *parent.parents) if path.exists())
+    if not ground.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{ground} is not a directory")
     parent.mkdir(parents=True, exist_ok=True)
     return missing
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from mergekit_interleave import card
 from mergekit_interleave.directive import Every, Repeat
-from mergekit_interleave.layout import expand, zeroing
+from mergekit_interleave.layout import Layout, Slice, expand, zeroing
 from mergekit_interleave.reference import ModelPath, ModelRef
 
 MODEL = ModelRef(ModelPath("org/base"))
@@ -26,11 +26,12 @@ def facts(**changes: Any) -> card.Facts:
         "identities": {4, 9},
         "base_models": ["org/base"],
         "base_card": {"license": "mit", "language": ["en"], "base_model": "org/older"},
+        "directive": "interleave: every 4\n",
         "recipe": "slices: []\n",
         "depth": 8,
         "parameters": (110, 100),
         "identity": True,
-        "converted": False,
+        "conversion": None,
         "fingerprint": "0123",
         **changes,
     }
@@ -72,6 +73,14 @@ def test_copies_are_not_called_identities() -> None:
     text = card.write(facts(layout=expand(Repeat(2, 4), MODEL, 8), identities=(), identity=False))
     assert "its outputs differ" in text
     assert "depth-up-scaling" in ModelCard(text).data.tags
+
+
+def test_fewer_layers_are_not_called_an_expansion() -> None:
+    """Nothing is new where layers were only left out or moved."""
+    layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 4, 8)))
+    text = card.write(facts(layout=layout, identities=(), identity=False))
+    assert "8 → 6 layers, by leaving layers out." in text
+    assert "new layers are copies" not in text
 
 
 def test_a_base_card_that_cannot_be_read_is_none(tmp_path: Path) -> None:

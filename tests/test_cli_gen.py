@@ -145,10 +145,9 @@ class TestFindingTheModel:
         text = mk("gen", "--append", "1", "--model", base).out
         (tmp_path / "interleave.yml").write_text(text)
         assert mk("gen", cwd=tmp_path).out == text
-        for flags in (("--zero", "none"), ("--model", "x")):
-            result = mk("gen", *flags, cwd=tmp_path)
-            assert result.status == 2
-            assert f"{flags[0]} has no place beside a mergekit config" in result.err
+        result = mk("gen", "--zero", "none", cwd=tmp_path)
+        assert result.status == 2
+        assert "--zero has no place beside a mergekit config" in result.err
 
     def test_no_model_anywhere(self, mk: Cli, tmp_path: Path) -> None:
         """The error lists the ways to name one."""
@@ -187,7 +186,7 @@ class TestFindingTheModel:
         base = config_only(tmp_path / "base", 8)
         first = mk("gen", "--every", "4", "--model", base, "--dtype", "float16").out
         assert mk("gen", "-", stdin=first).out == first
-        result = mk("gen", "-", "--append", "1", "--model", base, stdin=first)
+        result = mk("gen", "-", "--append", "1", stdin=first)
         assert ranges(result) == [[0, 8], [7, 8]]
 
 
@@ -253,6 +252,20 @@ class TestZero:
         result = mk("gen", "--append", "1", "--zero", "none", "--model", base)
         assert slices(result.out)[-1][2] is None
 
+    def test_names_are_not_checked_against_nothing(self, mk: Cli) -> None:
+        """Where no model can be read, that is said."""
+        result = mk("gen", "append: 1, model: org/x, zero: [a]", "--layers", "4")
+        assert result.status == 0
+        assert "the names are not checked" in result.err
+
+    def test_more_than_the_writers_is_warned_of(self, mk: Cli, tiny: Path) -> None:
+        """Two zeros in a row give each other no gradient."""
+        result = mk("gen", "append: 1, zero: [o_proj, mlp.]", "--model", tiny)
+        assert result.status == 0
+        assert "warning: zero: mlp.gate_proj.weight is zeroed too" in result.err
+        plain = mk("gen", "append: 1, zero: [o_proj, down_proj]", "--model", tiny)
+        assert plain.err == ""
+
     def test_a_name_that_matches_nothing(self, mk: Cli, tiny: Path) -> None:
         """Is checked where the weights are at hand; the hint is the right list."""
         result = mk("gen", "--every", "4", "--zero", "o_proj,dwon_proj", "--model", tiny)
@@ -306,7 +319,9 @@ BAD_INPUT = [
     (["--every"], 2, "requires an argument"),
     (["--repeat", "4:4"], 2, "is empty"),
     (["--repeat", "5:4"], 2, "is reversed"),
-    (["--repeat", "4:9"], 1, "ends past the last layer"),
+    (["--repeat", "4:9"], 1, "[4, 9] ends past the last layer"),
+    (["--every", "4", "--every", "2"], 2, "--every is given twice"),
+    (["interleave:every 4"], 2, "no such file"),
     (["--stack", "0:4,2:9"], 1, "ends past the last layer"),
     (["--every", "9"], 1, "only 8 layers"),
     (["--add", "9"], 1, "only 8 to copy"),
@@ -322,6 +337,41 @@ BAD_INPUT = [
     (["append: 1, parameters: &a {x: *a}"], 2, "unknown key 'x'"),
     ([], 2, "no growth line"),
 ]
+
+
+def test_lists_may_come_in_several_flags(mk: Cli, tiny: Path) -> None:
+    """For --stack and --zero, whose values are lists."""
+    result = mk("gen", "--stack", "0:6", "--stack", "2:8", "--model", tiny)
+    assert ranges(result) == [[0, 6], [2, 8]]
+    names = ("--zero", "o_proj", "--zero", "down_proj")
+    result = mk("gen", "--every", "8", *names, "--model", tiny)
+    assert slices(result.out)[1][2] == ZEROED
+
+
+def test_help_shows_how_to_call(mk: Cli) -> None:
+    """And takes 2 for an answer where no command is given."""
+    text = mk("run", "--help").out
+    assert "mk-interleave run [OPTIONS] [DIRECTIVE] OUT" in " ".join(text.split())
+    assert "<bool>" not in text
+    nothing = mk()
+    assert nothing.status == 2
+    assert "gen" in nothing.out
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("mk-interleave gen --every 4 > /dev/full", "standard output: No space left on device"),
+        ("mk-interleave gen --every 4 >&-", "standard output is closed"),
+    ],
+)
+def test_standard_output_that_takes_nothing(
+    shell: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, command: str, reason: str
+) -> None:
+    """One error line."""
+    result = shell(command, cwd=tiny)
+    assert result.returncode == 1
+    assert result.stderr == f"error: {reason}\n"
 
 
 class TestBadInput:

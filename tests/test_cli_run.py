@@ -159,6 +159,17 @@ class TestMergekitYaml:
         assert ours["layers"] == theirs["layers"]
         assert ours["fingerprint"] == theirs["fingerprint"]
 
+    def test_a_recipe_carries_over_to_another_model(
+        self, mk: Cli, tiny: Path, sharded: Path, tmp_path: Path
+    ) -> None:
+        """--model takes the place of a config's only model; OUT's own recipe can be run again."""
+        assert mk("run", "append: 1", tmp_path / "a", "--model", tiny).status == 0
+        recipe = tmp_path / "a" / "mergekit_config.yml"
+        assert mk("run", recipe, tmp_path / "b", "--model", tiny).status == 0
+        assert_same_tensors(tmp_path / "a", tmp_path / "b")
+        result = mk("gen", recipe, "--model", sharded)
+        assert "[0, 8] ends past the last layer" in result.err
+
     def test_scales_and_gradients_as_mergekit_yaml_does_them(
         self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
     ) -> None:
@@ -271,7 +282,7 @@ class TestFiles:
             assert mk("run", "append: 1", out, "--model", sharded, "--dtype", dtype).status == 0
             text = (out / "README.md").read_text()
             assert "computes what its base computes" in text
-            assert ("converted to another dtype" in text) == converted
+            assert ("Weights were converted: BF16 → F16." in text) == converted
 
     def test_a_base_that_holds_earlier_results(self, mk: Cli, own_tiny: Path) -> None:
         """OUT below its base does not carry other models along, nor itself."""
@@ -535,7 +546,7 @@ class TestRefusals:
         out = (tmp_path / name).resolve()
         (tmp_path / "config.json").write_text("{}")
         err = self.refused(mk, tmp_path, "append: 1", out, "--model", own_tiny, "--force")
-        assert "is, or holds, the source model" in err
+        assert "is, or holds, the source model" in err or "holds own" in err
         assert (own_tiny / "model.safetensors").exists()
 
     def test_a_filter_that_matches_nothing_is_warned_of(self, mk: Cli, tiny: Path) -> None:
@@ -596,6 +607,8 @@ class TestRefusals:
             (["--out-shard-size", "0"], "at least 1 byte"),
             (["--base-model", "/x"], "no Hub id"),
             (["extra words"], "expected [DIRECTIVE] OUT, found 3"),
+            (["--append", "1", "--append", "2"], "--append is given twice"),
+            (["--base-model", "name"], "no Hub id"),
         ],
     )
     def test_wrong_words(
@@ -608,6 +621,39 @@ class TestRefusals:
     def test_out_is_required(self, mk: Cli, tmp_path: Path) -> None:
         """With one word, that is OUT."""
         assert "Missing argument '[DIRECTIVE] OUT'" in self.refused(mk, tmp_path, status=2)
+
+    @pytest.mark.parametrize("word", ["interleave: every 4", "-", "{append: 1}", "cfg.yml"])
+    def test_a_forgotten_out(self, mk: Cli, tiny: Path, tmp_path: Path, word: str) -> None:
+        """A directive is not taken for OUT."""
+        (tmp_path / "cfg.yml").write_text("append: 1")
+        result = mk("run", word, "--model", tiny, "--append", "1", cwd=tmp_path)
+        assert result.status == 2
+        assert f"no OUT: '{word}' is a directive" in result.err
+        assert os.listdir(tmp_path) == ["cfg.yml"]
+
+    def test_a_config_that_states_fewer_layers(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """The rest would be lost without a word."""
+        config = json_of(own_tiny / "config.json") | {"num_hidden_layers": 6}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "tensors for layer 6, though config.json states 6 layers" in err
+
+    def test_force_spares_what_was_put_beside_the_model(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """A run replaces what a run has written."""
+        words = ("append: 1", tmp_path / "out", "--model", tiny, "--force")
+        assert mk("run", *words).status == 0
+        assert mk("run", *words).status == 0
+        (tmp_path / "out" / "NOTES.md").write_text("mine")
+        assert "holds NOTES.md" in self.refused(mk, tmp_path, *words)
+
+    def test_a_device_that_is_none(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Mergekit's own complaint, as one line."""
+        words = ("append: 1", tmp_path / "out", "--model", tiny, "--device", "banana")
+        assert self.refused(mk, tmp_path, *words).startswith("error: mergekit stopped: ")
 
     def test_a_bad_chat_template_wastes_no_weights(
         self, mk: Cli, tiny: Path, tmp_path: Path

@@ -33,6 +33,7 @@ GROWTHS: list[tuple[str, dict[str, str], Growth]] = [
     ("interleave: every 4", {"every": "4"}, Every(4)),
     ("interleave: 8 layers", {"add": "8"}, Spread(8)),
     ("interleave: 1 layer", {"add": "1"}, Spread(1)),
+    ("interleave: every 4th layer", {"every": "4"}, Every(4)),
     ("append: 4", {"append": "4"}, Append(4)),
     ("repeat: [8, 24]", {"repeat": "8:24"}, Repeat(8, 24)),
     ("repeat: 8:24", {"repeat": "8:24x2"}, Repeat(8, 24)),
@@ -46,6 +47,8 @@ GROWTHS: list[tuple[str, dict[str, str], Growth]] = [
         {"stack": "0:24,8:32"},
         Stack(((0, 24), (8, 32))),
     ),
+    ("stack: [0:24, 8:32]", {"stack": "[[0, 24], [8, 32]]"}, Stack(((0, 24), (8, 32)))),
+    ("repeat: 8:24x3", {"repeat": "{layers: [8, 24], times: 3}"}, Repeat(8, 24, 3)),
 ]
 
 
@@ -177,7 +180,7 @@ BAD_TEXT = [
     ("append: 1, model: a+b+c", "more than one"),
     ("append: 1, dtype: bf16", "no dtype"),
     ("append: 1, out_dtype: int64", "no dtype"),
-    ("append: 1, merge_method: slerp", "slerp"),
+    ("append: 1, merge_method: slerp", "'slerp' is not passthrough"),
     ("slices: []\nmodel: m", "`model` has no place beside `slices`"),
     ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ("append: !!python/name:os.system 1", "could not determine a constructor"),

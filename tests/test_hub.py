@@ -221,7 +221,7 @@ def test_with_layers_stated_the_network_is_never_asked(hub: Hub, online: Shell) 
     command = "mk-interleave gen 'append: 1, model: org/tiny'"
     result = online(f"{command} --layers 4")
     assert result.returncode == 0
-    assert "not in the cache" in result.stderr
+    assert "not in the Hub's cache" in result.stderr
     assert hub.requests == []
     assert online(command).returncode == 0
     hub.requests.clear()
@@ -237,7 +237,7 @@ def test_a_server_that_is_down(online: Shell) -> None:
     )
     assert result.returncode == 1
     assert "the Hub was not reached" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert len(result.stderr.splitlines()) == 2
 
 
 def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(

@@ -101,10 +101,16 @@ def test_force_keeps_the_old_model_when_the_new_one_fails(tmp_path: Path) -> Non
     assert entries(tmp_path) == ["out"]
 
 
-def test_force_never_replaces_what_is_no_model(tmp_path: Path) -> None:
-    """A home directory, a file, a link."""
+def test_force_never_replaces_what_no_run_has_written(tmp_path: Path) -> None:
+    """A home directory, notes beside a model, a file, a link."""
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match="holds no model"):
+    with pytest.raises(OutputError, match=r"holds thesis\.tex"):
+        check_vacant(tmp_path, replace=True)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"holds thesis\.tex"):
+        check_vacant(tmp_path, replace=True)
+    (tmp_path / "interleave.json").write_text('{"files": ["config.json", "interleave.json"]}')
+    with pytest.raises(OutputError, match=r"holds thesis\.tex"):
         check_vacant(tmp_path, replace=True)
     with pytest.raises(OutputError, match="no directory"):
         check_vacant(tmp_path / "thesis.tex", replace=True)
@@ -131,7 +137,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     """One error that names OUT."""
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(OutputError, match=r"file/out: cannot be written"),
+        pytest.raises(OutputError, match=r"cannot be written: .*file is not a directory"),
         staged(tmp_path / "file/out", replace=False),
     ):
         pass

@@ -34,6 +34,7 @@ DECIDED_HERE = {
     "write_model_card": "the model card is written by this tool",
     "copy_tokenizer": "the tokenizer's files are always copied",
     "safe_serialization": "weights are always written as safetensors",
+    "out_shard_size": "use --out-shard-size, which understands 5B and 5GB alike",
 }
 """Options of mergekit's that are refused, with the reason."""
 
