@@ -63,6 +63,10 @@ def assemble(
         tensor = checkpoints[origin.model].tensors[source]
         stored, nbytes = _converted(tensor, source, dtype)
         scale = scale_of(source, origin.scales)
+        if scale is not None and tensor.dtype not in _BYTES:
+            raise RefusedError(
+                f"{source} is stored as {tensor.dtype}, which cannot be scaled or zeroed yet"
+            )
         return Part(name, origin.model, source, tensor, scale, stored, nbytes)
 
     return tuple(part(*names) for names in _names(layout, checkpoints))

@@ -19,7 +19,7 @@ from mergekit_interleave.errors import OutputError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
-from mergekit_interleave.staging import check_vacant, staged
+from mergekit_interleave.staging import check_vacant, files_below, staged
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
             _write_json(work / CONFIG, plan.config(written[embeddings].shape[0]))
         (work / RECIPE_FILE).write_text(plan.recipe, encoding="utf-8")
         _write_card(plan, out.name, work / CARD_FILE)
-        files = sorted({*os.listdir(work), manifest.FILE})
+        files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, manifest.describe(plan, files))
     nbytes = sum(tensor.nbytes for tensor in written.values())
     return Report(plan.layout, sum(t.elements for t in written.values()), nbytes)
@@ -113,11 +113,11 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
 
 def _copy_small_files(plan: Preflight, work: Path) -> None:
     for name, file in plan.small_files:
-        carried = smallfiles.read(name, file, plan.base)
-        if carried is not None:
+        content = smallfiles.read(name, file, plan.base)
+        if content is not None:
             target = work / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(carried.content)
+            target.write_bytes(content)
 
 
 def _write_weights(job: engine.Job, work: Path) -> None:
@@ -135,8 +135,8 @@ def _write_card(plan: Preflight, name: str, file: Path) -> None:
         facts = card.Facts(
             name=name,
             layout=layout,
-            sources=list(dict.fromkeys(public.names[model].path for model in layout.models)),
-            names=[public.names[model].path for model in layout.models],
+            sources=list(dict.fromkeys(map(public.title, layout.models))),
+            names=[public.title(model) for model in layout.models],
             base_models=list(dict.fromkeys(origin.path for origin in origins)),
             base_card=card.read_front_matter(plan.base.path),
             directive=yamltext.write(manifest.directive_of(plan)),

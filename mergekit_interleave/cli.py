@@ -274,6 +274,8 @@ def _read(source: str | None, **flags: list[str] | None) -> directives.Directive
     given = directives.from_flags(**{name: _joined(name, said) for name, said in flags.items()})
     if source is None:
         return given
+    if source == "-" and sys.stdin is None:
+        raise DirectiveError("standard input is closed")
     return directives.load(source, sys.stdin).replaced_by(given)
 
 

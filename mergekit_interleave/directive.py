@@ -126,8 +126,8 @@ class Directive:
             for name in ("growth", "model", "layers", "zero")
             if getattr(flags, name) is not None
         }
-        if isinstance(self.growth, Spelled) and flags.growth is not None:
-            changes = {"model": _sole_model(self.growth), **changes}
+        if isinstance(self.growth, Spelled) and flags.growth is not None and not flags.model:
+            changes["model"] = _sole_model(self.growth)
         return dataclasses.replace(self, mergekit={**self.mergekit, **flags.mergekit}, **changes)
 
     def to_document(
@@ -161,14 +161,29 @@ class Directive:
         return {**document, **self.mergekit}
 
 
-def _sole_model(spelled: Spelled) -> ModelRef | None:
-    """The model that all slices of a mergekit config name, where it is one and the same."""
-    try:
-        slices: Any = spelled.document["slices"]
-        (model,) = {parse_model(part["sources"][0]["model"], "model") for part in slices}
-    except (KeyError, TypeError, IndexError, ValueError, DirectiveError):
-        return None
-    return model
+def _sole_model(spelled: Spelled) -> ModelRef:
+    """The one model that a mergekit config names, for a growth flag in place of its slices."""
+    found: dict[object, ModelRef] = {}
+
+    def look(value: object) -> None:
+        if isinstance(value, list):
+            for entry in value:
+                look(entry)
+        elif isinstance(value, Mapping):
+            for key, entry in value.items():
+                if key == "model":
+                    model = parse_model(entry, "model")
+                    found.setdefault(model.identity, model)
+                elif key != "parameters":
+                    look(entry)
+
+    look(spelled.document)
+    if len(found) != 1:
+        raise DirectiveError(
+            f"a growth flag needs one model, and the mergekit config names {len(found)}",
+            hint="name it: --model",
+        )
+    return next(iter(found.values()))
 
 
 def load(source: str, stdin: IO[str]) -> Directive:

@@ -132,7 +132,7 @@ def resolve(
     recipe.check_keys_of_mergekit(directive.mergekit)
     models.cached_only = directive.layers is not None
     if isinstance(directive.growth, Spelled):
-        layout = _spelled(directive, directive.growth, models, strict=strict)
+        directive, layout = _spelled(directive, directive.growth, models, strict=strict)
         return Expansion(directive, layout)
     if directive.growth is None or directive.model is None:
         raise TypeError("_completed fills these in")
@@ -175,7 +175,7 @@ def _completed(directive: Directive) -> Directive:
 
 
 def _implicit_model() -> Directive:
-    """The model that is meant where none is named, with its depth where that is stated."""
+    """What names the model where the directive does not; interleave.yml with all that it says."""
     named = os.environ.get(MODEL_VARIABLE)
     if named:
         return Directive(model=parse_model(named, MODEL_VARIABLE))
@@ -185,7 +185,7 @@ def _implicit_model() -> Directive:
     if os.path.isfile(PROJECT_FILE):
         project = directives.load_file(Path(PROJECT_FILE))
         if project.model is not None:
-            return Directive(model=project.model, layers=project.layers)
+            return dataclasses.replace(project, growth=None)
     raise DirectiveError(
         "no model: the directive names none",
         hint=f"write `model:` in it, use --model, set {MODEL_VARIABLE}, start in a model's "
@@ -284,8 +284,10 @@ def _warn_of_dead_tensors(layout: Layout, checkpoint: Checkpoint, scales: Scales
         )
 
 
-def _spelled(directive: Directive, growth: Spelled, models: Models, *, strict: bool) -> Layout:
-    """The layout of a mergekit config; --model takes the place of its only model."""
+def _spelled(
+    directive: Directive, growth: Spelled, models: Models, *, strict: bool
+) -> tuple[Directive, Layout]:
+    """The layout of a mergekit config; --model takes the place of its only model everywhere."""
 
     def depth_of(model: ModelRef) -> int | None:
         try:
@@ -303,15 +305,23 @@ def _spelled(directive: Directive, growth: Spelled, models: Models, *, strict: b
     if directive.model is not None:
         if len(layout.models) > 1:
             raise DirectiveError("--model: the mergekit config names several models")
-        slices = (dataclasses.replace(part, model=directive.model) for part in layout.slices)
+        (old,), new = layout.models, directive.model
+        slices = (dataclasses.replace(part, model=new) for part in layout.slices)
         layout = Layout(tuple(slices))
+        written = recipe.to_document(
+            layout,
+            directive.mergekit,
+            lambda model: (new if model.identity == old.identity else model).to_yaml(),
+        )
+        keys = {key: written[key] for key in directive.mergekit}
+        directive = dataclasses.replace(directive, mergekit=keys)
     depths = {model: depth_of(model) for model in layout.models}
     for part in layout.slices:
         depth = depths[part.model]
         if depth is not None:
             check_range(part.start, part.stop, part.model, depth)
     _warn_of_idle_filters(layout, models)
-    return layout
+    return directive, layout
 
 
 def _warn_of_idle_filters(layout: Layout, models: Models) -> None:

@@ -53,11 +53,21 @@ def disagreement(
         Its name and the two values, or None where the layers fit.
     """
     for key, default in family.must_agree.items():
-        ours, theirs = one.get(key, default), other.get(key, default)
+        ours, theirs = _setting(one, key, default), _setting(other, key, default)
         if ours != theirs:
             return key, ours, theirs
     ours, theirs = _rope(one), _rope(other)
     return None if ours == theirs else ("rope", ours, theirs)
+
+
+def _setting(config: Mapping[str, Any], key: str, default: object) -> object:
+    """A setting, or what stands for it where it is missing or null."""
+    if config.get(key) is not None or key == "sliding_window":
+        return config.get(key, default)
+    heads = config.get("num_attention_heads")
+    if key == "head_dim" and heads:
+        return config.get("hidden_size", 0) // heads
+    return heads if key == "num_key_value_heads" and default is None else default
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

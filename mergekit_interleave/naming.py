@@ -43,7 +43,10 @@ class PublicNames:
         names: dict[ModelRef, ModelPath] = {}
         directories: dict[Path, ModelPath] = {}
         for ref, checkpoint in checkpoints.items():
-            origin = stated or checkpoint.hub_origin or (None if checkpoint.is_local else ref.model)
+            known = checkpoint.hub_origin
+            if stated and known and stated.path != known.path:
+                raise DirectiveError(f"--base-model: {checkpoint.path} is {known.path}")
+            origin = stated or known or (None if checkpoint.is_local else ref.model)
             if origin is not None:
                 origins[ref] = origin
             place = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - a link has its own name
@@ -54,16 +57,25 @@ class PublicNames:
 
     def __call__(self, ref: ModelRef) -> object:
         """The model as mergekit's YAML names it, a LoRA included."""
-        model = self.names.get(ref, _without_path(ref.model))
+        model = self._model(ref)
         lora = None if ref.lora is None else _without_path(ref.lora)
         return ModelRef(model, lora, ref.override_architecture).to_yaml()
+
+    def title(self, ref: ModelRef) -> str:
+        """The model as a card names it, without its revision."""
+        model, lora = self._model(ref), ref.lora
+        return model.path + (f"+{_without_path(lora).path}" if lora else "")
+
+    def _model(self, ref: ModelRef) -> ModelPath:
+        same = (name for known, name in self.names.items() if known.identity == ref.identity)
+        return next(same, _without_path(ref.model))
 
 
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
     path, _, revision = base_model.partition("@")
     if "/" not in path or not is_hub_id(path):
         raise DirectiveError(f"--base-model: {base_model!r} is no Hub id of the form org/name")
-    if len(checkpoints) > 1:
+    if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
         raise DirectiveError(
             "--base-model: there are several source models",
             hint="they are called by their Hub ids, or by their directories' names",

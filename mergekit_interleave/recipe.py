@@ -7,7 +7,6 @@ module, and a list of numbers is a gradient over the layers of the slice.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from mergekit_interleave import yamltext
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
 from mergekit_interleave.layout import MAX_LAYERS, Layout, Scale, Scales, Slice
-from mergekit_interleave.reference import ModelRef, is_directory_or_file, parse_model
+from mergekit_interleave.reference import ModelRef, parse_model
 
 
 def to_document(
@@ -89,9 +88,16 @@ def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
     if "tokenizer" in mergekit:
         tokenizer = _mapping(mergekit["tokenizer"], "tokenizer")
         check_keys(tokenizer, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+        multiple = tokenizer.get("pad_to_multiple_of", 1)
+        if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+            raise DirectiveError(f"tokenizer.pad_to_multiple_of: expected a number, {multiple!r}")
         for token, how in _mapping(tokenizer.get("tokens", {}), "tokenizer.tokens").items():
             where = f"tokenizer.tokens.{token}"
             check_keys(_mapping(how, where), ("source", "force"), where)
+            source = _mapping(how, where).get("source")
+            kind = source.get("kind", "zero") if isinstance(source, Mapping) else "zero"
+            if kind not in ("zero", "model_token"):
+                raise DirectiveError(f"{where}.source.kind: expected zero or model_token")
         _named_tokenizer(tokenizer, str)
     if not isinstance(mergekit.get("chat_template", ""), str):
         raise DirectiveError("chat_template: expected `auto`, a name or a template")
@@ -176,7 +182,7 @@ def from_document(
         check_keys(source, ("model", "layer_range", "parameters"), place)
         model, start, stop = _model_and_range(source, place)
         # One directory is one model, however it is spelled.
-        model = known.setdefault(_identity(model), model)
+        model = known.setdefault(model.identity, model)
         total += stop - start
         if total > MAX_LAYERS:
             raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
@@ -187,11 +193,6 @@ def from_document(
         edge = (i == 0 and stop - start == 1) or i == len(entries) - 1
         slices += _slices(Slice(model, start, stop), settings, module_scales, edge=edge)
     return Layout(tuple(slices))
-
-
-def _identity(model: ModelRef) -> object:
-    path = os.path.realpath(model.path) if is_directory_or_file(model.path) else model.path
-    return path, model.model.revision, model.lora, model.override_architecture
 
 
 @dataclass(frozen=True)

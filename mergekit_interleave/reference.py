@@ -51,6 +51,12 @@ class ModelRef:
         return f"{self.model}+{self.lora}" if self.lora else str(self.model)
 
     @property
+    def identity(self) -> object:
+        """Equal for two spellings of one model: a directory is what it resolves to."""
+        path = os.path.realpath(self.path) if is_directory_or_file(self.path) else self.path
+        return path, self.model.revision, self.lora, self.override_architecture
+
+    @property
     def path(self) -> str:
         """The directory or Hub id, without revision or LoRA."""
         return self.model.path

@@ -10,8 +10,8 @@ import fnmatch
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +57,6 @@ NAME_KEYS = ("name_or_path", "_name_or_path")
 """Keys under which older tools wrote what a config or tokenizer was loaded from."""
 
 
-@dataclass(frozen=True)
-class SmallFile:
-    """A file to carry along.
-
-    Attributes:
-        name: Its path below the base, with forward slashes.
-        content: What it holds, without directories of this machine.
-    """
-
-    name: str
-    content: bytes
-
-
 def collect(base: Checkpoint, *, without: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:
     """The files of a base to carry along.
 
@@ -80,7 +67,11 @@ def collect(base: Checkpoint, *, without: Sequence[str] = ()) -> Iterator[tuple[
     Yields:
         The path below the base with forward slashes, and the file.
     """
-    for folder, folders, files in os.walk(base.path):
+
+    def unreadable(error: OSError) -> None:
+        raise CheckpointError(f"{error.filename}: {error.strerror}") from error
+
+    for folder, folders, files in os.walk(base.path, onerror=unreadable):
         below = Path(folder).relative_to(base.path)
         folders[:] = sorted(
             name
@@ -97,8 +88,8 @@ def collect(base: Checkpoint, *, without: Sequence[str] = ()) -> Iterator[tuple[
                 yield relative, file
 
 
-def read(name: str, file: Path, base: Checkpoint) -> SmallFile | None:
-    """Read a file, without the directories of this machine.
+def read(name: str, file: Path, base: Checkpoint) -> bytes | None:
+    """What a file holds, without the directories of this machine.
 
     Returns:
         None where it cannot be had without them: a recipe that names its model by its path.
@@ -110,20 +101,23 @@ def read(name: str, file: Path, base: Checkpoint) -> SmallFile | None:
         content = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from error
-    if file.suffix == ".json" and any(key.encode() in content for key in NAME_KEYS):
+    if name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
         content = _without_paths(content)
-    if base.is_local and any(place in content for place in _places(base)):
+    # Not so for what a model cannot work without.
+    needed = name in TOKENIZER_FILES or file.suffix == ".py"
+    if base.is_local and not needed and any(place.search(content) for place in _places(base)):
         log.warning("%s is not copied: it names a directory of this machine", name)
         return None
-    return SmallFile(name, content)
+    return content
 
 
 def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object without the keys that say from which directory it was loaded."""
+    """A JSON object without the keys that say from which directory or file it was loaded."""
     return {
-        key: value
+        key: without_local_names(value) if isinstance(value, dict) else value
         for key, value in config.items()
-        if key not in NAME_KEYS or value == "" or is_hub_id(str(value))
+        if not (key in NAME_KEYS and value != "" and not is_hub_id(str(value)))
+        and not (key.endswith(("_file", "_dir")) and str(value).startswith("/"))
     }
 
 
@@ -140,10 +134,14 @@ def _without_paths(content: bytes) -> bytes:
     return (json.dumps(mended, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _places(base: Checkpoint) -> set[bytes]:
+def _places(base: Checkpoint) -> list[re.Pattern[bytes]]:
     """The base's own directory, as other files beside it may name it."""
     places = {os.fsencode(base.path.absolute()), os.fsencode(base.path.resolve())}
-    return {place for place in places if place.count(b"/") > 1}  # `/model` may be any word
+    return [
+        re.compile(re.escape(place) + rb"(?![\w.-])")
+        for place in places
+        if place.count(b"/") > 1  # `/model` may be any word
+    ]
 
 
 def _is_apart(folder: Path) -> bool:

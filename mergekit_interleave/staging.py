@@ -46,7 +46,7 @@ def check_vacant(out: Path, *, replace: bool) -> None:
     if out.is_symlink() or not out.is_dir():
         raise OutputError(f"{out}: is no directory, and is not replaced")
     try:
-        entries = sorted(os.listdir(out))
+        entries = files_below(out)
         own = _own_files(out)
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
@@ -58,18 +58,31 @@ def check_vacant(out: Path, *, replace: bool) -> None:
         )
 
 
+def files_below(folder: Path) -> list[str]:
+    """All files below a directory, with forward slashes, in order."""
+    return sorted(
+        file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()
+    )
+
+
 def _own_files(out: Path) -> set[str]:
     """What a directory may hold and still be replaced: the files that its manifest lists.
 
-    Where there is none, those that mergekit writes and a model's other usual files.
+    Where there is none, a model's usual files.
     """
     with suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
         return set(json.loads((out / _MANIFEST).read_text(encoding="utf-8")).get("files"))
     if not (out / "config.json").is_file():
         return set()
-    usual = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "vocab.txt", "*.jinja")
-    files = {file.name for pattern in usual for file in out.glob(pattern)}
-    return files | {"README.md", "LICENSE", "mergekit_config.yml", ".gitattributes"}
+    return {*_USUAL_FILES, *(file.name for file in out.glob("model*.safetensors"))}
+
+
+_USUAL_FILES = (
+    "README.md", "LICENSE", ".gitattributes", "mergekit_config.yml", "config.json",
+    "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
 
 
 @contextmanager

@@ -189,6 +189,39 @@ class TestFindingTheModel:
         result = mk("gen", "-", "--append", "1", stdin=first)
         assert ranges(result) == [[0, 8], [7, 8]]
 
+    def test_a_growth_flag_beside_a_mergekit_config(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Takes the model that the config names, never one that happens to be around."""
+        one, two = config_only(tmp_path / "one", 4), config_only(tmp_path / "two", 6)
+        text = f"models: [{{model: {one}}}]"
+        result = mk("gen", "-", "--every", "2", cwd=tiny, stdin=text)
+        assert {model for model, _, _ in slices(result.out)} == {str(one)}
+        both = "\n".join(f"- sources: [{{model: {m}, layer_range: [0, 2]}}]" for m in (one, two))
+        result = mk("gen", "-", "--every", "2", cwd=tiny, stdin=f"slices:\n{both}\n")
+        assert result.status == 2
+        assert "the mergekit config names 2" in result.err
+
+    def test_model_takes_the_place_of_the_only_one_everywhere(
+        self, mk: Cli, tmp_path: Path
+    ) -> None:
+        """In base_model and the tokenizer's source, too; an old model need not be there."""
+        new = config_only(tmp_path / "new", 8)
+        text = (
+            "slices: [{sources: [{model: /nowhere/old, layer_range: [0, 8]}]}]\n"
+            "base_model: /nowhere/old\ntokenizer_source: /nowhere/old\n"
+        )
+        result = mk("gen", "-", "--model", new, stdin=text)
+        assert result.status == 0, result.err
+        assert "nowhere" not in result.out
+
+    def test_interleave_yml_is_taken_whole(self, mk: Cli, tmp_path: Path) -> None:
+        """Where it names the model, what else it says holds as well."""
+        config_only(tmp_path / "base", 8)
+        (tmp_path / "interleave.yml").write_text("model: base\nappend: 1\ndtype: bfloat16\n")
+        text = mk("gen", "--every", "4", cwd=tmp_path).out
+        assert yaml.safe_load(text)["dtype"] == "bfloat16"
+
 
 class TestDepth:
     """The depth is asked for only where it is needed."""

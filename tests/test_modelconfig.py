@@ -45,6 +45,13 @@ def test_two_spellings_of_one_thing_agree() -> None:
     assert disagreement({}, {"rope_theta": 10000.0, "rope_scaling": None}, family) is None
 
 
+def test_what_is_derived_need_not_be_written() -> None:
+    """Older configs leave out what follows from other keys."""
+    family = families()["llama"]
+    whole = {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 8, "num_key_value_heads": 4}
+    assert disagreement(whole, {"hidden_size": 32, "num_attention_heads": 4}, family) is None
+
+
 def test_what_layers_cannot_be_stacked_over() -> None:
     """Each is named with its two values."""
     llama, mistral = families()["llama"], families()["mistral"]

@@ -132,6 +132,8 @@ KEYS = [
     ({"tokenizer": {"sorce": "union"}}, "tokenizer: unknown key 'sorce'"),
     ({"tokenizer": {"tokens": {"<a>": {"source": 3}}}}, "tokenizer.tokens: expected a model"),
     ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "takes one of them"),
+    ({"tokenizer": {"pad_to_multiple_of": "banana"}}, "pad_to_multiple_of: expected a number"),
+    ({"tokenizer": {"tokens": {"<a>": {"source": {"kind": "nope"}}}}}, "kind: expected zero"),
     ({"tokenizer_source": 3}, "tokenizer_source: expected a model"),
     ({"parameters": "banana"}, "parameters: expected a mapping"),
     ({"parameters": {"scal": 1}}, "parameters: unknown key 'scal'"),

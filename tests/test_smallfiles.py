@@ -22,8 +22,8 @@ def opened(path: Path) -> Checkpoint:
 def carried(path: Path) -> dict[str, bytes]:
     """What a copy of the model would carry."""
     base = opened(path)
-    read = [smallfiles.read(name, file, base) for name, file in smallfiles.collect(base)]
-    return {file.name: file.content for file in read if file is not None}
+    read = {name: smallfiles.read(name, file, base) for name, file in smallfiles.collect(base)}
+    return {name: content for name, content in read.items() if content is not None}
 
 
 class TestCollect:
@@ -108,7 +108,8 @@ class TestRead:
         (tmp_path / "config.json").write_text("{}")
         for name in ("/home/me/model", "org/name", ""):
             content = {"name_or_path": name, "unk_token": "é"}
-            (tmp_path / "tokenizer_config.json").write_text(json.dumps(content))
+            more = {"tokenizer_file": "/home/me/model/tokenizer.json"}
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(content | more))
             kept = json.loads(carried(tmp_path)["tokenizer_config.json"])
             assert kept == (content if name != "/home/me/model" else {"unk_token": "é"})
 
@@ -120,6 +121,13 @@ class TestRead:
         (tmp_path / "cfg.yml").write_text(f"slices: [{tmp_path}]")
         assert carried(tmp_path) == {}
         assert "cfg.yml is not copied: it names a directory" in caplog.text
+
+    def test_a_path_beside_the_base_is_none_of_its_own(self, tmp_path: Path) -> None:
+        """`/models/base2` is not `/models/base`; and what a model needs is never left out."""
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "NOTICE").write_text(f"see {tmp_path}2/x")
+        (tmp_path / "modeling_x.py").write_text(f"# {tmp_path}")
+        assert set(carried(tmp_path)) == {"NOTICE", "modeling_x.py"}
 
     def test_other_files_are_copied_to_the_byte(self, tmp_path: Path) -> None:
         """Whatever they hold."""

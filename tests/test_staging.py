@@ -119,6 +119,18 @@ def test_force_never_replaces_what_no_run_has_written(tmp_path: Path) -> None:
         check_vacant(tmp_path / "link", replace=True)
 
 
+def test_force_looks_into_folders(tmp_path: Path) -> None:
+    """What was put into a folder of the model's is not its own."""
+    out = tmp_path / "out"
+    (out / "code").mkdir(parents=True)
+    (out / "interleave.json").write_text('{"files": ["code/a.py", "interleave.json"]}')
+    (out / "code/a.py").write_text("")
+    check_vacant(out, replace=True)
+    (out / "code/mine.txt").write_text("")
+    with pytest.raises(OutputError, match=r"holds code/mine\.txt"):
+        check_vacant(out, replace=True)
+
+
 def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
     """A run that was killed between its two renames loses nothing."""
     aside = tmp_path / ".out.replaced"

@@ -69,7 +69,9 @@ def check_options(options: Mapping[str, object]) -> None:
         DirectiveError: mergekit has no such option, does not accept a value, or this tool
             decides it.
     """
-    from mergekit.options import MergeOptions  # noqa: PLC0415 - seconds, see `write`
+    import torch  # noqa: PLC0415 - seconds, see `write`
+    from mergekit.common import dtype_from_name  # noqa: PLC0415
+    from mergekit.options import MergeOptions  # noqa: PLC0415
     from pydantic import ValidationError  # noqa: PLC0415
 
     for name in options:
@@ -82,11 +84,16 @@ def check_options(options: Mapping[str, object]) -> None:
                 hint=f"did you mean {close}?" if close else "see mergekit-yaml --help",
             )
     try:
-        MergeOptions(**options)
+        merge_options = MergeOptions(**options)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "option"
         raise DirectiveError(f"--mergekit {name}: {first['msg']}") from error
+    try:
+        dtype_from_name(merge_options.lora_merge_dtype)
+        torch.device(merge_options.device)
+    except RuntimeError as error:
+        raise DirectiveError(f"--mergekit: {_sentence(error).partition(' at start')[0]}") from error
 
 
 def mixes(options: Mapping[str, object]) -> bool:
