@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 CACHE := .cache
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo test lint types install clean
+.PHONY: demo test zoo lint types install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
 
 test: lint types $(SMOLLM2)/config.json
 	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
+
+# Every causal-LM type that transformers can build, in ten minutes; writes docs/architectures.md.
+zoo: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/zoo.py docs/architectures.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

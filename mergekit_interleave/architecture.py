@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,35 +24,66 @@ class Family:
     Attributes:
         model_type: Its name in config.json.
         layers: What stands before the layer index in a tensor's name.
-        residual_writers: The tensors of a layer whose output is added to the residual stream,
-            by the name that `zero` uses for each. Zeroing them all makes the layer an identity,
-            and each still gets gradients.
+        zero: The parts of tensor names that match the residual writers of a layer and no other
+            tensor of the model. Zeroing them all makes the layer an identity, and each still
+            gets gradients.
+        depth: The keys of config.json that state the number of layers.
+        lists: Keys that hold one entry for each layer, computed by transformers where they are
+            absent.
+        cycled: Whether `lists` may be shorter, and are then repeated over the layers.
+        indices: Keys that hold the indices of certain layers.
+        first: Keys that state how many layers at the start are of a kind.
+        dense_steps: Whether dense layers are placed by decoder_sparse_step and mlp_only_layers.
+        scale_depth: Whether the residual is scaled by scale_depth over the root of the depth.
+        mergekit: Whether `mergekit-yaml` alone writes the right config and tensors.
+        refused: Why no layer of the type can be copied exactly, if none can.
+        unless: Keys of config.json that make it so where they are true.
+        when: Keys that make it so where they have not this value.
         before_layers: The tensors that come before the layers, the embeddings.
         after_layers: The tensors that come after them, the final norm and the head.
-        must_agree: What two models must agree in for their layers to be stacked: keys of
-            config.json with the value that a missing key stands for.
         never_loaded: Parts of the names of tensors that old checkpoints hold and no model loads.
+        must_agree: What two models must agree in for their layers to be stacked: keys of
+            config.json with the value that a missing key stands for; None where stacking several
+            models of the type is not known to be exact.
     """
 
     model_type: str
     layers: str
-    before_layers: tuple[str, ...]
-    after_layers: tuple[str, ...]
-    residual_writers: Mapping[str, str]
-    never_loaded: tuple[str, ...]
-    must_agree: Mapping[str, object]
+    zero: tuple[str, ...]
+    depth: tuple[str, ...]
+    lists: tuple[str, ...] = ()
+    cycled: bool = False
+    indices: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+    dense_steps: bool = False
+    scale_depth: bool = False
+    mergekit: bool = False
+    refused: str | None = None
+    unless: Mapping[str, str] = field(default_factory=dict)
+    when: Mapping[str, tuple[object, str]] = field(default_factory=dict)
+    before_layers: tuple[str, ...] = ()
+    after_layers: tuple[str, ...] = ()
+    never_loaded: tuple[str, ...] = ()
+    must_agree: Mapping[str, object] | None = None
 
     def layer_prefix(self, index: int) -> str:
         """What the names of a layer's tensors start with."""
         return f"{self.layers}.{index}."
 
-    def writers_of(self, index: int) -> list[str]:
-        """The full names of a layer's residual writers."""
-        return [self.layer_prefix(index) + tensor for tensor in self.residual_writers.values()]
+    def writes(self, tensor: str) -> bool:
+        """Whether a tensor of a layer is a residual writer."""
+        return any(name in tensor for name in self.zero)
 
     def is_loaded(self, tensor: str) -> bool:
         """Whether a model of this family loads the tensor at all."""
         return not any(part in tensor for part in self.never_loaded)
+
+    def reason_to_refuse(self, config: Mapping[str, Any]) -> str | None:
+        """Why a model with this config.json cannot be expanded exactly, if it cannot."""
+        reasons = [self.refused]
+        reasons += [why for key, why in self.unless.items() if config.get(key)]
+        reasons += [why for key, (v, why) in self.when.items() if config.get(key, v) != v]
+        return next((_facts()["reasons"][why] for why in reasons if why is not None), None)
 
 
 @cache
@@ -63,26 +94,30 @@ def _facts() -> dict[str, Any]:
     return facts
 
 
+def known_types() -> tuple[str, ...]:
+    """The model types that something is known of."""
+    return tuple(_facts()["families"])
+
+
 @cache
-def families() -> Mapping[str, Family]:
-    """All known families by model type."""
-    return {
-        name: Family(
-            model_type=name,
-            layers=facts["layers"],
-            before_layers=tuple(facts["before_layers"]),
-            after_layers=tuple(facts["after_layers"]),
-            residual_writers=facts["residual_writers"],
-            never_loaded=tuple(facts["never_loaded"]),
-            must_agree=facts["must_agree"],
-        )
-        for name, facts in _facts()["families"].items()
+def family_of(model_type: str) -> Family | None:
+    """What is known of a model type, if anything is."""
+    own = _facts()["families"].get(model_type)
+    if own is None:
+        return None
+    facts: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in {**_facts()["defaults"], **own}.items()
     }
+    return Family(model_type=model_type, **facts)
 
 
 def assumed_family() -> Family:
     """The family whose names are taken where the model's own is not known."""
-    return families()[_facts()["assumed"]]
+    family = family_of(_facts()["assumed"])
+    if family is None:
+        raise TypeError("the assumed family is one of the known ones")
+    return family
 
 
 def depth_of(config: Mapping[str, Any]) -> object:
@@ -100,7 +135,7 @@ def check_names(scales: Scales, tensors: Collection[str], family: Family | None)
 
     Args:
         scales: The scales of a new layer.
-        tensors: The names of all tensors of its source layer.
+        tensors: The names of all tensors of the source layers.
         family: The model's family, if it is known, for the hint.
 
     Raises:
@@ -109,7 +144,7 @@ def check_names(scales: Scales, tensors: Collection[str], family: Family | None)
     for name in _zeroed_names(scales):
         if not any(name in tensor for tensor in tensors):
             raise LayoutError(
-                f"zero: {name!r} matches no tensor of the layer",
+                f"zero: {name!r} matches no tensor of the new layers",
                 hint=_right_list(family)
                 if family
                 else f"its tensors: {', '.join(_short(tensors))}",
@@ -121,21 +156,24 @@ def check_identity(scales: Scales, tensors: Iterable[str], family: Family) -> No
 
     Args:
         scales: The scales of a new layer.
-        tensors: The names of the tensors of its source layer; its residual writers will do.
+        tensors: The names of the tensors of its source layer; none where they are not at hand,
+            and the names are compared with the family's instead.
         family: The model's family.
 
     Raises:
         LayoutError: A residual writer is left standing.
     """
     names = _zeroed_names(scales)
-    for tensor in tensors:
-        writes = any(writer in tensor for writer in family.residual_writers)
-        if names and writes and scale_of(tensor, scales) != 0:
-            raise LayoutError(
-                f"zero: [{', '.join(names)}] leaves {_short([tensor])[0]} standing, "
-                "so that the new layers would not be identities",
-                hint=f"{_right_list(family)}, or --allow-non-identity to insist",
-            )
+    tensors = list(tensors)
+    standing = [t for t in tensors if family.writes(t) and scale_of(t, scales) != 0]
+    if not tensors:
+        standing = [w for w in family.zero if not any(n in w or w in n for n in names)]
+    if names and standing:
+        raise LayoutError(
+            f"zero: [{', '.join(names)}] leaves {_short(standing)[0]} standing, "
+            "so that the new layers would not be identities",
+            hint=f"{_right_list(family)}, or --allow-non-identity to insist",
+        )
 
 
 def check_outside(layout: Layout, before: Collection[str], after: Collection[str]) -> None:
@@ -167,7 +205,7 @@ def _zeroed_names(scales: Scales) -> list[str]:
 
 
 def _right_list(family: Family) -> str:
-    return f"for {family.model_type} write `zero: [{', '.join(family.residual_writers)}]`"
+    return f"for {family.model_type} write `zero: [{', '.join(family.zero)}]`"
 
 
 def _short(tensors: Collection[str]) -> list[str]:

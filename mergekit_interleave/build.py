@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import card, manifest, recipe, smallfiles, yamltext
+from mergekit_interleave import card, manifest, recipe, smallfiles, structure, yamltext
 from mergekit_interleave.assembly import check_written
-from mergekit_interleave.checkpoint import CONFIG, read_tensors
-from mergekit_interleave.engines import mergekit as engine
-from mergekit_interleave.errors import OutputError
+from mergekit_interleave.checkpoint import CONFIG, Tensor, read_tensors
+from mergekit_interleave.engines import mergekit, plain
+from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
@@ -27,17 +27,22 @@ RECIPE_FILE = "mergekit_config.yml"
 CARD_FILE = "README.md"
 
 
+AUTO, MERGEKIT = "auto", "mergekit"
+
+
 @dataclass(frozen=True)
 class Options:
     """How to run.
 
     Attributes:
+        engine: `auto`, or `mergekit` to insist on it.
         replace: Replace a model that stands at OUT.
         shard_size: The most bytes of one shard.
         base_model: The Hub id of the base, where its directory does not tell.
         mergekit: mergekit's own options.
     """
 
+    engine: str = AUTO
     replace: bool = False
     shard_size: int = 5 * 10**9
     base_model: str | None = None
@@ -67,20 +72,22 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
-    engine.check_options(options.mergekit)
+    mergekit.check_options(options.mergekit)
     plan = preflight(
         expansion,
         models,
         out,
         base_model=options.base_model,
-        mix=engine.mixes(options.mergekit),
+        mix=mergekit.mixes(options.mergekit),
     )
     with staged(out, replace=options.replace) as work:
         plan.check_room(out)
         _write_json(work / CONFIG, plan.config())
+        if len(plan.sources) == 1:  # several are stacked only where all layers are alike
+            structure.check(plan.first, plan.layout, work)
         _copy_small_files(plan, work)
         scratch = work / ".lora"
-        job = engine.Job(
+        job = mergekit.Job(
             layout=expansion.layout,
             parts=plan.parts,
             mergekit=plan.mergekit,
@@ -89,7 +96,7 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
             shard_size=options.shard_size,
             lora_cache=scratch,
         )
-        _write_weights(job, work)
+        _write_weights(job, work, engine=options.engine)
         shutil.rmtree(scratch, ignore_errors=True)
         written = read_tensors(work)
         new_vocabulary = recipe.changes_tokenizer(plan.mergekit)
@@ -101,8 +108,7 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
             any_dtype=plan.uses_lora and "lora_merge_dtype" in options.mergekit,
         )
         if new_vocabulary:
-            (embeddings,) = plan.first.require_family().before_layers
-            _write_json(work / CONFIG, plan.config(written[embeddings].shape[0]))
+            _write_json(work / CONFIG, plan.config(_vocab_size(written, plan)))
         (work / RECIPE_FILE).write_text(plan.recipe, encoding="utf-8")
         _write_card(plan, out.name, work / CARD_FILE)
         files = sorted({*files_below(work), manifest.FILE})
@@ -120,11 +126,29 @@ def _copy_small_files(plan: Preflight, work: Path) -> None:
             target.write_bytes(content)
 
 
-def _write_weights(job: engine.Job, work: Path) -> None:
+def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> None:
+    """By mergekit, and by the plain writer where mergekit cannot and nobody insists on it."""
     try:
-        engine.write(job, work)
+        try:
+            mergekit.write(job, work)
+        except RefusedError as refused:
+            arithmetic = plain.reason_against(job.parts)
+            if engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit) or arithmetic:
+                if arithmetic and engine != MERGEKIT:
+                    refused.hint = f"the plain writer cannot do it either: {arithmetic}"
+                raise
+            log.info("written by the plain writer: %s", refused)
+            plain.write(job.parts, work, job.shard_size)
     except OSError as error:
         raise OutputError(f"the weights cannot be written: {error.strerror or error}") from error
+
+
+def _vocab_size(written: Mapping[str, Tensor], plan: Preflight) -> int:
+    """The rows of the embeddings that mergekit made for another tokenizer."""
+    before = plan.first.require_family().before_layers
+    if not before:
+        raise RefusedError("which tensor holds the embeddings of this model type is not known")
+    return written[before[0]].shape[0]
 
 
 def _write_card(plan: Preflight, name: str, file: Path) -> None:

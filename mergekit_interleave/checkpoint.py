@@ -99,20 +99,22 @@ class Checkpoint:
     @property
     def family(self) -> architecture.Family | None:
         """What is known of its model type, if it is known."""
-        return architecture.families().get(self.model_type)
+        return architecture.family_of(self.model_type)
 
     def require_family(self) -> architecture.Family:
         """What is known of its model type.
 
         Raises:
-            RefusedError: Nothing is, so that a deeper copy could come out wrong.
+            RefusedError: Nothing is, or no layer of it can be copied exactly.
         """
         if self.family is None:
             raise RefusedError(
-                f"{self.ref}: model type {self.model_type!r} is not supported: "
-                "its config.json could come out wrong",
-                hint=f"supported so far: {', '.join(architecture.families())}",
+                f"{self.ref}: nothing is known of model type {self.model_type!r}, so that its "
+                "config.json could come out wrong"
             )
+        reason = self.family.reason_to_refuse(self.config)
+        if reason is not None:
+            raise RefusedError(f"{self.ref}: model type {self.model_type} is refused: {reason}")
         return self.family
 
     @property

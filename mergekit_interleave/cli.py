@@ -213,7 +213,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     from mergekit_interleave import build  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
 
-    if engine not in ("auto", "mergekit"):
+    if engine not in (build.AUTO, build.MERGEKIT):
         raise DirectiveError(f"--engine: {engine!r} is no engine", hint="auto or mergekit")
     directive, out = _directive_and_out(words)
     flags = {
@@ -231,6 +231,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         repeat=repeat, stack=stack, zero=zero, dtype=dtype,
     )  # fmt: skip
     options = build.Options(
+        engine=engine,
         replace=force,
         shard_size=_size(out_shard_size),
         base_model=base_model,
@@ -327,7 +328,8 @@ class _Words(logging.Handler):
     """Shows what the rooms log as `warning:` lines."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)  # noqa: T201
+        kind = "note" if record.levelno < logging.WARNING else record.levelname.lower()
+        print(f"{kind}: {record.getMessage()}", file=sys.stderr)  # noqa: T201
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -336,6 +338,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     debug = "--debug" in words
     log = logging.getLogger("mergekit_interleave")
     log.handlers, log.propagate = [_Words()], False
+    log.setLevel(logging.INFO)
     try:
         status = app(
             [word for word in words if word != "--debug"],

@@ -141,6 +141,8 @@ def resolve(
     )
     if strict and checkpoint is not None:
         checkpoint.require_family()
+    if not strict and checkpoint is not None:
+        _warn_of_mergekit(checkpoint)
     depth = _depth(directive, checkpoint, strict=strict)
     scales = _zero_scales(directive, checkpoint)
     layout = expand(directive.growth, directive.model, depth, scales)
@@ -148,7 +150,13 @@ def resolve(
         log.warning("zero: the names are not checked: the model cannot be read")
     if checkpoint is not None and scales:
         try:
-            _check_zeroing(layout, checkpoint, scales, allow_non_identity=allow_non_identity)
+            _check_zeroing(
+                layout,
+                checkpoint,
+                scales,
+                named=directive.zero_rule != AUTO,
+                allow_non_identity=allow_non_identity,
+            )
         except CheckpointError as error:
             if strict:
                 raise
@@ -233,36 +241,59 @@ def _zero_scales(directive: Directive, checkpoint: Checkpoint | None) -> Scales:
     if rule != AUTO:
         return zeroing(rule)
     family = checkpoint.family if checkpoint is not None else None
+    if checkpoint is not None and family is not None:
+        checkpoint.require_family()
     if family is None:
         family = architecture.assumed_family()
-        names = ", ".join(family.residual_writers)
+        names = ", ".join(family.zero)
         reason = (
             "the model cannot be read"
             if checkpoint is None
             else f"model type {checkpoint.model_type!r} is not known"
         )
         log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
-    return zeroing(family.residual_writers)
+    return zeroing(family.zero)
 
 
 def _check_zeroing(
-    layout: Layout, checkpoint: Checkpoint, scales: Scales, *, allow_non_identity: bool
+    layout: Layout,
+    checkpoint: Checkpoint,
+    scales: Scales,
+    *,
+    named: bool,
+    allow_non_identity: bool,
 ) -> None:
-    """Check what is zeroed against the stored tensors where they are at hand, else by family."""
+    """Check what is zeroed against the stored tensors where they are at hand, else by family.
+
+    Layers may differ from one another: a name must match in one of the new layers.
+    """
     family = checkpoint.family
-    for index in sorted({layer.source for layer in layout.new_layers}):
-        tensors = family.writers_of(index) if family else []
-        if checkpoint.has_weights:
-            tensors = checkpoint.layer_tensors(index)
-            architecture.check_names(scales, tensors, family)
-        if family is not None and not allow_non_identity:
-            architecture.check_identity(scales, tensors, family)
+    indices = sorted({layer.source for layer in layout.new_layers})
+    tensors: dict[int, list[str]] = {index: [] for index in indices}
+    if checkpoint.has_weights:
+        tensors = {index: checkpoint.layer_tensors(index) for index in indices}
+        if named:
+            architecture.check_names(
+                scales, [n for names in tensors.values() for n in names], family
+            )
+    if family is not None and not allow_non_identity:
+        for names in tensors.values():
+            architecture.check_identity(scales, names, family)
     if family is not None:
         before, after = family.before_layers, family.after_layers
         if checkpoint.has_weights:
             before, after = map(tuple, checkpoint.outside_layers())
         architecture.check_outside(layout, before, after)
         _warn_of_dead_tensors(layout, checkpoint, scales)
+
+
+def _warn_of_mergekit(checkpoint: Checkpoint) -> None:
+    if checkpoint.family is not None and not checkpoint.family.mergekit:
+        log.warning(
+            "mergekit-yaml alone may write a wrong config.json for model type %s, or lose tensors; "
+            "`run` does not",
+            checkpoint.model_type,
+        )
 
 
 def _warn_of_dead_tensors(layout: Layout, checkpoint: Checkpoint, scales: Scales) -> None:
@@ -273,8 +304,7 @@ def _warn_of_dead_tensors(layout: Layout, checkpoint: Checkpoint, scales: Scales
     others = [
         tensor.removeprefix(family.layer_prefix(index))
         for tensor in tensors
-        if scale_of(tensor, scales) == 0
-        and not any(writer in tensor for writer in family.residual_writers)
+        if scale_of(tensor, scales) == 0 and not family.writes(tensor)
     ]
     if others:
         log.warning(

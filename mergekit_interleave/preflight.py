@@ -78,9 +78,7 @@ class Preflight:
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
-        return modelconfig.deepened(
-            self.base.config, depth=len(self.layout), dtype=self.dtype, vocab_size=vocab_size
-        )
+        return modelconfig.deepened(self.base, self.layout, dtype=self.dtype, vocab_size=vocab_size)
 
     @cached_property
     def identities(self) -> frozenset[int]:
@@ -156,6 +154,7 @@ def preflight(
     if "base_model" in keys:
         base = models.open(parse_model(keys["base_model"], "base_model"))
     opened = {**sources, base.ref: base}
+    _check_alone(opened, base)
     for checkpoint in opened.values():
         _check_fit(checkpoint, base, mix=mix)
         _check_apart(checkpoint, out)
@@ -178,6 +177,13 @@ def preflight(
         dtype=wanted or _dtype_of(parts, base),
         small_files=tuple(smallfiles.collect(base, without=tokenizer)),
     )
+
+
+def _check_alone(opened: Mapping[ModelRef, Checkpoint], base: Checkpoint) -> None:
+    """Only for some types it is known what several models must agree in."""
+    directories = {checkpoint.path.resolve() for checkpoint in opened.values()}
+    if len(directories) > 1 and base.require_family().must_agree is None:
+        raise RefusedError(f"several models of type {base.model_type} cannot be stacked yet")
 
 
 def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:

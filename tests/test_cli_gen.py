@@ -270,6 +270,23 @@ class TestZero:
         assert slices(result.out)[-1][2] == ZEROED
         assert result.err == ""
 
+    def test_auto_knows_other_families(self, mk: Cli, tmp_path: Path) -> None:
+        """And says where plain mergekit-yaml is not enough."""
+        base = config_only(tmp_path / "base", 8, model_type="gpt2")
+        result = mk("gen", "--append", "1", "--model", base)
+        assert slices(result.out)[-1][2] == {
+            "scale": [{"filter": "c_proj", "value": 0.0}, {"value": 1.0}]
+        }
+        assert "mergekit-yaml alone may write a wrong config.json for model type gpt2" in result.err
+
+    def test_auto_refuses_what_zeroing_cannot_do(self, mk: Cli, tmp_path: Path) -> None:
+        """With the reason, though `zero: none` still makes copies."""
+        base = config_only(tmp_path / "base", 8, model_type="bert")
+        result = mk("gen", "--append", "1", "--model", base)
+        assert (result.status, result.out) == (1, "")
+        assert "model type bert is refused: its layers end in a norm" in result.err
+        assert mk("gen", "--repeat", "2:4", "--model", base).status == 0
+
     def test_auto_says_when_it_assumes(self, mk: Cli, tmp_path: Path) -> None:
         """For a type that is not known, and for a model that cannot be read."""
         base = config_only(tmp_path / "base", 8, model_type="novel")
@@ -314,7 +331,8 @@ class TestZero:
         model = tiny if weights else config_only(tmp_path / "base", 8)
         result = mk("gen", "--every", "4", "--zero", "o_proj", "--model", model)
         assert result.status == 1
-        assert "leaves mlp.down_proj.weight standing" in result.err
+        assert "down_proj" in result.err
+        assert " standing, so that the new layers would not be identities" in result.err
         insisted = mk(
             "gen", "--every", "4", "--zero", "o_proj", "--model", model, "--allow-non-identity"
         )

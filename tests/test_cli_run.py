@@ -21,6 +21,7 @@ from mergekit_interleave import cli, preflight
 from mergekit_interleave.assembly import assemble
 from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import parse
+from mergekit_interleave.engines import plain
 from mergekit_interleave.expand import Models, resolve
 from mergekit_interleave.reference import ModelPath, ModelRef
 
@@ -142,6 +143,39 @@ class TestModels:
         assert result.returncode == 0, result.stderr
         assert mk("run", "--repeat", "2:4", tmp_path / "ours", "--model", tiny).status == 0
         assert_same_tensors(tmp_path / "out", tmp_path / "ours")
+
+
+class TestPlainWriter:
+    """What mergekit cannot write, this project's own writer does."""
+
+    def test_biases_that_mergekit_does_not_know(self, mk: Cli, tmp_path: Path) -> None:
+        """Are copied, and zeroed with their projections; standard error says who wrote."""
+        import torch
+
+        base = make_llama(tmp_path / "biased", attention_bias=True, mlp_bias=True)
+        result = mk("run", "interleave: every 4", tmp_path / "out", "--model", base)
+        assert result.status == 0, result.err
+        assert result.err.startswith("note: written by the plain writer: mergekit would drop")
+        assert torch.equal(logits(base), logits(tmp_path / "out"))
+        tensors = load_tensors(tmp_path / "out")
+        assert not tensors["model.layers.4.mlp.down_proj.bias"].any()
+
+    def test_both_writers_write_the_same_tensors(
+        self, sharded: Path, mk: Cli, tmp_path: Path
+    ) -> None:
+        """Wherever both can, in one shard or in several."""
+        words = ("interleave: every 2", "--model", sharded)
+        assert mk("run", words[0], tmp_path / "ours", *words[1:]).status == 0
+        models = Models()
+        layout = resolve(parse(f"model: {sharded}, {words[0]}", "x"), models).layout
+        parts = assemble(layout, {layout.models[0]: models.open(layout.models[0])})
+        for size, shards in ((10**9, 1), (40_000, 2)):
+            out = tmp_path / f"plain{size}"
+            out.mkdir()
+            plain.write(parts, out, size)
+            assert len(list(out.glob("*.safetensors"))) >= shards
+            assert (out / "model.safetensors.index.json").exists() == (shards > 1)
+            assert_same_tensors(out, tmp_path / "ours")
 
 
 class TestMergekitYaml:
@@ -413,19 +447,27 @@ class TestRefusals:
         return result.err
 
     def test_other_model_types(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-        """Their configs would come out wrong."""
-        config = json_of(own_tiny / "config.json") | {"model_type": "qwen2"}
+        """Their configs could come out wrong."""
+        config = json_of(own_tiny / "config.json") | {"model_type": "novel"}
         (own_tiny / "config.json").write_text(json.dumps(config))
         err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
-        assert "'qwen2' is not supported" in err
-        assert "llama, mistral" in err
+        assert "nothing is known of model type 'novel'" in err
 
     def test_tensors_that_mergekit_would_drop(self, mk: Cli, tmp_path: Path) -> None:
         """Its Llama knows no biases; when it learns them, this refusal can go."""
         base = make_llama(tmp_path / "biased", attention_bias=True)
-        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", base)
+        words = ("append: 1", tmp_path / "out", "--model", base, "--engine", "mergekit")
+        err = self.refused(mk, tmp_path, *words)
         assert "mergekit would drop" in err
         assert "self_attn.k_proj.bias" in err
+
+    def test_arithmetic_that_only_mergekit_could_do(self, mk: Cli, tmp_path: Path) -> None:
+        """The plain writer copies bytes; neither can convert these."""
+        base = make_llama(tmp_path / "biased", attention_bias=True)
+        words = ("append: 1", tmp_path / "out", "--model", base, "--dtype", "float16")
+        err = self.refused(mk, tmp_path, *words)
+        assert "mergekit would drop" in err
+        assert "is converted from F32 to F16" in err
 
     def test_tensors_that_the_config_promises(
         self, mk: Cli, own_tiny: Path, tmp_path: Path
@@ -684,6 +726,19 @@ class TestRefusals:
         assert process.returncode == 128 + sent
         assert err == ("error: interrupted\n" if sent == signal.SIGINT else "")
         assert os.listdir(tmp_path) == []
+
+    def test_a_config_that_transformers_does_not_accept(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """No writer makes a model that cannot be loaded."""
+        config = json_of(own_tiny / "config.json") | {"layer_types": ["full_attention"] * 8}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        assert mk("run", "append: 1", tmp_path / "ok", "--model", own_tiny).status == 0
+        assert len(json_of(tmp_path / "ok/config.json")["layer_types"]) == 9
+        config |= {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1.0}}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "transformers cannot build the model" in err
 
     def test_custom_code_is_never_run(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
         """A config that names code is carried on; the code is not executed."""

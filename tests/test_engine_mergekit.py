@@ -51,7 +51,7 @@ def test_mergekit_warns_of_tensors_written_twice(
 ) -> None:
     """`clone_tensors`: without it, the first attempt at saving fails."""
     tensor = torch.zeros(4)
-    with caplog.at_level(logging.WARNING), TensorWriter(str(tmp_path)) as writer:
+    with caplog.at_level(logging.WARNING, "mergekit"), TensorWriter(str(tmp_path)) as writer:
         writer.save_tensor("a", tensor)
         writer.save_tensor("b", tensor)
     assert "duplicated tensors" in caplog.text

@@ -252,6 +252,6 @@ def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(
     finally:
         config.write_text(original)
     assert result.returncode == 1
-    assert "'novel' is not supported" in result.stderr
+    assert "nothing is known of model type 'novel'" in result.stderr
     assert hub.files == ["config.json"]
     assert "out" not in os.listdir(tmp_path)

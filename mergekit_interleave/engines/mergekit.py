@@ -24,7 +24,7 @@ from typing import Any
 from mergekit_interleave import recipe
 from mergekit_interleave.assembly import DTYPES, Part
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.errors import DirectiveError, RefusedError, nearest
+from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError, nearest
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.reference import ModelRef
 
@@ -111,31 +111,21 @@ def write(job: Job, out: Path) -> None:
         out: A directory that holds the new config.json already.
 
     Raises:
-        RefusedError: mergekit would write other tensors than the layout calls for.
+        RefusedError: mergekit would write other tensors than the layout calls for; nothing is
+            written then but a tokenizer.
+        OutputError: It stopped while it was writing.
     """
     import transformers  # noqa: PLC0415 - seconds that no other command should wait for
-    from mergekit.architecture import get_architecture_info  # noqa: PLC0415
-    from mergekit.config import MergeConfiguration  # noqa: PLC0415
-    from mergekit.plan import MergePlanner  # noqa: PLC0415
 
     options = _merge_options(job)
     options.apply_global_options()
     if not options.verbosity:
         transformers.logging.set_verbosity_error()
+        logging.getLogger("mergekit").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers', of mergekit's own calls
         try:
-            config = MergeConfiguration.model_validate(_local(job))
-            out_config = transformers.AutoConfig.from_pretrained(
-                str(out), trust_remote_code=options.trust_remote_code
-            )
-            architecture = get_architecture_info(config, options)
-            _fresh_loaders(options)
-            if recipe.changes_tokenizer(job.mergekit):
-                _write_tokenizer(config, options, out)
-            targets = MergePlanner(
-                config, architecture, options=options, out_model_config=out_config
-            ).plan_to_disk(out_path=str(out))
+            targets = _plan(job, options, out)
         except Exception as error:
             raise RefusedError(f"mergekit cannot plan this: {_sentence(error)}") from error
         _check_plan(targets, job)
@@ -145,9 +135,28 @@ def write(job: Job, out: Path) -> None:
         except OSError:
             raise
         except Exception as error:
-            raise RefusedError(f"mergekit stopped: {_sentence(error)}") from error
+            raise OutputError(f"mergekit stopped: {_sentence(error)}") from error
         finally:
             _fresh_loaders(options)
+
+
+def _plan(job: Job, options: Any, out: Path) -> Sequence[Any]:
+    import transformers  # noqa: PLC0415
+    from mergekit.architecture import get_architecture_info  # noqa: PLC0415
+    from mergekit.config import MergeConfiguration  # noqa: PLC0415
+    from mergekit.plan import MergePlanner  # noqa: PLC0415
+
+    config = MergeConfiguration.model_validate(_local(job))
+    out_config = transformers.AutoConfig.from_pretrained(
+        str(out), trust_remote_code=options.trust_remote_code
+    )
+    architecture = get_architecture_info(config, options)
+    _fresh_loaders(options)
+    if recipe.changes_tokenizer(job.mergekit):
+        _write_tokenizer(config, options, out)
+    planner = MergePlanner(config, architecture, options=options, out_model_config=out_config)
+    targets: Sequence[Any] = planner.plan_to_disk(out_path=str(out))
+    return targets
 
 
 def _executor(targets: Sequence[Any], options: Any) -> Any:
