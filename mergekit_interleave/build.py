@@ -73,6 +73,7 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     mergekit.check_options(options.mergekit)
+    mergekit.quieten(options.mergekit.get("verbosity"))
     plan = preflight(
         expansion,
         models,

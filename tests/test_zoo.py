@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,18 @@ def test_expansions_are_exact(model_type: str, rule: str, tmp_path: Path) -> Non
     for i, plan in enumerate(zoo.PLANS):
         outcome = zoo.expand(tmp_path / "base", plan, tmp_path / f"out{i}")
         assert outcome.result == "exact", (rule, plan, outcome)
+
+
+def test_the_libraries_keep_their_words_to_themselves(tmp_path: Path) -> None:
+    """They say a lot of a model that mergekit has no definition of."""
+    zoo.quiet()
+    zoo.build("gpt_oss").save_pretrained(tmp_path / "base")
+    command = [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"]
+    result = subprocess.run(
+        [*command, "--model", "base"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert all(line.startswith("note: ") for line in result.stderr.splitlines()), result.stderr
 
 
 REFUSED = [

@@ -69,7 +69,7 @@ def check_options(options: Mapping[str, object]) -> None:
         DirectiveError: mergekit has no such option, does not accept a value, or this tool
             decides it.
     """
-    import torch  # noqa: PLC0415 - seconds, see `write`
+    import torch  # noqa: PLC0415 - seconds, see `quieten`
     from mergekit.common import dtype_from_name  # noqa: PLC0415
     from mergekit.options import MergeOptions  # noqa: PLC0415
     from pydantic import ValidationError  # noqa: PLC0415
@@ -96,6 +96,16 @@ def check_options(options: Mapping[str, object]) -> None:
         raise DirectiveError(f"--mergekit: {_sentence(error).partition(' at start')[0]}") from error
 
 
+def quieten(verbosity: object) -> None:
+    """Show what mergekit and transformers say only where `--mergekit verbosity` asks for it."""
+    import transformers  # noqa: PLC0415 - seconds that no other command should wait for
+
+    if not int(str(verbosity or 0)):
+        transformers.logging.set_verbosity_error()
+        for name in (None, "mergekit"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def mixes(options: Mapping[str, object]) -> bool:
     """Whether the options ask to stack models that do not fit."""
     from mergekit.options import MergeOptions  # noqa: PLC0415
@@ -115,13 +125,9 @@ def write(job: Job, out: Path) -> None:
             written then but a tokenizer.
         OutputError: It stopped while it was writing.
     """
-    import transformers  # noqa: PLC0415 - seconds that no other command should wait for
-
     options = _merge_options(job)
     options.apply_global_options()
-    if not options.verbosity:
-        transformers.logging.set_verbosity_error()
-        logging.getLogger("mergekit").setLevel(logging.ERROR)
+    quieten(options.verbosity)  # again: the line above lets every library speak
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # transformers', of mergekit's own calls
         try:
