@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mergekit_interleave import architecture, recipe
 from mergekit_interleave import directive as directives
+from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -136,12 +137,12 @@ def resolve(
         return Expansion(directive, layout)
     if directive.growth is None or directive.model is None:
         raise TypeError("_completed fills these in")
-    checkpoint = (
-        models.open(directive.model) if strict else _try_open(directive.model, models, directive)
-    )
-    if strict and checkpoint is not None:
+    checkpoint: Checkpoint | None
+    if strict:
+        checkpoint = models.open(directive.model)
         checkpoint.require_family()
-    if not strict and checkpoint is not None:
+    else:
+        checkpoint = _try_open(directive.model, models, directive)
         _warn_of_mergekit(checkpoint)
     depth = _depth(directive, checkpoint, strict=strict)
     scales = _zero_scales(directive, checkpoint)
@@ -276,19 +277,21 @@ def _check_zeroing(
             architecture.check_names(
                 scales, [n for names in tensors.values() for n in names], family
             )
-    if family is not None and not allow_non_identity:
+    if family is None:
+        return
+    if not allow_non_identity:
         for names in tensors.values():
             architecture.check_identity(scales, names, family)
-    if family is not None:
-        before, after = family.before_layers, family.after_layers
-        if checkpoint.has_weights:
-            before, after = map(tuple, checkpoint.outside_layers())
-        architecture.check_outside(layout, before, after)
-        _warn_of_dead_tensors(layout, checkpoint, scales)
+    before, after = family.before_layers, family.after_layers
+    if checkpoint.has_weights:
+        before, after = map(tuple, checkpoint.outside_layers())
+    architecture.check_outside(layout, before, after)
+    first = layout.new_layers[0].source
+    _warn_of_dead_tensors(tensors[first], family.layer_prefix(first), family, scales)
 
 
-def _warn_of_mergekit(checkpoint: Checkpoint) -> None:
-    if checkpoint.family is not None and not checkpoint.family.mergekit:
+def _warn_of_mergekit(checkpoint: Checkpoint | None) -> None:
+    if checkpoint is not None and checkpoint.family and not checkpoint.family.mergekit:
         log.warning(
             "mergekit-yaml alone may write a wrong config.json for model type %s, or lose tensors; "
             "`run` does not",
@@ -296,13 +299,10 @@ def _warn_of_mergekit(checkpoint: Checkpoint) -> None:
         )
 
 
-def _warn_of_dead_tensors(layout: Layout, checkpoint: Checkpoint, scales: Scales) -> None:
+def _warn_of_dead_tensors(tensors: list[str], prefix: str, family: Family, scales: Scales) -> None:
     """Two zeros in a row give each other no gradient: what is not a writer need not be zero."""
-    family = checkpoint.require_family()
-    index = layout.new_layers[0].source
-    tensors = checkpoint.layer_tensors(index) if checkpoint.has_weights else []
     others = [
-        tensor.removeprefix(family.layer_prefix(index))
+        tensor.removeprefix(prefix)
         for tensor in tensors
         if scale_of(tensor, scales) == 0 and not family.writes(tensor)
     ]

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.reference import ModelPath
-
-_T = TypeVar("_T")
 
 
 def fetch_config(model: ModelPath, *, cached_only: bool, cache_dir: str | None = None) -> Path:
@@ -52,7 +49,7 @@ def fetch_files(
     unwanted: Sequence[str] | None = None,
     cached_only: bool = False,
     cache_dir: str | None = None,
-) -> Path:
+) -> None:
     """Fetch the files of a repository that match one of `wanted` and none of `unwanted`.
 
     Args:
@@ -61,9 +58,6 @@ def fetch_files(
         unwanted: Glob patterns; None is nothing.
         cached_only: Never ask the network.
         cache_dir: Another cache than huggingface_hub's own.
-
-    Returns:
-        The snapshot directory in the cache.
 
     Raises:
         CheckpointError: They cannot be had.
@@ -82,7 +76,7 @@ def fetch_files(
             )
         )
 
-    return Path(_ask(fetch, model))
+    _ask(fetch, model)
 
 
 def is_hub_id(text: str) -> bool:
@@ -97,7 +91,8 @@ def is_hub_id(text: str) -> bool:
     return True
 
 
-def _ask(fetch: Callable[[], _T], model: ModelPath) -> _T:
+def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
+    """The path that a download gives, or an error that says why there is none."""
     from huggingface_hub import errors  # noqa: PLC0415
     from huggingface_hub.utils import logging  # noqa: PLC0415
 

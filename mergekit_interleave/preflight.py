@@ -49,7 +49,7 @@ class Preflight:
         """Mergekit's own keys of the directive."""
         return self.expansion.directive.mergekit
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """The layers, with the scales that mergekit's top-level parameters give them."""
         return recipe.effective(self.expansion.layout, self.mergekit)
