@@ -740,6 +740,21 @@ class TestRefusals:
         err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
         assert "transformers cannot build the model" in err
 
+    def test_an_interrupt_while_a_string_is_executed(self, tmp_path: Path) -> None:
+        """CPython would end by the signal, handled or not; when that is mended, `_leave` can go."""
+        interrupted = (
+            "import sys\ndef main():\n    try: exec('raise KeyboardInterrupt')\n"
+            "    except KeyboardInterrupt: sys.exit(130)\n"
+        )
+        (tmp_path / "theirs.py").write_text(f"{interrupted}main()\n")
+        (tmp_path / "ours.py").write_text(
+            f"{interrupted}from mergekit_interleave import __main__, cli\n"
+            "cli.main = main\n__main__.main()\n"
+        )
+        for name, status in (("theirs", -signal.SIGINT), ("ours", 130)):
+            result = subprocess.run([sys.executable, "-m", name], cwd=tmp_path, check=False)
+            assert result.returncode == status, name
+
     def test_custom_code_is_never_run(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
         """A config that names code is carried on; the code is not executed."""
         config = json_of(own_tiny / "config.json")
