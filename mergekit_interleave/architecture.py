@@ -6,15 +6,120 @@ The facts are data; a test derives them again from the models that transformers 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.layout import Layout, Scales, scale_of
+
+@dataclass(frozen=True)
+class Gains:
+    """The norms between a layer's projections and the residual stream.
+
+    Attributes:
+        names: Parts of the names of their weights.
+        also: Parts of the names of those that not every model of the type has.
+        value: The weight with which such a norm lets nothing pass.
+        key: The list that tells which layers have them, where not all have.
+        kinds: Its entries for those that do.
+    """
+
+    names: tuple[str, ...]
+    also: tuple[str, ...] = ()
+    value: float = 0.0
+    key: str | None = None
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lending:
+    """Layers that use what an earlier layer computed, by a list that says which.
+
+    Attributes:
+        list: The key of the list.
+        lend: Its entry for a layer that computes.
+        borrow: Its entry for a layer that uses what the last one computed.
+        without: Parts of the names of the tensors that a borrowing layer does not have.
+    """
+
+    list: str
+    lend: str
+    borrow: str
+    without: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SharedTail:
+    """The last layers use keys and values of the last layer of their kind before them.
+
+    Attributes:
+        count: The key that says how many layers do.
+        kinds: The key of the list of kinds.
+        without: Parts of the names of the tensors that these layers do not have.
+        wide_when: The key that says that these layers are twice as wide inside.
+        wide: Parts of the names of the tensors that are, and along which axis.
+    """
+
+    count: str
+    kinds: str
+    without: tuple[str, ...]
+    wide_when: str | None = None
+    wide: Mapping[str, int] = field(default_factory=dict)
+
+    def widened(self, config: Mapping[str, Any]) -> Mapping[str, int]:
+        """The tensors that are twice as wide in these layers, and along which axis."""
+        return self.wide if self.wide_when and config.get(self.wide_when) else {}
+
+
+@dataclass(frozen=True)
+class ConfigFacts:
+    """Where the config.json of a model type speaks of single layers, and of how many there are.
+
+    `a.b` is key b of the mapping a.
+
+    Attributes:
+        depth: The keys that state the number of layers.
+        depth_alone: Keys that must state it too where a decoder stands without its encoder.
+        depth_list: The list whose length is the number of layers, where no key counts.
+        multiples: Keys that state a multiple of it.
+        lists: Keys that hold one entry for each layer, computed by transformers where they are
+            absent.
+        lists_if_given: Keys that do, and are nothing where they are absent. A string has a letter
+            for each layer.
+        cycled: Whether `lists` may be shorter, and are then repeated over the layers.
+        indices: Keys that hold the indices of certain layers.
+        indices_from_1: Keys that do, and count from 1.
+        originals_from_1: Keys that do, and of which new layers are none.
+        spelled_runs: Keys that hold a list of `lists` as runs: [[[kind], count], ...].
+        first: Keys that state how many layers at the start are of a kind.
+        first_default: Keys that do where no list says it.
+        dense_steps: Whether dense layers are placed by decoder_sparse_step and mlp_only_layers.
+        periods: The keys of the numbers that place layers, by the name of the rule that
+            `placement` knows.
+        scale_depth: Whether the residual is scaled by scale_depth over the root of the depth.
+    """
+
+    depth: tuple[str, ...] = ("num_hidden_layers",)
+    depth_alone: tuple[str, ...] = ()
+    depth_list: str | None = None
+    multiples: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+    lists_if_given: tuple[str, ...] = ()
+    cycled: bool = False
+    indices: tuple[str, ...] = ()
+    indices_from_1: tuple[str, ...] = ()
+    originals_from_1: tuple[str, ...] = ()
+    spelled_runs: Mapping[str, str] = field(default_factory=dict)
+    first: tuple[str, ...] = ()
+    first_default: tuple[str, ...] = ()
+    dense_steps: bool = False
+    periods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    scale_depth: bool = False
+
+
+EXACT, BROKEN_CONFIG, WRONG_TENSORS = "exact", "config", "tensors"
+"""What plain `mergekit-yaml` makes of a recipe."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +128,30 @@ class Family:
 
     Attributes:
         model_type: Its name in config.json.
+        config: What its config.json says of layers.
         layers: What stands before the layer index in a tensor's name.
+        beside: What stands before an index that goes with the layers, elsewhere in the model, and
+            by how much the layer's own index is higher.
+        first_only: Parts of the names of tensors that no copy of a layer has.
+        packed: Parts of the names of tensors outside the layers that hold a block for each, and
+            along which axis.
+        needed: A part of a tensor's name without which a checkpoint would be computed anew from
+            the indices of its layers.
+        beyond: Whether tensors of layers past the last are those of a head that predicts several
+            tokens, which moves on with the depth.
         zero: The parts of tensor names that match the residual writers of a layer and no other
             tensor of the model. Zeroing them all makes the layer an identity, and each still
             gets gradients.
-        depth: The keys of config.json that state the number of layers.
-        lists: Keys that hold one entry for each layer, computed by transformers where they are
-            absent.
-        cycled: Whether `lists` may be shorter, and are then repeated over the layers.
-        indices: Keys that hold the indices of certain layers.
-        first: Keys that state how many layers at the start are of a kind.
-        dense_steps: Whether dense layers are placed by decoder_sparse_step and mlp_only_layers.
-        scale_depth: Whether the residual is scaled by scale_depth over the root of the depth.
-        mergekit: Whether `mergekit-yaml` alone writes the right config and tensors.
+        constants: What must be filled besides, so that it does: for each part of a name, the
+            `value`, and, where only a part of the tensor is filled, the key of config.json that
+            states `after` or `square`; see `layout.Constant`.
+        gains: The norms that can be closed instead of zeroing what they follow, where there are
+            such norms: they make zeroed projections take large first steps.
+        lending: Layers that use what earlier ones computed.
+        shared_tail: Last layers that use keys and values of earlier ones.
+        mergekit: What `mergekit-yaml` alone makes of the recipe.
+        mergekit_loses: Keys of config.json that give the model tensors which mergekit loses.
+        measured: Whether nothing is known of the type, so that its result must be measured.
         refused: Why no layer of the type can be copied exactly, if none can.
         unless: Keys of config.json that make it so where they are true.
         when: Keys that make it so where they have not this value.
@@ -45,19 +161,28 @@ class Family:
         must_agree: What two models must agree in for their layers to be stacked: keys of
             config.json with the value that a missing key stands for; None where stacking several
             models of the type is not known to be exact.
+        composite: Whether it is one model among others, of images or sounds.
+        modules: What mergekit calls these, and how many layers each has, or the key that says so;
+            None for the one that is grown.
+        deepstack: The list as many as whose entries layers at the start take features of images.
     """
 
     model_type: str
-    layers: str
-    zero: tuple[str, ...]
-    depth: tuple[str, ...]
-    lists: tuple[str, ...] = ()
-    cycled: bool = False
-    indices: tuple[str, ...] = ()
-    first: tuple[str, ...] = ()
-    dense_steps: bool = False
-    scale_depth: bool = False
-    mergekit: bool = False
+    config: ConfigFacts = ConfigFacts()
+    layers: str = "model.layers"
+    beside: Mapping[str, int] = field(default_factory=dict)
+    first_only: tuple[str, ...] = ()
+    packed: Mapping[str, int] = field(default_factory=dict)
+    needed: str | None = None
+    beyond: bool = False
+    zero: tuple[str, ...] = ("o_proj", "down_proj")
+    constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    gains: Gains | None = None
+    lending: Lending | None = None
+    shared_tail: SharedTail | None = None
+    mergekit: str = BROKEN_CONFIG
+    mergekit_loses: tuple[str, ...] = ()
+    measured: bool = False
     refused: str | None = None
     unless: Mapping[str, str] = field(default_factory=dict)
     when: Mapping[str, tuple[object, str]] = field(default_factory=dict)
@@ -65,10 +190,9 @@ class Family:
     after_layers: tuple[str, ...] = ()
     never_loaded: tuple[str, ...] = ()
     must_agree: Mapping[str, object] | None = None
-
-    def layer_prefix(self, index: int) -> str:
-        """What the names of a layer's tensors start with."""
-        return f"{self.layers}.{index}."
+    composite: bool = False
+    modules: Mapping[str, int | str | None] = field(default_factory=dict)
+    deepstack: str | None = None
 
     def writes(self, tensor: str) -> bool:
         """Whether a tensor of a layer is a residual writer."""
@@ -77,6 +201,18 @@ class Family:
     def is_loaded(self, tensor: str) -> bool:
         """Whether a model of this family loads the tensor at all."""
         return not any(part in tensor for part in self.never_loaded)
+
+    def has_gains(self, tensors: Iterable[str]) -> bool:
+        """Whether a layer of these tensors has the norms that `gains` tells of, all of them."""
+        tensors = list(tensors)
+        return self.gains is not None and all(
+            any(name in tensor for tensor in tensors) for name in self.gains.names
+        )
+
+    def verdict(self, config: Mapping[str, Any]) -> str:
+        """What `mergekit-yaml` alone makes of a model with this config.json."""
+        lost = any(config.get(key) for key in self.mergekit_loses)
+        return WRONG_TENSORS if lost else self.mergekit
 
     def reason_to_refuse(self, config: Mapping[str, Any]) -> str | None:
         """Why a model with this config.json cannot be expanded exactly, if it cannot."""
@@ -94,6 +230,12 @@ def _facts() -> dict[str, Any]:
     return facts
 
 
+def quantized(method: str) -> dict[str, Any] | None:
+    """How a quantizer stores a zero, if it is known; see `quantization`."""
+    rules: dict[str, Any] | None = _facts()["quantized"].get(method)
+    return rules
+
+
 def known_types() -> tuple[str, ...]:
     """The model types that something is known of."""
     return tuple(_facts()["families"])
@@ -105,11 +247,91 @@ def family_of(model_type: str) -> Family | None:
     own = _facts()["families"].get(model_type)
     if own is None:
         return None
-    facts: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in {**_facts()["defaults"], **own}.items()
-    }
-    return Family(model_type=model_type, **facts)
+    facts = {key: _frozen(key, value) for key, value in own.items()}
+    keys = {item.name for item in fields(ConfigFacts)}
+    config = ConfigFacts(**{key: facts.pop(key) for key in keys & facts.keys()})
+    return Family(model_type=model_type, config=config, **facts)
+
+
+_OBJECTS = {"gains": Gains, "lending": Lending, "shared_tail": SharedTail}
+
+
+def _frozen(key: str, value: Any) -> Any:
+    """A value of the data file as the classes above hold it."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, dict):
+        entries = {name: _frozen("", entry) for name, entry in value.items()}
+        return _OBJECTS[key](**entries) if key in _OBJECTS else entries
+    return value
+
+
+def family_of_config(config: Mapping[str, Any]) -> Family | None:
+    """What is known of the model type that a config.json states, if anything is.
+
+    A model that holds a language model among others is of the language model's family.
+    """
+    model_type = str(config.get("model_type") or "")
+    composite = _facts()["composites"].get(model_type)
+    if composite is None:
+        return family_of(model_type)
+    nested = nested_config(config)
+    family = family_of(config[nested].get("model_type") if nested else composite["family"])
+    return family and replace(
+        family,
+        model_type=model_type,
+        mergekit=composite.get("mergekit", WRONG_TENSORS),
+        modules=composite.get("modules", {}),
+        deepstack=composite.get("deepstack"),
+        composite=True,
+    )
+
+
+def nested_config(config: Mapping[str, Any]) -> str | None:
+    """The key of the part of a config.json that speaks of the layers, None where all of it does."""
+    nested = _facts()["nested_configs"]
+    return next((key for key in nested if isinstance(config.get(key), Mapping)), None)
+
+
+def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config.json that speaks of the layers."""
+    nested = nested_config(config)
+    part: Mapping[str, Any] = config[nested] if nested else config
+    return part
+
+
+def stated(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a key of a config.json, or of a key of a mapping in it: `a.b`."""
+    outer, _, inner = key.partition(".")
+    value = config.get(outer)
+    return value.get(inner) if inner and isinstance(value, Mapping) else value
+
+
+def other_stacks() -> tuple[str, ...]:
+    """What may stand before a layer's index where a language model is one of several."""
+    return tuple(_facts()["stacks"])
+
+
+def unknown_family(model_type: str, config: Mapping[str, Any], layers: str) -> Family:
+    """What is assumed of a model type of which nothing is known.
+
+    Args:
+        model_type: Its name.
+        config: The part of its config.json that speaks of the layers.
+        layers: What stands before the layer index in the names of its tensors.
+    """
+    depth = next((key for key in _facts()["depth_keys"] if config.get(key) is not None), "")
+    return replace(
+        Family(model_type, ConfigFacts(depth=(depth,)), layers),
+        zero=assumed_family().zero,
+        mergekit=WRONG_TENSORS,
+        measured=True,
+    )
+
+
+def is_plain(tensor: str) -> bool:
+    """Whether a Llama's layer has a tensor of this name, without what stands before the layer."""
+    return tensor.rpartition(".")[0] in _facts()["plain"]
 
 
 def assumed_family() -> Family:
@@ -120,94 +342,16 @@ def assumed_family() -> Family:
     return family
 
 
-def depth_of(config: Mapping[str, Any]) -> object:
-    """The layer count that a config.json states, None where it states none."""
-    for part in (config, *(config.get(key) for key in _facts()["nested_configs"])):
-        if isinstance(part, Mapping):
-            for key in _facts()["depth_keys"]:
-                if part.get(key) is not None:
-                    return part[key]
-    return None
-
-
-def check_names(scales: Scales, tensors: Collection[str], family: Family | None) -> None:
-    """Check that each name that is zeroed matches a tensor of the layer.
+def depth_of(config: Mapping[str, Any], family: Family | None = None) -> object:
+    """The layer count that a config.json states, None where it states none.
 
     Args:
-        scales: The scales of a new layer.
-        tensors: The names of all tensors of the source layers.
-        family: The model's family, if it is known, for the hint.
-
-    Raises:
-        LayoutError: A name matches no tensor.
+        config: The config, or the part of it that speaks of the layers.
+        family: The model's family, if it is known.
     """
-    for name in _zeroed_names(scales):
-        if not any(name in tensor for tensor in tensors):
-            raise LayoutError(
-                f"zero: {name!r} matches no tensor of the new layers",
-                hint=_right_list(family)
-                if family
-                else f"its tensors: {', '.join(_short(tensors))}",
-            )
-
-
-def check_identity(scales: Scales, tensors: Iterable[str], family: Family) -> None:
-    """Check that scales which zero something zero every residual writer.
-
-    Args:
-        scales: The scales of a new layer.
-        tensors: The names of the tensors of its source layer; none where they are not at hand,
-            and the names are compared with the family's instead.
-        family: The model's family.
-
-    Raises:
-        LayoutError: A residual writer is left standing.
-    """
-    names = _zeroed_names(scales)
-    tensors = list(tensors)
-    standing = [t for t in tensors if family.writes(t) and scale_of(t, scales) != 0]
-    if not tensors:
-        standing = [w for w in family.zero if not any(n in w or w in n for n in names)]
-    if names and standing:
-        raise LayoutError(
-            f"zero: [{', '.join(names)}] leaves {_short(standing)[0]} standing, "
-            "so that the new layers would not be identities",
-            hint=f"{_right_list(family)}, or --allow-non-identity to insist",
-        )
-
-
-def check_outside(layout: Layout, before: Collection[str], after: Collection[str]) -> None:
-    """Check that scales for the new layers touch nothing outside the layers.
-
-    mergekit gives the embeddings the scales of the first slice, and the final norm and the head
-    those of the last.
-
-    Args:
-        layout: The layers.
-        before: The names of the tensors before the layers.
-        after: The names of the tensors after them.
-
-    Raises:
-        LayoutError: A scale would change one of these.
-    """
-    for part, tensors in ((layout.slices[0], before), (layout.slices[-1], after)):
-        for tensor in tensors:
-            if scale_of(tensor, part.scales) not in (None, 1):
-                names = [s.filter for s in part.scales if s.filter and s.matches(tensor)]
-                raise LayoutError(
-                    f"zero: {names[0]!r} also matches {tensor}, which belongs to no layer",
-                    hint="write a longer part of the name, such as self_attn.o_proj",
-                )
-
-
-def _zeroed_names(scales: Scales) -> list[str]:
-    return [scale.filter for scale in scales if scale.value == 0 and scale.filter is not None]
-
-
-def _right_list(family: Family) -> str:
-    return f"for {family.model_type} write `zero: [{', '.join(family.zero)}]`"
-
-
-def _short(tensors: Collection[str]) -> list[str]:
-    """Tensor names without what stands before and at the layer index."""
-    return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in tensors})
+    if family is not None and family.config.depth_list:
+        entries = config.get(family.config.depth_list)
+        if entries:
+            return len(entries)
+    keys = (*(family.config.depth if family else ()), *_facts()["depth_keys"])
+    return next((config[key] for key in keys if config.get(key) is not None), None)

@@ -6,19 +6,37 @@ mergekit, what comes before the layers is the first slice's, what comes after th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeAlias
 
-from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import Checkpoint, Tensor
 from mergekit_interleave.errors import OutputError, RefusedError
-from mergekit_interleave.layout import Layout, Slice, scale_of
+from mergekit_interleave.layout import Constant, Layer, Layout, Scales, Slice, constant_of, scale_of
+from mergekit_interleave.quantization import quantization_of
 from mergekit_interleave.reference import ModelRef
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 """mergekit's names of the dtypes that it can write, and safetensors' spelling of them."""
 
 _BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A tensor that holds a block for each layer, its blocks taken in another order.
+
+    Attributes:
+        axis: Along which axis the blocks lie.
+        blocks: How many there are in the source.
+        order: Which of them the result has.
+    """
+
+    axis: int
+    blocks: int
+    order: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +50,12 @@ class Part:
         tensor: The stored tensor it is made of.
         scale: What it is multiplied by; None for a plain copy.
         dtype: The dtype it is to have, in safetensors' spelling.
+        shape: The shape it is to have.
         nbytes: The size it is to have.
+        zero: The byte that means zero where it is zeroed.
+        constant: What it is filled with.
+        packing: How its blocks are arranged.
+        layer: The index of its layer in the new model, None outside the layers.
     """
 
     name: str
@@ -41,11 +64,90 @@ class Part:
     tensor: Tensor
     scale: float | None
     dtype: str
+    shape: tuple[int, ...]
     nbytes: int
+    zero: int = 0
+    constant: Constant | None = None
+    packing: Packing | None = None
+    layer: int | None = None
+
+    def pieces(self) -> Iterator[Piece]:
+        """What its bytes are, in order, where they need no arithmetic."""
+        if self.constant is not None:
+            yield from _filled(self.tensor, self.constant)
+        elif self.scale == 0:
+            yield Fill(bytes([self.zero]), self.nbytes)
+        elif self.packing is not None:
+            yield from _blocks(self.tensor, self.packing)
+        else:
+            yield Range(self.tensor.start, self.nbytes)
+
+
+class Range(NamedTuple):
+    """Bytes of the file that holds the source tensor."""
+
+    start: int
+    length: int
+
+
+class Fill(NamedTuple):
+    """The same bytes again and again."""
+
+    data: bytes
+    times: int
+
+
+Piece: TypeAlias = Range | Fill
+
+_ENCODINGS: Mapping[str, Callable[[float], bytes]] = {
+    "F64": lambda value: struct.pack("<d", value),
+    "F32": lambda value: struct.pack("<f", value),
+    "F16": lambda value: struct.pack("<e", value),
+    "BF16": lambda value: struct.pack("<f", value)[2:],  # exact for the few that are stated
+}
+
+
+def _filled(tensor: Tensor, constant: Constant) -> Iterator[Piece]:
+    value, zero = (_ENCODINGS[tensor.dtype](number) for number in (constant.value, 0.0))
+    size = len(value)
+    columns = math.prod(tensor.shape[1:])
+    if constant.square is None:
+        kept = (constant.after or 0) * columns
+        yield Range(tensor.start, kept * size)
+        yield Fill(value, tensor.elements - kept)
+        return
+    rows = constant.square**2
+    yield Range(tensor.start, tensor.nbytes - rows * columns * size)
+    for row in range(rows):
+        on_diagonal = row % (constant.square + 1) == 0
+        yield Fill(value if on_diagonal else zero, columns)
+
+
+def _blocks(tensor: Tensor, packing: Packing) -> Iterator[Range]:
+    inner = tensor.nbytes // math.prod(tensor.shape[: packing.axis])
+    width = inner // packing.blocks
+    runs = _runs(packing.order)
+    for outer in range(tensor.start, tensor.start + tensor.nbytes, inner):
+        for first, count in runs:
+            yield Range(outer + first * width, count * width)
+
+
+def _runs(order: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours that stay neighbours, as (first, count)."""
+    runs: list[tuple[int, int]] = []
+    for block in order:
+        if runs and sum(runs[-1]) == block:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((block, 1))
+    return runs
 
 
 def assemble(
-    layout: Layout, checkpoints: Mapping[ModelRef, Checkpoint], dtype: str | None = None
+    layout: Layout,
+    checkpoints: Mapping[ModelRef, Checkpoint],
+    dtype: str | None = None,
+    borrowers: Collection[int] = (),
 ) -> tuple[Part, ...]:
     """List every tensor of the new model.
 
@@ -53,44 +155,102 @@ def assemble(
         layout: The layers.
         checkpoints: Each of its models, all of one known family.
         dtype: mergekit's name of the dtype to convert to; None keeps each tensor's own.
+        borrowers: The indices of the new layers that use what their original computed.
 
     Raises:
         CheckpointError: A source has no tensors for one of the layers.
-        RefusedError: A tensor that holds no plain floats would be converted.
+        RefusedError: A tensor that holds no plain floats would be converted, or filled.
     """
-
-    def part(name: str, origin: Slice, source: str) -> Part:
-        tensor = checkpoints[origin.model].tensors[source]
-        stored, nbytes = _converted(tensor, source, dtype)
-        scale = scale_of(source, origin.scales)
-        if scale is not None and tensor.dtype not in _BYTES:
-            raise RefusedError(
-                f"{source} is stored as {tensor.dtype}, which cannot be scaled or zeroed yet"
-            )
-        return Part(name, origin.model, source, tensor, scale, stored, nbytes)
-
-    return tuple(part(*names) for names in _names(layout, checkpoints))
-
-
-def _names(
-    layout: Layout, checkpoints: Mapping[ModelRef, Checkpoint]
-) -> Iterator[tuple[str, Slice, str]]:
-    """Each tensor's new name, the slice that it comes with, and its name in the source."""
     first, last = layout.slices[0], layout.slices[-1]
-    for name in checkpoints[first.model].outside_layers()[0]:
-        yield name, first, name
-    output = 0
-    for origin in layout.slices:
-        checkpoint = checkpoints[origin.model]
-        family = checkpoint.require_family()
-        for index in range(origin.start, origin.stop):
-            sources = checkpoint.layer_tensors(index)
-            prefix, renamed = family.layer_prefix(index), family.layer_prefix(output)
-            for source in sources:
-                yield renamed + source.removeprefix(prefix), origin, source
-            output += 1
-    for name in checkpoints[last.model].outside_layers()[1]:
-        yield name, last, name
+    before = checkpoints[first.model].outside_layers()[0]
+    after = checkpoints[last.model].outside_layers()[1]
+    return (
+        *_outside(before, first, layout, checkpoints[first.model], dtype),
+        *(
+            part
+            for layer in layout.layers
+            for part in _layer(layer, checkpoints[layer.model], dtype, borrowers)
+        ),
+        *_outside(after, last, layout, checkpoints[last.model], dtype),
+    )
+
+
+def _layer(
+    layer: Layer, checkpoint: Checkpoint, dtype: str | None, borrowers: Collection[int]
+) -> Iterator[Part]:
+    family = checkpoint.require_family()
+    lacking = family.first_only if layer.new else ()
+    for rule in (family.lending, family.shared_tail):
+        if layer.index in borrowers and rule is not None:
+            lacking += rule.without
+    wide: Mapping[str, int] = {}
+    if layer.index in borrowers and family.shared_tail is not None:
+        wide = family.shared_tail.widened(checkpoint.layer_config)
+    for source in checkpoint.layer_tensors(layer.source):
+        if not any(name in source for name in lacking):
+            part = _part(checkpoint, source, layer.scales, dtype)
+            axis = next((axis for name, axis in wide.items() if name in source), None)
+            if axis is not None:
+                # The second half repeats the first: zeros there would never be trained.
+                part = _packed(part, Packing(axis, 1, (0, 0)))
+            yield replace(
+                part,
+                name=checkpoint.renamed(source, layer.index),
+                constant=_constant(part, layer),
+                layer=layer.index,
+            )
+
+
+def _outside(
+    names: Sequence[str], origin: Slice, layout: Layout, checkpoint: Checkpoint, dtype: str | None
+) -> Iterator[Part]:
+    family, depth = checkpoint.require_family(), checkpoint.depth
+    for source in names:
+        index = checkpoint.layer_of(source)
+        scaled = index is None and checkpoint.is_scaled(source)
+        part = _part(checkpoint, source, origin.scales if scaled else (), dtype)
+        axis = next((axis for name, axis in family.packed.items() if name in source), None)
+        if index is not None:
+            yield replace(part, name=checkpoint.renamed(source, index + len(layout) - depth))
+        elif axis is not None:
+            yield _packed(part, Packing(axis, depth, tuple(la.source for la in layout.layers)))
+        else:
+            yield part
+
+
+def _part(checkpoint: Checkpoint, source: str, scales: Scales, dtype: str | None) -> Part:
+    tensor = checkpoint.tensors[source]
+    stored, nbytes = _converted(tensor, source, dtype)
+    scale = scale_of(source, scales)
+    if scale not in (None, 0, 1) and tensor.dtype not in _BYTES:
+        raise RefusedError(f"{source} is stored as {tensor.dtype}, which cannot be scaled")
+    zero = 0
+    if scale == 0:
+        found = quantization_of(checkpoint.config).zero_byte(source, tensor, checkpoint.tensors)
+        scale, zero = (None, 0) if found is None else (0, found)
+    return Part(source, checkpoint.ref, source, tensor, scale, stored, tensor.shape, nbytes, zero)
+
+
+def _constant(part: Part, layer: Layer) -> Constant | None:
+    constant = constant_of(part.source, layer.constants)
+    if constant is not None and part.tensor.dtype not in _ENCODINGS:
+        raise RefusedError(
+            f"{part.source} is stored as {part.tensor.dtype}, which cannot be filled with "
+            f"{constant.value:g}"
+        )
+    return constant
+
+
+def _packed(part: Part, packing: Packing) -> Part:
+    if part.shape[packing.axis] % packing.blocks:
+        raise RefusedError(
+            f"{part.source} is {list(part.shape)}, which holds no block for each of "
+            f"{packing.blocks} layers"
+        )
+    shape = list(part.shape)
+    shape[packing.axis] = shape[packing.axis] // packing.blocks * len(packing.order)
+    nbytes = part.nbytes // packing.blocks * len(packing.order)
+    return replace(part, shape=tuple(shape), nbytes=nbytes, packing=packing)
 
 
 def _converted(tensor: Tensor, name: str, dtype: str | None) -> tuple[str, int]:
@@ -108,7 +268,6 @@ def _converted(tensor: Tensor, name: str, dtype: str | None) -> tuple[str, int]:
 def check_written(
     written: Mapping[str, Tensor],
     parts: Sequence[Part],
-    family: Family,
     *,
     any_rows_outside: bool = False,
     any_dtype: bool = False,
@@ -118,7 +277,6 @@ def check_written(
     Args:
         written: The tensors of the result.
         parts: What they must be.
-        family: The family of the models.
         any_rows_outside: Embeddings and head may have another number of rows.
         any_dtype: Tensors may have another dtype.
 
@@ -131,23 +289,23 @@ def check_written(
         raise OutputError(f"the weights came out wrong: {name} {what}")
     for name, part in expected.items():
         tensor = written[name]
-        skip = 1 if any_rows_outside and not name.startswith(family.layers) else 0
-        if tensor.shape[skip:] != part.tensor.shape[skip:] or (
+        skip = 1 if any_rows_outside and part.layer is None else 0
+        if tensor.shape[skip:] != part.shape[skip:] or (
             tensor.dtype != part.dtype and not any_dtype
         ):
             raise OutputError(
                 f"the weights came out wrong: {name} is {tensor.dtype} {list(tensor.shape)}, "
-                f"not {part.dtype} {list(part.tensor.shape)}"
+                f"not {part.dtype} {list(part.shape)}"
             )
-        if part.scale == 0 and not _is_zero(tensor):
+        if part.scale == 0 and not _is_zero(tensor, part.zero):
             raise OutputError(
                 f"the weights came out wrong: {name} is not zero",
                 hint=f"{part.source} holds an infinity or NaN, which times 0 is NaN",
             )
 
 
-def _is_zero(tensor: Tensor) -> bool:
-    """Whether a tensor of floats holds nothing but zeros, negative ones included."""
+def _is_zero(tensor: Tensor, zero: int) -> bool:
+    """Whether a tensor holds nothing but zeros; of floats, negative ones included."""
     size = _BYTES.get(tensor.dtype, 1)
     left = tensor.nbytes
     with tensor.file.open("rb") as file:
@@ -157,6 +315,10 @@ def _is_zero(tensor: Tensor) -> bool:
             if not block:
                 return False
             left -= len(block)
+            if zero or tensor.dtype not in _BYTES:
+                if block.count(zero) != len(block):
+                    return False
+                continue
             # Little-endian: the sign is in the last byte of each element.
             signs = block[size - 1 :: size]
             if signs.count(0) + signs.count(0x80) != len(signs):

@@ -11,11 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import card, manifest, recipe, smallfiles, structure, yamltext
+from mergekit_interleave import (
+    card,
+    manifest,
+    measure,
+    modelconfig,
+    nearby,
+    quantization,
+    recipe,
+    smallfiles,
+    structure,
+    yamltext,
+)
 from mergekit_interleave.assembly import check_written
 from mergekit_interleave.checkpoint import CONFIG, Tensor, read_tensors
 from mergekit_interleave.engines import mergekit, plain
-from mergekit_interleave.errors import OutputError, RefusedError
+from mergekit_interleave.errors import OutputError, RefusedError, UnsayableError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
@@ -23,7 +34,6 @@ from mergekit_interleave.staging import check_vacant, files_below, staged
 
 log = logging.getLogger(__name__)
 
-RECIPE_FILE = "mergekit_config.yml"
 CARD_FILE = "README.md"
 
 
@@ -70,6 +80,16 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
     Raises:
         InterleaveError: It cannot be made, and nothing is at OUT.
     """
+    try:
+        return _run(expansion, models, out, options)
+    except UnsayableError as error:
+        base, growth = models.open(expansion.layout.models[0]), expansion.directive.growth
+        works = nearby.suggestion(base, expansion.layout, growth)
+        error.hint = f"this would do: {works}" if works else None
+        raise
+
+
+def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     mergekit.check_options(options.mergekit)
@@ -84,14 +104,21 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
     with staged(out, replace=options.replace) as work:
         plan.check_room(out)
         _write_json(work / CONFIG, plan.config())
-        if len(plan.sources) == 1:  # several are stacked only where all layers are alike
-            structure.check(plan.first, plan.layout, work)
         _copy_small_files(plan, work)
+        if len(plan.sources) == 1:  # several are stacked only where all layers are alike
+            structure.check(plan.first, plan.layout, work, plan.placement.borrowers)
+        if plan.first.require_family().measured and not plan.is_identity:
+            raise RefusedError(
+                f"nothing is known of model type {plan.first.model_type!r}: only an expansion "
+                "that computes what its base computes can be measured",
+                hint="zero the new layers' residual writers",
+            )
         scratch = work / ".lora"
         job = mergekit.Job(
             layout=expansion.layout,
             parts=plan.parts,
             mergekit=plan.mergekit,
+            modules=expansion.modules,
             checkpoints={**plan.sources, plan.base.ref: plan.base},
             options=options.mergekit,
             shard_size=options.shard_size,
@@ -104,13 +131,14 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
         check_written(
             written,
             plan.parts,
-            plan.first.require_family(),
             any_rows_outside=new_vocabulary,
             any_dtype=plan.uses_lora and "lora_merge_dtype" in options.mergekit,
         )
+        if plan.first.require_family().measured:
+            measure.check(plan.first.path, work, trust_remote_code=plan.first.trusted)
         if new_vocabulary:
             _write_json(work / CONFIG, plan.config(_vocab_size(written, plan)))
-        (work / RECIPE_FILE).write_text(plan.recipe, encoding="utf-8")
+        (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
         _write_card(plan, out.name, work / CARD_FILE)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, manifest.describe(plan, files))
@@ -124,7 +152,25 @@ def _copy_small_files(plan: Preflight, work: Path) -> None:
         if content is not None:
             target = work / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+            target.write_bytes(_for_new_depth(name, content, plan))
+
+
+def _for_new_depth(name: str, content: bytes, plan: Preflight) -> bytes:
+    """A small file with the layers that it speaks of in their new places."""
+    sources = [layer.source for layer in plan.layout.layers]
+    try:
+        if name == "generation_config.json":
+            before = json.loads(content)
+            after = modelconfig.generation(before, plan.layout)
+        elif name in quantization.INDEXED_FILES:
+            before = json.loads(content)
+            after = quantization.reindexed(before, sources, plan.base.depth)
+        else:
+            return content
+    except ValueError:
+        return content
+    changed = (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
+    return content if after == before else changed
 
 
 def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> None:

@@ -84,12 +84,14 @@ class Checkpoint:
         path: The directory.
         config: Its config.json, as it stands there.
         is_local: Whether the user named a directory, rather than a Hub id.
+        trusted: Whether code that it brings may be run.
     """
 
     ref: ModelRef
     path: Path
     config: Mapping[str, Any]
     is_local: bool
+    trusted: bool = False
 
     @property
     def model_type(self) -> str:
@@ -99,23 +101,41 @@ class Checkpoint:
     @property
     def family(self) -> architecture.Family | None:
         """What is known of its model type, if it is known."""
-        return architecture.family_of(self.model_type)
+        return architecture.family_of_config(self.config)
 
     def require_family(self) -> architecture.Family:
-        """What is known of its model type.
+        """What is known of its model type; what is assumed, where nothing is.
 
         Raises:
-            RefusedError: Nothing is, or no layer of it can be copied exactly.
+            RefusedError: No layer of it can be copied exactly, or it cannot be told where its
+                layers are.
         """
         if self.family is None:
-            raise RefusedError(
-                f"{self.ref}: nothing is known of model type {self.model_type!r}, so that its "
-                "config.json could come out wrong"
-            )
-        reason = self.family.reason_to_refuse(self.config)
+            if len(self._stacks) != 1 or not self.model_type:
+                raise RefusedError(
+                    f"{self.ref}: nothing is known of model type {self.model_type!r}, and which of "
+                    "its tensors are layers cannot be told"
+                )
+            stack = next(iter(self._stacks))
+            return architecture.unknown_family(self.model_type, self.layer_config, stack)
+        reason = self.family.reason_to_refuse(self.layer_config)
         if reason is not None:
             raise RefusedError(f"{self.ref}: model type {self.model_type} is refused: {reason}")
         return self.family
+
+    @property
+    def layer_config(self) -> Mapping[str, Any]:
+        """The part of config.json that speaks of the layers."""
+        return architecture.layer_config(self.config)
+
+    @property
+    def modules(self) -> Mapping[str, int | None]:
+        """What mergekit calls the models that make this up; see `recipe.to_document`."""
+        modules = self.family.modules if self.family else {}
+        return {
+            name: architecture.stated(self.config, count) if isinstance(count, str) else count
+            for name, count in modules.items()
+        }
 
     @property
     def depth(self) -> int:
@@ -124,7 +144,7 @@ class Checkpoint:
         Raises:
             CheckpointError: config.json states none.
         """
-        depth = architecture.depth_of(self.config)
+        depth = architecture.depth_of(self.layer_config, self.family)
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             stated = "states no layer count" if depth is None else f"states {depth!r} layers"
             raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="state it: --layers N")
@@ -145,30 +165,88 @@ class Checkpoint:
         return (self.path / WEIGHTS).is_file() or (self.path / INDEX).is_file()
 
     @cached_property
+    def _stacks(self) -> Mapping[str, int]:
+        """What stands before a layer's index in a name, and by how much the index is higher.
+
+        A checkpoint of the bare model lacks the first words of the names.
+        """
+        family = self.family
+        if family is None:
+            # Where nothing is known of the type, the first number in a name is the layer's.
+            indices: dict[str, set[int]] = {}
+            for match in (re.match(r"([^\d]+?)\.(\d+)\.", name) for name in self.tensors):
+                if match:
+                    indices.setdefault(match[1], set()).add(int(match[2]))
+            depth = architecture.depth_of(self.layer_config)
+            whole = [stack for stack, found in indices.items() if len(found) == depth]
+            return dict.fromkeys(whole if len(whole) == 1 else indices, 0)
+        stacks: dict[str, int] = {family.layers: 0, **family.beside}
+        shorter = [
+            {prefix.split(".", words)[-1]: shift for prefix, shift in stacks.items()}
+            for words in range(family.layers.count(".") + 1)
+        ]
+        others = [{prefix: 0} for prefix in architecture.other_stacks()]
+        return next(
+            (known for known in (*others, *shorter) if self._has(next(iter(known)))), stacks
+        )
+
+    def _has(self, stack: str) -> bool:
+        return any(name.startswith(stack + ".") for name in self.tensors)
+
+    def is_scaled(self, name: str) -> bool:
+        """Whether mergekit gives a tensor outside the layers the scales of a slice.
+
+        Those of other models than the one that is grown have none.
+        """
+        model = next(iter(self._stacks)).rpartition(".")[0]
+        family = self.family
+        return not (family and family.composite) or name.startswith((f"{model}.", "lm_head."))
+
+    def layer_of(self, name: str) -> int | None:
+        """The index of the layer that a tensor belongs to, None where it belongs to none."""
+        found = self._place(name)
+        return None if found is None else found[1] + self._stacks[found[0]]
+
+    def renamed(self, name: str, index: int) -> str:
+        """The name of a layer's tensor in the layer of another index."""
+        found = self._place(name)
+        if found is None:
+            raise ValueError(f"{name} belongs to no layer")
+        stack, old = found
+        rest = name[len(f"{stack}.{old}") :]
+        return f"{stack}.{index - self._stacks[stack]}{rest}"
+
+    def _place(self, name: str) -> tuple[str, int] | None:
+        for stack in self._stacks:
+            if name.startswith(stack + "."):
+                index = name[len(stack) + 1 :].partition(".")[0]
+                if index.isdecimal():
+                    return stack, int(index)
+        return None
+
+    @cached_property
     def _layers(self) -> Mapping[int, list[str]]:
         """The tensors of each layer that a model of the family loads."""
         family = self.family
-        # Where nothing is known of the type, the first number in a name is taken for the layer.
-        stack = re.escape(family.layers) if family else r"[^\d]+?"
         layers: dict[int, list[str]] = {}
         for name in self.tensors:
-            match = re.match(rf"{stack}\.(\d+)\.", name)
-            if match and (family is None or family.is_loaded(name)):
-                layers.setdefault(int(match[1]), []).append(name)
+            index = self.layer_of(name)
+            if index is not None and (family is None or family.is_loaded(name)):
+                layers.setdefault(index, []).append(name)
         return layers
 
     def outside_layers(self) -> tuple[list[str], list[str]]:
-        """The tensors that belong to no layer: those before the layers, and those after them.
+        """The tensors that belong to none of the layers: those before them, and those after.
 
         Raises:
             RefusedError: The model type is not known.
         """
-        family = self.require_family()
-        outside = [
-            name
-            for name in self.tensors
-            if not name.startswith(family.layers + ".") and family.is_loaded(name)
-        ]
+        family, depth = self.require_family(), self.depth
+        outside = []
+        for name in self.tensors:
+            index = self.layer_of(name)
+            if (index is None or index >= depth) and family.is_loaded(name):
+                outside.append(name)
         before = [name for name in outside if name in family.before_layers]
         return before, [name for name in outside if name not in family.before_layers]
 
@@ -181,7 +259,7 @@ class Checkpoint:
         for index in range(min(self.depth, len(self._layers) + 1)):
             self.layer_tensors(index)
         beyond = [index for index in self._layers if index >= self.depth]
-        if beyond:
+        if beyond and not (self.family and self.family.beyond):
             raise CheckpointError(
                 f"{self.path}: tensors for layer {min(beyond)}, though {CONFIG} states "
                 f"{self.depth} layers"

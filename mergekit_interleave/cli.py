@@ -6,6 +6,7 @@ Results go to standard output, words about them to standard error.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -99,7 +100,7 @@ Stack = Annotated[
     list[str] | None, _growth("Ranges one after another, such as 0:24,8:32.", "RANGE,...")
 ]
 Zero = Annotated[list[str] | None,
-    _growth("What new layers zero: auto, none, or names: o_proj,down_proj.", "NAMES"),
+    _growth("What new layers zero: auto, none, gains, or names: o_proj,down_proj.", "NAMES"),
 ]  # fmt: skip
 NonIdentity = Annotated[
     bool,
@@ -153,12 +154,14 @@ def gen(  # noqa: PLR0913 - one parameter for each flag
 ) -> None:
     """Write the mergekit YAML to standard output, ready for mergekit-yaml."""
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
+    from mergekit_interleave.recipe import check_sayable  # noqa: PLC0415
 
     wanted = _read(
         directive, model=model, layers=layers, every=every, add=add, append=append,
         repeat=repeat, stack=stack, zero=zero, dtype=dtype,
     )  # fmt: skip
     expansion = resolve(wanted, Models(), allow_non_identity=allow_non_identity)
+    check_sayable(expansion.layout)
     if sys.stdout is None:
         raise OutputError("standard output is closed")
     sys.stdout.write(expansion.recipe)
@@ -238,7 +241,10 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         mergekit=mergekit_options,
     )
     cache_dir = mergekit_options.get("transformers_cache")
-    models = Models(cache_dir=None if cache_dir is None else str(cache_dir))
+    models = Models(
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        trust_remote_code=trust_remote_code,
+    )
     signal.signal(signal.SIGTERM, _terminated)
     if not sys.stderr.isatty():
         # Not every bar of mergekit's and the Hub client's listens to an option.
@@ -251,6 +257,39 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         f"{out}: {len(report.layout)} layers, {new} of them new; "
         f"{report.parameters:,} parameters, {report.nbytes / 1e9:,.2f} GB"
     )
+
+
+@app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config merged")
+def fix_config(
+    directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
+        "What mergekit-yaml wrote.")],
+    *,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
+        "The YAML it was made from; mergekit_config.yml in DIR, unless mergekit stopped before "
+        "it wrote that.")] = None,
+) -> None:  # fmt: skip
+    """Mend the config.json that mergekit-yaml left broken, or did not write."""
+    from mergekit_interleave import mend  # noqa: PLC0415
+    from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
+    from mergekit_interleave.recipe import FILE  # noqa: PLC0415
+
+    own = Path(directory, FILE)
+    if recipe is None and not own.is_file():
+        raise DirectiveError(
+            f"{directory}: no {FILE} there, which would tell the layers",
+            hint="name the YAML that it was made from: --recipe FILE",
+        )
+    models = Models()
+    expansion = resolve(directives.load(recipe or str(own), sys.stdin), models, strict=True)
+    mended = mend.mend(Path(directory), expansion, models)
+    if mended.written:
+        print(f"config.json: written, for {len(expansion.layout)} layers")  # noqa: T201
+    for key, (old, new) in mended.changes.items() if not mended.written else ():
+        print(f"config.json: {key}: {json.dumps(old)} -> {json.dumps(new)}")  # noqa: T201
+    for name in mended.added:
+        print(f"{name}: added")  # noqa: T201
+    if not mended.changes and not mended.added:
+        print(f"{directory}: its config.json is as it should be")  # noqa: T201
 
 
 def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
@@ -378,7 +417,7 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
 def _usage_hint(error: typer.TyperException, words: list[str]) -> str:
     if "extra argument" in error.format_message():
         return _QUOTES
-    command = next((word for word in words if word in ("gen", "run")), None)
+    command = next((word for word in words if word in ("gen", "run", "fix-config")), None)
     return f"mk-interleave {command} --help" if command else "mk-interleave --help"
 
 

@@ -71,8 +71,9 @@ Growth: TypeAlias = Every | Spread | Append | Repeat | Stack | Spelled
 
 AUTO = "auto"
 NONE = "none"
+GAINS = "gains"
 Zero: TypeAlias = "str | tuple[str, ...]"
-"""`auto`, `none`, or the name filters of the tensors to zero."""
+"""`auto`, `none`, `gains`, or the name filters of the tensors to zero."""
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
@@ -422,7 +423,7 @@ def parse_zero(value: object, where: str) -> Zero:
     Raises:
         DirectiveError: The value is none of these.
     """
-    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE):
+    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE, GAINS):
         return value.strip().lower()
     names = value.strip("[] ").split(",") if isinstance(value, str) else value
     if isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names):

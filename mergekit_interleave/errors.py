@@ -39,6 +39,13 @@ class RefusedError(InterleaveError):
     """The result would not be exact, so it is not made."""
 
 
+class UnsayableError(RefusedError):
+    """No config.json can say a layout, though one can say others of the same model."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"no config.json can say this layout: {reason}")
+
+
 class OutputError(InterleaveError):
     """The place to write to cannot be written."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergekit_interleave import architecture, recipe
+from mergekit_interleave import architecture, modelconfig, recipe, zeroing
 from mergekit_interleave import directive as directives
-from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -22,16 +22,14 @@ from mergekit_interleave.checkpoint import (
     is_checkpoint,
     open_checkpoint,
 )
-from mergekit_interleave.directive import AUTO, NONE, Directive, Spelled, Stack
-from mergekit_interleave.errors import CheckpointError, DirectiveError, LayoutError
-from mergekit_interleave.layout import (
-    Layout,
-    Scales,
-    check_range,
-    expand,
-    scale_of,
-    zeroing,
+from mergekit_interleave.directive import AUTO, GAINS, NONE, Directive, Spelled, Stack, Zero
+from mergekit_interleave.errors import (
+    CheckpointError,
+    DirectiveError,
+    LayoutError,
+    RefusedError,
 )
+from mergekit_interleave.layout import Edit, Layout, check_range, expand, zeroed_scales
 from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
 
 log = logging.getLogger(__name__)
@@ -47,15 +45,17 @@ class Expansion:
     Attributes:
         directive: What the user asked for, the model filled in.
         layout: What that means.
+        modules: See `recipe.to_document`.
     """
 
     directive: Directive
     layout: Layout
+    modules: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
     def recipe(self) -> str:
         """The mergekit YAML."""
-        return recipe.to_yaml(self.layout, self.directive.mergekit)
+        return recipe.to_yaml(self.layout, self.directive.mergekit, modules=self.modules)
 
 
 @dataclass
@@ -65,10 +65,12 @@ class Models:
     Attributes:
         cached_only: Never ask the network.
         cache_dir: Another Hub cache than huggingface_hub's own.
+        trust_remote_code: Whether code that a model brings may be run.
     """
 
     cached_only: bool = False
     cache_dir: str | None = None
+    trust_remote_code: bool = False
     _opened: dict[ModelRef, Checkpoint | CheckpointError] = field(default_factory=dict)
 
     def open(self, ref: ModelRef) -> Checkpoint:
@@ -79,15 +81,16 @@ class Models:
         """
         if ref not in self._opened:
             try:
-                self._opened[ref] = open_checkpoint(
+                opened = open_checkpoint(
                     ref, cached_only=self.cached_only, cache_dir=self.cache_dir
                 )
+                self._opened[ref] = dataclasses.replace(opened, trusted=self.trust_remote_code)
             except CheckpointError as error:
                 self._opened[ref] = error
-        opened = self._opened[ref]
-        if isinstance(opened, CheckpointError):
-            raise opened
-        return opened
+        found = self._opened[ref]
+        if isinstance(found, CheckpointError):
+            raise found
+        return found
 
     def fetch_small_files(self, checkpoint: Checkpoint) -> None:
         """Fetch the small files of an opened model.
@@ -134,7 +137,7 @@ def resolve(
     models.cached_only = directive.layers is not None
     if isinstance(directive.growth, Spelled):
         directive, layout = _spelled(directive, directive.growth, models, strict=strict)
-        return Expansion(directive, layout)
+        return Expansion(directive, layout, _modules(layout.models[0], models))
     if directive.growth is None or directive.model is None:
         raise TypeError("_completed fills these in")
     checkpoint: Checkpoint | None
@@ -143,26 +146,25 @@ def resolve(
         checkpoint.require_family()
     else:
         checkpoint = _try_open(directive.model, models, directive)
-        _warn_of_mergekit(checkpoint)
+        _check_mergekit(checkpoint)
     depth = _depth(directive, checkpoint, strict=strict)
-    scales = _zero_scales(directive, checkpoint)
-    layout = expand(directive.growth, directive.model, depth, scales)
-    if checkpoint is None and directive.zero_rule not in (AUTO, NONE):
+    edit = _edit(directive.zero_rule, checkpoint)
+    layout = expand(directive.growth, directive.model, depth, edit)
+    if checkpoint is None and isinstance(directive.zero_rule, tuple):
         log.warning("zero: the names are not checked: the model cannot be read")
-    if checkpoint is not None and scales:
+    if checkpoint is not None and edit is not None:
         try:
             _check_zeroing(
                 layout,
                 checkpoint,
-                scales,
-                named=directive.zero_rule != AUTO,
+                directive.zero_rule,
                 allow_non_identity=allow_non_identity,
             )
         except CheckpointError as error:
             if strict:
                 raise
             log.warning("%s; the names to zero are not checked", error)
-    return Expansion(directive, layout)
+    return Expansion(directive, layout, checkpoint.modules if checkpoint else {})
 
 
 def _completed(directive: Directive) -> Directive:
@@ -235,34 +237,52 @@ def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool)
     return depth
 
 
-def _zero_scales(directive: Directive, checkpoint: Checkpoint | None) -> Scales:
-    rule = directive.zero_rule
+def _modules(model: ModelRef, models: Models) -> Mapping[str, int | None]:
+    try:
+        return models.open(model).modules
+    except CheckpointError:
+        return {}
+
+
+def _edit(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | None:
+    """What is done to a new layer, by the index of its source."""
     if rule == NONE:
-        return ()
-    if rule != AUTO:
-        return zeroing(rule)
+        return None
+    if isinstance(rule, tuple):
+        named = Edit(zeroed_scales(rule))
+        return lambda _: named
     family = checkpoint.family if checkpoint is not None else None
     if checkpoint is not None and family is not None:
         checkpoint.require_family()
-    if family is None:
-        family = architecture.assumed_family()
-        names = ", ".join(family.zero)
+    else:
         reason = (
             "the model cannot be read"
             if checkpoint is None
             else f"model type {checkpoint.model_type!r} is not known"
         )
+        if rule == GAINS:
+            raise LayoutError(f"zero: gains: {reason}, so its norms are not known")
+        family = architecture.assumed_family()
+        names = ", ".join(family.zero)
+        if checkpoint is not None and checkpoint.has_weights:
+            zeroing.check_plain(checkpoint)
         log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
-    return zeroing(family.zero)
+    config = {} if checkpoint is None else checkpoint.layer_config
+    projections = zeroing.projections_edit(family, config)
+    if rule == AUTO:
+        return lambda _: projections
+    if checkpoint is None or family.gains is None:
+        raise LayoutError(
+            f"zero: gains: model type {family.model_type} has no norms between its projections "
+            "and the residual stream",
+            hint="`zero: auto` zeroes the projections",
+        )
+    gains, closed = zeroing.gains_edit(family, config), modelconfig.layers_with_gains(checkpoint)
+    return lambda source: gains if source in closed else projections
 
 
 def _check_zeroing(
-    layout: Layout,
-    checkpoint: Checkpoint,
-    scales: Scales,
-    *,
-    named: bool,
-    allow_non_identity: bool,
+    layout: Layout, checkpoint: Checkpoint, rule: Zero, *, allow_non_identity: bool
 ) -> None:
     """Check what is zeroed against the stored tensors where they are at hand, else by family.
 
@@ -273,44 +293,53 @@ def _check_zeroing(
     tensors: dict[int, list[str]] = {index: [] for index in indices}
     if checkpoint.has_weights:
         tensors = {index: checkpoint.layer_tensors(index) for index in indices}
-        if named:
-            architecture.check_names(
-                scales, [n for names in tensors.values() for n in names], family
-            )
+        if isinstance(rule, tuple):
+            names = [name for names in tensors.values() for name in names]
+            zeroing.check_names(rule, names, family)
     if family is None:
         return
     if not allow_non_identity:
-        for names in tensors.values():
-            architecture.check_identity(scales, names, family)
+        for layer in layout.new_layers:
+            zeroing.check_identity(layer.edit, tensors[layer.source], family)
     before, after = family.before_layers, family.after_layers
     if checkpoint.has_weights:
-        before, after = map(tuple, checkpoint.outside_layers())
-    architecture.check_outside(layout, before, after)
-    first = layout.new_layers[0].source
-    _warn_of_dead_tensors(tensors[first], family.layer_prefix(first), family, scales)
-
-
-def _warn_of_mergekit(checkpoint: Checkpoint | None) -> None:
-    if checkpoint is not None and checkpoint.family and not checkpoint.family.mergekit:
+        before, after = (
+            tuple(n for n in names if checkpoint.layer_of(n) is None and checkpoint.is_scaled(n))
+            for names in checkpoint.outside_layers()
+        )
+    zeroing.check_outside(layout, before, after)
+    first = layout.new_layers[0]
+    if isinstance(rule, tuple):
+        zeroing.warn_of_dead_tensors(first.edit, tensors[first.source], family)
+    if family.gains is not None and zeroing.opens_gains(first.edit, family):
         log.warning(
-            "mergekit-yaml alone may write a wrong config.json for model type %s, or lose tensors; "
-            "`run` does not",
-            checkpoint.model_type,
+            "model type %s norms what its projections add to the stream: zeroed, they take "
+            "large first steps in training; `zero: gains` closes the norms instead",
+            family.model_type,
         )
 
 
-def _warn_of_dead_tensors(tensors: list[str], prefix: str, family: Family, scales: Scales) -> None:
-    """Two zeros in a row give each other no gradient: what is not a writer need not be zero."""
-    others = [
-        tensor.removeprefix(prefix)
-        for tensor in tensors
-        if scale_of(tensor, scales) == 0 and not family.writes(tensor)
-    ]
-    if others:
+def _check_mergekit(checkpoint: Checkpoint | None) -> None:
+    """What plain `mergekit-yaml` would make of the recipe.
+
+    Raises:
+        RefusedError: Wrong tensors.
+    """
+    if checkpoint is None:
+        return
+    family = checkpoint.family
+    verdict = family.verdict(checkpoint.layer_config) if family else architecture.BROKEN_CONFIG
+    if verdict == architecture.WRONG_TENSORS:
+        raise RefusedError(
+            f"mergekit-yaml alone writes wrong tensors for model type {checkpoint.model_type}, "
+            "or none",
+            hint="`mk-interleave run` takes the same directive and writes the model",
+        )
+    if verdict == architecture.BROKEN_CONFIG:
         log.warning(
-            "zero: %s is zeroed too, though it writes nothing to the residual stream; the new "
-            "layers may get no gradients (`zero: auto` is enough)",
-            others[0],
+            "mergekit-yaml alone may leave a wrong config.json for model type %s: mend it by "
+            "`mk-interleave fix-config OUT`, or let `mk-interleave run` write the model",
+            checkpoint.model_type,
         )
 
 

@@ -7,10 +7,10 @@ writers are *zeroed* passes its input on unchanged. Indices start at 0, ranges a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from itertools import groupby, islice
 
 from mergekit_interleave.directive import Append, Every, Growth, Repeat, Spelled, Spread, Stack
 from mergekit_interleave.errors import LayoutError
@@ -41,20 +41,60 @@ def scale_of(tensor: str, scales: Scales) -> float | None:
     return next((scale.value for scale in scales if scale.matches(tensor)), None)
 
 
-def zeroing(names: Iterable[str]) -> Scales:
+def zeroed_scales(names: Iterable[str]) -> Scales:
     """The scales that zero the named tensors of a layer and keep all others."""
     zeroed = tuple(Scale(0.0, name) for name in names)
     return (*zeroed, Scale(1.0)) if zeroed else ()
 
 
 @dataclass(frozen=True)
+class Constant:
+    """Fill the tensors whose name contains `filter`, which no scale can say.
+
+    Attributes:
+        value: With what.
+        filter: A part of their names.
+        after: Where it is not None, only the rows from this one on are filled.
+        square: Where it is k, only the last k * k rows are filled: read as a k by k matrix, they
+            become `value` times the identity matrix.
+    """
+
+    value: float
+    filter: str
+    after: int | None = None
+    square: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole tensor is filled."""
+        return self.after is None and self.square is None
+
+
+def constant_of(tensor: str, constants: Iterable[Constant]) -> Constant | None:
+    """What a tensor is filled with; None where nothing is said of it."""
+    return next((constant for constant in constants if constant.filter in tensor), None)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is done to the tensors of a new layer; nothing, where it is a plain copy."""
+
+    scales: Scales = ()
+    constants: tuple[Constant, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.scales or self.constants)
+
+
+@dataclass(frozen=True)
 class Slice:
-    """Layers `start` to `stop - 1` of one model, all with the same scales."""
+    """Layers `start` to `stop - 1` of one model, all edited alike."""
 
     model: ModelRef
     start: int
     stop: int
     scales: Scales = ()
+    constants: tuple[Constant, ...] = ()
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -69,6 +109,7 @@ class Layer:
         model: The model it is taken from.
         source: Its index there.
         scales: What its tensors are multiplied by.
+        constants: What its tensors are filled with.
         new: Whether it is a new layer, rather than the original.
     """
 
@@ -76,7 +117,13 @@ class Layer:
     model: ModelRef
     source: int
     scales: Scales
+    constants: tuple[Constant, ...]
     new: bool
+
+    @property
+    def edit(self) -> Edit:
+        """What is done to its tensors."""
+        return Edit(self.scales, self.constants)
 
     @property
     def zeroed(self) -> tuple[str, ...]:
@@ -96,13 +143,15 @@ class Layout:
         seen: set[tuple[ModelRef, int]] = set()
         layers: list[Layer] = []
         for part in self.slices:
-            unscaled = all(scale.value == 1 for scale in part.scales)
+            unscaled = not part.constants and all(scale.value == 1 for scale in part.scales)
             for source in range(part.start, part.stop):
                 key = (part.model, source)
                 new = not unscaled or key in seen
                 if not new:
                     seen.add(key)
-                layers.append(Layer(len(layers), part.model, source, part.scales, new))
+                layers.append(
+                    Layer(len(layers), part.model, source, part.scales, part.constants, new)
+                )
         return tuple(layers)
 
     @property
@@ -124,14 +173,19 @@ class Layout:
         return plain and [layer.source for layer in self.layers] == list(range(depth))
 
 
-def expand(growth: Growth, model: ModelRef, depth: int | None, scales: Scales = ()) -> Layout:
+def expand(
+    growth: Growth,
+    model: ModelRef,
+    depth: int | None,
+    edit: Callable[[int], Edit] | None = None,
+) -> Layout:
     """The layout that a growth line gives on a model.
 
     Args:
         growth: What to do; not `Spelled`, which is a layout already.
         model: The source model.
         depth: Its number of layers. None where it is not known, which only `Stack` can bear.
-        scales: For the new layers.
+        edit: What is done to a new layer, by the index of its source; None makes plain copies.
 
     Raises:
         LayoutError: The growth line does not fit this depth, or changes nothing.
@@ -149,7 +203,7 @@ def expand(growth: Growth, model: ModelRef, depth: int | None, scales: Scales = 
     layout = Layout(tuple(Slice(model, start, stop) for start, stop in ranges))
     if depth is not None and layout.is_base(depth):
         raise LayoutError(_changes_nothing(growth, depth))
-    return _scale_new_layers(layout, scales) if scales else layout
+    return _edit_new_layers(layout, edit) if edit is not None else layout
 
 
 def check_range(start: int, stop: int, model: ModelRef, depth: int) -> None:
@@ -225,34 +279,17 @@ def _tail(start: int, stop: int) -> list[tuple[int, int]]:
     return [(start, stop)] if start < stop else []
 
 
-def _scale_new_layers(layout: Layout, scales: Scales) -> Layout:
-    """The layout with `scales` on its new layers; slices are split where newness changes."""
+def _edit_new_layers(layout: Layout, edit: Callable[[int], Edit]) -> Layout:
+    """The layout with its new layers edited; slices are split where the edit changes."""
     slices: list[Slice] = []
-    layers = iter(layout.layers)
+    edits = (edit(layer.source) if layer.new else Edit() for layer in layout.layers)
     for part in layout.slices:
-        runs = _runs((layer.new for layer in layers), len(part))
         start = part.start
-        for new, length in runs:
-            slices.append(
-                replace(part, start=start, stop=start + length, scales=scales if new else ())
-            )
-            start += length
+        for how, alike in groupby(islice(edits, len(part))):
+            stop = start + len(list(alike))
+            slices.append(Slice(part.model, start, stop, how.scales, how.constants))
+            start = stop
     return Layout(tuple(slices))
-
-
-_T = TypeVar("_T")
-
-
-def _runs(items: Iterator[_T], count: int) -> list[tuple[_T, int]]:
-    """The next `count` items as (item, how often in a row)."""
-    runs: list[tuple[_T, int]] = []
-    for _ in range(count):
-        item = next(items)
-        if runs and runs[-1][0] == item:
-            runs[-1] = (item, runs[-1][1] + 1)
-        else:
-            runs.append((item, 1))
-    return runs
 
 
 def _changes_nothing(growth: Growth, depth: int) -> str:

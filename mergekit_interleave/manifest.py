@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from importlib import metadata
 from typing import Any
 
@@ -24,7 +25,12 @@ def fingerprint(layout: Layout) -> str:
     """
     models = layout.models
     layers = [
-        [models.index(layer.model), layer.source, [[s.filter, s.value] for s in layer.scales]]
+        [
+            models.index(layer.model),
+            layer.source,
+            [[s.filter, s.value] for s in layer.scales],
+            *[[c.filter, c.value, c.after, c.square] for c in layer.constants],
+        ]
         for layer in layout.layers
     ]
     digest = hashlib.sha256(json.dumps(layers, separators=(",", ":")).encode())
@@ -40,11 +46,14 @@ def describe(plan: Preflight, files: list[str]) -> dict[str, Any]:
     """
     layout, models = plan.layout, plan.layout.models
     zeroed: dict[int, list[str]] = {layer.index: [] for layer in layout.layers}
-    prefix = plan.first.require_family().layers + "."
+    filled: dict[int, dict[str, float]] = {layer.index: {} for layer in layout.layers}
     for part in plan.parts:
-        if part.scale == 0 and part.name.startswith(prefix):
-            index, _, tensor = part.name.removeprefix(prefix).partition(".")
-            zeroed[int(index)].append(tensor)
+        if part.layer is not None:
+            tensor = re.split(rf"\.{part.layer}\.", part.name, maxsplit=1)[-1]
+            if part.constant is not None:
+                filled[part.layer][tensor] = part.constant.value
+            elif part.scale == 0:
+                zeroed[part.layer].append(tensor)
     return {
         "version": VERSION,
         "fingerprint": fingerprint(layout),
@@ -56,6 +65,7 @@ def describe(plan: Preflight, files: list[str]) -> dict[str, Any]:
                 "layer": layer.source,
                 "new": layer.new,
                 "zeroed": zeroed[layer.index],
+                "set": filled[layer.index],
                 "scale": [{"filter": s.filter, "value": s.value} for s in layer.scales],
             }
             for layer in layout.layers
@@ -68,7 +78,9 @@ def describe(plan: Preflight, files: list[str]) -> dict[str, Any]:
 def directive_of(plan: Preflight) -> dict[str, Any]:
     """The directive with its models under their public names; spelled slices are the recipe."""
     directive = plan.expansion.directive
-    written = recipe.to_document(plan.expansion.layout, plan.mergekit, plan.public)
+    written = recipe.to_document(
+        plan.expansion.layout, plan.mergekit, plan.public, plan.expansion.modules
+    )
     if isinstance(directive.growth, Spelled):
         return written
     return directive.to_document(plan.public) | {key: written[key] for key in plan.mergekit}

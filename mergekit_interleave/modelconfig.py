@@ -1,105 +1,173 @@
-"""config.json: what it must say for the new depth, and whether two of them fit together."""
+"""config.json for the new depth."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from mergekit_interleave.architecture import Family
+from mergekit_interleave import architecture, quantization
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.errors import UnsayableError
 from mergekit_interleave.layout import Layout
+from mergekit_interleave.placement import Placement, Source, place
 from mergekit_interleave.smallfiles import without_local_names
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
 
 
+def placement_of(base: Checkpoint, layout: Layout) -> Placement:
+    """Say a layout in the words of the base's config.json.
+
+    Args:
+        base: The model that gives its config.json.
+        layout: The layers. Those of several models are alike, and nothing is said of single ones.
+
+    Raises:
+        RefusedError: No config.json can say it.
+    """
+    if len(layout.models) > 1:
+        return Placement()
+    _check_deepstack(base, layout)
+    return place(source_of(base), layout)
+
+
+def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
+    """Features of images are added after the first layers, by their indices."""
+    key = base.require_family().deepstack
+    if key is None:
+        return
+    count = len(architecture.stated(base.config, key) or [])
+    if any(layer.index != layer.source for layer in layout.layers[:count]):
+        raise UnsayableError(
+            f"{key} has {count} entries, and features of images are added after as many layers at "
+            "the start, which must stay there"
+        )
+
+
+def source_of(base: Checkpoint) -> Source:
+    """What a config says of its own layers."""
+
+    def computed(key: str) -> object:
+        return _computed(base, key)
+
+    return Source(base.layer_config, base.require_family(), base.depth, computed)
+
+
+def layers_with_gains(base: Checkpoint) -> frozenset[int]:
+    """The layers whose projections are followed by norms; see `architecture.Gains`."""
+    gains = base.require_family().gains
+    if gains is None:
+        return frozenset()
+    if gains.key is None:
+        return frozenset(range(base.depth))
+    kinds = source_of(base).entries(gains.key)
+    return frozenset(i for i, kind in enumerate(kinds) if kind in gains.kinds)
+
+
 def deepened(
     base: Checkpoint,
     layout: Layout,
-    *,
-    dtype: str | None = None,
-    vocab_size: int | None = None,
+    placement: Placement,
+    onto: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The config of the deeper model; keys that are not known stay as they are.
 
     Args:
         base: The model that gives its config.json.
         layout: The layers.
-        dtype: The dtype of the weights, where it is not the one that the base states.
-        vocab_size: The rows of the embeddings, where the tokenizer was changed.
-
-    Raises:
-        RefusedError: No config.json can say the new layout.
+        placement: What config.json must say of them.
+        onto: A config of the model to change in place of the base's own.
     """
-    result = without_local_names(dict(base.config))
-    family = base.require_family()
-    for key in family.depth:
-        result[key] = len(layout)
-    if len(layout.models) == 1:
-        sources = [layer.source for layer in layout.layers]
-        result |= _placed(base, family, sources)
-        if family.scale_depth and result.get("scale_depth") is not None:
-            result["scale_depth"] *= math.sqrt(len(sources) / base.depth)
-    if dtype is not None:
-        for key in [key for key in _DTYPE_KEYS if key in result] or [_DTYPE_KEYS[-1]]:
-            result[key] = dtype
-    if vocab_size is not None:
-        result["vocab_size"] = vocab_size
+    result = without_local_names(dict(onto or base.config))
+    sources = [layer.source for layer in layout.layers]
+    for part in _parts(result):
+        if quantization.KEY in part:
+            stated = part[quantization.KEY]
+            part[quantization.KEY] = quantization.reindexed(stated, sources, base.depth)
+    _speaking(result).update(_depths(base, len(layout)))
+    _speaking(result).update(placement.config)
     return result
 
 
-def _placed(base: Checkpoint, family: Family, sources: Sequence[int]) -> dict[str, Any]:
-    """What config.json says of single layers, for layers taken from `sources`."""
-    config = base.config
-    placed: dict[str, Any] = {}
-    # transformers accepts this one in any config, and checks its length.
-    also = ("layer_types",) if config.get("layer_types") else ()
-    for key in dict.fromkeys((*family.lists, *also)):
-        entries = _entries(base, family, key)
-        if entries:
-            placed[key] = [entries[source] for source in sources]
-    for key in family.indices:
-        chosen = config.get(key)
-        if isinstance(chosen, list):
-            placed[key] = [i for i, source in enumerate(sources) if source in chosen]
-    for key in family.first:
-        if config.get(key) is not None:
-            placed[key] = _first(base, key, sources)
-    if family.dense_steps:
-        step, listed = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or []
-        dense = [i for i, s in enumerate(sources) if s in listed or (s + 1) % step]
-        placed |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
-    return placed
+def restated(
+    config: Mapping[str, Any], *, dtype: str | None = None, vocab_size: int | None = None
+) -> dict[str, Any]:
+    """A config for other weights.
+
+    Args:
+        config: The config.
+        dtype: Their dtype, where it is not the one that the config states.
+        vocab_size: The rows of the embeddings, where the tokenizer was changed.
+    """
+    result = dict(config)
+    if dtype is not None:
+        for part in _parts(result):
+            for key in [key for key in _DTYPE_KEYS if key in part] or _DTYPE_KEYS[-1:]:
+                part[key] = dtype
+    if vocab_size is not None:
+        _speaking(result)["vocab_size"] = vocab_size
+    return result
 
 
-def _entries(base: Checkpoint, family: Family, key: str) -> list[Any]:
-    """The entry of each of the base's layers, none where the type has no such list after all."""
-    entries, depth = base.config.get(key) or _computed(base, key), base.depth
-    if not isinstance(entries, list) or not entries:
-        return []
-    if family.cycled:
-        return [entries[i % len(entries)] for i in range(depth)]
-    if len(entries) < depth:
-        raise RefusedError(f"{base.ref}: {key} has {len(entries)} entries for {depth} layers")
-    return entries[:depth]
+def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config, and the part of it that speaks of the layers where that is another one."""
+    speaking = _speaking(config)
+    return [config] if speaking is config else [config, speaking]
 
 
-def _first(base: Checkpoint, key: str, sources: Sequence[int]) -> int:
-    """How many layers at the start are of the kind that the base counts."""
-    of_a_kind = [source < int(base.config[key]) for source in sources]
-    count = sum(of_a_kind)
-    if not all(of_a_kind[:count]):
-        raise RefusedError(f"{base.ref}: {key} cannot say where its layers go in this layout")
-    return count
+def _speaking(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that speaks of the layers, apart from where it was copied from."""
+    nested = architecture.nested_config(config)
+    if nested is None:
+        return config
+    config[nested] = dict(config[nested])
+    part: dict[str, Any] = config[nested]
+    return part
+
+
+def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
+    """The keys that state the depth."""
+    facts, config = base.require_family().config, base.layer_config
+    keys = facts.depth
+    if not config.get("is_encoder_decoder"):
+        keys += facts.depth_alone
+    if not any(config.get(key) is not None for key in facts.depth):
+        # An old file states it by another key, or, as a list, by none.
+        keys = tuple(key for key in ("num_hidden_layers",) if key in config)
+        return dict.fromkeys(keys, depth)
+    multiples = {
+        key: config[key] * depth // base.depth for key in facts.multiples if config.get(key)
+    }
+    return dict.fromkeys(keys, depth) | multiples
 
 
 def _computed(base: Checkpoint, key: str) -> object:
     """A list that transformers computes where the file has none, as it would for the new depth."""
     from transformers import AutoConfig  # noqa: PLC0415 - seconds, and few files need it
 
-    return getattr(AutoConfig.from_pretrained(str(base.path)), key, None)
+    config = AutoConfig.from_pretrained(str(base.path), trust_remote_code=base.trusted)
+    composite = base.require_family().composite
+    return getattr(config.get_text_config() if composite else config, key, None)
+
+
+def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
+    """generation_config.json, whose settings may count layers from the start.
+
+    Args:
+        config: The base's.
+        layout: The layers.
+    """
+
+    def moved(count: int) -> int:
+        return sum(layer.source < count for layer in layout.layers)
+
+    result = dict(config)
+    early, hidden = config.get("assistant_early_exit"), config.get("dola_layers")
+    if isinstance(early, int):
+        result["assistant_early_exit"] = moved(early)
+    if isinstance(hidden, list):
+        result["dola_layers"] = [moved(index) for index in hidden]
+    return result
 
 
 def stated_dtype(config: Mapping[str, Any]) -> str | None:
@@ -108,37 +176,3 @@ def stated_dtype(config: Mapping[str, Any]) -> str | None:
         if config.get(key) is not None:
             return str(config[key]).removeprefix("torch.")
     return None
-
-
-def disagreement(
-    one: Mapping[str, Any], other: Mapping[str, Any], family: Family
-) -> tuple[str, object, object] | None:
-    """The first thing in which two configs differ so that their layers cannot be stacked.
-
-    Returns:
-        Its name and the two values, or None where the layers fit.
-    """
-    for key, default in (family.must_agree or {}).items():
-        ours, theirs = _setting(one, key, default), _setting(other, key, default)
-        if ours != theirs:
-            return key, ours, theirs
-    ours, theirs = _rope(one), _rope(other)
-    return None if ours == theirs else ("rope", ours, theirs)
-
-
-def _setting(config: Mapping[str, Any], key: str, default: object) -> object:
-    """A setting, or what stands for it where it is missing or null."""
-    if config.get(key) is not None or key == "sliding_window":
-        return config.get(key, default)
-    heads = config.get("num_attention_heads")
-    if key == "head_dim" and heads:
-        return config.get("hidden_size", 0) // heads
-    return heads if key == "num_key_value_heads" and default is None else default
-
-
-def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary settings in one spelling: transformers 5 has them together, 4 apart."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
-    rope["rope_theta"] = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
-    return rope

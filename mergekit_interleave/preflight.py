@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import architecture, modelconfig, recipe, smallfiles
+from mergekit_interleave import compatibility, modelconfig, recipe, smallfiles, zeroing
 from mergekit_interleave.assembly import DTYPES, Part, assemble
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.errors import LayoutError, OutputError, RefusedError
+from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.naming import PublicNames
+from mergekit_interleave.placement import Placement
 from mergekit_interleave.reference import ModelRef, parse_model
 
 
@@ -31,6 +32,7 @@ class Preflight:
         sources: The models whose layers are taken.
         base: The model that gives config, tokenizer and small files.
         public: What to call the models before the world.
+        placement: What config.json must say of the layers.
         parts: Every tensor of the result.
         dtype: The dtype to state in config.json, where it is not the base's.
         small_files: The base's files to carry, by their names below it.
@@ -40,6 +42,7 @@ class Preflight:
     sources: Mapping[ModelRef, Checkpoint]
     base: Checkpoint
     public: PublicNames
+    placement: Placement
     parts: Sequence[Part]
     dtype: str | None
     small_files: Sequence[tuple[str, Path]]
@@ -57,7 +60,9 @@ class Preflight:
     @property
     def recipe(self) -> str:
         """The mergekit YAML, without local paths."""
-        return recipe.to_yaml(self.expansion.layout, self.mergekit, self.public)
+        return recipe.to_yaml(
+            self.expansion.layout, self.mergekit, self.public, self.expansion.modules
+        )
 
     @property
     def first(self) -> Checkpoint:
@@ -78,7 +83,8 @@ class Preflight:
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
-        return modelconfig.deepened(self.base, self.layout, dtype=self.dtype, vocab_size=vocab_size)
+        config = modelconfig.deepened(self.base, self.layout, self.placement)
+        return modelconfig.restated(config, dtype=self.dtype, vocab_size=vocab_size)
 
     @cached_property
     def identities(self) -> frozenset[int]:
@@ -87,11 +93,10 @@ class Preflight:
         for layer in self.layout.new_layers:
             checkpoint = self.sources[layer.model]
             names = checkpoint.layer_tensors(layer.source)
-            try:
-                architecture.check_identity(layer.scales, names, checkpoint.require_family())
-            except LayoutError:
-                continue
-            if layer.zeroed:
+            family = checkpoint.require_family()
+            standing = zeroing.standing(layer.edit, names, family)
+            # Of an unknown type it is not known; what is zeroed is believed, and measured.
+            if not standing or (family.measured and layer.zeroed):
                 found.add(layer.index)
         return frozenset(found)
 
@@ -100,14 +105,13 @@ class Preflight:
         """Whether the result computes what its base computes, conversion apart."""
         layers = self.layout.layers
         kept = [layer.source for layer in layers if not layer.new]
-        inside = self.first.require_family().layers + "."
         return (
             len(self.sources) == 1
             and not self.uses_lora
             and not recipe.changes_tokenizer(self.mergekit)
             and kept == list(range(self.first.depth))
             and self.identities == {layer.index for layer in layers if layer.new}
-            and all(p.scale in (None, 1) for p in self.parts if not p.name.startswith(inside))
+            and all(part.scale in (None, 1) for part in self.parts if part.layer is None)
         )
 
     def check_room(self, out: Path) -> None:
@@ -166,13 +170,17 @@ def preflight(
         checkpoint.check_depth()
     dtype = keys.get("out_dtype", keys.get("dtype"))
     wanted = None if dtype is None else str(dtype).removeprefix("torch.")
-    parts = assemble(recipe.effective(expansion.layout, keys), sources, wanted)
+    layout = recipe.effective(expansion.layout, keys)
+    placement = modelconfig.placement_of(base, layout)
+    parts = assemble(layout, sources, wanted, placement.borrowers)
+    _check_needed(parts, base)
     tokenizer = smallfiles.TOKENIZER_FILES if recipe.changes_tokenizer(keys) else ()
     return Preflight(
         expansion=expansion,
         sources=sources,
         base=base,
         public=public,
+        placement=placement,
         parts=parts,
         dtype=wanted or _dtype_of(parts, base),
         small_files=tuple(smallfiles.collect(base, without=tokenizer)),
@@ -193,12 +201,23 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
     ):
         found: tuple[str, object, object] | None = ("type", model.model_type, base.model_type)
     else:
-        found = None if mix else modelconfig.disagreement(model.config, base.config, family)
+        found = None if mix else compatibility.disagreement(model.config, base.config, family)
     if found is not None:
         key, ours, theirs = found
         raise RefusedError(
             f"{model.ref} does not fit {base.ref}: {key} is {ours!r}, not {theirs!r}",
             hint="--mergekit allow_crimes=true to insist",
+        )
+
+
+def _check_needed(parts: Sequence[Part], base: Checkpoint) -> None:
+    """Some tensors, where they are not stored, are computed from the index of their layer."""
+    needed = base.require_family().needed
+    if needed is not None and not any(needed in part.name for part in parts):
+        raise RefusedError(
+            f"{base.ref}: its tensors lack {needed}, which would be computed anew for the new "
+            "indices of its layers",
+            hint="load the model with transformers and save it again, which stores them",
         )
 
 

@@ -16,11 +16,15 @@ from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError
 from mergekit_interleave.layout import MAX_LAYERS, Layout, Scale, Scales, Slice
 from mergekit_interleave.reference import ModelRef, parse_model
 
+FILE = "mergekit_config.yml"
+"""Where mergekit, and OUT, keep the recipe."""
+
 
 def to_document(
     layout: Layout,
     mergekit: Mapping[str, object],
     name: Callable[[ModelRef], object] = ModelRef.to_yaml,
+    modules: Mapping[str, int | None] | None = None,
 ) -> dict[str, object]:
     """The mergekit config of a layout.
 
@@ -28,6 +32,8 @@ def to_document(
         layout: What to write.
         mergekit: mergekit's own keys to carry along, such as dtype.
         name: What to call each model, wherever it is named.
+        modules: What mergekit calls the models that make up the model, and how many layers each
+            has; None for the one that the layout is of.
     """
     keys = dict(mergekit)
     if "base_model" in keys:
@@ -37,11 +43,18 @@ def to_document(
     tokenizer = keys.get("tokenizer")
     if isinstance(tokenizer, Mapping):
         keys["tokenizer"] = _named_tokenizer(tokenizer, name)
-    return {
-        "slices": [{"sources": [_source(part, name(part.model))]} for part in layout.slices],
-        "merge_method": "passthrough",
-        **keys,
-    }
+    slices = [{"sources": [_source(part, name(part.model))]} for part in layout.slices]
+    model = layout.slices[0].model
+    whole: dict[str, object] = {"slices": slices}
+    if modules:
+        written = {
+            module: slices
+            if count is None
+            else [{"sources": [_source(Slice(model, 0, count), name(model))]}]
+            for module, count in modules.items()
+        }
+        whole = {"modules": {module: {"slices": parts} for module, parts in written.items()}}
+    return {**whole, "merge_method": "passthrough", **keys}
 
 
 def _named_source(source: object, name: Callable[[ModelRef], object]) -> object:
@@ -132,9 +145,35 @@ def to_yaml(
     layout: Layout,
     mergekit: Mapping[str, object],
     name: Callable[[ModelRef], object] = ModelRef.to_yaml,
+    modules: Mapping[str, int | None] | None = None,
 ) -> str:
-    """The mergekit config of a layout as YAML text; see `to_document`."""
-    return yamltext.write(to_document(layout, mergekit, name))
+    """The mergekit config of a layout as YAML text; see `to_document`.
+
+    Comments say what mergekit cannot.
+    """
+    unsaid = [f"# mergekit cannot say it: {words}\n" for words in _unsayable(layout)]
+    return "".join(unsaid) + yamltext.write(to_document(layout, mergekit, name, modules))
+
+
+def check_sayable(layout: Layout) -> None:
+    """Check that a mergekit config can say a layout.
+
+    Raises:
+        RefusedError: It cannot.
+    """
+    for words in _unsayable(layout):
+        raise RefusedError(
+            f"no mergekit config can say it: {words}",
+            hint="`mk-interleave run` takes the same directive and writes the model",
+        )
+
+
+def _unsayable(layout: Layout) -> list[str]:
+    constants = dict.fromkeys(c for layer in layout.new_layers for c in layer.constants)
+    return [
+        f"in the new layers, {constant.filter.strip('.')} is filled with {constant.value:g}"
+        for constant in constants
+    ]
 
 
 def _source(part: Slice, model: object) -> dict[str, object]:
@@ -287,15 +326,24 @@ def _parameters(owner: Mapping[str, object], where: str) -> object:
 
 def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
     entries = _mapping(modules, "modules")
-    if len(entries) != 1:
-        raise RefusedError(f"modules: expected one module, found {', '.join(entries) or 'none'}")
-    name, value = next(iter(entries.items()))
+    grown = [name for name, value in entries.items() if not _is_whole(value)] or [*entries][:1]
+    if len(grown) != 1:
+        raise RefusedError(f"modules: expected one to grow, found {', '.join(grown) or 'none'}")
+    name, value = grown[0], entries[grown[0]]
     where = f"modules.{name}"
     module = _mapping(value, where)
     check_keys(module, ("slices", "models", "parameters"), where)
     setting = _parameters(module, where)
     scales = () if setting is None else _level_scales(setting, f"{where}.parameters.scale")
     return module, scales
+
+
+def _is_whole(module: object) -> bool:
+    """Whether a module is passed on as it is: one slice from layer 0 on, and no parameters."""
+    match module:
+        case {"slices": [{"sources": [{"layer_range": [0, int()], **source}], **slice_}], **rest}:
+            return not (rest or slice_ or source.keys() - {"model"})
+    return False
 
 
 def _whole_model(

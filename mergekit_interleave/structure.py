@@ -8,57 +8,108 @@ and compared, layer by layer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.errors import RefusedError, UnsayableError
 from mergekit_interleave.layout import Layout
 
-_LayerKey = tuple[str, int]
+_Layers = Mapping[int, Mapping[str, tuple[int, ...]]]
 
 
-def check(base: Checkpoint, layout: Layout, out: Path) -> None:
+def check(base: Checkpoint, layout: Layout, out: Path, borrowers: Collection[int] = ()) -> None:
     """Compare the layers of the two models.
 
     Args:
         base: The only source model.
         layout: The layers of the result.
         out: A directory that holds the new config.json.
+        borrowers: The indices of the new layers that lack what they use of others.
 
     Raises:
-        RefusedError: A layer would be built unlike its source.
+        UnsayableError: A layer would be built unlike its source.
     """
-    before, after = _layers(base.path), _layers(out)
-    stacks = {stack for stack, index in before if index == base.depth - 1}
-    for layer in layout.layers:
-        for stack in stacks:
-            ours = after.get((stack, layer.index), {})
-            theirs = before.get((stack, layer.source), {})
+    family = base.require_family()
+    lacking = [n for rule in (family.lending, family.shared_tail) if rule for n in rule.without]
+    before, after = (_stacks(path, trusted=base.trusted) for path in (base.path, out))
+    grown = [
+        stack
+        for stack, layers in before.items()
+        if len(layers) == base.depth and len(after.get(stack, {})) == len(layout)
+    ]
+    if not grown:
+        raise RefusedError(
+            f"transformers would not build {len(layout)} layers from the new config.json"
+        )
+    for stack in grown:
+        for layer in layout.layers:
+            without = lacking if layer.index in borrowers else []
+            # A class may tie what only one layer has stored to all of them.
+            own = family.first_only if layer.new else ()
+            if layer.index in borrowers and family.shared_tail is not None:
+                own += tuple(family.shared_tail.widened(base.layer_config))
+            ours = _but(own, after[stack][layer.index])
+            theirs = _but((*own, *without), before[stack][layer.source])
             if ours != theirs:
                 tensor = min(name for name, _ in ours.items() ^ theirs.items())
-                raise RefusedError(
-                    f"no config.json can say this layout: the new layer {layer.index} would be "
+                raise UnsayableError(
+                    f"the new layer {layer.index} would be "
                     f"built unlike layer {layer.source}, which it is copied from, in {tensor}"
                 )
 
 
-def _layers(path: Path) -> Mapping[_LayerKey, Mapping[str, tuple[int, ...]]]:
-    """The shapes of the tensors of each layer of each stack, as the class builds them."""
-    import torch  # noqa: PLC0415 - seconds
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415
+def _but(
+    parts: Collection[str], tensors: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    return {n: shape for n, shape in tensors.items() if not any(part in n for part in parts)}
 
-    layers: dict[_LayerKey, dict[str, tuple[int, ...]]] = {}
-    try:
-        config: Any = AutoConfig.from_pretrained(str(path))
-        with torch.device("meta"):
-            tensors = AutoModelForCausalLM.from_config(config).state_dict()
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise RefusedError(f"transformers cannot build the model: {reason[:300]}") from error
-    for name, tensor in tensors.items():
+
+def names(path: Path, *, trusted: bool = False) -> set[str]:
+    """The names of the tensors that the class of a config.json has in memory.
+
+    Args:
+        path: The directory that holds it.
+        trusted: Whether code that it brings may be run.
+
+    Raises:
+        RefusedError: transformers cannot build it.
+    """
+    return set(_shapes(path, trusted=trusted))
+
+
+def _stacks(path: Path, *, trusted: bool) -> Mapping[str, _Layers]:
+    """The shapes of the tensors of each layer of each stack, as the class builds them."""
+    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for name, shape in _shapes(path, trusted=trusted).items():
         match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
         if match:
-            layers.setdefault((match[1], int(match[2])), {})[match[3]] = tuple(tensor.shape)
-    return layers
+            layers = stacks.setdefault(match[1], {})
+            layers.setdefault(int(match[2]), {})[match[3]] = shape
+    return stacks
+
+
+def _shapes(path: Path, *, trusted: bool) -> Mapping[str, tuple[int, ...]]:
+    import torch  # noqa: PLC0415 - seconds
+    import transformers  # noqa: PLC0415
+
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+        named = getattr(transformers, (config.architectures or [""])[0], None)
+        with torch.device("meta"):
+            if named is not None:
+                model = named._from_config(config)  # noqa: SLF001 - the classes have no public way
+            else:
+                build = transformers.AutoModelForCausalLM.from_config
+                model = build(config, trust_remote_code=trusted)
+            tensors = model.state_dict()
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise RefusedError(
+            f"transformers cannot build the model: {reason[:300]}",
+            hint="--trust-remote-code runs the code that the model brings"
+            if "trust_remote_code" in reason
+            else None,
+        ) from error
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -85,13 +85,22 @@ def read(text: str, where: str) -> object:
 
 def write(document: dict[str, object]) -> str:
     """YAML that every loader reads back as `document`, keys in their order."""
+    return _dump(document, flow=False, width=4096)
+
+
+def write_inline(document: dict[str, object]) -> str:
+    """The same on one line, without the braces: `key: value, key: value`."""
+    return _dump(document, flow=True, width=10**9).strip()[1:-1]
+
+
+def _dump(document: dict[str, object], *, flow: bool, width: int) -> str:
     text: str = yaml.dump(
         document,
         Dumper=_Dumper,
         sort_keys=False,
-        default_flow_style=False,
+        default_flow_style=flow,
         allow_unicode=True,
-        width=4096,
+        width=width,
     )
     return text
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from mergekit_interleave import card
 from mergekit_interleave.directive import Every, Repeat
-from mergekit_interleave.layout import Layout, Slice, expand, zeroing
+from mergekit_interleave.layout import Edit, Layout, Slice, expand, zeroed_scales
 from mergekit_interleave.reference import ModelPath, ModelRef
 
 MODEL = ModelRef(ModelPath("org/base"))
@@ -20,7 +20,9 @@ def facts(**changes: Any) -> card.Facts:
     """Some facts."""
     settings: dict[str, Any] = {
         "name": "deeper",
-        "layout": expand(Every(4), MODEL, 8, zeroing(["o_proj", "down_proj"])),
+        "layout": expand(
+            Every(4), MODEL, 8, lambda _: Edit(zeroed_scales(["o_proj", "down_proj"]))
+        ),
         "sources": ["org/base"],
         "names": ["org/base"],
         "identities": {4, 9},

@@ -277,7 +277,7 @@ class TestZero:
         assert slices(result.out)[-1][2] == {
             "scale": [{"filter": "c_proj", "value": 0.0}, {"value": 1.0}]
         }
-        assert "mergekit-yaml alone may write a wrong config.json for model type gpt2" in result.err
+        assert "mergekit-yaml alone may leave a wrong config.json for model type gpt2" in result.err
 
     def test_auto_refuses_what_zeroing_cannot_do(self, mk: Cli, tmp_path: Path) -> None:
         """With the reason, though `zero: none` still makes copies."""

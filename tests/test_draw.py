@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergekit_interleave import draw
 from mergekit_interleave.directive import Every, Repeat
-from mergekit_interleave.layout import Layout, Slice, expand, zeroing
+from mergekit_interleave.layout import Edit, Layout, Slice, expand, zeroed_scales
 from mergekit_interleave.reference import ModelPath, ModelRef
 
 MODEL = ModelRef(ModelPath("org/model"))
@@ -12,7 +12,7 @@ MODEL = ModelRef(ModelPath("org/model"))
 
 def test_brackets_hold_the_new_layers() -> None:
     """Indices are those of the new model."""
-    layout = expand(Every(4), MODEL, 10, zeroing(["o_proj"]))
+    layout = expand(Every(4), MODEL, 10, lambda _: Edit(zeroed_scales(["o_proj"])))
     assert draw.layer_map(layout) == "0-3 [4] 5-8 [9] 10-11"
 
 

@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 
 from mergekit_interleave.directive import Append, Every, Growth, Repeat, Spread, Stack
 from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.layout import Layout, Scale, Slice, expand, scale_of, zeroing
+from mergekit_interleave.layout import Edit, Layout, Scale, Slice, expand, scale_of, zeroed_scales
 from mergekit_interleave.reference import ModelPath, ModelRef
 
 MODEL = ModelRef(ModelPath("org/model"))
-ZEROED = zeroing(["o_proj", "down_proj"])
+ZEROED = zeroed_scales(["o_proj", "down_proj"])
+
+
+def zeroed(_: int) -> Edit:
+    """What is done to every new layer."""
+    return Edit(ZEROED)
 
 
 def ranges(layout: Layout) -> list[tuple[int, int]]:
@@ -50,19 +55,19 @@ class TestExpand:
 
     def test_every_copies_each_nth_layer_right_after_it(self) -> None:
         """The published block expansion: [0,4], [3,4] zeroed, [4,8], [7,8] zeroed."""
-        layout = expand(Every(4), MODEL, 8, ZEROED)
+        layout = expand(Every(4), MODEL, 8, zeroed)
         assert ranges(layout) == [(0, 4), (3, 4), (4, 8), (7, 8)]
         assert [bool(part.scales) for part in layout.slices] == [False, True, False, True]
 
     def test_every_leaves_a_partial_group_alone(self) -> None:
         """On 30 layers every 4 places 7 layers; the last two layers get none."""
-        layout = expand(Every(4), MODEL, 30, ZEROED)
+        layout = expand(Every(4), MODEL, 30, zeroed)
         assert [layer.source for layer in layout.new_layers] == [3, 7, 11, 15, 19, 23, 27]
         assert ranges(layout)[-1] == (28, 30)
 
     def test_k_layers_are_spread_by_the_floor_rule(self) -> None:
         """New layer j of k follows layer floor(j*L/k) - 1."""
-        layout = expand(Spread(4), MODEL, 10, ZEROED)
+        layout = expand(Spread(4), MODEL, 10, zeroed)
         assert [layer.source for layer in layout.new_layers] == [1, 4, 6, 9]
 
     def test_append_copies_the_last_layer_at_the_end(self) -> None:
@@ -92,7 +97,7 @@ class TestExpand:
 
     def test_zeroing_a_stack_splits_where_newness_changes(self) -> None:
         """Only what stands there again is zeroed; what a range adds stays an original."""
-        layout = expand(Stack(((0, 24), (8, 32))), MODEL, 32, ZEROED)
+        layout = expand(Stack(((0, 24), (8, 32))), MODEL, 32, zeroed)
         assert ranges(layout) == [(0, 24), (8, 24), (24, 32)]
         assert [bool(part.scales) for part in layout.slices] == [False, True, False]
 
@@ -120,7 +125,7 @@ class TestExpand:
     def test_without_its_new_layers_an_identity_is_the_base(self, case: tuple[Growth, int]) -> None:
         """Dropping the new layers gives the base back, layer for layer."""
         growth, depth = case
-        layout = expand(growth, MODEL, depth, ZEROED)
+        layout = expand(growth, MODEL, depth, zeroed)
         kept = [layer.source for layer in layout.layers if not layer.new]
         assert kept == list(range(depth))
         assert all(layer.zeroed == ("o_proj", "down_proj") for layer in layout.new_layers)
@@ -156,7 +161,7 @@ class TestExpand:
     def test_scaling_does_not_change_which_layers_there_are(self, case: tuple[Growth, int]) -> None:
         """The same layers come out with and without scales, and the same are new."""
         plain = expand(case[0], MODEL, case[1])
-        scaled = expand(case[0], MODEL, case[1], ZEROED)
+        scaled = expand(case[0], MODEL, case[1], zeroed)
         assert [(x.source, x.new) for x in plain.layers] == [
             (x.source, x.new) for x in scaled.layers
         ]

@@ -8,21 +8,13 @@ from typing import Any
 
 import pytest
 
-from mergekit_interleave import architecture
-from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import Append, parse
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout import expand
-from mergekit_interleave.modelconfig import deepened, disagreement
+from mergekit_interleave.modelconfig import deepened, placement_of, restated
+from mergekit_interleave.placement import Placement
 from mergekit_interleave.reference import ModelPath, ModelRef
-
-
-def family_of(name: str) -> Family:
-    """A family that is known."""
-    family = architecture.family_of(name)
-    assert family is not None
-    return family
 
 
 def config_of(directive: str, path: Path, **config: Any) -> dict[str, Any]:
@@ -33,7 +25,8 @@ def config_of(directive: str, path: Path, **config: Any) -> dict[str, Any]:
     base = open_checkpoint(ModelRef(ModelPath(str(path))))
     growth = parse(directive, "x").growth
     assert growth is not None
-    return deepened(base, expand(growth, base.ref, base.depth))
+    layout = expand(growth, base.ref, base.depth)
+    return deepened(base, layout, placement_of(base, layout))
 
 
 def test_only_the_depth_changes(tmp_path: Path) -> None:
@@ -56,7 +49,7 @@ def test_the_dtype_is_said_under_the_key_that_is_there(tmp_path: Path) -> None:
         )
         base = open_checkpoint(ModelRef(ModelPath(str(tmp_path))))
         layout = expand(Append(1), base.ref, 4)
-        assert deepened(base, layout, dtype="float16")[key] == "float16"
+        assert restated(deepened(base, layout, Placement()), dtype="float16")[key] == "float16"
 
 
 def test_a_local_path_is_not_carried_on(tmp_path: Path) -> None:
@@ -106,7 +99,7 @@ class TestLayersThatDiffer:
         config = {"model_type": "deepseek_v2", "first_k_dense_replace": 2}
         result = config_of("interleave: every 2", tmp_path, **config)
         assert result["first_k_dense_replace"] == 3
-        with pytest.raises(RefusedError, match="first_k_dense_replace cannot say"):
+        with pytest.raises(RefusedError, match="first_k_dense_replace counts layers at the start"):
             config_of("stack: [[0, 8], [1, 8]]", tmp_path, **config)
 
     def test_dense_layers_among_experts(self, tmp_path: Path) -> None:
@@ -128,38 +121,6 @@ class TestLayersThatDiffer:
         path.mkdir()
         (path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 4}')
         base = open_checkpoint(ModelRef(ModelPath(str(path))))
-        result = deepened(base, expand(Append(1), base.ref, 4))
+        layout = expand(Append(1), base.ref, 4)
+        result = deepened(base, layout, placement_of(base, layout))
         assert result == {"model_type": "gpt2", "n_layer": 5}
-
-
-def test_two_spellings_of_one_thing_agree() -> None:
-    """Transformers 4 and 5, and a key that is left at its default."""
-    family = family_of("llama")
-    old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 8}
-    new = {
-        "rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 500000},
-        "hidden_size": 8,
-        "rms_norm_eps": 1e-6,
-        "hidden_act": "silu",
-    }
-    assert disagreement(old, new, family) is None
-    assert disagreement({}, {"rope_theta": 10000.0, "rope_scaling": None}, family) is None
-
-
-def test_what_is_derived_need_not_be_written() -> None:
-    """Older configs leave out what follows from other keys."""
-    family = family_of("llama")
-    whole = {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 8, "num_key_value_heads": 4}
-    assert disagreement(whole, {"hidden_size": 32, "num_attention_heads": 4}, family) is None
-
-
-def test_what_layers_cannot_be_stacked_over() -> None:
-    """Each is named with its two values."""
-    llama, mistral = family_of("llama"), family_of("mistral")
-    assert disagreement({}, {"hidden_act": "gelu"}, llama) == ("hidden_act", "silu", "gelu")
-    assert disagreement({"sliding_window": 8}, {}, mistral) == ("sliding_window", 8, 4096)
-    found = disagreement({"tie_word_embeddings": True}, {}, llama)
-    assert found == ("tie_word_embeddings", True, False)
-    rope = disagreement({"rope_theta": 1e6}, {}, llama)
-    assert rope is not None
-    assert rope[0] == "rope"

@@ -13,7 +13,7 @@ from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_s
 
 from mergekit_interleave import recipe
 from mergekit_interleave.errors import InterleaveError
-from mergekit_interleave.layout import Layout, Scale, Slice, scale_of, zeroing
+from mergekit_interleave.layout import Layout, Scale, Slice, scale_of, zeroed_scales
 from mergekit_interleave.reference import ModelPath, ModelRef
 
 MODEL = ModelRef(ModelPath("org/model"))
@@ -85,7 +85,7 @@ class TestWriting:
 
     def test_a_zeroed_slice_has_the_published_shape(self) -> None:
         """Filters first, everything else 1.0, ranges on one line."""
-        layout = Layout((Slice(MODEL, 3, 4, zeroing(["o_proj", "down_proj"])),))
+        layout = Layout((Slice(MODEL, 3, 4, zeroed_scales(["o_proj", "down_proj"])),))
         assert recipe.to_yaml(layout, {"dtype": "bfloat16"}) == (
             "slices:\n"
             "- sources:\n"
@@ -235,7 +235,7 @@ class TestReading:
             ({"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]}, "more than"),
             ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
             ({"models": [{"model": "m"}]}, "layers of m is not known"),
-            ({"modules": {"a": {}, "b": {}}}, "expected one module, found a, b"),
+            ({"modules": {"a": {}, "b": {}}}, "expected one to grow, found a, b"),
             ({"slices": [{"source": []}]}, r"slices\[0\]: unknown key 'source'"),
             (
                 {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},

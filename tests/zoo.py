@@ -1,154 +1,42 @@
-"""Every causal-LM type that the installed transformers can build at toy size, and what comes of it.
+"""What `run` makes of every type, beside what mergekit makes of `gen`'s YAML.
 
-Run as a script, it expands all of them and writes the table in docs/architectures.md.
+Run as a script, it expands every causal-LM type that transformers can build at toy size, and models
+of images and words, and writes the table in docs/architectures.md and mergekit's part of the data.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
+import re
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import composites
 import torch
+import toys
 import transformers
+import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mergekit_interleave import architecture, cli
 
-DEPTH = 8
-TOKENS = 40  # more than every window and pattern of the toy models
-PLANS = ("interleave: every 2", "repeat: {layers: [3, 5], times: 3}, zero: auto")
-MOST_PARAMETERS = 30_000_000
-
-# Sizes, by whatever name a config class knows them.
-_SIZES: dict[str, Any] = {
-    **dict.fromkeys(
-        [
-            "num_hidden_layers",
-            "n_layer",
-            "n_layers",
-            "num_layers",
-            "decoder_layers",
-            "encoder_layers",
-            "num_decoder_layers",
-            "num_encoder_layers",
-            "num_blocks",
-        ],
-        DEPTH,
-    ),
-    **dict.fromkeys(["hidden_size", "d_model", "n_embd", "emb_dim"], 32),
-    **dict.fromkeys(
-        [
-            "intermediate_size",
-            "decoder_ffn_dim",
-            "encoder_ffn_dim",
-            "ffn_dim",
-            "n_inner",
-            "d_ff",
-            "dff",
-        ],
-        48,
-    ),
-    **dict.fromkeys(
-        [
-            "num_attention_heads",
-            "n_head",
-            "n_heads",
-            "num_heads",
-            "decoder_attention_heads",
-            "encoder_attention_heads",
-            "num_experts",
-            "num_local_experts",
-            "n_routed_experts",
-            "moe_num_experts",
-            "mamba_n_heads",
-            "mamba_num_heads",
-            "mamba_d_conv",
-            "linear_num_value_heads",
-            "rotary_dim",
-        ],
-        4,
-    ),
-    **dict.fromkeys(
-        [
-            "num_key_value_heads",
-            "num_experts_per_tok",
-            "moe_k",
-            "moe_topk",
-            "mamba_expand",
-            "linear_num_key_heads",
-        ],
-        2,
-    ),
-    **dict.fromkeys(
-        [
-            "head_dim",
-            "d_kv",
-            "qk_nope_head_dim",
-            "qk_rope_head_dim",
-            "v_head_dim",
-            "mamba_d_state",
-            "ssm_state_size",
-            "state_size",
-            "linear_key_head_dim",
-            "linear_value_head_dim",
-        ],
-        8,
-    ),
-    **dict.fromkeys(
-        [
-            "moe_intermediate_size",
-            "shared_expert_intermediate_size",
-            "q_lora_rank",
-            "kv_lora_rank",
-            "mamba_d_head",
-            "mamba_head_dim",
-            "sliding_window",
-            "attention_window",
-        ],
-        16,
-    ),
-    **dict.fromkeys(
-        ["n_group", "topk_group", "n_shared_experts", "mamba_n_groups", "n_groups", "eos_token_id"],
-        1,
-    ),
-    **dict.fromkeys(
-        ["vocab_size", "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"], 128
-    ),
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-
-# What some types need besides; None leaves a size out.
-_LATENT = {"head_dim": None, "num_key_value_heads": 4}
-_OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("glm4_moe_lite", "minicpm3", "kimi_linear"), _LATENT),
-    "afmoe": {"num_dense_layers": 2},
-    "bamba": {"attn_layer_indices": [1, 4]},
-    "cpmant": {"dim_head": 8, "dim_ff": 48},
-    "deepseek_v2": {**_LATENT, "first_k_dense_replace": 2},
-    "dots1": {"first_k_dense_replace": 2},
-    "falcon": {"head_dim": None},
-    "gemma3n_text": {
-        "num_kv_shared_layers": 2,
-        "hidden_size_per_layer_input": 8,
-        "laurel_rank": 8,
-        "vocab_size_per_layer_input": 128,
-    },
-    "glm4_moe": {"first_k_dense_replace": 2},
-    "granitemoehybrid": {"layer_types": ["mamba", "attention"] * (DEPTH // 2)},
-    "hrm_text": {"num_layers_per_stack": 4, "H_cycles": 1, "L_cycles": 1},
-    "prophetnet": {"num_hidden_layers": None},
-    "qwen3_moe": {"decoder_sparse_step": 2},
-    "roc_bert": {"enable_pronunciation": False, "enable_shape": False},
-    "xlnet": {"max_position_embeddings": None},
+EVERY = "interleave: every 2"
+PLANS = {
+    "every 2": EVERY,
+    "uneven": "repeat: {layers: [3, 5], times: 3}, zero: auto",
+    "one": "stack: [[0, 5], [4, 8]], zero: auto",
+    "all": "interleave: every 1",
+    "gains": "interleave: every 2, zero: gains",
 }
 
 
@@ -159,35 +47,38 @@ class Outcome:
     Attributes:
         result: `exact`, `refused`, `wrong` or `failed`.
         detail: The engine, the reason or the error.
+        hint: What the error said to do.
     """
 
     result: str
     detail: str
+    hint: str = ""
 
 
-def build(model_type: str) -> Any:
-    """A toy model with attention far from flat, and gains and biases away from where they start.
+def names() -> list[str]:
+    """All types that this transformers could have, variants, and models of images and words."""
+    causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *toys.VARIANTS} - {*composites.OWN}
+    return [*sorted(causal), *composites.OWN]
+
+
+def build(name: str) -> Any:
+    """A toy model; see `toys` and `composites`.
 
     Raises:
-        Exception: transformers cannot build the type at this size.
+        Exception: transformers cannot build the type.
     """
-    config = _config(model_type)
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(config).parameters()
-        size = sum(parameter.numel() for parameter in parameters)
-    if size > MOST_PARAMETERS:
-        raise ValueError(f"{size:,} parameters at the smallest")
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    sharp = ("q_proj", "k_proj", "query", "key", "qkv", "c_attn", "Wqkv")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() <= 1 and parameter.is_floating_point():
-                parameter.add_(torch.randn(parameter.shape) * 0.05)
-            elif any(part in name for part in sharp):
-                parameter.mul_(8)
-    _logits(model)
-    return model
+    return composites.build(name) if name in composites.OWN else toys.build(name)
+
+
+def save(name: str, path: Path) -> Path:
+    """A toy checkpoint, under the names of published ones."""
+    build(name).save_pretrained(path)
+    if name in composites.PUBLISHED:
+        ours, published = composites.PUBLISHED[name]
+        file = path / "model.safetensors"
+        tensors = {n.replace(ours, published): t for n, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    return path
 
 
 def expand(base: Path, plan: str, out: Path) -> Outcome:
@@ -198,52 +89,144 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
         plan: An identity directive.
         out: Where to put the result.
     """
-    said = io.StringIO()
-    status: Any = 0
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            cli.main(["run", plan, str(out), "--model", str(base)])
-        except SystemExit as left:
-            status = left.code
+    status, said = _mk("run", plan, str(out), "--model", str(base))
     if status:
-        words = said.getvalue().strip().splitlines()[-1] if said.getvalue() else "no word"
-        words = next((w for w in said.getvalue().splitlines() if w.startswith("error:")), words)
-        reason = words.removeprefix("error: ").replace(f"{base}: ", "")
-        refused = "is refused: " in reason or "no config.json can say" in reason
-        return Outcome("refused" if refused else "failed", reason.split("is refused: ")[-1])
-    engine = "plain writer" if "plain writer" in said.getvalue() else "mergekit"
-    before, after = _load(base), _load(out)
-    expected, found = _logits(before), _logits(after)
-    difference = float((expected - found).abs().max() / expected.abs().max())
-    if difference > 1e-5:
-        return Outcome("wrong", f"logits differ by {difference:.0e}")
-    if not torch.equal(_text(before), _text(after)):
-        return Outcome("wrong", "greedy text differs")
-    return Outcome("exact", engine)
+        error = _line(said, "error: ") or said.strip()[-200:]
+        reason = error.replace(f"{base}: ", "").split("is refused: ")[-1]
+        expected = "is refused: " in error or "no config.json can say" in error
+        hint = _line(said, "hint: ").removeprefix("this would do: ")
+        return Outcome("refused" if expected else "failed", reason, hint)
+    difference = compare(base, out)
+    if difference:
+        return Outcome("wrong", difference)
+    return Outcome("exact", "plain writer" if "plain writer" in said else "mergekit")
 
 
-def _config(model_type: str) -> Any:
-    config_class = CONFIG_MAPPING[model_type]
-    probe = config_class()
-    aliases = getattr(probe, "attribute_map", {})
-    settings = {}
-    for key, value in _SIZES.items():
-        own = getattr(config_class, key, None)
-        if isinstance(own, property) and own.fset is None:
+def compare(base: Path, out: Path) -> str:
+    """How two checkpoints differ in what they compute; nothing where they do not."""
+    before, after = load(base), load(out)
+    inputs = [{"input_ids": toys.tokens()}]
+    picture = composites.with_an_image(before) if hasattr(before.config, "vision_config") else None
+    for given in inputs + ([picture] if picture else []):
+        expected, found = _logits(before, given), _logits(after, given)
+        difference = float((expected - found).abs().max() / expected.abs().max())
+        if difference > 1e-5:
+            return f"logits differ by {difference:.0e}"
+    same = all(torch.equal(_text(before, cache=c), _text(after, cache=c)) for c in (True, False))
+    return "" if same else "greedy text differs"
+
+
+def in_vain(base: Path, out: Path) -> list[str]:
+    """The zeroed tensors that no new layer needs to be zero, or that get no gradient in any.
+
+    Args:
+        base: The checkpoint.
+        out: What `run` made of it.
+    """
+    model, layers = load(out), json.loads((out / "interleave.json").read_text())["layers"]
+    source, given = load(base).state_dict(), {"input_ids": toys.tokens()}
+    has_gradients = _backward(model)
+    expected = _logits(model, given)
+    alive: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        origin = _origin(name, layers)
+        before = source.get(origin or "", parameter)
+        if parameter.any() or before.shape != parameter.shape or not before.any():
             continue
-        with contextlib.suppress(Exception):  # some attributes differ by layer and say so
-            known = key in aliases or hasattr(probe, key)
-            if known and not isinstance(getattr(probe, key, None), list):
-                settings[key] = value
-    settings |= _OWN.get(model_type, {})
-    config = config_class(**{key: v for key, v in settings.items() if v is not None})
-    if hasattr(config, "is_decoder"):
-        config.is_decoder = True
-    return config
+        if "encoder_attn" in name or "cross_attn" in name:  # words alone have none to attend to
+            continue
+        with torch.no_grad():
+            parameter.copy_(before)
+            needed = not torch.equal(expected, _logits(model, given))
+            parameter.zero_()
+        trained = not has_gradients or (parameter.grad is not None and bool(parameter.grad.any()))
+        tensor = re.sub(r"\.\d+\.", ".", name, count=1)
+        alive[tensor] = alive.get(tensor, False) or (needed and trained)
+    return [tensor for tensor, is_alive in alive.items() if not is_alive]
 
 
-def _load(path: Path) -> Any:
-    model, info = AutoModelForCausalLM.from_pretrained(
+def _backward(model: Any) -> bool:
+    """Whether gradients can be had: some types change their weights where they do not train."""
+    for training in (False, True):
+        with contextlib.suppress(Exception):
+            model.train(training)
+            model(input_ids=toys.tokens()).logits.square().sum().backward()
+            model.eval()
+            return True
+        model.zero_grad()
+    model.eval()
+    return False
+
+
+def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
+    """The name in the base of a new layer's tensor in memory."""
+    match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
+    if match is None or int(match[2]) >= len(layers) or not layers[int(match[2])]["new"]:
+        return None
+    return f"{match[1]}.{layers[int(match[2])]['layer']}.{match[3]}"
+
+
+def verdict(base: Path, plan: str, folder: Path) -> str:
+    """What plain `mergekit-yaml` makes of the recipe, and `fix-config` of that."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    with gen_allowed():
+        status, _, recipe = _mk_out("gen", plan, "--model", str(base))
+    if status:
+        return architecture.WRONG_TENSORS
+    out, file = folder / "mergekit", folder / "recipe.yml"
+    file.write_text(recipe)
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):
+        made = MergeConfiguration.model_validate(yaml.safe_load(recipe))
+        run_merge(made, str(out), MergeOptions(quiet=True, copy_tokenizer=False))
+    with contextlib.suppress(Exception):
+        if not compare(base, out):
+            return architecture.EXACT
+    status, _ = _mk("fix-config", str(out), "--recipe", str(file))
+    with contextlib.suppress(Exception):
+        if not status and not compare(base, out):
+            return architecture.BROKEN_CONFIG
+    return architecture.WRONG_TENSORS
+
+
+@contextlib.contextmanager
+def gen_allowed() -> Iterator[None]:
+    """Let `gen` write what the data says that mergekit cannot do: that is to be found out."""
+    from mergekit_interleave import expand
+
+    check, expand._check_mergekit = expand._check_mergekit, lambda _: None  # noqa: SLF001
+    try:
+        yield
+    finally:
+        expand._check_mergekit = check  # noqa: SLF001
+
+
+def _mk(*words: str) -> tuple[int, str]:
+    status, said, _ = _mk_out(*words)
+    return status, said
+
+
+def _mk_out(*words: str) -> tuple[int, str, str]:
+    said, out = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
+        try:
+            cli.main([*words])
+        except SystemExit as left:
+            return int(left.code or 0), said.getvalue(), out.getvalue()
+
+
+def _line(said: str, start: str) -> str:
+    lines = (line for line in said.splitlines() if line.startswith(start))
+    return next(lines, "").removeprefix(start)
+
+
+def load(path: Path) -> Any:
+    """A model by the class that saved it, nothing missing and nothing left over."""
+    architectures = json.loads((path / "config.json").read_text()).get("architectures") or [""]
+    own = getattr(transformers, architectures[0], None)
+    model, info = (own or AutoModelForCausalLM).from_pretrained(
         path, dtype=torch.float32, output_loading_info=True
     )
     if info["missing_keys"] or info["unexpected_keys"]:
@@ -251,23 +234,23 @@ def _load(path: Path) -> Any:
     return model.eval()
 
 
-def _tokens() -> torch.Tensor:
-    return torch.randint(3, 120, (2, TOKENS), generator=torch.Generator().manual_seed(1))
-
-
-def _logits(model: Any) -> torch.Tensor:
+def _logits(model: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        logits: torch.Tensor = model(input_ids=_tokens()).logits
+        logits: torch.Tensor = model(**given).logits
     if not torch.isfinite(logits).all():
         raise ValueError("its logits are not finite")
     return logits
 
 
-def _text(model: Any) -> torch.Tensor:
-    """Greedy text, with the cache that the type has."""
-    prompt = _tokens()[:1, : TOKENS // 2]
+def _text(model: Any, *, cache: bool) -> torch.Tensor:
+    """Greedy text."""
     text: torch.Tensor = model.generate(
-        prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0
+        toys.tokens()[:1, : toys.TOKENS // 2],
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        use_cache=cache,
     )
     return text
 
@@ -278,64 +261,151 @@ def quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def main(target: Path) -> int:
-    """Expand every type and write the table; 1 where anything is neither exact nor refused."""
-    quiet()
-    rows, bad, unbuilt = [], 0, []
-    exact = 0
-    for model_type in sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        with tempfile.TemporaryDirectory() as folder:
-            base = Path(folder, "base")
-            try:
-                build(model_type).save_pretrained(base)
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
-                reason = " ".join(str(error).split())[:80].replace("|", "/")
-                unbuilt.append(f"| {model_type} | {type(error).__name__}: {reason} |")
-                continue
-            outcomes = []
-            for i, plan in enumerate(PLANS):
-                try:
-                    outcomes.append(expand(base, plan, Path(folder, f"out{i}")))
-                except Exception as error:  # noqa: BLE001 - the table says so
-                    outcomes.append(Outcome("failed", f"{type(error).__name__}: {error}"[:120]))
-        worst = max(outcomes, key=lambda o: ("exact", "refused", "wrong", "failed").index(o.result))
-        unknown = architecture.family_of(model_type) is None
-        exact += worst.result == "exact"
-        bad += worst.result == "wrong" or (worst.result == "failed" and not unknown)
-        result = "refused" if unknown else worst.result
-        rows.append(f"| {model_type} | {result} | {worst.detail} |")
-        print(rows[-1], flush=True)
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(
-        _PAGE.format(
-            version=transformers.__version__,
-            count=len(rows),
-            exact=exact,
-            plans=" and ".join(f"`{plan}`" for plan in PLANS),
-            rows="\n".join(rows),
-            unbuilt="\n".join(unbuilt),
-        ),
-        encoding="utf-8",
+@dataclass(frozen=True)
+class Row:
+    """What comes of one type.
+
+    Attributes:
+        name: Its name, or that of a variant.
+        outcomes: What comes of each plan.
+        mergekit: What `mergekit-yaml` alone makes of the first plan that is exact.
+    """
+
+    name: str
+    outcomes: dict[str, Outcome]
+    mergekit: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the first plan is."""
+        return self.outcomes["every 2"].result == "exact"
+
+    def __str__(self) -> str:
+        """The row of the table."""
+        cells = [self.name]
+        for plan in PLANS:
+            outcome = self.outcomes.get(plan)
+            cells.append(outcome.result if outcome else "")
+        found = [o for o in self.outcomes.values() if o.result != "exact"]
+        engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "")
+        works = next((o.hint for o in found if o.hint), "")
+        words = [*([engine] if engine else []), *dict.fromkeys(o.detail for o in found)]
+        words += [f"`{works}` would do"] if works else []
+        return f"| {' | '.join(cells)} | {self.mergekit} | {'; '.join(words)} |"
+
+
+def examine(name: str, folder: Path) -> Row:
+    """What comes of a type.
+
+    Args:
+        name: See `names`.
+        folder: Where to work.
+
+    Raises:
+        Exception: transformers cannot build it.
+    """
+    base = save(name, folder / "base")
+    _logits(load(base), {"input_ids": toys.tokens()})
+    family = architecture.family_of_config(json.loads((base / "config.json").read_text()))
+    row = Row(name, {}, "")
+    for plan, directive in PLANS.items():
+        if plan == "gains" and (family is None or family.gains is None):
+            continue
+        out = folder / "out"
+        try:
+            outcome = expand(base, directive, out)
+            if outcome.result == "exact" and plan == "every 2":
+                dead = in_vain(base, out)
+                outcome = Outcome("wrong", f"zeroed in vain: {dead[0]}") if dead else outcome
+        except Exception as error:  # noqa: BLE001 - the table says so
+            outcome = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
+        shutil.rmtree(out, ignore_errors=True)
+        row.outcomes[plan] = outcome
+    works = next(
+        (p for p in PLANS if p in row.outcomes and row.outcomes[p].result == "exact"), None
     )
-    return 1 if bad else 0
+    return Row(name, row.outcomes, verdict(base, PLANS[works], folder) if works else "")
+
+
+def main(target: Path) -> int:
+    """Examine every type and write the table; 1 where anything is neither exact nor refused."""
+    rows, unbuilt = [], []
+    with ProcessPoolExecutor(initializer=quiet) as pool:
+        for found in pool.map(_examined, names()):
+            print(found, flush=True)
+            if isinstance(found, Row):
+                rows.append(found)
+            else:
+                unbuilt.append(found)
+    fill_in({row.name: row.mergekit for row in rows if row.mergekit})
+    target.parent.mkdir(exist_ok=True)
+    words = {
+        "version": transformers.__version__,
+        "count": len(rows),
+        "exact": sum(row.is_exact for row in rows),
+        "plans": "\n".join(f"- {name}: `{plan}`" for name, plan in PLANS.items()),
+        "names": " | ".join(PLANS),
+        "dashes": " | ".join("---" for _ in PLANS),
+        "rows": "\n".join(map(str, rows)),
+        "unbuilt": "\n".join(unbuilt),
+    }
+    target.write_text(_PAGE.format(**words), encoding="utf-8")
+    results = {outcome.result for row in rows for outcome in row.outcomes.values()}
+    return 1 if results - {"exact", "refused"} else 0
+
+
+def _examined(name: str) -> Row | str:
+    """The row of a type, or the row that says why it cannot be built."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return examine(name, Path(folder))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+            reason = " ".join(str(error).split())[:100].replace("|", "/")
+            return f"| {name} | {type(error).__name__}: {reason} |"
+
+
+def fill_in(verdicts: dict[str, str]) -> None:
+    """Write what mergekit alone makes of each type into the data file, one line for each."""
+    file = Path(architecture.__file__).parent / "data" / "architectures.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    for section in ("composites", "families"):
+        for name, entry in facts[section].items():
+            if name in verdicts:
+                entry["mergekit"] = verdicts[name]
+    file.write_text(lines(facts), encoding="utf-8")
+
+
+def lines(facts: dict[str, Any]) -> str:
+    """The data file: a line for each family, and for each other fact."""
+    parts = []
+    for key, value in facts.items():
+        text = json.dumps(value)
+        if isinstance(value, dict):
+            entries = (f"    {json.dumps(n)}: {json.dumps(entry)}" for n, entry in value.items())
+            text = "{\n" + ",\n".join(entries) + "\n  }"
+        parts.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 _PAGE = """# Architectures
 
-What `mk-interleave run` makes of each causal-LM type that transformers {version} builds at
-toy size: {count} types, {exact} of them exact, by {plans}.
+What `mk-interleave run` makes of each type that transformers {version} builds at toy size: {count}
+types and variants of types, {exact} of them exact when every second layer gets a copy. The plans:
 
-*Exact*: float32 logits within 1e-5 of their size of the base's, on more tokens than any window, and
-the same greedy text with the cache. *Refused*: before a byte is written, with this reason. Made by
-`make zoo`.
+{plans}
 
-| type | outcome | engine or reason |
-| --- | --- | --- |
+*Exact*: float32 logits within 1e-5 of their size of the base's, on more tokens than any window or
+indexer takes in, and the same greedy text with the cache and without; each zeroed tensor gets a
+gradient, and is needed. *Refused*: before a byte is written. The last columns say what
+`mergekit-yaml` alone makes of `gen`'s YAML (`exact`, a broken `config` that `fix-config` mends, or
+wrong `tensors`), which engine wrote, why a plan was refused and which would do. Made by `make zoo`.
+
+| type | {names} | mergekit-yaml | remarks |
+| --- | {dashes} | --- | --- |
 {rows}
 
 ## Not built
-
-These need other settings than the generic toy sizes.
 
 | type | why |
 | --- | --- |

@@ -47,6 +47,7 @@ class Job:
         layout: The layers.
         parts: Every tensor that the result must have.
         mergekit: mergekit's own keys of the directive.
+        modules: See `recipe.to_document`.
         checkpoints: The source models.
         options: mergekit's options by their names, text or values.
         shard_size: The most bytes of one shard.
@@ -56,6 +57,7 @@ class Job:
     layout: Layout
     parts: Sequence[Part]
     mergekit: Mapping[str, object]
+    modules: Mapping[str, int | None]
     checkpoints: Mapping[ModelRef, Checkpoint]
     options: Mapping[str, object] = field(default_factory=dict)
     shard_size: int = 5 * 10**9
@@ -125,6 +127,7 @@ def write(job: Job, out: Path) -> None:
             written then but a tokenizer.
         OutputError: It stopped while it was writing.
     """
+    _check_sayable(job.parts)
     options = _merge_options(job)
     options.apply_global_options()
     quieten(options.verbosity)  # again: the line above lets every library speak
@@ -144,6 +147,23 @@ def write(job: Job, out: Path) -> None:
             raise OutputError(f"mergekit stopped: {_sentence(error)}") from error
         finally:
             _fresh_loaders(options)
+
+
+def _check_sayable(parts: Sequence[Part]) -> None:
+    """What no mergekit config can say.
+
+    Raises:
+        RefusedError: A part needs it.
+    """
+    for part in parts:
+        if part.constant is not None:
+            raise RefusedError(f"mergekit cannot fill {part.name} with {part.constant.value:g}")
+        if part.packing is not None:
+            raise RefusedError(f"mergekit cannot arrange the layers' blocks of {part.name}")
+        if part.scale is not None and part.tensor.dtype not in DTYPES.values():
+            raise RefusedError(
+                f"mergekit cannot scale {part.name}, which is stored as {part.tensor.dtype}"
+            )
 
 
 def _plan(job: Job, options: Any, out: Path) -> Sequence[Any]:
@@ -218,7 +238,7 @@ def _local(job: Job) -> dict[str, object]:
             reference["override_architecture"] = ref.override_architecture
         return reference
 
-    return recipe.to_document(job.layout, job.mergekit, local)
+    return recipe.to_document(job.layout, job.mergekit, local, job.modules)
 
 
 def _check_plan(targets: Sequence[Any], job: Job) -> None:

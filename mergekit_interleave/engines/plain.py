@@ -1,6 +1,7 @@
 """This project's own writer, for what mergekit cannot write: bytes are copied as they are.
 
-It does no arithmetic: every tensor of the result is a source tensor or zeros.
+It does no arithmetic: every tensor of the result is made of bytes of a source tensor, zeros and
+stated constants.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mergekit_interleave.assembly import Part
+from mergekit_interleave.assembly import Fill, Part
 from mergekit_interleave.checkpoint import INDEX, WEIGHTS
 
 _BLOCK = 2**22
@@ -73,7 +74,7 @@ def _write_shard(file: Path, parts: Sequence[Part]) -> None:
     for part in parts:
         header[part.name] = {
             "dtype": part.dtype,
-            "shape": part.tensor.shape,
+            "shape": part.shape,
             "data_offsets": [offset, offset + part.nbytes],
         }
         offset += part.nbytes
@@ -82,22 +83,23 @@ def _write_shard(file: Path, parts: Sequence[Part]) -> None:
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         for part in parts:
-            for block in _zeros(part.nbytes) if part.scale == 0 else _data(part):
+            for block in _data(part):
                 out.write(block)
 
 
-def _zeros(size: int) -> Iterator[bytes]:
-    for start in range(0, size, _BLOCK):
-        yield bytes(min(_BLOCK, size - start))
-
-
 def _data(part: Part) -> Iterator[bytes]:
-    left = part.tensor.nbytes
     with part.tensor.file.open("rb") as file:
-        file.seek(part.tensor.start)
-        while left:
-            block = file.read(min(_BLOCK, left))
-            if not block:
-                raise OSError(f"{part.tensor.file} was cut short while it was read")
-            left -= len(block)
-            yield block
+        for piece in part.pieces():
+            if isinstance(piece, Fill):
+                most = max(_BLOCK // len(piece.data), 1)
+                for done in range(0, piece.times, most):
+                    yield piece.data * min(most, piece.times - done)
+                continue
+            file.seek(piece.start)
+            left = piece.length
+            while left:
+                block = file.read(min(_BLOCK, left))
+                if not block:
+                    raise OSError(f"{part.tensor.file} was cut short while it was read")
+                left -= len(block)
+                yield block

@@ -1,0 +1,94 @@
+"""`fix-config`: what plain `mergekit-yaml` left behind, mended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+import zoo
+from conftest import Cli
+
+Shell = Callable[..., "CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    zoo.quiet()
+
+
+def config_of(path: Path) -> dict[str, object]:
+    """Its config.json."""
+    content: dict[str, object] = json.loads((path / "config.json").read_text())
+    return content
+
+
+def test_a_config_that_was_not_written(mk: Cli, shell: Shell, tmp_path: Path) -> None:
+    """Mergekit stops after the weights where a list has another length than the depth."""
+    base, out = zoo.save("qwen2", tmp_path / "base"), tmp_path / "out"
+    (base / "LICENSE").write_text("MIT")
+    made = shell("mk-interleave gen 'interleave: every 2' --model base > cfg.yml")
+    assert "fix-config" in made.stderr
+    assert shell("mergekit-yaml cfg.yml out").returncode != 0
+    assert not (out / "config.json").exists()
+    lost = mk("fix-config", out)
+    assert (lost.status, "--recipe FILE" in lost.err) == (2, True)
+    mended = mk("fix-config", out, "--recipe", tmp_path / "cfg.yml", cwd=tmp_path)
+    assert mended.status == 0, mended.err
+    assert mended.out.splitlines()[0] == "config.json: written, for 12 layers"
+    assert "LICENSE: added" in mended.out
+    assert not zoo.compare(base, out)
+
+
+def test_a_config_that_was_not_deepened(mk: Cli, shell: Shell, tmp_path: Path) -> None:
+    """Only what is wrong is changed, and it is said; a second time there is nothing to do."""
+    base, out = zoo.save("nanochat", tmp_path / "base"), tmp_path / "out"
+    shell("mk-interleave gen 'interleave: every 4' --model $PWD/base > cfg.yml")
+    merged = shell("mergekit-yaml cfg.yml out")
+    assert merged.returncode == 0, merged.stderr
+    assert config_of(out)["num_hidden_layers"] == 8
+    mended = mk("fix-config", out, cwd=tmp_path)
+    assert mended.status == 0, mended.err
+    assert "config.json: num_hidden_layers: 8 -> 10" in mended.out
+    assert not zoo.compare(base, out)
+    again = mk("fix-config", out, cwd=tmp_path)
+    assert again.out == f"{out}: its config.json is as it should be\n"
+
+
+def test_weights_of_another_recipe_are_left_alone(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Nothing is changed."""
+    out = tmp_path / "out"
+    shutil.copytree(tiny, out)
+    recipe = mk("gen", "interleave: every 4", "--model", tiny).out
+    (out / "mergekit_config.yml").write_text(recipe)
+    before = (out / "config.json").read_bytes()
+    result = mk("fix-config", out)
+    assert result.status == 1
+    assert "its weights are not those of its recipe" in result.err
+    assert (out / "config.json").read_bytes() == before
+
+
+def test_the_mended_config_is_that_of_run(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """A config that was spoiled is what it was again."""
+    out = tmp_path / "out"
+    assert mk("run", "interleave: every 4, dtype: float16", out, "--model", tiny).status == 0
+    config = config_of(out)
+    spoiled = {**config, "num_hidden_layers": 8, "dtype": "float32"}
+    (out / "config.json").write_text(json.dumps(spoiled))
+    recipe = (out / "mergekit_config.yml").read_text().replace("tiny", str(tiny))
+    (tmp_path / "cfg.yml").write_text(recipe)
+    mended = mk("fix-config", out, "--recipe", tmp_path / "cfg.yml")
+    assert mended.status == 0, mended.err
+    assert config_of(out) == config
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty"])
+def test_what_is_no_model(path: str, mk: Cli, tmp_path: Path) -> None:
+    """One error, and no traceback."""
+    (tmp_path / "empty").mkdir()
+    result = mk("fix-config", tmp_path / path)
+    assert result.status != 0
+    assert result.err.startswith("error: ")

@@ -1,0 +1,115 @@
+"""Odd models and odd plans: each computes what its base computes, logits and greedy text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import toys
+import zoo
+from conftest import Cli, load_tensors
+from transformers import AutoModelForCausalLM
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    zoo.quiet()
+
+
+def shallow(name: str, path: Path, depth: int, **settings: Any) -> Path:
+    """A toy model of another depth."""
+    config = toys.config(name)
+    kinds = getattr(config, "layer_types", None)
+    config.num_hidden_layers = depth
+    if kinds:
+        config.layer_types = (kinds * depth)[:depth]
+    for key, value in settings.items():
+        setattr(config, key, value)
+    toys.animated(lambda: AutoModelForCausalLM.from_config(config)).save_pretrained(path)
+    return path
+
+
+PLANS = [
+    ("llama", 1, "interleave: every 1"),
+    ("llama", 1, "append: 3"),
+    ("gemma2", 1, "append: 1"),
+    ("llama", 7, "interleave: every 4"),
+    ("gemma2", 5, "interleave: every 2"),
+    ("gemma2", 3, "repeat: {layers: [1, 2], times: 5}, zero: auto"),
+    ("gemma3_text", 7, "interleave: every 3"),
+    ("gemma3_text", 7, "append: 3"),
+    ("deepseek_v2", 3, "interleave: 2 layers"),
+    ("deepseek_v2", 4, "append: 2"),
+    ("deepseek_v2", 4, "repeat: {layers: [0, 2], times: 3}, zero: auto"),
+    ("deepseek_v2", 4, "repeat: {layers: [1, 3], as: block}, zero: auto"),
+]
+
+
+@pytest.mark.parametrize(("name", "depth", "plan"), PLANS)
+def test_depths_and_plans(name: str, depth: int, plan: str, tmp_path: Path) -> None:
+    """One layer, a last group that is not full, several in a row, at the end; dense layers first.
+
+    A block that brings dense layers behind experts is refused: no number can say that.
+    """
+    base = shallow(name, tmp_path / "base", depth)
+    outcome = zoo.expand(base, plan, tmp_path / "out")
+    if "block" in plan:
+        assert outcome.result == "refused", outcome
+        assert "first_k_dense_replace" in outcome.detail
+    else:
+        assert outcome.result == "exact", outcome
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "gemma2", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_tied_or_not(model_type: str, tied: bool, tmp_path: Path) -> None:
+    """The head is stored where it is the model's own, and only there."""
+    base = shallow(model_type, tmp_path / "base", 4, tie_word_embeddings=tied)
+    assert zoo.expand(base, zoo.EVERY, tmp_path / "out").result == "exact"
+    assert ("lm_head.weight" in load_tensors(tmp_path / "out")) != tied
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt_oss"])
+def test_shards_in_and_out(name: str, mk: Cli, tmp_path: Path) -> None:
+    """Several shards from one and one from several hold the same tensors, by either engine."""
+    zoo.save(name, tmp_path / "one")
+    model = zoo.load(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="60KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 1
+    found = {}
+    for source in ("one", "many"):
+        for size in ("60KB", "1GB"):
+            out = tmp_path / f"{source}-{size}"
+            words = ("--model", tmp_path / source, "--out-shard-size", size)
+            assert mk("run", zoo.EVERY, out, *words).status == 0
+            assert (len(list(out.glob("*.safetensors"))) > 1) == (size == "60KB")
+            found[out] = load_tensors(out)
+            assert not zoo.compare(tmp_path / "one", out)
+    first, *others = found.values()
+    for other in others:
+        assert first.keys() == other.keys()
+        assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_lists_that_are_absent_are_written_out(tmp_path: Path) -> None:
+    """What transformers computes for the old depth would be another model at the new one."""
+    base = zoo.save("gemma3_text", tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    kinds = config.pop("layer_types")
+    config["sliding_window_pattern"] = 3
+    (base / "config.json").write_text(json.dumps(config))
+    assert zoo.expand(base, zoo.EVERY, tmp_path / "out").result == "exact"
+    written = json.loads((tmp_path / "out" / "config.json").read_text())["layer_types"]
+    assert kinds != written[:8]
+    assert len(written) == 12
+
+
+def test_a_stated_middle_layer_of_a_long_model(tmp_path: Path) -> None:
+    """One copy of one layer, and two copies of it among others."""
+    base = shallow("llama", tmp_path / "base", 12)
+    for i, plan in enumerate(("stack: [[0, 7], [6, 12]]", "stack: [[0, 7], [6, 7], [6, 12]]")):
+        outcome = zoo.expand(base, f"{plan}, zero: auto", tmp_path / f"out{i}")
+        assert outcome.result == "exact", outcome
