@@ -16,10 +16,10 @@ _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
 
 
 def placement_of(base: Checkpoint, layout: Layout) -> Placement:
-    """Say a layout in the words of the base's config.json.
+    """Say a layout in the words of config.json.
 
     Args:
-        base: The model that gives its config.json.
+        base: The model whose layers they are.
         layout: The layers. Those of several models are alike, and nothing is said of single ones.
 
     Raises:
@@ -73,10 +73,10 @@ def deepened(
     """The config of the deeper model; keys that are not known stay as they are.
 
     Args:
-        base: The model that gives its config.json.
+        base: The model whose layers they are.
         layout: The layers.
         placement: What config.json must say of them.
-        onto: A config of the model to change in place of the base's own.
+        onto: A config to change in place of the base's own.
     """
     result = without_local_names(dict(onto or base.config))
     sources = [layer.source for layer in layout.layers]

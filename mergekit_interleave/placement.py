@@ -69,7 +69,7 @@ class Source:
             return [entries[i % len(entries)] for i in range(self.depth)]
         if len(entries) < self.depth:
             raise RefusedError(f"{key} has {len(entries)} entries for {self.depth} layers")
-        return list(entries[: self.depth])  # what is past the layers is of other heads
+        return list(entries[: self.depth])
 
 
 def place(source: Source, layout: Layout) -> Placement:
@@ -110,6 +110,8 @@ def _lists(source: Source, sources: Sequence[int]) -> dict[str, Any]:
         entries = source.entries(key)
         if entries:
             chosen = [entries[index] for index in sources]
+            if key in facts.lists_if_given:
+                chosen += source.config[key][source.depth :]  # what is past the layers is of heads
             placed[key] = "".join(chosen) if isinstance(source.config.get(key), str) else chosen
     for key, entries_key in facts.spelled_runs.items():
         if key in source.config:

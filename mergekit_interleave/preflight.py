@@ -83,7 +83,9 @@ class Preflight:
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
-        config = modelconfig.deepened(self.base, self.layout, self.placement)
+        config = modelconfig.deepened(
+            self.first, self.layout, self.placement, onto=self.base.config
+        )
         return modelconfig.restated(config, dtype=self.dtype, vocab_size=vocab_size)
 
     @cached_property
@@ -171,7 +173,7 @@ def preflight(
     dtype = keys.get("out_dtype", keys.get("dtype"))
     wanted = None if dtype is None else str(dtype).removeprefix("torch.")
     layout = recipe.effective(expansion.layout, keys)
-    placement = modelconfig.placement_of(base, layout)
+    placement = modelconfig.placement_of(sources[layout.models[0]], layout)
     parts = assemble(layout, sources, wanted, placement.borrowers)
     _check_needed(parts, base)
     tokenizer = smallfiles.TOKENIZER_FILES if recipe.changes_tokenizer(keys) else ()

@@ -169,6 +169,13 @@ def test_a_letter_for_each_layer() -> None:
     assert result["hybrid_override_pattern"] == "M-M**M-M**"
 
 
+def test_entries_of_heads_behind_the_layers() -> None:
+    """Stay behind them, in lists that only the base's own file has."""
+    config = {"compress_ratios": [1, 2, 3, 4, 5, 6, 7, 8, 99]}
+    result = placed("deepseek_v4", config, Every(4)).config
+    assert result["compress_ratios"] == [1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 99]
+
+
 def test_indices_that_count_from_one() -> None:
     """In a mapping of the config, whose other keys stay."""
     config = {"linear_attn_config": {"full_attn_layers": [4, 8], "num_heads": 2}}
