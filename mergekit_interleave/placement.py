@@ -193,7 +193,7 @@ def _solved(
         if {i for i in range(len(layers)) if holds(i, *candidate)} == wanted:
             return dict(zip(keys, candidate, strict=True))
     raise UnsayableError(
-        f"{', '.join(keys)} place layers at regular distances, which the new layers break"
+        f"by {', '.join(keys)} layers are placed at regular distances, which the new ones break"
     )
 
 

@@ -55,7 +55,9 @@ class TestPeriods:
     @pytest.mark.parametrize("growth", [Every(2), Append(1), Repeat(3, 5)])
     def test_what_breaks_a_period(self, growth: Growth) -> None:
         """Is refused, and the keys are named."""
-        with pytest.raises(UnsayableError, match="expert_layer_period, expert_layer_offset place"):
+        with pytest.raises(
+            UnsayableError, match="by expert_layer_period, expert_layer_offset layers"
+        ):
             placed("jamba", self.JAMBA, growth)
 
     @given(st.integers(0, 7), st.integers(0, 7), st.integers(1, 8))

@@ -289,7 +289,9 @@ class Row:
         found = [o for o in self.outcomes.values() if o.result != "exact"]
         engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "")
         works = next((o.hint for o in found if o.hint), "")
-        words = [*([engine] if engine else []), *dict.fromkeys(o.detail for o in found)]
+        reasons = {re.sub(r"\d+", "N", o.detail): o.detail for o in reversed(found)}
+        words = [*([engine] if engine else []), *reversed(reasons.values())]
+        words = [word.removeprefix("no config.json can say this layout: ") for word in words]
         words += [f"`{works}` would do"] if works else []
         return f"| {' | '.join(cells)} | {self.mergekit} | {'; '.join(words)} |"
 
