@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mergekit_interleave import architecture, cli
+from mergekit_interleave.errors import RefusedError
 
 EVERY = "interleave: every 2"
 PLANS = {
@@ -317,8 +318,8 @@ def examine(name: str, folder: Path) -> Row:
         try:
             outcome = expand(base, directive, out)
             if outcome.result == "exact" and plan == "every 2":
-                dead = in_vain(base, out)
-                outcome = Outcome("wrong", f"zeroed in vain: {dead[0]}") if dead else outcome
+                fault = _fault(base, out, folder / "again", outcome.detail)
+                outcome = Outcome("wrong", fault) if fault else outcome
         except Exception as error:  # noqa: BLE001 - the table says so
             outcome = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
         shutil.rmtree(out, ignore_errors=True)
@@ -327,6 +328,39 @@ def examine(name: str, folder: Path) -> Row:
         (p for p in PLANS if p in row.outcomes and row.outcomes[p].result == "exact"), None
     )
     return Row(name, row.outcomes, verdict(base, PLANS[works], folder) if works else "")
+
+
+def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
+    """What is wrong with an expansion that is exact."""
+    dead = in_vain(base, out)
+    if dead:
+        return f"zeroed in vain: {dead[0]}"
+    if engine == "mergekit" and not engines_agree(base, out, again):
+        return "the engines' tensors differ"
+    return ""
+
+
+def engines_agree(base: Path, out: Path, again: Path) -> bool:
+    """Whether the plain writer writes the tensors that mergekit wrote."""
+    from mergekit_interleave.engines import mergekit
+
+    def refuse(*_: object) -> None:
+        raise RefusedError("to compare")
+
+    write, mergekit.write = mergekit.write, refuse
+    try:
+        outcome = expand(base, EVERY, again)
+    finally:
+        mergekit.write = write
+    ours, theirs = (
+        {n: t for file in path.glob("*.safetensors") for n, t in load_file(file).items()}
+        for path in (again, out)
+    )
+    return (
+        outcome.detail == "plain writer"
+        and ours.keys() == theirs.keys()
+        and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    )
 
 
 def main(target: Path) -> int:
