@@ -128,7 +128,7 @@ class Family:
 
     Attributes:
         model_type: Its name in config.json.
-        config: What its config.json says of layers.
+        facts: Where its config.json speaks of layers.
         layers: What stands before the layer index in a tensor's name.
         beside: What stands before an index that goes with the layers, elsewhere in the model, and
             by how much the layer's own index is higher.
@@ -168,7 +168,7 @@ class Family:
     """
 
     model_type: str
-    config: ConfigFacts = ConfigFacts()
+    facts: ConfigFacts = ConfigFacts()
     layers: str = "model.layers"
     beside: Mapping[str, int] = field(default_factory=dict)
     first_only: tuple[str, ...] = ()
@@ -247,10 +247,10 @@ def family_of(model_type: str) -> Family | None:
     own = _facts()["families"].get(model_type)
     if own is None:
         return None
-    facts = {key: _frozen(key, value) for key, value in own.items()}
+    known = {key: _frozen(key, value) for key, value in own.items()}
     keys = {item.name for item in fields(ConfigFacts)}
-    config = ConfigFacts(**{key: facts.pop(key) for key in keys & facts.keys()})
-    return Family(model_type=model_type, config=config, **facts)
+    facts = ConfigFacts(**{key: known.pop(key) for key in keys & known.keys()})
+    return Family(model_type=model_type, facts=facts, **known)
 
 
 _OBJECTS = {"gains": Gains, "lending": Lending, "shared_tail": SharedTail}
@@ -276,13 +276,15 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
     if composite is None:
         return family_of(model_type)
     nested = nested_config(config)
-    family = family_of(config[nested].get("model_type") if nested else composite["family"])
+    stated = config[nested].get("model_type") if nested else None
+    family = family_of(str(stated or composite["family"]))
     return family and replace(
         family,
         model_type=model_type,
         mergekit=composite.get("mergekit", WRONG_TENSORS),
         modules=composite.get("modules", {}),
         deepstack=composite.get("deepstack"),
+        must_agree=None,
         composite=True,
     )
 
@@ -305,6 +307,11 @@ def stated(config: Mapping[str, Any], key: str) -> Any:
     outer, _, inner = key.partition(".")
     value = config.get(outer)
     return value.get(inner) if inner and isinstance(value, Mapping) else value
+
+
+def depth_keys() -> tuple[str, ...]:
+    """The keys by which any config.json may state its number of layers."""
+    return tuple(_facts()["depth_keys"])
 
 
 def other_stacks() -> tuple[str, ...]:
@@ -349,9 +356,9 @@ def depth_of(config: Mapping[str, Any], family: Family | None = None) -> object:
         config: The config, or the part of it that speaks of the layers.
         family: The model's family, if it is known.
     """
-    if family is not None and family.config.depth_list:
-        entries = config.get(family.config.depth_list)
+    if family is not None and family.facts.depth_list:
+        entries = config.get(family.facts.depth_list)
         if entries:
             return len(entries)
-    keys = (*(family.config.depth if family else ()), *_facts()["depth_keys"])
+    keys = (*(family.facts.depth if family else ()), *depth_keys())
     return next((config[key] for key in keys if config.get(key) is not None), None)

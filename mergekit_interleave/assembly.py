@@ -103,7 +103,7 @@ _ENCODINGS: Mapping[str, Callable[[float], bytes]] = {
     "F64": lambda value: struct.pack("<d", value),
     "F32": lambda value: struct.pack("<f", value),
     "F16": lambda value: struct.pack("<e", value),
-    "BF16": lambda value: struct.pack("<f", value)[2:],  # exact for the few that are stated
+    "BF16": lambda value: struct.pack("<f", value)[2:],  # the upper half, if the lower is zero
 }
 
 

@@ -83,8 +83,8 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
     try:
         return _run(expansion, models, out, options)
     except UnsayableError as error:
-        base, growth = models.open(expansion.layout.models[0]), expansion.directive.growth
-        works = nearby.suggestion(base, expansion.layout, growth)
+        base = models.open(expansion.layout.models[0])
+        works = nearby.suggestion(base, expansion.directive, expansion.layout)
         error.hint = f"this would do: {works}" if works else None
         raise
 
@@ -105,7 +105,9 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         plan.check_room(out)
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
-        if len(plan.sources) == 1:  # several are stacked only where all layers are alike
+        if len(plan.sources) > 1:  # several are stacked only where all layers are alike
+            structure.shapes(work, trusted=plan.first.trusted)
+        else:
             structure.check(plan.first, plan.layout, work, plan.placement.borrowers)
         if plan.first.require_family().measured and not plan.is_identity:
             raise RefusedError(
@@ -164,7 +166,9 @@ def _for_new_depth(name: str, content: bytes, plan: Preflight) -> bytes:
             after = modelconfig.generation(before, plan.layout)
         elif name in quantization.INDEXED_FILES:
             before = json.loads(content)
-            after = quantization.reindexed(before, sources, plan.base.depth)
+            after = quantization.reindexed(
+                before, sources, plan.first.depth, plan.first.stack_names
+            )
         else:
             return content
     except ValueError:
@@ -179,11 +183,15 @@ def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> None:
         try:
             mergekit.write(job, work)
         except RefusedError as refused:
-            arithmetic = plain.reason_against(job.parts)
-            if engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit) or arithmetic:
-                if arithmetic and engine != MERGEKIT:
-                    refused.hint = f"the plain writer cannot do it either: {arithmetic}"
+            if engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
                 raise
+            arithmetic = plain.reason_against(job.parts)
+            if arithmetic:
+                converts = "dtype" in job.mergekit or "out_dtype" in job.mergekit
+                raise RefusedError(
+                    f"{refused}; and the plain writer does no arithmetic: {arithmetic}",
+                    hint="leave `dtype` out: every tensor keeps its own" if converts else None,
+                ) from refused
             log.info("written by the plain writer: %s", refused)
             plain.write(job.parts, work, job.shard_size)
     except OSError as error:

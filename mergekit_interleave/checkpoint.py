@@ -111,6 +111,12 @@ class Checkpoint:
                 layers are.
         """
         if self.family is None:
+            if not self.has_weights:
+                raise RefusedError(
+                    f"{self.ref}: nothing is known of model type {self.model_type!r}, and its "
+                    "tensors are not at hand",
+                    hint="download it, and name its directory",
+                )
             if len(self._stacks) != 1 or not self.model_type:
                 raise RefusedError(
                     f"{self.ref}: nothing is known of model type {self.model_type!r}, and which of "
@@ -124,18 +130,27 @@ class Checkpoint:
         return self.family
 
     @property
+    def is_quantized(self) -> bool:
+        """Whether config.json states a quantization."""
+        return any("quantization_config" in part for part in (self.config, self.layer_config))
+
+    @property
     def layer_config(self) -> Mapping[str, Any]:
         """The part of config.json that speaks of the layers."""
         return architecture.layer_config(self.config)
 
     @property
     def modules(self) -> Mapping[str, int | None]:
-        """What mergekit calls the models that make this up; see `recipe.to_document`."""
+        """What mergekit calls the models that make this up; see `recipe.to_document`.
+
+        None are known where its config.json does not say how many layers each has.
+        """
         modules = self.family.modules if self.family else {}
-        return {
-            name: architecture.stated(self.config, count) if isinstance(count, str) else count
-            for name, count in modules.items()
-        }
+        keys = {name: key for name, key in modules.items() if isinstance(key, str)}
+        counts = {name: architecture.stated(self.config, key) for name, key in keys.items()}
+        if None in counts.values():
+            return {}
+        return {name: counts.get(name, count) for name, count in modules.items()}
 
     @property
     def depth(self) -> int:
@@ -145,6 +160,9 @@ class Checkpoint:
             CheckpointError: config.json states none.
         """
         depth = architecture.depth_of(self.layer_config, self.family)
+        if depth is None and self.has_weights and self.family is not None:
+            # Its class has a default, which the stored layers then agree with.
+            depth = len({self.layer_of(name) for name in self.tensors} - {None}) or None
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             stated = "states no layer count" if depth is None else f"states {depth!r} layers"
             raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="state it: --layers N")
@@ -201,6 +219,12 @@ class Checkpoint:
         model = next(iter(self._stacks)).rpartition(".")[0]
         family = self.family
         return not (family and family.composite) or name.startswith((f"{model}.", "lm_head."))
+
+    @property
+    def stack_names(self) -> set[str]:
+        """What may stand before a layer's index in the names of this model's modules."""
+        known = {self.require_family().layers, *architecture.other_stacks()}
+        return known | set(self._stacks) if self.has_weights else known
 
     def layer_of(self, name: str) -> int | None:
         """The index of the layer that a tensor belongs to, None where it belongs to none."""

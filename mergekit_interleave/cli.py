@@ -153,15 +153,16 @@ def gen(  # noqa: PLR0913 - one parameter for each flag
     allow_non_identity: NonIdentity = False,
 ) -> None:
     """Write the mergekit YAML to standard output, ready for mergekit-yaml."""
+    from mergekit_interleave import verdict  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
-    from mergekit_interleave.recipe import check_sayable  # noqa: PLC0415
 
     wanted = _read(
         directive, model=model, layers=layers, every=every, add=add, append=append,
         repeat=repeat, stack=stack, zero=zero, dtype=dtype,
     )  # fmt: skip
-    expansion = resolve(wanted, Models(), allow_non_identity=allow_non_identity)
-    check_sayable(expansion.layout)
+    models = Models()
+    expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
+    verdict.check(expansion, models)
     if sys.stdout is None:
         raise OutputError("standard output is closed")
     sys.stdout.write(expansion.recipe)

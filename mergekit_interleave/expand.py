@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mergekit_interleave import architecture, modelconfig, recipe, zeroing
 from mergekit_interleave import directive as directives
@@ -137,7 +138,8 @@ def resolve(
     models.cached_only = directive.layers is not None
     if isinstance(directive.growth, Spelled):
         directive, layout = _spelled(directive, directive.growth, models, strict=strict)
-        return Expansion(directive, layout, _modules(layout.models[0], models))
+        first = _opened(layout.models[0], models)
+        return Expansion(directive, layout, first.modules if first else {})
     if directive.growth is None or directive.model is None:
         raise TypeError("_completed fills these in")
     checkpoint: Checkpoint | None
@@ -146,9 +148,8 @@ def resolve(
         checkpoint.require_family()
     else:
         checkpoint = _try_open(directive.model, models, directive)
-        _check_mergekit(checkpoint)
     depth = _depth(directive, checkpoint, strict=strict)
-    edit = _edit(directive.zero_rule, checkpoint)
+    edit = edit_of(directive.zero_rule, checkpoint)
     layout = expand(directive.growth, directive.model, depth, edit)
     if checkpoint is None and isinstance(directive.zero_rule, tuple):
         log.warning("zero: the names are not checked: the model cannot be read")
@@ -237,15 +238,25 @@ def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool)
     return depth
 
 
-def _modules(model: ModelRef, models: Models) -> Mapping[str, int | None]:
+def _opened(model: ModelRef, models: Models) -> Checkpoint | None:
     try:
-        return models.open(model).modules
+        return models.open(model)
     except CheckpointError:
-        return {}
+        return None
 
 
-def _edit(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | None:
-    """What is done to a new layer, by the index of its source."""
+def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | None:
+    """What is done to a new layer, by the index of its source.
+
+    Args:
+        rule: What to zero.
+        checkpoint: The model, None where it cannot be read.
+
+    Raises:
+        LayoutError: The model has nothing of the kind to close, or of its type it is not known
+            what to zero.
+        RefusedError: No layer of its type can be copied exactly.
+    """
     if rule == NONE:
         return None
     if isinstance(rule, tuple):
@@ -267,8 +278,11 @@ def _edit(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | 
         if checkpoint is not None and checkpoint.has_weights:
             zeroing.check_plain(checkpoint)
         log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
-    config = {} if checkpoint is None else checkpoint.layer_config
-    projections = zeroing.projections_edit(family, config)
+
+    def setting(key: str) -> Any:
+        return None if checkpoint is None else modelconfig.setting_of(checkpoint, key)
+
+    projections = zeroing.projections_edit(family, setting)
     if rule == AUTO:
         return lambda _: projections
     if checkpoint is None or family.gains is None:
@@ -277,7 +291,7 @@ def _edit(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | 
             "and the residual stream",
             hint="`zero: auto` zeroes the projections",
         )
-    gains, closed = zeroing.gains_edit(family, config), modelconfig.layers_with_gains(checkpoint)
+    gains, closed = zeroing.gains_edit(family, setting), modelconfig.layers_with_gains(checkpoint)
     return lambda source: gains if source in closed else projections
 
 
@@ -319,30 +333,6 @@ def _check_zeroing(
         )
 
 
-def _check_mergekit(checkpoint: Checkpoint | None) -> None:
-    """What plain `mergekit-yaml` would make of the recipe.
-
-    Raises:
-        RefusedError: Wrong tensors.
-    """
-    if checkpoint is None:
-        return
-    family = checkpoint.family
-    verdict = family.verdict(checkpoint.layer_config) if family else architecture.BROKEN_CONFIG
-    if verdict == architecture.WRONG_TENSORS:
-        raise RefusedError(
-            f"mergekit-yaml alone writes wrong tensors for model type {checkpoint.model_type}, "
-            "or none",
-            hint="`mk-interleave run` takes the same directive and writes the model",
-        )
-    if verdict == architecture.BROKEN_CONFIG:
-        log.warning(
-            "mergekit-yaml alone may leave a wrong config.json for model type %s: mend it by "
-            "`mk-interleave fix-config OUT`, or let `mk-interleave run` write the model",
-            checkpoint.model_type,
-        )
-
-
 def _spelled(
     directive: Directive, growth: Spelled, models: Models, *, strict: bool
 ) -> tuple[Directive, Layout]:
@@ -374,6 +364,7 @@ def _spelled(
         )
         keys = {key: written[key] for key in directive.mergekit}
         directive = dataclasses.replace(directive, mergekit=keys)
+    _check_modules(growth.document, layout.models[0], models)
     depths = {model: depth_of(model) for model in layout.models}
     for part in layout.slices:
         depth = depths[part.model]
@@ -381,6 +372,17 @@ def _spelled(
             check_range(part.start, part.stop, part.model, depth)
     _warn_of_idle_filters(layout, models)
     return directive, layout
+
+
+def _check_modules(document: Mapping[str, object], model: ModelRef, models: Models) -> None:
+    """Modules beside the one that is grown must be passed on whole: they are, whatever is said."""
+    checkpoint = _opened(model, models)
+    known = checkpoint.modules if checkpoint else {}
+    for name, count in recipe.other_modules(document).items():
+        if known and known.get(name) != count:
+            raise RefusedError(
+                f"modules.{name}: [0, {count}] is not all of it; only {recipe.GROWN} can be changed"
+            )
 
 
 def _warn_of_idle_filters(layout: Layout, models: Models) -> None:
@@ -393,5 +395,6 @@ def _warn_of_idle_filters(layout: Layout, models: Models) -> None:
             continue
         scales = [scale for part in layout.slices if part.model == model for scale in part.scales]
         for name in dict.fromkeys(scale.filter for scale in scales if scale.filter is not None):
-            if tensors and not any(name in tensor for tensor in tensors):
+            own = checkpoint.family.zero if checkpoint.family else ()
+            if tensors and name not in own and not any(name in tensor for tensor in tensors):
                 log.warning("the filter %r matches no tensor of %s", name, model)

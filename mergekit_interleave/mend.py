@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import modelconfig, recipe, smallfiles, structure
+from mergekit_interleave import modelconfig, quantization, recipe, smallfiles, structure
+from mergekit_interleave.assembly import assemble
 from mergekit_interleave.checkpoint import CONFIG, Checkpoint, read_json, read_tensors
 from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
-from mergekit_interleave.reference import parse_model
+from mergekit_interleave.placement import Placement
+from mergekit_interleave.reference import ModelRef, parse_model
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,19 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
     """
     keys = expansion.directive.mergekit
     layout = recipe.effective(expansion.layout, keys)
-    base = models.open(layout.models[0])
+    sources = {model: models.open(model) for model in layout.models}
+    first = base = sources[layout.models[0]]
     if "base_model" in keys:
         base = models.open(parse_model(keys["base_model"], "base_model"))
     dtype = keys.get("out_dtype", keys.get("dtype"))
-    placement = modelconfig.placement_of(base, layout)
+    placement = modelconfig.placement_of(sources, layout)
     before = read_json(directory / CONFIG) if (directory / CONFIG).is_file() else {}
+    known = before.get("model_type") == base.model_type
     config = modelconfig.restated(
-        modelconfig.deepened(
-            base,
-            layout,
-            placement,
-            onto=before if before.get("model_type") == base.model_type else None,
-        ),
+        modelconfig.deepened(first, layout, placement, onto=before if known else base.config),
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
     )
-    _check_weights(directory, base, layout, config)
+    _check_weights(directory, sources, layout, placement, config)
     models.fetch_small_files(base)
     tokenizer = smallfiles.TOKENIZER_FILES if recipe.changes_tokenizer(keys) else ()
     missing = {
@@ -84,31 +83,41 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
 
 
 def _check_weights(
-    directory: Path, base: Checkpoint, layout: Layout, config: Mapping[str, Any]
+    directory: Path,
+    sources: Mapping[ModelRef, Checkpoint],
+    layout: Layout,
+    placement: Placement,
+    config: Mapping[str, Any],
 ) -> None:
-    """Check that the class which loads the directory finds there what it looks for.
+    """Check that the weights have the names and shapes that the recipe calls for.
 
-    mergekit writes the names of the checkpoint, or those of the model in memory.
+    Those of the checkpoint where it is at hand, or, in the layers, those of the model in memory:
+    mergekit may write either.
     """
-    written = read_tensors(directory)
+    first = sources[layout.models[0]]
+    written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
-        if len(layout.models) == 1:
-            structure.check(base, layout, Path(folder))
-        wanted = structure.names(Path(folder), trusted=base.trusted)
-    result = Checkpoint(base.ref, directory, config, is_local=True)
-    found = {name for name in written if result.layer_of(name) is not None}
-    expected = {name for name in wanted if result.layer_of(name) is not None}
-    if found != expected and base.has_weights:
-        expected = {
-            result.renamed(name, layer.index)
-            for layer in layout.layers
-            for name in base.layer_tensors(layer.source)
-        }
-    for name in sorted(found ^ expected):
+        if len(sources) == 1:
+            structure.check(first, layout, Path(folder), placement.borrowers)
+        wanted = structure.shapes(Path(folder), trusted=first.trusted)
+    if all(source.has_weights for source in sources.values()):
+        parts = assemble(layout, sources, None, placement.borrowers)
+        stored = {part.name: part.shape for part in parts}
+        if written == stored:
+            return
+        if quantization.KEY in first.config:  # in memory there may be no trace of the scales
+            wanted = stored
+    result = Checkpoint(first.ref, directory, config, is_local=True)
+    found, expected = (
+        {name: shape for name, shape in tensors.items() if result.layer_of(name) is not None}
+        for tensors in (written, wanted)
+    )
+    wrong = sorted(name for name, _ in found.items() ^ expected.items())
+    if wrong:
+        what = "missing" if wrong[0] not in found else "one too many, or of another shape"
         raise RefusedError(
-            f"{directory}: its weights are not those of its recipe: {name} is "
-            f"{'missing' if name in expected else 'one too many'}",
+            f"{directory}: its weights are not those of its recipe: {wrong[0]} is {what}",
             hint="`mk-interleave run` takes the same recipe and writes the model",
         )
 

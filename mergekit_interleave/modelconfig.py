@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from mergekit_interleave import architecture, quantization
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.errors import UnsayableError
+from mergekit_interleave.errors import RefusedError, UnsayableError
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.placement import Placement, Source, place
+from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.smallfiles import without_local_names
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
 
 
-def placement_of(base: Checkpoint, layout: Layout) -> Placement:
+def placement_of(checkpoints: Mapping[ModelRef, Checkpoint], layout: Layout) -> Placement:
     """Say a layout in the words of config.json.
 
     Args:
-        base: The model whose layers they are.
-        layout: The layers. Those of several models are alike, and nothing is said of single ones.
+        checkpoints: The models whose layers they are. Layers of several are alike, and only one
+            list may speak of them.
+        layout: The layers.
 
     Raises:
         RefusedError: No config.json can say it.
     """
-    if len(layout.models) > 1:
+    if len(layout.models) == 1:
+        base = checkpoints[layout.models[0]]
+        _check_deepstack(base, layout)
+        return place(source_of(base), layout)
+    key = "layer_types"
+    entries = {model: source_of(checkpoints[model]).entries(key) for model in layout.models}
+    if not any(entries.values()):
         return Placement()
-    _check_deepstack(base, layout)
-    return place(source_of(base), layout)
+    if not all(entries.values()):
+        raise RefusedError(f"{key}: some of the models state it, and others do not")
+    return Placement({key: [entries[layer.model][layer.source] for layer in layout.layers]})
+
+
+def stated_placement(base: Checkpoint, layout: Layout) -> Placement:
+    """The same as far as the file goes: the type's class is not asked for what it leaves out.
+
+    Args:
+        base: The model whose layers they are.
+        layout: The layers.
+
+    Raises:
+        UnsayableError: No config.json can say it.
+    """
+    key = base.require_family().deepstack
+    if key is not None and architecture.stated(base.config, key) is not None:
+        _check_deepstack(base, layout)
+    return place(dataclasses.replace(source_of(base), computed=lambda _: None), layout)
 
 
 def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
@@ -36,7 +62,7 @@ def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
     key = base.require_family().deepstack
     if key is None:
         return
-    count = len(architecture.stated(base.config, key) or [])
+    count = len(_value(base, key) or [])
     if any(layer.index != layer.source for layer in layout.layers[:count]):
         raise UnsayableError(
             f"{key} has {count} entries, and features of images are added after as many layers at "
@@ -48,9 +74,16 @@ def source_of(base: Checkpoint) -> Source:
     """What a config says of its own layers."""
 
     def computed(key: str) -> object:
-        return _computed(base, key)
+        config = _with_defaults(base)
+        composite = base.require_family().composite
+        return getattr(config.get_text_config() if composite else config, key, None)
 
     return Source(base.layer_config, base.require_family(), base.depth, computed)
+
+
+def setting_of(base: Checkpoint, key: str) -> Any:
+    """What a config says of its layers under a key, or what its class has for it."""
+    return source_of(base).value(key)
 
 
 def layers_with_gains(base: Checkpoint) -> frozenset[int]:
@@ -80,10 +113,13 @@ def deepened(
     """
     result = without_local_names(dict(onto or base.config))
     sources = [layer.source for layer in layout.layers]
-    for part in _parts(result):
-        if quantization.KEY in part:
-            stated = part[quantization.KEY]
-            part[quantization.KEY] = quantization.reindexed(stated, sources, base.depth)
+    for part, of_base in zip(_parts(result), _parts(dict(base.config)), strict=True):
+        if quantization.KEY in of_base:
+            # The base's own: what stands in `onto` may have been re-indexed before.
+            stated = of_base[quantization.KEY]
+            part[quantization.KEY] = quantization.reindexed(
+                stated, sources, base.depth, base.stack_names
+            )
     _speaking(result).update(_depths(base, len(layout)))
     _speaking(result).update(placement.config)
     return result
@@ -127,27 +163,37 @@ def _speaking(config: dict[str, Any]) -> dict[str, Any]:
 
 def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
     """The keys that state the depth."""
-    facts, config = base.require_family().config, base.layer_config
+    facts, config = base.require_family().facts, base.layer_config
     keys = facts.depth
     if not config.get("is_encoder_decoder"):
-        keys += facts.depth_alone
+        # Files state it by other names, too; in an encoder's company these may be the encoder's.
+        others = (key for key in architecture.depth_keys() if config.get(key) == base.depth)
+        keys += (*facts.depth_alone, *others)
     if not any(config.get(key) is not None for key in facts.depth):
         # An old file states it by another key, or, as a list, by none.
-        keys = tuple(key for key in ("num_hidden_layers",) if key in config)
-        return dict.fromkeys(keys, depth)
+        known = [key for key in architecture.depth_keys() if config.get(key) is not None]
+        return dict.fromkeys(known or ([] if facts.depth_list else keys), depth)
     multiples = {
         key: config[key] * depth // base.depth for key in facts.multiples if config.get(key)
     }
     return dict.fromkeys(keys, depth) | multiples
 
 
-def _computed(base: Checkpoint, key: str) -> object:
-    """A list that transformers computes where the file has none, as it would for the new depth."""
+def _value(base: Checkpoint, key: str) -> Any:
+    """The value of a key of the whole config; where it is absent, what its class has for it."""
+    value = architecture.stated(base.config, key)
+    if value is None:
+        value = _with_defaults(base)
+        for name in key.split("."):
+            value = getattr(value, name, None)
+    return value
+
+
+def _with_defaults(base: Checkpoint) -> Any:
+    """The config as its class reads it, with what the file leaves out."""
     from transformers import AutoConfig  # noqa: PLC0415 - seconds, and few files need it
 
-    config = AutoConfig.from_pretrained(str(base.path), trust_remote_code=base.trusted)
-    composite = base.require_family().composite
-    return getattr(config.get_text_config() if composite else config, key, None)
+    return AutoConfig.from_pretrained(str(base.path), trust_remote_code=base.trusted)
 
 
 def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
 from mergekit_interleave import modelconfig, structure, yamltext
 from mergekit_interleave.checkpoint import CONFIG, Checkpoint
-from mergekit_interleave.directive import AUTO, Append, Directive, Every, Growth, Stack
-from mergekit_interleave.errors import InterleaveError, RefusedError
-from mergekit_interleave.layout import Edit, Layout, expand
+from mergekit_interleave.directive import Append, Directive, Every, Growth, Stack
+from mergekit_interleave.errors import InterleaveError
+from mergekit_interleave.expand import edit_of
+from mergekit_interleave.layout import Layout, expand
+from mergekit_interleave.placement import Placement
 
 _MOST_BUILT = 6  # building a large model's layers without memory takes a second or two
 
 
-def suggestion(base: Checkpoint, layout: Layout, growth: Growth | None) -> str | None:
-    """A directive for a model that its config.json can say, as near as may be to one it cannot.
+def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | None:
+    """A directive that a model's config.json can say, as near as may be to one it cannot.
 
     Args:
         base: The model.
-        layout: The layers that were asked for.
-        growth: The growth line that asked for them.
+        directive: What was asked for.
+        layout: The layers that it meant.
     """
-    edits = {layer.edit for layer in layout.new_layers}
-    edit = edits.pop() if len(edits) == 1 else Edit()
-    built = 0
-    for other in _candidates(growth, base.depth, len(layout) - base.depth):
-        trial = _expanded(other, base, lambda _: edit)
-        if trial is None:
+    edit, built = edit_of(directive.zero_rule, base), 0
+    for growth in _candidates(directive.growth, base.depth, len(layout) - base.depth):
+        try:
+            trial = expand(growth, base.ref, base.depth, edit)
+            placement = modelconfig.placement_of({base.ref: base}, trial)
+        except InterleaveError:
             continue
         built += 1
         if built > _MOST_BUILT:
             break
-        if _is_built(base, trial):
-            zero = AUTO if isinstance(other, Stack) and edit else None
-            return yamltext.write_inline(Directive(growth=other, zero=zero).to_document())
+        if _is_built(base, trial, placement):
+            return yamltext.write_inline(_said(growth, directive).to_document())
     return None
+
+
+def _said(growth: Growth, directive: Directive) -> Directive:
+    """The directive with another growth line, its zeroing written out where that changes it."""
+    other = Directive(growth=growth, zero=directive.zero)
+    same = other.zero_rule == directive.zero_rule
+    return other if same else dataclasses.replace(other, zero=directive.zero_rule)
 
 
 def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Growth]:
@@ -54,22 +63,12 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
             yield Stack(tuple(r for s, e in whole for r in ((s, s + group), (s, e))))
 
 
-def _expanded(growth: Growth, base: Checkpoint, edit: Callable[[int], Edit]) -> Layout | None:
-    try:
-        layout = expand(growth, base.ref, base.depth, edit)
-        modelconfig.placement_of(base, layout)
-    except InterleaveError:
-        return None
-    return layout
-
-
-def _is_built(base: Checkpoint, layout: Layout) -> bool:
-    placement = modelconfig.placement_of(base, layout)
-    config = modelconfig.deepened(base, layout, placement)
+def _is_built(base: Checkpoint, layout: Layout, placement: Placement) -> bool:
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
         try:
+            config = modelconfig.deepened(base, layout, placement)
+            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
             structure.check(base, layout, Path(folder), placement.borrowers)
-        except RefusedError:
+        except InterleaveError:
             return False
     return True

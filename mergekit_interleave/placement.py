@@ -13,7 +13,7 @@ from typing import Any
 
 from mergekit_interleave.architecture import ConfigFacts, Family, stated
 from mergekit_interleave.errors import RefusedError, UnsayableError
-from mergekit_interleave.layout import Layer, Layout
+from mergekit_interleave.layout import Layer, Layout, constant_of
 
 _ANY_CONFIG = ("layer_types",)
 """transformers accepts this list in any config, and checks its length."""
@@ -41,7 +41,7 @@ class Source:
         config: The part of its config.json that speaks of the layers.
         family: Its family.
         depth: Its number of layers.
-        computed: Gives a list that transformers computes where the config has none.
+        computed: Gives what the type's class has for a key that the config lacks.
     """
 
     config: Mapping[str, Any]
@@ -52,7 +52,14 @@ class Source:
     @property
     def facts(self) -> ConfigFacts:
         """Where it says it."""
-        return self.family.config
+        return self.family.facts
+
+    def value(self, key: str) -> Any:
+        """The value of a key, or of a key of a mapping; where it is absent, what stands for it."""
+        outer, _, inner = key.partition(".")
+        if outer not in self.config:
+            return None if inner else self.computed(key)
+        return stated(self.config, key)
 
     def entries(self, key: str) -> list[Any]:
         """The entry of each layer in a list, none where the type has no such list after all.
@@ -82,18 +89,19 @@ def place(source: Source, layout: Layout) -> Placement:
     Raises:
         RefusedError: No config.json can say it.
     """
-    facts, config, layers = source.facts, source.config, layout.layers
+    facts, layers = source.facts, layout.layers
     sources = [layer.source for layer in layers]
     placed = _lists(source, sources)
-    placed |= _indices(config, facts, sources)
+    placed |= _indices(source, sources)
     for key in facts.originals_from_1:
-        listed = config.get(key) or []
+        listed = source.value(key) or []
         placed[key] = [la.index + 1 for la in layers if not la.new and la.source + 1 in listed]
-    placed |= _counts(config, facts, sources)
+    placed |= _counts(source, sources)
     for rule, keys in facts.periods.items():
-        placed |= _solved(rule, keys, config, source.depth, layers)
-    if facts.scale_depth and config.get("scale_depth") is not None:
-        placed["scale_depth"] = config["scale_depth"] * math.sqrt(len(sources) / source.depth)
+        placed |= _solved(rule, keys, source, layers)
+    scale = source.value("scale_depth") if facts.scale_depth else None
+    if scale is not None:
+        placed["scale_depth"] = scale * math.sqrt(len(sources) / source.depth)
     lending, lent = source.family.lending, _lent(source, layers)
     if lending is not None and lent:
         entries = enumerate(placed[lending.list])
@@ -123,19 +131,19 @@ def _lists(source: Source, sources: Sequence[int]) -> dict[str, Any]:
     return placed
 
 
-def _indices(
-    config: Mapping[str, Any], facts: ConfigFacts, sources: Sequence[int]
-) -> dict[str, Any]:
+def _indices(source: Source, sources: Sequence[int]) -> dict[str, Any]:
     """Which layers are of a kind, by their indices."""
+    facts = source.facts
     placed: dict[str, Any] = {}
     for base, keys in ((0, facts.indices), (1, facts.indices_from_1)):
         for key in keys:
-            listed = stated(config, key)
+            listed = source.value(key)
             if isinstance(listed, list):
                 places = [i + base for i, s in enumerate(sources) if s + base in listed]
-                _put(placed, config, key, places)
+                _put(placed, source.config, key, places)
     if facts.dense_steps:
-        step, listed = config.get("decoder_sparse_step") or 1, config.get("mlp_only_layers") or []
+        step = source.value("decoder_sparse_step") or 1
+        listed = source.value("mlp_only_layers") or []
         dense = [i for i, s in enumerate(sources) if s in listed or (s + 1) % step]
         placed |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
     return placed
@@ -146,13 +154,11 @@ def _put(placed: dict[str, Any], config: Mapping[str, Any], key: str, value: obj
     placed[outer] = {**placed.get(outer, config[outer]), inner: value} if inner else value
 
 
-def _counts(
-    config: Mapping[str, Any], facts: ConfigFacts, sources: Sequence[int]
-) -> dict[str, int]:
+def _counts(source: Source, sources: Sequence[int]) -> dict[str, int]:
     """How many layers at the start are of a kind."""
-    counts = {}
+    facts, counts = source.facts, {}
     for key in (*facts.first, *facts.first_default):
-        most = config.get(key)
+        most = source.value(key) if key in facts.first else source.config.get(key)
         if most is None:
             continue
         of_a_kind = [source < int(most) for source in sources]
@@ -178,17 +184,17 @@ _RULES: Mapping[str, Callable[..., bool]] = {
 
 
 def _solved(
-    rule: str, keys: Sequence[str], config: Mapping[str, Any], depth: int, layers: Sequence[Layer]
+    rule: str, keys: Sequence[str], source: Source, layers: Sequence[Layer]
 ) -> dict[str, int]:
     """Numbers with which a rule holds for the layers that it held for."""
-    holds, given = _RULES[rule], [config.get(key) for key in keys]
+    holds, given = _RULES[rule], [source.value(key) for key in keys]
     if None in given or given == [0]:
         return {}
     numbers = [int(str(number)) for number in given]
     if rule == "span" and numbers[2] < 0:
-        numbers[2] = depth - 1
-    chosen = {index for index in range(depth) if holds(index, *numbers)}
-    wanted = _wanted(rule, chosen, depth, layers)
+        numbers[2] = source.depth - 1
+    chosen = {index for index in range(source.depth) if holds(index, *numbers)}
+    wanted = _wanted(rule, chosen, source.depth, layers)
     for candidate in (numbers, *_candidates(rule, wanted, len(layers))):
         if {i for i in range(len(layers)) if holds(i, *candidate)} == wanted:
             return dict(zip(keys, candidate, strict=True))
@@ -217,8 +223,20 @@ def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[in
     return ((size, offset) for size, offset in product(sizes, repeat=2) if offset < size)
 
 
-def _is_identity(layer: Layer) -> bool:
-    return layer.new and bool(layer.zeroed or layer.constants)
+def _is_identity(layer: Layer, family: Family) -> bool:
+    """Whether a new layer passes its input on, as far as names tell."""
+
+    def is_zero(name: str) -> bool:
+        return any(
+            scale.value == 0 and scale.filter and (scale.filter in name or name in scale.filter)
+            for scale in layer.scales
+        )
+
+    gains = family.gains
+    closed = gains is not None and all(
+        is_zero(name) or constant_of(name, layer.constants) for name in gains.names
+    )
+    return layer.new and (closed or all(map(is_zero, family.zero)))
 
 
 def _lent(source: Source, layers: Sequence[Layer]) -> frozenset[int]:
@@ -230,40 +248,50 @@ def _lent(source: Source, layers: Sequence[Layer]) -> frozenset[int]:
     found = set()
     awaited = False
     for layer in reversed(layers):
+        is_identity = _is_identity(layer, source.family)
         if entries[layer.source] == lending.lend:
-            if awaited and _is_identity(layer):
+            if awaited and is_identity:
                 found.add(layer.index)
             else:
                 awaited = False
-        elif not _is_identity(layer):
+        elif not is_identity:
             awaited = True
     return frozenset(found)
 
 
 def _shared_tail(source: Source, layers: Sequence[Layer]) -> tuple[dict[str, int], frozenset[int]]:
     """How many last layers share keys and values now, and which of them are copies of sharers."""
-    rule = source.family.shared_tail
-    count = int(source.config.get(rule.count) or 0) if rule else 0
+    rule, family = source.family.shared_tail, source.family
+    count = int(source.value(rule.count) or 0) if rule else 0
     if rule is None or not count:
         return {}, frozenset()
     first = source.depth - count
     kinds = source.entries(rule.kinds)
     lenders = {
-        max((i for i in range(first) if kinds[i] == kind), default=-1) for kind in kinds[first:]
+        kind: max((i for i in range(first) if kinds[i] == kind), default=-1)
+        for kind in kinds[first:]
     }
     tail = len(layers)
     borrowers = set()
     for layer in reversed(layers):
         if layer.source < first:
-            if not (layer.source in lenders and _is_identity(layer)):
+            if layer.source not in lenders.values() or not _is_identity(layer, family):
                 break
             borrowers.add(layer.index)
         tail = layer.index
-    for layer in layers[:tail]:
-        if layer.source >= first or (layer.source in lenders and _is_identity(layer)):
-            raise UnsayableError(
-                f"{rule.count} counts the last layers, which use keys and values of layers "
-                f"{' and '.join(map(str, sorted(lenders)))}; a copy of layer {layer.source} "
-                f"cannot stand where the new layer {layer.index} would"
-            )
+    lending = {kinds[layer.source]: layer for layer in layers[:tail]}
+    wrong = [layer for layer in layers[:tail] if layer.source >= first]
+    if any(_is_identity(layer, family) for layer in layers):
+        # Whatever stands last before the sharers lends to them, and only an original may.
+        wrong += [
+            lending[kind]
+            for kind, lender in lenders.items()
+            if kind in lending and (lending[kind].source != lender or lending[kind].new)
+        ]
+    for layer in wrong:
+        raise UnsayableError(
+            f"{rule.count} counts the last layers, which use keys and values of layers "
+            f"{' and '.join(map(str, sorted(lenders.values())))}; a copy of layer {layer.source} "
+            f"cannot stand where the new layer {layer.index} would"
+        )
     return {rule.count: len(layers) - tail}, frozenset(borrowers)

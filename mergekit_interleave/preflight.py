@@ -173,7 +173,7 @@ def preflight(
     dtype = keys.get("out_dtype", keys.get("dtype"))
     wanted = None if dtype is None else str(dtype).removeprefix("torch.")
     layout = recipe.effective(expansion.layout, keys)
-    placement = modelconfig.placement_of(sources[layout.models[0]], layout)
+    placement = modelconfig.placement_of(sources, layout)
     parts = assemble(layout, sources, wanted, placement.borrowers)
     _check_needed(parts, base)
     tokenizer = smallfiles.TOKENIZER_FILES if recipe.changes_tokenizer(keys) else ()

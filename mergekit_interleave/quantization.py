@@ -82,46 +82,47 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
     return Quantization(method, **rules)
 
 
-def reindexed(value: Any, sources: Sequence[int], depth: int) -> Any:
+def reindexed(value: Any, sources: Sequence[int], depth: int, stacks: Collection[str]) -> Any:
     """A quantizer's config with its names of modules re-indexed.
 
     Args:
         value: The config, or a part of it.
         sources: The source index of each layer of the result.
         depth: The source model's number of layers.
+        stacks: What may stand before the index of a layer, the first words left out or not.
 
     Raises:
         RefusedError: A pattern names certain layers.
     """
     if isinstance(value, Mapping):
         return {
-            name: reindexed(entry, sources, depth)
+            name: reindexed(entry, sources, depth, stacks)
             for key, entry in value.items()
-            for name in _names(str(key), sources, depth)
+            for name in _names(str(key), sources, depth, stacks)
         }
     if isinstance(value, list):
         entries: list[Any] = []
         for entry in value:
             if isinstance(entry, str):
-                entries += _names(entry, sources, depth)
+                entries += _names(entry, sources, depth, stacks)
             else:
-                entries.append(reindexed(entry, sources, depth))
+                entries.append(reindexed(entry, sources, depth, stacks))
         return entries
     return value
 
 
 # A name of a module, and the start of one, with the index of a layer in it.
-_INDEXED = re.compile(r"((?:[\w-]+\.)*?(?:layers|layer|h|blocks)\.)(\d+)((?:\.[\w-]+)*)")
+_INDEXED = re.compile(r"((?:[\w-]+\.)*?[\w-]+)\.(\d+)((?:\.[\w-]+)*)")
 
 
-def _names(name: str, sources: Sequence[int], depth: int) -> list[str]:
+def _names(name: str, sources: Sequence[int], depth: int, stacks: Collection[str]) -> list[str]:
     match = _INDEXED.fullmatch(name)
-    if match:
+    if match and any(f".{stack}".endswith(f".{match[1]}") for stack in stacks):
         old = int(match[2])
         new = [index for index, source in enumerate(sources) if source == old]
         if old >= depth:  # a head that predicts several tokens moves on with the depth
             new = [old - depth + len(sources)]
-        return [f"{match[1]}{index}{match[3]}" for index in new]
+        return [f"{match[1]}.{index}{match[3]}" for index in new]
     if re.search(r"[*?\\\[\](){}|^$+]|^re:", name) and re.search(r"\d", name):
         raise RefusedError(
             f"{KEY}: the pattern {name!r} may name certain layers, and cannot be said of others"

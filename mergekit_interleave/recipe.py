@@ -20,6 +20,10 @@ FILE = "mergekit_config.yml"
 """Where mergekit, and OUT, keep the recipe."""
 
 
+GROWN = "text_decoder"
+"""What mergekit calls the module of a language model in a model of images and words."""
+
+
 def to_document(
     layout: Layout,
     mergekit: Mapping[str, object],
@@ -326,10 +330,11 @@ def _parameters(owner: Mapping[str, object], where: str) -> object:
 
 def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
     entries = _mapping(modules, "modules")
-    grown = [name for name, value in entries.items() if not _is_whole(value)] or [*entries][:1]
-    if len(grown) != 1:
-        raise RefusedError(f"modules: expected one to grow, found {', '.join(grown) or 'none'}")
-    name, value = grown[0], entries[grown[0]]
+    name = GROWN if GROWN in entries else next(iter(entries), "none")
+    for other, value in entries.items():
+        if other != name and _whole(value) is None:
+            raise RefusedError(f"modules: {other} is changed, and only {name} can be")
+    value = entries.get(name)
     where = f"modules.{name}"
     module = _mapping(value, where)
     check_keys(module, ("slices", "models", "parameters"), where)
@@ -338,12 +343,19 @@ def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
     return module, scales
 
 
-def _is_whole(module: object) -> bool:
-    """Whether a module is passed on as it is: one slice from layer 0 on, and no parameters."""
+def other_modules(document: Mapping[str, object]) -> dict[str, int]:
+    """The modules beside the one that is grown, passed on whole, and their numbers of layers."""
+    entries = document.get("modules")
+    found = {n: _whole(m) for n, m in entries.items()} if isinstance(entries, Mapping) else {}
+    return {name: count for name, count in found.items() if count is not None and name != GROWN}
+
+
+def _whole(module: object) -> int | None:
+    """The layers of a module that is passed on: one slice from layer 0 on, without parameters."""
     match module:
-        case {"slices": [{"sources": [{"layer_range": [0, int()], **source}], **slice_}], **rest}:
-            return not (rest or slice_ or source.keys() - {"model"})
-    return False
+        case {"slices": [{"sources": [{"layer_range": [0, int(count)], **source}], **others}]}:
+            return None if others or source.keys() - {"model"} else count
+    return None
 
 
 def _whole_model(

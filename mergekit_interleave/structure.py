@@ -39,6 +39,10 @@ def check(base: Checkpoint, layout: Layout, out: Path, borrowers: Collection[int
         for stack, layers in before.items()
         if len(layers) == base.depth and len(after.get(stack, {})) == len(layout)
     ]
+    if not any(len(layers) == base.depth for layers in before.values()):
+        raise RefusedError(
+            f"{base.ref}: transformers does not build {base.depth} layers from its config.json"
+        )
     if not grown:
         raise RefusedError(
             f"transformers would not build {len(layout)} layers from the new config.json"
@@ -66,8 +70,19 @@ def _but(
     return {n: shape for n, shape in tensors.items() if not any(part in n for part in parts)}
 
 
-def names(path: Path, *, trusted: bool = False) -> set[str]:
-    """The names of the tensors that the class of a config.json has in memory.
+def _stacks(path: Path, *, trusted: bool) -> Mapping[str, _Layers]:
+    """The shapes of the tensors of each layer of each stack, as the class builds them."""
+    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for name, shape in shapes(path, trusted=trusted).items():
+        match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
+        if match:
+            layers = stacks.setdefault(match[1], {})
+            layers.setdefault(int(match[2]), {})[match[3]] = shape
+    return stacks
+
+
+def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]]:
+    """The tensors that the class of a config.json has in memory, with their shapes.
 
     Args:
         path: The directory that holds it.
@@ -76,21 +91,6 @@ def names(path: Path, *, trusted: bool = False) -> set[str]:
     Raises:
         RefusedError: transformers cannot build it.
     """
-    return set(_shapes(path, trusted=trusted))
-
-
-def _stacks(path: Path, *, trusted: bool) -> Mapping[str, _Layers]:
-    """The shapes of the tensors of each layer of each stack, as the class builds them."""
-    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
-    for name, shape in _shapes(path, trusted=trusted).items():
-        match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
-        if match:
-            layers = stacks.setdefault(match[1], {})
-            layers.setdefault(int(match[2]), {})[match[3]] = shape
-    return stacks
-
-
-def _shapes(path: Path, *, trusted: bool) -> Mapping[str, tuple[int, ...]]:
     import torch  # noqa: PLC0415 - seconds
     import transformers  # noqa: PLC0415
 

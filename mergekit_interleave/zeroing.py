@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from mergekit_interleave import architecture
@@ -24,39 +24,39 @@ from mergekit_interleave.layout import (
 log = logging.getLogger(__name__)
 
 
-def projections_edit(family: Family, config: Mapping[str, Any]) -> Edit:
+def projections_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
     """Zero the residual writers, and fill what must be filled besides.
 
     Args:
         family: The model's family.
-        config: What its config.json says of the layers.
+        setting: Gives what its config says under a key.
     """
-    return Edit(zeroed_scales(family.zero), _constants(family, config))
+    return Edit(zeroed_scales(family.zero), _constants(family, setting))
 
 
-def gains_edit(family: Family, config: Mapping[str, Any]) -> Edit:
+def gains_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
     """Close the norms that follow the projections; the projections stay as they are.
 
     Args:
         family: The model's family; it has such norms.
-        config: What its config.json says of the layers.
+        setting: Gives what its config says under a key.
     """
     if family.gains is None:
         raise TypeError("the family has no such norms")
     names, value = family.gains.names + family.gains.also, family.gains.value
-    constants = _constants(family, config)
+    constants = _constants(family, setting)
     if value == 0:
         return Edit(zeroed_scales(names), constants)
     return Edit((), (*constants, *(Constant(value, name) for name in names)))
 
 
-def _constants(family: Family, config: Mapping[str, Any]) -> tuple[Constant, ...]:
+def _constants(family: Family, setting: Callable[[str], Any]) -> tuple[Constant, ...]:
     return tuple(
         Constant(
             filter=name,
             value=rule["value"],
-            after=int(config[rule["after"]]) if "after" in rule else None,
-            square=int(config[rule["square"]]) if "square" in rule else None,
+            after=int(setting(rule["after"])) if "after" in rule else None,
+            square=int(setting(rule["square"])) if "square" in rule else None,
         )
         for name, rule in family.constants.items()
     )

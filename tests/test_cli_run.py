@@ -447,11 +447,14 @@ class TestRefusals:
         return result.err
 
     def test_other_model_types(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-        """Their configs could come out wrong."""
+        """What transformers does not know cannot be measured either."""
         config = json_of(own_tiny / "config.json") | {"model_type": "novel"}
         (own_tiny / "config.json").write_text(json.dumps(config))
-        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
-        assert "nothing is known of model type 'novel'" in err
+        result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert result.status == 1
+        assert "transformers cannot build the model" in result.err
+        assert "`novel`" in result.err
+        assert not (tmp_path / "out").exists()
 
     def test_tensors_that_mergekit_would_drop(self, mk: Cli, tmp_path: Path) -> None:
         """Its Llama knows no biases; when it learns them, this refusal can go."""
@@ -550,7 +553,7 @@ class TestRefusals:
         (own_tiny / "config.json").write_text(json.dumps(config))
         flags = ("--model", own_tiny, "--layers", "8")
         err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", *flags)
-        assert "states no layer count" in err
+        assert "transformers does not build 8 layers from its config.json" in err
 
     def test_integers_are_never_converted(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
         """Dtype is for floats."""

@@ -26,7 +26,7 @@ def config_of(directive: str, path: Path, **config: Any) -> dict[str, Any]:
     growth = parse(directive, "x").growth
     assert growth is not None
     layout = expand(growth, base.ref, base.depth)
-    return deepened(base, layout, placement_of(base, layout))
+    return deepened(base, layout, placement_of({base.ref: base}, layout))
 
 
 def test_only_the_depth_changes(tmp_path: Path) -> None:
@@ -122,5 +122,5 @@ class TestLayersThatDiffer:
         (path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 4}')
         base = open_checkpoint(ModelRef(ModelPath(str(path))))
         layout = expand(Append(1), base.ref, 4)
-        result = deepened(base, layout, placement_of(base, layout))
+        result = deepened(base, layout, placement_of({base.ref: base}, layout))
         assert result == {"model_type": "gpt2", "n_layer": 5}

@@ -18,7 +18,7 @@ from mergekit_interleave.reference import ModelPath, ModelRef
 
 MODEL = ModelRef(ModelPath("m"))
 DEPTH = 8
-ZEROED = Edit(zeroed_scales(["o_proj"]))
+ZEROED = Edit(zeroed_scales(["o_proj", "down_proj", "per_layer_projection."]))
 
 
 def placed(

@@ -142,6 +142,7 @@ def test_integers_of_no_method_are_no_zeros() -> None:
 
 
 SOURCES = [0, 1, 1, 2, 3, 3]
+STACKS = ("model.layers", "transformer.h")
 
 
 @pytest.mark.parametrize(
@@ -149,6 +150,7 @@ SOURCES = [0, 1, 1, 2, 3, 3]
     [
         (["lm_head", "layers.1.mlp"], ["lm_head", "layers.1.mlp", "layers.2.mlp"]),
         (["layers.2"], ["layers.3"]),
+        (["visual.blocks.2", "mtp.layers.0.mlp"], ["visual.blocks.2", "mtp.layers.0.mlp"]),
         (["model.layers.0.mlp.experts.3.up"], ["model.layers.0.mlp.experts.3.up"]),
         (["model.layers.4.eh_proj"], ["model.layers.6.eh_proj"]),
         ({"transformer.h.3.attn": 4}, {"transformer.h.4.attn": 4, "transformer.h.5.attn": 4}),
@@ -158,10 +160,10 @@ SOURCES = [0, 1, 1, 2, 3, 3]
 )  # fmt: skip
 def test_names_of_modules_follow_their_layers(before: Any, after: Any) -> None:
     """Copies have their source's entries; what is past the layers moves on; the rest stays."""
-    assert reindexed(before, SOURCES, 4) == after
+    assert reindexed(before, SOURCES, 4, STACKS) == after
 
 
 def test_patterns_that_name_certain_layers_are_refused() -> None:
     """They may say something else of the new layers."""
     with pytest.raises(RefusedError, match=r"the pattern 're:.*layers.\[0-3\].mlp'"):
-        reindexed(["re:.*layers.[0-3].mlp"], SOURCES, 4)
+        reindexed(["re:.*layers.[0-3].mlp"], SOURCES, 4, STACKS)

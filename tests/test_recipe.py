@@ -235,7 +235,7 @@ class TestReading:
             ({"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]}, "more than"),
             ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
             ({"models": [{"model": "m"}]}, "layers of m is not known"),
-            ({"modules": {"a": {}, "b": {}}}, "expected one to grow, found a, b"),
+            ({"modules": {"a": {}, "b": {}}}, "b is changed, and only a can be"),
             ({"slices": [{"source": []}]}, r"slices\[0\]: unknown key 'source'"),
             (
                 {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},
