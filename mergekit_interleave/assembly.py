@@ -164,6 +164,8 @@ def assemble(
     first, last = layout.slices[0], layout.slices[-1]
     before = checkpoints[first.model].outside_layers()[0]
     after = checkpoints[last.model].outside_layers()[1]
+    if not checkpoints[first.model].require_family().before_layers:
+        _check_scaled_alike(checkpoints[first.model].scaled(after), first, last)
     return (
         *_outside(before, first, layout, checkpoints[first.model], dtype),
         *(
@@ -201,14 +203,25 @@ def _layer(
             )
 
 
+def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> None:
+    """Where it is not known which tensors come before the layers, all must be scaled alike."""
+    for name in outside:
+        one, other = (scale_of(name, part.scales) for part in (first, last))
+        if (1 if one is None else one) != (1 if other is None else other):
+            raise RefusedError(
+                f"a scale of the first or last slice would reach {name}, which belongs to no layer",
+                hint="name the tensors of the layers in `filter`",
+            )
+
+
 def _outside(
     names: Sequence[str], origin: Slice, layout: Layout, checkpoint: Checkpoint, dtype: str | None
 ) -> Iterator[Part]:
     family, depth = checkpoint.require_family(), checkpoint.depth
+    scaled = set(checkpoint.scaled(names))
     for source in names:
         index = checkpoint.layer_of(source)
-        scaled = index is None and checkpoint.is_scaled(source)
-        part = _part(checkpoint, source, origin.scales if scaled else (), dtype)
+        part = _part(checkpoint, source, origin.scales if source in scaled else (), dtype)
         axis = next((axis for name, axis in family.packed.items() if name in source), None)
         if index is not None:
             yield replace(part, name=checkpoint.renamed(source, index + len(layout) - depth))

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -211,14 +211,16 @@ class Checkpoint:
     def _has(self, stack: str) -> bool:
         return any(name.startswith(stack + ".") for name in self.tensors)
 
-    def is_scaled(self, name: str) -> bool:
-        """Whether mergekit gives a tensor outside the layers the scales of a slice.
+    def scaled(self, outside: Iterable[str]) -> list[str]:
+        """The tensors outside the layers to which mergekit gives the scales of a slice.
 
-        Those of other models than the one that is grown have none.
+        Heads behind the layers have none, nor has a model of images beside the one of words.
         """
+        names = [name for name in outside if self.layer_of(name) is None]
+        if self.family is None or not self.family.composite:
+            return names
         model = next(iter(self._stacks)).rpartition(".")[0]
-        family = self.family
-        return not (family and family.composite) or name.startswith((f"{model}.", "lm_head."))
+        return [name for name in names if name.startswith((f"{model}.", "lm_head."))]
 
     @property
     def stack_names(self) -> set[str]:

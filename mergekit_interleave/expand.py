@@ -317,10 +317,7 @@ def _check_zeroing(
             zeroing.check_identity(layer.edit, tensors[layer.source], family)
     before, after = family.before_layers, family.after_layers
     if checkpoint.has_weights:
-        before, after = (
-            tuple(n for n in names if checkpoint.layer_of(n) is None and checkpoint.is_scaled(n))
-            for names in checkpoint.outside_layers()
-        )
+        before, after = (tuple(checkpoint.scaled(names)) for names in checkpoint.outside_layers())
     zeroing.check_outside(layout, before, after)
     first = layout.new_layers[0]
     if isinstance(rule, tuple):

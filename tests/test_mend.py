@@ -9,6 +9,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import stored
 import zoo
 from conftest import Cli
 
@@ -56,6 +57,17 @@ def test_a_config_that_was_not_deepened(mk: Cli, shell: Shell, tmp_path: Path) -
     assert not zoo.compare(base, out)
     again = mk("fix-config", out, cwd=tmp_path)
     assert again.out == f"{out}: its config.json is as it should be\n"
+
+
+@pytest.mark.parametrize("make", [stored.fp8, stored.glm4_moe], ids=["quantized", "head"])
+def test_what_run_wrote_is_right(make: Callable[[Path], Path], mk: Cli, tmp_path: Path) -> None:
+    """Names of modules are not moved on twice, and a head behind the layers belongs there."""
+    base, out = make(tmp_path / "base"), tmp_path / "out"
+    assert mk("run", "interleave: every 2", out, "--model", base).status == 0
+    recipe = (out / "mergekit_config.yml").read_text().replace("model: base", f"model: {base}")
+    (tmp_path / "cfg.yml").write_text(recipe)
+    result = mk("fix-config", out, "--recipe", tmp_path / "cfg.yml")
+    assert result.out == f"{out}: its config.json is as it should be\n", result.err
 
 
 def test_weights_of_another_recipe_are_left_alone(mk: Cli, tiny: Path, tmp_path: Path) -> None:

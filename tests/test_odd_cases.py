@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,73 @@ def test_a_stated_middle_layer_of_a_long_model(tmp_path: Path) -> None:
     for i, plan in enumerate(("stack: [[0, 7], [6, 12]]", "stack: [[0, 7], [6, 7], [6, 12]]")):
         outcome = zoo.expand(base, f"{plan}, zero: auto", tmp_path / f"out{i}")
         assert outcome.result == "exact", outcome
+
+
+def edited(base: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A checkpoint with its config.json changed."""
+    config = json.loads((base / "config.json").read_text())
+    change(config)
+    (base / "config.json").write_text(json.dumps(config))
+    return base
+
+
+ABSENT = [
+    ("minicpm3", "scale_depth", zoo.EVERY),
+    ("inkling2_text", "n_layers_per_attn_res_block", "stack: [[0, 5], [4, 8]], zero: auto"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "plan"), ABSENT)
+def test_what_a_file_leaves_out_is_what_its_class_has(
+    name: str, key: str, plan: str, tmp_path: Path
+) -> None:
+    """An absent key is not an absent rule: the model is exact, or it is refused."""
+    default = getattr(type(toys.config(name))(), key)
+    base = shallow(name, tmp_path / "base", 8, **{key: default})
+    edited(base, lambda config: config.pop(key))
+    assert zoo.expand(base, plan, tmp_path / "out").result == "exact"
+
+
+def test_a_depth_that_two_keys_state(tmp_path: Path) -> None:
+    """Both are moved on: the alias wins where they differ."""
+    base = zoo.save("gpt2", tmp_path / "base")
+    edited(base, lambda config: config.update(num_hidden_layers=8))
+    assert zoo.expand(base, zoo.EVERY, tmp_path / "out").result == "exact"
+
+
+def test_a_text_config_that_states_no_type(tmp_path: Path) -> None:
+    """Its class knows which it is."""
+    base = zoo.save("gemma3", tmp_path / "base")
+    edited(base, lambda config: config["text_config"].pop("model_type"))
+    assert zoo.expand(base, zoo.EVERY, tmp_path / "out").result == "exact"
+
+
+def test_lists_of_several_models(mk: Cli, tmp_path: Path) -> None:
+    """Each layer has its own model's entry; where one model has no list, there is none to say."""
+    for name in ("a", "b"):
+        base = shallow("llama", tmp_path / name, 4)
+        edited(base, lambda config: config.update(layer_types=["full_attention"] * 4))
+    ranges = "\n".join(
+        f"- sources: [{{model: {tmp_path / name}, layer_range: [0, 3]}}]" for name in ("a", "b")
+    )
+    recipe = tmp_path / "stack.yml"
+    recipe.write_text(f"slices:\n{ranges}\nmerge_method: passthrough\n")
+    assert mk("run", recipe, tmp_path / "out").status == 0
+    assert len(zoo.load(tmp_path / "out").config.layer_types) == 6
+    edited(tmp_path / "b", lambda config: config.pop("layer_types"))
+    result = mk("run", recipe, tmp_path / "other")
+    assert (result.status, "layer_types: some of the models" in result.err) == (1, True)
+
+
+def test_scales_that_reach_the_embeddings_of_who_knows_which_type(mk: Cli, tmp_path: Path) -> None:
+    """Which tensors mergekit counts to the last slice is known for few types."""
+    base = shallow("qwen2", tmp_path / "base", 4)
+    (tmp_path / "cfg.yml").write_text(
+        f"slices:\n- sources: [{{model: {base}, layer_range: [0, 4]}}]\n"
+        f"- sources: [{{model: {base}, layer_range: [2, 4], parameters: {{scale: 0}}}}]\n"
+        "merge_method: passthrough\n"
+    )
+    result = mk("run", tmp_path / "cfg.yml", tmp_path / "out")
+    assert result.status == 1
+    assert "would reach" in result.err
+    assert "belongs to no layer" in result.err

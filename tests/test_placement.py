@@ -151,6 +151,15 @@ class TestSharedTail:
         with pytest.raises(UnsayableError, match=r"num_kv_shared_layers .* layers 3 and 4"):
             placed("gemma4_text", self.CONFIG, Repeat(3, 4))
 
+    @pytest.mark.parametrize(
+        "growth",
+        [Repeat(2, 5, as_block=True), Repeat(1, 4, as_block=True), Stack(((0, 5), (0, 8)))],
+    )
+    def test_copies_of_others_of_the_kind_lend_to_nobody(self, growth: Growth) -> None:
+        """A copy of any layer between a lender and the sharers would lend in its place."""
+        with pytest.raises(UnsayableError, match="num_kv_shared_layers"):
+            placed("gemma4_text", self.CONFIG, growth)
+
     def test_sharers_can_stand_nowhere_else(self) -> None:
         """A copy of one at the start is refused."""
         with pytest.raises(UnsayableError, match="a copy of layer 6"):

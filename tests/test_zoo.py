@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import stored
 import torch
 import zoo
 from conftest import Cli, load_tensors
@@ -133,6 +134,16 @@ def test_the_libraries_keep_their_words_to_themselves(tmp_path: Path) -> None:
     assert all(line.startswith("note: ") for line in result.stderr.splitlines()), result.stderr
 
 
+def test_a_suggestion_zeroes_what_was_to_be_zeroed(mk: Cli, tmp_path: Path) -> None:
+    """It is another growth line, and nothing else."""
+    zoo.quiet()
+    base = zoo.save("gpt_neox_japanese", tmp_path / "base")
+    for zero in ("none", "[dense., dense_4h_to_h, dense_bias]"):
+        result = mk("run", f"append: 1, zero: {zero}", tmp_path / "out", "--model", base)
+        assert result.status == 1
+        assert result.err.splitlines()[-1].endswith(f", zero: {zero}")
+
+
 REFUSED = [
     ("bert", zoo.EVERY, "end in a norm of the sum", ""),
     ("diffllama", zoo.EVERY, "compute with their own index", ""),
@@ -220,6 +231,49 @@ class TestGen:
         assert (result.status, result.out) == (1, "")
         assert "mergekit-yaml alone writes wrong tensors for model type exaone_moe" in result.err
         assert "hint: `mk-interleave run`" in result.err
+
+    def test_quantized_tensors(self, mk: Cli, tmp_path: Path) -> None:
+        """Of which mergekit knows nothing: it would leave out their scales."""
+        result = mk("gen", zoo.EVERY, "--model", stored.fp8(tmp_path / "base"))
+        assert result.status == 1
+        assert "for model type qwen3, quantized" in result.err
+
+    def test_slices_that_are_spelled_out(self, mk: Cli, tmp_path: Path) -> None:
+        """Are held to the same."""
+        base = zoo.save("qwen3_moe", tmp_path / "base")
+        (tmp_path / "cfg.yml").write_text(
+            f"slices:\n- sources: [{{model: {base}, layer_range: [0, 6]}}]\n"
+            f"- sources: [{{model: {base}, layer_range: [2, 8]}}]\nmerge_method: passthrough\n"
+        )
+        assert mk("gen", tmp_path / "cfg.yml").status == 1
+
+    def test_what_no_config_can_say(self, mk: Cli, tmp_path: Path) -> None:
+        """Mergekit would write it all the same."""
+        base = zoo.save("qwen3_vl", tmp_path / "base")
+        result = mk("gen", "interleave: every 1", "--model", base)
+        assert result.status == 1
+        assert "deepstack_visual_indexes has 3 entries" in result.err
+
+    def test_a_list_in_a_config_that_is_copied(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Mergekit stops at its length."""
+        config = json.loads((tiny / "config.json").read_text())
+        config["layer_types"] = ["full_attention"] * 8
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert "fix-config" in mk("gen", zoo.EVERY, "--model", tmp_path).err
+
+    def test_other_modules_must_be_whole(self, mk: Cli, tmp_path: Path) -> None:
+        """They are passed on whole, so that nothing else may be said."""
+        zoo.quiet()
+        base = zoo.save("gemma3", tmp_path / "base")
+        recipe = mk("gen", zoo.EVERY, "--model", base).out
+        shorter = recipe.replace("layer_range: [0, 2]\nmerge", "layer_range: [0, 1]\nmerge")
+        scaled = recipe.replace("[0, 2]\nmerge", "[0, 2]\n        parameters: {scale: 0.5}\nmerge")
+        for text, reason in ((shorter, "is not all of it"), (scaled, "vision_tower is changed")):
+            (tmp_path / "cfg.yml").write_text(text)
+            for words in (["gen", tmp_path / "cfg.yml"], ["run", tmp_path / "cfg.yml", "out"]):
+                result = mk(*words)
+                assert result.status == 1
+                assert reason in result.err
 
     def test_biases_that_mergekit_loses(self, mk: Cli, tmp_path: Path, tiny: Path) -> None:
         """Its definition of a Llama has none."""
