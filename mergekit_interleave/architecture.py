@@ -149,7 +149,10 @@ class Family:
             such norms: they make zeroed projections take large first steps.
         lending: Layers that use what earlier ones computed.
         shared_tail: Last layers that use keys and values of earlier ones.
-        mergekit: What `mergekit-yaml` alone makes of the recipe.
+        unlike: `first` or `last`, where that layer has tensors unlike all others, so that there can
+            be no copy of it.
+        mergekit: What `mergekit-yaml` alone makes of the recipe; where it was not measured, it is
+            not trusted.
         mergekit_loses: Keys of config.json that give the model tensors which mergekit loses.
         measured: Whether nothing is known of the type, so that its result must be measured.
         refused: Why no layer of the type can be copied exactly, if none can.
@@ -180,7 +183,8 @@ class Family:
     gains: Gains | None = None
     lending: Lending | None = None
     shared_tail: SharedTail | None = None
-    mergekit: str = BROKEN_CONFIG
+    unlike: tuple[str, ...] = ()
+    mergekit: str = WRONG_TENSORS
     mergekit_loses: tuple[str, ...] = ()
     measured: bool = False
     refused: str | None = None

@@ -126,7 +126,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
             shard_size=options.shard_size,
             lora_cache=scratch,
         )
-        _write_weights(job, work, engine=options.engine)
+        beyond = _write_weights(job, work, engine=options.engine)
         shutil.rmtree(scratch, ignore_errors=True)
         written = read_tensors(work)
         new_vocabulary = recipe.changes_tokenizer(plan.mergekit)
@@ -141,7 +141,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         if new_vocabulary:
             _write_json(work / CONFIG, plan.config(_vocab_size(written, plan)))
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
-        _write_card(plan, out.name, work / CARD_FILE)
+        _write_card(plan, out.name, work / CARD_FILE, beyond)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, manifest.describe(plan, files))
     nbytes = sum(tensor.nbytes for tensor in written.values())
@@ -177,25 +177,35 @@ def _for_new_depth(name: str, content: bytes, plan: Preflight) -> bytes:
     return content if after == before else changed
 
 
-def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> None:
-    """By mergekit, and by the plain writer where mergekit cannot and nobody insists on it."""
+def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
+    """By mergekit, and by the plain writer where mergekit cannot and nobody insists on it.
+
+    Returns:
+        Why mergekit could not, if it could not.
+    """
     try:
-        try:
-            mergekit.write(job, work)
-        except RefusedError as refused:
-            if engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
-                raise
-            arithmetic = plain.reason_against(job.parts)
-            if arithmetic:
-                converts = "dtype" in job.mergekit or "out_dtype" in job.mergekit
-                raise RefusedError(
-                    f"{refused}; and the plain writer does no arithmetic: {arithmetic}",
-                    hint="leave `dtype` out: every tensor keeps its own" if converts else None,
-                ) from refused
-            log.info("written by the plain writer: %s", refused)
-            plain.write(job.parts, work, job.shard_size)
+        return _written(job, work, engine=engine)
     except OSError as error:
         raise OutputError(f"the weights cannot be written: {error.strerror or error}") from error
+
+
+def _written(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
+    try:
+        mergekit.write(job, work)
+    except RefusedError as refused:
+        if engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
+            raise
+        arithmetic = plain.reason_against(job.parts)
+        if arithmetic:
+            converts = "dtype" in job.mergekit or "out_dtype" in job.mergekit
+            raise RefusedError(
+                f"{refused}; and the plain writer does no arithmetic: {arithmetic}",
+                hint="leave `dtype` out: every tensor keeps its own" if converts else None,
+            ) from refused
+        log.info("written by the plain writer: %s", refused)
+        plain.write(job.parts, work, job.shard_size)
+        return str(refused)
+    return None
 
 
 def _vocab_size(written: Mapping[str, Tensor], plan: Preflight) -> int:
@@ -206,7 +216,7 @@ def _vocab_size(written: Mapping[str, Tensor], plan: Preflight) -> int:
     return written[before[0]].shape[0]
 
 
-def _write_card(plan: Preflight, name: str, file: Path) -> None:
+def _write_card(plan: Preflight, name: str, file: Path, beyond: str | None) -> None:
     """Write the card; a card that cannot be written never costs the model."""
     try:
         layout, public = plan.layout, plan.public
@@ -229,6 +239,7 @@ def _write_card(plan: Preflight, name: str, file: Path) -> None:
             identity=plan.is_identity,
             conversion=plan.conversion,
             fingerprint=manifest.fingerprint(layout),
+            beyond_mergekit=beyond,
         )
         file.write_text(card.write(facts), encoding="utf-8")
     except Exception as error:  # noqa: BLE001 - whatever it is, the weights are worth more

@@ -32,6 +32,7 @@ class Facts:
         identity: Whether the outputs are the base's own, conversion apart.
         conversion: From which dtypes to which the weights were converted, if they were.
         fingerprint: The layout's.
+        beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Facts:
     identity: bool
     conversion: str | None
     fingerprint: str
+    beyond_mergekit: str | None = None
 
 
 def read_front_matter(directory: Path) -> Mapping[str, Any]:
@@ -144,7 +146,7 @@ The directive:
 {facts.directive.rstrip()}
 ```
 
-The [mergekit](https://github.com/arcee-ai/mergekit) configuration that gives these weights:
+{_about_recipe(facts)}
 
 ```yaml
 {facts.recipe.rstrip()}
@@ -153,6 +155,16 @@ The [mergekit](https://github.com/arcee-ai/mergekit) configuration that gives th
 A name without a slash stands for a local directory. Made with mergekit-interleave
 {__version__}; `interleave.json` lists every layer.
 """
+
+
+def _about_recipe(facts: Facts) -> str:
+    mergekit = "[mergekit](https://github.com/arcee-ai/mergekit)"
+    if facts.beyond_mergekit is None:
+        return f"The {mergekit} configuration that gives these weights:"
+    return (
+        f"The same as a {mergekit} configuration, for `mk-interleave run`. mergekit alone does not "
+        f"make these weights from it: {facts.beyond_mergekit}."
+    )
 
 
 def _range(start: int, stop: int) -> str:

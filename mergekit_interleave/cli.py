@@ -20,7 +20,12 @@ from typer.core import TyperCommand, TyperGroup
 
 from mergekit_interleave import __version__
 from mergekit_interleave import directive as directives
-from mergekit_interleave.errors import DirectiveError, InterleaveError, OutputError
+from mergekit_interleave.errors import (
+    CheckpointError,
+    DirectiveError,
+    InterleaveError,
+    OutputError,
+)
 
 
 class _Plain:
@@ -268,6 +273,7 @@ def fix_config(
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
         "The YAML it was made from; mergekit_config.yml in DIR, unless mergekit stopped before "
         "it wrote that.")] = None,
+    model: Model = None,
 ) -> None:  # fmt: skip
     """Mend the config.json that mergekit-yaml left broken, or did not write."""
     from mergekit_interleave import mend  # noqa: PLC0415
@@ -275,13 +281,21 @@ def fix_config(
     from mergekit_interleave.recipe import FILE  # noqa: PLC0415
 
     own = Path(directory, FILE)
+    if not Path(directory).is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
     if recipe is None and not own.is_file():
         raise DirectiveError(
             f"{directory}: no {FILE} there, which would tell the layers",
             hint="name the YAML that it was made from: --recipe FILE",
         )
     models = Models()
-    expansion = resolve(directives.load(recipe or str(own), sys.stdin), models, strict=True)
+    wanted = directives.load_file(Path(recipe or own)).replaced_by(_read(None, model=model))
+    try:
+        expansion = resolve(wanted, models, strict=True)
+    except CheckpointError as error:
+        if model is None:
+            error.hint = "the recipe's model is not there: --model DIR says where it is"
+        raise
     mended = mend.mend(Path(directory), expansion, models)
     if mended.written:
         print(f"config.json: written, for {len(expansion.layout)} layers")  # noqa: T201

@@ -428,6 +428,9 @@ def parse_zero(value: object, where: str) -> Zero:
     names = value.strip("[] ").split(",") if isinstance(value, str) else value
     if isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names):
         stripped = tuple(name.strip() for name in names)
+        for word in (AUTO, NONE, GAINS):
+            if word in stripped:
+                raise DirectiveError(f"{where}: `{word}` stands alone, without names")
         if len(set(stripped)) < len(stripped):
             raise DirectiveError(f"{where}: a name stands there twice")
         return stripped

@@ -16,7 +16,7 @@ from typing import Any
 from mergekit_interleave import modelconfig, quantization, recipe, smallfiles, structure
 from mergekit_interleave.assembly import assemble
 from mergekit_interleave.checkpoint import CONFIG, Checkpoint, read_json, read_tensors
-from mergekit_interleave.errors import OutputError, RefusedError
+from mergekit_interleave.errors import CheckpointError, OutputError, RefusedError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.placement import Placement
@@ -57,7 +57,7 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
         base = models.open(parse_model(keys["base_model"], "base_model"))
     dtype = keys.get("out_dtype", keys.get("dtype"))
     placement = modelconfig.placement_of(sources, layout)
-    before = read_json(directory / CONFIG) if (directory / CONFIG).is_file() else {}
+    before = _before(directory / CONFIG)
     known = before.get("model_type") == base.model_type
     config = modelconfig.restated(
         modelconfig.deepened(first, layout, placement, onto=before if known else base.config),
@@ -76,10 +76,20 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
         for name, content in added.items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_bytes(content)
+        if not (directory / recipe.FILE).exists():
+            (directory / recipe.FILE).write_text(expansion.recipe, encoding="utf-8")
         _replace(directory / CONFIG, config)
     except OSError as error:
         raise OutputError(f"{directory}: {error.strerror or error}") from error
     return Mended(not before, dict(_differences(before, config)), tuple(added))
+
+
+def _before(file: Path) -> dict[str, Any]:
+    """What stands there; nothing, where that is no config."""
+    try:
+        return read_json(file)
+    except CheckpointError:
+        return {}
 
 
 def _check_weights(

@@ -191,8 +191,9 @@ def _value(base: Checkpoint, key: str) -> Any:
 
 def _with_defaults(base: Checkpoint) -> Any:
     """The config as its class reads it, with what the file leaves out."""
-    from transformers import AutoConfig  # noqa: PLC0415 - seconds, and few files need it
+    from transformers import AutoConfig, logging  # noqa: PLC0415 - seconds, and few files need it
 
+    logging.set_verbosity_error()
     return AutoConfig.from_pretrained(str(base.path), trust_remote_code=base.trusted)
 
 

@@ -90,6 +90,7 @@ def place(source: Source, layout: Layout) -> Placement:
         RefusedError: No config.json can say it.
     """
     facts, layers = source.facts, layout.layers
+    _check_unlike(source, layers)
     sources = [layer.source for layer in layers]
     placed = _lists(source, sources)
     placed |= _indices(source, sources)
@@ -108,6 +109,19 @@ def place(source: Source, layout: Layout) -> Placement:
         placed[lending.list] = [lending.borrow if i in lent else entry for i, entry in entries]
     tail, shared = _shared_tail(source, layers)
     return Placement(placed | tail, lent | shared)
+
+
+def _check_unlike(source: Source, layers: Sequence[Layer]) -> None:
+    """The first or last layer may be built unlike all others, wherever it came from."""
+    for which, index, place in (("first", 0, 0), ("last", source.depth - 1, len(layers) - 1)):
+        if which in source.family.unlike:
+            for layer in layers:
+                if (layer.source == index) != (layer.index == place):
+                    raise UnsayableError(
+                        f"the {which} layer of a model of type {source.family.model_type} has "
+                        f"tensors unlike all others, so layer {index} must stay the {which} one, "
+                        "and cannot be copied"
+                    )
 
 
 def _lists(source: Source, sources: Sequence[int]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from mergekit_interleave import yamltext
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
-from mergekit_interleave.layout import MAX_LAYERS, Layout, Scale, Scales, Slice
+from mergekit_interleave.layout import MAX_LAYERS, Constant, Layout, Scale, Scales, Slice
 from mergekit_interleave.reference import ModelRef, parse_model
 
 FILE = "mergekit_config.yml"
@@ -182,9 +182,44 @@ def _unsayable(layout: Layout) -> list[str]:
 
 def _source(part: Slice, model: object) -> dict[str, object]:
     source: dict[str, object] = {"model": model, "layer_range": [part.start, part.stop]}
+    parameters: dict[str, object] = {}
     if part.scales:
-        source["parameters"] = {"scale": [_condition(scale) for scale in part.scales]}
+        parameters["scale"] = [_condition(scale) for scale in part.scales]
+    if part.constants:
+        parameters[_FILL] = [_fill(constant) for constant in part.constants]
+    if parameters:
+        source["parameters"] = parameters
     return source
+
+
+_FILL = "fill"
+"""This project's own parameter, which mergekit does not know."""
+
+
+def _fill(constant: Constant) -> dict[str, object]:
+    where = {"after": constant.after, "square": constant.square}
+    stated = {name: rows for name, rows in where.items() if rows is not None}
+    return {"filter": constant.filter, "value": constant.value, **stated}
+
+
+def _constants(source: Mapping[str, object], where: str) -> tuple[Constant, ...]:
+    """What a source is filled with; only a source may say it."""
+    parameters = source.get("parameters")
+    written = parameters.get(_FILL) if isinstance(parameters, Mapping) else None
+    place = f"{where}.parameters.{_FILL}"
+    constants = []
+    for i, item in enumerate([] if written is None else _list(written, place)):
+        entry = _mapping(item, f"{place}[{i}]")
+        check_keys(entry, ("filter", "value", "after", "square"), f"{place}[{i}]")
+        name, after, square = entry.get("filter"), entry.get("after"), entry.get("square")
+        if (
+            not isinstance(name, str)
+            or not isinstance(after, int | None)
+            or not isinstance(square, int | None)
+        ):
+            raise DirectiveError(f"{place}[{i}]: expected a filter and a value, found {item!r}")
+        constants.append(Constant(_number(entry.get("value"), place), name, after, square))
+    return tuple(constants)
 
 
 def _condition(scale: Scale) -> dict[str, object]:
@@ -234,7 +269,8 @@ def from_document(
             (_parameters(written, where), f"{where}.parameters.scale"),
         ]
         edge = (i == 0 and stop - start == 1) or i == len(entries) - 1
-        slices += _slices(Slice(model, start, stop), settings, module_scales, edge=edge)
+        whole = Slice(model, start, stop, constants=_constants(source, place))
+        slices += _slices(whole, settings, module_scales, edge=edge)
     return Layout(tuple(slices))
 
 
@@ -282,10 +318,11 @@ def _slices(
 
     count = len(whole)
     if count == 1 or all(len(condition.values) == 1 for condition in conditions):
-        return [Slice(whole.model, whole.start, whole.stop, scales_at(1))]
+        return [replace(whole, scales=scales_at(1))]
+    layers = range(whole.start, whole.stop)
     return [
-        Slice(whole.model, whole.start + i, whole.start + i + 1, scales_at(i / (count - 1)))
-        for i in range(count)
+        replace(whole, start=layer, stop=layer + 1, scales=scales_at(i / (count - 1)))
+        for i, layer in enumerate(layers)
     ]
 
 
@@ -324,7 +361,8 @@ def _parameters(owner: Mapping[str, object], where: str) -> object:
     if parameters is None:
         return None
     place = f"{where}.parameters" if where else "parameters"
-    check_keys(_mapping(parameters, place), ("scale",), place)
+    known = ("scale", _FILL) if where.endswith("sources[0]") else ("scale",)
+    check_keys(_mapping(parameters, place), known, place)
     return _mapping(parameters, place).get("scale")
 
 

@@ -94,6 +94,7 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
     import torch  # noqa: PLC0415 - seconds
     import transformers  # noqa: PLC0415
 
+    transformers.logging.set_verbosity_error()
     try:
         config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
         named = getattr(transformers, (config.architectures or [""])[0], None)
@@ -107,7 +108,7 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RefusedError(
-            f"transformers cannot build the model: {reason[:300]}",
+            f"transformers cannot build the model: {reason.partition('. ')[0][:300]}",
             hint="--trust-remote-code runs the code that the model brings"
             if "trust_remote_code" in reason
             else None,

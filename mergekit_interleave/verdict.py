@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from mergekit_interleave import architecture, modelconfig, recipe
+from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableError
+from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableError, nearest
 from mergekit_interleave.expand import Expansion, Models
+from mergekit_interleave.hub import is_hub_id
 from mergekit_interleave.layout import Layout
 
 log = logging.getLogger(__name__)
@@ -31,45 +35,61 @@ def check(expansion: Expansion, models: Models) -> None:
         checkpoint = models.open(expansion.layout.models[0])
     except CheckpointError:
         return  # which `resolve` has warned of
-    _check_tensors(checkpoint)
-    if checkpoint.family is None or _breaks_config(checkpoint, expansion.layout):
+    if checkpoint.is_local and is_hub_id(checkpoint.ref.path):
+        log.warning(
+            "mergekit will ask the Hub about %s when it writes its card: write ./%s",
+            checkpoint.ref.path,
+            checkpoint.ref.path,
+        )
+    if checkpoint.family is None:
+        name = checkpoint.model_type
+        close = nearest(name, architecture.known_types())
+        log.warning(
+            "nothing is known of %s%s: mergekit-yaml alone may write a wrong model",
+            f"model type {name!r}" if name else "a config.json without model_type",
+            f" (did you mean {close}?)" if close else "",
+        )
+        return
+    placed = _placed(checkpoint, expansion.layout)
+    _check_tensors(checkpoint, checkpoint.require_family())
+    config = checkpoint.layer_config
+    if checkpoint.family.verdict(config) != architecture.EXACT or any(
+        config.get(key) != value for key, value in placed.items()
+    ):
         log.warning(
             "mergekit-yaml alone may leave a wrong config.json for model type %s: mend it by "
-            "`mk-interleave fix-config OUT`, or let `mk-interleave run` write the model",
+            "`mk-interleave fix-config OUT --recipe FILE`, or let `mk-interleave run` write the "
+            "model",
             checkpoint.model_type,
         )
 
 
-def _check_tensors(checkpoint: Checkpoint) -> None:
-    family = checkpoint.family
-    verdict = family.verdict(checkpoint.layer_config) if family else None
-    if checkpoint.is_quantized or verdict == architecture.WRONG_TENSORS:
+def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
+    """What config.json must say besides the depth."""
+    if len(layout.models) > 1:
+        return {}
+    try:
+        return modelconfig.stated_placement(checkpoint, layout).config
+    except UnsayableError as error:
+        error.hint = "`mk-interleave run` names a directive that would do"
+        raise
+    except CheckpointError:
+        return {}  # the depth is not known
+
+
+def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
+    if checkpoint.is_quantized or (
+        family.verdict(checkpoint.layer_config) == architecture.WRONG_TENSORS
+    ):
         kind = ", quantized" if checkpoint.is_quantized else ""
         raise RefusedError(
             f"mergekit-yaml alone writes wrong tensors for model type {checkpoint.model_type}"
             f"{kind}, or none",
             hint=_BY_RUN,
         )
-    if family and family.modules and not checkpoint.modules:
+    if family.modules and not checkpoint.modules:
         raise RefusedError(
             f"{checkpoint.ref}: its config.json does not say how many layers its other models "
             "have, which a mergekit config must",
             hint=_BY_RUN,
         )
-
-
-def _breaks_config(checkpoint: Checkpoint, layout: Layout) -> bool:
-    """Whether mergekit leaves more of config.json as it was than it may."""
-    config, family = checkpoint.layer_config, checkpoint.family
-    if family is not None and family.verdict(config) != architecture.EXACT:
-        return True
-    if len(layout.models) > 1:
-        return False
-    try:
-        placed = modelconfig.stated_placement(checkpoint, layout).config
-    except UnsayableError as error:
-        error.hint = "`mk-interleave run` names a directive that would do"
-        raise
-    except CheckpointError:
-        return False  # the depth is not known
-    return any(config.get(key) != value for key, value in placed.items())

@@ -184,3 +184,17 @@ def test_scales_that_reach_the_embeddings_of_who_knows_which_type(mk: Cli, tmp_p
     assert result.status == 1
     assert "would reach" in result.err
     assert "belongs to no layer" in result.err
+
+
+@pytest.mark.parametrize("name", ["doge", "gemma2"])
+def test_the_recipe_in_out_makes_the_same_again(name: str, mk: Cli, tmp_path: Path) -> None:
+    """What is filled is said in it, too, and the card says that mergekit alone cannot."""
+    base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"
+    zero = "gains" if name == "gemma2" else "auto"
+    assert zoo.expand(base, f"{zoo.EVERY}, zero: {zero}", out).result == "exact"
+    recipe = out / "mergekit_config.yml"
+    assert mk("run", recipe, tmp_path / "again", "--model", base).status == 0
+    assert not zoo.compare(base, tmp_path / "again")
+    assert mk("gen", recipe, "--model", base).status == 1
+    card = (out / "README.md").read_text()
+    assert "mergekit alone does not make these weights from it: mergekit cannot fill" in card

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_setting
 
 from mergekit_interleave import recipe
-from mergekit_interleave.errors import InterleaveError
-from mergekit_interleave.layout import Layout, Scale, Slice, scale_of, zeroed_scales
+from mergekit_interleave.errors import InterleaveError, RefusedError
+from mergekit_interleave.layout import Constant, Layout, Scale, Slice, scale_of, zeroed_scales
 from mergekit_interleave.reference import ModelPath, ModelRef
 
 MODEL = ModelRef(ModelPath("org/model"))
@@ -150,6 +150,17 @@ def test_mergekits_own_keys_are_checked_before_anything_is_done(
     """What mergekit would stop at, or ignore."""
     with pytest.raises(InterleaveError, match=reason):
         recipe.check_keys_of_mergekit(keys)
+
+
+def test_what_is_filled_is_said_and_read_back() -> None:
+    """In a parameter of this project's own, with a comment for those who know it not."""
+    constants = (Constant(1.0, "layer_scalar"), Constant(200.0, "hc_base", square=4))
+    layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 3, 4, zeroed_scales(["x"]), constants)))
+    text = recipe.to_yaml(layout, {})
+    assert text.startswith("# mergekit cannot say it: in the new layers, layer_scalar is filled")
+    assert read(text) == layout
+    with pytest.raises(RefusedError, match="no mergekit config can say it"):
+        recipe.check_sayable(layout)
 
 
 class TestReading:

@@ -72,7 +72,7 @@ def test_uneven_expansions_are_exact(name: str, tmp_path: Path) -> None:
     """One middle layer, and every layer or two of them three times."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
-    for plan in ("one", "uneven"):
+    for plan in ("one copy", "thrice"):
         outcome = zoo.expand(base, zoo.PLANS[plan], tmp_path / plan)
         possible = ("exact", "refused") if name.startswith("gemma4") else ("exact",)
         assert outcome.result in possible, (plan, outcome)

@@ -35,9 +35,9 @@ from mergekit_interleave.errors import RefusedError
 EVERY = "interleave: every 2"
 PLANS = {
     "every 2": EVERY,
-    "uneven": "repeat: {layers: [3, 5], times: 3}, zero: auto",
-    "one": "stack: [[0, 5], [4, 8]], zero: auto",
-    "all": "interleave: every 1",
+    "thrice": "repeat: {layers: [3, 5], times: 3}, zero: auto",
+    "one copy": "stack: [[0, 5], [4, 8]], zero: auto",
+    "every 1": "interleave: every 1",
     "block": "repeat: {layers: [3, 6], as: block}, zero: auto",
     "gains": "interleave: every 2, zero: gains",
 }
@@ -270,11 +270,13 @@ class Row:
         name: Its name, or that of a variant.
         outcomes: What comes of each plan.
         mergekit: What `mergekit-yaml` alone makes of the first plan that is exact.
+        nearby: What comes of the directive that is suggested in place of a refused one.
     """
 
     name: str
     outcomes: dict[str, Outcome]
     mergekit: str
+    nearby: Outcome
 
     @property
     def is_exact(self) -> bool:
@@ -286,15 +288,16 @@ class Row:
         cells = [self.name]
         for plan in PLANS:
             outcome = self.outcomes.get(plan)
-            cells.append(outcome.result if outcome else "")
+            cells.append(outcome.result if outcome else "-")
         found = [o for o in self.outcomes.values() if o.result != "exact"]
-        engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "")
+        engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "-")
         works = next((o.hint for o in found if o.hint), "")
         reasons = {re.sub(r"\d+", "N", o.detail): o.detail for o in reversed(found)}
-        words = [*([engine] if engine else []), *reversed(reasons.values())]
+        words = [*reversed(reasons.values())]
         words = [word.removeprefix("no config.json can say this layout: ") for word in words]
-        words += [f"`{works}` would do"] if works else []
-        return f"| {' | '.join(cells)} | {self.mergekit} | {'; '.join(words)} |"
+        words += [f"`{works}` does"] if works and self.nearby.result == "exact" else []
+        cells += [engine.removesuffix(" writer"), self.mergekit or "-", "; ".join(words)]
+        return f"| {' | '.join(cells)} |"
 
 
 def examine(name: str, folder: Path) -> Row:
@@ -310,7 +313,7 @@ def examine(name: str, folder: Path) -> Row:
     base = save(name, folder / "base")
     _logits(load(base), {"input_ids": toys.tokens()})
     family = architecture.family_of_config(json.loads((base / "config.json").read_text()))
-    row = Row(name, {}, "")
+    row = Row(name, {}, "", Outcome("", ""))
     for plan, directive in PLANS.items():
         if plan == "gains" and (family is None or family.gains is None):
             continue
@@ -324,10 +327,11 @@ def examine(name: str, folder: Path) -> Row:
             outcome = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
         shutil.rmtree(out, ignore_errors=True)
         row.outcomes[plan] = outcome
-    works = next(
-        (p for p in PLANS if p in row.outcomes and row.outcomes[p].result == "exact"), None
-    )
-    return Row(name, row.outcomes, verdict(base, PLANS[works], folder) if works else "")
+    exact = [PLANS[plan] for plan, found in row.outcomes.items() if found.result == "exact"]
+    hints = [found.hint for found in row.outcomes.values() if found.hint]
+    nearby = expand(base, hints[0], folder / "nearby") if hints else Outcome("", "")
+    exact += hints[:1] if nearby.result == "exact" else []
+    return Row(name, row.outcomes, verdict(base, exact[0], folder) if exact else "", nearby)
 
 
 def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
@@ -387,7 +391,8 @@ def main(target: Path) -> int:
     }
     target.write_text(_PAGE.format(**words), encoding="utf-8")
     results = {outcome.result for row in rows for outcome in row.outcomes.values()}
-    return 1 if results - {"exact", "refused"} else 0
+    results |= {row.nearby.result for row in rows}
+    return 1 if results - {"exact", "refused", ""} else 0
 
 
 def _examined(name: str) -> Row | str:
@@ -433,15 +438,21 @@ types and variants of types, {exact} of them exact when every second layer gets 
 
 *Exact*: float32 logits within 1e-5 of their size of the base's, on more tokens than any window or
 indexer takes in, and the same greedy text with the cache and without; each zeroed tensor gets a
-gradient, and is needed. *Refused*: before a byte is written. The last columns say what
-`mergekit-yaml` alone makes of `gen`'s YAML (`exact`, a broken `config` that `fix-config` mends, or
-wrong `tensors`), which engine wrote, why a plan was refused and which would do. Made by `make zoo`.
+gradient, and is needed. *Refused*: before a byte is written. A dash: not to be had of this type.
 
-| type | {names} | mergekit-yaml | remarks |
-| --- | {dashes} | --- | --- |
+The engine is mergekit where it writes the right tensors, else the plain writer. The next column
+says what `mergekit-yaml` alone makes of `gen`'s YAML: `exact`, a broken `config` that `fix-config`
+mends, or wrong `tensors` or none, and then `gen` refuses. The last one says why a plan was refused
+and, where there is one, which directive does work. `type:variant` is a type with other settings.
+Made by `make zoo`.
+
+| type | {names} | engine | mergekit-yaml | why refused |
+| --- | {dashes} | --- | --- | --- |
 {rows}
 
 ## Not built
+
+Nothing is said here of these types: generic settings do not make toy models of them.
 
 | type | why |
 | --- | --- |

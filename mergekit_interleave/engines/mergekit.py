@@ -268,7 +268,7 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004
         raise RefusedError(
-            f"mergekit would drop, invent or misplace {len(wrong)} tensors: {shown}",
+            f"mergekit would drop, rename or misplace {len(wrong)} tensors: {shown}",
             hint="its definition of this architecture does not fit this checkpoint",
         )
 
