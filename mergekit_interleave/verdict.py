@@ -11,10 +11,11 @@ from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableError, nearest
 from mergekit_interleave.expand import Expansion, Models
-from mergekit_interleave.hub import is_hub_id
 from mergekit_interleave.layout import Layout
 
 log = logging.getLogger(__name__)
+
+_MOST_WORDS = 2  # of what mergekit takes for a Hub id, wherever such a directory stands
 
 _BY_RUN = "`mk-interleave run` takes the same directive and writes the model"
 
@@ -35,11 +36,10 @@ def check(expansion: Expansion, models: Models) -> None:
         checkpoint = models.open(expansion.layout.models[0])
     except CheckpointError:
         return  # which `resolve` has warned of
-    if checkpoint.is_local and is_hub_id(checkpoint.ref.path):
+    path = checkpoint.ref.path
+    if checkpoint.is_local and path[0] not in "./~" and path.count("/") < _MOST_WORDS:
         log.warning(
-            "mergekit will ask the Hub about %s when it writes its card: write ./%s",
-            checkpoint.ref.path,
-            checkpoint.ref.path,
+            "mergekit asks the Hub about %s when it writes its card: write ./%s", path, path
         )
     if checkpoint.family is None:
         name = checkpoint.model_type

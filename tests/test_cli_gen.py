@@ -286,12 +286,12 @@ class TestZero:
         assert result.err == ""
 
     def test_auto_refuses_what_zeroing_cannot_do(self, mk: Cli, tmp_path: Path) -> None:
-        """With the reason, though `zero: none` still makes copies."""
+        """With the reason, and so are plain copies: `run` would refuse them."""
         base = config_only(tmp_path / "base", 8, model_type="bert")
         result = mk("gen", "--append", "1", "--model", base)
         assert (result.status, result.out) == (1, "")
         assert "model type bert is refused: its layers end in a norm" in result.err
-        assert mk("gen", "--repeat", "2:4", "--model", base).status == 0
+        assert "is refused" in mk("gen", "--repeat", "2:4", "--model", base).err
 
     def test_auto_says_when_it_assumes(self, mk: Cli, tmp_path: Path) -> None:
         """For a type that is not known, and for a model that cannot be read."""

@@ -148,6 +148,7 @@ BAD_TEXT = [
     ("interleav: every 4", "unknown key 'interleav'"),
     ("interleave: every 4\nappend: 2", "two growth lines"),
     ("interleave: every 4, interleave: 8 layers", "stands there twice"),
+    ("interleave: every 4, zero: [gains, o_proj]", "`gains` stands alone"),
     ("interleave: every 4\nslices: []", "two growth lines"),
     ("interleave: every 0", "every 0: must be at least 1"),
     ("interleave: every -1", "every -1: must be at least 1"),

@@ -39,6 +39,7 @@ def test_a_config_that_was_not_written(mk: Cli, shell: Shell, tmp_path: Path) ->
     assert (lost.status, "--recipe FILE" in lost.err) == (2, True)
     mended = mk("fix-config", out, "--recipe", tmp_path / "cfg.yml", cwd=tmp_path)
     assert mended.status == 0, mended.err
+    assert (out / "mergekit_config.yml").is_file()
     assert mended.out.splitlines()[0] == "config.json: written, for 12 layers"
     assert "LICENSE: added" in mended.out
     assert not zoo.compare(base, out)
@@ -97,10 +98,28 @@ def test_the_mended_config_is_that_of_run(mk: Cli, tiny: Path, tmp_path: Path) -
     assert config_of(out) == config
 
 
-@pytest.mark.parametrize("path", ["nowhere", "empty"])
-def test_what_is_no_model(path: str, mk: Cli, tmp_path: Path) -> None:
+def test_the_model_may_have_moved(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """The recipe in OUT calls it by a public name; the hint says how to say where it is."""
+    out = tmp_path / "out"
+    assert mk("run", "interleave: every 4", out, "--model", tiny).status == 0
+    (out / "config.json").write_text("{broken")
+    lost = mk("fix-config", out, cwd=tmp_path)
+    assert lost.status == 1
+    assert "--model DIR says where it is" in lost.err
+    mended = mk("fix-config", out, "--model", tiny)
+    assert mended.out.startswith("config.json: written, for 10 layers"), mended.err
+    assert config_of(out)["num_hidden_layers"] == 10
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("nowhere", "no such directory"), ("file", "no such directory"), ("empty", "--recipe FILE")],
+)
+def test_what_is_no_model(path: str, reason: str, mk: Cli, tmp_path: Path) -> None:
     """One error, and no traceback."""
     (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
     result = mk("fix-config", tmp_path / path)
     assert result.status != 0
     assert result.err.startswith("error: ")
+    assert reason in result.err

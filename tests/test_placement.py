@@ -92,7 +92,9 @@ class TestPeriods:
         key = "n_layers_per_attn_res_block"
         assert placed("inkling2_text", {key: 4}, Every(2)).config == {key: 6}
         with pytest.raises(UnsayableError, match=key):
-            placed("inkling2_text", {key: 2}, Repeat(0, 1))
+            placed("inkling2_text", {key: 2}, Repeat(1, 2))
+        with pytest.raises(UnsayableError, match="the first layer of a model of type inkling2"):
+            placed("inkling2_text", {key: 8}, Repeat(0, 1))
 
     def test_halvings_stay_where_they_were(self) -> None:
         """Each comes after the last copy of its layer; 0 means that there are none."""

@@ -152,8 +152,8 @@ REFUSED = [
     ("jamba", zoo.EVERY, "expert_layer_period, expert_layer_offset", "stack: "),
     ("ernie4_5_moe:interval2", zoo.EVERY, "moe_layer_interval", "stack: "),
     ("rwkv", "interleave: every 3", "rescale_every", "interleave: every 2"),
-    ("gpt_neox_japanese", "append: 1", "the new layer 7 would be built unlike layer 7", "every"),
-    ("modernbert-decoder", "interleave: every 1", "built unlike layer 0", "interleave: every 2"),
+    ("gpt_neox_japanese", "append: 1", "the last layer of a model of type", "every"),
+    ("modernbert-decoder", "interleave: every 1", "the first layer of a model of", "every 2"),
     ("qwen3_vl", "interleave: every 2", "vision_config.deepstack_visual_indexes", "every 3"),
 ]
 
@@ -222,7 +222,7 @@ class TestGen:
         base = zoo.save("qwen3", tmp_path / "base")
         result = mk("gen", zoo.EVERY, "--model", base)
         assert result.status == 0
-        assert "`mk-interleave fix-config OUT`" in result.err
+        assert "`mk-interleave fix-config OUT --recipe FILE`" in result.err
 
     def test_wrong_tensors_are_an_error(self, mk: Cli, tmp_path: Path) -> None:
         """It names the command that writes them."""
@@ -280,6 +280,12 @@ class TestGen:
         config = json.loads((tiny / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
         assert mk("gen", zoo.EVERY, "--model", tmp_path).status == 1
+
+    def test_a_directory_that_mergekit_takes_for_a_hub_id(self, mk: Cli, tiny: Path) -> None:
+        """It asks the Hub whether there is such a model, and stops where it cannot."""
+        said = mk("gen", zoo.EVERY, "--model", tiny.name, cwd=tiny.parent).err
+        assert f"mergekit asks the Hub about {tiny.name}" in said
+        assert not mk("gen", zoo.EVERY, "--model", f"./{tiny.name}", cwd=tiny.parent).err
 
     def test_modules(self, mk: Cli, tmp_path: Path) -> None:
         """Mergekit takes a model of images and words in modules, each of them named."""
