@@ -281,8 +281,16 @@ class TestGen:
         (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
         assert mk("gen", zoo.EVERY, "--model", tmp_path).status == 1
 
-    def test_a_directory_that_mergekit_takes_for_a_hub_id(self, mk: Cli, tiny: Path) -> None:
-        """It asks the Hub whether there is such a model, and stops where it cannot."""
+    def test_a_directory_that_mergekit_takes_for_a_hub_id(
+        self, mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It asks the Hub whether there is such a model; when it does not, the warning can go."""
+        from huggingface_hub.errors import OfflineModeIsEnabled
+        from mergekit.card import is_hf
+
+        with monkeypatch.context() as patch, pytest.raises(OfflineModeIsEnabled):
+            patch.chdir(tiny.parent)
+            is_hf(tiny.name)
         said = mk("gen", zoo.EVERY, "--model", tiny.name, cwd=tiny.parent).err
         assert f"mergekit asks the Hub about {tiny.name}" in said
         assert not mk("gen", zoo.EVERY, "--model", f"./{tiny.name}", cwd=tiny.parent).err
