@@ -13,7 +13,7 @@ demo: $(SMOLLM2)/config.json
 test: lint types $(SMOLLM2)/config.json
 	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
 
-# Every causal-LM type that transformers can build, in ten minutes; writes docs/architectures.md.
+# Every type that transformers builds, in half an hour; writes docs/architectures.md and the data.
 zoo: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/zoo.py docs/architectures.md
 
