@@ -1,17 +1,20 @@
 """This project's own writer, for what mergekit cannot write: bytes are copied as they are.
 
 It does no arithmetic: every tensor of the result is made of bytes of a source tensor, zeros and
-stated constants.
+stated constants. Bytes move inside the kernel, zeros are holes, and nothing is kept in memory.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
-from mergekit_interleave.assembly import Fill, Part
+from mergekit_interleave.assembly import Part, Range
 from mergekit_interleave.checkpoint import INDEX, WEIGHTS
 
 _BLOCK = 2**22
@@ -80,26 +83,50 @@ def _write_shard(file: Path, parts: Sequence[Part]) -> None:
         offset += part.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with file.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
-        for part in parts:
-            for block in _data(part):
-                out.write(block)
+    with file.open("wb", buffering=0) as out:
+        _write_all(out.fileno(), struct.pack("<Q", len(text)) + text)
+        for source, neighbours in groupby(parts, key=lambda part: part.tensor.file):
+            with source.open("rb", buffering=0) as opened:
+                for part in neighbours:
+                    _write_part(part, opened.fileno(), out.fileno())
+        out.truncate(8 + len(text) + offset)  # zeros at the end are a hole, too
+        os.fsync(out.fileno())
 
 
-def _data(part: Part) -> Iterator[bytes]:
-    with part.tensor.file.open("rb") as file:
-        for piece in part.pieces():
-            if isinstance(piece, Fill):
-                most = max(_BLOCK // len(piece.data), 1)
-                for done in range(0, piece.times, most):
-                    yield piece.data * min(most, piece.times - done)
-                continue
-            file.seek(piece.start)
-            left = piece.length
-            while left:
-                block = file.read(min(_BLOCK, left))
-                if not block:
-                    raise OSError(f"{part.tensor.file} was cut short while it was read")
-                left -= len(block)
-                yield block
+def _write_part(part: Part, source: int, out: int) -> None:
+    for piece in part.pieces():
+        if isinstance(piece, Range):
+            _copy(source, out, piece)
+        elif not any(piece.data):
+            os.lseek(out, len(piece.data) * piece.times, os.SEEK_CUR)  # a hole reads as zeros
+        else:
+            most = max(_BLOCK // len(piece.data), 1)
+            for done in range(0, piece.times, most):
+                _write_all(out, piece.data * min(most, piece.times - done))
+
+
+def _copy(source: int, out: int, piece: Range) -> None:
+    """Move bytes inside the kernel where it can, through this process where it cannot."""
+    start, stop = piece.start, piece.start + piece.length
+    while start < stop:
+        try:
+            moved = os.copy_file_range(source, out, stop - start, start)
+        except (AttributeError, OSError) as error:
+            if getattr(error, "errno", errno.ENOSYS) not in _NOT_IN_THE_KERNEL:
+                raise
+            block = os.pread(source, min(_BLOCK, stop - start), start)
+            _write_all(out, block)
+            moved = len(block)
+        if not moved:
+            raise OSError(errno.EIO, "a source was cut short while it was read")
+        start += moved
+
+
+_NOT_IN_THE_KERNEL = (errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
+"""What it answers where it has no such call, or not between these two filesystems."""
+
+
+def _write_all(out: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(out, view) :]
