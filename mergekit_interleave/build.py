@@ -25,8 +25,13 @@ from mergekit_interleave import (
 )
 from mergekit_interleave.assembly import check_written
 from mergekit_interleave.checkpoint import CONFIG, Tensor, read_tensors
-from mergekit_interleave.engines import mergekit, plain
-from mergekit_interleave.errors import OutputError, RefusedError, UnsayableError
+from mergekit_interleave.engines import mergekit, stream
+from mergekit_interleave.errors import (
+    DirectiveError,
+    OutputError,
+    RefusedError,
+    UnsayableError,
+)
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
@@ -37,7 +42,7 @@ log = logging.getLogger(__name__)
 CARD_FILE = "README.md"
 
 
-AUTO, MERGEKIT = "auto", "mergekit"
+AUTO, MERGEKIT, STREAM = ENGINES = ("auto", "mergekit", "stream")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Options:
     """How to run.
 
     Attributes:
-        engine: `auto`, or `mergekit` to insist on it.
+        engine: `mergekit` or `stream` to insist on one, or `auto`.
         replace: Replace a model that stands at OUT.
         shard_size: The most bytes of one shard.
         base_model: The Hub id of the base, where its directory does not tell.
@@ -92,23 +97,25 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
 def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
-    mergekit.check_options(options.mergekit)
-    mergekit.quieten(options.mergekit.get("verbosity"))
+    streamed = options.engine == STREAM
+    if streamed:
+        _check_stream(options, expansion)
+    else:
+        mergekit.check_options(options.mergekit)
+        mergekit.quieten(options.mergekit.get("verbosity"))
     plan = preflight(
         expansion,
         models,
         out,
         base_model=options.base_model,
-        mix=mergekit.mixes(options.mergekit),
+        mix=not streamed and mergekit.mixes(options.mergekit),
     )
     with staged(out, replace=options.replace) as work:
         plan.check_room(out)
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
-        if len(plan.sources) > 1:  # several are stacked only where all layers are alike
-            structure.shapes(work, trusted=plan.first.trusted)
-        else:
-            structure.check(plan.first, plan.layout, work, plan.placement.borrowers)
+        if not streamed or plan.first.require_family().measured:
+            _check_classes(plan, work)
         if plan.first.require_family().measured and not plan.is_identity:
             raise RefusedError(
                 f"nothing is known of model type {plan.first.model_type!r}: only an expansion "
@@ -148,6 +155,30 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
     return Report(plan.layout, sum(t.elements for t in written.values()), nbytes)
 
 
+def _check_stream(options: Options, expansion: Expansion) -> None:
+    """What the stream engine knows nothing of is refused, never ignored."""
+    for name in options.mergekit:
+        if name != "trust_remote_code":
+            raise DirectiveError(f"--engine stream: mergekit's option {name} has no meaning there")
+    for key in ("tokenizer", "tokenizer_source", "chat_template", "parameters"):
+        if key in expansion.directive.mergekit:
+            raise RefusedError(
+                f"--engine stream: {key} is mergekit's, and only mergekit can do it",
+                hint="leave --engine out",
+            )
+
+
+def _check_classes(plan: Preflight, work: Path) -> None:
+    """What the class that loads the result makes of it; the data alone says it, if it is right.
+
+    Loading transformers for it takes longer than the stream engine may, which does without.
+    """
+    if len(plan.sources) > 1:  # several are stacked only where all layers are alike
+        structure.shapes(work, trusted=plan.first.trusted)
+    else:
+        structure.check(plan.first, plan.layout, work, plan.placement.borrowers)
+
+
 def _copy_small_files(plan: Preflight, work: Path) -> None:
     for name, file in plan.small_files:
         content = smallfiles.read(name, file, plan.base)
@@ -178,12 +209,18 @@ def _for_new_depth(name: str, content: bytes, plan: Preflight) -> bytes:
 
 
 def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
-    """By mergekit, and by the plain writer where mergekit cannot and nobody insists on it.
+    """By mergekit, and by the stream engine where mergekit cannot, or that is insisted on.
 
     Returns:
         Why mergekit could not, if it could not.
     """
     try:
+        if engine == STREAM:
+            arithmetic = stream.reason_against(job.parts)
+            if arithmetic:
+                raise RefusedError(f"--engine stream does no arithmetic: {arithmetic}")
+            stream.write(job.parts, work, job.shard_size)
+            return None
         return _written(job, work, engine=engine)
     except OSError as error:
         raise OutputError(f"the weights cannot be written: {error.strerror or error}") from error
@@ -195,15 +232,15 @@ def _written(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
     except RefusedError as refused:
         if engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
             raise
-        arithmetic = plain.reason_against(job.parts)
+        arithmetic = stream.reason_against(job.parts)
         if arithmetic:
             converts = "dtype" in job.mergekit or "out_dtype" in job.mergekit
             raise RefusedError(
-                f"{refused}; and the plain writer does no arithmetic: {arithmetic}",
+                f"{refused}; and the stream engine does no arithmetic: {arithmetic}",
                 hint="leave `dtype` out: every tensor keeps its own" if converts else None,
             ) from refused
-        log.info("written by the plain writer: %s", refused)
-        plain.write(job.parts, work, job.shard_size)
+        log.info("written by the stream engine: %s", refused)
+        stream.write(job.parts, work, job.shard_size)
         return str(refused)
     return None
 

@@ -194,7 +194,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     dtype: Dtype = None,
     allow_non_identity: NonIdentity = False,
     engine: Annotated[str, typer.Option(
-        metavar="auto|mergekit", help="What writes the weights.")] = "auto",
+        metavar="auto|mergekit|stream", help="What writes the weights.")] = "auto",
     out_shard_size: Annotated[str, typer.Option(
         metavar="SIZE", help="The most bytes of one shard, such as 5B, 5GB or 500MB.")] = "5GB",
     force: Annotated[bool, typer.Option(
@@ -222,8 +222,10 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     from mergekit_interleave import build  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
 
-    if engine not in (build.AUTO, build.MERGEKIT):
-        raise DirectiveError(f"--engine: {engine!r} is no engine", hint="auto or mergekit")
+    if engine not in build.ENGINES:
+        raise DirectiveError(
+            f"--engine: {engine!r} is no engine", hint=f"use one of {', '.join(build.ENGINES)}"
+        )
     directive, out = _directive_and_out(words)
     flags = {
         "cuda": cuda,

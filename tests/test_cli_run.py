@@ -21,7 +21,7 @@ from mergekit_interleave import cli, preflight
 from mergekit_interleave.assembly import assemble
 from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import parse
-from mergekit_interleave.engines import plain
+from mergekit_interleave.engines import stream
 from mergekit_interleave.expand import Models, resolve
 from mergekit_interleave.reference import ModelPath, ModelRef
 
@@ -155,7 +155,7 @@ class TestPlainWriter:
         base = make_llama(tmp_path / "biased", attention_bias=True, mlp_bias=True)
         result = mk("run", "interleave: every 4", tmp_path / "out", "--model", base)
         assert result.status == 0, result.err
-        assert result.err.startswith("note: written by the plain writer: mergekit would drop")
+        assert result.err.startswith("note: written by the stream engine: mergekit would drop")
         assert torch.equal(logits(base), logits(tmp_path / "out"))
         tensors = load_tensors(tmp_path / "out")
         assert not tensors["model.layers.4.mlp.down_proj.bias"].any()
@@ -172,7 +172,7 @@ class TestPlainWriter:
         for size, shards in ((10**9, 1), (40_000, 2)):
             out = tmp_path / f"plain{size}"
             out.mkdir()
-            plain.write(parts, out, size)
+            stream.write(parts, out, size)
             assert len(list(out.glob("*.safetensors"))) >= shards
             assert (out / "model.safetensors.index.json").exists() == (shards > 1)
             assert_same_tensors(out, tmp_path / "ours")
@@ -465,7 +465,7 @@ class TestRefusals:
         assert "self_attn.k_proj.bias" in err
 
     def test_arithmetic_that_only_mergekit_could_do(self, mk: Cli, tmp_path: Path) -> None:
-        """The plain writer copies bytes; neither can convert these."""
+        """The stream engine copies bytes; neither can convert these."""
         base = make_llama(tmp_path / "biased", attention_bias=True)
         words = ("append: 1", tmp_path / "out", "--model", base, "--dtype", "float16")
         err = self.refused(mk, tmp_path, *words)

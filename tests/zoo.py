@@ -102,7 +102,7 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
     difference = compare(base, out)
     if difference:
         return Outcome("wrong", difference)
-    return Outcome("exact", "plain writer" if "plain writer" in said else "mergekit")
+    return Outcome("exact", "stream engine" if "stream engine" in said else "mergekit")
 
 
 def compare(base: Path, out: Path) -> str:
@@ -296,7 +296,7 @@ class Row:
         words = [*reversed(reasons.values())]
         words = [word.removeprefix("no config.json can say this layout: ") for word in words]
         words += [f"`{works}` does"] if works and self.nearby.result == "exact" else []
-        cells += [engine.removesuffix(" writer"), self.mergekit or "-", "; ".join(words)]
+        cells += [engine.removesuffix(" engine"), self.mergekit or "-", "; ".join(words)]
         return f"| {' | '.join(cells)} |"
 
 
@@ -345,7 +345,7 @@ def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
 
 
 def engines_agree(base: Path, out: Path, again: Path) -> bool:
-    """Whether the plain writer writes the tensors that mergekit wrote."""
+    """Whether the stream engine writes the tensors that mergekit wrote."""
     from mergekit_interleave.engines import mergekit
 
     def refuse(*_: object) -> None:
@@ -361,7 +361,7 @@ def engines_agree(base: Path, out: Path, again: Path) -> bool:
         for path in (again, out)
     )
     return (
-        outcome.detail == "plain writer"
+        outcome.detail == "stream engine"
         and ours.keys() == theirs.keys()
         and all(torch.equal(ours[name], theirs[name]) for name in ours)
     )
@@ -440,7 +440,7 @@ types and variants of types, {exact} of them exact when every second layer gets 
 indexer takes in, and the same greedy text with the cache and without; each zeroed tensor gets a
 gradient, and is needed. *Refused*: before a byte is written. A dash: not to be had of this type.
 
-The engine is mergekit where it writes the right tensors, else the plain writer. The next column
+The engine is mergekit where it writes the right tensors, else the stream engine. The next column
 says what `mergekit-yaml` alone makes of `gen`'s YAML: `exact`, a broken `config` that `fix-config`
 mends, or wrong `tensors` or none, and then `gen` refuses. The last one says why a plan was refused
 and, where there is one, which directive does work. `type:variant` is a type with other settings.

@@ -1,4 +1,4 @@
-"""This project's own writer, for what mergekit cannot write: bytes are copied as they are.
+"""This project's own engine: bytes are moved as they are.
 
 It does no arithmetic: every tensor of the result is made of bytes of a source tensor, zeros and
 stated constants. Bytes move inside the kernel, zeros are holes, and nothing is kept in memory.
