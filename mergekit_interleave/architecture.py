@@ -6,7 +6,7 @@ The facts are data; a test derives them again from the models that transformers 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,11 @@ class Gains:
     value: float = 0.0
     key: str | None = None
     kinds: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """`names` and `also`."""
+        return self.names + self.also
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,8 @@ class ConfigFacts:
         first: Keys that state how many layers at the start are of a kind.
         first_default: Keys that do where no list says it.
         dense_steps: Whether dense layers are placed by decoder_sparse_step and mlp_only_layers.
-        periods: The keys of the numbers that place layers, by the name of the rule that
-            `placement` knows.
+        periods: Rules that place layers at regular distances: the name by which `placement` knows
+            the rule, and the keys of its numbers.
         scale_depth: Whether the residual is scaled by scale_depth over the root of the depth.
     """
 
@@ -114,7 +119,7 @@ class ConfigFacts:
     first: tuple[str, ...] = ()
     first_default: tuple[str, ...] = ()
     dense_steps: bool = False
-    periods: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    periods: tuple[Sequence[str], ...] = ()
     scale_depth: bool = False
 
 
@@ -280,8 +285,8 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
     if composite is None:
         return family_of(model_type)
     nested = nested_config(config)
-    stated = config[nested].get("model_type") if nested else None
-    family = family_of(str(stated or composite["family"]))
+    text_type = config[nested].get("model_type") if nested else None
+    family = family_of(str(text_type or composite["family"]))
     return family and replace(
         family,
         model_type=model_type,
@@ -331,13 +336,9 @@ def unknown_family(model_type: str, config: Mapping[str, Any], layers: str) -> F
         config: The part of its config.json that speaks of the layers.
         layers: What stands before the layer index in the names of its tensors.
     """
-    depth = next((key for key in _facts()["depth_keys"] if config.get(key) is not None), "")
-    return replace(
-        Family(model_type, ConfigFacts(depth=(depth,)), layers),
-        zero=assumed_family().zero,
-        mergekit=WRONG_TENSORS,
-        measured=True,
-    )
+    depth = next((key for key in depth_keys() if config.get(key) is not None), "")
+    facts = ConfigFacts(depth=(depth,))
+    return Family(model_type, facts, layers, zero=assumed_family().zero, measured=True)
 
 
 def is_plain(tensor: str) -> bool:

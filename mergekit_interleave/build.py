@@ -17,7 +17,6 @@ from mergekit_interleave import (
     measure,
     modelconfig,
     nearby,
-    quantization,
     recipe,
     smallfiles,
     structure,
@@ -185,27 +184,8 @@ def _copy_small_files(plan: Preflight, work: Path) -> None:
         if content is not None:
             target = work / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(_for_new_depth(name, content, plan))
-
-
-def _for_new_depth(name: str, content: bytes, plan: Preflight) -> bytes:
-    """A small file with the layers that it speaks of in their new places."""
-    sources = [layer.source for layer in plan.layout.layers]
-    try:
-        if name == "generation_config.json":
-            before = json.loads(content)
-            after = modelconfig.generation(before, plan.layout)
-        elif name in quantization.INDEXED_FILES:
-            before = json.loads(content)
-            after = quantization.reindexed(
-                before, sources, plan.first.depth, plan.first.stack_names
-            )
-        else:
-            return content
-    except ValueError:
-        return content
-    changed = (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
-    return content if after == before else changed
+            moved = modelconfig.moved_file(name, content, plan.first, plan.layout)
+            target.write_bytes(moved)
 
 
 def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
@@ -234,7 +214,7 @@ def _written(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
             raise
         arithmetic = stream.reason_against(job.parts)
         if arithmetic:
-            converts = "dtype" in job.mergekit or "out_dtype" in job.mergekit
+            converts = recipe.dtype_of(job.mergekit) is not None
             raise RefusedError(
                 f"{refused}; and the stream engine does no arithmetic: {arithmetic}",
                 hint="leave `dtype` out: every tensor keeps its own" if converts else None,

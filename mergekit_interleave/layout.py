@@ -41,6 +41,14 @@ def scale_of(tensor: str, scales: Scales) -> float | None:
     return next((scale.value for scale in scales if scale.matches(tensor)), None)
 
 
+def names_zero(scales: Scales, part: str) -> bool:
+    """Whether scales zero what a part of a tensor's name stands for, as far as names alone tell."""
+    return any(
+        scale.value == 0 and scale.filter and (scale.filter in part or part in scale.filter)
+        for scale in scales
+    )
+
+
 def zeroed_scales(names: Iterable[str]) -> Scales:
     """The scales that zero the named tensors of a layer and keep all others."""
     zeroed = tuple(Scale(0.0, name) for name in names)

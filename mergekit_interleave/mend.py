@@ -55,13 +55,12 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
     first = base = sources[layout.models[0]]
     if "base_model" in keys:
         base = models.open(parse_model(keys["base_model"], "base_model"))
-    dtype = keys.get("out_dtype", keys.get("dtype"))
     placement = modelconfig.placement_of(sources, layout)
     before = _before(directory / CONFIG)
     known = before.get("model_type") == base.model_type
     config = modelconfig.restated(
         modelconfig.deepened(first, layout, placement, onto=before if known else base.config),
-        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        dtype=recipe.dtype_of(keys),
     )
     _check_weights(directory, sources, layout, placement, config)
     models.fetch_small_files(base)
@@ -71,7 +70,11 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
         for name, file in smallfiles.collect(base, without=tokenizer)
         if not (directory / name).exists()
     }
-    added = {name: content for name, content in missing.items() if content is not None}
+    added = {
+        name: modelconfig.moved_file(name, content, first, layout)
+        for name, content in missing.items()
+        if content is not None
+    }
     try:
         for name, content in added.items():
             (directory / name).parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,14 +113,10 @@ def deepened(
         onto: A config to change in place of the base's own.
     """
     result = without_local_names(dict(onto or base.config))
-    sources = [layer.source for layer in layout.layers]
     for part, of_base in zip(_parts(result), _parts(dict(base.config)), strict=True):
         if quantization.KEY in of_base:
             # The base's own: what stands in `onto` may have been re-indexed before.
-            stated = of_base[quantization.KEY]
-            part[quantization.KEY] = quantization.reindexed(
-                stated, sources, base.depth, base.stack_names
-            )
+            part[quantization.KEY] = _reindexed(of_base[quantization.KEY], base, layout)
     _speaking(result).update(_depths(base, len(layout)))
     _speaking(result).update(placement.config)
     return result
@@ -195,6 +192,35 @@ def _with_defaults(base: Checkpoint) -> Any:
 
     logging.set_verbosity_error()
     return AutoConfig.from_pretrained(str(base.path), trust_remote_code=base.trusted)
+
+
+def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:
+    """A small file with the layers that it speaks of in their new places.
+
+    Args:
+        name: The file's.
+        content: What it holds.
+        base: The model whose layers they are.
+        layout: The layers.
+    """
+    if name != "generation_config.json" and name not in quantization.INDEXED_FILES:
+        return content
+    try:
+        before = json.loads(content)
+    except ValueError:
+        return content
+    if name == "generation_config.json":
+        after = generation(before, layout)
+    else:
+        after = _reindexed(before, base, layout)
+    changed = (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
+    return content if after == before else changed
+
+
+def _reindexed(stated: Any, base: Checkpoint, layout: Layout) -> Any:
+    """A quantizer's config, the base's own, with its names of modules in their new places."""
+    sources = [layer.source for layer in layout.layers]
+    return quantization.reindexed(stated, sources, base.depth, base.stack_names)
 
 
 def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:

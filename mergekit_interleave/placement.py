@@ -13,7 +13,7 @@ from typing import Any
 
 from mergekit_interleave.architecture import ConfigFacts, Family, stated
 from mergekit_interleave.errors import RefusedError, UnsayableError
-from mergekit_interleave.layout import Layer, Layout, constant_of
+from mergekit_interleave.layout import Layer, Layout, constant_of, names_zero
 
 _ANY_CONFIG = ("layer_types",)
 """transformers accepts this list in any config, and checks its length."""
@@ -98,7 +98,7 @@ def place(source: Source, layout: Layout) -> Placement:
         listed = source.value(key) or []
         placed[key] = [la.index + 1 for la in layers if not la.new and la.source + 1 in listed]
     placed |= _counts(source, sources)
-    for rule, keys in facts.periods.items():
+    for rule, *keys in facts.periods:
         placed |= _solved(rule, keys, source, layers)
     scale = source.value("scale_depth") if facts.scale_depth else None
     if scale is not None:
@@ -190,7 +190,6 @@ def _counts(source: Source, sources: Sequence[int]) -> dict[str, int]:
 # Whether a rule holds for layer i, from the numbers that place it.
 _RULES: Mapping[str, Callable[..., bool]] = {
     "offset": lambda i, period, offset: i % period == offset,
-    "experts": lambda i, period, offset: i % period == offset,
     "span": lambda i, interval, start, end: (i + 1) % interval == 0 and start <= i <= end,
     "block": lambda i, size: i % size == 0,
     "halving": lambda i, size: (i + 1) % size == 0,
@@ -239,18 +238,11 @@ def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[in
 
 def _is_identity(layer: Layer, family: Family) -> bool:
     """Whether a new layer passes its input on, as far as names tell."""
-
-    def is_zero(name: str) -> bool:
-        return any(
-            scale.value == 0 and scale.filter and (scale.filter in name or name in scale.filter)
-            for scale in layer.scales
-        )
-
     gains = family.gains
     closed = gains is not None and all(
-        is_zero(name) or constant_of(name, layer.constants) for name in gains.names
+        names_zero(layer.scales, name) or constant_of(name, layer.constants) for name in gains.names
     )
-    return layer.new and (closed or all(map(is_zero, family.zero)))
+    return layer.new and (closed or all(names_zero(layer.scales, name) for name in family.zero))
 
 
 def _lent(source: Source, layers: Sequence[Layer]) -> frozenset[int]:

@@ -170,8 +170,7 @@ def preflight(
     for checkpoint in sources.values():
         models.fetch_weights(checkpoint)
         checkpoint.check_depth()
-    dtype = keys.get("out_dtype", keys.get("dtype"))
-    wanted = None if dtype is None else str(dtype).removeprefix("torch.")
+    wanted = recipe.dtype_of(keys)
     layout = recipe.effective(expansion.layout, keys)
     placement = modelconfig.placement_of(sources, layout)
     parts = assemble(layout, sources, wanted, placement.borrowers)

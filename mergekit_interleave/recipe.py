@@ -127,6 +127,12 @@ def effective(layout: Layout, mergekit: Mapping[str, object]) -> Layout:
     return Layout(tuple(replace(part, scales=(*part.scales, *scales)) for part in layout.slices))
 
 
+def dtype_of(mergekit: Mapping[str, object]) -> str | None:
+    """The dtype that mergekit writes, None where each tensor keeps its own."""
+    dtype = mergekit.get("out_dtype", mergekit.get("dtype"))
+    return None if dtype is None else str(dtype).removeprefix("torch.")
+
+
 def changes_tokenizer(mergekit: Mapping[str, object]) -> bool:
     """Whether mergekit makes another tokenizer than the base's."""
     return any(key in mergekit for key in ("tokenizer", "tokenizer_source", "chat_template"))

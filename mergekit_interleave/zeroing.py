@@ -17,6 +17,7 @@ from mergekit_interleave.layout import (
     Layout,
     Scales,
     constant_of,
+    names_zero,
     scale_of,
     zeroed_scales,
 )
@@ -43,7 +44,7 @@ def gains_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
     """
     if family.gains is None:
         raise TypeError("the family has no such norms")
-    names, value = family.gains.names + family.gains.also, family.gains.value
+    names, value = family.gains.all, family.gains.value
     constants = _constants(family, setting)
     if value == 0:
         return Edit(zeroed_scales(names), constants)
@@ -85,8 +86,7 @@ def standing(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
         return value == 0 and scale_of(tensor, edit.scales) == 0
 
     if family.gains is not None and family.has_gains(tensors):
-        names = family.gains.names + family.gains.also
-        gains = [t for t in tensors if any(name in t for name in names)]
+        gains = [t for t in tensors if any(name in t for name in family.gains.all)]
         if all(holds(tensor, family.gains.value) for tensor in gains):
             return unfilled
     return [t for t in tensors if family.writes(t) and not holds(t, 0)] + unfilled
@@ -118,7 +118,7 @@ def opens_gains(edit: Edit, family: Family) -> bool:
 
 def warn_of_dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> None:
     """Two zeros in a row give each other no gradient: what is not a writer need not be zero."""
-    kept = family.zero + (family.gains.names + family.gains.also if family.gains else ())
+    kept = family.zero + (family.gains.all if family.gains else ())
     dead = [
         tensor
         for tensor in tensors
@@ -167,8 +167,9 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
     """
     names = _zeroed_names(edit.scales)
     left = standing(edit, tensors, family)
-    if not tensors and not _names_match(names, family.gains.names if family.gains else ()):
-        left = [w for w in family.zero if not any(n in w or w in n for n in names)]
+    gains = family.gains.names if family.gains else ()
+    if not tensors and not (gains and all(names_zero(edit.scales, name) for name in gains)):
+        left = [writer for writer in family.zero if not names_zero(edit.scales, writer)]
         left += [name for name in family.constants if not constant_of(name, edit.constants)]
     if names and left:
         raise LayoutError(
@@ -176,10 +177,6 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
             "so that the new layers would not be identities",
             hint=f"{_right_list(family)}, or --allow-non-identity to insist",
         )
-
-
-def _names_match(names: Collection[str], wanted: Collection[str]) -> bool:
-    return bool(wanted) and all(any(n in w or w in n for n in names) for w in wanted)
 
 
 def check_outside(layout: Layout, before: Collection[str], after: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import Append, parse
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout import expand
-from mergekit_interleave.modelconfig import deepened, placement_of, restated
+from mergekit_interleave.modelconfig import deepened, moved_file, placement_of, restated
 from mergekit_interleave.placement import Placement
 from mergekit_interleave.reference import ModelPath, ModelRef
 
@@ -124,3 +124,28 @@ class TestLayersThatDiffer:
         layout = expand(Append(1), base.ref, 4)
         result = deepened(base, layout, placement_of({base.ref: base}, layout))
         assert result == {"model_type": "gpt2", "n_layer": 5}
+
+
+def test_small_files_that_speak_of_layers(tmp_path: Path) -> None:
+    """Counts from the start and names of modules follow their layers; the rest stays."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 4}')
+    base = open_checkpoint(ModelRef(ModelPath(str(tmp_path))))
+    growth = parse("interleave: every 2", "x").growth
+    assert growth is not None
+    layout = expand(growth, base.ref, 4)
+
+    def moved(name: str, content: object) -> object:
+        return json.loads(moved_file(name, json.dumps(content).encode(), base, layout))
+
+    generation = {"assistant_early_exit": 2, "dola_layers": [0, 4], "top_p": 0.5}
+    assert moved("generation_config.json", generation) == {
+        "assistant_early_exit": 3,
+        "dola_layers": [0, 6],
+        "top_p": 0.5,
+    }
+    left = {"modules_to_not_convert": ["model.layers.1.mlp"]}
+    assert moved("quantize_config.json", left) == {
+        "modules_to_not_convert": ["model.layers.1.mlp", "model.layers.2.mlp"]
+    }
+    assert moved_file("LICENSE", b"{1", base, layout) == b"{1"
+    assert moved_file("generation_config.json", b"{1", base, layout) == b"{1"

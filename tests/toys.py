@@ -122,6 +122,7 @@ _LATENT = {"head_dim": None, "num_key_value_heads": 4}
 _DSA = {**_LATENT, "index_topk": 8, "index_n_heads": 4, "index_head_dim": 16}
 _SF = ["sliding_attention", "full_attention"]
 _WIN = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"] * 2
+_UNEVEN = ["sliding_attention", *_SF, *_SF, "sliding_attention", *_SF]
 _LIN = ["linear_attention", "linear_attention", "full_attention", "linear_attention"] * 2
 _MLP = ["dense", "sparse", "sparse", "dense", "sparse", "sparse", "sparse", "sparse"]
 _F, _S = "full", "shared"
@@ -373,16 +374,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "hidden_size_per_layer_input": 8,
         "laurel_rank": 8,
         "vocab_size_per_layer_input": 128,
-        "layer_types": [
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-        ],
+        "layer_types": _UNEVEN,
         "intermediate_size": [48] * DEPTH,
         "activation_sparsity_pattern": [0.9] * 3 + [0.0] * 5,
     },
@@ -395,16 +387,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "head_dim": 8,
         "global_head_dim": 16,
         "use_double_wide_mlp": True,
-        "layer_types": [
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-        ],
+        "layer_types": _UNEVEN,
     },
     "gemma4_unified_text": {
         "num_kv_shared_layers": 2,
@@ -412,16 +395,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "head_dim": 8,
         "global_head_dim": 16,
-        "layer_types": [
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "full_attention",
-            "sliding_attention",
-            "sliding_attention",
-            "full_attention",
-        ],
+        "layer_types": _UNEVEN,
     },
     "glm4_moe": {"first_k_dense_replace": 2},
     "glm4_moe_lite": {**_LATENT, "mlp_layer_types": _MLP},
