@@ -12,11 +12,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
-from mergekit_interleave.checkpoint import Checkpoint, Tensor
+from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.layout import Constant, Layer, Layout, Scales, Slice, constant_of, scale_of
 from mergekit_interleave.quantization import quantization_of
 from mergekit_interleave.reference import ModelRef
+from mergekit_interleave.shards import Tensor
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 """mergekit's names of the dtypes that it can write, and safetensors' spelling of them."""

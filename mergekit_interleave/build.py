@@ -23,7 +23,7 @@ from mergekit_interleave import (
     yamltext,
 )
 from mergekit_interleave.assembly import check_written
-from mergekit_interleave.checkpoint import CONFIG, Tensor, read_tensors
+from mergekit_interleave.checkpoint import CONFIG
 from mergekit_interleave.engines import mergekit, stream
 from mergekit_interleave.errors import (
     DirectiveError,
@@ -34,6 +34,7 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
+from mergekit_interleave.shards import Tensor, read_tensors
 from mergekit_interleave.staging import check_vacant, files_below, staged
 
 log = logging.getLogger(__name__)

@@ -5,11 +5,8 @@ Only safetensors are read, and of those only the headers; nothing of a checkpoin
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +16,9 @@ from typing import Any
 from mergekit_interleave import architecture, hub
 from mergekit_interleave.errors import CheckpointError, RefusedError
 from mergekit_interleave.reference import ModelPath, ModelRef, is_directory_or_file
+from mergekit_interleave.shards import INDEX, WEIGHTS, Tensor, read_index, read_json, read_tensors
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 WEIGHT_PATTERNS = (
     "*.safetensors",
@@ -37,42 +33,6 @@ WEIGHT_PATTERNS = (
     "original/*",
 )
 """Files that may hold weights. Those that the index names are read; the others are left alone."""
-
-_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
-
-# Bits of one element.
-_DTYPE_BITS = {
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "BOOL": 8, "U8": 8, "I8": 8,
-    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A stored tensor, as its header describes it.
-
-    Attributes:
-        dtype: In safetensors' spelling, such as BF16.
-        shape: Its dimensions.
-        start: Where its data starts in the file.
-        nbytes: Its size there.
-        file: The shard that holds it.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-    file: Path
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -370,7 +330,7 @@ def fetch_weights(checkpoint: Checkpoint, **how: Any) -> None:
         hub.fetch_files(checkpoint.pinned, wanted=[INDEX, WEIGHTS], **how)
         index = checkpoint.path / INDEX
         if index.is_file():
-            shards = sorted(set(_read_index(index).values()))
+            shards = sorted(set(read_index(index).values()))
             hub.fetch_files(checkpoint.pinned, wanted=shards, **how)
 
 
@@ -379,109 +339,9 @@ def is_checkpoint(path: Path) -> bool:
     return os.path.isfile(path / CONFIG)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is missing, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file") from error
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON ({error})"
-        raise CheckpointError(f"{path}: {reason}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a directory's safetensors, from the headers.
-
-    Raises:
-        CheckpointError: There are none, or a header or the index is broken.
-    """
-    single, index = path / WEIGHTS, path / INDEX
-    if index.is_file():
-        weight_map = _read_index(index)
-        shards = sorted(set(weight_map.values()))
-        if single.is_file() and WEIGHTS not in shards:
-            raise CheckpointError(
-                f"{path}: holds both {WEIGHTS} and {INDEX}, which does not name it",
-                hint="remove the one that is not the model",
-            )
-        tensors = {n: t for shard in shards for n, t in _read_header(path / shard).items()}
-        strays = weight_map.keys() ^ tensors.keys()
-        strays |= {
-            n
-            for n, shard in weight_map.items()
-            if n not in strays and tensors[n].file.name != shard
-        }
-        if strays:
-            raise CheckpointError(f"{index}: index and shards disagree about {min(strays)}")
-        return tensors
-    if single.is_file():
-        return _read_header(single)
-    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
-        raise CheckpointError(
-            f"{path}: its weights are pickled, and pickles are not loaded",
-            hint="convert them first: load the model with transformers and save it again",
-        )
-    raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise CheckpointError(f"{path}: not a directory", hint=f"use --model {path.parent}")
     if not is_checkpoint(path):
         raise CheckpointError(f"{path}: not a checkpoint: there is no {CONFIG}")
     return read_json(path / CONFIG)
-
-
-def _read_index(path: Path) -> dict[str, str]:
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: no weight_map")
-    for shard in set(map(str, weight_map.values())):
-        if not re.fullmatch(r"[^/\\]+\.safetensors", shard):
-            raise CheckpointError(f"{path}: {shard!r} is not the name of a shard beside it")
-    return {str(name): str(shard) for name, shard in weight_map.items()}
-
-
-def _read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file: 8 bytes of header length, the header as JSON, then the data."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
-            if length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(
-                    f"{path}: not a safetensors file, or cut short",
-                    hint="a Git LFS pointer? run `git lfs pull`" if size < 1024 else None,  # noqa: PLR2004 - pointers are tiny
-                )
-            header = json.loads(file.read(length))
-            tensors = {
-                name: _tensor(entry, path, 8 + length, size)
-                for name, entry in header.items()
-                if name != "__metadata__"
-            }
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: broken safetensors header ({error!r})") from error
-    return tensors
-
-
-def _tensor(entry: Mapping[str, Any], file: Path, data: int, size: int) -> Tensor:
-    """A header's entry, in a file of `size` bytes whose data starts at `data`."""
-    dtype, shape = entry["dtype"], tuple(entry["shape"])
-    start, stop = entry["data_offsets"]
-    if not all(isinstance(size, int) and size >= 0 for size in (*shape, start, stop)):
-        raise ValueError(f"{entry}")
-    if data + stop > size:
-        raise CheckpointError(f"{file}: cut short: it ends before its last tensor")
-    if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
-        raise ValueError(f"{entry}")
-    return Tensor(str(dtype), shape, data + start, stop - start, file)

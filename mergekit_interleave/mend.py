@@ -15,12 +15,13 @@ from typing import Any
 
 from mergekit_interleave import modelconfig, quantization, recipe, smallfiles, structure
 from mergekit_interleave.assembly import assemble
-from mergekit_interleave.checkpoint import CONFIG, Checkpoint, read_json, read_tensors
+from mergekit_interleave.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.errors import CheckpointError, OutputError, RefusedError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.placement import Placement
 from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.shards import read_json, read_tensors
 
 
 @dataclass(frozen=True)

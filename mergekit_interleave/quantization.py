@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergekit_interleave import architecture
-from mergekit_interleave.checkpoint import Tensor
 from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.shards import Tensor
 
 KEY = "quantization_config"
 

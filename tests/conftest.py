@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,6 +148,12 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=True,
         dtype=torch.bfloat16,
     )
+
+
+def write_header(path: Path, header: object, data: bytes = b"") -> None:
+    """A safetensors file with any header."""
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import struct
 from pathlib import Path
 
 import pytest
-from conftest import load_tensors
+from conftest import write_header
 
 from mergekit_interleave.checkpoint import (
     Checkpoint,
     is_checkpoint,
     open_checkpoint,
-    read_tensors,
 )
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.reference import ModelPath, ModelRef
@@ -23,12 +20,6 @@ from mergekit_interleave.reference import ModelPath, ModelRef
 def opened(path: Path) -> Checkpoint:
     """The checkpoint of a directory."""
     return open_checkpoint(ModelRef(ModelPath(str(path))))
-
-
-def write_header(path: Path, header: object, data: bytes = b"") -> None:
-    """A safetensors file with any header."""
-    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 class TestConfig:
@@ -90,21 +81,7 @@ class TestConfig:
 
 
 class TestTensors:
-    """Headers and index."""
-
-    @pytest.mark.parametrize("name", ["tiny", "sharded"])
-    def test_headers_say_what_the_library_loads(
-        self, name: str, request: pytest.FixtureRequest
-    ) -> None:
-        """Names, shapes and sizes are those of the safetensors library."""
-        path = request.getfixturevalue(name)
-        loaded = load_tensors(path)
-        tensors = read_tensors(path)
-        assert tensors.keys() == loaded.keys()
-        for key, tensor in tensors.items():
-            assert tensor.shape == tuple(loaded[key].shape)
-            assert tensor.elements == loaded[key].numel()
-            assert tensor.nbytes == loaded[key].nbytes
+    """Which layer a tensor belongs to."""
 
     def test_a_layers_tensors_end_at_its_index(self, tmp_path: Path) -> None:
         """Layer 1 does not take those of layer 10."""
@@ -124,96 +101,6 @@ class TestTensors:
         write_header(tmp_path / "model.safetensors", header, b"\0" * 4)
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
         assert opened(tmp_path).layer_tensors(0) == ["model.layers.0.x"]
-
-    @pytest.mark.parametrize(
-        ("content", "reason"),
-        [
-            (b"", "cut short"),
-            (b"version https://git-lfs.github.com/spec/v1\n", "cut short"),
-            (struct.pack("<Q", 2**60) + b"{}", "cut short"),
-            (struct.pack("<Q", 2) + b"{", "cut short"),
-            (struct.pack("<Q", 2) + b"[]", "broken safetensors header"),
-            (struct.pack("<Q", 4) + b"{{{{", "broken safetensors header"),
-        ],
-    )
-    def test_a_broken_file_is_named(self, tmp_path: Path, content: bytes, reason: str) -> None:
-        """Whatever it holds."""
-        (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(CheckpointError, match=reason) as error:
-            read_tensors(tmp_path)
-        assert "model.safetensors" in str(error.value)
-
-    @pytest.mark.parametrize(
-        "entry",
-        [
-            {},
-            {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]},
-            {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
-            {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]},
-            {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
-            {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]},
-            [],
-        ],
-    )
-    def test_a_broken_entry_is_an_error(self, tmp_path: Path, entry: object) -> None:
-        """Shapes and offsets must agree."""
-        write_header(tmp_path / "model.safetensors", {"x": entry}, b"\0" * 8)
-        with pytest.raises(CheckpointError, match="broken safetensors header"):
-            read_tensors(tmp_path)
-
-    def test_a_file_that_was_cut_short(self, own_tiny: Path) -> None:
-        """Its header promises more data than there is."""
-        file = own_tiny / "model.safetensors"
-        os.truncate(file, file.stat().st_size - 1)
-        with pytest.raises(CheckpointError, match="ends before its last tensor"):
-            read_tensors(own_tiny)
-
-    def test_index_and_shards_must_agree(self, sharded: Path, tmp_path: Path) -> None:
-        """A tensor that only one of them has is named."""
-        for file in sharded.iterdir():
-            (tmp_path / file.name).symlink_to(file)
-        index = tmp_path / "model.safetensors.index.json"
-        content = json.loads(index.read_text())
-        del content["weight_map"]["model.norm.weight"]
-        index.unlink()
-        index.write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=r"disagree about model\.norm\.weight"):
-            read_tensors(tmp_path)
-
-    @pytest.mark.parametrize(
-        "shard", ["../x.safetensors", "/x.safetensors", "a/b.safetensors", "x"]
-    )
-    def test_an_index_names_only_files_beside_it(self, tmp_path: Path, shard: str) -> None:
-        """A path elsewhere is refused."""
-        content = {"weight_map": {"x": shard}}
-        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match="not the name of a shard"):
-            read_tensors(tmp_path)
-
-    def test_a_missing_shard_is_named(self, tmp_path: Path) -> None:
-        """By its path."""
-        content = {"weight_map": {"x": "a.safetensors"}}
-        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=r"a\.safetensors: No such file"):
-            read_tensors(tmp_path)
-
-    def test_two_sets_of_weights_are_ambiguous(self, own_tiny: Path) -> None:
-        """Transformers reads the one, mergekit the other."""
-        content = {"weight_map": {"x": "a.safetensors"}}
-        (own_tiny / "model.safetensors.index.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match="holds both"):
-            read_tensors(own_tiny)
-
-    def test_pickles_are_not_loaded(self, tmp_path: Path) -> None:
-        """Nor opened."""
-        (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-        with pytest.raises(CheckpointError, match="pickles are not loaded"):
-            read_tensors(tmp_path)
-
-    def test_no_weights_at_all(self, tmp_path: Path) -> None:
-        """An error that says what was looked for."""
-        with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
-            read_tensors(tmp_path)
 
 
 class TestOrigin:

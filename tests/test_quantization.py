@@ -13,9 +13,9 @@ import zoo
 from conftest import Cli, load_tensors
 from transformers import AutoModelForCausalLM
 
-from mergekit_interleave.checkpoint import Tensor
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.quantization import quantization_of, reindexed
+from mergekit_interleave.shards import Shard, Stamp, Tensor
 
 PLAN = "interleave: every 2"
 
@@ -102,7 +102,7 @@ NF4 = ".quant_state.bitsandbytes__nf4"
 
 def tensor(dtype: str) -> Tensor:
     """A tensor of which only the dtype matters."""
-    return Tensor(dtype, (4,), 0, 4, Path("x"))
+    return Tensor(dtype, (4,), 0, 4, Shard(Path("x"), {}, Stamp(0, 0, 4, 0)))
 
 
 @pytest.mark.parametrize(

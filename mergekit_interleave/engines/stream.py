@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 from mergekit_interleave.assembly import Part, Range
-from mergekit_interleave.checkpoint import INDEX, WEIGHTS
+from mergekit_interleave.shards import INDEX, WEIGHTS
 
 _BLOCK = 2**22
 

@@ -1,0 +1,222 @@
+"""Reading safetensors files: their headers, the index beside them, never the data.
+
+A file is 8 bytes of header length, the header as JSON, then the data of its tensors:
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergekit_interleave.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
+
+# Bits of one element.
+_DTYPE_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8,
+    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+class Stamp(NamedTuple):
+    """What tells whether a file is still the one that was looked at."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """The stamp of an open file."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """A safetensors file.
+
+    Attributes:
+        file: Where it is.
+        metadata: What its header says besides its tensors.
+        stamp: Which file it was when its header was read.
+    """
+
+    file: Path
+    metadata: Mapping[str, str]
+    stamp: Stamp
+
+    def check_unchanged(self) -> None:
+        """Check that the file is still as it was when its header was read.
+
+        Raises:
+            CheckpointError: It is not.
+        """
+        try:
+            status = self.file.stat()
+        except OSError as error:
+            raise CheckpointError(f"{self.file}: {error.strerror or error}") from error
+        if Stamp.of(status) != self.stamp:
+            raise CheckpointError(f"{self.file}: changed while it was read")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A stored tensor, as its header describes it.
+
+    Attributes:
+        dtype: In safetensors' spelling, such as BF16.
+        shape: Its dimensions.
+        start: Where its data starts in the file.
+        nbytes: Its size there.
+        shard: The file that holds it.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+    shard: Shard
+
+    @property
+    def file(self) -> Path:
+        """The file that holds it."""
+        return self.shard.file
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def check_unchanged(tensors: Iterable[Tensor]) -> None:
+    """Check that the files of some tensors are still as they were when they were read.
+
+    Raises:
+        CheckpointError: One of them is not.
+    """
+    for shard in {tensor.shard for tensor in tensors}:
+        shard.check_unchanged()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not valid JSON ({error})"
+        raise CheckpointError(f"{path}: {reason}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a directory's safetensors, from the headers.
+
+    Raises:
+        CheckpointError: There are none, or a header or the index is broken.
+    """
+    single, index = path / WEIGHTS, path / INDEX
+    if index.is_file():
+        weight_map = read_index(index)
+        shards = sorted(set(weight_map.values()))
+        if single.is_file() and WEIGHTS not in shards:
+            raise CheckpointError(
+                f"{path}: holds both {WEIGHTS} and {INDEX}, which does not name it",
+                hint="remove the one that is not the model",
+            )
+        tensors = {n: t for shard in shards for n, t in _read_header(path / shard).items()}
+        strays = weight_map.keys() ^ tensors.keys()
+        strays |= {
+            n
+            for n, shard in weight_map.items()
+            if n not in strays and tensors[n].file.name != shard
+        }
+        if strays:
+            raise CheckpointError(f"{index}: index and shards disagree about {min(strays)}")
+        return tensors
+    if single.is_file():
+        return _read_header(single)
+    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        raise CheckpointError(
+            f"{path}: its weights are pickled, and pickles are not loaded",
+            hint="convert them first: load the model with transformers and save it again",
+        )
+    raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The tensors that an index names, and the shard of each.
+
+    Raises:
+        CheckpointError: It is broken, or names a file that is not beside it.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: no weight_map")
+    for shard in set(map(str, weight_map.values())):
+        if not re.fullmatch(r"[^/\\]+\.safetensors", shard):
+            raise CheckpointError(f"{path}: {shard!r} is not the name of a shard beside it")
+    return {str(name): str(shard) for name, shard in weight_map.items()}
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            size = status.st_size
+            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
+            if length > min(size - 8, _MAX_HEADER):
+                raise CheckpointError(
+                    f"{path}: not a safetensors file, or cut short",
+                    hint="a Git LFS pointer? run `git lfs pull`" if size < 1024 else None,  # noqa: PLR2004 - pointers are tiny
+                )
+            header = json.loads(file.read(length))
+            metadata = dict(header.pop("__metadata__", None) or {})
+            words = {str(key): str(value) for key, value in metadata.items()}
+            shard = Shard(path, words, Stamp.of(status))
+            tensors = {name: _tensor(entry, shard, 8 + length) for name, entry in header.items()}
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: broken safetensors header ({error!r})") from error
+    return tensors
+
+
+def _tensor(entry: Mapping[str, Any], shard: Shard, data: int) -> Tensor:
+    """A header's entry, in a file whose data starts at `data`."""
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    start, stop = entry["data_offsets"]
+    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
+        raise ValueError(f"{entry}")
+    if data + stop > shard.stamp.size:
+        raise CheckpointError(f"{shard.file}: cut short: it ends before its last tensor")
+    if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
+        raise ValueError(f"{entry}")
+    # One word for each dtype: a large checkpoint has many tensors and few dtypes.
+    return Tensor(sys.intern(str(dtype)), shape, data + start, stop - start, shard)

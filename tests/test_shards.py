@@ -1,0 +1,169 @@
+"""Reading safetensors: headers and index, and what is wrong with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from conftest import load_tensors, write_header
+
+from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.shards import check_unchanged, read_tensors
+
+
+class TestTensors:
+    """Headers and index."""
+
+    @pytest.mark.parametrize("name", ["tiny", "sharded"])
+    def test_headers_say_what_the_library_loads(
+        self, name: str, request: pytest.FixtureRequest
+    ) -> None:
+        """Names, shapes and sizes are those of the safetensors library."""
+        path = request.getfixturevalue(name)
+        loaded = load_tensors(path)
+        tensors = read_tensors(path)
+        assert tensors.keys() == loaded.keys()
+        for key, tensor in tensors.items():
+            assert tensor.shape == tuple(loaded[key].shape)
+            assert tensor.elements == loaded[key].numel()
+            assert tensor.nbytes == loaded[key].nbytes
+
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", "cut short"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "cut short"),
+            (struct.pack("<Q", 2**60) + b"{}", "cut short"),
+            (struct.pack("<Q", 2) + b"{", "cut short"),
+            (struct.pack("<Q", 2) + b"[]", "broken safetensors header"),
+            (struct.pack("<Q", 4) + b"{{{{", "broken safetensors header"),
+        ],
+    )
+    def test_a_broken_file_is_named(self, tmp_path: Path, content: bytes, reason: str) -> None:
+        """Whatever it holds."""
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(CheckpointError, match=reason) as error:
+            read_tensors(tmp_path)
+        assert "model.safetensors" in str(error.value)
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {},
+            {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]},
+            {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+            {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]},
+            {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+            {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]},
+            [],
+        ],
+    )
+    def test_a_broken_entry_is_an_error(self, tmp_path: Path, entry: object) -> None:
+        """Shapes and offsets must agree."""
+        write_header(tmp_path / "model.safetensors", {"x": entry}, b"\0" * 8)
+        with pytest.raises(CheckpointError, match="broken safetensors header"):
+            read_tensors(tmp_path)
+
+    def test_a_file_that_was_cut_short(self, own_tiny: Path) -> None:
+        """Its header promises more data than there is."""
+        file = own_tiny / "model.safetensors"
+        os.truncate(file, file.stat().st_size - 1)
+        with pytest.raises(CheckpointError, match="ends before its last tensor"):
+            read_tensors(own_tiny)
+
+    def test_index_and_shards_must_agree(self, sharded: Path, tmp_path: Path) -> None:
+        """A tensor that only one of them has is named."""
+        for file in sharded.iterdir():
+            (tmp_path / file.name).symlink_to(file)
+        index = tmp_path / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        del content["weight_map"]["model.norm.weight"]
+        index.unlink()
+        index.write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=r"disagree about model\.norm\.weight"):
+            read_tensors(tmp_path)
+
+    @pytest.mark.parametrize(
+        "shard", ["../x.safetensors", "/x.safetensors", "a/b.safetensors", "x"]
+    )
+    def test_an_index_names_only_files_beside_it(self, tmp_path: Path, shard: str) -> None:
+        """A path elsewhere is refused."""
+        content = {"weight_map": {"x": shard}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="not the name of a shard"):
+            read_tensors(tmp_path)
+
+    def test_a_missing_shard_is_named(self, tmp_path: Path) -> None:
+        """By its path."""
+        content = {"weight_map": {"x": "a.safetensors"}}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match=r"a\.safetensors: No such file"):
+            read_tensors(tmp_path)
+
+    def test_two_sets_of_weights_are_ambiguous(self, own_tiny: Path) -> None:
+        """Transformers reads the one, mergekit the other."""
+        content = {"weight_map": {"x": "a.safetensors"}}
+        (own_tiny / "model.safetensors.index.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="holds both"):
+            read_tensors(own_tiny)
+
+    def test_pickles_are_not_loaded(self, tmp_path: Path) -> None:
+        """Nor opened."""
+        (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+        with pytest.raises(CheckpointError, match="pickles are not loaded"):
+            read_tensors(tmp_path)
+
+    def test_no_weights_at_all(self, tmp_path: Path) -> None:
+        """An error that says what was looked for."""
+        with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+            read_tensors(tmp_path)
+
+
+class TestMetadata:
+    """What a header says besides its tensors."""
+
+    def test_it_is_read(self, tmp_path: Path) -> None:
+        """With the tensors, and is none of them."""
+        entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+        header = {"__metadata__": {"format": "pt", "made": "by hand"}, "x": entry}
+        write_header(tmp_path / "model.safetensors", header, b"\0" * 4)
+        (tensor,) = read_tensors(tmp_path).values()
+        assert tensor.shard.metadata == {"format": "pt", "made": "by hand"}
+
+    def test_it_is_an_object(self, tmp_path: Path) -> None:
+        """Or the header is broken."""
+        write_header(tmp_path / "model.safetensors", {"__metadata__": "pt"})
+        with pytest.raises(CheckpointError, match="broken safetensors header"):
+            read_tensors(tmp_path)
+
+
+class TestUnchanged:
+    """A file is still what it was when its header was read."""
+
+    def test_one_that_stays(self, tiny: Path) -> None:
+        """Passes."""
+        check_unchanged(read_tensors(tiny).values())
+
+    @pytest.mark.parametrize("change", ["written", "replaced", "cut", "gone"])
+    def test_one_that_does_not(self, change: str, own_tiny: Path) -> None:
+        """Is named."""
+        tensors = read_tensors(own_tiny)
+        file = own_tiny / "model.safetensors"
+        content, status = file.read_bytes(), file.stat()
+        match change:
+            case "written":
+                file.write_bytes(content[:-1] + b"x")
+            case "replaced":
+                (own_tiny / "other").write_bytes(content)
+                os.utime(own_tiny / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+                (own_tiny / "other").rename(file)
+            case "cut":
+                os.truncate(file, 1)
+                os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+            case "gone":
+                file.unlink()
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: (changed|No such file)"):
+            check_unchanged(tensors.values())
