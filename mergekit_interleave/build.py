@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,29 +19,26 @@ from mergekit_interleave import (
     recipe,
     smallfiles,
     structure,
+    weights,
     yamltext,
 )
 from mergekit_interleave.assembly import check_written
 from mergekit_interleave.checkpoint import CONFIG
-from mergekit_interleave.engines import mergekit, stream
+from mergekit_interleave.engines.stream import Traffic
 from mergekit_interleave.errors import (
-    DirectiveError,
-    OutputError,
     RefusedError,
     UnsayableError,
 )
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
-from mergekit_interleave.shards import Tensor, read_tensors
+from mergekit_interleave.shards import Tensor, check_unchanged, read_tensors
 from mergekit_interleave.staging import check_vacant, files_below, staged
+from mergekit_interleave.weights import How
 
 log = logging.getLogger(__name__)
 
 CARD_FILE = "README.md"
-
-
-AUTO, MERGEKIT, STREAM = ENGINES = ("auto", "mergekit", "stream")
 
 
 @dataclass(frozen=True)
@@ -50,27 +46,35 @@ class Options:
     """How to run.
 
     Attributes:
-        engine: `mergekit` or `stream` to insist on one, or `auto`.
+        weights: How to write the weights.
         replace: Replace a model that stands at OUT.
-        shard_size: The most bytes of one shard.
         base_model: The Hub id of the base, where its directory does not tell.
-        mergekit: mergekit's own options.
+        verify: Read back what was written.
     """
 
-    engine: str = AUTO
+    weights: How = field(default_factory=How)
     replace: bool = False
-    shard_size: int = 5 * 10**9
     base_model: str | None = None
-    mergekit: Mapping[str, object] = field(default_factory=dict)
+    verify: bool = True
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was made."""
+    """What was made.
+
+    Attributes:
+        layout: Its layers.
+        parameters: How many there are.
+        nbytes: Their size.
+        traffic: How the bytes of the weights came there.
+        streamable: Whether mergekit wrote what the stream engine could have written.
+    """
 
     layout: Layout
     parameters: int
     nbytes: int
+    traffic: Traffic
+    streamable: bool
 
 
 def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
@@ -97,75 +101,49 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
 def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
-    streamed = options.engine == STREAM
-    if streamed:
-        _check_stream(options, expansion)
-    else:
-        mergekit.check_options(options.mergekit)
-        mergekit.quieten(options.mergekit.get("verbosity"))
-    plan = preflight(
-        expansion,
-        models,
-        out,
-        base_model=options.base_model,
-        mix=not streamed and mergekit.mixes(options.mergekit),
-    )
+    how = options.weights
+    weights.check(how, expansion)
+    plan = preflight(expansion, models, out, base_model=options.base_model, mix=how.mixes)
+    measured = plan.first.require_family().measured
     with staged(out, replace=options.replace) as work:
-        plan.check_room(out)
+        weights.check_room(plan, work, how)
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
-        if not streamed or plan.first.require_family().measured:
+        if measured or not how.streams:
             _check_classes(plan, work)
-        if plan.first.require_family().measured and not plan.is_identity:
+        if measured and not plan.is_identity:
             raise RefusedError(
                 f"nothing is known of model type {plan.first.model_type!r}: only an expansion "
                 "that computes what its base computes can be measured",
                 hint="zero the new layers' residual writers",
             )
-        scratch = work / ".lora"
-        job = mergekit.Job(
-            layout=expansion.layout,
-            parts=plan.parts,
-            mergekit=plan.mergekit,
-            modules=expansion.modules,
-            checkpoints={**plan.sources, plan.base.ref: plan.base},
-            options=options.mergekit,
-            shard_size=options.shard_size,
-            lora_cache=scratch,
-        )
-        beyond = _write_weights(job, work, engine=options.engine)
-        shutil.rmtree(scratch, ignore_errors=True)
+        outcome = weights.write(plan, work, how)
+        check_unchanged(part.tensor for part in plan.parts)
         written = read_tensors(work)
         new_vocabulary = recipe.changes_tokenizer(plan.mergekit)
         check_written(
             written,
             plan.parts,
             any_rows_outside=new_vocabulary,
-            any_dtype=plan.uses_lora and "lora_merge_dtype" in options.mergekit,
+            any_dtype=plan.uses_lora and "lora_merge_dtype" in how.mergekit,
+            zeros=options.verify,
         )
-        if plan.first.require_family().measured:
+        if measured:
             measure.check(plan.first.path, work, trust_remote_code=plan.first.trusted)
         if new_vocabulary:
             _write_json(work / CONFIG, plan.config(_vocab_size(written, plan)))
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
-        _write_card(plan, out.name, work / CARD_FILE, beyond)
+        _write_card(plan, out.name, work / CARD_FILE, outcome.beyond)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, manifest.describe(plan, files))
     nbytes = sum(tensor.nbytes for tensor in written.values())
-    return Report(plan.layout, sum(t.elements for t in written.values()), nbytes)
-
-
-def _check_stream(options: Options, expansion: Expansion) -> None:
-    """What the stream engine knows nothing of is refused, never ignored."""
-    for name in options.mergekit:
-        if name != "trust_remote_code":
-            raise DirectiveError(f"--engine stream: mergekit's option {name} has no meaning there")
-    for key in ("tokenizer", "tokenizer_source", "chat_template", "parameters"):
-        if key in expansion.directive.mergekit:
-            raise RefusedError(
-                f"--engine stream: {key} is mergekit's, and only mergekit can do it",
-                hint="leave --engine out",
-            )
+    return Report(
+        layout=plan.layout,
+        parameters=sum(tensor.elements for tensor in written.values()),
+        nbytes=nbytes,
+        traffic=outcome.traffic,
+        streamable=outcome.streamable,
+    )
 
 
 def _check_classes(plan: Preflight, work: Path) -> None:
@@ -187,43 +165,6 @@ def _copy_small_files(plan: Preflight, work: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             moved = modelconfig.moved_file(name, content, plan.first, plan.layout)
             target.write_bytes(moved)
-
-
-def _write_weights(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
-    """By mergekit, and by the stream engine where mergekit cannot, or that is insisted on.
-
-    Returns:
-        Why mergekit could not, if it could not.
-    """
-    try:
-        if engine == STREAM:
-            arithmetic = stream.reason_against(job.parts)
-            if arithmetic:
-                raise RefusedError(f"--engine stream does no arithmetic: {arithmetic}")
-            stream.write(job.parts, work, job.shard_size)
-            return None
-        return _written(job, work, engine=engine)
-    except OSError as error:
-        raise OutputError(f"the weights cannot be written: {error.strerror or error}") from error
-
-
-def _written(job: mergekit.Job, work: Path, *, engine: str) -> str | None:
-    try:
-        mergekit.write(job, work)
-    except RefusedError as refused:
-        if engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
-            raise
-        arithmetic = stream.reason_against(job.parts)
-        if arithmetic:
-            converts = recipe.dtype_of(job.mergekit) is not None
-            raise RefusedError(
-                f"{refused}; and the stream engine does no arithmetic: {arithmetic}",
-                hint="leave `dtype` out: every tensor keeps its own" if converts else None,
-            ) from refused
-        log.info("written by the stream engine: %s", refused)
-        stream.write(job.parts, work, job.shard_size)
-        return str(refused)
-    return None
 
 
 def _vocab_size(written: Mapping[str, Tensor], plan: Preflight) -> int:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,6 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from mergekit_interleave import __version__
 from mergekit_interleave import directive as directives
+from mergekit_interleave.amounts import amount, parse_amount
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -195,8 +197,14 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     allow_non_identity: NonIdentity = False,
     engine: Annotated[str, typer.Option(
         metavar="auto|mergekit|stream", help="What writes the weights.")] = "auto",
-    out_shard_size: Annotated[str, typer.Option(
-        metavar="SIZE", help="The most bytes of one shard, such as 5B, 5GB or 500MB.")] = "5GB",
+    out_shard_size: Annotated[str | None, typer.Option(
+        metavar="SIZE", show_default=False, help="The most bytes of one shard, such as 5B, 5GB or "
+        "500MB; 5GB, or by the stream engine one shard where the base has one.")] = None,
+    no_reflink: Annotated[bool, typer.Option("--no-reflink", help=
+        "Let the stream engine copy every byte, even where the filesystem could share blocks with "
+        "the base.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help=
+        "Do not read back what was written.")] = False,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace a model that stands at OUT, and nothing else.")] = False,
     base_model: Annotated[str | None, typer.Option(
@@ -219,12 +227,12 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         rich_help_panel="mergekit's options")] = None,
 ) -> None:  # fmt: skip
     """Make the deeper model at OUT, with config, tokenizer and model card."""
-    from mergekit_interleave import build  # noqa: PLC0415
+    from mergekit_interleave import build, weights  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
 
-    if engine not in build.ENGINES:
+    if engine not in weights.ENGINES:
         raise DirectiveError(
-            f"--engine: {engine!r} is no engine", hint=f"use one of {', '.join(build.ENGINES)}"
+            f"--engine: {engine!r} is no engine", hint=f"use one of {', '.join(weights.ENGINES)}"
         )
     directive, out = _directive_and_out(words)
     flags = {
@@ -242,11 +250,16 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         repeat=repeat, stack=stack, zero=zero, dtype=dtype,
     )  # fmt: skip
     options = build.Options(
-        engine=engine,
+        weights=weights.How(
+            engine=engine,
+            shard_size=None if out_shard_size is None else _size(out_shard_size),
+            reflink=not no_reflink,
+            mergekit=mergekit_options,
+            bar=_bar,
+        ),
         replace=force,
-        shard_size=_size(out_shard_size),
         base_model=base_model,
-        mergekit=mergekit_options,
+        verify=not no_verify,
     )
     cache_dir = mergekit_options.get("transformers_cache")
     models = Models(
@@ -261,10 +274,17 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
     report = build.run(expansion, models, Path(out), options)
     new = len(report.layout.new_layers)
+    traffic = report.traffic
+    parts = [f"{amount(traffic.written)} written"]
+    parts += [f"{amount(traffic.shared)} shared with the base"] if traffic.shared else []
+    parts += [f"{amount(traffic.holes)} of zeros that take no room"] if traffic.holes else []
     print(  # noqa: T201
         f"{out}: {len(report.layout)} layers, {new} of them new; "
-        f"{report.parameters:,} parameters, {report.nbytes / 1e9:,.2f} GB"
+        f"{report.parameters:,} parameters, {amount(report.nbytes)}: {', '.join(parts)}"
     )
+    if report.streamable:
+        hint = "--engine stream writes the same tensors, faster and in constant memory"
+        print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
 
 
 @app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config merged")
@@ -352,21 +372,24 @@ def _key_value(text: str) -> tuple[str, str]:
     return key.replace("-", "_"), value
 
 
-_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "B": 3}
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], object]]:
+    """Bytes, rate and time left, on a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from tqdm import tqdm  # noqa: PLC0415
+
+    with tqdm(total=total, desc="weights", unit="B", unit_scale=True, leave=False) as bar:
+        yield bar.update
 
 
 def _size(text: str) -> int:
-    """Bytes: 5000000000, 5B (mergekit's billion), 5GB, 4.5GB, 4GiB, 500M."""
-    match = re.fullmatch(
-        r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGTB])|([KMGT])B|([KMGT])iB)?", text, re.IGNORECASE
-    )
-    if match is None:
+    size = parse_amount(text)
+    if size is None:
         raise DirectiveError(
             f"--out-shard-size: {text!r} is no size", hint="for example 5B, 5GB or 500MB"
         )
-    decimal = (match[2] or match[3] or "").upper()
-    factor = 1024 ** _UNITS[match[4].upper()] if match[4] else 1000 ** _UNITS[decimal]
-    size = int(float(match[1]) * factor)
     if size < 1:
         raise DirectiveError("--out-shard-size: must be at least 1 byte")
     return size

@@ -5,7 +5,6 @@ Cheap checks come before anything is fetched, and everything is checked before a
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -115,23 +114,6 @@ class Preflight:
             and self.identities == {layer.index for layer in layers if layer.new}
             and all(part.scale in (None, 1) for part in self.parts if part.layer is None)
         )
-
-    def check_room(self, out: Path) -> None:
-        """Check that the disk has room for the result.
-
-        Raises:
-            OutputError: It has not.
-        """
-        needed = sum(part.nbytes for part in self.parts)
-        needed += sum(file.stat().st_size for _, file in self.small_files)
-        for model, checkpoint in self.sources.items():
-            if model.lora:
-                needed += sum(tensor.nbytes for tensor in checkpoint.tensors.values())
-        free = shutil.disk_usage(out.parent).free
-        if needed > free:
-            raise OutputError(
-                f"{out}: no room: {needed / 1e6:,.0f} MB are needed, {free / 1e6:,.0f} MB are free"
-            )
 
 
 def preflight(

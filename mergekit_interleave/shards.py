@@ -22,7 +22,7 @@ from mergekit_interleave.errors import CheckpointError
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-_MAX_HEADER = 100 * 2**20  # the limit of the safetensors format itself
+_MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 
 # Bits of one element.
 _DTYPE_BITS = {
@@ -104,6 +104,13 @@ class Tensor:
     def elements(self) -> int:
         """How many numbers it holds."""
         return math.prod(self.shape)
+
+    @property
+    def width(self) -> int:
+        """The bytes of one element, 0 where several share one."""
+        if self.dtype in _DTYPE_BITS:
+            return _DTYPE_BITS[self.dtype] // 8
+        return self.nbytes // max(self.elements, 1)
 
 
 def check_unchanged(tensors: Iterable[Tensor]) -> None:

@@ -126,6 +126,8 @@ def staged(out: Path, *, replace: bool) -> Iterator[Path]:
         raise
     finally:
         os.close(lock)
+    with suppress(OSError):  # the model is there; only where the power fails now, it may not be
+        _sync(out.parent)
     shutil.rmtree(aside, ignore_errors=True)
     if aside.exists():
         log.warning("what %s held before could not be removed; it is at %s", out, aside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,10 @@ from mergekit_interleave import cli
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network must fail
+
+
+STREAM_HINT = "hint: --engine stream writes the same tensors, faster and in constant memory\n"
+"""The last line of a run that mergekit did and the stream engine could have done."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,31 @@ def write_header(path: Path, header: object, data: bytes = b"") -> None:
     """A safetensors file with any header."""
     text = json.dumps(header).encode() if not isinstance(header, bytes) else header
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def emulate_sharing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let any filesystem share blocks, by copying them; returns the lengths as they come.
+
+    As strict as a real one: whole blocks, inside the source.
+    """
+    from mergekit_interleave.engines import moving
+
+    lengths: list[int] = []
+
+    def ioctl(target: int, request: int, what: bytes) -> int:
+        assert request == moving.FICLONERANGE
+        source, start, length, at = struct.unpack("@qQQQ", what)
+        if start % 4096 or length % 4096 or at % 4096 or not length:
+            raise OSError(errno.EINVAL, "not whole blocks")
+        data = os.pread(source, length, start)
+        if len(data) < length:
+            raise OSError(errno.EINVAL, "beyond the end")
+        os.pwrite(target, data, at)
+        lengths.append(length)
+        return 0
+
+    monkeypatch.setattr(moving.fcntl, "ioctl", ioctl)
+    return lengths
 
 
 def load_tensors(path: Path) -> dict[str, Any]:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Cli, assert_same_tensors, load_tensors
+from conftest import (
+    STREAM_HINT,
+    Cli,
+    assert_same_tensors,
+    emulate_sharing,
+    load_tensors,
+    make_llama,
+)
 
 from mergekit_interleave.assembly import Part, assemble
 from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import Every
 from mergekit_interleave.engines import stream
+from mergekit_interleave.engines.sharding import shards_of
+from mergekit_interleave.errors import CheckpointError, OutputError
 from mergekit_interleave.layout import Edit, expand, zeroed_scales
 from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.shards import Shard, read_tensors
 
 
 def parts_of(path: Path, *names: str) -> tuple[Part, ...]:
@@ -26,81 +38,147 @@ def parts_of(path: Path, *names: str) -> tuple[Part, ...]:
     return assemble(layout, {base.ref: base})
 
 
-@pytest.mark.parametrize("answer", [errno.ENOSYS, errno.EXDEV, errno.EINVAL])
-def test_without_the_kernels_help(
-    answer: int, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same, through this process."""
-    parts = parts_of(sharded, "o_proj")
-    for name in ("fast", "slow"):
-        (tmp_path / name).mkdir()
-    stream.write(parts, tmp_path / "fast", 10**9)
-
-    def refuse(*_: object) -> int:
-        raise OSError(answer, os.strerror(answer))
-
-    monkeypatch.setattr(os, "copy_file_range", refuse)
-    stream.write(parts, tmp_path / "slow", 10**9)
-    assert_same_tensors(tmp_path / "fast", tmp_path / "slow")
+def write(parts: Sequence[Part], out: Path, limit: int = 10**9, **how: bool) -> stream.Traffic:
+    """Write them into a new directory."""
+    out.mkdir()
+    shards = shards_of(parts, limit, stream.block_size(out))
+    seen: list[int] = []
+    traffic = stream.write(shards, out, tick=seen.append, **how)
+    assert sum(seen) == sum(part.nbytes for part in parts)
+    return traffic
 
 
-def test_short_moves_and_short_writes(
-    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The kernel may move less than was asked for, and is asked again."""
-    parts = parts_of(sharded, "o_proj")
-    for name in ("whole", "short"):
-        (tmp_path / name).mkdir()
-    stream.write(parts, tmp_path / "whole", 10**9)
-    move, write = os.copy_file_range, os.write
-    monkeypatch.setattr(
-        os, "copy_file_range", lambda src, dst, count, at: move(src, dst, min(count, 7), at)
-    )
-    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:11]))
-    stream.write(parts, tmp_path / "short", 10**9)
-    assert_same_tensors(tmp_path / "whole", tmp_path / "short")
+class TestWays:
+    """However the bytes come there."""
+
+    def test_they_are_the_same(
+        self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By the kernel, by hand, with shared blocks: the files do not differ."""
+        parts = parts_of(sharded, "o_proj")
+        write(parts, tmp_path / "any")
+        write(parts, tmp_path / "hand", reflink=False)
+        monkeypatch.delattr(os, "copy_file_range")
+        write(parts, tmp_path / "old")
+        lengths = emulate_sharing(monkeypatch)
+        traffic = write(parts, tmp_path / "shared")
+        assert 0 < traffic.shared == sum(lengths)
+        for file in (tmp_path / "any").iterdir():
+            for other in ("hand", "old", "shared"):
+                assert (tmp_path / other / file.name).read_bytes() == file.read_bytes()
+
+    def test_the_forecast_is_what_comes(
+        self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Byte for byte, with and without shared blocks."""
+        parts = parts_of(sharded, "o_proj")
+        shards = shards_of(parts, 10**9, stream.block_size(tmp_path))
+        emulate_sharing(monkeypatch)
+        for reflink in (True, False):
+            forecast = stream.forecast(shards, tmp_path, reflink=reflink)
+            assert write(parts, tmp_path / str(reflink), reflink=reflink) == forecast
+            files = list((tmp_path / str(reflink)).glob("*.safetensors"))
+            total = forecast.written + forecast.shared + forecast.holes
+            assert total == sum(file.stat().st_size for file in files)
+            assert (forecast.shared > 0) is reflink
+
+    def test_zeros_take_no_room(self, tmp_path: Path) -> None:
+        """Nor at the end of a file."""
+        import torch
+        from safetensors.torch import save_file
+
+        base = make_llama(tmp_path / "base", layers=2)
+        tensors = load_tensors(base)
+        for i in range(2):
+            tensors[f"model.layers.{i}.mlp.down_proj.weight"] = torch.ones(2**20)
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        traffic = write(parts_of(base, "down_proj"), tmp_path / "out")
+        written = tmp_path / "out" / "model.safetensors"
+        size, taken = written.stat().st_size, written.stat().st_blocks * 512
+        assert traffic.holes == 2**22
+        assert size > 12 * 2**20
+        assert taken < size - 3 * 2**20
+        assert not load_tensors(tmp_path / "out")["model.layers.2.mlp.down_proj.weight"].any()
 
 
-def test_an_error_of_the_disk_is_no_reason_to_go_on(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only where the kernel has no such call it is done in another way."""
+class TestShards:
+    """The files and their index."""
 
-    def fail(*_: object) -> int:
-        raise OSError(errno.EIO, "broken")
+    def test_one_where_the_base_has_one(self, tiny: Path, tmp_path: Path) -> None:
+        """And no index."""
+        write(parts_of(tiny, "o_proj"), tmp_path / "out")
+        assert os.listdir(tmp_path / "out") == ["model.safetensors"]
 
-    monkeypatch.setattr(os, "copy_file_range", fail)
-    with pytest.raises(OSError, match="broken"):
-        stream.write(parts_of(tiny, "o_proj"), tmp_path, 10**9)
+    def test_the_index(self, tiny: Path, tmp_path: Path) -> None:
+        """Names every tensor, and the size of all."""
+        parts = parts_of(tiny, "o_proj")
+        write(parts, tmp_path / "out", 40_000)
+        index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(part.nbytes for part in parts)
+        assert len(read_tensors(tmp_path / "out")) == len(parts) == len(index["weight_map"])
+
+    def test_the_bases_metadata(self, tiny: Path, tmp_path: Path) -> None:
+        """Is read back by the safetensors library."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        tmp_path.joinpath("base").mkdir()
+        for name in ("config.json",):
+            (tmp_path / "base" / name).write_bytes((tiny / name).read_bytes())
+        save_file(load_tensors(tiny), tmp_path / "base" / "model.safetensors", {"made": "here"})
+        write(parts_of(tmp_path / "base", "o_proj"), tmp_path / "out")
+        with safe_open(tmp_path / "out" / "model.safetensors", "pt") as opened:
+            assert opened.metadata() == {"format": "pt", "made": "here"}
 
 
-def test_a_source_that_shrinks(own_tiny: Path, tmp_path: Path) -> None:
-    """Is noticed."""
-    parts = parts_of(own_tiny, "o_proj")
-    os.truncate(own_tiny / "model.safetensors", 40_000)
-    (tmp_path / "out").mkdir()
-    with pytest.raises(OSError, match="cut short"):
-        stream.write(parts, tmp_path / "out", 10**9)
+class TestFaults:
+    """What goes wrong is said, with the file, and nothing goes on."""
 
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first failure stops the other files as well."""
+        parts = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
+        calls = []
 
-def test_zeros_are_holes(tmp_path: Path) -> None:
-    """A layer of zeros takes no room, at the end of a file either."""
-    import torch
-    from conftest import make_llama
-    from safetensors.torch import save_file
+        def full(*_: object) -> int:
+            calls.append(1)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    base = make_llama(tmp_path / "base", layers=2)
-    tensors = load_tensors(base)
-    for i in range(2):
-        tensors[f"model.layers.{i}.mlp.down_proj.weight"] = torch.ones(2**20)
-    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "out").mkdir()
-    stream.write(parts_of(base, "down_proj"), tmp_path / "out", 10**9)
-    written = tmp_path / "out" / "model.safetensors"
-    size, taken = written.stat().st_size, written.stat().st_blocks * 512
-    assert size > 12 * 2**20
-    assert taken < size - 3 * 2**20
-    assert not load_tensors(tmp_path / "out")["model.layers.2.mlp.down_proj.weight"].any()
+        monkeypatch.setattr(os, "copy_file_range", full)
+        assert len({part.tensor.file for part in parts}) > 4
+        with pytest.raises(OutputError, match="No space left on device") as error:
+            write(parts, tmp_path / "out")
+        assert "cannot be copied to model-0000" in str(error.value)
+        assert len(calls) <= 2
+
+    def test_a_source_that_shrinks(self, own_tiny: Path, tmp_path: Path) -> None:
+        """Before it is opened, or while it is read."""
+        parts = parts_of(own_tiny, "o_proj")
+        os.truncate(own_tiny / "model.safetensors", 40_000)
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            write(parts, tmp_path / "out")
+
+    def test_a_source_that_shrinks_under_the_hand(
+        self, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is missing is noticed where it is read."""
+        parts = parts_of(own_tiny, "o_proj")
+        monkeypatch.setattr(Shard, "check_unchanged", lambda _: None)
+        os.truncate(own_tiny / "model.safetensors", 40_000)
+        with pytest.raises(OutputError, match="cut short while it was read"):
+            write(parts, tmp_path / "out")
+
+    def test_interrupted(self, sharded: Path, tmp_path: Path) -> None:
+        """Ctrl-C goes through, and no file is written to afterwards."""
+        parts = parts_of(sharded, "o_proj")
+        (tmp_path / "out").mkdir()
+        shards = shards_of(parts, 10**9, 4096)
+
+        def interrupt(_: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            stream.write(shards, tmp_path / "out", tick=interrupt)
+        assert len(os.listdir(tmp_path / "out")) <= 2
 
 
 class TestInsisted:
@@ -130,7 +208,8 @@ class TestInsisted:
         for engine in ("mergekit", "stream"):
             words = ("run", "interleave: every 2", tmp_path / engine, "--model", sharded)
             result = mk(*words, "--engine", engine)
-            assert (result.status, result.err) == (0, "")
+            assert result.status == 0
+            assert result.err == (STREAM_HINT if engine == "mergekit" else "")
         assert_same_tensors(tmp_path / "stream", tmp_path / "mergekit")
         for file in ("config.json", "mergekit_config.yml"):
             ours, theirs = (tmp_path / engine / file for engine in ("stream", "mergekit"))

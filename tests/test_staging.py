@@ -172,3 +172,29 @@ def test_files_get_the_modes_that_the_umask_asks_for(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and directories are synced, then renamed, then the parent is synced."""
+    out, events = tmp_path / "out", []
+    sync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path))
+        sync(descriptor)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        events.append(Path("renamed"))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    with staged(out, replace=False) as work:
+        (work / "code").mkdir()
+        (work / "code" / "model.py").write_text("x")
+        (work / "config.json").write_text("{}")
+    staging = Path(".out.mk-interleave")
+    assert set(events[:-2]) == {
+        staging, staging / "code", staging / "code" / "model.py", staging / "config.json"
+    }  # fmt: skip
+    assert events[-3:] == [staging, Path("renamed"), Path()]

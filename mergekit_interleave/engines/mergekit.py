@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,29 +116,40 @@ def mixes(options: Mapping[str, object]) -> bool:
     return bool(MergeOptions(**options).allow_crimes)
 
 
-def write(job: Job, out: Path) -> None:
-    """Write the weights, and the tokenizer where mergekit makes it, into a directory.
+def plan(job: Job, out: Path) -> Sequence[Any]:
+    """Let mergekit plan the weights, and make the tokenizer where that is its to make.
 
     Args:
         job: What to write.
         out: A directory that holds the new config.json already.
 
+    Returns:
+        mergekit's tasks.
+
     Raises:
-        RefusedError: mergekit would write other tensors than the layout calls for; nothing is
-            written then but a tokenizer.
-        OutputError: It stopped while it was writing.
+        RefusedError: mergekit would write other tensors than the layout calls for.
     """
     _check_sayable(job.parts)
     options = _merge_options(job)
     options.apply_global_options()
     quieten(options.verbosity)  # again: the line above lets every library speak
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers', of mergekit's own calls
+    with _quiet():
         try:
-            targets = _plan(job, options, out)
+            targets = _targets(job, options, out)
         except Exception as error:
             raise RefusedError(f"mergekit cannot plan this: {_sentence(error)}") from error
-        _check_plan(targets, job)
+    _check_plan(targets, job)
+    return targets
+
+
+def execute(targets: Sequence[Any], job: Job) -> None:
+    """Let mergekit write what it has planned.
+
+    Raises:
+        OutputError: It stopped.
+    """
+    options = _merge_options(job)
+    with _quiet():
         try:
             for _ in _executor(targets, options).run(quiet=options.quiet):
                 pass
@@ -147,6 +159,13 @@ def write(job: Job, out: Path) -> None:
             raise OutputError(f"mergekit stopped: {_sentence(error)}") from error
         finally:
             _fresh_loaders(options)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # transformers', of mergekit's own calls
+        yield
 
 
 def _check_sayable(parts: Sequence[Part]) -> None:
@@ -166,7 +185,7 @@ def _check_sayable(parts: Sequence[Part]) -> None:
             )
 
 
-def _plan(job: Job, options: Any, out: Path) -> Sequence[Any]:
+def _targets(job: Job, options: Any, out: Path) -> Sequence[Any]:
     import transformers  # noqa: PLC0415
     from mergekit.architecture import get_architecture_info  # noqa: PLC0415
     from mergekit.config import MergeConfiguration  # noqa: PLC0415

@@ -1,0 +1,28 @@
+"""Numbers of bytes, as people write and read them."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "B": 3}
+
+
+def amount(nbytes: int) -> str:
+    """Three digits and a unit, such as 1.23 GB."""
+    value, units = float(nbytes), iter(("bytes", "kB", "MB", "GB", "TB", "PB"))
+    unit = next(units)
+    while value >= 999.5 and unit != "PB":  # noqa: PLR2004 - what rounds to 1000
+        value, unit = value / 1000, next(units)
+    return f"{value:.3g} {unit}"
+
+
+def parse_amount(text: str) -> int | None:
+    """Bytes: 5000000000, 5B (mergekit's billion), 5GB, 4.5GB, 4GiB, 500M; None for other words."""
+    match = re.fullmatch(
+        r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGTB])|([KMGT])B|([KMGT])iB)?", text, re.IGNORECASE
+    )
+    if match is None:
+        return None
+    decimal = (match[2] or match[3] or "").upper()
+    factor = 1024 ** _UNITS[match[4].upper()] if match[4] else 1000 ** _UNITS[decimal]
+    return int(float(match[1]) * factor)

@@ -1,0 +1,147 @@
+"""Bytes from one file to another: shared where the filesystem can, inside the kernel, by hand.
+
+What can be done is found out by trying it, never by the name of a system or filesystem.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
+
+_CHUNK = 2**26
+"""The most bytes for one call, so that a run can be interrupted and tells how far it is."""
+
+_BUFFER = 2**18
+"""The most bytes that pass through this process at once: what stays in a processor's cache."""
+
+FICLONERANGE = 0x4020940D
+"""Linux: share the blocks of a range (ioctl_ficlonerange(2))."""
+
+_CANNOT = (
+    errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM,
+    errno.ETXTBSY,
+)  # fmt: skip
+"""What the kernel answers where it has no such call, or not for these two files."""
+
+Tick = Callable[[int], object]
+"""Is told of bytes that are in place, as they come."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A file to read and one to write.
+
+    All methods raise OSError where the disk fails or is full, or the source ends too early.
+
+    Attributes:
+        source: The descriptor of the one.
+        target: The descriptor of the other.
+        tick: Is told of bytes that were copied.
+    """
+
+    source: int
+    target: int
+    tick: Tick
+
+    def copy(self, start: int, at: int, length: int) -> None:
+        """Copy a range, inside the kernel where that can be done.
+
+        Args:
+            start: Where it starts in the source.
+            at: Where it is to start in the target.
+            length: Its length.
+        """
+        done = 0
+        while done < length:
+            count = min(length - done, _CHUNK)
+            try:
+                moved = os.copy_file_range(self.source, self.target, count, start + done, at + done)
+            except (AttributeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _CANNOT:
+                    raise
+                self.copy_by_hand(start + done, at + done, length - done)
+                return
+            _check_some(moved)
+            done += moved
+            self.tick(moved)
+
+    def copy_by_hand(self, start: int, at: int, length: int) -> None:
+        """Copy a range through this process, which shares no block, as the kernel might.
+
+        Args:
+            start: Where it starts in the source.
+            at: Where it is to start in the target.
+            length: Its length.
+        """
+        done = 0
+        while done < length:
+            data = os.pread(self.source, min(length - done, _BUFFER), start + done)
+            _check_some(len(data))
+            self.put(data, at + done)
+            done += len(data)
+            self.tick(len(data))
+
+    def share(self, start: int, at: int, length: int) -> bool:
+        """Let a range share its blocks; all numbers are multiples of the block size.
+
+        Args:
+            start: Where it starts in the source.
+            at: Where it is to start in the target.
+            length: Its length.
+
+        Returns:
+            Whether that could be done.
+        """
+        if sys.platform == "win32":
+            return False
+        what = struct.pack("@qQQQ", self.source, start, length, at)
+        try:
+            fcntl.ioctl(self.target, FICLONERANGE, what)
+        except OSError as error:
+            if error.errno in _CANNOT:
+                return False
+            raise
+        self.tick(length)
+        return True
+
+    def fill(self, data: bytes, at: int, length: int) -> None:
+        """Write the same bytes again and again.
+
+        Args:
+            data: The bytes.
+            at: Where they start.
+            length: How many to write, a multiple of their number.
+        """
+        block = data * max(_BUFFER // len(data), 1)
+        for done in range(0, length, len(block)):
+            piece = block[: length - done]
+            self.put(piece, at + done)
+            self.tick(len(piece))
+
+    def put(self, data: bytes, at: int) -> None:
+        """Write all of some bytes."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self.target, view, at)
+            view, at = view[written:], at + written
+
+
+def can_share(source: Path, folder: Path, block: int) -> bool:
+    """Whether files in a directory can share blocks with a file: by doing it once."""
+    with source.open("rb") as opened, tempfile.TemporaryFile(dir=folder) as target:
+        pair = Pair(opened.fileno(), target.fileno(), lambda _: None)
+        return os.fstat(pair.source).st_size >= block and pair.share(0, 0, block)
+
+
+def _check_some(moved: int) -> None:
+    if not moved:
+        raise OSError(errno.EIO, "it was cut short while it was read")

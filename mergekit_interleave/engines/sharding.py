@@ -1,0 +1,188 @@
+"""Which tensors stand in which file of the result, in which order, behind which header.
+
+Where a filesystem can share blocks between files, what is copied may share its blocks with the
+base, if both lie at the same place within a block. So an output shard takes the tensors of one
+source shard, in their order there, and its header is padded until its data starts where it starts
+in the source. A copy of a tensor that fills whole blocks stands behind its original and moves
+nothing out of step; the other copies, small ones, stand at the end. All of this costs nothing where
+blocks cannot be shared, so that the files are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from mergekit_interleave.assembly import Fill, Part, Piece, Range
+from mergekit_interleave.shards import WEIGHTS, Shard
+
+_ALIGNMENT = 8
+"""What safetensors aligns data to; no element is wider."""
+
+
+@dataclass(frozen=True)
+class OutShard:
+    """A file of the result.
+
+    Attributes:
+        name: Its name in OUT.
+        parts: Its tensors, all from one source shard, in the order of their data.
+        block: To what the data is aligned as it is in the source, in bytes.
+    """
+
+    name: str
+    parts: Sequence[Part]
+    block: int
+
+    @property
+    def source(self) -> Shard:
+        """The shard that its tensors come from."""
+        return self.parts[0].tensor.shard
+
+    @property
+    def nbytes(self) -> int:
+        """The size of its data."""
+        return sum(part.nbytes for part in self.parts)
+
+    def header(self) -> bytes:
+        """What stands before the data: 8 bytes of length, and as many of JSON and padding."""
+        entries: dict[str, object] = {"__metadata__": {"format": "pt", **self.source.metadata}}
+        offset = 0
+        for part in self.parts:
+            entries[part.name] = {
+                "dtype": part.dtype,
+                "shape": part.shape,
+                "data_offsets": (offset, offset + part.nbytes),
+            }
+            offset += part.nbytes
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        start = self.parts[0].tensor.start
+        # A source that is itself not aligned cannot be followed.
+        start, step = (start, self.block) if start % _ALIGNMENT == 0 else (0, _ALIGNMENT)
+        text += b" " * ((start - 8 - len(text)) % step)
+        return struct.pack("<Q", len(text)) + text
+
+    def steps(self, at: int, *, share: bool) -> Iterator[Step]:
+        """How its data is made, in order.
+
+        Args:
+            at: Where the data starts in the file.
+            share: Whether to share blocks with the source where both lie alike.
+        """
+        for piece in _joined(piece for part in self.parts for piece in part.pieces()):
+            if isinstance(piece, Fill):
+                length = len(piece.data) * piece.times
+                yield Step("fill" if any(piece.data) else "hole", at, length, data=piece.data)
+            else:
+                length = piece.length
+                before, blocks = _whole_blocks(piece, at, self.block) if share else (0, 0)
+                ends = (("copy", 0, before), ("share", before, blocks))
+                done = before + blocks
+                for how, offset, size in (*ends, ("copy", done, length - done)):
+                    if size:
+                        yield Step(how, at + offset, size, piece.start + offset)
+            at += length
+
+
+class Step(NamedTuple):
+    """Some bytes of a file.
+
+    Attributes:
+        how: `copy` from the source, `share` whole blocks with it, leave a `hole` that reads as
+            zeros, or `fill` with the same bytes again and again.
+        at: Where they start in the file.
+        length: How many there are.
+        start: Where they start in the source.
+        data: What they are filled with.
+    """
+
+    how: str
+    at: int
+    length: int
+    start: int = 0
+    data: bytes = b""
+
+
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Neighbours in the source that stay neighbours are one piece."""
+    whole: Range | None = None
+    for piece in pieces:
+        if whole and isinstance(piece, Range) and piece.start == whole.start + whole.length:
+            whole = Range(whole.start, whole.length + piece.length)
+            continue
+        if whole:
+            yield whole
+        whole = piece if isinstance(piece, Range) else None
+        if isinstance(piece, Fill):
+            yield piece
+    if whole:
+        yield whole
+
+
+def _whole_blocks(piece: Range, at: int, block: int) -> tuple[int, int]:
+    """The whole blocks that a range has in the source and in the target: offset and length."""
+    if (at - piece.start) % block:
+        return 0, 0
+    before = -at % block
+    length = max(piece.length - before, 0) // block * block
+    return (before, length) if length else (0, 0)
+
+
+def shards_of(parts: Sequence[Part], limit: int, block: int) -> list[OutShard]:
+    """Distribute the tensors of a model over files.
+
+    Args:
+        parts: Every tensor of the model; none needs arithmetic.
+        limit: The most bytes of data in one shard, unless a single tensor is larger.
+        block: The block size of the filesystem, a multiple of 8.
+    """
+    groups: dict[Shard, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(part.tensor.shard, []).append(part)
+    cut = [shard for group in groups.values() for shard in _cut(_in_order(group, block), limit)]
+    names = [f"model-{i + 1:05d}-of-{len(cut):05d}.safetensors" for i in range(len(cut))]
+    if len(cut) == 1:
+        names = [WEIGHTS]
+    return [
+        OutShard(name, _with_aligned_elements(shard), block)
+        for name, shard in zip(names, cut, strict=True)
+    ]
+
+
+def _in_order(parts: Sequence[Part], block: int) -> list[Part]:
+    placed: set[str] = set()
+    in_step: list[Part] = []
+    behind: list[Part] = []
+    for part in sorted(parts, key=lambda part: part.tensor.start):
+        is_first = part.source not in placed
+        (in_step if is_first or part.nbytes % block == 0 else behind).append(part)
+        placed.add(part.source)
+    return in_step + behind
+
+
+def _cut(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
+    shard: list[Part] = []
+    size = 0
+    for part in parts:
+        if shard and size + part.nbytes > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(part)
+        size += part.nbytes
+    yield shard
+
+
+def _with_aligned_elements(parts: list[Part]) -> list[Part]:
+    """The parts in an order in which each starts at a multiple of its element's size.
+
+    That is theirs, unless narrow ones of an odd size stand before wide ones.
+    """
+    offset = 0
+    for part in parts:
+        if offset % max(part.tensor.width, 1):
+            return sorted(parts, key=lambda part: part.tensor.width, reverse=True)
+        offset += part.nbytes
+    return parts
