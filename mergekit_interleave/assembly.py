@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -191,17 +191,10 @@ def _layer(
         wide = family.shared_tail.widened(checkpoint.layer_config)
     for source in checkpoint.layer_tensors(layer.source):
         if not any(name in source for name in lacking):
-            part = _part(checkpoint, source, layer.scales, dtype)
+            part = _part(checkpoint, source, layer.scales, dtype, layer)
             axis = next((axis for name, axis in wide.items() if name in source), None)
-            if axis is not None:
-                # The second half repeats the first: zeros there would never be trained.
-                part = _packed(part, Packing(axis, 1, (0, 0)))
-            yield replace(
-                part,
-                name=checkpoint.renamed(source, layer.index),
-                constant=_constant(part, layer),
-                layer=layer.index,
-            )
+            # The second half repeats the first: zeros there would never be trained.
+            yield part if axis is None else _packed(part, Packing(axis, 1, (0, 0)))
 
 
 def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> None:
@@ -232,7 +225,14 @@ def _outside(
             yield part
 
 
-def _part(checkpoint: Checkpoint, source: str, scales: Scales, dtype: str | None) -> Part:
+def _part(
+    checkpoint: Checkpoint,
+    source: str,
+    scales: Scales,
+    dtype: str | None,
+    layer: Layer | None = None,
+) -> Part:
+    """A tensor of a source, as it is outside the layers or in one of them."""
     tensor = checkpoint.tensors[source]
     stored, nbytes = _converted(tensor, source, dtype)
     scale = scale_of(source, scales)
@@ -242,15 +242,26 @@ def _part(checkpoint: Checkpoint, source: str, scales: Scales, dtype: str | None
     if scale == 0:
         found = quantization_of(checkpoint.config).zero_byte(source, tensor, checkpoint.tensors)
         scale, zero = (None, 0) if found is None else (0, found)
-    return Part(source, checkpoint.ref, source, tensor, scale, stored, tensor.shape, nbytes, zero)
+    return Part(
+        name=source if layer is None else checkpoint.renamed(source, layer.index),
+        model=checkpoint.ref,
+        source=source,
+        tensor=tensor,
+        scale=scale,
+        dtype=stored,
+        shape=tensor.shape,
+        nbytes=nbytes,
+        zero=zero,
+        constant=None if layer is None else _constant(source, tensor, layer),
+        layer=None if layer is None else layer.index,
+    )
 
 
-def _constant(part: Part, layer: Layer) -> Constant | None:
-    constant = constant_of(part.source, layer.constants)
-    if constant is not None and part.tensor.dtype not in _ENCODINGS:
+def _constant(source: str, tensor: Tensor, layer: Layer) -> Constant | None:
+    constant = constant_of(source, layer.constants)
+    if constant is not None and tensor.dtype not in _ENCODINGS:
         raise RefusedError(
-            f"{part.source} is stored as {part.tensor.dtype}, which cannot be filled with "
-            f"{constant.value:g}"
+            f"{source} is stored as {tensor.dtype}, which cannot be filled with {constant.value:g}"
         )
     return constant
 
@@ -279,14 +290,21 @@ def _converted(tensor: Tensor, name: str, dtype: str | None) -> tuple[str, int]:
     return DTYPES[dtype], tensor.elements * _BYTES[DTYPES[dtype]]
 
 
+class Written(NamedTuple):
+    """How much was written: numbers of a model, and bytes."""
+
+    parameters: int
+    nbytes: int
+
+
 def check_written(
-    written: Mapping[str, Tensor],
+    written: Iterable[tuple[str, Tensor]],
     parts: Sequence[Part],
     *,
     any_rows_outside: bool = False,
     any_dtype: bool = False,
     zeros: bool = True,
-) -> None:
+) -> Written:
     """Check names, shapes and dtypes of what an engine wrote, and that zeros are zeros.
 
     Args:
@@ -300,11 +318,11 @@ def check_written(
         OutputError: They are not what the layout calls for.
     """
     expected = {part.name: part for part in parts}
-    for name in sorted(expected.keys() ^ written.keys()):
-        what = "is missing" if name in expected else "is one too many"
-        raise OutputError(f"the weights came out wrong: {name} {what}")
-    for name, part in expected.items():
-        tensor = written[name]
+    parameters = nbytes = 0
+    for name, tensor in written:
+        part = expected.pop(name, None)
+        if part is None:
+            raise OutputError(f"the weights came out wrong: {name} is one too many")
         skip = 1 if any_rows_outside and part.layer is None else 0
         if tensor.shape[skip:] != part.shape[skip:] or (
             tensor.dtype != part.dtype and not any_dtype
@@ -318,6 +336,11 @@ def check_written(
                 f"the weights came out wrong: {name} is not zero",
                 hint=f"{part.source} holds an infinity or NaN, which times 0 is NaN",
             )
+        parameters += tensor.elements
+        nbytes += tensor.nbytes
+    for name in expected:
+        raise OutputError(f"the weights came out wrong: {name} is missing")
+    return Written(parameters, nbytes)
 
 
 def _is_zero(tensor: Tensor, zero: int) -> bool:

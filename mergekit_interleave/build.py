@@ -22,9 +22,8 @@ from mergekit_interleave import (
     weights,
     yamltext,
 )
-from mergekit_interleave.assembly import check_written
+from mergekit_interleave.assembly import Written, check_written
 from mergekit_interleave.checkpoint import CONFIG
-from mergekit_interleave.engines.stream import Traffic
 from mergekit_interleave.errors import (
     RefusedError,
     UnsayableError,
@@ -32,9 +31,9 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
-from mergekit_interleave.shards import Tensor, check_unchanged, read_tensors
+from mergekit_interleave.shards import check_unchanged, iterate_tensors, read_tensors
 from mergekit_interleave.staging import check_vacant, files_below, staged
-from mergekit_interleave.weights import How
+from mergekit_interleave.weights import How, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -64,17 +63,13 @@ class Report:
 
     Attributes:
         layout: Its layers.
-        parameters: How many there are.
-        nbytes: Their size.
-        traffic: How the bytes of the weights came there.
-        streamable: Whether mergekit wrote what the stream engine could have written.
+        written: How much it is.
+        outcome: How that came there.
     """
 
     layout: Layout
-    parameters: int
-    nbytes: int
-    traffic: Traffic
-    streamable: bool
+    written: Written
+    outcome: Outcome
 
 
 def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
@@ -106,7 +101,8 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
     plan = preflight(expansion, models, out, base_model=options.base_model, mix=how.mixes)
     measured = plan.first.require_family().measured
     with staged(out, replace=options.replace) as work:
-        weights.check_room(plan, work, how)
+        writer = weights.Writer(plan, work, how)
+        writer.check_room()
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
         if measured or not how.streams:
@@ -117,12 +113,11 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
                 "that computes what its base computes can be measured",
                 hint="zero the new layers' residual writers",
             )
-        outcome = weights.write(plan, work, how)
+        outcome = writer.write()
         check_unchanged(part.tensor for part in plan.parts)
-        written = read_tensors(work)
         new_vocabulary = recipe.changes_tokenizer(plan.mergekit)
-        check_written(
-            written,
+        written = check_written(
+            iterate_tensors(work),
             plan.parts,
             any_rows_outside=new_vocabulary,
             any_dtype=plan.uses_lora and "lora_merge_dtype" in how.mergekit,
@@ -131,19 +126,12 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         if measured:
             measure.check(plan.first.path, work, trust_remote_code=plan.first.trusted)
         if new_vocabulary:
-            _write_json(work / CONFIG, plan.config(_vocab_size(written, plan)))
+            _write_json(work / CONFIG, plan.config(_vocab_size(work, plan)))
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
         _write_card(plan, out.name, work / CARD_FILE, outcome.beyond)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, manifest.describe(plan, files))
-    nbytes = sum(tensor.nbytes for tensor in written.values())
-    return Report(
-        layout=plan.layout,
-        parameters=sum(tensor.elements for tensor in written.values()),
-        nbytes=nbytes,
-        traffic=outcome.traffic,
-        streamable=outcome.streamable,
-    )
+    return Report(plan.layout, written, outcome)
 
 
 def _check_classes(plan: Preflight, work: Path) -> None:
@@ -167,12 +155,12 @@ def _copy_small_files(plan: Preflight, work: Path) -> None:
             target.write_bytes(moved)
 
 
-def _vocab_size(written: Mapping[str, Tensor], plan: Preflight) -> int:
+def _vocab_size(work: Path, plan: Preflight) -> int:
     """The rows of the embeddings that mergekit made for another tokenizer."""
     before = plan.first.require_family().before_layers
     if not before:
         raise RefusedError("which tensor holds the embeddings of this model type is not known")
-    return written[before[0]].shape[0]
+    return read_tensors(work)[before[0]].shape[0]
 
 
 def _write_card(plan: Preflight, name: str, file: Path, beyond: str | None) -> None:

@@ -203,22 +203,22 @@ class Checkpoint:
         return f"{stack}.{index - self._stacks[stack]}{rest}"
 
     def _place(self, name: str) -> tuple[str, int] | None:
-        for stack in self._stacks:
-            if name.startswith(stack + "."):
-                index = name[len(stack) + 1 :].partition(".")[0]
-                if index.isdecimal():
-                    return stack, int(index)
-        return None
+        found = self._pattern.match(name)
+        return (found[1], int(found[2])) if found else None
 
     @cached_property
-    def _layers(self) -> Mapping[int, list[str]]:
-        """The tensors of each layer that a model of the family loads."""
+    def _pattern(self) -> re.Pattern[str]:
+        stacks = "|".join(map(re.escape, self._stacks))
+        return re.compile(rf"({stacks})\.(\d+)(?:\.|$)")
+
+    @cached_property
+    def _layers(self) -> Mapping[int | None, list[str]]:
+        """The tensors of each layer that a model of the family loads; under None, all others."""
         family = self.family
-        layers: dict[int, list[str]] = {}
+        layers: dict[int | None, list[str]] = {None: []}
         for name in self.tensors:
-            index = self.layer_of(name)
-            if index is not None and (family is None or family.is_loaded(name)):
-                layers.setdefault(index, []).append(name)
+            if family is None or family.is_loaded(name):
+                layers.setdefault(self.layer_of(name), []).append(name)
         return layers
 
     def outside_layers(self) -> tuple[list[str], list[str]]:
@@ -228,11 +228,10 @@ class Checkpoint:
             RefusedError: The model type is not known.
         """
         family, depth = self.require_family(), self.depth
-        outside = []
-        for name in self.tensors:
-            index = self.layer_of(name)
-            if (index is None or index >= depth) and family.is_loaded(name):
-                outside.append(name)
+        outside = list(self._layers[None])
+        for index, names in self._layers.items():
+            if index is not None and index >= depth:
+                outside += names
         before = [name for name in outside if name in family.before_layers]
         return before, [name for name in outside if name not in family.before_layers]
 
@@ -242,9 +241,10 @@ class Checkpoint:
         Raises:
             CheckpointError: There are not.
         """
-        for index in range(min(self.depth, len(self._layers) + 1)):
+        stored = self._layers.keys() - {None}
+        for index in range(min(self.depth, len(stored) + 1)):
             self.layer_tensors(index)
-        beyond = [index for index in self._layers if index >= self.depth]
+        beyond = [index for index in stored if index is not None and index >= self.depth]
         if beyond and not (self.family and self.family.beyond):
             raise CheckpointError(
                 f"{self.path}: tensors for layer {min(beyond)}, though {CONFIG} states "

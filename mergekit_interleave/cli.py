@@ -274,15 +274,15 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
     report = build.run(expansion, models, Path(out), options)
     new = len(report.layout.new_layers)
-    traffic = report.traffic
+    written, traffic = report.written, report.outcome.traffic
     parts = [f"{amount(traffic.written)} written"]
     parts += [f"{amount(traffic.shared)} shared with the base"] if traffic.shared else []
     parts += [f"{amount(traffic.holes)} of zeros that take no room"] if traffic.holes else []
     print(  # noqa: T201
         f"{out}: {len(report.layout)} layers, {new} of them new; "
-        f"{report.parameters:,} parameters, {amount(report.nbytes)}: {', '.join(parts)}"
+        f"{written.parameters:,} parameters, {amount(written.nbytes)}: {', '.join(parts)}"
     )
-    if report.streamable:
+    if report.outcome.streamable:
         hint = "--engine stream writes the same tensors, faster and in constant memory"
         print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
 

@@ -12,8 +12,9 @@ import os
 import re
 import struct
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,33 +148,47 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There are none, or a header or the index is broken.
     """
+    return dict(iterate_tensors(path))
+
+
+def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a directory's safetensors and their names, one shard after another.
+
+    Raises:
+        CheckpointError: There are none, or a header or the index is broken.
+    """
     single, index = path / WEIGHTS, path / INDEX
     if index.is_file():
-        weight_map = read_index(index)
-        shards = sorted(set(weight_map.values()))
-        if single.is_file() and WEIGHTS not in shards:
-            raise CheckpointError(
-                f"{path}: holds both {WEIGHTS} and {INDEX}, which does not name it",
-                hint="remove the one that is not the model",
-            )
-        tensors = {n: t for shard in shards for n, t in _read_header(path / shard).items()}
-        strays = weight_map.keys() ^ tensors.keys()
-        strays |= {
-            n
-            for n, shard in weight_map.items()
-            if n not in strays and tensors[n].file.name != shard
-        }
-        if strays:
-            raise CheckpointError(f"{index}: index and shards disagree about {min(strays)}")
-        return tensors
-    if single.is_file():
-        return _read_header(single)
-    if any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+        yield from _iterate_indexed(path, index)
+    elif single.is_file():
+        yield from _read_header(single).items()
+    elif any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         raise CheckpointError(
             f"{path}: its weights are pickled, and pickles are not loaded",
             hint="convert them first: load the model with transformers and save it again",
         )
-    raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")
+    else:
+        raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")
+
+
+def _iterate_indexed(path: Path, index: Path) -> Iterator[tuple[str, Tensor]]:
+    weight_map = read_index(index)
+    shards = sorted(set(weight_map.values()))
+    if (path / WEIGHTS).is_file() and WEIGHTS not in shards:
+        raise CheckpointError(
+            f"{path}: holds both {WEIGHTS} and {INDEX}, which does not name it",
+            hint="remove the one that is not the model",
+        )
+    strays: set[str] = set()
+    for shard in shards:
+        for name, tensor in _read_header(path / shard).items():
+            if weight_map.pop(name, None) == shard:
+                yield name, tensor
+            else:
+                strays.add(name)
+    strays |= weight_map.keys()
+    if strays:
+        raise CheckpointError(f"{index}: index and shards disagree about {min(strays)}")
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -188,7 +203,9 @@ def read_index(path: Path) -> dict[str, str]:
     for shard in set(map(str, weight_map.values())):
         if not re.fullmatch(r"[^/\\]+\.safetensors", shard):
             raise CheckpointError(f"{path}: {shard!r} is not the name of a shard beside it")
-    return {str(name): str(shard) for name, shard in weight_map.items()}
+    for name, shard in weight_map.items():
+        weight_map[name] = sys.intern(shard)  # there are many names, and few shards
+    return weight_map
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:
@@ -225,5 +242,11 @@ def _tensor(entry: Mapping[str, Any], shard: Shard, data: int) -> Tensor:
         raise CheckpointError(f"{shard.file}: cut short: it ends before its last tensor")
     if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
         raise ValueError(f"{entry}")
-    # One word for each dtype: a large checkpoint has many tensors and few dtypes.
-    return Tensor(sys.intern(str(dtype)), shape, data + start, stop - start, shard)
+    dtype, shape, nbytes = _shared(str(dtype), shape, stop - start)
+    return Tensor(dtype, shape, data + start, nbytes, shard)
+
+
+@lru_cache(maxsize=1024)
+def _shared(dtype: str, shape: tuple[int, ...], nbytes: int) -> tuple[str, tuple[int, ...], int]:
+    """The same, once: a large checkpoint has many tensors that measure alike."""
+    return dtype, shape, nbytes

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from mergekit_interleave import recipe
@@ -112,122 +113,129 @@ def _check_stream(how: How, expansion: Expansion) -> None:
             )
 
 
-def check_room(plan: Preflight, work: Path, how: How) -> None:
-    """Check that there is room for the weights, by whichever engine needs less.
+@dataclass(frozen=True)
+class Writer:
+    """Writes the weights, and the tokenizer where mergekit makes it.
 
-    Args:
+    Attributes:
         plan: What is to be made.
-        work: A directory where it is to be made.
+        work: A directory to make it in, which holds the new config.json by the time of writing.
         how: How.
-
-    Raises:
-        OutputError: There is not.
     """
-    needed = _all(plan)
-    if how.engine != MERGEKIT and _streamable(plan, how):
-        needed = _forecast(plan, work, how).written
-    _check_free(needed + sum(file.stat().st_size for _, file in plan.small_files), work)
 
+    plan: Preflight
+    work: Path
+    how: How
 
-def write(plan: Preflight, work: Path, how: How) -> Outcome:
-    """Write the weights, and the tokenizer where mergekit makes it, into a directory.
+    def check_room(self) -> None:
+        """Check that there is room for the result, by whichever engine needs less.
 
-    Args:
-        plan: What is to be made.
-        work: A directory that holds the new config.json already.
-        how: How.
+        Raises:
+            OutputError: There is not.
+        """
+        needed = self._all
+        if self.how.engine != MERGEKIT and self._streamable:
+            needed = self._forecast.written
+        needed += sum(file.stat().st_size for _, file in self.plan.small_files)
+        self._check_free(needed)
 
-    Raises:
-        RefusedError: The engine cannot do it, or neither can.
-        OutputError: It stopped, or there is no room.
-    """
-    try:
-        if how.streams:
-            arithmetic = stream.reason_against(plan.parts)
-            if arithmetic:
-                raise RefusedError(f"--engine stream does no arithmetic: {arithmetic}")
-            return Outcome(_stream(plan, work, how))
-        return _by_mergekit(plan, work, how)
-    except OSError as error:
-        raise OutputError(f"the weights cannot be written: {error.strerror or error}") from error
+    def write(self) -> Outcome:
+        """Write.
 
+        Raises:
+            RefusedError: The engine cannot do it, or neither can.
+            OutputError: It stopped, or there is no room.
+        """
+        try:
+            if self.how.streams:
+                arithmetic = stream.reason_against(self.plan.parts)
+                if arithmetic:
+                    raise RefusedError(f"--engine stream does no arithmetic: {arithmetic}")
+                return Outcome(self._stream())
+            return self._by_mergekit()
+        except OSError as error:
+            raise OutputError(
+                f"the weights cannot be written: {error.strerror or error}"
+            ) from error
 
-def _by_mergekit(plan: Preflight, work: Path, how: How) -> Outcome:
-    scratch = work / ".lora"
-    job = mergekit.Job(
-        layout=plan.expansion.layout,
-        parts=plan.parts,
-        mergekit=plan.mergekit,
-        modules=plan.expansion.modules,
-        checkpoints={**plan.sources, plan.base.ref: plan.base},
-        options=how.mergekit,
-        shard_size=how.shard_size or _SHARD_SIZE,
-        lora_cache=scratch,
-    )
-    try:
-        targets = mergekit.plan(job, work)
-    except RefusedError as refused:
-        if how.engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
-            raise
-        arithmetic = stream.reason_against(job.parts)
-        if arithmetic:
-            converts = recipe.dtype_of(job.mergekit) is not None
-            raise RefusedError(
-                f"{refused}; and the stream engine does no arithmetic: {arithmetic}",
-                hint="leave `dtype` out: every tensor keeps its own" if converts else None,
-            ) from refused
-        log.info("written by the stream engine: %s", refused)
-        return Outcome(_stream(plan, work, how), beyond=str(refused))
-    streamable = _streamable(plan, how)
-    less = _forecast(plan, work, how).written if streamable else None
-    _check_free(_all(plan), work, less)
-    mergekit.execute(targets, job)
-    shutil.rmtree(scratch, ignore_errors=True)
-    files = work.glob("*.safetensors")
-    return Outcome(Traffic(sum(file.stat().st_size for file in files)), streamable=streamable)
-
-
-def _streamable(plan: Preflight, how: How) -> bool:
-    """Whether `--engine stream` could do the same."""
-    try:
-        _check_stream(how, plan.expansion)
-    except InterleaveError:
-        return False
-    return stream.reason_against(plan.parts) is None
-
-
-def _shards(plan: Preflight, work: Path, how: How) -> list[OutShard]:
-    in_one = len({part.tensor.shard for part in plan.parts}) == 1
-    usual = sum(part.nbytes for part in plan.parts) if in_one else _SHARD_SIZE
-    return sharding.shards_of(plan.parts, how.shard_size or usual, stream.block_size(work))
-
-
-def _forecast(plan: Preflight, work: Path, how: How) -> Traffic:
-    return stream.forecast(_shards(plan, work, how), work, reflink=how.reflink)
-
-
-def _stream(plan: Preflight, work: Path, how: How) -> Traffic:
-    shards = _shards(plan, work, how)
-    with how.bar(sum(shard.nbytes for shard in shards)) as tick:
-        return stream.write(shards, work, reflink=how.reflink, tick=tick)
-
-
-def _all(plan: Preflight) -> int:
-    """The bytes of all tensors, and of those that a LoRA is merged into on the way."""
-    merged = (model for reference, model in plan.sources.items() if reference.lora)
-    return sum(part.nbytes for part in plan.parts) + sum(
-        tensor.nbytes for model in merged for tensor in model.tensors.values()
-    )
-
-
-def _check_free(needed: int, work: Path, less: int | None = None) -> None:
-    """Check that so many bytes are free, or that fewer would do with the stream engine."""
-    free = shutil.disk_usage(work).free
-    if needed > free:
-        raise OutputError(
-            f"{work.parent}: no room: {amount(needed)} are needed, {amount(free)} are free",
-            hint=f"--engine stream needs {amount(less)}: it writes no zeros, and shares blocks "
-            "with the base where the filesystem can"
-            if less is not None and less <= free
-            else None,
+    def _by_mergekit(self) -> Outcome:
+        plan, how, scratch = self.plan, self.how, self.work / ".lora"
+        job = mergekit.Job(
+            layout=plan.expansion.layout,
+            parts=plan.parts,
+            mergekit=plan.mergekit,
+            modules=plan.expansion.modules,
+            checkpoints={**plan.sources, plan.base.ref: plan.base},
+            options=how.mergekit,
+            shard_size=how.shard_size or _SHARD_SIZE,
+            lora_cache=scratch,
         )
+        try:
+            targets = mergekit.plan(job, self.work)
+        except RefusedError as refused:
+            if how.engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
+                raise
+            arithmetic = stream.reason_against(job.parts)
+            if arithmetic:
+                converts = recipe.dtype_of(job.mergekit) is not None
+                raise RefusedError(
+                    f"{refused}; and the stream engine does no arithmetic: {arithmetic}",
+                    hint="leave `dtype` out: every tensor keeps its own" if converts else None,
+                ) from refused
+            log.info("written by the stream engine: %s", refused)
+            return Outcome(self._stream(), beyond=str(refused))
+        self._check_free(self._all, self._forecast.written if self._streamable else None)
+        mergekit.execute(targets, job)
+        shutil.rmtree(scratch, ignore_errors=True)
+        files = self.work.glob("*.safetensors")
+        written = Traffic(sum(file.stat().st_size for file in files))
+        return Outcome(written, streamable=self._streamable)
+
+    def _stream(self) -> Traffic:
+        with self.how.bar(sum(shard.nbytes for shard in self._shards)) as tick:
+            return stream.write(self._shards, self.work, reflink=self.how.reflink, tick=tick)
+
+    @cached_property
+    def _streamable(self) -> bool:
+        """Whether `--engine stream` could do the same."""
+        try:
+            _check_stream(self.how, self.plan.expansion)
+        except InterleaveError:
+            return False
+        return stream.reason_against(self.plan.parts) is None
+
+    @cached_property
+    def _shards(self) -> list[OutShard]:
+        parts = self.plan.parts
+        in_one = len({part.tensor.shard for part in parts}) == 1
+        usual = sum(part.nbytes for part in parts) if in_one else _SHARD_SIZE
+        limit = self.how.shard_size or usual
+        return sharding.shards_of(parts, limit, stream.block_size(self.work))
+
+    @cached_property
+    def _forecast(self) -> Traffic:
+        return stream.forecast(self._shards, self.work, reflink=self.how.reflink)
+
+    @property
+    def _all(self) -> int:
+        """The bytes of all tensors, and of those that a LoRA is merged into on the way."""
+        merged = (model for reference, model in self.plan.sources.items() if reference.lora)
+        return sum(part.nbytes for part in self.plan.parts) + sum(
+            tensor.nbytes for model in merged for tensor in model.tensors.values()
+        )
+
+    def _check_free(self, needed: int, less: int | None = None) -> None:
+        """Check that so many bytes are free, or that fewer would do with the stream engine."""
+        free = shutil.disk_usage(self.work).free
+        if needed > free:
+            hint = None
+            if less is not None and less <= free:
+                hint = (
+                    f"--engine stream needs {amount(less)}: it writes no zeros, and shares blocks "
+                    "with the base where the filesystem can"
+                )
+            raise OutputError(
+                f"{self.work.parent}: no room: {amount(needed)} are needed, "
+                f"{amount(free)} are free",
+                hint=hint,
+            )

@@ -180,7 +180,7 @@ def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.M
     sync, rename = os.fsync, Path.rename
 
     def note_sync(descriptor: int) -> None:
-        events.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path))
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path))
         sync(descriptor)
 
     def note_rename(self: Path, target: Path) -> Path:
