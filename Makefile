@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CACHE := .cache
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo test zoo lint types install clean
+.PHONY: demo test zoo bench lint types install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
@@ -16,6 +16,10 @@ test: lint types $(SMOLLM2)/config.json
 # Every type that transformers builds, in half an hour; writes docs/architectures.md and the data.
 zoo: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/zoo.py docs/architectures.md
+
+# Stream, mergekit-yaml and cp in turn, in a quarter of an hour; writes docs/performance.md.
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/bench.py $(CACHE)/bench --page docs/performance.md
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

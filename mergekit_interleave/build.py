@@ -179,7 +179,7 @@ def _write_card(plan: Preflight, name: str, file: Path, beyond: str | None) -> N
             recipe=plan.recipe,
             depth=plan.first.depth,
             parameters=(
-                sum(part.tensor.elements for part in plan.parts),
+                plan.parameters,
                 sum(tensor.elements for tensor in plan.first.tensors.values()),
             ),
             identities=plan.identities,

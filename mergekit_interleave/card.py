@@ -54,11 +54,14 @@ class Facts:
 
 def read_front_matter(directory: Path) -> Mapping[str, Any]:
     """The front matter of a directory's README.md; empty where there is none that can be read."""
+    file = directory / "README.md"
+    if not file.is_file():
+        return {}
     from huggingface_hub.repocard import metadata_load  # noqa: PLC0415 - slow to import
     from yaml import YAMLError  # noqa: PLC0415
 
     try:
-        return metadata_load(directory / "README.md") or {}
+        return metadata_load(file) or {}
     except (OSError, ValueError, YAMLError):
         return {}
 

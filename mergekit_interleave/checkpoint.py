@@ -206,6 +206,10 @@ class Checkpoint:
         found = self._pattern.match(name)
         return (found[1], int(found[2])) if found else None
 
+    def names_a_layer(self, text: str) -> bool:
+        """Whether some words name a layer, or a tensor of one."""
+        return self._pattern.search(text) is not None
+
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         stacks = "|".join(map(re.escape, self._stacks))

@@ -274,17 +274,58 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
     report = build.run(expansion, models, Path(out), options)
     new = len(report.layout.new_layers)
-    written, traffic = report.written, report.outcome.traffic
-    parts = [f"{amount(traffic.written)} written"]
-    parts += [f"{amount(traffic.shared)} shared with the base"] if traffic.shared else []
-    parts += [f"{amount(traffic.holes)} of zeros that take no room"] if traffic.holes else []
+    written = report.written
     print(  # noqa: T201
         f"{out}: {len(report.layout)} layers, {new} of them new; "
-        f"{written.parameters:,} parameters, {amount(written.nbytes)}: {', '.join(parts)}"
+        f"{written.parameters:,} parameters, {amount(written.nbytes)}: "
+        f"{report.outcome.traffic}"
     )
     if report.outcome.streamable:
         hint = "--engine stream writes the same tensors, faster and in constant memory"
         print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
+
+
+@app.command(cls=_PlainCommand, epilog="Example: mk-interleave plan --every 4")
+def plan(  # noqa: PLR0913 - one parameter for each flag
+    directive: Directive = None,
+    *,
+    every: Every = None,
+    add: Add = None,
+    append: Append = None,
+    repeat: Repeat = None,
+    stack: Stack = None,
+    zero: Zero = None,
+    model: Model = None,
+    layers: Layers = None,
+    dtype: Dtype = None,
+    allow_non_identity: NonIdentity = False,
+) -> None:
+    """Say what `run` would write into this directory, and write nothing."""
+    from mergekit_interleave import draw, weights  # noqa: PLC0415
+    from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
+    from mergekit_interleave.preflight import preflight  # noqa: PLC0415
+
+    wanted = _read(
+        directive, model=model, layers=layers, every=every, add=add, append=append,
+        repeat=repeat, stack=stack, zero=zero, dtype=dtype,
+    )  # fmt: skip
+    models = Models()
+    expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
+    layout = expansion.layout
+    lines = [("layers", f"{len(layout)}, {len(layout.new_layers)} of them new")]
+    lines += [("map", draw.layer_map(layout))]
+    if all(models.open(source).has_weights for source in layout.models):
+        writer = weights.Writer(preflight(expansion, models, None), Path.cwd(), weights.How())
+        against = writer.against_stream
+        lines += [
+            ("parameters", f"{writer.plan.parameters:,}"),
+            ("mergekit", f"{amount(writer.whole)} written"),
+            ("stream", str(writer.forecast) if against is None else str(against)),
+        ]
+    else:
+        lines += [("bytes", "not known before the weights are at hand")]
+    for name, words in lines:
+        print(f"{name:<11} {words}")  # noqa: T201
 
 
 @app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config merged")
@@ -457,7 +498,7 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
 def _usage_hint(error: typer.TyperException, words: list[str]) -> str:
     if "extra argument" in error.format_message():
         return _QUOTES
-    command = next((word for word in words if word in ("gen", "run", "fix-config")), None)
+    command = next((word for word in words if word in ("gen", "run", "plan", "fix-config")), None)
     return f"mk-interleave {command} --help" if command else "mk-interleave --help"
 
 

@@ -5,6 +5,7 @@ Cheap checks come before anything is fetched, and everything is checked before a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,6 +70,11 @@ class Preflight:
         return self.sources[self.layout.models[0]]
 
     @property
+    def parameters(self) -> int:
+        """How many numbers the result holds."""
+        return sum(math.prod(part.shape) for part in self.parts)
+
+    @property
     def uses_lora(self) -> bool:
         """Whether a LoRA is merged into a source first."""
         return any(model.lora for model in self.sources)
@@ -119,7 +125,7 @@ class Preflight:
 def preflight(
     expansion: Expansion,
     models: Models,
-    out: Path,
+    out: Path | None,
     *,
     base_model: str | None = None,
     mix: bool = False,
@@ -129,7 +135,7 @@ def preflight(
     Args:
         expansion: The directive and its layout.
         models: Where the source models are opened.
-        out: Where the result is to appear, absolute.
+        out: Where the result is to appear, absolute; None where it is not to appear.
         base_model: The Hub id of the only source model, where its directory does not tell.
         mix: Stack models although they do not fit.
 
@@ -145,13 +151,15 @@ def preflight(
     _check_alone(opened, base)
     for checkpoint in opened.values():
         _check_fit(checkpoint, base, mix=mix)
-        _check_apart(checkpoint, out)
+        if out is not None:
+            _check_apart(checkpoint, out)
     public = PublicNames.of(opened, base_model)
 
     models.fetch_small_files(base)
     for checkpoint in sources.values():
         models.fetch_weights(checkpoint)
         checkpoint.check_depth()
+        _check_metadata(checkpoint)
     wanted = recipe.dtype_of(keys)
     layout = recipe.effective(expansion.layout, keys)
     placement = modelconfig.placement_of(sources, layout)
@@ -191,6 +199,18 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
             f"{model.ref} does not fit {base.ref}: {key} is {ours!r}, not {theirs!r}",
             hint="--mergekit allow_crimes=true to insist",
         )
+
+
+def _check_metadata(checkpoint: Checkpoint) -> None:
+    """What a header says besides its tensors is carried along, if it is true of the result, too."""
+    for shard in {tensor.shard for tensor in checkpoint.tensors.values()}:
+        for key, value in shard.metadata.items():
+            if checkpoint.names_a_layer(key) or checkpoint.names_a_layer(value):
+                raise RefusedError(
+                    f"{shard.file}: its header says more of single layers than their tensors "
+                    f"({key!r}), as some quantizers' do, and nothing says that of a new layer",
+                    hint="load the model without quantization, and grow that",
+                )
 
 
 def _check_needed(parts: Sequence[Part], base: Checkpoint) -> None:

@@ -133,9 +133,9 @@ class Writer:
         Raises:
             OutputError: There is not.
         """
-        needed = self._all
-        if self.how.engine != MERGEKIT and self._streamable:
-            needed = self._forecast.written
+        needed = self.whole
+        if self.how.engine != MERGEKIT and self.streamable:
+            needed = self.forecast.written
         needed += sum(file.stat().st_size for _, file in self.plan.small_files)
         self._check_free(needed)
 
@@ -148,9 +148,8 @@ class Writer:
         """
         try:
             if self.how.streams:
-                arithmetic = stream.reason_against(self.plan.parts)
-                if arithmetic:
-                    raise RefusedError(f"--engine stream does no arithmetic: {arithmetic}")
+                if self.against_stream is not None:
+                    raise self.against_stream
                 return Outcome(self._stream())
             return self._by_mergekit()
         except OSError as error:
@@ -184,25 +183,31 @@ class Writer:
                 ) from refused
             log.info("written by the stream engine: %s", refused)
             return Outcome(self._stream(), beyond=str(refused))
-        self._check_free(self._all, self._forecast.written if self._streamable else None)
+        self._check_free(self.whole, self.forecast.written if self.streamable else None)
         mergekit.execute(targets, job)
         shutil.rmtree(scratch, ignore_errors=True)
         files = self.work.glob("*.safetensors")
         written = Traffic(sum(file.stat().st_size for file in files))
-        return Outcome(written, streamable=self._streamable)
+        return Outcome(written, streamable=self.streamable)
 
     def _stream(self) -> Traffic:
         with self.how.bar(sum(shard.nbytes for shard in self._shards)) as tick:
             return stream.write(self._shards, self.work, reflink=self.how.reflink, tick=tick)
 
     @cached_property
-    def _streamable(self) -> bool:
-        """Whether `--engine stream` could do the same."""
+    def against_stream(self) -> InterleaveError | None:
+        """Why `--engine stream` cannot do it, if it cannot."""
         try:
             _check_stream(self.how, self.plan.expansion)
-        except InterleaveError:
-            return False
-        return stream.reason_against(self.plan.parts) is None
+        except InterleaveError as error:
+            return error
+        reason = stream.reason_against(self.plan.parts)
+        return RefusedError(f"--engine stream does no arithmetic: {reason}") if reason else None
+
+    @property
+    def streamable(self) -> bool:
+        """Whether `--engine stream` could do the same."""
+        return self.against_stream is None
 
     @cached_property
     def _shards(self) -> list[OutShard]:
@@ -213,12 +218,13 @@ class Writer:
         return sharding.shards_of(parts, limit, stream.block_size(self.work))
 
     @cached_property
-    def _forecast(self) -> Traffic:
+    def forecast(self) -> Traffic:
+        """How the stream engine's bytes will come there."""
         return stream.forecast(self._shards, self.work, reflink=self.how.reflink)
 
     @property
-    def _all(self) -> int:
-        """The bytes of all tensors, and of those that a LoRA is merged into on the way."""
+    def whole(self) -> int:
+        """The bytes that mergekit writes: all tensors, and those that a LoRA is merged into."""
         merged = (model for reference, model in self.plan.sources.items() if reference.lora)
         return sum(part.nbytes for part in self.plan.parts) + sum(
             tensor.nbytes for model in merged for tensor in model.tensors.values()

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from conftest import load_tensors, write_header
+from conftest import Cli, load_tensors, write_header
 
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.shards import check_unchanged, read_tensors
@@ -167,3 +167,16 @@ class TestUnchanged:
                 file.unlink()
         with pytest.raises(CheckpointError, match=r"model\.safetensors: (changed|No such file)"):
             check_unchanged(tensors.values())
+
+
+def test_metadata_of_single_layers(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+    """What a header says of a layer besides its tensors is true of no new one: refused."""
+    from safetensors.torch import save_file
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file(load_tensors(own_tiny), own_tiny / "model.safetensors", {name: "{}"})
+    for engine in ("mergekit", "stream"):
+        words = ("run", "repeat: [1, 3]", tmp_path / "out", "--model", own_tiny)
+        result = mk(*words, "--engine", engine)
+        assert result.status == 1
+        assert f"says more of single layers than their tensors ('{name}')" in result.err

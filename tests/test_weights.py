@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import shutil
 import struct
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -180,3 +185,34 @@ def test_a_source_that_changes_under_mergekit(
     result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny)
     assert (result.status, "changed while it was read" in result.err) == (1, True)
     assert sorted(os.listdir(tmp_path)) == ["own"]
+
+
+class TestBar:
+    """How far the stream engine is."""
+
+    COMMAND = ("run", "append: 1", "out", "--engine", "stream", "--model")
+
+    def test_on_a_terminal(self, tiny: Path, tmp_path: Path) -> None:
+        """Bytes and rate, on standard error, and the line is cleared at the end."""
+        ours, theirs = pty.openpty()
+        try:
+            size = struct.pack("HHHH", 24, 80, 0, 0)
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+            words = [sys.executable, "-m", "mergekit_interleave", *self.COMMAND, str(tiny)]
+            # Earlier runs in this process have disabled it for theirs.
+            environment = {**os.environ, "TQDM_DISABLE": ""}
+            streams = {"stdout": subprocess.PIPE, "stderr": theirs}
+            subprocess.run(words, cwd=tmp_path, env=environment, check=True, **streams)
+            os.set_blocking(ours, False)
+            said = os.read(ours, 10_000).decode()
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert "weights:   0%" in said
+        assert "B/s" in said
+        assert said.endswith("\r")
+
+    def test_into_a_pipe(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Nothing."""
+        result = mk(*self.COMMAND, tiny, cwd=tmp_path)
+        assert (result.status, result.err) == (0, "")

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
+from mergekit_interleave.amounts import amount
 from mergekit_interleave.assembly import Part
 from mergekit_interleave.engines import moving
 from mergekit_interleave.engines.moving import Pair, Tick
@@ -57,6 +58,12 @@ class Traffic:
     written: int = 0
     shared: int = 0
     holes: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"{amount(self.written)} written"]
+        parts += [f"{amount(self.shared)} shared with the base"] if self.shared else []
+        parts += [f"{amount(self.holes)} of zeros that take no room"] if self.holes else []
+        return ", ".join(parts)
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(

@@ -1,0 +1,356 @@
+"""How long the engines take, side by side, and what they cost: prints ratios from one run.
+
+Builds its own models (random weights, no torch), times whole processes in turn, and takes medians.
+Root may mount an XFS image to see shared blocks; others are told that this was left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import models
+
+DIRECTIVE = "interleave: every 4"
+BEGIN, END = "<!-- measured -->", "<!-- end -->"
+
+# The command itself, in a process that does not wait for the disk or writes so many files at once.
+SCRIPT = """
+import os, sys
+from mergekit_interleave.engines import stream
+from mergekit_interleave.__main__ import main
+synced, at_once = sys.argv.pop(1), int(sys.argv.pop(1))
+if synced == "no": os.fsync = lambda _: None
+if at_once: stream._AT_ONCE = at_once
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one process took.
+
+    Attributes:
+        wall: Seconds from start to end.
+        cpu: Seconds of both processors, user and system.
+        peak: Bytes of memory.
+        disk: Bytes of disk that what it wrote takes.
+    """
+
+    wall: float
+    cpu: float
+    peak: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to time.
+
+    Attributes:
+        name: What the table calls it.
+        command: Its words; {base} and {out} stand for directories.
+        synced: Whether `sync -f` of what it wrote belongs to it.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    synced: bool = False
+
+
+def own(*flags: str, synced: bool, at_once: int = 0) -> tuple[str, ...]:
+    """This project's command by the stream engine."""
+    words = ["run", DIRECTIVE, "{out}", "--model", "{base}", "--engine", "stream", *flags]
+    return (sys.executable, "-c", SCRIPT, "yes" if synced else "no", str(at_once), *words)
+
+
+def beside(name: str) -> str:
+    """A command of the environment that this runs in."""
+    return str(Path(sys.executable).with_name(name))
+
+
+CP = ("cp", "-r", "--reflink=never", "{base}", "{out}")
+STREAM = Contender("`run --engine stream`", own("--no-verify", synced=False))
+MERGEKIT = Contender("`mergekit-yaml`", (beside("mergekit-yaml"), "{recipe}", "{out}"))
+COPY = Contender("`cp -r` of the base", CP)
+STREAM_SYNCED = Contender("`run --engine stream`, synced", own("--no-verify", synced=True))
+COPY_SYNCED = Contender("`cp -r` of the base, `sync -f`", CP, synced=True)
+ALL = (STREAM, MERGEKIT, COPY, STREAM_SYNCED, COPY_SYNCED)
+
+
+def measure(contender: Contender, places: dict[str, str], *, shares: bool = False) -> Cost:
+    """Run it once, into a place that is empty before and after.
+
+    Args:
+        contender: What to run.
+        places: Where.
+        shares: Count new disk by what is free on it, since files may share theirs.
+    """
+    out = Path(places["out"])
+    shutil.rmtree(out, ignore_errors=True)
+    free = _free(out.parent)
+    command = [word.format_map(places) for word in contender.command]
+    if contender.synced:
+        command = ["sh", "-c", '"$@" && sync -f "$0"', str(out), *command]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    with tempfile.TemporaryFile() as said:
+        started = time.monotonic()
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.monotonic() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            sys.exit(f"{' '.join(command)}:\n{said.read().decode()}")
+    disk = free - _free(out.parent) if shares else _allocated(out)
+    shutil.rmtree(out, ignore_errors=True)
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, disk)
+
+
+def _free(folder: Path) -> int:
+    """What is free, once the filesystem has come to rest: XFS frees in the background."""
+    before = -1
+    while True:
+        os.sync()
+        status = os.statvfs(folder)
+        if status.f_bfree == before:
+            return before * status.f_frsize
+        before = status.f_bfree
+        time.sleep(0.3)
+
+
+def _allocated(folder: Path) -> int:
+    if not folder.exists():
+        return 0
+    return sum(file.stat().st_blocks * 512 for file in folder.rglob("*"))
+
+
+def in_turn(
+    contenders: Sequence[Contender], places: dict[str, str], runs: int, *, shares: bool = False
+) -> dict[Contender, Cost]:
+    """The medians of some runs of each, all in turn; a first round is not counted."""
+    costs: dict[int, list[Cost]] = {i: [] for i in range(len(contenders))}
+    for turn in range(runs + 1):
+        for i, contender in enumerate(contenders):
+            cost = measure(contender, places, shares=shares)
+            if turn:
+                costs[i].append(cost)
+            print(f"  {contender.name}: {cost.wall:.2f} s", file=sys.stderr, flush=True)
+    return {contender: _median(costs[i]) for i, contender in enumerate(contenders)}
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    def middle(value: Callable[[Cost], float]) -> float:
+        return statistics.median(map(value, costs))
+
+    return Cost(
+        middle(lambda cost: cost.wall),
+        middle(lambda cost: cost.cpu),
+        int(middle(lambda cost: cost.peak)),
+        int(middle(lambda cost: cost.disk)),
+    )
+
+
+def table(costs: dict[Contender, Cost]) -> str:
+    """The figures of some contenders."""
+    lines = ["| | wall | CPU | peak memory | disk |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        f"| {contender.name} | {cost.wall:.2f} s | {cost.cpu:.2f} s | "
+        f"{cost.peak / 2**20:,.0f} MiB | {cost.disk / 1e6:,.1f} MB |"
+        for contender, cost in costs.items()
+    ]
+    return "\n".join(lines)
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a model's weights."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def compare(size: models.Size, folder: Path, runs: int) -> str:
+    """The engines against each other and against a copy, at one size."""
+    print(f"{size.name}:", file=sys.stderr)
+    base = models.build(size, folder / size.name)
+    places = _places(base, folder)
+    costs = in_turn(ALL, places, runs)
+    grown = _grown(places)
+    per_byte = (costs[STREAM_SYNCED].wall / grown) / (costs[COPY_SYNCED].wall / size_of(base))
+    stream, mergekit = costs[STREAM], costs[MERGEKIT]
+    return "\n\n".join(
+        (
+            (
+                f"### {size_of(base) / 1e9:.1f} GB in {size.shards} "
+                f"shard{'s' if size.shards > 1 else ''}, {size.layers} layers, "
+                f"{grown / 1e9:.1f} GB grown; {runs} runs"
+            ),
+            table(costs),
+            (
+                f"Against mergekit-yaml, neither waiting for the disk: "
+                f"**{mergekit.wall / stream.wall:.1f} times as fast**, "
+                f"{mergekit.cpu / stream.cpu:.1f} times less CPU, "
+                f"{mergekit.peak / stream.peak:.0f} times less memory. "
+                f"Against a copy, both synced: **{per_byte:.2f}** times its time per byte of "
+                "output."
+            ),
+        )
+    )
+
+
+def _places(base: Path, folder: Path) -> dict[str, str]:
+    recipe = folder / f"{base.name}.yml"
+    words = [beside("mk-interleave"), "gen", DIRECTIVE, "--model", str(base)]
+    recipe.write_text(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return {"base": str(base), "recipe": str(recipe), "out": str(folder / "out")}
+
+
+def _grown(places: dict[str, str]) -> int:
+    """The bytes of the weights that come out."""
+    out = Path(places["out"])
+    command = [word.format_map(places) for word in STREAM.command]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    size = size_of(out)
+    shutil.rmtree(out)
+    return size
+
+
+def at_once(size: models.Size, folder: Path, runs: int) -> str:
+    """Whether it helps to write several files at the same time."""
+    print("files at once:", file=sys.stderr)
+    places = _places(models.build(size, folder / size.name), folder)
+    contenders = [
+        Contender(
+            f"{count} at once{', synced' if synced else ''}",
+            own("--no-verify", synced=synced, at_once=count),
+        )
+        for synced in (False, True)
+        for count in (1, 2, 3)
+    ]
+    return f"### Files at once, the same model\n\n{table(in_turn(contenders, places, runs))}"
+
+
+@contextmanager
+def xfs(folder: Path, size: int) -> Iterator[Path | None]:
+    """A new XFS in a file, or None where that cannot be mounted."""
+    image, mount = folder / "xfs.img", folder / "xfs"
+    mount.mkdir(exist_ok=True)
+    with image.open("wb") as file:
+        file.truncate(size)
+    mounted = False
+    try:
+        for command in (
+            ["mkfs.xfs", "-q", "-f", "-m", "reflink=1", str(image)],
+            ["mount", "-o", "loop", str(image), str(mount)],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
+        mounted = True
+        yield mount
+    except (OSError, subprocess.CalledProcessError) as error:
+        if mounted:
+            raise
+        print(f"no XFS: {error}", file=sys.stderr)
+        yield None
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(mount)], check=False)
+        image.unlink()
+
+
+def shared(size: models.Size, folder: Path, runs: int) -> str:
+    """What shared blocks save, on XFS."""
+    print("XFS:", file=sys.stderr)
+    title = "### On XFS, where blocks can be shared, the same model"
+    with xfs(folder, 16 * 2**30) as mount:
+        if mount is None:
+            return f"{title}\n\nLeft out: mounting an image takes root and `mkfs.xfs`."
+        places = _places(models.build(size, mount / size.name), mount)
+        contenders = [
+            Contender("`run --engine stream`, synced", own("--no-verify", synced=True)),
+            Contender("the same, `--no-reflink`", own("--no-verify", "--no-reflink", synced=True)),
+            COPY_SYNCED,
+        ]
+        costs = in_turn(contenders, places, runs, shares=True)
+        ours, grown = costs[contenders[0]], _grown(places)
+    return "\n\n".join(
+        (
+            title,
+            table(costs),
+            (
+                f"With shared blocks: {ours.wall:.2f} s, {ours.disk / grown:.3%} of the output "
+                "as new disk."
+            ),
+        )
+    )
+
+
+def startup(folder: Path, runs: int) -> str:
+    """How long `gen` takes to start."""
+    print("start-up:", file=sys.stderr)
+    places = {**_places(models.build(models.SMALL, folder / "small"), folder)}
+    contenders = [
+        Contender("`gen`", (beside("mk-interleave"), "gen", DIRECTIVE, "--model", "{base}")),
+        Contender("`mergekit-yaml --help`", (beside("mergekit-yaml"), "--help")),
+    ]
+    costs = in_turn(contenders, places, runs)
+    ours, theirs = (costs[contender] for contender in contenders)
+    return "\n\n".join(
+        (
+            "### Start-up",
+            table(costs),
+            (
+                f"`gen` takes {ours.wall / theirs.wall:.3f} of the time that mergekit-yaml takes "
+                "to start."
+            ),
+        )
+    )
+
+
+def machine() -> str:
+    """Where this was measured."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{os.cpu_count()} processors, {memory:.0f} GiB of memory, {platform.system()} "
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}; everything that "
+        "is read is in the page cache."
+    )
+
+
+def main() -> None:
+    """Measure, print, and put the figures into a page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where to put models and results")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each, an odd number")
+    parser.add_argument("--page", type=Path, help="a page to put the figures into")
+    parser.add_argument("--sizes", default="small,middle,large")
+    wanted = parser.parse_args()
+    folder = wanted.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {size.name: size for size in (models.SMALL, models.MIDDLE, models.LARGE)}
+    parts = [f"Measured with `make bench`, medians: {machine()}"]
+    for name in wanted.sizes.split(","):
+        # The large one takes minutes a round.
+        runs = min(wanted.runs, 3) if name == "large" else wanted.runs
+        parts.append(compare(sizes[name], folder, runs))
+    parts.append(shared(models.MIDDLE, folder, wanted.runs))
+    parts.append(at_once(models.MIDDLE, folder, wanted.runs))
+    parts.append(startup(folder, wanted.runs))
+    text = "\n\n".join(parts)
+    print(text)
+    if wanted.page:
+        page = wanted.page.read_text(encoding="utf-8")
+        before, after = page.split(BEGIN)[0], page.split(END)[1]
+        wanted.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
