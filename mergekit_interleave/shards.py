@@ -37,17 +37,18 @@ _DTYPE_BITS = {
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is still the one that was looked at."""
+    """What tells whether a file is still what it was.
 
-    device: int
-    inode: int
+    Not its inode: some network filesystems give it another one whenever they like.
+    """
+
     size: int
     modified: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
         """The stamp of an open file."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        return cls(status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, eq=False)

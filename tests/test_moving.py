@@ -79,12 +79,12 @@ def test_a_system_without_the_call(files: Files, monkeypatch: pytest.MonkeyPatch
 
 def test_short_moves_and_short_writes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel may move less than was asked for, and is asked again."""
-    move, write, read = os.copy_file_range, os.pwrite, os.pread
+    move, write, read = os.copy_file_range, os.write, os.read
     monkeypatch.setattr(
         os, "copy_file_range", lambda s, t, count, start, at: move(s, t, min(count, 7), start, at)
     )
-    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: write(fd, data[:11], at))
-    monkeypatch.setattr(os, "pread", lambda fd, count, at: read(fd, min(count, 13), at))
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:11]))
+    monkeypatch.setattr(os, "read", lambda fd, count: read(fd, min(count, 13)))
     files.pair.copy(0, 0, 1000)
     files.pair.copy_by_hand(1000, 1000, 1000)
     assert files.written == files.data[:2000]

@@ -25,7 +25,7 @@ MODEL = ModelRef(ModelPath("base"))
 
 def source(name: str = "model.safetensors", **metadata: str) -> Shard:
     """A file of a base."""
-    return Shard(Path(name), metadata, Stamp(0, 0, 0, 0))
+    return Shard(Path(name), metadata, Stamp(0, 0))
 
 
 def parts_of(

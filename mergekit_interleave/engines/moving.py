@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-if sys.platform != "win32":
+if sys.platform == "linux":
     import fcntl
 
 _CHUNK = 2**26
@@ -84,7 +84,8 @@ class Pair:
         """
         done = 0
         while done < length:
-            data = os.pread(self.source, min(length - done, _BUFFER), start + done)
+            os.lseek(self.source, start + done, os.SEEK_SET)
+            data = os.read(self.source, min(length - done, _BUFFER))
             _check_some(len(data))
             self.put(data, at + done)
             done += len(data)
@@ -101,7 +102,7 @@ class Pair:
         Returns:
             Whether that could be done.
         """
-        if sys.platform == "win32":
+        if sys.platform != "linux":
             return False
         what = struct.pack("@qQQQ", self.source, start, length, at)
         try:
@@ -129,17 +130,20 @@ class Pair:
 
     def put(self, data: bytes, at: int) -> None:
         """Write all of some bytes."""
+        os.lseek(self.target, at, os.SEEK_SET)
         view = memoryview(data)
         while view:
-            written = os.pwrite(self.target, view, at)
-            view, at = view[written:], at + written
+            view = view[os.write(self.target, view) :]
 
 
 def can_share(source: Path, folder: Path, block: int) -> bool:
     """Whether files in a directory can share blocks with a file: by doing it once."""
-    with source.open("rb") as opened, tempfile.TemporaryFile(dir=folder) as target:
-        pair = Pair(opened.fileno(), target.fileno(), lambda _: None)
-        return os.fstat(pair.source).st_size >= block and pair.share(0, 0, block)
+    try:
+        with source.open("rb") as opened, tempfile.TemporaryFile(dir=folder) as target:
+            pair = Pair(opened.fileno(), target.fileno(), lambda _: None)
+            return os.fstat(pair.source).st_size >= block and pair.share(0, 0, block)
+    except OSError:
+        return False
 
 
 def _check_some(moved: int) -> None:
