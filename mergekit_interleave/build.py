@@ -24,6 +24,7 @@ from mergekit_interleave import (
 )
 from mergekit_interleave.assembly import Written, check_written
 from mergekit_interleave.checkpoint import CONFIG
+from mergekit_interleave.engines import mergekit
 from mergekit_interleave.errors import (
     RefusedError,
     UnsayableError,
@@ -87,6 +88,7 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
     try:
         return _run(expansion, models, out, options)
     except UnsayableError as error:
+        mergekit.quieten(options.weights.mergekit.get("verbosity"))
         base = models.open(expansion.layout.models[0])
         works = nearby.suggestion(base, expansion.directive, expansion.layout)
         error.hint = f"this would do: {works}" if works else None
@@ -103,6 +105,8 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
     with staged(out, replace=options.replace) as work:
         writer = weights.Writer(plan, work, how)
         writer.check_room()
+        if not how.streams:
+            mergekit.quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
         if measured or not how.streams:
@@ -130,7 +134,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
         _write_card(plan, out.name, work / CARD_FILE, outcome.beyond)
         files = sorted({*files_below(work), manifest.FILE})
-        _write_json(work / manifest.FILE, manifest.describe(plan, files))
+        _write_json(work / manifest.FILE, manifest.describe(plan, files, outcome.engine))
     return Report(plan.layout, written, outcome)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -198,8 +199,8 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     engine: Annotated[str, typer.Option(
         metavar="auto|mergekit|stream", help="What writes the weights.")] = "auto",
     out_shard_size: Annotated[str | None, typer.Option(
-        metavar="SIZE", show_default=False, help="The most bytes of one shard, such as 5B, 5GB or "
-        "500MB; 5GB, or by the stream engine one shard where the base has one.")] = None,
+        metavar="SIZE", show_default=False, help="The most bytes of one shard, such as 5GB, 500MB "
+        "or mergekit's 5B; 5GB, or by the stream engine one shard where the base has one.")] = None,
     no_reflink: Annotated[bool, typer.Option("--no-reflink", help=
         "Let the stream engine copy every byte, even where the filesystem could share blocks with "
         "the base.")] = False,
@@ -266,7 +267,9 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         cache_dir=None if cache_dir is None else str(cache_dir),
         trust_remote_code=trust_remote_code,
     )
-    signal.signal(signal.SIGTERM, _terminated)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminated)
     if not sys.stderr.isatty():
         # Not every bar of mergekit's and the Hub client's listens to an option.
         os.environ.setdefault("TQDM_DISABLE", "1")
@@ -274,11 +277,11 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
     report = build.run(expansion, models, Path(out), options)
     new = len(report.layout.new_layers)
-    written = report.written
+    written, traffic = report.written, report.outcome.traffic
+    size = "" if traffic.is_plain else f"{amount(written.nbytes)}: "
     print(  # noqa: T201
         f"{out}: {len(report.layout)} layers, {new} of them new; "
-        f"{written.parameters:,} parameters, {amount(written.nbytes)}: "
-        f"{report.outcome.traffic}"
+        f"{written.parameters:,} parameters, {size}{traffic}"
     )
     if report.outcome.streamable:
         hint = "--engine stream writes the same tensors, faster and in constant memory"
@@ -320,7 +323,8 @@ def plan(  # noqa: PLR0913 - one parameter for each flag
         lines += [
             ("parameters", f"{writer.plan.parameters:,}"),
             ("mergekit", f"{amount(writer.whole)} written"),
-            ("stream", str(writer.forecast) if against is None else str(against)),
+            ("stream", str(writer.forecast) if against is None else f"cannot: {against}"),
+            ("free", f"{amount(shutil.disk_usage(Path.cwd()).free)} here"),
         ]
     else:
         lines += [("bytes", "not known before the weights are at hand")]
@@ -436,9 +440,11 @@ def _size(text: str) -> int:
     return size
 
 
-def _terminated(*_: object) -> NoReturn:
+def _terminated(number: int, _: object) -> NoReturn:
     """Leave as from Ctrl-C, so that nothing stays beside OUT."""
-    sys.exit(128 + signal.SIGTERM)
+    with suppress(OSError):  # the terminal may be gone
+        print("error: terminated", file=sys.stderr)  # noqa: T201
+    sys.exit(128 + number)
 
 
 _INTERRUPTED = 130

@@ -37,12 +37,13 @@ def fingerprint(layout: Layout) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(plan: Preflight, files: list[str]) -> dict[str, Any]:
+def describe(plan: Preflight, files: list[str], engine: str) -> dict[str, Any]:
     """The content of interleave.json.
 
     Args:
         plan: What was made.
         files: The names that stand in OUT, which --force may replace.
+        engine: What wrote the weights.
     """
     layout, models = plan.layout, plan.layout.models
     zeroed: dict[int, list[str]] = {layer.index: [] for layer in layout.layers}
@@ -71,7 +72,8 @@ def describe(plan: Preflight, files: list[str]) -> dict[str, Any]:
             for layer in layout.layers
         ],
         "files": files,
-        "tools": tools(),
+        "engine": engine,
+        "tools": tools(engine),
     }
 
 
@@ -93,7 +95,7 @@ def _source(model: ModelRef, plan: Preflight) -> dict[str, Any]:
     return source | ({"commit": origin.revision} if origin else {})
 
 
-def tools() -> dict[str, str]:
-    """The versions of what made the model."""
-    names = ("mergekit", "torch", "transformers", "safetensors")
+def tools(engine: str) -> dict[str, str]:
+    """The versions of what made the model; the stream engine is this project's own."""
+    names = ("mergekit", "torch", "transformers", "safetensors") if engine == "mergekit" else ()
     return {"mergekit-interleave": __version__, **{name: metadata.version(name) for name in names}}

@@ -11,7 +11,9 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -41,21 +43,26 @@ def check_vacant(out: Path, *, replace: bool) -> None:
     """
     if not os.path.lexists(out):
         return
+    reason = _reason_to_stay(out)
     if not replace:
-        raise OutputError(f"{out}: exists already", hint="name another OUT, or --force to replace")
+        hint = "name another OUT, or --force to replace" if reason is None else "name another OUT"
+        raise OutputError(f"{out}: exists already", hint=hint)
+    if reason is not None:
+        raise OutputError(
+            f"{out}: {reason}, and is not replaced", hint="move it away, or name another OUT"
+        )
+
+
+def _reason_to_stay(out: Path) -> str | None:
+    """Why not even --force replaces what stands there, if it does not."""
     if out.is_symlink() or not out.is_dir():
-        raise OutputError(f"{out}: is no directory, and is not replaced")
+        return "is no directory"
     try:
-        entries = files_below(out)
         own = _own_files(out)
+        strange = [name for name in files_below(out) if name not in own]
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
-    strange = [name for name in entries if name not in own]
-    if strange:
-        raise OutputError(
-            f"{out}: holds {strange[0]}, which no run has written, and is not replaced",
-            hint="move it away, or name another OUT",
-        )
+    return f"holds {strange[0]}, which no run has written" if strange else None
 
 
 def files_below(folder: Path) -> list[str]:
@@ -114,23 +121,41 @@ def staged(out: Path, *, replace: bool) -> Iterator[Path]:
         try:
             yield work
             _settle(work)
+            check_vacant(out, replace=replace)  # again: others may have made it meanwhile
             if out.exists():
                 out.rename(aside)
             work.rename(out)
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
     except BaseException:
-        _recover(out, aside)
-        shutil.rmtree(work, ignore_errors=True)
-        _remove_empty(made)
+        with _undisturbed():
+            _recover(out, aside)
+            shutil.rmtree(work, ignore_errors=True)
+            _remove_empty(made)
         raise
     finally:
         os.close(lock)
     with suppress(OSError):  # the model is there; only where the power fails now, it may not be
-        _sync(out.parent)
+        sync(out.parent)
     shutil.rmtree(aside, ignore_errors=True)
     if aside.exists():
         log.warning("what %s held before could not be removed; it is at %s", out, aside)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Take no signals: a second Ctrl-C must not leave gigabytes behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread gets signals
+        return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            # None: one that Python knows nothing of.
+            signal.signal(getattr(signal, name), handler or signal.SIG_DFL)
 
 
 def _claim(work: Path, out: Path) -> int:
@@ -166,11 +191,12 @@ def _settle(work: Path) -> None:
         for name in files:
             file = Path(folder, name)
             file.chmod(0o666 & ~umask)
-            _sync(file)
-        _sync(Path(folder))
+            sync(file)
+        sync(Path(folder))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file or directory is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -68,7 +68,7 @@ class How:
     @property
     def mixes(self) -> bool:
         """Whether models are stacked that do not fit."""
-        return not self.streams and mergekit.mixes(self.mergekit)
+        return not self.streams and bool(self.mergekit) and mergekit.mixes(self.mergekit)
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,13 @@ class Outcome:
     """What was written.
 
     Attributes:
+        engine: What wrote it.
         traffic: How its bytes came there.
         beyond: Why mergekit could not write it, if it could not.
         streamable: Whether mergekit wrote what the stream engine could have written.
     """
 
+    engine: str
     traffic: Traffic
     beyond: str | None = None
     streamable: bool = False
@@ -95,16 +97,21 @@ def check(how: How, expansion: Expansion) -> None:
     """
     if how.streams:
         _check_stream(how, expansion)
-    else:
+        return
+    if how.engine == MERGEKIT and not how.reflink:
+        raise DirectiveError("--no-reflink: mergekit shares no blocks", hint="leave it out")
+    if how.mergekit:  # to check them takes seconds
         mergekit.check_options(how.mergekit)
-        mergekit.quieten(how.mergekit.get("verbosity"))
 
 
 def _check_stream(how: How, expansion: Expansion) -> None:
     """What the stream engine knows nothing of is refused, never ignored."""
     for name in how.mergekit:
         if name != "trust_remote_code":
-            raise DirectiveError(f"--engine stream: mergekit's option {name} has no meaning there")
+            raise DirectiveError(
+                f"--engine stream: mergekit's option {name} has no meaning there",
+                hint="leave either out",
+            )
     for key in ("tokenizer", "tokenizer_source", "chat_template", "parameters"):
         if key in expansion.directive.mergekit:
             raise RefusedError(
@@ -133,11 +140,16 @@ class Writer:
         Raises:
             OutputError: There is not.
         """
-        needed = self.whole
-        if self.how.engine != MERGEKIT and self.streamable:
-            needed = self.forecast.written
-        needed += sum(file.stat().st_size for _, file in self.plan.small_files)
-        self._check_free(needed)
+        files = sum(file.stat().st_size for _, file in self.plan.small_files)
+        whole = self.whole + files
+        if self.how.engine == MERGEKIT or not self.streamable:
+            self._check_free(whole, f"{amount(whole)} are needed")
+            return
+        needed = self.forecast.written + files
+        words = f"{amount(needed)} are needed"
+        if not self.how.streams:
+            words += f" by the stream engine, {amount(whole)} by mergekit"
+        self._check_free(needed, words)
 
     def write(self) -> Outcome:
         """Write.
@@ -150,7 +162,7 @@ class Writer:
             if self.how.streams:
                 if self.against_stream is not None:
                     raise self.against_stream
-                return Outcome(self._stream())
+                return Outcome(STREAM, self._stream())
             return self._by_mergekit()
         except OSError as error:
             raise OutputError(
@@ -182,13 +194,20 @@ class Writer:
                     hint="leave `dtype` out: every tensor keeps its own" if converts else None,
                 ) from refused
             log.info("written by the stream engine: %s", refused)
-            return Outcome(self._stream(), beyond=str(refused))
-        self._check_free(self.whole, self.forecast.written if self.streamable else None)
+            return Outcome(STREAM, self._stream(), beyond=str(refused))
+        self._check_free(
+            self.whole,
+            f"{amount(self.whole)} are needed",
+            f"--engine stream needs {amount(self.forecast.written)}: it writes no zeros, and "
+            "shares blocks where it can"
+            if self.streamable
+            else None,
+        )
         mergekit.execute(targets, job)
         shutil.rmtree(scratch, ignore_errors=True)
         files = self.work.glob("*.safetensors")
         written = Traffic(sum(file.stat().st_size for file in files))
-        return Outcome(written, streamable=self.streamable)
+        return Outcome(MERGEKIT, written, streamable=self.streamable)
 
     def _stream(self) -> Traffic:
         with self.how.bar(sum(shard.nbytes for shard in self._shards)) as tick:
@@ -202,7 +221,11 @@ class Writer:
         except InterleaveError as error:
             return error
         reason = stream.reason_against(self.plan.parts)
-        return RefusedError(f"--engine stream does no arithmetic: {reason}") if reason else None
+        if reason is None:
+            return None
+        return RefusedError(
+            f"--engine stream does no arithmetic: {reason}", hint="leave --engine out: mergekit can"
+        )
 
     @property
     def streamable(self) -> bool:
@@ -230,18 +253,9 @@ class Writer:
             tensor.nbytes for model in merged for tensor in model.tensors.values()
         )
 
-    def _check_free(self, needed: int, less: int | None = None) -> None:
-        """Check that so many bytes are free, or that fewer would do with the stream engine."""
+    def _check_free(self, needed: int, words: str, hint: str | None = None) -> None:
         free = shutil.disk_usage(self.work).free
         if needed > free:
-            hint = None
-            if less is not None and less <= free:
-                hint = (
-                    f"--engine stream needs {amount(less)}: it writes no zeros, and shares blocks "
-                    "with the base where the filesystem can"
-                )
             raise OutputError(
-                f"{self.work.parent}: no room: {amount(needed)} are needed, "
-                f"{amount(free)} are free",
-                hint=hint,
+                f"{self.work.parent}: no room: {words}, {amount(free)} are free", hint=hint
             )

@@ -391,12 +391,16 @@ class TestWords:
         """What was made; on standard error one hint at most, where no terminal is."""
         words = ("run", "interleave: every 4", tmp_path / "out", "--model", tiny, "--force")
         for engine, amounts, said in (
-            ("auto", "336 kB written", STREAM_HINT),
-            ("stream", "318 kB written, 20.5 kB of zeros that take no room", ""),
+            ("auto", " parameters, 336 kB written", STREAM_HINT),
+            (
+                "stream",
+                " parameters, 326 kB: 318 kB written, 20.5 kB of zeros that take no room",
+                "",
+            ),
         ):
             result = mk(*words, "--engine", engine)
             assert result.out.startswith(f"{tmp_path / 'out'}: 10 layers, 2 of them new; ")
-            assert result.out.endswith(f" kB: {amounts}\n")
+            assert result.out.endswith(f"{amounts}\n")
             assert result.err == said
 
 
@@ -669,7 +673,7 @@ class TestRefusals:
         err = self.refused(mk, tmp_path, text, tmp_path / "out")
         assert "Invalid chat template" in err
 
-    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_an_interrupted_run_leaves_nothing(
         self, tiny: Path, tmp_path: Path, sent: signal.Signals
     ) -> None:
@@ -688,7 +692,8 @@ class TestRefusals:
         process.send_signal(sent)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 128 + sent
-        assert err == ("error: interrupted\n" if sent == signal.SIGINT else "")
+        word = "interrupted" if sent == signal.SIGINT else "terminated"
+        assert err == f"error: {word}\n"
         assert os.listdir(tmp_path) == []
 
     def test_a_config_that_transformers_does_not_accept(

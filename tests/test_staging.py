@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -198,3 +201,56 @@ def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.M
         staging, staging / "code", staging / "code" / "model.py", staging / "config.json"
     }  # fmt: skip
     assert events[-3:] == [staging, Path("renamed"), Path()]
+
+
+@pytest.mark.parametrize("what", ["directory", "empty directory", "file"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_appears_at_out_meanwhile(what: str, tmp_path: Path, *, replace: bool) -> None:
+    """Stays there, unless it is what --force may replace."""
+    out = tmp_path / "out"
+    may = replace and what == "empty directory"
+    with (
+        nullcontext() if may else pytest.raises(OutputError, match=r"out: (exists|is no|holds)"),
+        staged(out, replace=replace) as work,
+    ):
+        (work / "config.json").write_text("{}")
+        if what == "file":
+            out.write_text("mine")
+        else:
+            out.mkdir()
+            if what == "directory":
+                (out / "mine").write_text("mine")
+    assert entries(tmp_path) == ["out"]
+    assert out.is_dir() == (what != "file")
+    if not may:
+        assert out.is_file() or entries(out) == (["mine"] if what == "directory" else [])
+
+
+def test_a_second_interrupt_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes nothing: all is removed."""
+    remove = shutil.rmtree
+
+    def interrupted(folder: Path, **how: bool) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(folder, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(BoomError), staged(tmp_path / "out", replace=False) as work:
+        (work / "half").write_text("x")
+        raise BoomError
+    assert entries(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_hint_promises_nothing(tmp_path: Path) -> None:
+    """--force is named where it would do."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OutputError) as error:
+        check_vacant(out, replace=False)
+    assert "--force" in str(error.value.hint)
+    (out / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError) as error:
+        check_vacant(out, replace=False)
+    assert "--force" not in str(error.value.hint)

@@ -45,12 +45,14 @@ class TestRoom:
     ) -> None:
         """The error has the numbers: the tensors, without zeros where they are not written."""
         leave(200_000)
-        for engine, needed in (("mergekit", 391), ("stream", 362), ("auto", 362)):
+        for engine, words in (
+            ("mergekit", r"391 kB are needed"),
+            ("stream", r"36\d kB are needed"),
+            ("auto", r"36\d kB are needed by the stream engine, 391 kB by mergekit"),
+        ):
             result = mk(*self.WORDS, tiny, "--engine", engine, cwd=tmp_path)
             assert result.status == 1
-            found = re.search(r"no room: (\d+) kB are needed, 200 kB are free", result.err)
-            assert found is not None, result.err
-            assert abs(int(found[1]) - needed) < 10
+            assert re.search(rf"no room: {words}, 200 kB are free", result.err), result.err
             assert os.listdir(tmp_path) == []
 
     def test_enough_for_the_stream_engine_alone(

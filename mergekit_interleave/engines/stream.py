@@ -23,6 +23,7 @@ from mergekit_interleave.engines.moving import Pair, Tick
 from mergekit_interleave.engines.sharding import OutShard, Step
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.shards import INDEX
+from mergekit_interleave.staging import sync
 
 _AT_ONCE = 2
 """Files written at the same time: two take three quarters of the time of one, three hardly less."""
@@ -59,6 +60,11 @@ class Traffic:
     written: int = 0
     shared: int = 0
     holes: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all was written."""
+        return not self.shared and not self.holes
 
     def __str__(self) -> str:
         parts = [f"{amount(self.written)} written"]
@@ -135,6 +141,8 @@ def write(
             first = gate.close(error)
             pool.shutdown(cancel_futures=True)
             raise first from None
+    for shard in shards:
+        sync(out / shard.name)  # here, so that whoever watches sees that it is not done
     if len(shards) > 1:
         with (out / INDEX).open("w", encoding="utf-8") as file:
             file.writelines(_index(shards))
