@@ -17,7 +17,7 @@ from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.layout import Constant, Layer, Layout, Scales, Slice, constant_of, scale_of
 from mergekit_interleave.quantization import quantization_of
 from mergekit_interleave.reference import ModelRef
-from mergekit_interleave.shards import Tensor
+from mergekit_interleave.shards import Tensor, next_data
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 """mergekit's names of the dtypes that it can write, and safetensors' spelling of them."""
@@ -71,6 +71,11 @@ class Part:
     constant: Constant | None = None
     packing: Packing | None = None
     layer: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a tensor of the source as it stands there."""
+        return self.scale != 0 and self.constant is None and self.packing is None
 
     def pieces(self) -> Iterator[Piece]:
         """What its bytes are, in order, where they need no arithmetic."""
@@ -263,6 +268,11 @@ def _constant(source: str, tensor: Tensor, layer: Layer) -> Constant | None:
         raise RefusedError(
             f"{source} is stored as {tensor.dtype}, which cannot be filled with {constant.value:g}"
         )
+    if constant is not None:
+        rows = tensor.shape[0] if tensor.shape else 1
+        filled = rows - (constant.after or 0) if constant.square is None else constant.square**2
+        if not 0 <= filled <= rows:
+            raise RefusedError(f"fill: {source} has {rows} rows, and {filled} are to be filled")
     return constant
 
 
@@ -346,14 +356,19 @@ def check_written(
 def _is_zero(tensor: Tensor, zero: int) -> bool:
     """Whether a tensor holds nothing but zeros; of floats, negative ones included."""
     size = _BYTES.get(tensor.dtype, 1)
-    left = tensor.nbytes
+    stop = tensor.start + tensor.nbytes
     with tensor.file.open("rb") as file:
-        file.seek(tensor.start)
-        while left > 0:
-            block = file.read(min(left, _BLOCK))
-            if not block:
+        at = tensor.start
+        while at < stop:
+            if not zero:
+                # What lies in a hole is not read; the next data may start within an element.
+                at = min(max(at, next_data(file.fileno(), at)), stop)
+                at -= (at - tensor.start) % size
+            file.seek(at)
+            block = file.read(min(stop - at, _BLOCK))
+            if len(block) < min(stop - at, _BLOCK):
                 return False
-            left -= len(block)
+            at += len(block)
             if zero or tensor.dtype not in _BYTES:
                 if block.count(zero) != len(block):
                     return False

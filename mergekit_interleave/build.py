@@ -34,7 +34,7 @@ from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight
 from mergekit_interleave.shards import check_unchanged, iterate_tensors, read_tensors
 from mergekit_interleave.staging import check_vacant, files_below, staged
-from mergekit_interleave.weights import How, Outcome
+from mergekit_interleave.weights import MERGEKIT, How, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,8 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
             plan.parts,
             any_rows_outside=new_vocabulary,
             any_dtype=plan.uses_lora and "lora_merge_dtype" in how.mergekit,
-            zeros=options.verify,
+            # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
+            zeros=options.verify or outcome.engine == MERGEKIT,
         )
         if measured:
             measure.check(plan.first.path, work, trust_remote_code=plan.first.trusted)

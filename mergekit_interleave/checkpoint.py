@@ -140,7 +140,12 @@ class Checkpoint:
     @property
     def has_weights(self) -> bool:
         """Whether safetensors are at hand; a config that was fetched alone has none."""
-        return (self.path / WEIGHTS).is_file() or (self.path / INDEX).is_file()
+        if (self.path / WEIGHTS).is_file() or self.is_local:
+            return (self.path / WEIGHTS).is_file() or (self.path / INDEX).is_file()
+        if not (self.path / INDEX).is_file():
+            return False
+        shards = set(read_index(self.path / INDEX).values())
+        return all((self.path / shard).is_file() for shard in shards)
 
     @cached_property
     def _stacks(self) -> Mapping[str, int]:
@@ -213,7 +218,7 @@ class Checkpoint:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         stacks = "|".join(map(re.escape, self._stacks))
-        return re.compile(rf"({stacks})\.(\d+)(?:\.|$)")
+        return re.compile(rf"(?<![\w.])({stacks})\.(\d+)(?:\.|$)")
 
     @cached_property
     def _layers(self) -> Mapping[int | None, list[str]]:

@@ -200,7 +200,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         metavar="auto|mergekit|stream", help="What writes the weights.")] = "auto",
     out_shard_size: Annotated[str | None, typer.Option(
         metavar="SIZE", show_default=False, help="The most bytes of one shard, such as 5GB, 500MB "
-        "or mergekit's 5B; 5GB, or by the stream engine one shard where the base has one.")] = None,
+        "or mergekit's 5B; 5GB, and by the stream engine where the base's are cut.")] = None,
     no_reflink: Annotated[bool, typer.Option("--no-reflink", help=
         "Let the stream engine copy every byte, even where the filesystem could share blocks with "
         "the base.")] = False,
@@ -270,7 +270,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminated)
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         # Not every bar of mergekit's and the Hub client's listens to an option.
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -320,9 +320,10 @@ def plan(  # noqa: PLR0913 - one parameter for each flag
     if all(models.open(source).has_weights for source in layout.models):
         writer = weights.Writer(preflight(expansion, models, None), Path.cwd(), weights.How())
         against = writer.against_stream
+        cannot = writer.against_mergekit
         lines += [
             ("parameters", f"{writer.plan.parameters:,}"),
-            ("mergekit", f"{amount(writer.whole)} written"),
+            ("mergekit", f"cannot {cannot}" if cannot else f"{amount(writer.whole)} written"),
             ("stream", str(writer.forecast) if against is None else f"cannot: {against}"),
             ("free", f"{amount(shutil.disk_usage(Path.cwd()).free)} here"),
         ]
@@ -443,7 +444,7 @@ def _size(text: str) -> int:
 def _terminated(number: int, _: object) -> NoReturn:
     """Leave as from Ctrl-C, so that nothing stays beside OUT."""
     with suppress(OSError):  # the terminal may be gone
-        print("error: terminated", file=sys.stderr)  # noqa: T201
+        os.write(2, b"error: terminated\n")  # print() may be what was interrupted
     sys.exit(128 + number)
 
 

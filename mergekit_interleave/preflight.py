@@ -155,7 +155,8 @@ def preflight(
             _check_apart(checkpoint, out)
     public = PublicNames.of(opened, base_model)
 
-    models.fetch_small_files(base)
+    if out is not None:
+        models.fetch_small_files(base)
     for checkpoint in sources.values():
         models.fetch_weights(checkpoint)
         checkpoint.check_depth()

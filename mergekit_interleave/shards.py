@@ -6,6 +6,7 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -37,18 +38,17 @@ _DTYPE_BITS = {
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is still what it was.
+    """What tells whether a file is still the one that was looked at."""
 
-    Not its inode: some network filesystems give it another one whenever they like.
-    """
-
+    device: int
+    inode: int
     size: int
     modified: int
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
         """The stamp of an open file."""
-        return cls(status.st_size, status.st_mtime_ns)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,14 +65,17 @@ class Shard:
     metadata: Mapping[str, str]
     stamp: Stamp
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, descriptor: int | None = None) -> None:
         """Check that the file is still as it was when its header was read.
+
+        Args:
+            descriptor: The file, where it is open.
 
         Raises:
             CheckpointError: It is not.
         """
         try:
-            status = self.file.stat()
+            status = self.file.stat() if descriptor is None else os.fstat(descriptor)
         except OSError as error:
             raise CheckpointError(f"{self.file}: {error.strerror or error}") from error
         if Stamp.of(status) != self.stamp:
@@ -123,6 +126,16 @@ def check_unchanged(tensors: Iterable[Tensor]) -> None:
     """
     for shard in {tensor.shard for tensor in tensors}:
         shard.check_unchanged()
+
+
+def next_data(descriptor: int, at: int) -> int:
+    """Where the next bytes of an open file are that lie in no hole; its end where none are."""
+    try:
+        return os.lseek(descriptor, at, os.SEEK_DATA)
+    except AttributeError:  # not on every system
+        return at
+    except OSError as error:
+        return os.fstat(descriptor).st_size if error.errno == errno.ENXIO else at
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from mergekit_interleave import recipe
+from mergekit_interleave import architecture, recipe
 from mergekit_interleave.amounts import amount
 from mergekit_interleave.engines import mergekit, sharding, stream
 from mergekit_interleave.engines.moving import Tick
@@ -31,6 +31,9 @@ AUTO, MERGEKIT, STREAM = ENGINES = ("auto", "mergekit", "stream")
 
 _SHARD_SIZE = 5 * 10**9
 """mergekit's."""
+
+_LARGEST_SHARD = 50 * 10**9
+"""The largest file that the Hub takes; below it, the stream engine has as many as the base."""
 
 
 Bar = Callable[[int], AbstractContextManager[Tick]]
@@ -68,7 +71,7 @@ class How:
     @property
     def mixes(self) -> bool:
         """Whether models are stacked that do not fit."""
-        return not self.streams and bool(self.mergekit) and mergekit.mixes(self.mergekit)
+        return bool(self.mergekit) and mergekit.mixes(self.mergekit)
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def check(how: How, expansion: Expansion) -> None:
 def _check_stream(how: How, expansion: Expansion) -> None:
     """What the stream engine knows nothing of is refused, never ignored."""
     for name in how.mergekit:
-        if name != "trust_remote_code":
+        if name not in ("trust_remote_code", "allow_crimes"):  # which are not about writing
             raise DirectiveError(
                 f"--engine stream: mergekit's option {name} has no meaning there",
                 hint="leave either out",
@@ -142,7 +145,8 @@ class Writer:
         """
         files = sum(file.stat().st_size for _, file in self.plan.small_files)
         whole = self.whole + files
-        if self.how.engine == MERGEKIT or not self.streamable:
+        by_stream = stream.reason_against(self.plan.parts) is None
+        if self.how.engine == MERGEKIT or not by_stream:
             self._check_free(whole, f"{amount(whole)} are needed")
             return
         needed = self.forecast.written + files
@@ -214,6 +218,18 @@ class Writer:
             return stream.write(self._shards, self.work, reflink=self.how.reflink, tick=tick)
 
     @cached_property
+    def against_mergekit(self) -> str | None:
+        """Why mergekit cannot write it, as far as that is known without asking it."""
+        reason = mergekit.reason_against(self.plan.parts)
+        if reason is not None:
+            return reason
+        first = self.plan.first
+        family = first.family
+        if family and family.verdict(first.layer_config) == architecture.WRONG_TENSORS:
+            return f"write the right tensors of model type {first.model_type}"
+        return None
+
+    @cached_property
     def against_stream(self) -> InterleaveError | None:
         """Why `--engine stream` cannot do it, if it cannot."""
         try:
@@ -234,11 +250,8 @@ class Writer:
 
     @cached_property
     def _shards(self) -> list[OutShard]:
-        parts = self.plan.parts
-        in_one = len({part.tensor.shard for part in parts}) == 1
-        usual = sum(part.nbytes for part in parts) if in_one else _SHARD_SIZE
-        limit = self.how.shard_size or usual
-        return sharding.shards_of(parts, limit, stream.block_size(self.work))
+        limit = self.how.shard_size or _LARGEST_SHARD
+        return sharding.shards_of(self.plan.parts, limit, stream.block_size(self.work))
 
     @cached_property
     def forecast(self) -> Traffic:

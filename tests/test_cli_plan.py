@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import zoo
 from conftest import Cli, emulate_sharing, make_llama
 
 LINES = """\
@@ -45,6 +46,20 @@ def test_what_stream_cannot_do(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     assert result.status == 0
     assert "stream      cannot: --engine stream does no arithmetic: model" in result.out
     assert "mergekit    163 kB written" in result.out
+
+
+def test_what_mergekit_cannot_do(mk: Cli, tmp_path: Path) -> None:
+    """Likewise: some types need more than zeros, of some it loses tensors."""
+    zoo.quiet()
+    for name, reason in (
+        ("doge", "cannot fill model.layers."),
+        ("gpt_neox", "cannot write the right tensors of model type gpt_neox"),
+    ):
+        base = zoo.save(name, tmp_path / name)
+        result = mk("plan", "--every", "2", "--model", base, cwd=tmp_path)
+        assert result.status == 0, result.err
+        assert f"mergekit    {reason}" in result.out
+        assert " written" in result.out.partition("stream")[2]
 
 
 def test_without_weights(mk: Cli, tmp_path: Path) -> None:

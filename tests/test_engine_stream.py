@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from conftest import (
 from mergekit_interleave.assembly import Part, assemble
 from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import Every
-from mergekit_interleave.engines import stream
+from mergekit_interleave.engines import moving, stream
 from mergekit_interleave.engines.sharding import shards_of
 from mergekit_interleave.errors import CheckpointError, OutputError
 from mergekit_interleave.layout import Edit, expand, zeroed_scales
@@ -66,6 +68,33 @@ class TestWays:
         for file in (tmp_path / "any").iterdir():
             for other in ("hand", "old", "shared"):
                 assert (tmp_path / other / file.name).read_bytes() == file.read_bytes()
+
+    def test_nothing_is_shared_by_the_kernel_either(
+        self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """copy_file_range shares blocks where it can, and is not asked where that is not wanted."""
+
+        def refuse(*_: object) -> int:
+            raise AssertionError
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+        monkeypatch.setattr(moving.fcntl, "ioctl", refuse)
+        write(parts_of(sharded, "o_proj"), tmp_path / "out", reflink=False)
+
+    def test_a_file_has_its_size_from_the_start(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where one grows, XFS takes room ahead, and holes fill up."""
+        sizes = []
+        put = moving.Pair.put
+
+        def note(self: moving.Pair, data: bytes, at: int) -> None:
+            sizes.append(os.fstat(self.target).st_size)
+            put(self, data, at)
+
+        monkeypatch.setattr(moving.Pair, "put", note)
+        write(parts_of(tiny, "o_proj"), tmp_path / "out")
+        assert sizes[0] == (tmp_path / "out" / "model.safetensors").stat().st_size
 
     def test_the_forecast_is_what_comes(
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +180,7 @@ class TestFaults:
         assert len(calls) <= 2
 
     def test_a_source_that_shrinks(self, own_tiny: Path, tmp_path: Path) -> None:
-        """Before it is opened, or while it is read."""
+        """Before it is opened."""
         parts = parts_of(own_tiny, "o_proj")
         os.truncate(own_tiny / "model.safetensors", 40_000)
         with pytest.raises(CheckpointError, match="changed while it was read"):
@@ -162,23 +191,47 @@ class TestFaults:
     ) -> None:
         """What is missing is noticed where it is read."""
         parts = parts_of(own_tiny, "o_proj")
-        monkeypatch.setattr(Shard, "check_unchanged", lambda _: None)
+        monkeypatch.setattr(Shard, "check_unchanged", lambda *_: None)
         os.truncate(own_tiny / "model.safetensors", 40_000)
         with pytest.raises(OutputError, match="cut short while it was read"):
             write(parts, tmp_path / "out")
 
-    def test_interrupted(self, sharded: Path, tmp_path: Path) -> None:
-        """Ctrl-C goes through, and no file is written to afterwards."""
-        parts = parts_of(sharded, "o_proj")
+    def test_interrupted(self, tmp_path: Path) -> None:
+        """Ctrl-C reaches the main thread, and the others stop where they are."""
+        parts = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
         (tmp_path / "out").mkdir()
         shards = shards_of(parts, 10**9, 4096)
+        ticks = []
 
-        def interrupt(_: int) -> None:
-            raise KeyboardInterrupt
+        def interrupt(nbytes: int) -> None:
+            if not ticks:
+                os.kill(os.getpid(), signal.SIGINT)
+            ticks.append(nbytes)
+            time.sleep(0.02)
 
         with pytest.raises(KeyboardInterrupt):
             stream.write(shards, tmp_path / "out", tick=interrupt)
-        assert len(os.listdir(tmp_path / "out")) <= 2
+        assert len(os.listdir(tmp_path / "out")) < len(shards) / 2
+
+    def test_the_first_failure_counts(self) -> None:
+        """Those that come after it are its own."""
+        gate = stream._Gate(lambda _: None)  # noqa: SLF001
+        first = OSError("first")
+        assert gate.close(first) is first
+        assert gate.close(OSError("second")) is first
+        with pytest.raises(InterruptedError):
+            gate.tick(1)
+
+    def test_a_base_that_is_swapped(self, own_tiny: Path, tmp_path: Path) -> None:
+        """For one of the same size and time: it is another file."""
+        parts = parts_of(own_tiny, "o_proj")
+        file = own_tiny / "model.safetensors"
+        status = file.stat()
+        (own_tiny / "other").write_bytes(file.read_bytes())
+        os.utime(own_tiny / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+        (own_tiny / "other").rename(file)
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            write(parts, tmp_path / "out")
 
 
 class TestInsisted:

@@ -102,7 +102,7 @@ NF4 = ".quant_state.bitsandbytes__nf4"
 
 def tensor(dtype: str) -> Tensor:
     """A tensor of which only the dtype matters."""
-    return Tensor(dtype, (4,), 0, 4, Shard(Path("x"), {}, Stamp(4, 0)))
+    return Tensor(dtype, (4,), 0, 4, Shard(Path("x"), {}, Stamp(0, 0, 4, 0)))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_interleave.assembly import Part
+from mergekit_interleave.engines import sharding
 from mergekit_interleave.engines.sharding import OutShard, shards_of
 from mergekit_interleave.layout import Constant
 from mergekit_interleave.reference import ModelPath, ModelRef
@@ -25,7 +27,7 @@ MODEL = ModelRef(ModelPath("base"))
 
 def source(name: str = "model.safetensors", **metadata: str) -> Shard:
     """A file of a base."""
-    return Shard(Path(name), metadata, Stamp(0, 0))
+    return Shard(Path(name), metadata, Stamp(0, 0, 0, 0))
 
 
 def parts_of(
@@ -171,6 +173,14 @@ class TestHeader:
         assert len(shard.header()) < 300
 
 
+def test_a_header_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers take 100 MB: there are more files, then."""
+    monkeypatch.setattr(sharding, "_HEADER", 1000)
+    shards = shards_of(parts_of(source(), [("F32", 8)] * 20, 8), 10**9, BLOCK)
+    assert len(shards) > 3
+    assert all(len(shard.header().rstrip()) < 1100 for shard in shards)
+
+
 class TestSharing:
     """How much can share its blocks."""
 
@@ -195,6 +205,18 @@ class TestSharing:
         """And bring nothing out of step."""
         assert self.by_how(zeroed="1")["hole"] == BLOCK * 40
         assert self.by_how(zeroed="1")["share"] >= BLOCK * (40 + 60 + 60) - 8 * BLOCK
+
+    def test_most_of_it_decides(self) -> None:
+        """A small tensor out of step in front costs nothing but itself."""
+        whole = source()
+        parts = [
+            parts_of(whole, [("BF16", 4)], 900)[0],
+            parts_of(whole, [("BF16", 2**17)], 1008)[0],
+        ]
+        parts[1] = replace(parts[1], name="big", source="big")
+        (shard,) = shards_of(parts, 10**9, BLOCK)
+        steps = shard.steps(len(shard.header()), share=True)
+        assert sum(step.length for step in steps if step.how == "share") > BLOCK * 60
 
     def test_what_is_not_aligned_is_copied(self) -> None:
         """All of it."""

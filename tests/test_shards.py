@@ -158,6 +158,7 @@ class TestUnchanged:
                 file.write_bytes(content[:-1] + b"x")
             case "replaced":
                 (own_tiny / "other").write_bytes(content)
+                os.utime(own_tiny / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
                 (own_tiny / "other").rename(file)
             case "cut":
                 os.truncate(file, 1)

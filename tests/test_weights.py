@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import STREAM_HINT, Cli, emulate_sharing, make_llama
+from conftest import STREAM_HINT, Cli, emulate_sharing, load_tensors, make_llama
 
 from mergekit_interleave import weights
 
@@ -54,6 +54,23 @@ class TestRoom:
             assert result.status == 1
             assert re.search(rf"no room: {words}, 200 kB are free", result.err), result.err
             assert os.listdir(tmp_path) == []
+
+    def test_small_files_count(self, mk: Cli, own_tiny: Path, tmp_path: Path, leave: Leave) -> None:
+        """They need room, too."""
+        (own_tiny / "vocab.txt").write_bytes(bytes(10**6))
+        leave(10**6)
+        for engine in weights.ENGINES:
+            result = mk(*self.WORDS, own_tiny, "--engine", engine, cwd=tmp_path)
+            assert (result.status, "1.3" in result.err) == (1, True), result.err
+
+    def test_the_fallback_needs_less_as_well(self, mk: Cli, tmp_path: Path, leave: Leave) -> None:
+        """Whatever options mergekit is given, where it cannot write the stream engine does."""
+        base = make_llama(tmp_path / "base", attention_bias=True)
+        words = (*self.WORDS, base, "--mergekit", "async_write=true")
+        leave(380_000)
+        result = mk(*words, cwd=tmp_path)
+        assert result.status == 0, result.err
+        assert "written by the stream engine" in result.err
 
     def test_enough_for_the_stream_engine_alone(
         self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
@@ -157,8 +174,36 @@ class TestHint:
         assert (result.status, result.err) == (0, said)
 
 
+class TestShards:
+    """How large they are."""
+
+    def test_the_stream_engine_has_as_many_as_the_base(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """However they grow; but not more than is wanted in one."""
+        words = ("run", "append: 1", "--model", tiny, "--engine", "stream", "--out-shard-size")
+        assert mk(*words[:-1], tmp_path / "one").status == 0
+        assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
+        assert mk(*words, "100KB", tmp_path / "more").status == 0
+        sizes = [file.stat().st_size for file in (tmp_path / "more").glob("*.safetensors")]
+        assert len(sizes) > 2
+        assert max(sizes) < 110_000
+
+
 class TestVerify:
     """What was written is read back."""
+
+    def test_mergekits_zeros_always_are(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """It multiplies, and an infinity times 0 is no zero."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        tensors["model.layers.7.self_attn.o_proj.weight"][0, 0] = torch.inf
+        save_file(tensors, own_tiny / "model.safetensors", {"format": "pt"})
+        words = ("run", "append: 1", tmp_path / "out", "--model", own_tiny, "--no-verify")
+        assert "is not zero" in mk(*words).err
+        assert mk(*words, "--engine", "stream").status == 0
 
     def test_unless_that_is_not_wanted(
         self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -129,7 +129,9 @@ def plan(job: Job, out: Path) -> Sequence[Any]:
     Raises:
         RefusedError: mergekit would write other tensors than the layout calls for.
     """
-    _check_sayable(job.parts)
+    reason = reason_against(job.parts)
+    if reason is not None:
+        raise RefusedError(f"mergekit cannot {reason}")
     options = _merge_options(job)
     options.apply_global_options()
     quieten(options.verbosity)  # again: the line above lets every library speak
@@ -168,21 +170,16 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _check_sayable(parts: Sequence[Part]) -> None:
-    """What no mergekit config can say.
-
-    Raises:
-        RefusedError: A part needs it.
-    """
+def reason_against(parts: Sequence[Part]) -> str | None:
+    """What of these tensors no mergekit config can say, if there is anything."""
     for part in parts:
         if part.constant is not None:
-            raise RefusedError(f"mergekit cannot fill {part.name} with {part.constant.value:g}")
+            return f"fill {part.name} with {part.constant.value:g}"
         if part.packing is not None:
-            raise RefusedError(f"mergekit cannot arrange the layers' blocks of {part.name}")
+            return f"arrange the layers' blocks of {part.name}"
         if part.scale is not None and part.tensor.dtype not in DTYPES.values():
-            raise RefusedError(
-                f"mergekit cannot scale {part.name}, which is stored as {part.tensor.dtype}"
-            )
+            return f"scale {part.name}, which is stored as {part.tensor.dtype}"
+    return None
 
 
 def _targets(job: Job, options: Any, out: Path) -> Sequence[Any]:

@@ -23,6 +23,10 @@ _ALIGNMENT = 8
 """What safetensors aligns data to; no element is wider."""
 
 
+_HEADER = 99_000_000
+"""The most bytes of a header, padding and metadata apart; readers take 100 MB."""
+
+
 @dataclass(frozen=True)
 class OutShard:
     """A file of the result.
@@ -59,11 +63,22 @@ class OutShard:
             }
             offset += part.nbytes
         text = json.dumps(entries, separators=(",", ":")).encode()
-        start = self.parts[0].tensor.start
-        # A source that is itself not aligned cannot be followed.
-        start, step = (start, self.block) if start % _ALIGNMENT == 0 else (0, _ALIGNMENT)
+        start = self._start
+        start, step = (0, _ALIGNMENT) if start is None else (start, self.block)
         text += b" " * ((start - 8 - len(text)) % step)
         return struct.pack("<Q", len(text)) + text
+
+    @property
+    def _start(self) -> int | None:
+        """Where the data is to start within a block, so that most of it can share its blocks."""
+        in_step: dict[int, int] = {}
+        offset = 0
+        for part in self.parts:
+            start = (part.tensor.start - offset) % self.block
+            if part.is_whole and start % _ALIGNMENT == 0:
+                in_step[start] = in_step.get(start, 0) + part.nbytes
+            offset += part.nbytes
+        return max(in_step, key=in_step.__getitem__, default=None)
 
     def steps(self, at: int, *, share: bool) -> Iterator[Step]:
         """How its data is made, in order.
@@ -72,6 +87,7 @@ class OutShard:
             at: Where the data starts in the file.
             share: Whether to share blocks with the source where both lie alike.
         """
+        end = at + self.nbytes
         for piece in _joined(piece for part in self.parts for piece in part.pieces()):
             if isinstance(piece, Fill):
                 length = len(piece.data) * piece.times
@@ -85,6 +101,8 @@ class OutShard:
                     if size:
                         yield Step(how, at + offset, size, piece.start + offset)
             at += length
+        if at != end:
+            raise ValueError(f"{self.name}: its pieces do not fill it")
 
 
 class Step(NamedTuple):
@@ -165,13 +183,16 @@ def _in_order(parts: Sequence[Part], block: int) -> list[Part]:
 
 def _cut(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
     shard: list[Part] = []
-    size = 0
+    size = header = 0
     for part in parts:
-        if shard and size + part.nbytes > limit:
+        # At most: the name, escaped, and numbers of up to 20 digits.
+        entry = len(json.dumps(part.name)) + 22 * len(part.shape) + 100
+        if shard and (size + part.nbytes > limit or header + entry > _HEADER):
             yield shard
-            shard, size = [], 0
+            shard, size, header = [], 0, 0
         shard.append(part)
         size += part.nbytes
+        header += entry
     yield shard
 
 

@@ -186,11 +186,11 @@ def _index(shards: Sequence[OutShard]) -> Iterator[str]:
 def _write_shard(shard: OutShard, out: Path, *, reflink: bool, gate: _Gate) -> Traffic:
     try:
         gate.tick(0)
-        shard.source.check_unchanged()
         with (
             shard.source.file.open("rb", buffering=0) as source,
             (out / shard.name).open("wb", buffering=0) as target,
         ):
+            shard.source.check_unchanged(source.fileno())
             pair = Pair(source.fileno(), target.fileno(), gate.tick)
             return _fill(pair, shard, reflink=reflink)
     except OSError as error:
