@@ -11,8 +11,10 @@ import json
 import math
 import os
 import re
+import stat
 import struct
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +27,11 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
+
+_MAX_JSON = 500_000_000
+"""The most bytes of an index or config.json: that of a million tensors has 100 MB."""
+
+_MAX_DIMENSIONS = 64  # torch's
 
 # Bits of one element.
 _DTYPE_BITS = {
@@ -145,6 +152,8 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, or holds something else.
     """
     try:
+        if path.stat().st_size > _MAX_JSON:
+            raise CheckpointError(f"{path}: larger than any that is right")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
@@ -225,8 +234,12 @@ def read_index(path: Path) -> dict[str, str]:
 def _read_header(path: Path) -> dict[str, Tensor]:
     """The tensors of one file."""
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
+        # Not blocking: to open a pipe would wait for whoever writes into it.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path}: not a regular file")
             size = status.st_size
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
             if length > min(size - 8, _MAX_HEADER):
@@ -234,11 +247,12 @@ def _read_header(path: Path) -> dict[str, Tensor]:
                     f"{path}: not a safetensors file, or cut short",
                     hint="a Git LFS pointer? run `git lfs pull`" if size < 1024 else None,  # noqa: PLR2004 - pointers are tiny
                 )
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
             metadata = dict(header.pop("__metadata__", None) or {})
             words = {str(key): str(value) for key, value in metadata.items()}
             shard = Shard(path, words, Stamp.of(status))
             tensors = {name: _tensor(entry, shard, 8 + length) for name, entry in header.items()}
+            _check_layout(tensors, 8 + length, size)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -246,18 +260,41 @@ def _read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which nothing is said twice: readers would not agree about which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} stands there twice")
+    return found
+
+
 def _tensor(entry: Mapping[str, Any], shard: Shard, data: int) -> Tensor:
     """A header's entry, in a file whose data starts at `data`."""
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
-    if not all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop)):
-        raise ValueError(f"{entry}")
+    # Not isinstance: true and false are no numbers here.
+    if len(shape) > _MAX_DIMENSIONS or not all(
+        type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)
+    ):
+        raise ValueError(f"{str(entry)[:200]}")
     if data + stop > shard.stamp.size:
         raise CheckpointError(f"{shard.file}: cut short: it ends before its last tensor")
     if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
-        raise ValueError(f"{entry}")
+        raise ValueError(f"{str(entry)[:200]}")
     dtype, shape, nbytes = _shared(str(dtype), shape, stop - start)
     return Tensor(dtype, shape, data + start, nbytes, shard)
+
+
+def _check_layout(tensors: Mapping[str, Tensor], data: int, size: int) -> None:
+    """Check that the tensors fill the data, one behind the other, as the format asks for."""
+    end = data
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
+        if tensor.start != end:
+            raise ValueError("its tensors overlap, or leave gaps")
+        end += tensor.nbytes
+    if end != size:
+        raise ValueError(f"{size - end} bytes behind the last tensor")
 
 
 @lru_cache(maxsize=1024)

@@ -86,19 +86,21 @@ class TestTensors:
     def test_a_layers_tensors_end_at_its_index(self, tmp_path: Path) -> None:
         """Layer 1 does not take those of layer 10."""
         header = {
-            f"model.layers.{i}.x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-            for i in (1, 10)
+            f"model.layers.{i}.x": {"dtype": "F32", "shape": [1], "data_offsets": [at, at + 4]}
+            for at, i in ((0, 1), (4, 10))
         }
-        write_header(tmp_path / "model.safetensors", header, b"\0" * 4)
+        write_header(tmp_path / "model.safetensors", header, b"\0" * 8)
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
         assert opened(tmp_path).layer_tensors(1) == ["model.layers.1.x"]
 
     def test_buffers_that_no_model_loads_are_left_out(self, tmp_path: Path) -> None:
         """Early Llama checkpoints hold rotary frequencies."""
         names = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.x"]
-        entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-        header = dict.fromkeys(names, entry)
-        write_header(tmp_path / "model.safetensors", header, b"\0" * 4)
+        header = {
+            name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
+            for i, name in enumerate(names)
+        }
+        write_header(tmp_path / "model.safetensors", header, b"\0" * 8)
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
         assert opened(tmp_path).layer_tensors(0) == ["model.layers.0.x"]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,80 @@ class TestTensors:
         """An error that says what was looked for."""
         with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
             read_tensors(tmp_path)
+
+
+class TestHostile:
+    """What no writer makes is one error, in no time, whatever it asks for."""
+
+    def entry(self, start: int, stop: int, **how: object) -> dict[str, object]:
+        """A tensor of bytes."""
+        return {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop], **how}
+
+    def refused(self, folder: Path, header: object, data: bytes = b"") -> str:
+        """What is said of a file."""
+        write_header(folder / "model.safetensors", header, data)
+        started = time.monotonic()
+        with pytest.raises(CheckpointError) as error:
+            read_tensors(folder)
+        assert time.monotonic() - started < 10
+        assert str(folder / "model.safetensors") in str(error.value)
+        return str(error.value)
+
+    def test_offsets(self, tmp_path: Path) -> None:
+        """Tensors fill the data, one behind the other."""
+        entry = self.entry
+        for offsets, reason in (
+            ([(0, 8), (4, 12)], "overlap, or leave gaps"),
+            ([(0, 8), (0, 8)], "overlap, or leave gaps"),
+            ([(0, 4), (8, 12)], "overlap, or leave gaps"),
+            ([(4, 12)], "overlap, or leave gaps"),
+            ([(0, 8)], "4 bytes behind the last tensor"),
+            ([(0, 13)], "ends before its last tensor"),
+        ):
+            header = {str(i): entry(*pair) for i, pair in enumerate(offsets)}
+            assert reason in self.refused(tmp_path, header, bytes(12))
+
+    def test_numbers(self, tmp_path: Path) -> None:
+        """A shape whose size overflows, and what are no sizes."""
+        for shape in (
+            [2**40, 2**40],
+            [2**63, 0],
+            [True] * 8,
+            [1.0],
+            [1] * 65,
+            [10**1000] * 20_000,
+            {"0": 8},
+            "8",
+        ):
+            header = {"x": self.entry(0, 8, shape=shape)}
+            assert "broken safetensors header" in self.refused(tmp_path, header, bytes(8))
+
+    def test_a_name_that_stands_there_twice(self, tmp_path: Path) -> None:
+        """Readers would not agree which counts."""
+        one = json.dumps(self.entry(0, 8))
+        for text in (f'{{"x": {one}, "x": {one}}}', one[:-1].join(('{"x": ', ', "shape": [8]}}'))):
+            assert "stands there twice" in self.refused(tmp_path, text.encode(), bytes(8))
+
+    def test_text(self, tmp_path: Path) -> None:
+        """Broken words, and deep nests."""
+        for text in (b'{"\xff": 1}', b"[" * 10**6, b'{"x":' * 10**6, b"null", b"1e999", b'"x"'):
+            assert "broken safetensors header" in self.refused(tmp_path, text)
+
+    @pytest.mark.parametrize("kind", ["pipe", "directory", "socket"])
+    def test_what_is_no_file(self, kind: str, own_tiny: Path) -> None:
+        """Is not waited for."""
+        (own_tiny / "model.safetensors").unlink()
+        index = {"weight_map": {"x": "a.safetensors"}}
+        (own_tiny / "model.safetensors.index.json").write_text(json.dumps(index))
+        place = own_tiny / "a.safetensors"
+        if kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "directory":
+            place.mkdir()
+        else:
+            socket.socket(socket.AF_UNIX).bind(os.path.relpath(place))
+        with pytest.raises(CheckpointError, match=r"a\.safetensors: "):
+            read_tensors(own_tiny)
 
 
 class TestMetadata:
