@@ -509,9 +509,16 @@ def _usage_hint(error: typer.TyperException, words: list[str]) -> str:
     return f"mk-interleave {command} --help" if command else "mk-interleave --help"
 
 
+_LONGEST = 1000
+"""Characters of an error: what is quoted there may be a whole file."""
+
+
 def _fail(message: str, hint: str | None, status: int) -> NoReturn:
     """One `error:` line, at most one `hint:` line."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    line = " ".join(message.split())
+    if len(line) > _LONGEST:
+        line = f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+    print(f"error: {line}", file=sys.stderr)  # noqa: T201
     if hint:
         print(f"hint: {' '.join(hint.split())}", file=sys.stderr)  # noqa: T201
     sys.exit(status)

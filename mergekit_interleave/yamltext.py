@@ -110,8 +110,34 @@ def _dump(document: dict[str, object], *, flow: bool, width: int) -> str:
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError)
 
 
+_MAX_VALUES = 100_000
+"""The most values of a document, its aliases written out: a merge has some thousands."""
+
+
 def _load(text: str) -> object:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of the safe loader
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count(node, {}) > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values, its aliases written out")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds, each alias counted as what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = _MAX_VALUES + 1  # what holds itself has no end
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        known[id(node)] = 1 + sum(_count(part, known) for part in inner)
+    return known[id(node)]
 
 
 def _explain(error: Exception) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import socket
 import struct
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from conftest import Cli, load_tensors, write_header
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.shards import check_unchanged, read_tensors
@@ -196,6 +202,89 @@ class TestHostile:
             socket.socket(socket.AF_UNIX).bind(os.path.relpath(place))
         with pytest.raises(CheckpointError, match=r"a\.safetensors: "):
             read_tensors(own_tiny)
+
+
+class TestFuzzed:
+    """Whatever becomes of a file, it is read or it is refused."""
+
+    HEADER: ClassVar[dict[str, Any]] = {
+        "__metadata__": {"format": "pt"},
+        "model.layers.0.w": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]},
+        "model.layers.1.w": {"dtype": "F32", "shape": [], "data_offsets": [12, 16]},
+        "model.norm": {"dtype": "U8", "shape": [0, 7], "data_offsets": [16, 16]},
+    }
+
+    def read(self, folder: Path) -> None:
+        """Read a directory; nothing but a project's error may come of it."""
+        with suppress(CheckpointError):
+            for tensor in read_tensors(folder).values():
+                assert tensor.start + tensor.nbytes <= tensor.file.stat().st_size
+
+    @settings(max_examples=1500)
+    @given(edits=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), max_size=4))
+    def test_bytes(self, edits: list[tuple[int, bytes]]) -> None:
+        """A few bytes are others, more or fewer."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "model.safetensors")
+            write_header(file, self.HEADER, bytes(16))
+            content = file.read_bytes()
+            for at, new in edits:
+                content = content[:at] + new + content[at + 1 :]
+            file.write_bytes(content)
+            self.read(Path(folder))
+
+    @settings(max_examples=1500)
+    @given(
+        name=st.sampled_from(sorted(HEADER)),
+        key=st.sampled_from(["dtype", "shape", "data_offsets", "x"]),
+        value=st.recursive(
+            st.none()
+            | st.booleans()
+            | st.integers(-(2**70), 2**70)
+            | st.floats()
+            | st.text(max_size=3)
+            | st.sampled_from(["BF16", "F4", "Z9"]),
+            lambda inner: (
+                st.lists(inner, max_size=3)
+                | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+            ),
+            max_leaves=5,
+        ),
+        whole=st.booleans(),
+    )
+    def test_entries(self, name: str, key: str, value: object, *, whole: bool) -> None:
+        """One value is another."""
+        header = copy.deepcopy(self.HEADER)
+        if whole:
+            header[name] = value
+        else:
+            header[name][key] = value
+        with tempfile.TemporaryDirectory() as folder:
+            write_header(Path(folder, "model.safetensors"), header, bytes(16))
+            self.read(Path(folder))
+
+    @settings(max_examples=500)
+    @given(
+        index=st.dictionaries(
+            st.sampled_from(["weight_map", "metadata", "x"]),
+            st.none()
+            | st.integers()
+            | st.dictionaries(
+                st.sampled_from(sorted(HEADER)),
+                st.none()
+                | st.integers()
+                | st.sampled_from(
+                    ["a.safetensors", "b.safetensors", "../a.safetensors", "", "\0.safetensors"]
+                ),
+            ),
+        )
+    )
+    def test_index(self, index: dict[str, object]) -> None:
+        """It says anything."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_header(Path(folder, "a.safetensors"), self.HEADER, bytes(16))
+            Path(folder, "model.safetensors.index.json").write_text(json.dumps(index))
+            self.read(Path(folder))
 
 
 class TestMetadata:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import yaml
 
@@ -30,3 +32,28 @@ def test_shared_lists_are_written_out() -> None:
     """Mergekit's readers are people, too: no anchors, and numbers on one line."""
     shared = [0, 4]
     assert yamltext.write({"a": shared, "b": shared}) == "a: [0, 4]\nb: [0, 4]\n"
+
+
+_TEN = (", ".join([f"*a{i}"] * 10) for i in range(11))
+BOMB = "[&a0 [x], " + ", ".join(f"&a{i} [{ten}]" for i, ten in enumerate(_TEN, start=1)) + "]"
+
+
+class TestAliases:
+    """They are read, and counted as what they stand for."""
+
+    def test_a_few(self) -> None:
+        """Are YAML."""
+        assert yamltext.read("a: &x [1, 2]\nb: *x\n", "here") == {"a": [1, 2], "b": [1, 2]}
+
+    @pytest.mark.parametrize("text", [f"interleave: {BOMB}", "a: &a [*a]", "&a {b: *a}"])
+    def test_bombs(self, text: str) -> None:
+        """A few lines that stand for billions of values, or for no end of them."""
+        started = time.monotonic()
+        with pytest.raises(DirectiveError, match="not valid YAML: more than 100,000 values"):
+            yamltext.read(text, "here")
+        assert time.monotonic() - started < 5
+
+    def test_no_objects(self) -> None:
+        """Tags that would make some are refused."""
+        with pytest.raises(DirectiveError, match="not valid YAML"):
+            yamltext.read("a: !!python/object/apply:os.system [echo]", "here")
