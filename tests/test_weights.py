@@ -263,3 +263,20 @@ class TestBar:
         """Nothing."""
         result = mk(*self.COMMAND, tiny, cwd=tmp_path)
         assert (result.status, result.err) == (0, "")
+
+
+@pytest.mark.parametrize("rows", ["square: 9", "after: -3", "after: 100"])
+def test_a_fill_that_does_not_fit(rows: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Is refused: it would reach into the next tensor, or past the end."""
+    recipe = f"""
+merge_method: passthrough
+slices:
+- sources: [{{model: {tiny}, layer_range: [0, 8]}}]
+- sources:
+  - model: {tiny}
+    layer_range: [7, 8]
+    parameters: {{fill: [{{filter: k_proj, value: 1.5, {rows}}}]}}
+"""
+    result = mk("run", "-", tmp_path / "out", "--engine", "stream", stdin=recipe)
+    assert (result.status, "fill: " in result.err) == (1, True), result.err
+    assert not (tmp_path / "out").exists()
