@@ -145,8 +145,7 @@ class Writer:
         """
         files = sum(file.stat().st_size for _, file in self.plan.small_files)
         whole = self.whole + files
-        by_stream = stream.reason_against(self.plan.parts) is None
-        if self.how.engine == MERGEKIT or not by_stream:
+        if self.how.engine == MERGEKIT or self._arithmetic:
             self._check_free(whole, f"{amount(whole)} are needed")
             return
         needed = self.forecast.written + files
@@ -190,11 +189,10 @@ class Writer:
         except RefusedError as refused:
             if how.engine == MERGEKIT or recipe.changes_tokenizer(job.mergekit):
                 raise
-            arithmetic = stream.reason_against(job.parts)
-            if arithmetic:
+            if self._arithmetic:
                 converts = recipe.dtype_of(job.mergekit) is not None
                 raise RefusedError(
-                    f"{refused}; and the stream engine does no arithmetic: {arithmetic}",
+                    f"{refused}; and the stream engine does no arithmetic: {self._arithmetic}",
                     hint="leave `dtype` out: every tensor keeps its own" if converts else None,
                 ) from refused
             log.info("written by the stream engine: %s", refused)
@@ -236,12 +234,16 @@ class Writer:
             _check_stream(self.how, self.plan.expansion)
         except InterleaveError as error:
             return error
-        reason = stream.reason_against(self.plan.parts)
-        if reason is None:
+        if self._arithmetic is None:
             return None
         return RefusedError(
-            f"--engine stream does no arithmetic: {reason}", hint="leave --engine out: mergekit can"
+            f"--engine stream does no arithmetic: {self._arithmetic}",
+            hint="leave --engine out: mergekit can",
         )
+
+    @cached_property
+    def _arithmetic(self) -> str | None:
+        return stream.reason_against(self.plan.parts)
 
     @property
     def streamable(self) -> bool:

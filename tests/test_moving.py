@@ -43,10 +43,10 @@ def files(tmp_path: Path) -> Iterator[Files]:
         file.close()
 
 
-@pytest.mark.parametrize("way", ["copy", "copy_by_hand"])
-def test_a_range_is_copied(way: str, files: Files) -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_range_is_copied(by_hand: bool, files: Files) -> None:
     """To its place, and its bytes are told of."""
-    getattr(files.pair, way)(5, 100, 10_000)
+    files.pair.copy(5, 100, 10_000, by_hand=by_hand)
     assert files.written == bytes(100) + files.data[5:10_005]
     assert sum(files.ticks) == 10_000
 
@@ -86,7 +86,7 @@ def test_short_moves_and_short_writes(files: Files, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:11]))
     monkeypatch.setattr(os, "read", lambda fd, count: read(fd, min(count, 13)))
     files.pair.copy(0, 0, 1000)
-    files.pair.copy_by_hand(1000, 1000, 1000)
+    files.pair.copy(1000, 1000, 1000, by_hand=True)
     assert files.written == files.data[:2000]
 
 
@@ -107,11 +107,11 @@ def test_an_error_of_the_disk_is_no_reason_to_go_on(
     assert files.written == b""
 
 
-@pytest.mark.parametrize("way", ["copy", "copy_by_hand"])
-def test_a_source_that_ends_too_early(way: str, files: Files) -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_source_that_ends_too_early(by_hand: bool, files: Files) -> None:
     """Is noticed."""
     with pytest.raises(OSError, match="cut short"):
-        getattr(files.pair, way)(4 * BLOCK, 0, 2 * BLOCK)
+        files.pair.copy(4 * BLOCK, 0, 2 * BLOCK, by_hand=by_hand)
 
 
 def test_the_same_bytes_again_and_again(files: Files) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import write_header
 
 from mergekit_interleave.shards import iterate_tensors
 
@@ -47,7 +48,7 @@ def make_moe(path: Path, *, layers: int, shards: int) -> Path:
             weight_map[name] = file
             offset = stop
         text = json.dumps(header, separators=(",", ":")).encode()
-        (path / file).write_bytes(struct.pack("<Q", len(text)) + text + os.urandom(offset))
+        write_header(path / file, text, os.urandom(offset))
     (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     config = {
         "model_type": "qwen3_moe",

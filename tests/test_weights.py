@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import STREAM_HINT, Cli, emulate_sharing, load_tensors, make_llama
+from conftest import STREAM_HINT, Cli, emulate_sharing, load_tensors, make_llama, write_header
 
 from mergekit_interleave import weights
 
@@ -142,10 +142,9 @@ def sparse_llama(path: Path, *, layers: int, hidden: int, intermediate: int) -> 
             header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, stop]}
             weight_map[name] = f"model-{i:05d}.safetensors"
             offset = stop
-        text = json.dumps(header).encode()
         file = path / f"model-{i:05d}.safetensors"
-        file.write_bytes(struct.pack("<Q", len(text)) + text)
-        os.truncate(file, 8 + len(text) + offset)
+        write_header(file, header)
+        os.truncate(file, file.stat().st_size + offset)
     index = {"weight_map": weight_map}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
     config = {"model_type": "llama", "num_hidden_layers": layers, "tie_word_embeddings": True}

@@ -52,44 +52,38 @@ class Pair:
     target: int
     tick: Tick
 
-    def copy(self, start: int, at: int, length: int) -> None:
+    def copy(self, start: int, at: int, length: int, *, by_hand: bool = False) -> None:
         """Copy a range, inside the kernel where that can be done.
 
         Args:
             start: Where it starts in the source.
             at: Where it is to start in the target.
             length: Its length.
+            by_hand: Through this process instead, which shares no block, as the kernel might.
         """
+        way = self._by_hand if by_hand else self._in_the_kernel
         done = 0
         while done < length:
-            count = min(length - done, _CHUNK)
             try:
-                moved = os.copy_file_range(self.source, self.target, count, start + done, at + done)
+                moved = way(start + done, at + done, length - done)
             except (AttributeError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in _CANNOT:
+                if way == self._by_hand or getattr(error, "errno", errno.ENOSYS) not in _CANNOT:
                     raise
-                self.copy_by_hand(start + done, at + done, length - done)
-                return
-            _check_some(moved)
+                way = self._by_hand
+                continue
+            if not moved:
+                raise OSError(errno.EIO, "it was cut short while it was read")
             done += moved
             self.tick(moved)
 
-    def copy_by_hand(self, start: int, at: int, length: int) -> None:
-        """Copy a range through this process, which shares no block, as the kernel might.
+    def _in_the_kernel(self, start: int, at: int, length: int) -> int:
+        return os.copy_file_range(self.source, self.target, min(length, _CHUNK), start, at)
 
-        Args:
-            start: Where it starts in the source.
-            at: Where it is to start in the target.
-            length: Its length.
-        """
-        done = 0
-        while done < length:
-            os.lseek(self.source, start + done, os.SEEK_SET)
-            data = os.read(self.source, min(length - done, _BUFFER))
-            _check_some(len(data))
-            self.put(data, at + done)
-            done += len(data)
-            self.tick(len(data))
+    def _by_hand(self, start: int, at: int, length: int) -> int:
+        os.lseek(self.source, start, os.SEEK_SET)
+        data = os.read(self.source, min(length, _BUFFER))
+        self.put(data, at)
+        return len(data)
 
     def share(self, start: int, at: int, length: int) -> bool:
         """Let a range share its blocks; all numbers are multiples of the block size.
@@ -144,8 +138,3 @@ def can_share(source: Path, folder: Path, block: int) -> bool:
             return os.fstat(pair.source).st_size >= block and pair.share(0, 0, block)
     except OSError:
         return False
-
-
-def _check_some(moved: int) -> None:
-    if not moved:
-        raise OSError(errno.EIO, "it was cut short while it was read")

@@ -222,7 +222,6 @@ def _take(pair: Pair, step: Step, *, reflink: bool) -> str:
         case "share" if pair.share(step.start, step.at, step.length):
             pass
         case _:
-            copy = pair.copy if reflink else pair.copy_by_hand
-            copy(step.start, step.at, step.length)
+            pair.copy(step.start, step.at, step.length, by_hand=not reflink)
             return "copy"
     return step.how
