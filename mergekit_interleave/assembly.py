@@ -8,21 +8,38 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 from mergekit_interleave.checkpoint import Checkpoint
-from mergekit_interleave.errors import OutputError, RefusedError
+from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout import Constant, Layer, Layout, Scales, Slice, constant_of, scale_of
 from mergekit_interleave.quantization import quantization_of
 from mergekit_interleave.reference import ModelRef
-from mergekit_interleave.shards import Tensor, next_data
+from mergekit_interleave.shards import Tensor
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
 """mergekit's names of the dtypes that it can write, and safetensors' spelling of them."""
 
-_BYTES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
+"""The bytes of one number of those dtypes."""
+
+
+class Dtypes(NamedTuple):
+    """What tensors are converted to, by mergekit's names; None keeps what they have.
+
+    Attributes:
+        read: Once they are read: what they are multiplied in.
+        written: Before they are written.
+    """
+
+    read: str | None = None
+    written: str | None = None
+
+
+KEPT = Dtypes()
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,7 @@ class Part:
         tensor: The stored tensor it is made of.
         scale: What it is multiplied by; None for a plain copy.
         dtype: The dtype it is to have, in safetensors' spelling.
+        through: The dtype in which it is multiplied, likewise.
         shape: The shape it is to have.
         nbytes: The size it is to have.
         zero: The byte that means zero where it is zeroed.
@@ -65,12 +83,24 @@ class Part:
     tensor: Tensor
     scale: float | None
     dtype: str
+    through: str
     shape: tuple[int, ...]
     nbytes: int
     zero: int = 0
     constant: Constant | None = None
     packing: Packing | None = None
     layer: int | None = None
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is scaled or converted, and not to zeros."""
+        return self.scale not in (None, 0, 1) or (self.scale != 0 and len(self.dtypes) > 1)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that its numbers go through, each step of which rounds."""
+        steps = (self.tensor.dtype, self.through, self.dtype)
+        return tuple(step for step, _ in groupby(steps))
 
     @property
     def is_whole(self) -> bool:
@@ -101,6 +131,11 @@ class Fill(NamedTuple):
 
     data: bytes
     times: int
+
+    @property
+    def length(self) -> int:
+        """How many bytes that makes."""
+        return len(self.data) * self.times
 
 
 Piece: TypeAlias = Range | Fill
@@ -152,7 +187,7 @@ def _runs(order: Sequence[int]) -> list[tuple[int, int]]:
 def assemble(
     layout: Layout,
     checkpoints: Mapping[ModelRef, Checkpoint],
-    dtype: str | None = None,
+    dtypes: Dtypes = KEPT,
     borrowers: Collection[int] = (),
 ) -> tuple[Part, ...]:
     """List every tensor of the new model.
@@ -160,7 +195,7 @@ def assemble(
     Args:
         layout: The layers.
         checkpoints: Each of its models, all of one known family.
-        dtype: mergekit's name of the dtype to convert to; None keeps each tensor's own.
+        dtypes: What tensors are converted to.
         borrowers: The indices of the new layers that use what their original computed.
 
     Raises:
@@ -173,18 +208,18 @@ def assemble(
     if not checkpoints[first.model].require_family().before_layers:
         _check_scaled_alike(checkpoints[first.model].scaled(after), first, last)
     return (
-        *_outside(before, first, layout, checkpoints[first.model], dtype),
+        *_outside(before, first, layout, checkpoints[first.model], dtypes),
         *(
             part
             for layer in layout.layers
-            for part in _layer(layer, checkpoints[layer.model], dtype, borrowers)
+            for part in _layer(layer, checkpoints[layer.model], dtypes, borrowers)
         ),
-        *_outside(after, last, layout, checkpoints[last.model], dtype),
+        *_outside(after, last, layout, checkpoints[last.model], dtypes),
     )
 
 
 def _layer(
-    layer: Layer, checkpoint: Checkpoint, dtype: str | None, borrowers: Collection[int]
+    layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, borrowers: Collection[int]
 ) -> Iterator[Part]:
     family = checkpoint.require_family()
     lacking = family.first_only if layer.new else ()
@@ -196,7 +231,7 @@ def _layer(
         wide = family.shared_tail.widened(checkpoint.layer_config)
     for source in checkpoint.layer_tensors(layer.source):
         if not any(name in source for name in lacking):
-            part = _part(checkpoint, source, layer.scales, dtype, layer)
+            part = _part(checkpoint, source, layer.scales, dtypes, layer)
             axis = next((axis for name, axis in wide.items() if name in source), None)
             # The second half repeats the first: zeros there would never be trained.
             yield part if axis is None else _packed(part, Packing(axis, 1, (0, 0)))
@@ -214,13 +249,13 @@ def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> No
 
 
 def _outside(
-    names: Sequence[str], origin: Slice, layout: Layout, checkpoint: Checkpoint, dtype: str | None
+    names: Sequence[str], origin: Slice, layout: Layout, checkpoint: Checkpoint, dtypes: Dtypes
 ) -> Iterator[Part]:
     family, depth = checkpoint.require_family(), checkpoint.depth
     scaled = set(checkpoint.scaled(names))
     for source in names:
         index = checkpoint.layer_of(source)
-        part = _part(checkpoint, source, origin.scales if source in scaled else (), dtype)
+        part = _part(checkpoint, source, origin.scales if source in scaled else (), dtypes)
         axis = next((axis for name, axis in family.packed.items() if name in source), None)
         if index is not None:
             yield replace(part, name=checkpoint.renamed(source, index + len(layout) - depth))
@@ -234,14 +269,14 @@ def _part(
     checkpoint: Checkpoint,
     source: str,
     scales: Scales,
-    dtype: str | None,
+    dtypes: Dtypes,
     layer: Layer | None = None,
 ) -> Part:
     """A tensor of a source, as it is outside the layers or in one of them."""
     tensor = checkpoint.tensors[source]
-    stored, nbytes = _converted(tensor, source, dtype)
+    through, written = _converted(tensor, source, dtypes)
     scale = scale_of(source, scales)
-    if scale not in (None, 0, 1) and tensor.dtype not in _BYTES:
+    if scale not in (None, 0, 1) and tensor.dtype not in SIZES:
         raise RefusedError(f"{source} is stored as {tensor.dtype}, which cannot be scaled")
     zero = 0
     if scale == 0:
@@ -253,9 +288,10 @@ def _part(
         source=source,
         tensor=tensor,
         scale=scale,
-        dtype=stored,
+        dtype=written,
+        through=through,
         shape=tensor.shape,
-        nbytes=nbytes,
+        nbytes=tensor.nbytes if written == tensor.dtype else tensor.elements * SIZES[written],
         zero=zero,
         constant=None if layer is None else _constant(source, tensor, layer),
         layer=None if layer is None else layer.index,
@@ -288,98 +324,13 @@ def _packed(part: Part, packing: Packing) -> Part:
     return replace(part, shape=tuple(shape), nbytes=nbytes, packing=packing)
 
 
-def _converted(tensor: Tensor, name: str, dtype: str | None) -> tuple[str, int]:
-    """The dtype that a tensor is to have, in safetensors' spelling, and its size in bytes."""
-    if dtype is None:
-        return tensor.dtype, tensor.nbytes
-    if tensor.dtype not in _BYTES:
+def _converted(tensor: Tensor, name: str, dtypes: Dtypes) -> tuple[str, str]:
+    """What a tensor is multiplied in, and what it is to be, in safetensors' spelling."""
+    wanted = dtypes.written or dtypes.read
+    if wanted is not None and tensor.dtype not in SIZES:
         raise RefusedError(
-            f"dtype: {name} is stored as {tensor.dtype}, which {dtype} cannot stand for",
+            f"dtype: {name} is stored as {tensor.dtype}, which {wanted} cannot stand for",
             hint="leave `dtype` out: every tensor then keeps its own",
         )
-    return DTYPES[dtype], tensor.elements * _BYTES[DTYPES[dtype]]
-
-
-class Written(NamedTuple):
-    """How much was written: numbers of a model, and bytes."""
-
-    parameters: int
-    nbytes: int
-
-
-def check_written(
-    written: Iterable[tuple[str, Tensor]],
-    parts: Sequence[Part],
-    *,
-    any_rows_outside: bool = False,
-    any_dtype: bool = False,
-    zeros: bool = True,
-) -> Written:
-    """Check names, shapes and dtypes of what an engine wrote, and that zeros are zeros.
-
-    Args:
-        written: The tensors of the result.
-        parts: What they must be.
-        any_rows_outside: Embeddings and head may have another number of rows.
-        any_dtype: Tensors may have another dtype.
-        zeros: Read what must be zero.
-
-    Raises:
-        OutputError: They are not what the layout calls for.
-    """
-    expected = {part.name: part for part in parts}
-    parameters = nbytes = 0
-    for name, tensor in written:
-        part = expected.pop(name, None)
-        if part is None:
-            raise OutputError(f"the weights came out wrong: {name} is one too many")
-        skip = 1 if any_rows_outside and part.layer is None else 0
-        if tensor.shape[skip:] != part.shape[skip:] or (
-            tensor.dtype != part.dtype and not any_dtype
-        ):
-            raise OutputError(
-                f"the weights came out wrong: {name} is {tensor.dtype} {list(tensor.shape)}, "
-                f"not {part.dtype} {list(part.shape)}"
-            )
-        if zeros and part.scale == 0 and not _is_zero(tensor, part.zero):
-            raise OutputError(
-                f"the weights came out wrong: {name} is not zero",
-                hint=f"{part.source} holds an infinity or NaN, which times 0 is NaN",
-            )
-        parameters += tensor.elements
-        nbytes += tensor.nbytes
-    for name in expected:
-        raise OutputError(f"the weights came out wrong: {name} is missing")
-    return Written(parameters, nbytes)
-
-
-def _is_zero(tensor: Tensor, zero: int) -> bool:
-    """Whether a tensor holds nothing but zeros; of floats, negative ones included."""
-    size = _BYTES.get(tensor.dtype, 1)
-    stop = tensor.start + tensor.nbytes
-    with tensor.file.open("rb") as file:
-        at = tensor.start
-        while at < stop:
-            if not zero:
-                # What lies in a hole is not read; the next data may start within an element.
-                at = min(max(at, next_data(file.fileno(), at)), stop)
-                at -= (at - tensor.start) % size
-            file.seek(at)
-            block = file.read(min(stop - at, _BLOCK))
-            if len(block) < min(stop - at, _BLOCK):
-                return False
-            at += len(block)
-            if zero or tensor.dtype not in _BYTES:
-                if block.count(zero) != len(block):
-                    return False
-                continue
-            # Little-endian: the sign is in the last byte of each element.
-            signs = block[size - 1 :: size]
-            if signs.count(0) + signs.count(0x80) != len(signs):
-                return False
-            if block.count(0) != len(block) - signs.count(0x80):
-                return False
-    return True
-
-
-_BLOCK = 2**20
+    through = DTYPES[dtypes.read] if dtypes.read else tensor.dtype
+    return through, DTYPES[dtypes.written] if dtypes.written else through

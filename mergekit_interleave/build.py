@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -12,33 +11,34 @@ from typing import Any
 
 from mergekit_interleave import (
     card,
+    forward,
     manifest,
-    measure,
     modelconfig,
     nearby,
     recipe,
     smallfiles,
     structure,
+    verify,
     weights,
     yamltext,
 )
-from mergekit_interleave.assembly import Written, check_written
+from mergekit_interleave.assembly import Part
 from mergekit_interleave.checkpoint import CONFIG
+from mergekit_interleave.comparison import Comparison, Leeway, compare
 from mergekit_interleave.engines import mergekit
 from mergekit_interleave.errors import (
+    OutputError,
     RefusedError,
     UnsayableError,
 )
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
-from mergekit_interleave.preflight import Preflight, preflight
-from mergekit_interleave.shards import check_unchanged, iterate_tensors, read_tensors
+from mergekit_interleave.preflight import Preflight, preflight, vocab_size
+from mergekit_interleave.shards import check_unchanged, iterate_tensors, read_tensors, to_json
 from mergekit_interleave.staging import check_vacant, files_below, staged
 from mergekit_interleave.weights import MERGEKIT, How, Outcome
 
 log = logging.getLogger(__name__)
-
-CARD_FILE = "README.md"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Options:
         weights: How to write the weights.
         replace: Replace a model that stands at OUT.
         base_model: The Hub id of the base, where its directory does not tell.
-        verify: Read back what was written.
+        verify: Read back what was written, and compare it with the sources.
     """
 
     weights: How = field(default_factory=How)
@@ -64,12 +64,12 @@ class Report:
 
     Attributes:
         layout: Its layers.
-        written: How much it is.
-        outcome: How that came there.
+        written: What came of reading it back.
+        outcome: How it came there.
     """
 
     layout: Layout
-    written: Written
+    written: Comparison
     outcome: Outcome
 
 
@@ -119,23 +119,20 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
             )
         outcome = writer.write()
         check_unchanged(part.tensor for part in plan.parts)
-        new_vocabulary = recipe.changes_tokenizer(plan.mergekit)
-        written = check_written(
-            iterate_tensors(work),
-            plan.parts,
-            any_rows_outside=new_vocabulary,
-            any_dtype=plan.uses_lora and "lora_merge_dtype" in how.mergekit,
-            # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
-            zeros=options.verify or outcome.engine == MERGEKIT,
-        )
+        written = _check_weights(plan, work, options, outcome)
+        verified: dict[str, Any] = {}
+        if options.verify:
+            against = [plan.public.title(model) for model in plan.sources]
+            verified["weights"] = verify.outcome(written, against)
         if measured:
-            measure.check(plan.first.path, work, trust_remote_code=plan.first.trusted)
-        if new_vocabulary:
-            _write_json(work / CONFIG, plan.config(_vocab_size(work, plan)))
+            verified["forward"] = _measure(plan, work)
+        if recipe.changes_tokenizer(plan.mergekit):
+            _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
-        _write_card(plan, out.name, work / CARD_FILE, outcome.beyond)
+        _write_card(plan, out.name, work / card.FILE, outcome.beyond, verified)
         files = sorted({*files_below(work), manifest.FILE})
-        _write_json(work / manifest.FILE, manifest.describe(plan, files, outcome.engine))
+        content = manifest.describe(plan, files, outcome.engine, verified)
+        _write_json(work / manifest.FILE, content)
     return Report(plan.layout, written, outcome)
 
 
@@ -160,15 +157,58 @@ def _copy_small_files(plan: Preflight, work: Path) -> None:
             target.write_bytes(moved)
 
 
-def _vocab_size(work: Path, plan: Preflight) -> int:
-    """The rows of the embeddings that mergekit made for another tokenizer."""
-    before = plan.first.require_family().before_layers
-    if not before:
-        raise RefusedError("which tensor holds the embeddings of this model type is not known")
-    return read_tensors(work)[before[0]].shape[0]
+def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outcome) -> Comparison:
+    """Compare what was written with what was to be written.
+
+    Raises:
+        OutputError: They differ.
+    """
+    any_dtype = plan.uses_lora and "lora_merge_dtype" in options.weights.mergekit
+    new_vocabulary = recipe.changes_tokenizer(plan.mergekit)
+
+    def unread(part: Part) -> str | None:
+        # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
+        if options.verify or (outcome.engine == MERGEKIT and part.scale == 0):
+            return plan.reason_unread(part)
+        return "not asked for"
+
+    leeway = Leeway(
+        unread=unread,
+        any_dtype=lambda _: any_dtype,
+        any_rows=lambda part: new_vocabulary and part.layer is None,
+    )
+    written = compare(iterate_tensors(work), plan.parts, leeway)
+    if written.differences:
+        first, *more = written.differences
+        others = f", and {len(more)} more are wrong" if more else ""
+        raise OutputError(
+            f"the weights came out wrong: {first}{others}",
+            hint="does the base hold an infinity or NaN there? times 0 that is NaN"
+            if first.what.startswith("is not zero")
+            else None,
+        )
+    return written
 
 
-def _write_card(plan: Preflight, name: str, file: Path, beyond: str | None) -> None:
+def _measure(plan: Preflight, work: Path) -> dict[str, Any]:
+    """Whether the result computes what its base computes, where nothing is known of the type.
+
+    Raises:
+        RefusedError: It does not, or that cannot be told.
+    """
+    found = forward.compare(plan.first.path, work, trust_remote_code=plan.first.trusted)
+    if not found.is_exact:
+        raise RefusedError(
+            "nothing is known of this model type, and the result does not compute what its "
+            f"base: its logits differ by {found.relative:.0e} of their size",
+            hint="perhaps with other names: all that writes to the residual stream must be zero",
+        )
+    return found.outcome(identity=True)
+
+
+def _write_card(
+    plan: Preflight, name: str, file: Path, beyond: str | None, verified: Mapping[str, Any]
+) -> None:
     """Write the card; a card that cannot be written never costs the model."""
     try:
         layout, public = plan.layout, plan.public
@@ -192,6 +232,7 @@ def _write_card(plan: Preflight, name: str, file: Path, beyond: str | None) -> N
             conversion=plan.conversion,
             fingerprint=manifest.fingerprint(layout),
             beyond_mergekit=beyond,
+            verified=verified,
         )
         file.write_text(card.write(facts), encoding="utf-8")
     except Exception as error:  # noqa: BLE001 - whatever it is, the weights are worth more
@@ -199,4 +240,4 @@ def _write_card(plan: Preflight, name: str, file: Path, beyond: str | None) -> N
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(to_json(content), encoding="utf-8")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import __version__, draw
+from mergekit_interleave.amounts import amount
 from mergekit_interleave.layout import Layout
+
+FILE = "README.md"
+
+BEGIN, END = "<!-- verified -->", "<!-- end -->"
+"""What stands between them is written anew by each `verify`."""
 
 _INHERITED = ("license", "license_name", "license_link", "language")
 
@@ -33,6 +39,7 @@ class Facts:
         conversion: From which dtypes to which the weights were converted, if they were.
         fingerprint: The layout's.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
+        verified: What was compared, and what came of it, as interleave.json has it.
     """
 
     name: str
@@ -50,11 +57,12 @@ class Facts:
     conversion: str | None
     fingerprint: str
     beyond_mergekit: str | None = None
+    verified: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_front_matter(directory: Path) -> Mapping[str, Any]:
     """The front matter of a directory's README.md; empty where there is none that can be read."""
-    file = directory / "README.md"
+    file = directory / FILE
     if not file.is_file():
         return {}
     from huggingface_hub.repocard import metadata_load  # noqa: PLC0415 - slow to import
@@ -141,6 +149,12 @@ Brackets hold the new layers.
 | --- | --- | --- |
 {layers}
 
+## Verified
+
+{BEGIN}
+{verified(facts.verified)}
+{END}
+
 ## Recipe
 
 The directive:
@@ -158,6 +172,69 @@ The directive:
 A name without a slash stands for a local directory. Made with mergekit-interleave
 {__version__}; `interleave.json` lists every layer.
 """
+
+
+def verified(outcomes: Mapping[str, Any]) -> str:
+    """What was verified, in words.
+
+    Args:
+        outcomes: As interleave.json has it.
+    """
+    lines = [
+        f"- Weights: {_weights(outcomes[kind], trained=kind == 'trained')}"
+        for kind in ("weights", "trained")
+        if kind in outcomes
+    ]
+    if "forward" in outcomes:
+        lines.append(f"- Forward pass: {forward(outcomes['forward'])}")
+    return "\n".join(lines) or "Nothing: `mk-interleave verify` does it."
+
+
+def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
+    if not found["exact"]:
+        return f"**wrong** in {found['differences']} places. {_by(found)}"
+    against = " and ".join(f"`{name}`" for name in found["against"])
+    unread = sum(found.get("not_compared", {}).values())
+    which = f"{found['tensors'] - unread:,} of {found['tensors']:,}" if unread else "all"
+    what = "what the layout names" if not trained else "the base's own, layer for layer"
+    words = f"{which} tensors, {amount(found['compared'])}, compared with {against}: "
+    words += f"byte for byte {what}."
+    for reason, count in found.get("not_compared", {}).items():
+        words += f" Not compared: {count:,} ({reason})."
+    return f"{words} {_by(found)}"
+
+
+def forward(found: Mapping[str, Any]) -> str:
+    """What came of a forward pass, in words."""
+    text = f" and a text of {found['text_tokens']}" if found["text_tokens"] else ""
+    if 0 < found["window"] < found["random_tokens"]:
+        text = f" (more than the window of {found['window']}){text}"
+    relative = found["largest_difference"] / (found["largest_logit"] or 1)
+    words = (
+        f"{found['dtype']} logits on {found['random_tokens']} random tokens{text} differ from the "
+        f"base's by at most {found['largest_difference']:.3g} ({relative:.1g} of their size), with "
+        "and without cache"
+    )
+    if "greedy_tokens" in found:
+        same = "the same" if found["same_greedy_tokens"] else "other"
+        words += f"; {same} {found['greedy_tokens']} greedy tokens"
+    if "perplexity" in found:
+        words += (
+            f"; perplexity of the text {found['base_perplexity']:.4g} → {found['perplexity']:.4g}"
+        )
+    return f"{words} {_by(found)}"
+
+
+def _by(found: Mapping[str, Any]) -> str:
+    tools = ", ".join(f"{name} {version}" for name, version in found["tools"].items())
+    return f"({tools})"
+
+
+def reverified(text: str, outcomes: Mapping[str, Any]) -> str:
+    """A card with what was verified written anew; one that has no place for it stays as it is."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{verified(outcomes)}\n{END}{after}" if begin and end else text
 
 
 def _about_recipe(facts: Facts) -> str:

@@ -29,6 +29,7 @@ from mergekit_interleave.errors import (
     InterleaveError,
     OutputError,
 )
+from mergekit_interleave.reference import parse_model
 
 
 class _Plain:
@@ -253,7 +254,9 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     options = build.Options(
         weights=weights.How(
             engine=engine,
-            shard_size=None if out_shard_size is None else _size(out_shard_size),
+            shard_size=None
+            if out_shard_size is None
+            else _size(out_shard_size, "--out-shard-size"),
             reflink=not no_reflink,
             mergekit=mergekit_options,
             bar=_bar,
@@ -331,6 +334,59 @@ def plan(  # noqa: PLR0913 - one parameter for each flag
         lines += [("bytes", "not known before the weights are at hand")]
     for name, words in lines:
         print(f"{name:<11} {words}")  # noqa: T201
+
+
+@app.command(
+    cls=_PlainCommand, epilog="Example: mk-interleave verify deeper --against org/name --forward"
+)
+def verify(  # noqa: PLR0913 - one parameter for each flag
+    out: Annotated[str, typer.Argument(metavar="OUT", show_default=False, help=
+        "A model that `run` or mergekit-yaml has made.")],
+    *,
+    against: Annotated[list[str] | None, typer.Option(metavar="BASE", help=
+        "What it was made of, a directory or a Hub id; of several models each, in the order of "
+        "interleave.json. Without it OUT is compared with itself.")] = None,
+    forward: Annotated[bool, typer.Option("--forward", help=
+        "Load both, and compare logits and greedy text.")] = False,
+    trained: Annotated[bool, typer.Option("--trained", help=
+        "New layers may hold anything: all others must be the base's, to the bit.")] = False,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
+        "What says the layers, where OUT does not: an interleave.json, a mergekit config or a "
+        "directive.")] = None,
+    max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
+        "The most memory for weights in --forward; the rest stays on disk.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
+        "Run code that the models bring. Nothing is run without it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=
+        "Say all of it as JSON.")] = False,
+) -> None:  # fmt: skip
+    """Check that OUT is what its layout says: every tensor, byte for byte, and config.json."""
+    from mergekit_interleave import verify as verification  # noqa: PLC0415
+    from mergekit_interleave.expand import Models  # noqa: PLC0415
+
+    if forward and not against:
+        raise DirectiveError("--forward needs the base", hint="name it: --against MODEL")
+    most_memory = None if max_memory is None else _size(max_memory, "--max-memory")
+    place = Path(out)
+    report = verification.verify(
+        place,
+        Models(trust_remote_code=trust_remote_code),
+        against=[parse_model(name, "--against") for name in against or ()],
+        layout_from=None if recipe is None else Path(recipe),
+        trained=trained,
+    )
+    if against:
+        verification.record(place, report.kind, report.outcome())
+    measured = None
+    if forward and report.is_exact:
+        measured = verification.measure(place, report, most_memory)
+        verification.record(place, "forward", measured)
+    if as_json:
+        print(json.dumps(verification.as_json(report, measured), indent=2))  # noqa: T201
+    else:
+        for line in verification.words(place, report, measured):
+            print(line)  # noqa: T201
+    verification.check(place, report, measured)
 
 
 @app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config merged")
@@ -430,14 +486,12 @@ def _bar(total: int) -> Iterator[Callable[[int], object]]:
         yield bar.update
 
 
-def _size(text: str) -> int:
+def _size(text: str, flag: str) -> int:
     size = parse_amount(text)
     if size is None:
-        raise DirectiveError(
-            f"--out-shard-size: {text!r} is no size", hint="for example 5B, 5GB or 500MB"
-        )
+        raise DirectiveError(f"{flag}: {text!r} is no size", hint="for example 5B, 5GB or 500MB")
     if size < 1:
-        raise DirectiveError("--out-shard-size: must be at least 1 byte")
+        raise DirectiveError(f"{flag}: must be at least 1 byte")
     return size
 
 
@@ -505,7 +559,9 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
 def _usage_hint(error: typer.TyperException, words: list[str]) -> str:
     if "extra argument" in error.format_message():
         return _QUOTES
-    command = next((word for word in words if word in ("gen", "run", "plan", "fix-config")), None)
+    command = next(
+        (word for word in words if word in ("gen", "run", "plan", "verify", "fix-config")), None
+    )
     return f"mk-interleave {command} --help" if command else "mk-interleave --help"
 
 

@@ -81,7 +81,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 _INLINE = "the directive"
 _SHORTEST = "the shortest directive is `interleave: every 4`"
 
-_MERGEKIT_KEYS = (
+MERGEKIT_KEYS = (
     "merge_method",
     "base_model",
     "dtype",
@@ -277,7 +277,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
         DirectiveError: A key or value is not one of a directive, or there are two growth lines.
     """
     spelled = [key for key in _SPELLED_KEYS if key in document]
-    known = (*_GROWTH, *_OWN_KEYS, *_MERGEKIT_KEYS)
+    known = (*_GROWTH, *_OWN_KEYS, *MERGEKIT_KEYS)
     check_keys([key for key in document if key not in _SPELLED_KEYS], known)
     for key, value in document.items():
         if value is None:
@@ -501,7 +501,7 @@ def _dtype(value: object, where: str) -> str:
 
 
 def _mergekit_keys(document: Mapping[Any, object]) -> dict[str, object]:
-    keys = {key: value for key, value in document.items() if key in _MERGEKIT_KEYS}
+    keys = {key: value for key, value in document.items() if key in MERGEKIT_KEYS}
     method = keys.pop("merge_method", "passthrough")
     if method != "passthrough":
         typo = nearest(str(method), ["passthrough"]) or "passthrough".startswith(str(method))

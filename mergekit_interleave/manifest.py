@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import __version__, recipe
-from mergekit_interleave.directive import Spelled
+from mergekit_interleave.assembly import Part
+from mergekit_interleave.directive import MERGEKIT_KEYS, Directive, Spelled, from_document
+from mergekit_interleave.errors import CheckpointError, DirectiveError
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight
 from mergekit_interleave.reference import ModelRef
+from mergekit_interleave.shards import read_json, to_json
+from mergekit_interleave.staging import replace_file
 
 FILE = "interleave.json"
 VERSION = 1
@@ -28,8 +35,8 @@ def fingerprint(layout: Layout) -> str:
         [
             models.index(layer.model),
             layer.source,
-            [[s.filter, s.value] for s in layer.scales],
-            *[[c.filter, c.value, c.after, c.square] for c in layer.constants],
+            [[s.filter, float(s.value)] for s in layer.scales],
+            *[[c.filter, float(c.value), c.after, c.square] for c in layer.constants],
         ]
         for layer in layout.layers
     ]
@@ -37,44 +44,60 @@ def fingerprint(layout: Layout) -> str:
     return digest.hexdigest()[:16]
 
 
-def describe(plan: Preflight, files: list[str], engine: str) -> dict[str, Any]:
+def describe(
+    plan: Preflight, files: list[str], engine: str, verified: Mapping[str, Any]
+) -> dict[str, Any]:
     """The content of interleave.json.
 
     Args:
         plan: What was made.
         files: The names that stand in OUT, which --force may replace.
         engine: What wrote the weights.
+        verified: What was compared, and what came of it.
     """
-    layout, models = plan.layout, plan.layout.models
+    models = plan.layout.models
+    return {
+        "version": VERSION,
+        "fingerprint": fingerprint(plan.layout),
+        "directive": directive_of(plan),
+        "models": [_source(model, plan) for model in models],
+        "layers": layers(plan.layout, plan.parts),
+        "files": files,
+        "engine": engine,
+        "tools": tools(engine),
+        **({"verified": dict(verified)} if verified else {}),
+    }
+
+
+def layers(layout: Layout, parts: Iterable[Part]) -> list[dict[str, Any]]:
+    """What interleave.json says of each layer.
+
+    Args:
+        layout: The layers.
+        parts: Their tensors.
+    """
+    models = layout.models
     zeroed: dict[int, list[str]] = {layer.index: [] for layer in layout.layers}
     filled: dict[int, dict[str, float]] = {layer.index: {} for layer in layout.layers}
-    for part in plan.parts:
+    for part in parts:
         if part.layer is not None:
             tensor = re.split(rf"\.{part.layer}\.", part.name, maxsplit=1)[-1]
             if part.constant is not None:
                 filled[part.layer][tensor] = part.constant.value
             elif part.scale == 0:
                 zeroed[part.layer].append(tensor)
-    return {
-        "version": VERSION,
-        "fingerprint": fingerprint(layout),
-        "directive": directive_of(plan),
-        "models": [_source(model, plan) for model in models],
-        "layers": [
-            {
-                "model": models.index(layer.model),
-                "layer": layer.source,
-                "new": layer.new,
-                "zeroed": zeroed[layer.index],
-                "set": filled[layer.index],
-                "scale": [{"filter": s.filter, "value": s.value} for s in layer.scales],
-            }
-            for layer in layout.layers
-        ],
-        "files": files,
-        "engine": engine,
-        "tools": tools(engine),
-    }
+    return [
+        {
+            "model": models.index(layer.model),
+            "layer": layer.source,
+            "new": layer.new,
+            "zeroed": zeroed[layer.index],
+            "set": filled[layer.index],
+            "scale": [{"filter": s.filter, "value": s.value} for s in layer.scales],
+            **({"fill": [asdict(c) for c in layer.constants]} if layer.constants else {}),
+        }
+        for layer in layout.layers
+    ]
 
 
 def directive_of(plan: Preflight) -> dict[str, Any]:
@@ -99,3 +122,78 @@ def tools(engine: str) -> dict[str, str]:
     """The versions of what made the model; the stream engine is this project's own."""
     names = ("mergekit", "torch", "transformers", "safetensors") if engine == "mergekit" else ()
     return {"mergekit-interleave": __version__, **{name: metadata.version(name) for name in names}}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an interleave.json says.
+
+    Attributes:
+        directive: The layers as a mergekit config, with mergekit's own keys.
+        depths: How many layers each of its models has.
+        content: All of it.
+    """
+
+    directive: Directive
+    depths: Sequence[int]
+    content: Mapping[str, Any]
+
+    @property
+    def files(self) -> list[str]:
+        """The files that the run has written, by their names below the directory."""
+        files = self.content.get("files")
+        return [str(name) for name in files] if isinstance(files, list) else []
+
+
+def read(file: Path) -> Manifest:
+    """Read an interleave.json.
+
+    Raises:
+        CheckpointError: It is missing, or is none.
+    """
+    content = read_json(file)
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{file}: version {content.get('version')!r:.40} is not known")
+    try:
+        models = [entry["model"] for entry in content["models"]]
+        depths = [int(entry["layers"]) for entry in content["models"]]
+        keys = content["directive"].keys() & {*MERGEKIT_KEYS} - {"merge_method", "parameters"}
+        document = {
+            "slices": [{"sources": [_source_of(entry, models)]} for entry in content["layers"]],
+            **{key: content["directive"][key] for key in MERGEKIT_KEYS if key in keys},
+        }
+        directive = from_document(document)
+    except (DirectiveError, LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file}: not an interleave.json ({error!r:.200})") from error
+    return Manifest(directive, depths, content)
+
+
+def _source_of(entry: Mapping[str, Any], models: Sequence[object]) -> dict[str, object]:
+    """A layer as mergekit would say it; scales of top-level parameters are among its own."""
+    written = {name: entry[name] for name in ("scale", "fill") if entry.get(name)}
+    source = {"model": models[entry["model"]], "layer_range": [entry["layer"], entry["layer"] + 1]}
+    return {**source, "parameters": written} if written else source
+
+
+def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Write into interleave.json what was verified.
+
+    Args:
+        directory: The model.
+        kind: What was compared.
+        outcome: What came of it.
+
+    Returns:
+        All that was verified so far, None where there is no interleave.json of its own: one that
+        is a link belongs to the Hub's cache.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    file = directory / FILE
+    if file.is_symlink() or not file.is_file():
+        return None
+    content = read_json(file)
+    verified = {**content.get("verified", {}), kind: dict(outcome)}
+    replace_file(file, to_json({**content, "verified": verified}))
+    return verified

@@ -6,9 +6,8 @@ The weights are taken as they are: they must be those of the recipe, or nothing 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.placement import Placement
 from mergekit_interleave.reference import ModelRef, parse_model
-from mergekit_interleave.shards import read_json, read_tensors
+from mergekit_interleave.shards import read_json, read_tensors, to_json
+from mergekit_interleave.staging import replace_file
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,10 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
             (directory / name).write_bytes(content)
         if not (directory / recipe.FILE).exists():
             (directory / recipe.FILE).write_text(expansion.recipe, encoding="utf-8")
-        _replace(directory / CONFIG, config)
+        replace_file(directory / CONFIG, to_json(config))
     except OSError as error:
         raise OutputError(f"{directory}: {error.strerror or error}") from error
-    return Mended(not before, dict(_differences(before, config)), tuple(added))
+    return Mended(not before, dict(modelconfig.differences(before, config)), tuple(added))
 
 
 def _before(file: Path) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _check_weights(
             structure.check(first, layout, Path(folder), placement.borrowers)
         wanted = structure.shapes(Path(folder), trusted=first.trusted)
     if all(source.has_weights for source in sources.values()):
-        parts = assemble(layout, sources, None, placement.borrowers)
+        parts = assemble(layout, sources, borrowers=placement.borrowers)
         stored = {part.name: part.shape for part in parts}
         if written == stored:
             return
@@ -134,21 +134,3 @@ def _check_weights(
             f"{directory}: its weights are not those of its recipe: {wrong[0]} is {what}",
             hint="`mk-interleave run` takes the same recipe and writes the model",
         )
-
-
-def _replace(file: Path, config: Mapping[str, Any]) -> None:
-    """The old file stays whole until the new one is."""
-    work = file.with_name(f".{file.name}.{os.getpid()}")
-    work.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    work.replace(file)
-
-
-def _differences(
-    before: Mapping[str, Any], after: Mapping[str, Any], place: str = ""
-) -> Iterator[tuple[str, tuple[object, object]]]:
-    for key in dict.fromkeys((*before, *after)):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _differences(old, new, f"{place}{key}.")
-        elif old != new:
-            yield f"{place}{key}", (old, new)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import architecture, quantization
@@ -13,6 +14,7 @@ from mergekit_interleave.errors import RefusedError, UnsayableError
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.placement import Placement, Source, place
 from mergekit_interleave.reference import ModelRef
+from mergekit_interleave.shards import to_json
 from mergekit_interleave.smallfiles import without_local_names
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
@@ -187,11 +189,28 @@ def _value(base: Checkpoint, key: str) -> Any:
 
 
 def _with_defaults(base: Checkpoint) -> Any:
+    return _loaded(base.path, trusted=base.trusted)
+
+
+def _loaded(path: Path, *, trusted: bool) -> Any:
     """The config as its class reads it, with what the file leaves out."""
     from transformers import AutoConfig, logging  # noqa: PLC0415 - seconds, and few files need it
 
     logging.set_verbosity_error()
-    return AutoConfig.from_pretrained(str(base.path), trust_remote_code=base.trusted)
+    return AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+
+
+def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
+    """The config of a directory as its class reads it, with what the file leaves out.
+
+    Raises:
+        RefusedError: transformers cannot read it.
+    """
+    try:
+        # Through JSON, so that both sides are what a file can say.
+        return dict(json.loads(_loaded(path, trusted=trusted).to_json_string(use_diff=False)))
+    except Exception as error:
+        raise RefusedError(f"transformers cannot read {path}: {error}") from error
 
 
 def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:
@@ -213,7 +232,7 @@ def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> b
         after = generation(before, layout)
     else:
         after = _reindexed(before, base, layout)
-    changed = (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
+    changed = to_json(after).encode()
     return content if after == before else changed
 
 
@@ -241,6 +260,18 @@ def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     if isinstance(hidden, list):
         result["dola_layers"] = [moved(index) for index in hidden]
     return result
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], place: str = ""
+) -> Iterator[tuple[str, tuple[object, object]]]:
+    """The keys in which two configs differ, with both values."""
+    for key in dict.fromkeys((*before, *after)):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from differences(old, new, f"{place}{key}.")
+        elif old != new:
+            yield f"{place}{key}", (old, new)
 
 
 def stated_dtype(config: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import compatibility, modelconfig, recipe, smallfiles, zeroing
-from mergekit_interleave.assembly import DTYPES, Part, assemble
+from mergekit_interleave.assembly import DTYPES, Dtypes, Part, assemble
 from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.expand import Expansion, Models
@@ -21,6 +21,10 @@ from mergekit_interleave.layout import Layout
 from mergekit_interleave.naming import PublicNames
 from mergekit_interleave.placement import Placement
 from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.shards import Tensor
+
+TOKENIZER = "made for another tokenizer"
+"""Why embeddings and head cannot be compared."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,19 @@ class Preflight:
         """Whether a LoRA is merged into a source first."""
         return any(model.lora for model in self.sources)
 
+    def reason_unread(self, part: Part) -> str | None:
+        """Why a tensor of the result cannot be compared with its source, None where it can."""
+        if part.model.lora is not None:
+            return "a LoRA was merged into it"
+        if part.layer is None and recipe.changes_tokenizer(self.mergekit):
+            return TOKENIZER
+        return None
+
     @property
     def conversion(self) -> str | None:
         """From which dtypes to which any tensor is converted, if one is."""
-        pairs = {(part.tensor.dtype, part.dtype) for part in self.parts}
-        changed = sorted(f"{old} → {new}" for old, new in pairs if old != new)
-        return ", ".join(changed) or None
+        changed = {" → ".join(part.dtypes) for part in self.parts if len(part.dtypes) > 1}
+        return ", ".join(sorted(changed)) or None
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
@@ -120,6 +131,22 @@ class Preflight:
             and self.identities == {layer.index for layer in layers if layer.new}
             and all(part.scale in (None, 1) for part in self.parts if part.layer is None)
         )
+
+
+def vocab_size(tensors: Mapping[str, Tensor], plan: Preflight) -> int:
+    """The rows of the embeddings that mergekit made for another tokenizer.
+
+    Args:
+        tensors: Those of the result.
+        plan: What was to be made.
+
+    Raises:
+        RefusedError: It is not known which tensor holds them.
+    """
+    before = plan.first.require_family().before_layers
+    if not before or before[0] not in tensors:
+        raise RefusedError("which tensor holds the embeddings of this model type is not known")
+    return tensors[before[0]].shape[0]
 
 
 def preflight(
@@ -164,7 +191,7 @@ def preflight(
     wanted = recipe.dtype_of(keys)
     layout = recipe.effective(expansion.layout, keys)
     placement = modelconfig.placement_of(sources, layout)
-    parts = assemble(layout, sources, wanted, placement.borrowers)
+    parts = assemble(layout, sources, Dtypes(*recipe.dtypes_of(keys)), placement.borrowers)
     _check_needed(parts, base)
     tokenizer = smallfiles.TOKENIZER_FILES if recipe.changes_tokenizer(keys) else ()
     return Preflight(

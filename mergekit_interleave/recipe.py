@@ -127,10 +127,19 @@ def effective(layout: Layout, mergekit: Mapping[str, object]) -> Layout:
     return Layout(tuple(replace(part, scales=(*part.scales, *scales)) for part in layout.slices))
 
 
+def dtypes_of(mergekit: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """The dtypes that mergekit converts to what it reads, and what it writes; None keeps them."""
+
+    def stated(key: str) -> str | None:
+        return str(mergekit[key]).removeprefix("torch.") if key in mergekit else None
+
+    return stated("dtype"), stated("out_dtype")
+
+
 def dtype_of(mergekit: Mapping[str, object]) -> str | None:
     """The dtype that mergekit writes, None where each tensor keeps its own."""
-    dtype = mergekit.get("out_dtype", mergekit.get("dtype"))
-    return None if dtype is None else str(dtype).removeprefix("torch.")
+    read, written = dtypes_of(mergekit)
+    return written or read
 
 
 def changes_tokenizer(mergekit: Mapping[str, object]) -> bool:

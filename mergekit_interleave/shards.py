@@ -165,6 +165,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def to_json(content: Mapping[str, Any]) -> str:
+    """A JSON object as it is written into files."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a directory's safetensors, from the headers.
 

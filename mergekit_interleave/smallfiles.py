@@ -18,6 +18,7 @@ from typing import Any
 from mergekit_interleave.checkpoint import CONFIG, WEIGHT_PATTERNS, Checkpoint, is_checkpoint
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.hub import is_hub_id
+from mergekit_interleave.shards import to_json
 from mergekit_interleave.staging import SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ def _without_paths(content: bytes) -> bytes:
     mended = without_local_names(document)
     if mended == document:
         return content
-    return (json.dumps(mended, indent=2, ensure_ascii=False) + "\n").encode()
+    return to_json(mended).encode()
 
 
 def _places(base: Checkpoint) -> list[re.Pattern[bytes]]:

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -202,6 +203,26 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write a file anew; the old one stays whole until the new one is.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    work = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        try:
+            work.write_text(text, encoding="utf-8")
+            with suppress(FileNotFoundError):
+                work.chmod(stat.S_IMODE(file.stat().st_mode))
+            work.replace(file)
+        except BaseException:
+            work.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OutputError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
 def _recover(out: Path, aside: Path) -> None:

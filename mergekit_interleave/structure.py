@@ -8,6 +8,7 @@ and compared, layer by layer.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,23 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
     Raises:
         RefusedError: transformers cannot build it.
     """
+    return {name: tuple(tensor.shape) for name, tensor in _state(path, trusted=trusted).items()}
+
+
+def saved(path: Path, *, trusted: bool = False) -> Mapping[str, bool]:
+    """The tensors that the class has in memory, and whether transformers is sure to save each.
+
+    Of those that are tied to one another it saves one. The arguments are those of `shapes`.
+
+    Raises:
+        RefusedError: transformers cannot build it.
+    """
+    state = _state(path, trusted=trusted)
+    count = Counter(id(tensor) for tensor in state.values())
+    return {name: count[id(tensor)] == 1 for name, tensor in state.items()}
+
+
+def _state(path: Path, *, trusted: bool) -> Mapping[str, Any]:
     import torch  # noqa: PLC0415 - seconds
     import transformers  # noqa: PLC0415
 
@@ -104,7 +122,7 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
             else:
                 build = transformers.AutoModelForCausalLM.from_config
                 model = build(config, trust_remote_code=trusted)
-            tensors = model.state_dict()
+            return dict(model.state_dict(keep_vars=True))
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RefusedError(
@@ -113,4 +131,3 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
             if "trust_remote_code" in reason
             else None,
         ) from error
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

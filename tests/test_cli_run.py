@@ -17,7 +17,7 @@ import pytest
 import yaml
 from conftest import STREAM_HINT, Cli, assert_same_tensors, load_tensors, make_llama
 
-from mergekit_interleave.assembly import assemble
+from mergekit_interleave.assembly import Dtypes, assemble
 from mergekit_interleave.checkpoint import open_checkpoint
 from mergekit_interleave.directive import parse
 from mergekit_interleave.expand import Models, resolve
@@ -746,7 +746,7 @@ class TestAssembly:
         directive = parse(f"model: {sharded}, append: 1, dtype: float32", "x")
         layout = resolve(directive, models).layout
         model = layout.models[0]
-        parts = assemble(layout, {model: models.open(model)}, "float32")
+        parts = assemble(layout, {model: models.open(model)}, Dtypes("float32"))
         assert (
             mk(
                 "run", "-", tmp_path / "out", stdin=f"model: {sharded}, append: 1, dtype: float32"

@@ -46,6 +46,7 @@ def parts_of(
                 tensor=tensor,
                 scale=0 if copy and str(i) in zeroed else None,
                 dtype=dtype,
+                through=dtype,
                 shape=tensor.shape,
                 nbytes=tensor.nbytes,
             )
@@ -228,7 +229,7 @@ def test_constants_are_filled_in() -> None:
     (part, _) = parts_of(source(), [("F32", 6)], 8)
     constant = Constant(1.5, "x")
     filled = Part(
-        part.name, MODEL, part.source, part.tensor, None, "F32", (6,), 24, constant=constant
+        part.name, MODEL, part.source, part.tensor, None, "F32", "F32", (6,), 24, constant=constant
     )
     (shard,) = shards_of([filled], 10**9, BLOCK)
     header = shard.header()

@@ -208,7 +208,7 @@ class TestVerify:
         self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Zeros that came out as something else are found, or not looked at."""
-        monkeypatch.setattr("mergekit_interleave.assembly._is_zero", lambda *_: False)
+        monkeypatch.setattr("mergekit_interleave.comparison._not_zero", lambda *_: 0)
         words = ("run", "append: 1", tmp_path / "out", "--model", tiny, "--engine", "stream")
         found = mk(*words)
         assert (found.status, "is not zero" in found.err) == (1, True)

@@ -340,6 +340,10 @@ def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
         return f"zeroed in vain: {dead[0]}"
     if engine == "mergekit" and not engines_agree(base, out, again):
         return "the engines' tensors differ"
+    for words in ((), ("--against", str(base), "--forward")):
+        status, said = _mk("verify", str(out), *words)
+        if status:
+            return f"verify: {_line(said, 'error: ')}"
     return ""
 
 

@@ -34,8 +34,9 @@ def reason_against(parts: Sequence[Part]) -> str | None:
     for part in parts:
         if part.scale not in (None, 0, 1):
             return f"{part.name} is multiplied by {part.scale:g}"
-        if part.dtype != part.tensor.dtype:
-            return f"{part.name} is converted from {part.tensor.dtype} to {part.dtype}"
+        if len(part.dtypes) > 1:
+            first, *others = part.dtypes
+            return f"{part.name} is converted from {first} to {' and '.join(others)}"
         if part.model.lora is not None:
             return f"{part.name} is merged with a LoRA"
     return None
