@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CACHE := .cache
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo test zoo bench lint types install clean
+.PHONY: demo test zoo faults bench lint types install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
@@ -16,6 +16,12 @@ test: lint types $(SMOLLM2)/config.json
 # Every type that transformers builds, in half an hour; writes docs/architectures.md and the data.
 zoo: $(VENV)/installed
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/zoo.py docs/architectures.md
+
+# 200 kills of each engine, full disks, failing calls, and twenty times as much random input as usual,
+# in half an hour.
+faults: $(VENV)/installed
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/faults.py
+	MK_INTERLEAVE_FUZZ=20 $(BIN)/python -m pytest -m fuzz
 
 # Stream, mergekit-yaml and cp in turn, in a quarter of an hour; writes docs/performance.md.
 bench: $(VENV)/installed

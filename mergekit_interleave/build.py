@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from mergekit_interleave import (
     yamltext,
 )
 from mergekit_interleave.assembly import Part
-from mergekit_interleave.checkpoint import CONFIG
+from mergekit_interleave.checkpoint import CONFIG, interpreted
 from mergekit_interleave.comparison import Comparison, Leeway, compare
 from mergekit_interleave.engines import mergekit
 from mergekit_interleave.errors import (
@@ -31,7 +32,7 @@ from mergekit_interleave.errors import (
     RefusedError,
     UnsayableError,
 )
-from mergekit_interleave.expand import Expansion, Models
+from mergekit_interleave.expand import Expansion, Models, resolve
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight, preflight, vocab_size
 from mergekit_interleave.shards import check_unchanged, iterate_tensors, read_tensors, to_json
@@ -39,6 +40,9 @@ from mergekit_interleave.staging import check_vacant, files_below, staged
 from mergekit_interleave.weights import MERGEKIT, How, Outcome
 
 log = logging.getLogger(__name__)
+
+_UNPICKLED = ".unpickled"
+"""Where pickled weights are written as safetensors, within the directory that becomes OUT."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,16 @@ class Options:
         replace: Replace a model that stands at OUT.
         base_model: The Hub id of the base, where its directory does not tell.
         verify: Read back what was written, and compare it with the sources.
+        allow_pickle: Read pickled weights.
+        allow_non_identity: See `expand.resolve`, which is asked again once they are read.
     """
 
     weights: How = field(default_factory=How)
     replace: bool = False
     base_model: str | None = None
     verify: bool = True
+    allow_pickle: bool = False
+    allow_non_identity: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,9 +108,12 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
     check_vacant(out, replace=options.replace)
     how = options.weights
     weights.check(how, expansion)
-    plan = preflight(expansion, models, out, base_model=options.base_model, mix=how.mixes)
-    measured = plan.first.require_family().measured
     with staged(out, replace=options.replace) as work:
+        scratch = work / _UNPICKLED
+        if options.allow_pickle:
+            expansion = _unpickled(expansion, models, scratch, options)
+        plan = preflight(expansion, models, out, base_model=options.base_model, mix=how.mixes)
+        measured = plan.first.require_family().measured
         writer = weights.Writer(plan, work, how)
         writer.check_room()
         if not how.streams:
@@ -128,12 +139,27 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
             verified["forward"] = _measure(plan, work)
         if recipe.changes_tokenizer(plan.mergekit):
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
+        shutil.rmtree(scratch, ignore_errors=True)
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
         _write_card(plan, out.name, work / card.FILE, outcome.beyond, verified)
         files = sorted({*files_below(work), manifest.FILE})
         content = manifest.describe(plan, files, outcome.engine, verified)
         _write_json(work / manifest.FILE, content)
     return Report(plan.layout, written, outcome)
+
+
+def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:
+    """The same, where names were not yet checked against tensors that were pickled."""
+    models.unpickle_into = scratch
+    found = [models.with_weights(model) for model in expansion.layout.models]
+    if not any(checkpoint.unpickled for checkpoint in found):
+        return expansion
+    return resolve(
+        expansion.directive,
+        models,
+        strict=True,
+        allow_non_identity=options.allow_non_identity,
+    )
 
 
 def _check_classes(plan: Preflight, work: Path) -> None:
@@ -149,12 +175,14 @@ def _check_classes(plan: Preflight, work: Path) -> None:
 
 def _copy_small_files(plan: Preflight, work: Path) -> None:
     for name, file in plan.small_files:
-        content = smallfiles.read(name, file, plan.base)
+        with interpreted(plan.base.path, name):
+            content = smallfiles.read(name, file, plan.base)
+            if content is not None:
+                content = modelconfig.moved_file(name, content, plan.first, plan.layout)
         if content is not None:
             target = work / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            moved = modelconfig.moved_file(name, content, plan.first, plan.layout)
-            target.write_bytes(moved)
+            target.write_bytes(content)
 
 
 def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outcome) -> Comparison:
@@ -196,7 +224,7 @@ def _measure(plan: Preflight, work: Path) -> dict[str, Any]:
     Raises:
         RefusedError: It does not, or that cannot be told.
     """
-    found = forward.compare(plan.first.path, work, trust_remote_code=plan.first.trusted)
+    found = forward.compare(plan.first.store, work, trust_remote_code=plan.first.trusted)
     if not found.is_exact:
         raise RefusedError(
             "nothing is known of this model type, and the result does not compute what its "

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import __version__, draw
+from mergekit_interleave import __version__, draw, yamltext
 from mergekit_interleave.amounts import amount
+from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.layout import Layout
 
 FILE = "README.md"
@@ -65,20 +66,25 @@ def read_front_matter(directory: Path) -> Mapping[str, Any]:
     file = directory / FILE
     if not file.is_file():
         return {}
-    from huggingface_hub.repocard import metadata_load  # noqa: PLC0415 - slow to import
-    from yaml import YAMLError  # noqa: PLC0415
-
     try:
-        return metadata_load(file) or {}
-    except (OSError, ValueError, YAMLError):
+        with file.open(encoding="utf-8") as opened:
+            begin, _, rest = opened.read(_LONGEST).partition("---\n")
+        front, end, _ = rest.partition("\n---")
+        found = yamltext.read(front, str(file)) if end and not begin.strip() else None
+    except (OSError, ValueError, InterleaveError):
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+_LONGEST = 2**20
+"""Characters of a card that are looked at: the Hub itself takes no longer front matter."""
 
 
 def write(facts: Facts) -> str:
     """The card as Markdown with front matter."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
 
-    inherited = {key: facts.base_card[key] for key in _INHERITED if facts.base_card.get(key)}
+    inherited = {key: facts.base_card[key] for key in _INHERITED if _is_said(facts.base_card, key)}
     data = ModelCardData(
         base_model=list(facts.base_models) or None,
         base_model_relation="merge",
@@ -88,6 +94,13 @@ def write(facts: Facts) -> str:
         **inherited,
     )
     return f"---\n{data.to_yaml()}\n---\n\n{_body(facts)}"
+
+
+def _is_said(card: Mapping[str, Any], key: str) -> bool:
+    """Whether a card says something, in a word or in a list of words."""
+    said = card.get(key)
+    words = said if isinstance(said, list) else [said]
+    return bool(words) and all(isinstance(word, str) and word for word in words)
 
 
 def _method(facts: Facts) -> tuple[str, str]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import architecture, hub
+from mergekit_interleave import architecture, hub, unpickle
 from mergekit_interleave.errors import CheckpointError, RefusedError
 from mergekit_interleave.reference import ModelPath, ModelRef, is_directory_or_file
 from mergekit_interleave.shards import INDEX, WEIGHTS, Tensor, read_index, read_json, read_tensors
@@ -35,6 +36,27 @@ WEIGHT_PATTERNS = (
 """Files that may hold weights. Those that the index names are read; the others are left alone."""
 
 
+@contextmanager
+def interpreted(path: Path, name: str = CONFIG) -> Iterator[None]:
+    """While a config.json is interpreted: whatever it holds that is not as its type has it.
+
+    Its keys are many, each with a kind of its own, and any of them may hold anything.
+
+    Args:
+        path: The directory that holds it.
+        name: Another file of the kind.
+
+    Raises:
+        CheckpointError: It held such a thing.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"{path / name}: holds what no model of its type has ({type(e).__name__}: {e!s:.200})"
+        ) from e
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A model directory.
@@ -45,6 +67,7 @@ class Checkpoint:
         config: Its config.json, as it stands there.
         is_local: Whether the user named a directory, rather than a Hub id.
         trusted: Whether code that it brings may be run.
+        unpickled: The directory that holds its pickled weights as safetensors.
     """
 
     ref: ModelRef
@@ -52,6 +75,12 @@ class Checkpoint:
     config: Mapping[str, Any]
     is_local: bool
     trusted: bool = False
+    unpickled: Path | None = None
+
+    @property
+    def store(self) -> Path:
+        """The directory that holds its weights as safetensors, and all its other files."""
+        return self.unpickled or self.path
 
     @property
     def model_type(self) -> str:
@@ -135,17 +164,17 @@ class Checkpoint:
         Raises:
             CheckpointError: There are no safetensors, or a header or the index is broken.
         """
-        return read_tensors(self.path)
+        return read_tensors(self.store)
 
     @property
     def has_weights(self) -> bool:
         """Whether safetensors are at hand; a config that was fetched alone has none."""
-        if (self.path / WEIGHTS).is_file() or self.is_local:
-            return (self.path / WEIGHTS).is_file() or (self.path / INDEX).is_file()
-        if not (self.path / INDEX).is_file():
+        single, index = self.store / WEIGHTS, self.store / INDEX
+        if single.is_file() or self.is_local:
+            return single.is_file() or index.is_file()
+        if not index.is_file():
             return False
-        shards = set(read_index(self.path / INDEX).values())
-        return all((self.path / shard).is_file() for shard in shards)
+        return all((self.store / shard).is_file() for shard in set(read_index(index).values()))
 
     @cached_property
     def _stacks(self) -> Mapping[str, int]:
@@ -325,22 +354,44 @@ def fetch_small_files(checkpoint: Checkpoint, **how: Any) -> None:
         hub.fetch_files(checkpoint.pinned, unwanted=WEIGHT_PATTERNS, **how)
 
 
-def fetch_weights(checkpoint: Checkpoint, **how: Any) -> None:
+def fetch_weights(checkpoint: Checkpoint, *, pickled: bool = False, **how: Any) -> None:
     """Fetch the weights of a Hub repository: the shards that its index names, no others.
 
     Args:
         checkpoint: What `open_checkpoint` gave.
+        pickled: Whether pickles will do where there are no safetensors.
         how: `cached_only` and `cache_dir`, as it was opened with.
 
     Raises:
         CheckpointError: They cannot be had.
     """
-    if not checkpoint.is_local:
-        hub.fetch_files(checkpoint.pinned, wanted=[INDEX, WEIGHTS], **how)
-        index = checkpoint.path / INDEX
-        if index.is_file():
-            shards = sorted(set(read_index(index).values()))
-            hub.fetch_files(checkpoint.pinned, wanted=shards, **how)
+    if checkpoint.is_local:
+        return
+    hub.fetch_files(checkpoint.pinned, wanted=[INDEX, WEIGHTS], **how)
+    index = checkpoint.path / INDEX
+    if index.is_file():
+        shards = sorted(set(read_index(index).values()))
+        hub.fetch_files(checkpoint.pinned, wanted=shards, **how)
+    elif pickled and not checkpoint.has_weights:
+        wanted = [unpickle.PICKLE_INDEX, "pytorch_model*.bin"]
+        hub.fetch_files(checkpoint.pinned, wanted=wanted, **how)
+
+
+def unpickled(checkpoint: Checkpoint, into: Path) -> Checkpoint:
+    """The checkpoint with its weights as safetensors; as it is, where it has some.
+
+    Args:
+        checkpoint: What `open_checkpoint` gave.
+        into: Where to write them, a directory that does not exist.
+
+    Raises:
+        CheckpointError: Its pickles hold anything but numbers.
+        OutputError: There is no room.
+    """
+    if checkpoint.has_weights or not unpickle.files_of(checkpoint.path):
+        return checkpoint
+    unpickle.convert(checkpoint.path, into)
+    return replace(checkpoint, unpickled=into)
 
 
 def is_checkpoint(path: Path) -> bool:

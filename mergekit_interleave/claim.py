@@ -16,7 +16,7 @@ from typing import Any
 from mergekit_interleave import directive as directives
 from mergekit_interleave import manifest, modelconfig, recipe
 from mergekit_interleave.assembly import Part, assemble
-from mergekit_interleave.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint import Checkpoint, interpreted
 from mergekit_interleave.directive import Directive, Spelled
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.expand import Expansion, Models, resolve
@@ -172,6 +172,11 @@ def of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
     Raises:
         InterleaveError: It cannot be told.
     """
+    with interpreted(directory):
+        return _of_itself(claim, directory, models)
+
+
+def _of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
     own = ModelRef(ModelPath(str(directory)))
     result, layout = models.open(own), claim.layout
     if result.depth != len(layout):

@@ -12,8 +12,9 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -221,6 +222,8 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         "Load pickles lazily, if at all.", rich_help_panel="mergekit's options")] = False,
     async_write: Annotated[bool, typer.Option("--async-write", help=
         "Write shards while the next are made.", rich_help_panel="mergekit's options")] = False,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=
+        "Read numbers out of pickled weights, and nothing else.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
         "Run code that the model brings. Nothing is run without it.",
         rich_help_panel="mergekit's options")] = False,
@@ -264,6 +267,8 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         replace=force,
         base_model=base_model,
         verify=not no_verify,
+        allow_pickle=allow_pickle,
+        allow_non_identity=allow_non_identity,
     )
     cache_dir = mergekit_options.get("transformers_cache")
     models = Models(
@@ -355,6 +360,8 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         "directive.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
         "The most memory for weights in --forward; the rest stays on disk.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=
+        "Read numbers out of a base's pickled weights, and nothing else.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
         "Run code that the models bring. Nothing is run without it.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help=
@@ -368,19 +375,27 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         raise DirectiveError("--forward needs the base", hint="name it: --against MODEL")
     most_memory = None if max_memory is None else _size(max_memory, "--max-memory")
     place = Path(out)
-    report = verification.verify(
-        place,
-        Models(trust_remote_code=trust_remote_code),
-        against=[parse_model(name, "--against") for name in against or ()],
-        layout_from=None if recipe is None else Path(recipe),
-        trained=trained,
-    )
-    if against:
-        verification.record(place, report.kind, report.outcome())
-    measured = None
-    if forward and report.is_exact:
-        measured = verification.measure(place, report, most_memory)
-        verification.record(place, "forward", measured)
+    with ExitStack() as stack:
+        scratch = None
+        if allow_pickle:
+            folder = tempfile.TemporaryDirectory(prefix="mk-interleave-")
+            scratch = Path(stack.enter_context(folder))
+        report = verification.verify(
+            place,
+            Models(
+                trust_remote_code=trust_remote_code,
+                unpickle_into=scratch,
+            ),
+            against=[parse_model(name, "--against") for name in against or ()],
+            layout_from=None if recipe is None else Path(recipe),
+            trained=trained,
+        )
+        if against:
+            verification.record(place, report.kind, report.outcome())
+        measured = None
+        if forward and report.is_exact:
+            measured = verification.measure(place, report, most_memory)
+            verification.record(place, "forward", measured)
     if as_json:
         print(json.dumps(verification.as_json(report, measured), indent=2))  # noqa: T201
     else:

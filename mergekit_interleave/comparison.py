@@ -29,6 +29,10 @@ _AT_ONCE = 2
 """Threads: reading does not hold Python's lock, comparing does."""
 
 
+_OPEN = 4
+"""Files that a thread keeps open: a job needs two at once."""
+
+
 class Difference(NamedTuple):
     """Something that is not what it must be.
 
@@ -209,7 +213,7 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
     wrong: dict[str, tuple[int, _Pair]] = {}
 
     def work() -> None:
-        with closing(_Files()) as files:
+        with closing(Files()) as files:
             while True:
                 with lock:
                     job = next(jobs, None)
@@ -230,7 +234,7 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
 
 
 @dataclass(frozen=True)
-class _Files:
+class Files:
     """Open files, the last few of them."""
 
     opened: dict[Shard, IO[bytes]] = field(default_factory=dict)
@@ -241,8 +245,8 @@ class _Files:
         Raises:
             CheckpointError: They cannot be read, or the file is another than it was.
         """
+        file = self.of(shard)
         try:
-            file = self.of(shard)
             file.seek(at)
             data = file.read(length)
         except OSError as error:
@@ -252,13 +256,21 @@ class _Files:
         return data
 
     def of(self, shard: Shard) -> IO[bytes]:
-        if shard not in self.opened:
-            if len(self.opened) > 1:
-                self.opened.pop(next(iter(self.opened))).close()
-            file = shard.file.open("rb", buffering=0)
-            self.opened[shard] = file
-            shard.check_unchanged(file.fileno())
-        return self.opened[shard]
+        """The open file; it stays open while no more than a few others are asked for.
+
+        Raises:
+            CheckpointError: It cannot be opened, or is another than it was.
+        """
+        file = self.opened.pop(shard, None)
+        try:
+            file = file or shard.file.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(f"{shard.file}: {error.strerror or error}") from error
+        self.opened[shard] = file  # the last one, now
+        if len(self.opened) > _OPEN:
+            self.opened.pop(next(iter(self.opened))).close()
+        shard.check_unchanged(file.fileno())
+        return file
 
     def close(self) -> None:
         """Close them."""
@@ -267,7 +279,7 @@ class _Files:
                 file.close()
 
 
-def _first(job: _Job, files: _Files) -> int | None:
+def _first(job: _Job, files: Files) -> int | None:
     """Where in its tensor the first byte of a stretch is that is not as it must be."""
     (found, part), piece = job.pair, job.piece
     for start, stop in _unproven(job, files):
@@ -287,7 +299,7 @@ def _first(job: _Job, files: _Files) -> int | None:
     return None
 
 
-def _unproven(job: _Job, files: _Files) -> Iterator[tuple[int, int]]:
+def _unproven(job: _Job, files: Files) -> Iterator[tuple[int, int]]:
     """What of a stretch must be read: no hole where zeros are wanted, no block that is shared."""
     (found, part), piece = job.pair, job.piece
     start, ours = found.start + job.at, files.of(found.shard).fileno()
@@ -332,7 +344,7 @@ def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
     )
 
 
-def _computed(part: Part, at: int, length: int, files: _Files) -> bytes:
+def _computed(part: Part, at: int, length: int, files: Files) -> bytes:
     """What a stretch of a tensor that is scaled or converted must be."""
     tensor, width = part.tensor, part.nbytes // max(math.prod(part.shape), 1)
     first, count = at // width, length // width

@@ -20,8 +20,10 @@ from mergekit_interleave.checkpoint import (
     Checkpoint,
     fetch_small_files,
     fetch_weights,
+    interpreted,
     is_checkpoint,
     open_checkpoint,
+    unpickled,
 )
 from mergekit_interleave.directive import AUTO, GAINS, NONE, Directive, Spelled, Stack, Zero
 from mergekit_interleave.errors import (
@@ -67,11 +69,14 @@ class Models:
         cached_only: Never ask the network.
         cache_dir: Another Hub cache than huggingface_hub's own.
         trust_remote_code: Whether code that a model brings may be run.
+        unpickle_into: Where pickled weights may be written as safetensors, a directory that can be
+            made; None refuses pickles.
     """
 
     cached_only: bool = False
     cache_dir: str | None = None
     trust_remote_code: bool = False
+    unpickle_into: Path | None = None
     _opened: dict[ModelRef, Checkpoint | CheckpointError] = field(default_factory=dict)
 
     def open(self, ref: ModelRef) -> Checkpoint:
@@ -93,6 +98,13 @@ class Models:
             raise found
         return found
 
+    def place(self, ref: ModelRef) -> Path:
+        """Where a model is, or what it is called where it cannot be opened."""
+        try:
+            return self.open(ref).path
+        except CheckpointError:
+            return Path(str(ref))
+
     def fetch_small_files(self, checkpoint: Checkpoint) -> None:
         """Fetch the small files of an opened model.
 
@@ -103,13 +115,23 @@ class Models:
         if not checkpoint.is_local and not any(checkpoint.path.glob("*token*")):
             log.warning("%s: no tokenizer among its files, or not in the cache", checkpoint.ref)
 
-    def fetch_weights(self, checkpoint: Checkpoint) -> None:
-        """Fetch the weights of an opened model.
+    def with_weights(self, ref: ModelRef) -> Checkpoint:
+        """Fetch the weights of a model, and read them out of pickles where that is allowed.
 
         Raises:
             CheckpointError: They cannot be had.
         """
-        fetch_weights(checkpoint, cached_only=self.cached_only, cache_dir=self.cache_dir)
+        checkpoint, place = self.open(ref), self.unpickle_into
+        fetch_weights(
+            checkpoint,
+            pickled=place is not None,
+            cached_only=self.cached_only,
+            cache_dir=self.cache_dir,
+        )
+        if place is not None:
+            checkpoint = unpickled(checkpoint, place / str(len(self._opened)))
+            self._opened[ref] = checkpoint
+        return checkpoint
 
 
 def resolve(
@@ -136,6 +158,14 @@ def resolve(
     directive = _completed(directive)
     recipe.check_keys_of_mergekit(directive.mergekit)
     models.cached_only = directive.layers is not None
+    place = Path() if directive.model is None else models.place(directive.model)
+    with interpreted(place):
+        return _resolve(directive, models, strict=strict, allow_non_identity=allow_non_identity)
+
+
+def _resolve(
+    directive: Directive, models: Models, *, strict: bool, allow_non_identity: bool
+) -> Expansion:
     if isinstance(directive.growth, Spelled):
         directive, layout = _spelled(directive, directive.growth, models, strict=strict)
         first = _opened(layout.models[0], models)

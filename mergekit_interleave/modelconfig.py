@@ -8,14 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import architecture, quantization
-from mergekit_interleave.checkpoint import Checkpoint
+from mergekit_interleave import architecture, quantization, smallfiles
+from mergekit_interleave.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.errors import RefusedError, UnsayableError
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.placement import Placement, Source, place
 from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.shards import to_json
-from mergekit_interleave.smallfiles import without_local_names
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
 
@@ -114,7 +113,7 @@ def deepened(
         placement: What config.json must say of them.
         onto: A config to change in place of the base's own.
     """
-    result = without_local_names(dict(onto or base.config))
+    result = smallfiles.without_local_names(dict(onto or base.config))
     for part, of_base in zip(_parts(result), _parts(dict(base.config)), strict=True):
         if quantization.KEY in of_base:
             # The base's own: what stands in `onto` may have been re-indexed before.
@@ -197,7 +196,11 @@ def _loaded(path: Path, *, trusted: bool) -> Any:
     from transformers import AutoConfig, logging  # noqa: PLC0415 - seconds, and few files need it
 
     logging.set_verbosity_error()
-    return AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+    try:
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RefusedError(f"{path / CONFIG}: transformers cannot read it: {reason}") from error
 
 
 def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
@@ -206,11 +209,8 @@ def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
     Raises:
         RefusedError: transformers cannot read it.
     """
-    try:
-        # Through JSON, so that both sides are what a file can say.
-        return dict(json.loads(_loaded(path, trusted=trusted).to_json_string(use_diff=False)))
-    except Exception as error:
-        raise RefusedError(f"transformers cannot read {path}: {error}") from error
+    # Through JSON, so that both sides are what a file can say.
+    return dict(json.loads(_loaded(path, trusted=trusted).to_json_string(use_diff=False)))
 
 
 def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:
@@ -224,9 +224,8 @@ def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> b
     """
     if name != "generation_config.json" and name not in quantization.INDEXED_FILES:
         return content
-    try:
-        before = json.loads(content)
-    except ValueError:
+    before = smallfiles.parsed(content)
+    if before is None:
         return content
     if name == "generation_config.json":
         after = generation(before, layout)

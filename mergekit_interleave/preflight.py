@@ -14,7 +14,7 @@ from typing import Any
 
 from mergekit_interleave import compatibility, modelconfig, recipe, smallfiles, zeroing
 from mergekit_interleave.assembly import DTYPES, Dtypes, Part, assemble
-from mergekit_interleave.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint import Checkpoint, interpreted
 from mergekit_interleave.errors import OutputError, RefusedError
 from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
@@ -99,10 +99,11 @@ class Preflight:
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
-        config = modelconfig.deepened(
-            self.first, self.layout, self.placement, onto=self.base.config
-        )
-        return modelconfig.restated(config, dtype=self.dtype, vocab_size=vocab_size)
+        with interpreted(self.first.path):
+            config = modelconfig.deepened(
+                self.first, self.layout, self.placement, onto=self.base.config
+            )
+            return modelconfig.restated(config, dtype=self.dtype, vocab_size=vocab_size)
 
     @cached_property
     def identities(self) -> frozenset[int]:
@@ -169,6 +170,14 @@ def preflight(
     Raises:
         InterleaveError: It cannot be made.
     """
+    first = models.open(expansion.layout.models[0])
+    with interpreted(first.path):
+        return _preflight(expansion, models, out, base_model, mix=mix)
+
+
+def _preflight(
+    expansion: Expansion, models: Models, out: Path | None, base_model: str | None, *, mix: bool
+) -> Preflight:
     keys = expansion.directive.mergekit
     sources = {model: models.open(model) for model in expansion.layout.models}
     base = next(iter(sources.values()))
@@ -184,8 +193,9 @@ def preflight(
 
     if out is not None:
         models.fetch_small_files(base)
+    sources = {model: models.with_weights(model) for model in sources}
+    base = sources.get(base.ref, base)
     for checkpoint in sources.values():
-        models.fetch_weights(checkpoint)
         checkpoint.check_depth()
         _check_metadata(checkpoint)
     wanted = recipe.dtype_of(keys)

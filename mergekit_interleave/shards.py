@@ -193,7 +193,7 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     elif any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         raise CheckpointError(
             f"{path}: its weights are pickled, and pickles are not loaded",
-            hint="convert them first: load the model with transformers and save it again",
+            hint="--allow-pickle reads numbers out of them, and nothing else",
         )
     else:
         raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")

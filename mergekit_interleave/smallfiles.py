@@ -112,6 +112,21 @@ def read(name: str, file: Path, base: Checkpoint) -> bytes | None:
     return content
 
 
+def parsed(content: bytes) -> dict[str, Any] | None:
+    """A file as a JSON object; None where it is none, which is nothing to this project.
+
+    Raises:
+        CheckpointError: It is nested more deeply than any that is right.
+    """
+    try:
+        document = json.loads(content)
+    except RecursionError as error:
+        raise CheckpointError("a JSON file is nested too deeply") from error
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
 def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
     """A JSON object without the keys that say from which directory or file it was loaded."""
     return {
@@ -123,11 +138,8 @@ def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_paths(content: bytes) -> bytes:
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return content
-    if not isinstance(document, dict):
+    document = parsed(content)
+    if document is None:
         return content
     mended = without_local_names(document)
     if mended == document:

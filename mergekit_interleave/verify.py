@@ -311,7 +311,7 @@ def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[s
     if recipe.changes_tokenizer(plan.mergekit):
         raise RefusedError(f"{out}: has another tokenizer than its base, so other logits")
     found = forward.compare(
-        plan.base.path, out, trust_remote_code=plan.base.trusted, most_memory=most_memory
+        plan.base.store, out, trust_remote_code=plan.base.trusted, most_memory=most_memory
     )
     identity = plan.is_identity and plan.conversion is None and not report.trained
     return found.outcome(identity=identity)

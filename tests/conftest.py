@@ -21,6 +21,18 @@ from mergekit_interleave import cli
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+
+def fuzz(examples: int) -> Callable[[Any], Any]:
+    """Mark a test that tries so many examples; `make faults` tries more."""
+
+    def marked(test: Any) -> Any:
+        times = int(os.environ.get("MK_INTERLEAVE_FUZZ", "1"))
+        return pytest.mark.fuzz(settings(max_examples=examples * times)(test))
+
+    return marked
+
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network must fail
 
 

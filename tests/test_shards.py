@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from conftest import Cli, load_tensors, write_header
-from hypothesis import given, settings
+from conftest import Cli, fuzz, load_tensors, write_header
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_interleave.errors import CheckpointError
@@ -220,7 +220,7 @@ class TestFuzzed:
             for tensor in read_tensors(folder).values():
                 assert tensor.start + tensor.nbytes <= tensor.file.stat().st_size
 
-    @settings(max_examples=1500)
+    @fuzz(1500)
     @given(edits=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), max_size=4))
     def test_bytes(self, edits: list[tuple[int, bytes]]) -> None:
         """A few bytes are others, more or fewer."""
@@ -233,7 +233,7 @@ class TestFuzzed:
             file.write_bytes(content)
             self.read(Path(folder))
 
-    @settings(max_examples=1500)
+    @fuzz(1500)
     @given(
         name=st.sampled_from(sorted(HEADER)),
         key=st.sampled_from(["dtype", "shape", "data_offsets", "x"]),
@@ -263,7 +263,7 @@ class TestFuzzed:
             write_header(Path(folder, "model.safetensors"), header, bytes(16))
             self.read(Path(folder))
 
-    @settings(max_examples=500)
+    @fuzz(500)
     @given(
         index=st.dictionaries(
             st.sampled_from(["weight_map", "metadata", "x"]),

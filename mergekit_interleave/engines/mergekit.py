@@ -246,7 +246,7 @@ def _local(job: Job) -> dict[str, object]:
     def local(ref: ModelRef) -> dict[str, object]:
         checkpoint = job.checkpoints.get(ref)
         reference: dict[str, object] = {
-            "model": {"path": str(checkpoint.path)} if checkpoint else ref.model.to_mapping()
+            "model": {"path": str(checkpoint.store)} if checkpoint else ref.model.to_mapping()
         }
         if ref.lora is not None:
             reference["lora"] = ref.lora.to_mapping()
@@ -277,7 +277,7 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
         part.name
         for part in job.parts
         if part.name not in planned
-        or planned[part.name][0] != str(job.checkpoints[part.model].path)
+        or planned[part.name][0] != str(job.checkpoints[part.model].store)
         or part.source not in planned[part.name][1]
     ]
     wrong += sorted(planned.keys() - {part.name for part in job.parts})
