@@ -243,6 +243,35 @@ def at_once(size: models.Size, folder: Path, runs: int) -> str:
     return f"### Files at once, the same model\n\n{table(in_turn(contenders, places, runs))}"
 
 
+def proof(size: models.Size, folder: Path, runs: int) -> str:
+    """How long `verify` takes, beside reading both models and doing nothing with them."""
+    print("verify:", file=sys.stderr)
+    places = _places(models.build(size, folder / size.name), folder)
+    places["made"] = str(folder / "made")
+    shutil.rmtree(places["made"], ignore_errors=True)
+    command = [word.format_map({**places, "out": places["made"]}) for word in STREAM.command]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    verify = (beside("mk-interleave"), "verify", "{made}")
+    contenders = [
+        Contender(
+            "`cat` of both to /dev/null",
+            ("sh", "-c", "cat {base}/*.safetensors {made}/*.safetensors > /dev/null"),
+        ),
+        Contender("`verify --against` the base", (*verify, "--against", "{base}")),
+        Contender("`verify`, without the base", verify),
+    ]
+    costs = in_turn(contenders, places, runs)
+    shutil.rmtree(places["made"])
+    cat, ours, _ = (costs[contender] for contender in contenders)
+    return "\n\n".join(
+        (
+            "### Verify, the same model",
+            table(costs),
+            f"`verify` takes {ours.wall / cat.wall:.2f} times as long as `cat`, start-up included.",
+        )
+    )
+
+
 @contextmanager
 def xfs(folder: Path, size: int) -> Iterator[Path | None]:
     """A new XFS in a file, or None where that cannot be mounted."""
@@ -350,6 +379,7 @@ def main() -> None:
         parts.append(compare(sizes[name], folder, runs))
     parts.append(shared(models.MIDDLE, folder, wanted.runs))
     parts.append(at_once(models.MIDDLE, folder, wanted.runs))
+    parts.append(proof(models.MIDDLE, folder, wanted.runs))
     parts.append(startup(folder, wanted.runs))
     text = "\n\n".join(parts)
     print(text)

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -123,11 +124,13 @@ def test_a_source_that_is_cut_short(
 @each
 def test_two_at_once(engine: str, runner: Runner, source: Path, place: Path) -> None:
     """One writes it, the other is refused."""
-    run = words(source, place / "out", engine)
-    with closing(Runner()) as another:
-        for one in (runner, another):
-            one.start(*run)
-        ends = [one.end() for one in (runner, another)]
+    command = [sys.executable, "-m", "mergekit_interleave"]
+    command += map(str, words(source, place / "out", "stream"))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.3)  # while it starts
+    runner.start(*words(source, place / "out", engine))
+    _, err = process.communicate()
+    ends = [(process.returncode, err), runner.end()]
     assert sorted(status for status, _ in ends) == [0, 1], ends
     (said,) = [said for status, said in ends if status]
     assert one_error(said)
