@@ -134,9 +134,9 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
-            verified["weights"] = verify.outcome(written, against)
+            verified[manifest.WEIGHTS] = verify.outcome(written, against)
         if measured:
-            verified["forward"] = _measure(plan, work)
+            verified[manifest.FORWARD] = _measure(plan, work)
         if recipe.changes_tokenizer(plan.mergekit):
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)

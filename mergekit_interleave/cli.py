@@ -395,7 +395,7 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         measured = None
         if forward and report.is_exact:
             measured = verification.measure(place, report, most_memory)
-            verification.record(place, "forward", measured)
+            verification.record(place, verification.FORWARD, measured)
     if as_json:
         print(json.dumps(verification.as_json(report, measured), indent=2))  # noqa: T201
     else:

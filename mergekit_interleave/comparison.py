@@ -163,7 +163,7 @@ class _Pair(NamedTuple):
             times = "" if part.scale in (None, 1) else f", times {part.scale:g}"
             what = f"is not {part.source} as {part.dtype}{times}"
         else:
-            what = f"differs from {part.source}"
+            what = f"differs from {'its source' if part.source == part.name else part.source}"
         shape, element = self.found.shape, at // max(self.found.width, 1)
         place = [element // math.prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]
         where = f", first at {place}" if place else ""

@@ -24,6 +24,9 @@ from mergekit_interleave.staging import replace_file
 FILE = "interleave.json"
 VERSION = 1
 
+WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
+"""What can be verified."""
+
 
 def fingerprint(layout: Layout) -> str:
     """A name for the layout that does not depend on what its models are called.
@@ -194,6 +197,9 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     if file.is_symlink() or not file.is_file():
         return None
     content = read_json(file)
-    verified = {**content.get("verified", {}), kind: dict(outcome)}
+    before = content.get("verified", {})
+    # What was verified of other bytes is not true of these.
+    same = kind == FORWARD or (kind in before and outcome["exact"])
+    verified = {**(before if same else {}), kind: dict(outcome)}
     replace_file(file, to_json({**content, "verified": verified}))
     return verified

@@ -87,9 +87,17 @@ class Preflight:
         """Why a tensor of the result cannot be compared with its source, None where it can."""
         if part.model.lora is not None:
             return "a LoRA was merged into it"
-        if part.layer is None and recipe.changes_tokenizer(self.mergekit):
-            return TOKENIZER
+        rows = (self._vocabulary,) if self._vocabulary else part.shape[:1]
+        if recipe.changes_vocabulary(self.mergekit) and part.layer is None:
+            return TOKENIZER if part.shape[:1] == rows else None
         return None
+
+    @cached_property
+    def _vocabulary(self) -> int | None:
+        """The rows of the base's embeddings, where it is known which tensor holds them."""
+        tensors = self.first.tensors
+        names = [name for name in self.first.require_family().before_layers if name in tensors]
+        return tensors[names[0]].shape[0] if names else None
 
     @property
     def conversion(self) -> str | None:

@@ -147,6 +147,11 @@ def changes_tokenizer(mergekit: Mapping[str, object]) -> bool:
     return any(key in mergekit for key in ("tokenizer", "tokenizer_source", "chat_template"))
 
 
+def changes_vocabulary(mergekit: Mapping[str, object]) -> bool:
+    """Whether mergekit makes embeddings and head anew, for another tokenizer."""
+    return any(key in mergekit for key in ("tokenizer", "tokenizer_source"))
+
+
 def _global_scales(mergekit: Mapping[str, object]) -> Scales:
     setting = _parameters(mergekit, "")
     return () if setting is None else _level_scales(setting, "parameters.scale")

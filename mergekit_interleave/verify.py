@@ -69,7 +69,7 @@ class Report:
     @property
     def kind(self) -> str:
         """The word under which interleave.json keeps it."""
-        return "trained" if self.trained else "weights"
+        return manifest.TRAINED if self.trained else manifest.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
         """What interleave.json keeps of it."""
@@ -316,6 +316,8 @@ def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[s
     identity = plan.is_identity and plan.conversion is None and not report.trained
     return found.outcome(identity=identity)
 
+
+FORWARD = manifest.FORWARD
 
 _SHOWN = 10
 

@@ -57,7 +57,9 @@ def test_the_first_difference_counts(at: int, tmp_path: Path) -> None:
         data[place] = 1
     found = stored(tmp_path / "b", bytes(data), (5, 2**20))
     row, column = divmod(at, 2**20)
-    assert differences(found, part(source)) == [f"w differs from w, first at [{row}, {column}]"]
+    assert differences(found, part(source)) == [
+        f"w differs from its source, first at [{row}, {column}]"
+    ]
 
 
 @pytest.mark.parametrize("span", [2**18, 2**20])
@@ -69,7 +71,9 @@ def test_the_first_of_many_jobs(span: int, tmp_path: Path, monkeypatch: pytest.M
         data = bytearray(2**22)
         data[first:] = b"\x01" * (2**22 - first)
         found = stored(tmp_path / "b", bytes(data), (2**22,))
-        assert differences(found, part(source)) == [f"w differs from w, first at [{first}]"]
+        assert differences(found, part(source)) == [
+            f"w differs from its source, first at [{first}]"
+        ]
 
 
 def test_blocks_in_another_order(tmp_path: Path) -> None:
@@ -81,7 +85,7 @@ def test_blocks_in_another_order(tmp_path: Path) -> None:
     assert not differences(stored(tmp_path / "b", right, (4, 4)), wanted)
     wrong = bytes([*range(8), *range(8, 12), *range(4, 8)])
     said = differences(stored(tmp_path / "b", wrong, (4, 4)), wanted)
-    assert said == ["w differs from w, first at [2, 0]"]
+    assert said == ["w differs from its source, first at [2, 0]"]
 
 
 def test_constants(tmp_path: Path) -> None:

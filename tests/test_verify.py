@@ -175,7 +175,7 @@ class TestWrong:
         at = (7 * 32 + 5) * 4 + 2
         edit_bytes(stream, name, lambda d: d[:at] + bytes([d[at] ^ 255]) + d[at + 1 :])
         said = self.wrong(mk, stream, "--against", tiny)
-        assert f"layer 0: {name} differs from {name}, first at [7, 5]" in said
+        assert f"layer 0: {name} differs from its source, first at [7, 5]" in said
 
     @pytest.mark.parametrize("against", [True, False])
     def test_a_number_in_a_zeroed_tensor(
@@ -520,14 +520,18 @@ class TestRecord:
 
     def test_by_verify(self, mk: Cli, stream: Path, tiny: Path) -> None:
         """A failure, too; and what it writes is no difference the next time."""
+        words = ("verify", stream, "--against", tiny)
+        assert mk(*words, "--forward").status == 0
+        assert self.verified(stream).keys() == {"weights", "forward"}
+        assert mk(*words).status == 0
+        assert self.verified(stream).keys() == {"weights", "forward"}
         edit_bytes(stream, "model.norm.weight", lambda data: b"\x01" + data[1:])
         before = (stream / "interleave.json").stat().st_mode
-        assert mk("verify", stream, "--against", tiny).status == 1
+        assert mk(*words).status == 1
         assert self.verified(stream)["weights"]["exact"] is False
         assert "**wrong** in 1 place" in (stream / "README.md").read_text()
+        assert self.verified(stream).keys() == {"weights"}
         assert (stream / "interleave.json").stat().st_mode == before
-        shutil.copy(tiny / "model.safetensors", stream / "x")
-        (stream / "x").unlink()
 
     def test_not_by_a_look_at_itself(self, mk: Cli, stream: Path) -> None:
         """It would stand in the place of what says more."""
@@ -592,3 +596,27 @@ class TestCommand:
         result = mk("verify", stream)
         assert (result.status, result.err.count("error:")) == (1, 1)
         assert "unexpected" not in result.err
+
+
+class TestOtherTokenizer:
+    """mergekit makes embeddings and head anew; everything else is still compared."""
+
+    @pytest.mark.parametrize(
+        ("keys", "unread"),
+        [
+            ("tokenizer: {source: base, pad_to_multiple_of: 128}", 2),
+            ("tokenizer_source: base", 2),
+            ("chat_template: chatml", 0),
+        ],
+    )
+    def test_what_is_compared(
+        self, keys: str, unread: int, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """The norm before the head, for one."""
+        out = tmp_path / "out"
+        _run(f"append: 1, {keys}", out, "--model", tiny)
+        result = mk("verify", out, "--against", tiny)
+        assert result.status == 0, result.out
+        assert f"{84 - unread} of 84 tensors compared" in result.out
+        edit_bytes(out, "model.norm.weight", lambda data: bytes([data[0] ^ 1]) + data[1:])
+        assert mk("verify", out, "--against", tiny).status == 1
