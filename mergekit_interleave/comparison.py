@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Event, Lock
 from typing import IO, NamedTuple
 
 from mergekit_interleave import arithmetic, extents
@@ -209,27 +209,39 @@ def _stretches(pair: _Pair) -> Iterator[tuple[int, Range | Fill | None]]:
 
 def _read(pairs: Iterable[_Pair]) -> list[Difference]:
     """Compare the bytes; the first difference of each tensor that has one."""
-    jobs, lock = _jobs(pairs), Lock()
+    jobs, lock, stopped = _jobs(pairs), Lock(), Event()
     wrong: dict[str, tuple[int, _Pair]] = {}
 
     def work() -> None:
         with closing(Files()) as files:
-            while True:
-                with lock:
-                    job = next(jobs, None)
-                    if job is None:
-                        return
-                    name = job.pair.part.name
-                    if name in wrong and wrong[name][0] < job.at:
-                        continue
-                at = _first(job, files)
+            while (job := take()) is not None:
+                name, at = job.pair.part.name, _first(job, files)
                 with lock:
                     if at is not None and (name not in wrong or at < wrong[name][0]):
                         wrong[name] = (at, job.pair)
 
+    def take() -> _Job | None:
+        """The next job that may tell something new."""
+        with lock:
+            for job in () if stopped.is_set() else jobs:
+                first, _ = wrong.get(job.pair.part.name, (math.inf, None))
+                if job.at < first:
+                    return job
+        return None
+
+    def watched() -> None:
+        try:
+            work()
+        except BaseException:
+            stopped.set()
+            raise
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for done in [pool.submit(work) for _ in range(_AT_ONCE)]:
-            done.result()
+        try:
+            for done in as_completed([pool.submit(watched) for _ in range(_AT_ONCE)]):
+                done.result()
+        finally:
+            stopped.set()  # or the pool waits until the others have read it all
     return [pair.difference(at) for at, pair in wrong.values()]
 
 

@@ -183,3 +183,23 @@ def test_what_is_not_read(tmp_path: Path) -> None:
     assert (result.differences, result.unread, result.compared) == ([], {"why": 1}, 0)
     other = part(source, shape=(4, 2))
     assert compare([("w", found)], [other], Leeway(unread=lambda _: "why")).differences
+
+
+def test_a_failure_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other thread does not read on to the end of a large model."""
+    pairs = []
+    for number in range(200):
+        tensor = stored(tmp_path / str(number), bytes(4), (4,))
+        pairs.append((f"w{number}", tensor, part(tensor, name=f"w{number}")))
+    read, count = comparison.Files.read, []
+
+    def failing(files: comparison.Files, *where: object) -> bytes:
+        count.append(where)
+        if len(count) == 4:
+            raise KeyboardInterrupt
+        return read(files, *where)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(comparison.Files, "read", failing)
+    with pytest.raises(KeyboardInterrupt):
+        compare([(name, tensor) for name, tensor, _ in pairs], [p for *_, p in pairs])
+    assert len(count) < 100
