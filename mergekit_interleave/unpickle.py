@@ -6,6 +6,7 @@ torch's `weights_only` loading builds tensors and plain containers and refuses e
 from __future__ import annotations
 
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,9 @@ def _load(shard: Path) -> dict[str, Any]:
     import torch  # noqa: PLC0415 - seconds
 
     def load(*, mmap: bool) -> object:
-        return torch.load(shard, map_location="cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how old the file's format is
+            return torch.load(shard, map_location="cpu", weights_only=True, mmap=mmap)
 
     try:
         content = load(mmap=zipfile.is_zipfile(shard))  # an old file can only be read whole

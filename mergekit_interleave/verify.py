@@ -261,7 +261,17 @@ def _unlike(
     wanted: Mapping[str, Any], found: Mapping[str, Any], idle: Collection[str]
 ) -> dict[str, tuple[object, object]]:
     pairs = modelconfig.differences(wanted, found)
-    return {key: pair for key, pair in pairs if key.rpartition(".")[2] not in idle}
+    return {
+        key: pair
+        for key, pair in pairs
+        if key.rpartition(".")[2] not in idle and not _is_dtype_of_a_part(key, pair)
+    }
+
+
+def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
+    """Whether a part states a dtype that it has from the whole: transformers writes it down."""
+    part, _, name = key.rpartition(".")
+    return bool(part) and name in ("dtype", "torch_dtype") and None in pair
 
 
 def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:

@@ -479,6 +479,19 @@ class TestTrained:
         result = mk("verify", trained, "--trained")
         assert (result.status, "--trained" in result.err) == (2, True)
 
+    def test_a_part_that_states_its_dtype(self, mk: Cli, tmp_path: Path) -> None:
+        """As transformers writes it into the configs of composite models."""
+        import composites
+        from transformers import AutoModelForImageTextToText
+
+        composites.build("smolvlm").save_pretrained(tmp_path / "base")
+        _run("append: 1", tmp_path / "out", "--model", tmp_path / "base", "--engine", "stream")
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+        model.save_pretrained(tmp_path / "t")
+        words = ("verify", tmp_path / "t", "--against", tmp_path / "base", "--trained")
+        result = mk(*words, "--recipe", tmp_path / "out/interleave.json")
+        assert result.status == 0, result.out
+
     def test_tied_embeddings(self, mk: Cli, tmp_path: Path) -> None:
         """The head that a base has stored beside them is not saved by transformers."""
         import torch
