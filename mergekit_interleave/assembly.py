@@ -305,6 +305,10 @@ def _constant(source: str, tensor: Tensor, layer: Layer) -> Constant | None:
             f"{source} is stored as {tensor.dtype}, which cannot be filled with {constant.value:g}"
         )
     if constant is not None:
+        try:
+            _ENCODINGS[tensor.dtype](constant.value)
+        except (OverflowError, struct.error) as error:
+            raise RefusedError(f"fill: {constant.value:g} is no {tensor.dtype}") from error
         rows = tensor.shape[0] if tensor.shape else 1
         filled = rows - (constant.after or 0) if constant.square is None else constant.square**2
         if not 0 <= filled <= rows:

@@ -137,7 +137,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
             verified[manifest.WEIGHTS] = verify.outcome(written, against)
         if measured:
             verified[manifest.FORWARD] = _measure(plan, work)
-        if recipe.changes_tokenizer(plan.mergekit):
+        if recipe.changes_vocabulary(plan.mergekit):
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
@@ -192,7 +192,7 @@ def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outco
         OutputError: They differ.
     """
     any_dtype = plan.uses_lora and "lora_merge_dtype" in options.weights.mergekit
-    new_vocabulary = recipe.changes_tokenizer(plan.mergekit)
+    new_vocabulary = recipe.changes_vocabulary(plan.mergekit)
 
     def unread(part: Part) -> str | None:
         # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.

@@ -16,10 +16,14 @@ from typing import Any
 
 from mergekit_interleave import architecture, hub, unpickle
 from mergekit_interleave.errors import CheckpointError, RefusedError
+from mergekit_interleave.layout import MAX_LAYERS
 from mergekit_interleave.reference import ModelPath, ModelRef, is_directory_or_file
 from mergekit_interleave.shards import INDEX, WEIGHTS, Tensor, read_index, read_json, read_tensors
 
 CONFIG = "config.json"
+
+MAX_CONFIG = 2**26
+"""The most bytes of a config.json, or of what else says something for each layer."""
 
 WEIGHT_PATTERNS = (
     "*.safetensors",
@@ -155,6 +159,8 @@ class Checkpoint:
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             stated = "states no layer count" if depth is None else f"states {depth!r} layers"
             raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="state it: --layers N")
+        if depth > MAX_LAYERS:
+            raise CheckpointError(f"{self.path / CONFIG}: states more than {MAX_LAYERS} layers")
         return depth
 
     @cached_property
@@ -404,4 +410,4 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: not a directory", hint=f"use --model {path.parent}")
     if not is_checkpoint(path):
         raise CheckpointError(f"{path}: not a checkpoint: there is no {CONFIG}")
-    return read_json(path / CONFIG)
+    return read_json(path / CONFIG, most=MAX_CONFIG)

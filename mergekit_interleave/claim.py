@@ -100,7 +100,15 @@ def read(directory: Path, file: Path | None = None) -> Claim:
     if found.suffix == ".json":
         own = manifest.read(found)
         return Claim(own.directive, own)
-    return Claim(directives.load_file(found), None)
+    try:
+        directive = directives.load_file(found)
+    except DirectiveError as error:
+        if file is not None:
+            raise
+        raise CheckpointError(str(error)) from error  # it is the model that is wrong
+    if file is None and not isinstance(directive.growth, Spelled):
+        raise CheckpointError(f"{found}: is no mergekit config")
+    return Claim(directive, None)
 
 
 def of_sources(claim: Claim, against: Sequence[ModelRef], models: Models) -> Expected:
@@ -115,7 +123,9 @@ def of_sources(claim: Claim, against: Sequence[ModelRef], models: Models) -> Exp
     Raises:
         InterleaveError: They cannot be read, or are not what it was made of.
     """
-    plan = preflight(_expansion(claim, against, models), models, None, mix=True)
+    expansion = _expansion(claim, against, models)
+    models.fetch_small_files(models.open(expansion.base))
+    plan = preflight(expansion, models, None, mix=True)
     if claim.manifest is not None:
         for model, depth in zip(plan.layout.models, claim.manifest.depths, strict=True):
             if plan.sources[model].depth != depth:
@@ -151,10 +161,16 @@ def _expansion(claim: Claim, against: Sequence[ModelRef], models: Models) -> Exp
             f"--against: it was made of {len(named)} models, and {len(against)} are named",
             hint=f"in this order: {' '.join(f'--against {model}' for model in named)}",
         )
-    known = {
-        name: dataclasses.replace(model, lora=model.lora or name.lora)
-        for name, model in zip(named, against, strict=True)
-    }
+    known = dict(zip(named, against, strict=True))
+    if len(set(against)) < len(against):
+        raise DirectiveError("--against: a model is named twice", hint="each once, in order")
+    for name, model in known.items():
+        if (name.lora is None) != (model.lora is None):
+            which = "with" if name.lora else "without"
+            raise CheckpointError(
+                f"it says that {name.model} was taken {which} a LoRA, and {model} is named",
+                hint="with a LoRA: --against BASE+LORA",
+            )
     if base is not None:
         keys["base_model"] = known[base].to_yaml()
     slices = (dataclasses.replace(part, model=known[part.model]) for part in spelled.slices)

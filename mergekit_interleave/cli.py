@@ -391,16 +391,16 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
             trained=trained,
         )
         if against:
-            verification.record(place, report.kind, report.outcome())
+            verification.record(place, report)
         measured = None
         if forward and report.is_exact:
             measured = verification.measure(place, report, most_memory)
-            verification.record(place, verification.FORWARD, measured)
+            verification.record(place, report, measured)
     if as_json:
         print(json.dumps(verification.as_json(report, measured), indent=2))  # noqa: T201
     else:
         for line in verification.words(place, report, measured):
-            print(line)  # noqa: T201
+            print(_printable(line))  # noqa: T201
     verification.check(place, report, measured)
 
 
@@ -499,6 +499,11 @@ def _bar(total: int) -> Iterator[Callable[[int], object]]:
 
     with tqdm(total=total, desc="weights", unit="B", unit_scale=True, leave=False) as bar:
         yield bar.update
+
+
+def _printable(line: str) -> str:
+    """A line in which names from a file cannot move the cursor, or have no letters at all."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _size(text: str, flag: str) -> int:

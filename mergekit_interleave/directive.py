@@ -225,7 +225,19 @@ def load_file(path: Path) -> Directive:
     Raises:
         DirectiveError: It cannot be read, or what it holds is no directive.
     """
-    return parse(_read(lambda: path.read_text(encoding="utf-8"), str(path)), str(path))
+
+    def read() -> str:
+        with path.open(encoding="utf-8") as file:
+            return file.read(_LONGEST + 1)
+
+    text = _read(read, str(path))
+    if len(text) > _LONGEST:
+        raise DirectiveError(f"{path}: longer than any directive")
+    return parse(text, str(path))
+
+
+_LONGEST = 2**24
+"""Characters of a directive: a merge of some thousand slices has a tenth of that."""
 
 
 def _is_file(path: Path) -> bool:

@@ -56,6 +56,12 @@ class Expansion:
     modules: Mapping[str, int | None] = field(default_factory=dict)
 
     @property
+    def base(self) -> ModelRef:
+        """The model that gives config, tokenizer and small files."""
+        stated = self.directive.mergekit.get("base_model")
+        return self.layout.models[0] if stated is None else parse_model(stated, "base_model")
+
+    @property
     def recipe(self) -> str:
         """The mergekit YAML."""
         return recipe.to_yaml(self.layout, self.directive.mergekit, modules=self.modules)

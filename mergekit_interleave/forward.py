@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergekit_interleave.errors import RefusedError
-from mergekit_interleave.shards import iterate_tensors
+from mergekit_interleave.shards import iterate_tensors, read_json
 
 MOST_DIFFERENT = 1e-5
 """Of the size of the logits, in float32: more is no rounding."""
@@ -33,6 +33,9 @@ the snow in the mountains, and his numbers were good, but hers were better, beca
 stood in the water longer than any instrument. They compared their tables until evening. Then they
 agreed that both should go on, and that each should send the other a letter on the first of May.
 """
+
+_MOST_LOSS = 700.0
+"""A larger one has no exponential."""
 
 _TOKENS = 64
 _NEW_TOKENS = 16
@@ -121,22 +124,42 @@ def compare(
     Raises:
         RefusedError: One of them cannot be loaded, or asked.
     """
+    how: dict[str, Any] = {"most_memory": most_memory, "trusted": trust_remote_code}
     try:
-        with _loaded(base, most_memory, trusted=trust_remote_code) as model:
-            questions = _questions(model, base, trusted=trust_remote_code)
-            ours = _ask(model, questions)
-            offloaded = _is_offloaded(model)
-            window = _window(model.config)
-        with _loaded(out, most_memory, trusted=trust_remote_code) as model:
-            # What it writes is its own; without a cache it reads what the base has written.
-            theirs = _ask(model, questions, ours.words)
-            offloaded |= _is_offloaded(model)
-        return _measured(questions, ours, theirs, window=window, offloaded=offloaded)
+        questions, ours, window, offloaded = _asked(base, **how)
+        # What it writes is its own; without a cache it reads what the base has written.
+        _, theirs, _, also = _asked(out, questions, ours.words, **how)
     except RefusedError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RefusedError(f"{out} cannot be compared with its base: {reason[:300]}") from error
+    return _measured(questions, ours, theirs, window=window, offloaded=offloaded or also)
+
+
+def _asked(
+    path: Path,
+    questions: _Questions | None = None,
+    words: Any | None = None,
+    *,
+    most_memory: int | None,
+    trusted: bool,
+) -> tuple[_Questions, _Answers, int, bool]:
+    """Load a model, ask it, and forget it: two large ones at once might not fit.
+
+    Args:
+        path: The model.
+        questions: What to ask; None makes them up for this model.
+        words: See `_ask`.
+        most_memory: See `compare`.
+        trusted: Whether code that it brings may be run.
+
+    Returns:
+        What it was asked, its answers, its longest window, and whether weights stayed on disk.
+    """
+    with _loaded(path, most_memory, trusted=trusted) as model:
+        asked = questions or _questions(model, path, trusted=trusted)
+        return asked, _ask(model, asked, words), _window(model.config), _is_offloaded(model)
 
 
 class _Questions(NamedTuple):
@@ -186,7 +209,7 @@ def _measured(
 
 @contextmanager
 def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[Any]:
-    """A model in float32, on disk as far as it does not fit; two at once might not."""
+    """A model in float32, on disk as far as it does not fit."""
     import torch  # noqa: PLC0415 - seconds
     import transformers  # noqa: PLC0415
     from accelerate.utils import get_max_memory  # noqa: PLC0415
@@ -194,6 +217,8 @@ def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[A
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    gc.collect()  # of what was loaded before
+    _check_plain(read_json(path / "config.json"), path)
     config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
     named = getattr(transformers, (config.architectures or [""])[0], None)
     room = int(get_max_memory()["cpu"] * 0.8) if most_memory is None else most_memory
@@ -214,8 +239,22 @@ def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[A
         if model.main_input_name != "input_ids":
             raise RefusedError(f"{path}: its class takes no tokens, but {model.main_input_name}")
         yield model.eval()
-        del model
-        gc.collect()
+
+
+_KERNELS = ("attn_implementation", "experts_implementation")
+_OWN_KERNELS = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
+
+
+def _check_plain(config: Mapping[str, Any], path: Path) -> None:
+    """Some keys let transformers fetch code from the Hub, whatever was said of trust."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_plain(value, path)
+        elif key.endswith(_KERNELS) and value not in _OWN_KERNELS:
+            raise RefusedError(
+                f"{path}: its config.json asks for {value!r:.100}, which is not transformers' own",
+                hint=f"take {key} out of it",
+            )
 
 
 def _window(config: Any) -> int:
@@ -285,7 +324,7 @@ def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answer
             answers.append(_logits(model, questions.text))
             if own is not None and not model.config.is_encoder_decoder:
                 loss = torch.nn.functional.cross_entropy(answers[-1][0, :-1], questions.text[0, 1:])
-                perplexity = math.exp(float(loss))
+                perplexity = math.exp(min(float(loss), _MOST_LOSS))
     if not all(bool(torch.isfinite(logits).all()) for logits in answers):
         raise RefusedError("logits are no finite numbers")
     return _Answers(answers, own, perplexity)
@@ -294,19 +333,20 @@ def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answer
 def _written(model: Any, start: Any) -> tuple[Any, Any]:
     """What a model writes greedily, and the logits of it."""
     import torch  # noqa: PLC0415
+    from transformers import GenerationConfig  # noqa: PLC0415
 
-    written = model.generate(
-        start,
-        attention_mask=torch.ones_like(start),
-        max_new_tokens=_NEW_TOKENS,
-        min_new_tokens=_NEW_TOKENS,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
+    # What its own settings would make of the logits is not the question.
+    before = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=before.bos_token_id,
+        decoder_start_token_id=before.decoder_start_token_id,
         pad_token_id=0,
+        max_new_tokens=_NEW_TOKENS,
         output_logits=True,
         return_dict_in_generate=True,
+        use_cache=True,
     )
+    written = model.generate(start, attention_mask=torch.ones_like(start))
     return written.sequences[:, -_NEW_TOKENS:], torch.stack(written.logits, dim=1)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from mergekit_interleave import __version__, recipe
 from mergekit_interleave.assembly import Part
+from mergekit_interleave.checkpoint import MAX_CONFIG
 from mergekit_interleave.directive import MERGEKIT_KEYS, Directive, Spelled, from_document
-from mergekit_interleave.errors import CheckpointError, DirectiveError
+from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight
 from mergekit_interleave.reference import ModelRef
@@ -142,6 +143,11 @@ class Manifest:
     content: Mapping[str, Any]
 
     @property
+    def models(self) -> list[str]:
+        """What its models are called."""
+        return [str(entry["model"]) for entry in self.content["models"]]
+
+    @property
     def files(self) -> list[str]:
         """The files that the run has written, by their names below the directory."""
         files = self.content.get("files")
@@ -154,7 +160,7 @@ def read(file: Path) -> Manifest:
     Raises:
         CheckpointError: It is missing, or is none.
     """
-    content = read_json(file)
+    content = read_json(file, most=MAX_CONFIG)
     if content.get("version") != VERSION:
         raise CheckpointError(f"{file}: version {content.get('version')!r:.40} is not known")
     try:
@@ -166,9 +172,17 @@ def read(file: Path) -> Manifest:
             **{key: content["directive"][key] for key in MERGEKIT_KEYS if key in keys},
         }
         directive = from_document(document)
-    except (DirectiveError, LookupError, TypeError, ValueError, AttributeError) as error:
+        _check_models(recipe.from_document({"slices": document["slices"]}, lambda _: None), depths)
+    except (
+        ArithmeticError, AttributeError, InterleaveError, LookupError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise CheckpointError(f"{file}: not an interleave.json ({error!r:.200})") from error
     return Manifest(directive, depths, content)
+
+
+def _check_models(layout: Layout, depths: Sequence[int]) -> None:
+    if len(layout.models) != len(depths):
+        raise ValueError(f"{len(depths)} models, and layers of {len(layout.models)}")
 
 
 def _source_of(entry: Mapping[str, Any], models: Sequence[object]) -> dict[str, object]:
@@ -196,7 +210,7 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     file = directory / FILE
     if file.is_symlink() or not file.is_file():
         return None
-    content = read_json(file)
+    content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
     # What was verified of other bytes is not true of these.
     same = kind == FORWARD or (kind in before and outcome["exact"])

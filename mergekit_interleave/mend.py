@@ -85,7 +85,11 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
         replace_file(directory / CONFIG, to_json(config))
     except OSError as error:
         raise OutputError(f"{directory}: {error.strerror or error}") from error
-    return Mended(not before, dict(modelconfig.differences(before, config)), tuple(added))
+    return Mended(
+        not before,
+        {key: pair for key, pair in modelconfig.differences(before, config) if pair[0] != pair[1]},
+        tuple(added),
+    )
 
 
 def _before(file: Path) -> dict[str, Any]:

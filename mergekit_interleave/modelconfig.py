@@ -264,13 +264,18 @@ def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
 def differences(
     before: Mapping[str, Any], after: Mapping[str, Any], place: str = ""
 ) -> Iterator[tuple[str, tuple[object, object]]]:
-    """The keys in which two configs differ, with both values."""
+    """The keys in which two configs differ, with both values; None also where there is none."""
     for key in dict.fromkeys((*before, *after)):
         old, new = before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from differences(old, new, f"{place}{key}.")
-        elif old != new:
+        elif (key in before) != (key in after) or not _is_same(old, new):
             yield f"{place}{key}", (old, new)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values are written alike in JSON, where 1, 1.0 and true are three."""
+    return one == other and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def stated_dtype(config: Mapping[str, Any]) -> str | None:

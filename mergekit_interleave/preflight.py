@@ -20,7 +20,7 @@ from mergekit_interleave.expand import Expansion, Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.naming import PublicNames
 from mergekit_interleave.placement import Placement
-from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.shards import Tensor
 
 TOKENIZER = "made for another tokenizer"
@@ -188,9 +188,7 @@ def _preflight(
 ) -> Preflight:
     keys = expansion.directive.mergekit
     sources = {model: models.open(model) for model in expansion.layout.models}
-    base = next(iter(sources.values()))
-    if "base_model" in keys:
-        base = models.open(parse_model(keys["base_model"], "base_model"))
+    base = models.open(expansion.base)
     opened = {**sources, base.ref: base}
     _check_alone(opened, base)
     for checkpoint in opened.values():

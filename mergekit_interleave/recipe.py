@@ -370,7 +370,7 @@ def _values(value: object, where: str) -> tuple[float, ...]:
 
 def _number(value: object, where: str) -> float:
     if isinstance(value, str | float | int) and not isinstance(value, bool):
-        with suppress(ValueError):
+        with suppress(ValueError, OverflowError):
             return float(value)
     raise DirectiveError(f"{where}: expected a number, found {value!r}")
 

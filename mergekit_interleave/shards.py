@@ -145,14 +145,21 @@ def next_data(descriptor: int, at: int) -> int:
         return os.fstat(descriptor).st_size if error.errno == errno.ENXIO else at
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = _MAX_JSON) -> dict[str, Any]:
     """Read a JSON object.
+
+    Args:
+        path: The file.
+        most: The most bytes that it may have.
 
     Raises:
         CheckpointError: The file is missing, or holds something else.
     """
     try:
-        if path.stat().st_size > _MAX_JSON:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path}: not a regular file")
+        if status.st_size > most:
             raise CheckpointError(f"{path}: larger than any that is right")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -202,9 +209,9 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 def _iterate_indexed(path: Path, index: Path) -> Iterator[tuple[str, Tensor]]:
     weight_map = read_index(index)
     shards = sorted(set(weight_map.values()))
-    if (path / WEIGHTS).is_file() and WEIGHTS not in shards:
+    if (path / WEIGHTS).is_file() and shards != [WEIGHTS]:
         raise CheckpointError(
-            f"{path}: holds both {WEIGHTS} and {INDEX}, which does not name it",
+            f"{path}: holds both {WEIGHTS} and {INDEX}, which names others",
             hint="remove the one that is not the model",
         )
     strays: set[str] = set()

@@ -14,6 +14,7 @@ import shutil
 import signal
 import stat
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -211,18 +212,29 @@ def replace_file(file: Path, text: str) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    work = file.with_name(f".{file.name}.{os.getpid()}")
     try:
+        # A name that none can guess: what stands under one that they can may be a link.
+        descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
+        work = Path(name)
         try:
-            work.write_text(text, encoding="utf-8")
-            with suppress(FileNotFoundError):
-                work.chmod(stat.S_IMODE(file.stat().st_mode))
+            with os.fdopen(descriptor, "w", encoding="utf-8") as opened:
+                opened.write(text)
+            work.chmod(_mode_of(file))
             work.replace(file)
         except BaseException:
             work.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise OutputError(f"{file}: cannot be written: {error.strerror or error}") from error
+
+
+def _mode_of(file: Path) -> int:
+    """The mode of a file; of one that is not there, what the umask asks for."""
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(file.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def _recover(out: Path, aside: Path) -> None:

@@ -8,7 +8,6 @@ and compared, layer by layer.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,17 +94,20 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
     return {name: tuple(tensor.shape) for name, tensor in _state(path, trusted=trusted).items()}
 
 
-def saved(path: Path, *, trusted: bool = False) -> Mapping[str, bool]:
-    """The tensors that the class has in memory, and whether transformers is sure to save each.
+def ties(path: Path, *, trusted: bool = False) -> Mapping[str, frozenset[str]]:
+    """The tensors that the class has in memory, each with the others that it is tied to.
 
-    Of those that are tied to one another it saves one. The arguments are those of `shapes`.
+    Of those that are tied to one another transformers saves one. The arguments are those of
+    `shapes`.
 
     Raises:
         RefusedError: transformers cannot build it.
     """
     state = _state(path, trusted=trusted)
-    count = Counter(id(tensor) for tensor in state.values())
-    return {name: count[id(tensor)] == 1 for name, tensor in state.items()}
+    same: dict[int, set[str]] = {}
+    for name, tensor in state.items():
+        same.setdefault(id(tensor), set()).add(name)
+    return {name: frozenset(same[id(tensor)] - {name}) for name, tensor in state.items()}
 
 
 def _state(path: Path, *, trusted: bool) -> Mapping[str, Any]:

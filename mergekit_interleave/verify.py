@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,27 +13,27 @@ from mergekit_interleave import (
     __version__,
     card,
     claim,
+    consistency,
     forward,
     manifest,
-    modelconfig,
     recipe,
     structure,
 )
 from mergekit_interleave.amounts import amount
 from mergekit_interleave.assembly import Part
-from mergekit_interleave.checkpoint import CONFIG
-from mergekit_interleave.claim import Claim, Expected
+from mergekit_interleave.checkpoint import MAX_CONFIG
+from mergekit_interleave.claim import Expected
 from mergekit_interleave.comparison import Comparison, Difference, Leeway, compare
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
-    InterleaveError,
     RefusedError,
 )
 from mergekit_interleave.expand import Models
-from mergekit_interleave.preflight import TOKENIZER, vocab_size
+from mergekit_interleave.manifest import Manifest
+from mergekit_interleave.preflight import TOKENIZER
 from mergekit_interleave.reference import ModelRef
-from mergekit_interleave.shards import INDEX, WEIGHTS, iterate_tensors, read_index, read_json
+from mergekit_interleave.shards import Tensor, iterate_tensors
 from mergekit_interleave.staging import replace_file
 
 log = logging.getLogger(__name__)
@@ -53,6 +51,7 @@ class Report:
         differences: All that is not as it must be, config.json included.
         trained: Whether new layers were free to differ.
         expected: What it must be.
+        own: Its interleave.json, where that has said so.
     """
 
     against: Sequence[str]
@@ -60,6 +59,7 @@ class Report:
     differences: Sequence[Difference]
     trained: bool
     expected: Expected
+    own: Manifest | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -132,35 +132,45 @@ def verify(
     else:
         expected = claim.of_itself(claimed, out, models)
     differences: list[Difference] = []
-    if layout_from is None and not trained:
-        differences += _manifest(out, claimed, expected)
-        differences += _recipe(out, expected)
+    if layout_from is None:
+        differences += consistency.of_words(out, claimed, expected, trained=trained)
     weights = None
     try:
-        found = list(iterate_tensors(out))
-        differences += _strays(out)
+        found = dict(iterate_tensors(out))
+        differences += consistency.of_weights(out)
     except CheckpointError as error:
         differences.append(Difference(str(error)))
     else:
-        weights = compare(
-            found,
-            expected.parts,
-            _leeway(expected, _never_saved(out, trusted=trusted) if trained else None),
-        )
+        lacking = _may_lack(out, found, trusted=trusted) if trained else None
+        weights = compare(found.items(), expected.parts, _leeway(expected, lacking))
         differences += weights.differences
-        plan = expected.plan
-        if plan is not None and recipe.changes_tokenizer(plan.mergekit):
-            config = plan.config(vocab_size(dict(found), plan))
-            expected = dataclasses.replace(expected, config=config)
-    differences += _config(out, expected, trained=trained, trusted=trusted)
+        expected = _with_vocabulary(expected, found, differences)
+    differences += consistency.of_config(out, expected, trained=trained, trusted=trusted)
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
-    return Report(names, weights, differences, trained, expected)
+    own = claimed.manifest if layout_from is None else None
+    return Report(names, weights, differences, trained, expected, own)
 
 
-def _leeway(expected: Expected, never_saved: Callable[[str], bool] | None) -> Leeway:
+def _with_vocabulary(
+    expected: Expected, found: Mapping[str, Tensor], differences: list[Difference]
+) -> Expected:
+    """What must be, where mergekit has made embeddings and head for another tokenizer."""
+    plan = expected.plan
+    if plan is None or not recipe.changes_vocabulary(plan.mergekit):
+        return expected
+    made = [part.name for part in plan.parts if plan.reason_unread(part) == TOKENIZER]
+    rows = {found[name].shape[0] for name in made if name in found}
+    if len(rows) > 1:
+        differences.append(Difference("embeddings and head differ in their numbers of rows"))
+    if len(rows) != 1:
+        return expected
+    return dataclasses.replace(expected, config=plan.config(rows.pop()))
+
+
+def _leeway(expected: Expected, may_lack: Callable[[str], bool] | None) -> Leeway:
     """What may be otherwise; after training, what transformers does not save may be missing."""
-    new = {layer.index for layer in expected.layout.new_layers} if never_saved else set()
+    new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
 
     def unread(part: Part) -> str | None:
         return TRAINED if part.layer in new else expected.unread(part)
@@ -169,139 +179,58 @@ def _leeway(expected: Expected, never_saved: Callable[[str], bool] | None) -> Le
         unread=unread,
         any_dtype=lambda part: part.layer in new or part.model.lora is not None,
         any_rows=lambda part: part.layer is None and expected.unread(part) == TOKENIZER,
-        may_lack=never_saved or (lambda _: False),
+        may_lack=may_lack or (lambda _: False),
     )
 
 
-def _never_saved(out: Path, *, trusted: bool) -> Callable[[str], bool]:
-    """Whether transformers leaves a tensor out that the base has stored, though its class loads it.
+def _may_lack(out: Path, found: Mapping[str, Tensor], *, trusted: bool) -> Callable[[str], bool]:
+    """Whether transformers leaves a tensor out that the base has stored.
 
     It saves what its class has in memory, and of tied tensors one.
     """
-    known: list[Mapping[str, bool]] = []
+    known: list[Mapping[str, frozenset[str]]] = []
 
     def may_lack(name: str) -> bool:
         if not known:  # to ask takes seconds, and most lack nothing
-            known.append(structure.saved(out, trusted=trusted))
-        return not known[0].get(name, False)
+            known.append(structure.ties(out, trusted=trusted))
+        return name not in known[0] or any(other in found for other in known[0][name])
 
     return may_lack
 
 
-def _strays(out: Path) -> Iterator[Difference]:
-    """Weights that no index names: others might load them."""
-    index = out / INDEX
-    named = set(read_index(index).values()) if index.is_file() else {WEIGHTS}
-    for file in sorted(out.glob("*.safetensors")):
-        if file.name not in named:
-            yield Difference(f"{file.name}: holds weights that no index names")
-
-
-def _manifest(out: Path, claimed: Claim, expected: Expected) -> Iterator[Difference]:
-    """Whether what was written about the model agrees with itself."""
-    own = claimed.manifest
-    if own is None:
-        return
-    for name in own.files:
-        if not (out / name).is_file():
-            yield Difference(f"{name}: is missing")
-    if own.content.get("fingerprint") != manifest.fingerprint(expected.layout):
-        yield Difference(f"{manifest.FILE}: its fingerprint is not that of its layers")
-    says = own.content["layers"]
-    for index, layer in enumerate(manifest.layers(expected.layout, expected.parts)):
-        for key in layer.keys() | says[index].keys():
-            if layer.get(key) != says[index].get(key):
-                said = json.dumps(says[index].get(key))
-                yield Difference(f"{manifest.FILE}: layer {index}: {key} is said to be {said:.100}")
-
-
-def _recipe(out: Path, expected: Expected) -> Iterator[Difference]:
-    """Whether mergekit_config.yml says the same layers."""
-    if not (out / recipe.FILE).is_file():
-        return
-    try:
-        other = claim.read(out, out / recipe.FILE).layout
-    except InterleaveError as error:
-        yield Difference(f"{recipe.FILE}: {error}")
-    else:
-        if manifest.fingerprint(other) != manifest.fingerprint(expected.layout):
-            yield Difference(f"{recipe.FILE}: says other layers")
-
-
-_IDLE = {"transformers_version", "_name_or_path"}
-"""What a config may say without a consequence."""
-
-_IDLE_TRAINED = {*_IDLE, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
-"""What trainers write there."""
-
-
-def _config(out: Path, expected: Expected, *, trained: bool, trusted: bool) -> Iterator[Difference]:
-    if expected.config is None:
-        return
-    try:
-        found = read_json(out / CONFIG)
-    except CheckpointError as error:
-        yield Difference(str(error))
-        return
-    idle = _IDLE_TRAINED if trained else _IDLE
-    wrong = _unlike(expected.config, found, idle)
-    if wrong:
-        # Another spelling may mean the same: transformers leaves out what its class has anyway.
-        meant = [_meant(config, trusted=trusted) for config in (expected.config, found)]
-        if meant[0] is not None and meant[1] is not None:
-            unlike = _unlike(meant[0], meant[1], idle)
-            wrong = {key: wrong[key] for key in wrong if key in unlike} or unlike
-    for key, (wanted, got) in wrong.items():
-        yield Difference(
-            f"{CONFIG}: {key} is {json.dumps(got):.100}, not {json.dumps(wanted):.100}"
-        )
-
-
-def _unlike(
-    wanted: Mapping[str, Any], found: Mapping[str, Any], idle: Collection[str]
-) -> dict[str, tuple[object, object]]:
-    pairs = modelconfig.differences(wanted, found)
-    return {
-        key: pair
-        for key, pair in pairs
-        if key.rpartition(".")[2] not in idle and not _is_dtype_of_a_part(key, pair)
-    }
-
-
-def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
-    """Whether a part states a dtype that it has from the whole: transformers writes it down."""
-    part, _, name = key.rpartition(".")
-    return bool(part) and name in ("dtype", "torch_dtype") and None in pair
-
-
-def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:
-    """A config as its class reads it; None where that cannot be told."""
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            return modelconfig.as_read(Path(folder), trusted=trusted)
-    except RefusedError:
-        return None
-
-
-def record(out: Path, kind: str, found: Mapping[str, Any]) -> None:
+def record(out: Path, report: Report, measured: Mapping[str, Any] | None = None) -> None:
     """Write what was verified into interleave.json and the card; that it cannot is no failure.
+
+    Nothing is written where OUT was held to other words than its own, or failed against others than
+    those that it was made of: that says nothing of OUT.
 
     Args:
         out: The model's directory.
-        kind: What was compared.
-        found: What came of it.
+        report: What came of its weights.
+        measured: What came of a forward pass, where that is to be written.
     """
+    own = report.own
+    stated = [] if own is None else [_last(name) for name in own.models]
+    if own is None or not (report.is_exact or stated == [_last(name) for name in report.against]):
+        return
+    kind, found = (report.kind, report.outcome()) if measured is None else (FORWARD, measured)
     try:
         verified = manifest.record(out, kind, found)
         page = out / card.FILE
         if verified is not None and page.is_file() and not page.is_symlink():
+            if page.stat().st_size > MAX_CONFIG:
+                return
             text = page.read_text(encoding="utf-8")
             changed = card.reverified(text, verified)
             if changed != text:
                 replace_file(page, changed)
-    except (InterleaveError, OSError, ValueError, LookupError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the answer is worth more
         log.warning("what was verified could not be written down: %s", error)
+
+
+def _last(name: str) -> str:
+    """A model's name without its owner and revision: a copy of it may have no other."""
+    return name.partition("@")[0].rpartition("/")[2]
 
 
 def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[str, Any]:
@@ -347,8 +276,7 @@ def words(out: Path, report: Report, measured: Mapping[str, Any] | None) -> Iter
         yield f"and {len(report.differences) - _SHOWN} more"
     if report.is_exact:
         new = f"{len(layout)} layers, {len(layout.new_layers)} of them new"
-        how = "exactly what its layout says" if report.against else "nothing speaks against it"
-        yield f"{out}: {new}: {how}"
+        yield f"{out}: {new}: {_verdict(report)}"
     if weights is not None:
         against = " and ".join(report.against) or "one another"
         compared = weights.tensors - sum(weights.unread.values())
@@ -360,6 +288,18 @@ def words(out: Path, report: Report, measured: Mapping[str, Any] | None) -> Iter
             yield f"         {count:,} not: {reason}"
     if measured is not None:
         yield f"forward: {card.forward(measured)}"
+
+
+def _verdict(report: Report) -> str:
+    """What a report without differences says."""
+    weights = report.weights
+    if weights is None or not weights.compared:
+        return "nothing of it could be compared"
+    if not report.against:
+        return "nothing speaks against it"
+    if weights.unread and not report.trained:
+        return "what its layout says, as far as it was compared"
+    return "exactly what its layout says"
 
 
 def as_json(report: Report, measured: Mapping[str, Any] | None) -> dict[str, Any]:

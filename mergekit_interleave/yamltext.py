@@ -115,6 +115,7 @@ _MAX_VALUES = 100_000
 
 
 def _load(text: str) -> object:
+    _check_nesting(text)
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -125,6 +126,21 @@ def _load(text: str) -> object:
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _check_nesting(text: str) -> None:
+    """Libyaml composes by recursion, and a deep nest ends the process."""
+    depth = 0
+    for event in yaml.parse(text, Loader=SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} deep")
+
+
+_MAX_DEPTH = 100
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:

@@ -203,3 +203,47 @@ def test_a_failure_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(KeyboardInterrupt):
         compare([(name, tensor) for name, tensor, _ in pairs], [p for *_, p in pairs])
     assert len(count) < 100
+
+
+KINDS = {
+    "copied": {},
+    "zero": {"scale": 0},
+    "scaled": {"scale": 0.5},
+    "converted": {"dtype": "F64", "nbytes": 2048},
+    "rounded": {"through": "BF16"},
+    "filled": {"constant": Constant(1.5, "w", after=5)},
+    "packed": {"packing": Packing(0, 16, tuple(reversed(range(16))))},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("block", "span"), [(16, 64), (64, 64), (64, 2**20), (2**18, 2**26)])
+def test_every_byte_counts(
+    kind: str, block: int, span: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of whatever a tensor is made, and however it is cut."""
+    import struct
+
+    monkeypatch.setattr(comparison, "_BLOCK", block)
+    monkeypatch.setattr(comparison, "_SPAN", span)
+    numbers = [float(i % 37) - 17 for i in range(256)]
+    # What stands before and behind it in the file must not matter.
+    source = stored(tmp_path / "a", struct.pack("<256f", *numbers), (16, 16), "F32")
+    right = {
+        "zero": [0.0] * 256,
+        "scaled": [n * 0.5 for n in numbers],
+        "filled": [*numbers[:80], *[1.5] * 176],
+        "packed": [n for row in reversed(range(16)) for n in numbers[row * 16 : row * 16 + 16]],
+    }.get(kind, numbers)
+    wanted, letter = part(source, **KINDS[kind]), "d" if kind == "converted" else "f"
+    for wrong in (None, 0, 3, 5, 16, 77, 79, 80, 81, 128, 200, 255):
+        written = list(right)
+        if wrong is not None:
+            written[wrong] += 1
+        data = struct.pack(f"<256{letter}", *written)
+        found = stored(tmp_path / "b", data, (16, 16), wanted.dtype)
+        said = differences(found, wanted)
+        if wrong is None:
+            assert not said
+        else:
+            assert said[0].endswith(f"first at [{wrong // 16}, {wrong % 16}]"), said

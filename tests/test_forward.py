@@ -76,6 +76,28 @@ class TestIdentity:
         assert (found["exact"], found["text_tokens"]) == (True, 0)
         assert "perplexity" not in found
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"repetition_penalty": 1.7},
+            {"num_beams": 3, "num_return_sequences": 3},
+            {"do_sample": True, "temperature": 9.0, "top_k": 3},
+            {"stop_strings": ["word1"]},
+            {"eos_token_id": list(range(64))},
+            {"penalty_alpha": 0.6, "top_k": 4},
+            {"max_length": 3},
+        ],
+    )
+    def test_settings_of_its_own(
+        self, settings: dict[str, Any], mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """Are not the question: what both compute is compared, not how they would talk."""
+        file = own_tiny / "generation_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+        out = grown(mk, own_tiny, tmp_path / "out", "append: 1")
+        found = measured(mk, own_tiny, out)
+        assert (found["exact"], found["greedy_tokens"]) == (True, 16)
+
 
 class TestNoIdentity:
     """A model that computes something else: numbers, no verdict."""
@@ -148,6 +170,14 @@ class TestRefused:
         save_file(tensors, own_tiny / "model.safetensors", {"format": "pt"})
         with pytest.raises(RefusedError, match="no finite numbers"):
             forward.compare(tiny, own_tiny)
+
+    def test_code_from_elsewhere(self, own_tiny: Path) -> None:
+        """Some keys of a config let transformers fetch it, and nobody has said that it may."""
+        file = own_tiny / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "attn_implementation": "somebody/kernel"}))
+        with pytest.raises(RefusedError, match="somebody/kernel"):
+            forward.compare(own_tiny, own_tiny)
 
     def test_another_tokenizer(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """Has other logits."""

@@ -320,6 +320,153 @@ class TestWrong:
         (out / "mergekit_config.yml").write_text(recipe.replace("[3, 4]", "[2, 3]"))
         assert "mergekit_config.yml: says other layers" in self.wrong(mk, out)
 
+    def test_null_is_not_nothing(self, mk: Cli, tmp_path: Path) -> None:
+        """Where a class has a default of its own."""
+        base = make_llama(tmp_path / "base", mistral=True, sliding_window=None)
+        _run("append: 1", tmp_path / "out", "--model", base, "--engine", "stream")
+        assert mk("verify", tmp_path / "out", "--against", base).status == 0
+        edit_json(tmp_path / "out/config.json", lambda config: config.pop("sliding_window"))
+        assert "sliding_window" in self.wrong(mk, tmp_path / "out", "--against", base)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("num_hidden_layers", 10.0),
+            ("hidden_size", 32.0),
+            ("attn_implementation", "somebody/kernel"),
+            ("experts_implementation", "x"),
+            ("quantization_config", {}),
+        ],
+    )
+    def test_what_a_class_would_swallow(
+        self, key: str, value: object, mk: Cli, stream: Path, tiny: Path
+    ) -> None:
+        """Or would not load at all."""
+        edit_json(stream / "config.json", lambda config: config.update({key: value}))
+        assert key in self.wrong(mk, stream, "--against", tiny)
+
+    def test_two_ways_to_load_it(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+        """Transformers would take model.safetensors, and leave the index alone."""
+        out = tmp_path / "out"
+        _run("append: 1", out, "--model", sharded, "--engine", "stream")
+        first = min(out.glob("*.safetensors"))
+        first.rename(out / "model.safetensors")
+
+        def renamed(content: dict[str, Any]) -> None:
+            for name, shard in content["weight_map"].items():
+                if shard == first.name:
+                    content["weight_map"][name] = "model.safetensors"
+
+        edit_json(out / "model.safetensors.index.json", renamed)
+        edit_json(out / "interleave.json", lambda content: content.update(files=[]))
+        assert "holds both model.safetensors and" in self.wrong(mk, out, "--against", sharded)
+
+    def test_small_files(self, mk: Cli, stream: Path, tiny: Path) -> None:
+        """Those of the base; and none that loads something else."""
+        (stream / "tokenizer.json").write_text("{}")
+        edit_json(stream / "generation_config.json", lambda c: c.update(repetition_penalty=9.0))
+        (stream / "adapter_config.json").write_text("{}")
+        said = self.wrong(mk, stream, "--against", tiny)
+        assert "tokenizer.json: is not the base's" in said
+        assert "generation_config.json: is not the base's" in said
+        assert "adapter_config.json: loads an adapter" in said
+
+    def test_a_lora_that_was_none(self, mk: Cli, stream: Path, tiny: Path) -> None:
+        """What OUT says of itself does not decide what is compared."""
+
+        def lie(content: dict[str, Any]) -> None:
+            content["models"][0]["model"] = "tiny+none/such"
+
+        edit_json(stream / "interleave.json", lie)
+        assert "was taken with a LoRA" in self.wrong(mk, stream, "--against", tiny)
+
+    def test_originals_that_are_called_new(self, mk: Cli, stream: Path, tiny: Path) -> None:
+        """So that --trained would not look at them."""
+
+        def lie(content: dict[str, Any]) -> None:
+            content["layers"][2]["scale"] = [{"filter": None, "value": 2.0}]
+
+        edit_json(stream / "interleave.json", lie)
+        name = "model.layers.2.mlp.up_proj.weight"
+        edit_bytes(stream, name, lambda data: bytes(len(data)))
+        said = self.wrong(mk, stream, "--against", tiny, "--trained")
+        assert "its fingerprint is not that of its layers" in said
+
+    @pytest.mark.parametrize(
+        "lie",
+        [
+            {"layers": []},
+            {"layers": [{"model": 0, "layer": -1, "new": False, "scale": []}]},
+            {"layers": [{"model": 0, "layer": 0, "scale": [{"filter": "x", "value": 10**400}]}]},
+            {"layers": [{"model": 0, "layer": 0, "scale": [{"filter": "x", "value": "x"}]}]},
+            {"models": [{"model": "tiny", "layers": float("inf")}]},
+            {"models": [{"model": "tiny", "layers": 8}, {"model": "other", "layers": 8}]},
+            {"models": [{"model": "tiny\ud800", "layers": 8}]},
+            {"models": []},
+            {"directive": 5},
+            {"version": 10**400},
+        ],
+    )
+    @pytest.mark.parametrize("against", [True, False])
+    def test_a_manifest_of_nonsense(
+        self, lie: dict[str, Any], against: bool, mk: Cli, stream: Path, tiny: Path
+    ) -> None:
+        """One error; it is the model that is wrong, not the command."""
+        edit_json(stream / "interleave.json", lambda content: content.update(lie))
+        said = self.wrong(mk, stream, *(("--against", tiny) if against else ()))
+        assert "unexpected" not in said
+
+    @pytest.mark.parametrize("content", ["slices: " + "[" * 50_000, "x: [", "append: 1", ""])
+    def test_a_recipe_of_nonsense(self, content: str, stream: Path, tiny: Path) -> None:
+        """Deep nests, too, which end the process where libyaml composes them."""
+        import subprocess
+
+        (stream / "mergekit_config.yml").write_text(content)
+        command = [sys.executable, "-m", "mergekit_interleave", "verify", str(stream)]
+        for words in ((), ("--against", str(tiny))):
+            for gone in (False, True):
+                if gone:
+                    (stream / "interleave.json").rename(stream / "x")
+                done = subprocess.run(
+                    [*command, *words], capture_output=True, text=True, check=False
+                )
+                if gone:
+                    (stream / "x").rename(stream / "interleave.json")
+                assert (done.returncode, "unexpected" in done.stderr) == (1, False), done.stderr
+
+    def test_a_config_that_is_a_pipe(self, mk: Cli, stream: Path, tiny: Path) -> None:
+        """Is not waited for."""
+        (stream / "config.json").unlink()
+        os.mkfifo(stream / "config.json")
+        assert "config.json" in self.wrong(mk, stream, "--against", tiny)
+        assert "config.json" in self.wrong(mk, stream)
+
+    def test_a_depth_without_end(self, mk: Cli, tmp_path: Path) -> None:
+        """A class that makes a list of its layers is not asked."""
+        import toys
+
+        base, out = tmp_path / "base", tmp_path / "out"
+        toys.build("qwen3").save_pretrained(base)
+        _run("append: 1", out, "--model", base, "--engine", "stream")
+
+        def deepen(config: dict[str, Any]) -> None:
+            config.pop("layer_types")
+            config["num_hidden_layers"] = 10**12
+
+        edit_json(out / "config.json", deepen)
+        said = self.wrong(mk, out, "--against", base)
+        assert "num_hidden_layers is 1000000000000" in said
+        assert "more than 10000 layers" in self.wrong(mk, out)
+
+    def test_names_without_letters(self, mk: Cli, stream: Path, tiny: Path) -> None:
+        """Are written as what they are, and do not move the cursor."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(stream)
+        save_file({**tensors, "a\x1b[2Jb": torch.zeros(1)}, stream / "model.safetensors")
+        assert "a\\x1b[2Jb is one too many" in self.wrong(mk, stream, "--against", tiny)
+
     def test_another_layout(self, mk: Cli, out: Path, tiny: Path, tmp_path: Path) -> None:
         """What it must be may be stated by whoever asked for it."""
         asked = tmp_path / "asked.yml"
@@ -394,9 +541,13 @@ class TestComputed:
         )
         model.save_pretrained(tmp_path / "lora")
         _run("append: 1", tmp_path / "out", "--model", f"{tiny}+{tmp_path / 'lora'}")
-        result = mk("verify", tmp_path / "out", "--against", tiny)
+        base = f"{tiny}+{tmp_path / 'lora'}"
+        result = mk("verify", tmp_path / "out", "--against", base)
         assert result.status == 0, result.out
         assert "a LoRA was merged into it" in result.out
+        assert "nothing of it could be compared" in result.out
+        without = mk("verify", tmp_path / "out", "--against", tiny)
+        assert (without.status, "was taken with a LoRA" in without.err) == (1, True)
 
 
 class TestSeveralModels:
@@ -492,6 +643,20 @@ class TestTrained:
         result = mk(*words, "--recipe", tmp_path / "out/interleave.json")
         assert result.status == 0, result.out
 
+    def test_no_embeddings_at_all(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+        """Of two names that are tied, one must be there."""
+        out = tmp_path / "out"
+        _run("append: 1", out, "--model", sharded, "--engine", "stream")
+        tensors = load_tensors(out)
+        for file in out.glob("*.safetensors*"):
+            file.unlink()
+        from safetensors.torch import save_file
+
+        del tensors["model.embed_tokens.weight"]
+        save_file(tensors, out / "model.safetensors", {"format": "pt"})
+        result = mk("verify", out, "--against", sharded, "--trained")
+        assert (result.status, "model.embed_tokens.weight is missing" in result.out) == (1, True)
+
     def test_tied_embeddings(self, mk: Cli, tmp_path: Path) -> None:
         """The head that a base has stored beside them is not saved by transformers."""
         import torch
@@ -563,6 +728,26 @@ class TestRecord:
         assert (linked / "interleave.json").is_symlink()
         assert (stream / "interleave.json").read_bytes() == before
 
+    def test_not_what_says_nothing_of_it(
+        self, mk: Cli, stream: Path, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Another layout was asked for, or another base."""
+        (tmp_path / "asked.yml").write_text("interleave: every 2")
+        other = make_llama(tmp_path / "other")
+        before = {file: file.read_bytes() for file in stream.iterdir()}
+        asked = ("--recipe", tmp_path / "asked.yml")
+        assert mk("verify", stream, "--against", tiny, *asked).status == 1
+        assert mk("verify", stream, "--against", other).status == 1
+        assert {file: file.read_bytes() for file in stream.iterdir()} == before
+
+    @pytest.mark.parametrize("nonsense", [[], {"weights": []}, {"weights": {"tools": []}}, 5])
+    def test_a_record_of_nonsense(
+        self, nonsense: object, mk: Cli, stream: Path, tiny: Path
+    ) -> None:
+        """Never costs the answer."""
+        edit_json(stream / "interleave.json", lambda content: content.update(verified=nonsense))
+        assert mk("verify", stream, "--against", tiny).status == 0
+
     def test_a_card_of_ones_own(self, mk: Cli, stream: Path, tiny: Path) -> None:
         """Stays as it is."""
         (stream / "README.md").write_text("# Mine")
@@ -577,7 +762,7 @@ class TestRecord:
         def denied(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr(Path, "write_text", denied)
+        monkeypatch.setattr("tempfile.mkstemp", denied)
         result = mk("verify", stream, "--against", tiny)
         assert (result.status, result.err.startswith("warning: what was verified")) == (0, True)
 
@@ -632,4 +817,21 @@ class TestOtherTokenizer:
         assert result.status == 0, result.out
         assert f"{84 - unread} of 84 tensors compared" in result.out
         edit_bytes(out, "model.norm.weight", lambda data: bytes([data[0] ^ 1]) + data[1:])
+        assert mk("verify", out, "--against", tiny).status == 1
+
+    @pytest.mark.parametrize("keys", ["tokenizer_source: base", "chat_template: chatml"])
+    @pytest.mark.parametrize("gone", [True, False])
+    def test_a_head_that_does_not_fit(
+        self, keys: str, gone: bool, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Embeddings and head have as many rows, and are there."""
+        out = tmp_path / "out"
+        _run(f"append: 1, {keys}", out, "--model", tiny)
+
+        def cut(tensors: dict[str, Any]) -> None:
+            tensors["lm_head.weight"] = tensors["lm_head.weight"][:3].clone()
+            if gone:
+                del tensors["model.embed_tokens.weight"]
+
+        edit_tensors(out, cut)
         assert mk("verify", out, "--against", tiny).status == 1
