@@ -59,7 +59,7 @@ class Comparison:
         parameters: The numbers that the tensors hold.
         nbytes: Their bytes.
         tensors: How many there are.
-        compared: The bytes that were read and compared.
+        compared: The bytes of those that were compared, whether they had to be read or not.
         unread: Why other tensors were not read, and how many these are.
         differences: What is not as it must be, in the order of the parts.
     """

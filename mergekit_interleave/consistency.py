@@ -186,5 +186,5 @@ def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | N
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
             return modelconfig.as_read(Path(folder), trusted=trusted)
-    except RefusedError:
+    except (OSError, RefusedError):
         return None
