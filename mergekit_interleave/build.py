@@ -14,17 +14,15 @@ from mergekit_interleave import (
     card,
     forward,
     manifest,
-    modelconfig,
     nearby,
     recipe,
-    smallfiles,
     structure,
     verify,
     weights,
     yamltext,
 )
 from mergekit_interleave.assembly import Part
-from mergekit_interleave.checkpoint import CONFIG, interpreted
+from mergekit_interleave.checkpoint import CONFIG
 from mergekit_interleave.comparison import Comparison, Leeway, compare
 from mergekit_interleave.engines import mergekit
 from mergekit_interleave.errors import (
@@ -174,15 +172,10 @@ def _check_classes(plan: Preflight, work: Path) -> None:
 
 
 def _copy_small_files(plan: Preflight, work: Path) -> None:
-    for name, file in plan.small_files:
-        with interpreted(plan.base.path, name):
-            content = smallfiles.read(name, file, plan.base)
-            if content is not None:
-                content = modelconfig.moved_file(name, content, plan.first, plan.layout)
-        if content is not None:
-            target = work / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content)
+    for name, content in plan.carried():
+        target = work / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
 
 
 def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outcome) -> Comparison:

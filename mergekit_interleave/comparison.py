@@ -28,7 +28,6 @@ _SPAN = 2**26
 _AT_ONCE = 2
 """Threads: reading does not hold Python's lock, comparing does."""
 
-
 _OPEN = 4
 """Files that a thread keeps open: a job needs two at once."""
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import architecture, claim, manifest, modelconfig, recipe, smallfiles
+from mergekit_interleave import architecture, claim, manifest, modelconfig, recipe
 from mergekit_interleave.checkpoint import CONFIG, MAX_CONFIG, interpreted
 from mergekit_interleave.claim import Claim, Expected
 from mergekit_interleave.comparison import Difference
@@ -85,13 +85,8 @@ def _files(out: Path, own: manifest.Manifest, plan: Preflight | None) -> Iterato
             yield Difference(f"{name}: is missing")
     if plan is None:
         return
-    for name, file in plan.small_files:
-        with interpreted(plan.base.path, name):
-            wanted = smallfiles.read(name, file, plan.base)
-            if wanted is not None:
-                wanted = modelconfig.moved_file(name, wanted, plan.first, plan.layout)
-        there = out / name
-        if wanted is not None and there.is_file() and not _holds(there, wanted):
+    for name, wanted in plan.carried():
+        if (out / name).is_file() and not _holds(out / name, wanted):
             yield Difference(f"{name}: is not the base's")
 
 

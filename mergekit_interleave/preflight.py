@@ -6,7 +6,7 @@ Cheap checks come before anything is fetched, and everything is checked before a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,6 +112,20 @@ class Preflight:
                 self.first, self.layout, self.placement, onto=self.base.config
             )
             return modelconfig.restated(config, dtype=self.dtype, vocab_size=vocab_size)
+
+    def carried(self) -> Iterator[tuple[str, bytes]]:
+        """The small files of the result: their names below it, and what they hold.
+
+        Raises:
+            CheckpointError: One cannot be read, or holds what its kind does not have.
+        """
+        for name, file in self.small_files:
+            with interpreted(self.base.path, name):
+                content = smallfiles.read(name, file, self.base)
+                if content is not None:
+                    content = modelconfig.moved_file(name, content, self.first, self.layout)
+            if content is not None:
+                yield name, content
 
     @cached_property
     def identities(self) -> frozenset[int]:
