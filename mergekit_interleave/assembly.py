@@ -15,9 +15,10 @@ from typing import NamedTuple, TypeAlias
 
 from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import RefusedError
-from mergekit_interleave.layout import Constant, Layer, Layout, Scales, Slice, constant_of, scale_of
+from mergekit_interleave.layout import Constant, Layer, Layout, Slice, constant_of
 from mergekit_interleave.quantization import quantization_of
 from mergekit_interleave.reference import ModelRef
+from mergekit_interleave.scaling import Scales, scale_of
 from mergekit_interleave.shards import Tensor
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}

@@ -17,9 +17,10 @@ from mergekit_interleave import directive as directives
 from mergekit_interleave import manifest, modelconfig, recipe
 from mergekit_interleave.assembly import Part, assemble
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
-from mergekit_interleave.directive import Directive, Spelled
+from mergekit_interleave.directive import Directive
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.expand import Expansion, Models, resolve
+from mergekit_interleave.growth import Spelled
 from mergekit_interleave.layout import Layout, Slice
 from mergekit_interleave.manifest import Manifest
 from mergekit_interleave.preflight import Preflight, preflight

@@ -6,6 +6,9 @@ Results go to standard output, words about them to standard error.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import io
 import json
 import logging
 import os
@@ -13,10 +16,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import IO, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -98,20 +101,6 @@ def _growth(help_text: str, metavar: str) -> typer.models.OptionInfo:
     return option
 
 
-Every = Annotated[list[str] | None, _growth("A new layer, zeroed, after every Nth layer.", "N")]
-Add = Annotated[list[str] | None, _growth("K new layers, zeroed, evenly spread.", "K")]
-Append = Annotated[
-    list[str] | None, _growth("K copies of the last layer, zeroed, at the end.", "K")
-]
-Repeat = Annotated[list[str] | None,
-    _growth("A range twice, layer by layer; 8:24x3@block: as a block, 3 times.", "START:STOP"),
-]  # fmt: skip
-Stack = Annotated[
-    list[str] | None, _growth("Ranges one after another, such as 0:24,8:32.", "RANGE,...")
-]
-Zero = Annotated[list[str] | None,
-    _growth("What new layers zero: auto, none, gains, or names: o_proj,down_proj.", "NAMES"),
-]  # fmt: skip
 NonIdentity = Annotated[
     bool,
     typer.Option(
@@ -124,13 +113,58 @@ Model = Annotated[
     list[str] | None,
     typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
 ]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option(help="Its number of layers, where its config cannot be read.", metavar="N"),
-]
-Dtype = Annotated[
-    list[str] | None, typer.Option(help="Convert the weights, such as bfloat16.", metavar="DTYPE")
-]
+
+_FLAGS = {
+    "every": _growth("A new layer, zeroed, after every Nth layer.", "N"),
+    "add": _growth("K new layers, zeroed, evenly spread.", "K"),
+    "append": _growth("K copies of the last layer, zeroed, at the end.", "K"),
+    "repeat": _growth(
+        "A range twice, layer by layer; 8:24x3@block: as a block, 3 times.", "START:STOP"
+    ),
+    "stack": _growth("Ranges one after another, such as 0:24,8:32.", "RANGE,..."),
+    "windows": _growth("Windows of SIZE layers, each STRIDE further.", "SIZE:STRIDE"),
+    "drop": _growth("Leave layers out, such as 23:28.", "RANGE,..."),
+    "zero": _growth(
+        "What new layers zero: auto, none, gains, or names: o_proj,down_proj.", "NAMES"
+    ),
+    "scale": _growth("What new layers are multiplied by: q_proj=0.84,k_proj=0.84.", "NAME=X,..."),
+    "apply_to": _growth("To which they apply: copies, first, last or all.", "WHICH"),
+    "model": typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
+    "layers": typer.Option(
+        help="Its number of layers, where its config cannot be read.", metavar="N"
+    ),
+    "dtype": typer.Option(help="Convert the weights, such as bfloat16.", metavar="DTYPE"),
+}
+"""What says the same as the keys of a directive."""
+
+Flags = Mapping[str, "list[str] | None"]
+
+
+def _says_directive(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags that say what a directive says; it gets them as `flags`."""
+    signature = inspect.signature(command, eval_str=True)
+    said = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[list[str] | None, option],
+        )
+        for name, option in _FLAGS.items()
+    ]
+    own = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
+    first = [parameter for parameter in own if parameter.kind != inspect.Parameter.KEYWORD_ONLY]
+    parameters = [*first, *said, *own[len(first) :]]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        flags = {name: given.pop(name) for name in _FLAGS}
+        command(**given, flags=flags)
+
+    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del called.__wrapped__  # or the signature would be looked for there
+    return called
 
 
 @app.callback(invoke_without_command=True)
@@ -148,28 +182,18 @@ def _global(
 
 
 @app.command(cls=_PlainCommand, epilog="Example: mk-interleave gen --every 4 > cfg.yml")
-def gen(  # noqa: PLR0913 - one parameter for each flag
+@_says_directive
+def gen(
     directive: Directive = None,
     *,
-    every: Every = None,
-    add: Add = None,
-    append: Append = None,
-    repeat: Repeat = None,
-    stack: Stack = None,
-    zero: Zero = None,
-    model: Model = None,
-    layers: Layers = None,
-    dtype: Dtype = None,
+    flags: Flags,
     allow_non_identity: NonIdentity = False,
 ) -> None:
     """Write the mergekit YAML to standard output, ready for mergekit-yaml."""
     from mergekit_interleave import verdict  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
 
-    wanted = _read(
-        directive, model=model, layers=layers, every=every, add=add, append=append,
-        repeat=repeat, stack=stack, zero=zero, dtype=dtype,
-    )  # fmt: skip
+    wanted = _read(directive, flags)
     models = Models()
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
     verdict.check(expansion, models)
@@ -182,21 +206,14 @@ def gen(  # noqa: PLR0913 - one parameter for each flag
     cls=_PlainCommand,
     epilog="Example: mk-interleave run 'interleave: every 4' deeper --model org/name",
 )
+@_says_directive
 def run(  # noqa: PLR0913 - one parameter for each flag
     words: Annotated[list[str], typer.Argument(metavar="[DIRECTIVE] OUT", show_default=False, help=
         "DIRECTIVE is a file (a directive or a mergekit passthrough YAML), - for standard input, "
         "or the directive itself; flags win over it. OUT is where the new model appears, whole "
         "or not at all.")],
     *,
-    every: Every = None,
-    add: Add = None,
-    append: Append = None,
-    repeat: Repeat = None,
-    stack: Stack = None,
-    zero: Zero = None,
-    model: Model = None,
-    layers: Layers = None,
-    dtype: Dtype = None,
+    flags: Flags,
     allow_non_identity: NonIdentity = False,
     engine: Annotated[str, typer.Option(
         metavar="auto|mergekit|stream", help="What writes the weights.")] = "auto",
@@ -240,7 +257,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
             f"--engine: {engine!r} is no engine", hint=f"use one of {', '.join(weights.ENGINES)}"
         )
     directive, out = _directive_and_out(words)
-    flags = {
+    given = {
         "cuda": cuda,
         "device": device,
         "low_cpu_memory": low_cpu_memory,
@@ -248,12 +265,9 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         "async_write": async_write,
         "trust_remote_code": trust_remote_code,
     }
-    mergekit_options = {name: value for name, value in flags.items() if value}
+    mergekit_options = {name: value for name, value in given.items() if value}
     mergekit_options |= dict(map(_key_value, mergekit or []))
-    wanted = _read(
-        directive, model=model, layers=layers, every=every, add=add, append=append,
-        repeat=repeat, stack=stack, zero=zero, dtype=dtype,
-    )  # fmt: skip
+    wanted = _read(directive, flags)
     options = build.Options(
         weights=weights.How(
             engine=engine,
@@ -297,18 +311,11 @@ def run(  # noqa: PLR0913 - one parameter for each flag
 
 
 @app.command(cls=_PlainCommand, epilog="Example: mk-interleave plan --every 4")
-def plan(  # noqa: PLR0913 - one parameter for each flag
+@_says_directive
+def plan(
     directive: Directive = None,
     *,
-    every: Every = None,
-    add: Add = None,
-    append: Append = None,
-    repeat: Repeat = None,
-    stack: Stack = None,
-    zero: Zero = None,
-    model: Model = None,
-    layers: Layers = None,
-    dtype: Dtype = None,
+    flags: Flags,
     allow_non_identity: NonIdentity = False,
 ) -> None:
     """Say what `run` would write into this directory, and write nothing."""
@@ -316,10 +323,7 @@ def plan(  # noqa: PLR0913 - one parameter for each flag
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
     from mergekit_interleave.preflight import preflight  # noqa: PLC0415
 
-    wanted = _read(
-        directive, model=model, layers=layers, every=every, add=add, append=append,
-        repeat=repeat, stack=stack, zero=zero, dtype=dtype,
-    )  # fmt: skip
+    wanted = _read(directive, flags)
     models = Models()
     expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
     layout = expansion.layout
@@ -404,6 +408,18 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
     verification.check(place, report, measured)
 
 
+@app.command(cls=_PlainCommand, epilog="Example: mk-interleave explain mergekit_config.yml")
+def explain(
+    source: Annotated[str, typer.Argument(metavar="FILE", show_default=False, help=
+        "A mergekit YAML, a model card or a model's directory that holds one, or - for standard "
+        "input.")],
+) -> None:  # fmt: skip
+    """Write the shortest directive that expands to the same slices."""
+    from mergekit_interleave import explain as explaining  # noqa: PLC0415
+
+    sys.stdout.write(explaining.explain(source, _stdin()))
+
+
 @app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config merged")
 def fix_config(
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
@@ -428,7 +444,7 @@ def fix_config(
             hint="name the YAML that it was made from: --recipe FILE",
         )
     models = Models()
-    wanted = directives.load_file(Path(recipe or own)).replaced_by(_read(None, model=model))
+    wanted = directives.load_file(Path(recipe or own)).replaced_by(_read(None, {"model": model}))
     try:
         expansion = resolve(wanted, models, strict=True)
     except CheckpointError as error:
@@ -463,22 +479,24 @@ def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
 _QUOTES = "a directive with spaces stands in quotes: 'interleave: every 4'"
 
 
-def _read(source: str | None, **flags: list[str] | None) -> directives.Directive:
+def _read(source: str | None, flags: Flags) -> directives.Directive:
     """The directive that the arguments and flags say together; flags win."""
     given = directives.from_flags(**{name: _joined(name, said) for name, said in flags.items()})
     if source is None:
         return given
-    if source == "-" and sys.stdin is None:
-        raise DirectiveError("standard input is closed")
-    return directives.load(source, sys.stdin).replaced_by(given)
+    return directives.load(source, _stdin()).replaced_by(given)
+
+
+def _stdin() -> IO[str]:
+    return sys.stdin if sys.stdin is not None else io.StringIO()
 
 
 def _joined(name: str, said: list[str] | None) -> str | None:
     """What a flag says; only lists may be said in several flags."""
     if not said:
         return None
-    if len(said) > 1 and name not in ("stack", "zero"):
-        raise DirectiveError(f"--{name} is given twice", hint="keep one")
+    if len(said) > 1 and name not in ("stack", "drop", "zero", "scale"):
+        raise DirectiveError(f"--{name.replace('_', '-')} is given twice", hint="keep one")
     return ",".join(said)
 
 

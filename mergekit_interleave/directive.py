@@ -8,72 +8,33 @@ passthrough config is a directive too: its growth is the slices it spells out.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from string import ascii_lowercase
+from typing import IO, Any
 
+from mergekit_interleave import growth as growths
 from mergekit_interleave import yamltext
 from mergekit_interleave.errors import DirectiveError, check_keys, nearest
+from mergekit_interleave.growth import Append, Every, Growth, Spelled, Spread, Stack, positive
 from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.scaling import (
+    APPLY_TO,
+    AUTO,
+    NONE,
+    Scales,
+    Zero,
+    parse_scale,
+    parse_scale_flag,
+    parse_zero,
+    scale_document,
+    zero_document,
+)
 
-
-@dataclass(frozen=True)
-class Every:
-    """`interleave: every n`: a new layer after every nth layer; a last partial group gets none."""
-
-    n: int
-
-
-@dataclass(frozen=True)
-class Spread:
-    """`interleave: k layers`: k new layers, evenly spread."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Append:
-    """`append: k`: k new copies of the last layer at the end."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """`repeat: [start, stop]`: the layers of the half-open range `times` times in all.
-
-    Side by side, or, `as_block`, the range as a whole again and again.
-    """
-
-    start: int
-    stop: int
-    times: int = 2
-    as_block: bool = False
-
-
-@dataclass(frozen=True)
-class Stack:
-    """`stack: [[start, stop], ...]`: half-open ranges one after another."""
-
-    ranges: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Spelled:
-    """A mergekit config: its `slices:`, `models:` or `modules:`, as written."""
-
-    document: Mapping[str, object]
-
-
-Growth: TypeAlias = Every | Spread | Append | Repeat | Stack | Spelled
-
-AUTO = "auto"
-NONE = "none"
-GAINS = "gains"
-Zero: TypeAlias = "str | tuple[str, ...]"
-"""`auto`, `none`, `gains`, or the name filters of the tensors to zero."""
+log = logging.getLogger(__name__)
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
@@ -91,7 +52,7 @@ MERGEKIT_KEYS = (
     "chat_template",
     "parameters",
 )
-_OWN_KEYS = ("model", "layers", "zero")
+OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
 _SPELLED_KEYS = ("slices", "models", "modules")
 
 
@@ -102,15 +63,21 @@ class Directive:
     Attributes:
         growth: The growth line, if one was given.
         model: The source model, if it was named.
+        models: Several source models by their short names.
         layers: The depth the user states, for a model whose config cannot be read.
         zero: What to zero in the new layers; None leaves it to the growth line.
+        scale: What to multiply the tensors of the new layers by.
+        apply_to: To which of the equal layers of a growth line the two apply; None is the copies.
         mergekit: mergekit's own keys, in the order they were written.
     """
 
     growth: Growth | None = None
     model: ModelRef | None = None
+    models: Mapping[str, ModelRef] = field(default_factory=dict)
     layers: int | None = None
     zero: Zero | None = None
+    scale: Scales | None = None
+    apply_to: str | None = None
     mergekit: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -120,15 +87,26 @@ class Directive:
             return self.zero
         return AUTO if isinstance(self.growth, Every | Spread | Append) else NONE
 
+    @property
+    def needs_model(self) -> bool:
+        """Whether the growth line leaves it to `model` whose layers it speaks of."""
+        if isinstance(self.growth, Stack):
+            return any(part.model is None for part in self.growth.parts)
+        return not isinstance(self.growth, Spelled)
+
     def replaced_by(self, flags: Directive) -> Directive:
         """This directive with everything that `flags` states in its place."""
         changes = {
             name: getattr(flags, name)
-            for name in ("growth", "model", "layers", "zero")
+            for name in ("growth", "model", "layers", "zero", "scale", "apply_to")
             if getattr(flags, name) is not None
         }
-        if isinstance(self.growth, Spelled) and flags.growth is not None and not flags.model:
-            changes["model"] = _sole_model(self.growth)
+        if flags.growth is not None:
+            changes["models"] = flags.models
+            if isinstance(self.growth, Spelled) and not flags.model:
+                changes["model"] = _sole_model(self.growth)
+            elif isinstance(self.growth, Stack) and not (self.model or flags.model):
+                changes["model"] = _sole(self.growth.models, "the layout")
         return dataclasses.replace(self, mergekit={**self.mergekit, **flags.mergekit}, **changes)
 
     def to_document(
@@ -139,30 +117,37 @@ class Directive:
         Args:
             name: What to call the model.
         """
+        short = {model: key for key, model in self.models.items()}
+
+        def called(model: ModelRef) -> object:
+            return short[model] if model in short else name(model)
+
         document: dict[str, object] = {} if self.model is None else {"model": name(self.model)}
+        if self.models:
+            document["models"] = {key: name(model) for key, model in self.models.items()}
         if self.layers is not None:
             document["layers"] = self.layers
-        match self.growth:
-            case Every(n):
-                document["interleave"] = f"every {n}"
-            case Spread(count):
-                document["interleave"] = f"{count} layers"
-            case Append(count):
-                document["append"] = count
-            case Repeat(start, stop, times, as_block):
-                bounds = [start, stop]
-                how = {"layers": bounds, "times": times, "as": "block" if as_block else "layers"}
-                document["repeat"] = bounds if (times, as_block) == (2, False) else how
-            case Stack(ranges):
-                document["stack"] = [list(bounds) for bounds in ranges]
-            case Spelled(written):
-                document.update(written)
+        if self.growth is not None:
+            document |= growths.document(self.growth, called)
         if self.zero is not None:
-            document["zero"] = list(self.zero) if isinstance(self.zero, tuple) else self.zero
+            document["zero"] = zero_document(self.zero)
+        if self.scale is not None:
+            document["scale"] = scale_document(self.scale)
+        if self.apply_to is not None:
+            document["apply_to"] = self.apply_to
         return {**document, **self.mergekit}
 
 
-def _sole_model(spelled: Spelled) -> ModelRef:
+def _sole(models: Collection[ModelRef], where: str) -> ModelRef | None:
+    if len(models) > 1:
+        raise DirectiveError(
+            f"a growth flag needs one model, and {where} names {len(models)}",
+            hint="name it: --model",
+        )
+    return next(iter(models), None)
+
+
+def _sole_model(spelled: Spelled) -> ModelRef | None:
     """The one model that a mergekit config names, for a growth flag in place of its slices."""
     found: dict[object, ModelRef] = {}
 
@@ -179,31 +164,35 @@ def _sole_model(spelled: Spelled) -> ModelRef:
                     look(entry)
 
     look(spelled.document)
-    if len(found) != 1:
-        raise DirectiveError(
-            f"a growth flag needs one model, and the mergekit config names {len(found)}",
-            hint="name it: --model",
-        )
-    return next(iter(found.values()))
+    return _sole(found.values(), "the mergekit config")
 
 
 def load(source: str, stdin: IO[str]) -> Directive:
     """Read a directive from a file, from standard input (`-`) or from the text itself.
 
-    An existing file wins over inline text; text without `: ` is taken for a file name.
-
     Raises:
         DirectiveError: There is no such file, or what it holds is no directive.
     """
+    return parse(*read_text(source, stdin))
+
+
+def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
+    """The text of a directive, and what to call it in errors.
+
+    An existing file wins over inline text; text without `: ` is taken for a file name.
+
+    Raises:
+        DirectiveError: There is no such file.
+    """
     if source == "-":
-        return parse(_read(stdin.read, "standard input"), "standard input")
+        return _read(stdin.read, "standard input"), "standard input"
     if not source.strip():
         raise DirectiveError("the directive is empty", hint=_SHORTEST)
     path = Path(source)
     if _is_file(path):
-        return load_file(path)
+        return _read_file(path), source
     if is_inline(source):
-        return parse(source, _INLINE)
+        return source, _INLINE
     if path.is_dir():
         raise DirectiveError(
             f"{source}: is a directory, not a directive", hint=f"use `--model {source}`"
@@ -225,7 +214,10 @@ def load_file(path: Path) -> Directive:
     Raises:
         DirectiveError: It cannot be read, or what it holds is no directive.
     """
+    return parse(_read_file(path), str(path))
 
+
+def _read_file(path: Path) -> str:
     def read() -> str:
         with path.open(encoding="utf-8") as file:
             return file.read(_LONGEST + 1)
@@ -233,7 +225,7 @@ def load_file(path: Path) -> Directive:
     text = _read(read, str(path))
     if len(text) > _LONGEST:
         raise DirectiveError(f"{path}: longer than any directive")
-    return parse(text, str(path))
+    return text
 
 
 _LONGEST = 2**24
@@ -267,7 +259,19 @@ def parse(text: str, where: str) -> Directive:
     Raises:
         DirectiveError: The text is no directive.
     """
-    document = yamltext.read(text, where)
+    return of_document(yamltext.read(text, where, KNOWN), where)
+
+
+def of_document(document: object, where: str) -> Directive:
+    """Validate what was read from YAML.
+
+    Args:
+        document: The document.
+        where: What to call it in errors.
+
+    Raises:
+        DirectiveError: It is no directive.
+    """
     if not isinstance(document, dict):
         raise DirectiveError(
             f"{where}: expected `key: value` lines, found {_kind(document)}",
@@ -288,168 +292,140 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     Raises:
         DirectiveError: A key or value is not one of a directive, or there are two growth lines.
     """
-    spelled = [key for key in _SPELLED_KEYS if key in document]
-    known = (*_GROWTH, *_OWN_KEYS, *MERGEKIT_KEYS)
-    check_keys([key for key in document if key not in _SPELLED_KEYS], known)
+    lines = [key for key in growths.KEYS if key in document]
+    # `models:` is mergekit's list of whole models, and beside a growth line short names.
+    spelled = [key for key in _SPELLED_KEYS if key in document and (key != "models" or not lines)]
+    if len(lines + spelled) > 1:
+        two = (lines + spelled)[:2]
+        raise DirectiveError(f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one")
+    own = [key for key in OWN_KEYS if key not in spelled]
+    _check_known(document, (*growths.KEYS, *own, *MERGEKIT_KEYS, *spelled), spelled=bool(spelled))
     for key, value in document.items():
-        if value is None:
+        if value is None and key in KNOWN:
             raise DirectiveError(f"{key}: has no value")
-        if spelled and key in _OWN_KEYS:
+        if spelled and key in own:
             raise DirectiveError(
                 f"`{key}` has no place beside `{spelled[0]}`, which says it for every layer"
             )
-    growth_keys = (*_GROWTH, *_SPELLED_KEYS)
-    given = [key for key in growth_keys if key in document]
-    if len(given) > 1:
-        raise DirectiveError(f"two growth lines: `{given[0]}` and `{given[1]}`", hint="keep one")
-    growth: Growth | None = None
     if spelled:
-        growth = Spelled({spelled[0]: document[spelled[0]]})
-    elif given:
-        growth = _GROWTH[given[0]](document[given[0]], given[0])
-    return Directive(
-        growth=growth,
-        model=parse_model(document["model"], "model") if "model" in document else None,
+        return Directive(
+            growth=Spelled({spelled[0]: document[spelled[0]]}), mergekit=_mergekit_keys(document)
+        )
+    models = _short_names(document["models"], "models") if "models" in document else {}
+
+    def named(value: object, where: str) -> ModelRef:
+        known = models.get(value) if isinstance(value, str) else None
+        return known or parse_model(value, where)
+
+    directive = Directive(
+        growth=growths.read(lines[0], document[lines[0]], named) if lines else None,
+        model=named(document["model"], "model") if "model" in document else None,
+        models=models,
         layers=parse_layers(document["layers"], "layers") if "layers" in document else None,
         zero=parse_zero(document["zero"], "zero") if "zero" in document else None,
+        scale=parse_scale(document["scale"], "scale") if "scale" in document else None,
+        apply_to=_apply_to(document["apply_to"], "apply_to") if "apply_to" in document else None,
         mergekit=_mergekit_keys(document),
     )
+    _check_used(directive)
+    return directive
 
 
-def from_flags(  # noqa: PLR0913 - one parameter for each flag
-    *,
-    model: str | None = None,
-    layers: str | None = None,
-    every: str | None = None,
-    add: str | None = None,
-    append: str | None = None,
-    repeat: str | None = None,
-    stack: str | None = None,
-    zero: str | None = None,
-    dtype: str | None = None,
-) -> Directive:
+KNOWN = (*growths.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *_SPELLED_KEYS)
+"""All keys of directives and of mergekit configs."""
+
+
+def _check_known(document: Mapping[Any, object], known: Collection[str], *, spelled: bool) -> None:
+    """Mergekit ignores what it does not know, and people keep anchors under such keys."""
+    for key in document:
+        if spelled and key not in known and not nearest(str(key), known):
+            log.warning("%s: mergekit has no such key, and ignores it", key)
+        else:
+            check_keys([key], known)
+
+
+def _short_names(value: object, where: str) -> dict[str, ModelRef]:
+    """Several models: names and models, or a list, whose models are a, b, c, ..."""
+    if isinstance(value, list) and 0 < len(value) <= len(ascii_lowercase):
+        value = dict(zip(ascii_lowercase, value, strict=False))
+    if not isinstance(value, Mapping) or not value:
+        raise DirectiveError(
+            f"{where}: expected short names and models, found {value!r:.200}",
+            hint="for example `models: {a: org/one, b: org/two}`",
+        )
+    models = {}
+    for name, model in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s:,]+", name):
+            raise DirectiveError(
+                f"{where}: {name!r:.80} is no short name", hint="such as a, or big"
+            )
+        if name == growths.WINDOWS:
+            raise DirectiveError(f"{where}: `{name}` is a word of the layout")
+        models[name] = parse_model(model, f"{where}.{name}")
+    return models
+
+
+def _check_used(directive: Directive) -> None:
+    """A model that is named and not used is a slip of the pen, and so are words about nothing."""
+    used = directive.growth.models if isinstance(directive.growth, Stack) else ()
+    for name, model in directive.models.items():
+        if model not in used and model != directive.model:
+            raise DirectiveError(
+                f"models: no step takes layers of {name}",
+                hint="`layout:` takes layers of several models",
+            )
+    if directive.apply_to is not None and directive.zero is None and directive.scale is None:
+        raise DirectiveError(
+            "apply_to: says where to zero or scale, and nothing says what",
+            hint="for example `scale: {q_proj: 0.84}`",
+        )
+    zeroed = directive.zero if isinstance(directive.zero, tuple) else ()
+    for scale in directive.scale or ():
+        if scale.filter in zeroed:
+            raise DirectiveError(f"`zero` and `scale` both speak of {scale.filter}")
+
+
+def _apply_to(value: object, where: str) -> str:
+    if value not in APPLY_TO:
+        raise DirectiveError(f"{where}: expected one of {', '.join(APPLY_TO)}, found {value!r:.80}")
+    return str(value)
+
+
+def from_flags(**flags: str | None) -> Directive:
     """Read the command line's flags; they say the same things as the document's keys.
+
+    Args:
+        flags: What was typed, by the name of the flag; see `FLAGS`.
 
     Raises:
         DirectiveError: A flag's value is wrong, or there are two growth flags.
     """
-    growths: list[tuple[str, str, Callable[[object, str], Growth]]] = [
-        (flag, value, reader)
-        for flag, value, reader in (
-            ("--every", every, lambda v, w: Every(_positive(v, w))),
-            ("--add", add, lambda v, w: Spread(_positive(v, w))),
-            ("--append", append, _append),
-            ("--repeat", repeat, _repeat),
-            ("--stack", stack, _stack),
-        )
-        if value is not None
-    ]
-    if len(growths) > 1:
-        raise DirectiveError(f"two growth flags: {growths[0][0]} and {growths[1][0]}")
+    given = {name: value for name, value in flags.items() if value is not None}
+    check_keys(given, FLAGS)
+    lines = [name for name in growths.FLAGS if name in given]
+    if len(lines) > 1:
+        raise DirectiveError(f"two growth flags: --{lines[0]} and --{lines[1]}")
+    read: dict[str, Callable[[str, str], object]] = {
+        "model": parse_model,
+        "layers": parse_layers,
+        "zero": parse_zero,
+        "scale": parse_scale_flag,
+        "apply_to": _apply_to,
+    }
+    stated = {
+        name: reader(given[name], f"--{name.replace('_', '-')}")
+        for name, reader in read.items()
+        if name in given
+    }
     return Directive(
-        growth=growths[0][2](growths[0][1], growths[0][0]) if growths else None,
-        model=None if model is None else parse_model(model, "--model"),
-        layers=None if layers is None else parse_layers(layers, "--layers"),
-        zero=None if zero is None else parse_zero(zero, "--zero"),
-        mergekit={} if dtype is None else {"dtype": _dtype(dtype, "--dtype")},
+        growth=growths.from_flag(lines[0], given[lines[0]]) if lines else None,
+        mergekit={"dtype": _dtype(given["dtype"], "--dtype")} if "dtype" in given else {},
+        **stated,  # type: ignore[arg-type]
     )
 
 
-# Values. Each reader takes the value as YAML or a flag gave it, and the name to blame.
-
-
-def _interleave(value: object, where: str) -> Growth:
-    match str(value).split() if isinstance(value, str) else None:
-        case ["every", n] | ["every", n, "layers" | "layer"]:
-            return Every(_positive(re.sub(r"(?<=\d)(st|nd|rd|th)$", "", n), f"{where}: every {n}"))
-        case [count, "layers" | "layer"]:
-            return Spread(_positive(count, f"{where}: {count} layers"))
-    raise DirectiveError(
-        f"{where}: expected `every N` or `K layers`, found {value!r}",
-        hint="`interleave: every 4` adds a layer after every 4th, `interleave: 8 layers` adds 8",
-    )
-
-
-def _append(value: object, where: str) -> Growth:
-    return Append(_positive(value, where))
-
-
-_REPEAT = re.compile(r"(?P<start>\d+):(?P<stop>\d+)(x(?P<times>\d+))?(@(?P<form>layers|block))?")
-
-
-def _repeat(value: object, where: str) -> Growth:
-    times: object = 2
-    form: object = "layers"
-    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
-        value = yamltext.read(value, where)
-    if isinstance(value, str):
-        match = _REPEAT.fullmatch(value.replace(" ", ""))
-        if match is None:
-            raise DirectiveError(
-                f"{where}: expected START:STOP, found {value!r}",
-                hint="for example 8:24, 8:24x3 or 8:24x3@block",
-            )
-        bounds: object = [match["start"], match["stop"]]
-        times = match["times"] or times
-        form = match["form"] or form
-    elif isinstance(value, Mapping):
-        check_keys(value, ("layers", "times", "as"), where)
-        bounds = value.get("layers")
-        times = value.get("times", times)
-        form = value.get("as", form)
-    else:
-        bounds = value
-    start, stop = _range(bounds, where)
-    count = _positive(times, f"{where}.times")
-    if count < 2:  # noqa: PLR2004 - once is no repetition
-        raise DirectiveError(f"{where}.times: {count} adds nothing; the total is at least 2")
-    if form not in ("layers", "block"):
-        raise DirectiveError(f"{where}.as: expected `layers` or `block`, found {form!r}")
-    return Repeat(start, stop, count, form == "block")
-
-
-def _stack(value: object, where: str) -> Growth:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        value = yamltext.read(value, where)
-    if isinstance(value, str):
-        value = value.split(",")
-    if not isinstance(value, list) or not value:
-        raise DirectiveError(
-            f"{where}: expected a list of ranges, found {_kind(value)}",
-            hint="for example `stack: [[0, 24], [8, 32]]` or `--stack 0:24,8:32`",
-        )
-    return Stack(tuple(_range(part, f"{where}[{i}]") for i, part in enumerate(value)))
-
-
-_GROWTH: dict[str, Callable[[object, str], Growth]] = {
-    "interleave": _interleave,
-    "append": _append,
-    "repeat": _repeat,
-    "stack": _stack,
-}
-
-
-def parse_zero(value: object, where: str) -> Zero:
-    """Read `auto`, `none`, or names: a YAML list, or text with commas.
-
-    Raises:
-        DirectiveError: The value is none of these.
-    """
-    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE, GAINS):
-        return value.strip().lower()
-    names = value.strip("[] ").split(",") if isinstance(value, str) else value
-    if isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names):
-        stripped = tuple(name.strip() for name in names)
-        for word in (AUTO, NONE, GAINS):
-            if word in stripped:
-                raise DirectiveError(f"{where}: `{word}` stands alone, without names")
-        if len(set(stripped)) < len(stripped):
-            raise DirectiveError(f"{where}: a name stands there twice")
-        return stripped
-    raise DirectiveError(
-        f"{where}: expected `auto`, `none` or a list of names, found {value!r}",
-        hint="for example `zero: [o_proj, down_proj]`, or `zero: none` for plain copies",
-    )
+FLAGS = (*growths.FLAGS, "model", "layers", "zero", "scale", "apply_to", "dtype")
+"""The flags that say what a directive says."""
 
 
 def parse_layers(value: object, where: str) -> int:
@@ -458,40 +434,7 @@ def parse_layers(value: object, where: str) -> int:
     Raises:
         DirectiveError: The value is no positive whole number.
     """
-    return _positive(value, where)
-
-
-def _range(value: object, where: str) -> tuple[int, int]:
-    if isinstance(value, str):
-        value = value.split(":")
-    if not isinstance(value, list) or len(value) != 2:  # noqa: PLR2004 - start and stop
-        raise DirectiveError(f"{where}: expected a range [START, STOP], found {value!r}")
-    start, stop = (_whole(bound, where) for bound in value)
-    if start < 0:
-        raise DirectiveError(f"{where}: [{start}, {stop}] starts below layer 0")
-    if stop <= start:
-        what = "is empty" if stop == start else "is reversed"
-        raise DirectiveError(
-            f"{where}: [{start}, {stop}] {what}",
-            hint="ranges are half-open: [8, 24] is layers 8 to 23",
-        )
-    return start, stop
-
-
-def _positive(value: object, where: str) -> int:
-    number = _whole(value, where)
-    if number < 1:
-        raise DirectiveError(f"{where}: must be at least 1, found {number}")
-    return number
-
-
-def _whole(value: object, where: str) -> int:
-    digits = 18  # beyond it Python would spend long on the conversion, and nobody means it
-    if isinstance(value, str) and re.fullmatch(rf"\s*[+-]?\d{{1,{digits}}}\s*", value):
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**digits:
-        return value
-    raise DirectiveError(f"{where}: expected a whole number, found {value!r}")
+    return positive(value, where)
 
 
 def _dtype(value: object, where: str) -> str:

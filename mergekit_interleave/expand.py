@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mergekit_interleave import architecture, modelconfig, recipe, zeroing
 from mergekit_interleave import directive as directives
+from mergekit_interleave import ranges, recipe
 from mergekit_interleave.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -25,15 +24,18 @@ from mergekit_interleave.checkpoint import (
     open_checkpoint,
     unpickled,
 )
-from mergekit_interleave.directive import AUTO, GAINS, NONE, Directive, Spelled, Stack, Zero
+from mergekit_interleave.directive import Directive
+from mergekit_interleave.edits import Edits, warn_of_idle_filters
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
     LayoutError,
     RefusedError,
 )
-from mergekit_interleave.layout import Edit, Layout, check_range, expand, zeroed_scales
+from mergekit_interleave.growth import Spelled, Stack, needs_depth
+from mergekit_interleave.layout import Layout, expand
 from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
+from mergekit_interleave.scaling import COPIES, NONE
 
 log = logging.getLogger(__name__)
 
@@ -176,32 +178,39 @@ def _resolve(
         directive, layout = _spelled(directive, directive.growth, models, strict=strict)
         first = _opened(layout.models[0], models)
         return Expansion(directive, layout, first.modules if first else {})
-    if directive.growth is None or directive.model is None:
-        raise TypeError("_completed fills these in")
-    checkpoint: Checkpoint | None
-    if strict:
-        checkpoint = models.open(directive.model)
-        checkpoint.require_family()
-    else:
-        checkpoint = _try_open(directive.model, models, directive)
-    depth = _depth(directive, checkpoint, strict=strict)
-    edit = edit_of(directive.zero_rule, checkpoint)
-    layout = expand(directive.growth, directive.model, depth, edit)
-    if checkpoint is None and isinstance(directive.zero_rule, tuple):
-        log.warning("zero: the names are not checked: the model cannot be read")
-    if checkpoint is not None and edit is not None:
-        try:
-            _check_zeroing(
-                layout,
-                checkpoint,
-                directive.zero_rule,
-                allow_non_identity=allow_non_identity,
-            )
-        except CheckpointError as error:
-            if strict:
-                raise
-            log.warning("%s; the names to zero are not checked", error)
-    return Expansion(directive, layout, checkpoint.modules if checkpoint else {})
+    if directive.growth is None:
+        raise TypeError("_completed fills it in")
+    opened: dict[ModelRef, Checkpoint | None] = {}
+    depths: dict[ModelRef, int | None] = {}
+    for model in _sources(directive):
+        opened[model] = _try_open(model, models, directive, strict=strict)
+        depths[model] = _depth(directive, opened[model], strict=strict)
+    edits = Edits(opened)
+    rule, scale = directive.zero_rule, directive.scale or ()
+    layout = expand(
+        directive.growth,
+        directive.model,
+        depths.__getitem__,
+        None if rule == NONE and not scale else lambda layer: edits.of(layer, rule, scale),
+        apply_to=directive.apply_to or COPIES,
+        step_edit=lambda step, layer: edits.of(layer, step.zero or NONE, step.scale),
+    )
+    try:
+        edits.check(layout, directive, allow_non_identity=allow_non_identity)
+        warn_of_idle_filters(layout, opened, edits.zeroed)
+    except CheckpointError as error:
+        if strict:
+            raise
+        log.warning("%s; the names to zero are not checked", error)
+    first = opened[layout.models[0]]
+    return Expansion(directive, layout, first.modules if first else {})
+
+
+def _sources(directive: Directive) -> tuple[ModelRef, ...]:
+    """The models that a directive takes layers of."""
+    own = (directive.model,) if directive.needs_model and directive.model is not None else ()
+    named = directive.growth.models if isinstance(directive.growth, Stack) else ()
+    return tuple(dict.fromkeys((*own, *named)))
 
 
 def _completed(directive: Directive) -> Directive:
@@ -219,6 +228,10 @@ def _completed(directive: Directive) -> Directive:
             "nothing to do: no growth line",
             hint="for example `--every 4`, `--repeat 8:24`, or a directive 'interleave: every 4'",
         )
+    if not directive.needs_model:
+        if directive.model is not None:
+            raise DirectiveError("model: the layout names a model for each of its steps")
+        return directive
     return directive if directive.model is not None else _implicit_model().replaced_by(directive)
 
 
@@ -241,17 +254,27 @@ def _implicit_model() -> Directive:
     )
 
 
-def _try_open(model: ModelRef, models: Models, directive: Directive) -> Checkpoint | None:
+def _try_open(
+    model: ModelRef, models: Models, directive: Directive, *, strict: bool
+) -> Checkpoint | None:
     """The model, or None where it cannot be read and the directive can do without it."""
+    if strict:
+        checkpoint = models.open(model)
+        checkpoint.require_family()
+        return checkpoint
     try:
         return models.open(model)
     except CheckpointError as error:
-        if directive.layers is None and not isinstance(directive.growth, Stack):
+        if directive.layers is None and _needs_depth(directive):
             way_out = "`gen --layers N` does without it"
             error.hint = f"{error.hint}; {way_out}" if error.hint else way_out
             raise
         log.warning("%s; its layers are taken as stated", error)
         return None
+
+
+def _needs_depth(directive: Directive) -> bool:
+    return directive.growth is not None and needs_depth(directive.growth)
 
 
 def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool) -> int | None:
@@ -260,9 +283,7 @@ def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool)
     try:
         depth = checkpoint.depth
     except CheckpointError:
-        if strict:
-            raise
-        if directive.layers is None and not isinstance(directive.growth, Stack):
+        if strict or (directive.layers is None and _needs_depth(directive)):
             raise
         return directive.layers
     if directive.layers not in (None, depth):
@@ -279,91 +300,6 @@ def _opened(model: ModelRef, models: Models) -> Checkpoint | None:
         return models.open(model)
     except CheckpointError:
         return None
-
-
-def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | None:
-    """What is done to a new layer, by the index of its source.
-
-    Args:
-        rule: What to zero.
-        checkpoint: The model, None where it cannot be read.
-
-    Raises:
-        LayoutError: The model has nothing of the kind to close, or of its type it is not known
-            what to zero.
-        RefusedError: No layer of its type can be copied exactly.
-    """
-    if rule == NONE:
-        return None
-    if isinstance(rule, tuple):
-        named = Edit(zeroed_scales(rule))
-        return lambda _: named
-    family = checkpoint.family if checkpoint is not None else None
-    if checkpoint is not None and family is not None:
-        checkpoint.require_family()
-    else:
-        reason = (
-            "the model cannot be read"
-            if checkpoint is None
-            else f"model type {checkpoint.model_type!r} is not known"
-        )
-        if rule == GAINS:
-            raise LayoutError(f"zero: gains: {reason}, so its norms are not known")
-        family = architecture.assumed_family()
-        names = ", ".join(family.zero)
-        if checkpoint is not None and checkpoint.has_weights:
-            zeroing.check_plain(checkpoint)
-        log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
-
-    def setting(key: str) -> Any:
-        return None if checkpoint is None else modelconfig.setting_of(checkpoint, key)
-
-    projections = zeroing.projections_edit(family, setting)
-    if rule == AUTO:
-        return lambda _: projections
-    if checkpoint is None or family.gains is None:
-        raise LayoutError(
-            f"zero: gains: model type {family.model_type} has no norms between its projections "
-            "and the residual stream",
-            hint="`zero: auto` zeroes the projections",
-        )
-    gains, closed = zeroing.gains_edit(family, setting), modelconfig.layers_with_gains(checkpoint)
-    return lambda source: gains if source in closed else projections
-
-
-def _check_zeroing(
-    layout: Layout, checkpoint: Checkpoint, rule: Zero, *, allow_non_identity: bool
-) -> None:
-    """Check what is zeroed against the stored tensors where they are at hand, else by family.
-
-    Layers may differ from one another: a name must match in one of the new layers.
-    """
-    family = checkpoint.family
-    indices = sorted({layer.source for layer in layout.new_layers})
-    tensors: dict[int, list[str]] = {index: [] for index in indices}
-    if checkpoint.has_weights:
-        tensors = {index: checkpoint.layer_tensors(index) for index in indices}
-        if isinstance(rule, tuple):
-            names = [name for names in tensors.values() for name in names]
-            zeroing.check_names(rule, names, family)
-    if family is None:
-        return
-    if not allow_non_identity:
-        for layer in layout.new_layers:
-            zeroing.check_identity(layer.edit, tensors[layer.source], family)
-    before, after = family.before_layers, family.after_layers
-    if checkpoint.has_weights:
-        before, after = (tuple(checkpoint.scaled(names)) for names in checkpoint.outside_layers())
-    zeroing.check_outside(layout, before, after)
-    first = layout.new_layers[0]
-    if isinstance(rule, tuple):
-        zeroing.warn_of_dead_tensors(first.edit, tensors[first.source], family)
-    if family.gains is not None and zeroing.opens_gains(first.edit, family):
-        log.warning(
-            "model type %s norms what its projections add to the stream: zeroed, they take "
-            "large first steps in training; `zero: gains` closes the norms instead",
-            family.model_type,
-        )
 
 
 def _spelled(
@@ -402,8 +338,8 @@ def _spelled(
     for part in layout.slices:
         depth = depths[part.model]
         if depth is not None:
-            check_range(part.start, part.stop, part.model, depth)
-    _warn_of_idle_filters(layout, models)
+            ranges.resolve((part.start, part.stop), depth, part.model)
+    warn_of_idle_filters(layout, {model: _opened(model, models) for model in layout.models})
     return directive, layout
 
 
@@ -416,18 +352,3 @@ def _check_modules(document: Mapping[str, object], model: ModelRef, models: Mode
             raise RefusedError(
                 f"modules.{name}: [0, {count}] is not all of it; only {recipe.GROWN} can be changed"
             )
-
-
-def _warn_of_idle_filters(layout: Layout, models: Models) -> None:
-    """Mergekit says nothing of a filter that matches no tensor; it is most likely a typo."""
-    for model in layout.models:
-        try:
-            checkpoint = models.open(model)
-            tensors = list(checkpoint.tensors) if checkpoint.has_weights else []
-        except CheckpointError:
-            continue
-        scales = [scale for part in layout.slices if part.model == model for scale in part.scales]
-        for name in dict.fromkeys(scale.filter for scale in scales if scale.filter is not None):
-            own = checkpoint.family.zero if checkpoint.family else ()
-            if tensors and name not in own and not any(name in tensor for tensor in tensors):
-                log.warning("the filter %r matches no tensor of %s", name, model)

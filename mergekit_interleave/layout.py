@@ -7,52 +7,31 @@ writers are *zeroed* passes its input on unchanged. Indices start at 0, ranges a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby, islice
+from functools import cached_property, partial
+from itertools import chain, groupby, islice, repeat
+from typing import TypeAlias
 
-from mergekit_interleave.directive import Append, Every, Growth, Repeat, Spelled, Spread, Stack
 from mergekit_interleave.errors import LayoutError
+from mergekit_interleave.growth import (
+    Append,
+    Drop,
+    Every,
+    Growth,
+    Part,
+    Repeat,
+    Spread,
+    Stack,
+    Step,
+    Windows,
+)
+from mergekit_interleave.ranges import resolve, unknown_depth
 from mergekit_interleave.reference import ModelRef
+from mergekit_interleave.scaling import ALL, COPIES, FIRST, LAST, Scales
 
 MAX_LAYERS = 10_000
 """No layout has more layers: a slip of the pen must not fill the memory."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """Multiply the tensors whose name contains `filter` (all of them where it is None)."""
-
-    value: float
-    filter: str | None = None
-
-    def matches(self, tensor: str) -> bool:
-        """Whether it speaks of this tensor, by mergekit's rule: a plain substring."""
-        return self.filter is None or self.filter in tensor
-
-
-Scales = tuple[Scale, ...]
-"""The first scale that matches a tensor counts, the rest do not."""
-
-
-def scale_of(tensor: str, scales: Scales) -> float | None:
-    """What a tensor is multiplied by; None where no scale speaks of it."""
-    return next((scale.value for scale in scales if scale.matches(tensor)), None)
-
-
-def names_zero(scales: Scales, part: str) -> bool:
-    """Whether scales zero what a part of a tensor's name stands for, as far as names alone tell."""
-    return any(
-        scale.value == 0 and scale.filter and (scale.filter in part or part in scale.filter)
-        for scale in scales
-    )
-
-
-def zeroed_scales(names: Iterable[str]) -> Scales:
-    """The scales that zero the named tensors of a layer and keep all others."""
-    zeroed = tuple(Scale(0.0, name) for name in names)
-    return (*zeroed, Scale(1.0)) if zeroed else ()
 
 
 @dataclass(frozen=True)
@@ -181,96 +160,128 @@ class Layout:
         return plain and [layer.source for layer in self.layers] == list(range(depth))
 
 
-def expand(
+Depths: TypeAlias = "int | Callable[[ModelRef], int | None] | None"
+"""The number of layers, of the one model or of each; None where it is not known."""
+
+
+def expand(  # noqa: PLR0913 - what is known, and what is asked
     growth: Growth,
-    model: ModelRef,
-    depth: int | None,
-    edit: Callable[[int], Edit] | None = None,
+    model: ModelRef | None,
+    depth: Depths,
+    edit: Callable[[Layer], Edit] | None = None,
+    *,
+    apply_to: str = COPIES,
+    step_edit: Callable[[Step, Layer], Edit] | None = None,
 ) -> Layout:
     """The layout that a growth line gives on a model.
 
     Args:
         growth: What to do; not `Spelled`, which is a layout already.
-        model: The source model.
-        depth: Its number of layers. None where it is not known, which only `Stack` can bear.
-        edit: What is done to a new layer, by the index of its source; None makes plain copies.
+        model: The source model; None where the growth line names its own.
+        depth: Its number of layers. None where it is not known, which not every line can bear.
+        edit: What is done to a new layer; None makes plain copies.
+        apply_to: To which of the equal layers.
+        step_edit: What is done to a layer of a step that says it.
 
     Raises:
         LayoutError: The growth line does not fit this depth, or changes nothing.
     """
-    if depth is None and not isinstance(growth, Stack):
-        raise LayoutError(
-            f"the number of layers of {model} is not known", hint="state it: --layers N"
-        )
-    if _length(growth, depth or 0) > MAX_LAYERS:
-        raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
-    if depth is not None:
-        for start, stop in _written_ranges(growth):
-            check_range(start, stop, model, depth)
-    ranges = _ranges(growth, depth or 0)
-    layout = Layout(tuple(Slice(model, start, stop) for start, stop in ranges))
-    if depth is not None and layout.is_base(depth):
-        raise LayoutError(_changes_nothing(growth, depth))
-    return _edit_new_layers(layout, edit) if edit is not None else layout
+
+    def depth_of(source: ModelRef) -> int | None:
+        return depth(source) if callable(depth) else depth
+
+    slices: list[Slice] = []
+    total = 0
+    for source, start, stop, step in _ranges(growth, model, depth_of):
+        total += stop - start
+        if total > MAX_LAYERS:
+            raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
+        whole = Slice(source, start, stop)
+        if step is None or step.is_plain or step_edit is None:
+            slices.append(whole)
+        else:
+            slices += _split(whole, partial(step_edit, step))
+    if not slices:
+        raise LayoutError("drop: no layer is left")
+    layout = Layout(tuple(slices))
+    sole = layout.models[0] if len(layout.models) == 1 else None
+    if sole is not None and (known := depth_of(sole)) is not None and layout.is_base(known):
+        raise LayoutError(_changes_nothing(growth, known))
+    return _edit_new_layers(layout, edit, apply_to) if edit is not None else layout
 
 
-def check_range(start: int, stop: int, model: ModelRef, depth: int) -> None:
-    """Check that a model has the layers of a range.
-
-    Raises:
-        LayoutError: The range ends past the model's last layer.
-    """
-    if stop > depth:
-        raise LayoutError(
-            f"[{start}, {stop}] ends past the last layer of {model}, which has {depth} layers",
-            hint=f"its layers are 0 to {depth - 1}, as a range [0, {depth}]",
-        )
+_Ranges: TypeAlias = Iterator[tuple[ModelRef, int, int, Step | None]]
 
 
-def _length(growth: Growth, depth: int) -> int:
-    """How many layers will come of it at the most, without making them."""
-    match growth:
-        case Repeat(start, stop, times):
-            return depth + (stop - start) * (times - 1)
-        case Append(count):
-            return depth + count
-        case Stack(ranges):
-            return sum(stop - start for start, stop in ranges)
-    return 2 * depth
+def _ranges(
+    growth: Growth, model: ModelRef | None, depth_of: Callable[[ModelRef], int | None]
+) -> _Ranges:
+    """Each slice, whose it is, and the step that it comes from."""
+    if isinstance(growth, Stack):
+        for step in growth.steps:
+            for part in step.parts:
+                source = part.model or model
+                if source is None:
+                    raise TypeError("a part of no model")
+                for start, stop in _part(part, source, depth_of(source)):
+                    yield source, start, stop, step
+        return
+    if model is None:
+        raise TypeError("a growth line of no model")
+    for start, stop in _of_one(growth, model, depth_of(model)):
+        yield model, start, stop, None
 
 
-def _written_ranges(growth: Growth) -> tuple[tuple[int, int], ...]:
-    """The ranges that the user wrote, the only ones that can be past the end."""
-    match growth:
-        case Repeat(start, stop):
-            return ((start, stop),)
-        case Stack(ranges):
-            return ranges
-    return ()
+def _part(part: Part, model: ModelRef, depth: int | None) -> Iterator[tuple[int, int]]:
+    if isinstance(part.layers, Windows):
+        ranges = _windows(part.layers, model, depth)
+        return chain.from_iterable(repeat(list(ranges), part.times)) if part.times > 1 else ranges
+    start, stop = resolve(part.layers, depth, model)
+    return _again(start, stop, part.times, as_block=part.as_block)
 
 
-def _ranges(growth: Growth, depth: int) -> list[tuple[int, int]]:
+def _again(start: int, stop: int, times: int, *, as_block: bool) -> Iterator[tuple[int, int]]:
+    if times == 1 or as_block:
+        return repeat((start, stop), times)
+    return ((i, i + 1) for i in range(start, stop) for _ in range(times))
+
+
+def _windows(windows: Windows, model: ModelRef, depth: int | None) -> Iterator[tuple[int, int]]:
+    start, end = resolve(windows.layers, depth, model)
+    stop = start
+    while stop < end:
+        stop = min(start + windows.size, end)
+        yield start, stop
+        start += windows.stride
+
+
+def _of_one(growth: Growth, model: ModelRef, depth: int | None) -> Iterator[tuple[int, int]]:
+    if isinstance(growth, Windows):
+        return _windows(growth, model, depth)
+    if depth is None:
+        raise unknown_depth(model, "the growth line depends on it")
     match growth:
         case Every(n):
-            return list(_copies_after(range(n - 1, depth, n), depth))
+            return _copies_after(range(n - 1, depth, n), depth)
         case Spread(count):
             if count > depth:
                 raise LayoutError(
                     f"interleave: {count} layers: the model has only {depth} to copy",
                     hint=f"`interleave: {depth} layers` is the most",
                 )
-            return list(_copies_after((j * depth // count - 1 for j in range(1, count + 1)), depth))
+            return _copies_after((j * depth // count - 1 for j in range(1, count + 1)), depth)
         case Append(count):
-            return [(0, depth)] + [(depth - 1, depth)] * count
-        case Repeat(start, stop, times, as_block):
+            return chain([(0, depth)], repeat((depth - 1, depth), count))
+        case Repeat(layers, times, as_block):
+            start, stop = resolve(layers, depth, model)
             if as_block:
-                return [(0, stop), *[(start, stop)] * (times - 1), *_tail(stop, depth)]
-            copies = ((i, i + 1) for i in range(start, stop) for _ in range(times))
-            return [*_tail(0, start), *copies, *_tail(stop, depth)]
-        case Stack(ranges):
-            return list(ranges)
-        case Spelled():
-            raise TypeError("slices that are spelled out are read by `recipe`, not expanded")
+                again = repeat((start, stop), times - 1)
+                return chain([(0, stop)], again, _tail(stop, depth))
+            copies = _again(start, stop, times, as_block=False)
+            return chain(_tail(0, start), copies, _tail(stop, depth))
+        case Drop(ranges):
+            return _without((resolve(part, depth, model) for part in ranges), depth)
+    raise TypeError("slices that are spelled out are read by `recipe`, not expanded")
 
 
 def _copies_after(indices: Iterable[int], depth: int) -> Iterator[tuple[int, int]]:
@@ -283,21 +294,63 @@ def _copies_after(indices: Iterable[int], depth: int) -> Iterator[tuple[int, int
     yield from _tail(start, depth)
 
 
+def _without(dropped: Iterable[tuple[int, int]], depth: int) -> Iterator[tuple[int, int]]:
+    """The whole model but for some ranges."""
+    kept = 0
+    for start, stop in sorted(dropped):
+        yield from _tail(kept, start)
+        kept = max(kept, stop)
+    yield from _tail(kept, depth)
+
+
 def _tail(start: int, stop: int) -> list[tuple[int, int]]:
     return [(start, stop)] if start < stop else []
 
 
-def _edit_new_layers(layout: Layout, edit: Callable[[int], Edit]) -> Layout:
-    """The layout with its new layers edited; slices are split where the edit changes."""
+def _split(part: Slice, edit: Callable[[Layer], Edit]) -> Iterator[Slice]:
+    """A slice with its layers edited, cut where the edit changes."""
+    layers = [Layer(0, part.model, i, (), (), new=True) for i in range(part.start, part.stop)]
+    start = part.start
+    for how, alike in groupby(edit(layer) for layer in layers):
+        stop = start + len(list(alike))
+        yield Slice(part.model, start, stop, how.scales, how.constants)
+        start = stop
+
+
+def _edit_new_layers(layout: Layout, edit: Callable[[Layer], Edit], apply_to: str) -> Layout:
+    """The layout with its new layers edited, unless their step says what is done to them."""
     slices: list[Slice] = []
-    edits = (edit(layer.source) if layer.new else Edit() for layer in layout.layers)
+    which = chosen(layout, apply_to)
+    layers = iter(layout.layers)
     for part in layout.slices:
-        start = part.start
-        for how, alike in groupby(islice(edits, len(part))):
-            stop = start + len(list(alike))
-            slices.append(Slice(part.model, start, stop, how.scales, how.constants))
-            start = stop
+        mine = list(islice(layers, len(part)))
+        if part.scales or part.constants:
+            slices.append(part)
+            continue
+        edits = {layer.source: edit(layer) for layer in mine if layer.index in which}
+        slices += _split(part, partial(_looked_up, edits))
     return Layout(tuple(slices))
+
+
+def _looked_up(edits: Mapping[int, Edit], layer: Layer) -> Edit:
+    return edits.get(layer.source, Edit())
+
+
+def chosen(layout: Layout, apply_to: str) -> set[int]:
+    """The indices of the layers that a growth line's edit applies to.
+
+    Args:
+        layout: The layers, edited only where their step says it.
+        apply_to: To which of equal layers.
+    """
+    plain = [layer for layer in layout.layers if not layer.edit]
+    if apply_to == COPIES:
+        return {layer.index for layer in plain if layer.new}
+    equal: dict[tuple[ModelRef, int], list[int]] = {}
+    for layer in plain:
+        equal.setdefault((layer.model, layer.source), []).append(layer.index)
+    part = {FIRST: slice(1, 2), LAST: slice(-1, None), ALL: slice(None)}[apply_to]
+    return {i for indices in equal.values() if len(indices) > 1 for i in indices[part]}
 
 
 def _changes_nothing(growth: Growth, depth: int) -> str:

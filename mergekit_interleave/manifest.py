@@ -14,8 +14,9 @@ from typing import Any
 from mergekit_interleave import __version__, recipe
 from mergekit_interleave.assembly import Part
 from mergekit_interleave.checkpoint import MAX_CONFIG
-from mergekit_interleave.directive import MERGEKIT_KEYS, Directive, Spelled, from_document
+from mergekit_interleave.directive import MERGEKIT_KEYS, Directive, from_document
 from mergekit_interleave.errors import CheckpointError, InterleaveError
+from mergekit_interleave.growth import Spelled
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.preflight import Preflight
 from mergekit_interleave.reference import ModelRef

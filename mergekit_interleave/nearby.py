@@ -11,10 +11,11 @@ from pathlib import Path
 
 from mergekit_interleave import modelconfig, structure, yamltext
 from mergekit_interleave.checkpoint import CONFIG, Checkpoint
-from mergekit_interleave.directive import Append, Directive, Every, Growth, Stack
+from mergekit_interleave.directive import Directive
+from mergekit_interleave.edits import edit_of
 from mergekit_interleave.errors import InterleaveError
-from mergekit_interleave.expand import edit_of
-from mergekit_interleave.layout import Layout, expand
+from mergekit_interleave.growth import Append, Every, Growth, stack_of
+from mergekit_interleave.layout import Edit, Layer, Layout, expand
 from mergekit_interleave.placement import Placement
 
 _MOST_BUILT = 6  # building a large model's layers without memory takes a second or two
@@ -28,7 +29,11 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
         directive: What was asked for.
         layout: The layers that it meant.
     """
-    edit, built = edit_of(directive.zero_rule, base), 0
+    by_source, built = edit_of(directive.zero_rule, base), 0
+
+    def edit(layer: Layer) -> Edit:
+        return Edit() if by_source is None else by_source(layer.source)
+
     for growth in _candidates(directive.growth, base.depth, len(layout) - base.depth):
         try:
             trial = expand(growth, base.ref, base.depth, edit)
@@ -59,8 +64,8 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
     for period in sorted(sizes, key=lambda size: abs(size - 8)):
         for group in range(2, period + 1):
             whole = [(start, start + period) for start in range(0, depth, period)]
-            yield Stack(tuple(r for s, e in whole for r in ((s, e), (e - group, e))))
-            yield Stack(tuple(r for s, e in whole for r in ((s, s + group), (s, e))))
+            yield stack_of(r for s, e in whole for r in ((s, e), (e - group, e)))
+            yield stack_of(r for s, e in whole for r in ((s, s + group), (s, e)))
 
 
 def _is_built(base: Checkpoint, layout: Layout, placement: Placement) -> bool:

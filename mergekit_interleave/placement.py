@@ -13,7 +13,8 @@ from typing import Any
 
 from mergekit_interleave.architecture import ConfigFacts, Family, stated
 from mergekit_interleave.errors import RefusedError, UnsayableError
-from mergekit_interleave.layout import Layer, Layout, constant_of, names_zero
+from mergekit_interleave.layout import Layer, Layout, constant_of
+from mergekit_interleave.scaling import names_zero
 
 _ANY_CONFIG = ("layer_types",)
 """transformers accepts this list in any config, and checks its length."""

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 
 from mergekit_interleave import yamltext
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
-from mergekit_interleave.layout import MAX_LAYERS, Constant, Layout, Scale, Scales, Slice
+from mergekit_interleave.layout import MAX_LAYERS, Constant, Layout, Slice
 from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.scaling import Scale, Scales
 
 FILE = "mergekit_config.yml"
 """Where mergekit, and OUT, keep the recipe."""

@@ -7,7 +7,12 @@ without braces, `key: value, key: value`. Writing keeps short lists of numbers o
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from itertools import count, pairwise
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -55,18 +60,19 @@ def _represent_list(dumper: yaml.SafeDumper, items: list[object]) -> yaml.Node:
 _Dumper.add_representer(list, _represent_list)
 
 
-def read(text: str, where: str) -> object:
+def read(text: str, where: str, known: Collection[str] | None = None) -> object:
     """The one document in `text`, block style or `key: value, key: value` on one line.
 
     Args:
         text: YAML.
         where: What to call the text in errors.
+        known: The only keys that must not stand there twice at the top, if any may.
 
     Raises:
         DirectiveError: The text is not one safe YAML document.
     """
     try:
-        document = _load(text)
+        document = _load(text, known)
         if isinstance(document, dict):
             return document
         error = None
@@ -75,12 +81,44 @@ def read(text: str, where: str) -> object:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if len(lines) == 1 and ":" in lines[0]:
         try:
-            return _load("{" + lines[0] + "\n}")
+            return _load("{" + lines[0] + "\n}", known)
         except _UNREADABLE as unreadable:
             error = unreadable
     if error is not None:
         raise DirectiveError(f"{where}: {_explain(error)}") from error
     return document
+
+
+def documents(text: str, where: str) -> list[str]:
+    """The documents of a stream, each as it is written, `---` included.
+
+    Raises:
+        DirectiveError: The text is no YAML.
+    """
+    try:
+        starts = [
+            event.start_mark.index
+            for event in yaml.parse(text, Loader=SafeLoader)
+            if isinstance(event, yaml.DocumentStartEvent) and event.start_mark is not None
+        ]
+    except _UNREADABLE as error:
+        raise DirectiveError(f"{where}: {_explain(error)}") from error
+    return [text[start:stop] for start, stop in pairwise([0, *starts[1:], len(text)])]
+
+
+def keys(text: str) -> Mapping[str, str | None]:
+    """The keys of one document, and their values where those are words; nothing is built."""
+    try:
+        _check_nesting(text)
+        node = yaml.compose(text, Loader=SafeLoader)
+    except _UNREADABLE:
+        return {}
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return {
+        key.value: value.value if isinstance(value, yaml.ScalarNode) else None
+        for key, value in pairs
+        if isinstance(key, yaml.ScalarNode)
+    }
 
 
 def write(document: dict[str, object]) -> str:
@@ -91,6 +129,111 @@ def write(document: dict[str, object]) -> str:
 def write_inline(document: dict[str, object]) -> str:
     """The same on one line, without the braces: `key: value, key: value`."""
     return _dump(document, flow=True, width=10**9).strip()[1:-1]
+
+
+def write_lines(document: Mapping[str, object]) -> str:
+    """The same with one line for each key, `key: [value, ...]`, broken where it gets long.
+
+    What is long and stands there again is an alias.
+    """
+    times: dict[str, int] = {}
+    _count_equal(list(document.values()), times)
+    names = (f"{letter}{number or ''}" for number in count() for letter in ascii_lowercase)
+    often = (text for text, number in times.items() if number > 1 and len(text) > _LONG)
+    anchors = dict(zip(often, names, strict=False))
+    written: set[str] = set()
+    return "".join(_line(key, value, anchors, written) for key, value in document.items())
+
+
+_WIDTH = 100
+_LONG = 24  # characters; less is quicker read than looked up
+
+
+def _count_equal(value: object, times: dict[str, int]) -> None:
+    inner = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, str) or not isinstance(inner, Iterable):
+        return
+    text = repr(value)
+    times[text] = times.get(text, 0) + 1
+    if times[text] == 1:  # or what is within counts as often as what holds it
+        for entry in inner:
+            _count_equal(entry, times)
+
+
+def _line(key: str, value: object, anchors: Mapping[str, str], written: set[str]) -> str:
+    text = f"{_scalar(key)}:"
+    length = len(text)
+    for piece in _pieces(value, anchors, written):
+        fits = length + 1 + len(piece) <= _WIDTH
+        text += f" {piece}" if fits else f"\n  {piece}"
+        length = length + 1 + len(piece) if fits else 2 + len(piece)
+    return text + "\n"
+
+
+def _pieces(value: object, anchors: Mapping[str, str], written: set[str]) -> list[str]:
+    """A value in flow style, in pieces between which a line may be broken."""
+    anchor = anchors.get(repr(value)) if isinstance(value, Mapping | list) else None
+    if anchor is None:
+        return _flow(value, anchors, written)
+    if anchor in written:
+        return [f"*{anchor}"]
+    written.add(anchor)
+    first, *rest = _flow(value, anchors, written)
+    return [f"&{anchor} {first}", *rest]
+
+
+def _flow(value: object, anchors: Mapping[str, str], written: set[str]) -> list[str]:
+    if isinstance(value, Mapping):
+        named = [_pieces(entry, anchors, written) for entry in value.values()]
+        entries = [
+            [f"{_scalar(key)}: {first}", *rest]
+            for key, (first, *rest) in zip(value, named, strict=True)
+        ]
+        brackets = "{}"
+    elif isinstance(value, list):
+        numbers = bool(value) and all(isinstance(entry, int | float) for entry in value)
+        entries = [_pieces(entry, anchors, written) for entry in value]
+        if numbers:  # which read as one
+            entries = [[", ".join(piece for entry in entries for piece in entry)]]
+        brackets = "[]"
+    else:
+        return [_scalar(value)]
+    if not entries:
+        return [brackets]
+    pieces = [piece for entry in entries[:-1] for piece in (*entry[:-1], f"{entry[-1]},")]
+    pieces += entries[-1]
+    pieces[0] = brackets[0] + pieces[0]
+    pieces[-1] += brackets[1]
+    return pieces
+
+
+def _scalar(value: object) -> str:
+    """A value without collections, plain where it is read back as the same, within brackets too."""
+    if isinstance(value, str):
+        return _word(value)
+    return _emitted(value)
+
+
+@functools.cache
+def _word(text: str) -> str:
+    if _PLAIN.fullmatch(text):
+        with suppress(*_UNREADABLE):
+            if _load(f"[{text}, {{{text}: 0}}]") == [text, {text: 0}]:
+                return text
+    return _emitted(text)
+
+
+def _emitted(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    text: str = yaml.dump(
+        [value], Dumper=SafeDumper, default_flow_style=True, allow_unicode=True, width=10**9
+    )
+    return text.strip()[1:-1]
+
+
+# The emitter puts quotes around what has a colon; these words need none.
+_PLAIN = re.compile(r"[\w./][\w./:%@+-]*( [\w./:%@+-]+)*", re.ASCII)
 
 
 def _dump(document: dict[str, object], *, flow: bool, width: int) -> str:
@@ -114,7 +257,7 @@ _MAX_VALUES = 100_000
 """The most values of a document, its aliases written out: a merge has some thousands."""
 
 
-def _load(text: str) -> object:
+def _load(text: str, known: Collection[str] | None = None) -> object:
     _check_nesting(text)
     loader = _Loader(text)
     try:
@@ -123,6 +266,14 @@ def _load(text: str) -> object:
             return None
         if _count(node, {}) > _MAX_VALUES:
             raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values, its aliases written out")
+        if known is not None and isinstance(node, yaml.MappingNode):
+            # People keep anchors under a key that means nothing, again and again.
+            last = {getattr(key, "value", None): value for key, value in node.value}
+            node.value = [
+                (key, value)
+                for key, value in node.value
+                if getattr(key, "value", None) in known or last[key.value] is value
+            ]
         return loader.construct_document(node)
     finally:
         loader.dispose()

@@ -11,16 +11,8 @@ from mergekit_interleave import architecture
 from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.layout import (
-    Constant,
-    Edit,
-    Layout,
-    Scales,
-    constant_of,
-    names_zero,
-    scale_of,
-    zeroed_scales,
-)
+from mergekit_interleave.layout import Constant, Edit, constant_of
+from mergekit_interleave.scaling import Scales, names_zero, scale_of, zeroed_scales
 
 log = logging.getLogger(__name__)
 
@@ -179,28 +171,28 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
         )
 
 
-def check_outside(layout: Layout, before: Collection[str], after: Collection[str]) -> None:
-    """Check that scales for the new layers touch nothing outside the layers.
+def check_outside(scales: Scales, tensors: Collection[str]) -> None:
+    """Check that scales for layers touch nothing outside them.
 
     mergekit gives the embeddings the scales of the first slice, and the final norm and the head
     those of the last.
 
     Args:
-        layout: The layers.
-        before: The names of the tensors before the layers.
-        after: The names of the tensors after them.
+        scales: Those of the slice.
+        tensors: The names of the tensors before the layers, or of those after them.
 
     Raises:
         LayoutError: A scale would change one of these.
     """
-    for part, tensors in ((layout.slices[0], before), (layout.slices[-1], after)):
-        for tensor in tensors:
-            if scale_of(tensor, part.scales) not in (None, 1):
-                names = [s.filter for s in part.scales if s.filter and s.matches(tensor)]
-                raise LayoutError(
-                    f"zero: {names[0]!r} also matches {tensor}, which belongs to no layer",
-                    hint="write a longer part of the name, such as self_attn.o_proj",
-                )
+    for tensor in tensors:
+        scale = next((scale for scale in scales if scale.matches(tensor)), None)
+        if scale is not None and scale.value != 1:
+            word = "zero" if scale.value == 0 else "scale"
+            name = repr(scale.filter) if scale.filter else "a factor for all tensors"
+            raise LayoutError(
+                f"{word}: {name} also matches {tensor}, which belongs to no layer",
+                hint="write a longer part of the name, such as self_attn.o_proj",
+            )
 
 
 def _zeroed_names(scales: Scales) -> list[str]:

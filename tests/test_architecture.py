@@ -11,7 +11,7 @@ from conftest import load_tensors, make_llama
 from transformers import AutoModelForCausalLM
 
 from mergekit_interleave import architecture
-from mergekit_interleave.layout import zeroed_scales
+from mergekit_interleave.scaling import zeroed_scales
 
 FAMILIES = ["llama", "mistral"]
 

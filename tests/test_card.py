@@ -9,9 +9,10 @@ import yaml
 from huggingface_hub import ModelCard
 
 from mergekit_interleave import card
-from mergekit_interleave.directive import Every, Repeat
-from mergekit_interleave.layout import Edit, Layout, Slice, expand, zeroed_scales
+from mergekit_interleave.growth import Every, Repeat
+from mergekit_interleave.layout import Edit, Layout, Slice, expand
 from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.scaling import zeroed_scales
 
 MODEL = ModelRef(ModelPath("org/base"))
 
@@ -72,7 +73,7 @@ def test_the_body_says_what_the_model_is() -> None:
 
 def test_copies_are_not_called_identities() -> None:
     """An up-scaling changes the outputs, and the card says so."""
-    text = card.write(facts(layout=expand(Repeat(2, 4), MODEL, 8), identities=(), identity=False))
+    text = card.write(facts(layout=expand(Repeat((2, 4)), MODEL, 8), identities=(), identity=False))
     assert "its outputs differ" in text
     assert "depth-up-scaling" in ModelCard(text).data.tags
 

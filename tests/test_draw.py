@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from mergekit_interleave import draw
-from mergekit_interleave.directive import Every, Repeat
-from mergekit_interleave.layout import Edit, Layout, Slice, expand, zeroed_scales
+from mergekit_interleave.growth import Every, Repeat
+from mergekit_interleave.layout import Edit, Layout, Slice, expand
 from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.scaling import zeroed_scales
 
 MODEL = ModelRef(ModelPath("org/model"))
 
@@ -18,7 +19,7 @@ def test_brackets_hold_the_new_layers() -> None:
 
 def test_runs_say_where_each_layer_comes_from() -> None:
     """Neighbours that read as one stand together."""
-    runs = list(draw.runs(expand(Repeat(1, 3), MODEL, 4)))
+    runs = list(draw.runs(expand(Repeat((1, 3)), MODEL, 4)))
     assert [(r.start, r.stop, r.source, r.role) for r in runs] == [
         (0, 2, 0, "original"),
         (2, 3, 1, "copy"),

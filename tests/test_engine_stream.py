@@ -24,12 +24,13 @@ from conftest import (
 
 from mergekit_interleave.assembly import Part, assemble
 from mergekit_interleave.checkpoint import open_checkpoint
-from mergekit_interleave.directive import Every
 from mergekit_interleave.engines import moving, stream
 from mergekit_interleave.engines.sharding import shards_of
 from mergekit_interleave.errors import CheckpointError, OutputError
-from mergekit_interleave.layout import Edit, expand, zeroed_scales
+from mergekit_interleave.growth import Every
+from mergekit_interleave.layout import Edit, expand
 from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.scaling import zeroed_scales
 from mergekit_interleave.shards import Shard, read_tensors
 
 

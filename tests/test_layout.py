@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_interleave.directive import Append, Every, Growth, Repeat, Spread, Stack
 from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.layout import Edit, Layout, Scale, Slice, expand, scale_of, zeroed_scales
+from mergekit_interleave.growth import Append, Every, Growth, Repeat, Spread, stack_of
+from mergekit_interleave.layout import Edit, Layer, Layout, Slice, expand
 from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.scaling import Scale, scale_of, zeroed_scales
 
 MODEL = ModelRef(ModelPath("org/model"))
 ZEROED = zeroed_scales(["o_proj", "down_proj"])
 
 
-def zeroed(_: int) -> Edit:
+def zeroed(_: Layer) -> Edit:
     """What is done to every new layer."""
     return Edit(ZEROED)
 
@@ -40,8 +41,7 @@ def identities(draw: Any) -> tuple[Growth, int]:
             st.builds(Append, st.integers(1, 9)),
             st.builds(
                 Repeat,
-                st.just(start),
-                st.integers(start + 1, depth),
+                st.tuples(st.just(start), st.integers(start + 1, depth)),
                 st.integers(2, 5),
                 st.booleans(),
             ),
@@ -76,13 +76,13 @@ class TestExpand:
 
     def test_repeat_puts_copies_side_by_side(self) -> None:
         """The published interwoven up-scaling: one slice for each copy."""
-        layout = expand(Repeat(2, 4), MODEL, 6)
+        layout = expand(Repeat((2, 4)), MODEL, 6)
         assert ranges(layout) == [(0, 2), (2, 3), (2, 3), (3, 4), (3, 4), (4, 6)]
         assert [layer.new for layer in layout.layers] == [0, 0, 0, 1, 0, 1, 0, 0]
 
     def test_repeat_as_block_repeats_the_range_as_a_whole(self) -> None:
         """The block stands `times` times in all."""
-        assert ranges(expand(Repeat(2, 4, 3, as_block=True), MODEL, 6)) == [
+        assert ranges(expand(Repeat((2, 4), 3, as_block=True), MODEL, 6)) == [
             (0, 4),
             (2, 4),
             (2, 4),
@@ -91,13 +91,13 @@ class TestExpand:
 
     def test_stack_needs_no_depth(self) -> None:
         """Ranges that are written out need no config."""
-        layout = expand(Stack(((0, 24), (8, 32))), MODEL, None)
+        layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, None)
         assert ranges(layout) == [(0, 24), (8, 32)]
         assert len(layout.new_layers) == 16
 
     def test_zeroing_a_stack_splits_where_newness_changes(self) -> None:
         """Only what stands there again is zeroed; what a range adds stays an original."""
-        layout = expand(Stack(((0, 24), (8, 32))), MODEL, 32, zeroed)
+        layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, 32, zeroed)
         assert ranges(layout) == [(0, 24), (8, 24), (24, 32)]
         assert [bool(part.scales) for part in layout.slices] == [False, True, False]
 
@@ -106,9 +106,9 @@ class TestExpand:
         [
             (Every(9), 8, "only 8 layers"),
             (Spread(9), 8, "only 8 to copy"),
-            (Repeat(4, 9), 8, "ends past the last layer"),
-            (Stack(((0, 4), (2, 9))), 8, "ends past the last layer"),
-            (Stack(((0, 8),)), 8, "changes nothing"),
+            (Repeat((4, 9)), 8, "ends past the last layer"),
+            (stack_of([(0, 4), (2, 9)]), 8, "ends past the last layer"),
+            (stack_of([(0, 8)]), 8, "changes nothing"),
             (Every(4), None, "not known"),
             (Append(10**9), 8, "more than"),
             (Every(1), 10**12, "more than"),
@@ -140,7 +140,7 @@ class TestExpand:
                 expected = depth // n
             case Spread(count) | Append(count):
                 expected = count
-            case Repeat(start, stop, times):
+            case Repeat((int(start), int(stop)), times):
                 expected = (stop - start) * (times - 1)
         assert len(layout.new_layers) == expected
         assert len(layout) == len(layout.layers) == depth + expected

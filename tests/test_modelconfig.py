@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mergekit_interleave.checkpoint import open_checkpoint
-from mergekit_interleave.directive import Append, parse
+from mergekit_interleave.directive import parse
 from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.growth import Append
 from mergekit_interleave.layout import expand
 from mergekit_interleave.modelconfig import deepened, moved_file, placement_of, restated
 from mergekit_interleave.placement import Placement

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_interleave import architecture
-from mergekit_interleave.directive import Append, Every, Growth, Repeat, Stack
 from mergekit_interleave.errors import UnsayableError
-from mergekit_interleave.layout import Edit, expand, zeroed_scales
+from mergekit_interleave.growth import Append, Every, Growth, Repeat, stack_of
+from mergekit_interleave.layout import Edit, expand
 from mergekit_interleave.placement import Placement, Source, place
 from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.scaling import zeroed_scales
 
 MODEL = ModelRef(ModelPath("m"))
 DEPTH = 8
@@ -43,7 +44,7 @@ class TestPeriods:
 
     def test_groups_at_the_same_place_in_each_period(self) -> None:
         """A period of 4 becomes one of 6, experts stay at every second layer."""
-        growth = Stack(((0, 2), (0, 6), (4, 8)))
+        growth = stack_of([(0, 2), (0, 6), (4, 8)])
         config = placed("jamba", self.JAMBA, growth).config
         assert (config["attn_layer_period"], config["attn_layer_offset"]) == (6, 4)
         sources = [0, 1, 0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
@@ -52,7 +53,7 @@ class TestPeriods:
             now = [i % config[period] == config[offset] for i in range(12)]
             assert now == [s % self.JAMBA[period] == self.JAMBA[offset] for s in sources]
 
-    @pytest.mark.parametrize("growth", [Every(2), Append(1), Repeat(3, 5)])
+    @pytest.mark.parametrize("growth", [Every(2), Append(1), Repeat((3, 5))])
     def test_what_breaks_a_period(self, growth: Growth) -> None:
         """Is refused, and the keys are named."""
         with pytest.raises(
@@ -92,9 +93,9 @@ class TestPeriods:
         key = "n_layers_per_attn_res_block"
         assert placed("inkling2_text", {key: 4}, Every(2)).config == {key: 6}
         with pytest.raises(UnsayableError, match=key):
-            placed("inkling2_text", {key: 2}, Repeat(1, 2))
+            placed("inkling2_text", {key: 2}, Repeat((1, 2)))
         with pytest.raises(UnsayableError, match="the first layer of a model of type inkling2"):
-            placed("inkling2_text", {key: 8}, Repeat(0, 1))
+            placed("inkling2_text", {key: 8}, Repeat((0, 1)))
 
     def test_halvings_stay_where_they_were(self) -> None:
         """Each comes after the last copy of its layer; 0 means that there are none."""
@@ -111,19 +112,19 @@ class TestLending:
 
     def test_a_copy_between_lender_and_borrowers_borrows(self) -> None:
         """It would lend in place of its original, and computes from another input."""
-        result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, Repeat(1, 2))
+        result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, Repeat((1, 2)))
         assert result.borrowers == {2}
         assert result.config["indexer_types"][:4] == ["full", "full", "shared", "shared"]
 
     def test_a_copy_that_nobody_borrows_from_stays_as_it_is(self) -> None:
         """Before another lender, or behind all borrowers."""
-        for growth in (Repeat(0, 1), Append(2)):
+        for growth in (Repeat((0, 1)), Append(2)):
             result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, growth)
             assert not result.borrowers
 
     def test_plain_copies_stay_as_they_are(self) -> None:
         """They are no identities, and need not leave the outputs as they were."""
-        result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, Repeat(1, 2), None)
+        result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, Repeat((1, 2)), None)
         assert not result.borrowers
 
 
@@ -137,25 +138,27 @@ class TestSharedTail:
 
     def test_copies_of_ordinary_layers_and_of_sharers(self) -> None:
         """Only copies among the sharers are counted."""
-        assert placed("gemma4_text", self.CONFIG, Repeat(0, 2)).config["num_kv_shared_layers"] == 3
-        result = placed("gemma4_text", self.CONFIG, Repeat(6, 8))
+        assert (
+            placed("gemma4_text", self.CONFIG, Repeat((0, 2))).config["num_kv_shared_layers"] == 3
+        )
+        result = placed("gemma4_text", self.CONFIG, Repeat((6, 8)))
         assert result.config["num_kv_shared_layers"] == 5
         assert not result.borrowers
 
     def test_a_copy_of_the_last_lender_shares_too(self) -> None:
         """At the boundary it can, and needs no keys and values of its own."""
-        result = placed("gemma4_text", self.CONFIG, Repeat(4, 5))
+        result = placed("gemma4_text", self.CONFIG, Repeat((4, 5)))
         assert result.config["num_kv_shared_layers"] == 4
         assert result.borrowers == {5}
 
     def test_a_copy_of_another_lender_is_refused(self) -> None:
         """It would lend in place of its original; the keys and the layers are named."""
         with pytest.raises(UnsayableError, match=r"num_kv_shared_layers .* layers 3 and 4"):
-            placed("gemma4_text", self.CONFIG, Repeat(3, 4))
+            placed("gemma4_text", self.CONFIG, Repeat((3, 4)))
 
     @pytest.mark.parametrize(
         "growth",
-        [Repeat(2, 5, as_block=True), Repeat(1, 4, as_block=True), Stack(((0, 5), (0, 8)))],
+        [Repeat((2, 5), as_block=True), Repeat((1, 4), as_block=True), stack_of([(0, 5), (0, 8)])],
     )
     def test_copies_of_others_of_the_kind_lend_to_nobody(self, growth: Growth) -> None:
         """A copy of any layer between a lender and the sharers would lend in its place."""
@@ -165,7 +168,7 @@ class TestSharedTail:
     def test_sharers_can_stand_nowhere_else(self) -> None:
         """A copy of one at the start is refused."""
         with pytest.raises(UnsayableError, match="a copy of layer 6"):
-            placed("gemma4_text", self.CONFIG, Stack(((0, 2), (6, 7), (0, 8))))
+            placed("gemma4_text", self.CONFIG, stack_of([(0, 2), (6, 7), (0, 8)]))
 
 
 def test_settings_by_index() -> None:
@@ -206,6 +209,6 @@ def test_a_count_past_the_last_layer_stays_past_it() -> None:
 def test_runs_of_kinds() -> None:
     """A list that is also spelled as runs is spelled anew."""
     config = {"attention_layers": ["g", "l"] * 4, "attention_types": [[["g", "l"], 4]]}
-    result = placed("gpt_neo", config, Repeat(0, 1)).config
+    result = placed("gpt_neo", config, Repeat((0, 1))).config
     assert result["attention_types"][:3] == [[["g"], 1], [["g"], 1], [["l"], 1]]
     assert len(result["attention_types"]) == 9

@@ -13,8 +13,9 @@ from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_s
 
 from mergekit_interleave import recipe
 from mergekit_interleave.errors import InterleaveError, RefusedError
-from mergekit_interleave.layout import Constant, Layout, Scale, Slice, scale_of, zeroed_scales
+from mergekit_interleave.layout import Constant, Layout, Slice
 from mergekit_interleave.reference import ModelPath, ModelRef
+from mergekit_interleave.scaling import Scale, scale_of, zeroed_scales
 
 MODEL = ModelRef(ModelPath("org/model"))
 

@@ -1,0 +1,121 @@
+"""What a layout is, in one sentence. Pure."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from mergekit_interleave.growth import Append, Every, Growth, Repeat, Spread, Stack, Windows
+from mergekit_interleave.layout import Layout
+
+_TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
+
+
+def sentence(layout: Layout, growth: Growth | None, depth: int | None) -> str:
+    """What the field calls such a merge, and how much of it there is.
+
+    Args:
+        layout: The layers.
+        growth: The growth line that says them; None where none does.
+        depth: The number of layers of its one model, None where that is not known.
+    """
+    if len(layout.models) > 1:
+        return _of_several(layout)
+    new = len(layout.new_layers)
+    of = len({layer.source for layer in layout.layers}) if depth is None else depth
+    kind = _kind(layout)
+    match growth:
+        case Every(n):
+            return f"{_count(new, kind)}, one after {_every(n)} of {of}: {_expansion(kind)}"
+        case Spread():
+            return f"{_count(new, kind)}, evenly spread among {of}: {_expansion(kind)}"
+        case Append(1):
+            return f"the last of {of} layers again{_if(kind)}: appended {_expansion(kind)}"
+        case Append(count):
+            return f"the last of {of} layers {count} more times{_if(kind)}: {_expansion(kind)}"
+        case Repeat(_, times, as_block):
+            again = len(new_sources(layout))
+            how = "as a block" if as_block else "side by side"
+            name = "block expansion" if kind == _ZEROED else "depth up-scaling"
+            if name == "depth up-scaling" and not as_block:
+                name = f"interwoven {name}"
+            words = f"{again} of {of} layers {_TIMES.get(times, f'{times} times')}, {how}"
+            return f"{words}{f', the copies {kind}' if kind else ''}: {name}"
+        case Windows(size, stride):
+            count = len(layout.slices)
+            return f"{count} windows of {size} layers, each {stride} further: a self-merge"
+    return _stacked(layout, depth, kind, growth)
+
+
+_ZEROED, _SCALED = ("zeroed", "scaled")
+
+
+def new_sources(layout: Layout) -> set[int]:
+    """The indices, in their model, of the layers that new layers are copies of."""
+    return {layer.source for layer in layout.new_layers}
+
+
+def _kind(layout: Layout) -> str:
+    """What is done to the new layers."""
+    edited = [layer for layer in layout.new_layers if layer.edit]
+    if not edited:
+        return ""
+    zeroed = all(layer.zeroed or layer.constants for layer in edited)
+    some = "" if len(edited) == len(layout.new_layers) else "some "
+    return some + (_ZEROED if zeroed else _SCALED)
+
+
+def _if(kind: str) -> str:
+    return f", {kind}" if kind else ""
+
+
+def _count(new: int, kind: str) -> str:
+    return f"{new} new layer{'s' if new > 1 else ''}{_if(kind)}"
+
+
+def _every(n: int) -> str:
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(n % 10 if n % 100 not in (11, 12, 13) else 0, "th")
+    return "each" if n == 1 else f"every {n}{suffix}"
+
+
+def _expansion(kind: str) -> str:
+    return "block expansion" if kind == _ZEROED else "depth up-scaling"
+
+
+def _stacked(layout: Layout, depth: int | None, kind: str, growth: Growth | None) -> str:
+    sources = [layer.source for layer in layout.layers]
+    count = len(layout)
+    if all(a < b for a, b in pairwise(sources)):
+        full = depth or sources[-1] + 1
+        if kind:
+            return f"{count} layers, {kind.removeprefix('some ')}"
+        if full == count:
+            return f"the {count} layers as they are"
+        return f"{full - count} of {full} layers left out: pruning"
+    distinct = len(set(sources))
+    words = f"{distinct} → {count} layers in {len(layout.slices)} slices"
+    if kind:
+        words += f", {'the copies ' if kind in (_ZEROED, _SCALED) else ''}{kind}"
+    if kind == _ZEROED:
+        return f"{words}: block expansion"
+    two = len(layout.slices) == 2 and isinstance(growth, Stack)  # noqa: PLR2004 - as in SOLAR
+    return f"{words}: {'depth up-scaling' if two and not kind else 'a self-merge'}"
+
+
+def _of_several(layout: Layout) -> str:
+    models, slices = len(layout.models), len(layout.slices)
+    kind = "".join(_if(word) for word in {_scaled(layout)} if word)
+    if all(layer.index == layer.source for layer in layout.layers):
+        return f"{len(layout)} layers, each of one of {models} models{kind}: a layer swap"
+    ends = {part.model: part.stop for part in layout.slices}
+    if slices == models and all(part.start == 0 for part in layout.slices):
+        total = " + ".join(str(stop) for stop in ends.values())
+        return f"{models} models end to end, {total} layers{kind}: a frankenmerge"
+    return f"{len(layout)} layers in {slices} slices of {models} models{kind}: a frankenmerge"
+
+
+def _scaled(layout: Layout) -> str:
+    edited = [part for part in layout.slices if any(scale.value != 1 for scale in part.scales)]
+    if not edited:
+        return ""
+    zeroed = all(all(scale.value in (0, 1) for scale in part.scales) for part in edited)
+    return f"some {_ZEROED if zeroed else 'scaled'}"

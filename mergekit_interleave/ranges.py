@@ -1,0 +1,120 @@
+"""Layers as people count them: ranges whose ends may depend on the depth of the model.
+
+An end of a range, a *bound*, is a layer's index, a count from the end (`-4`), a fraction of the
+depth (`50%`, to the nearest layer) or `end`. Ranges are half-open.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TypeAlias
+
+from mergekit_interleave.errors import DirectiveError, LayoutError
+
+Bound: TypeAlias = "int | str"
+"""An index, negative where it counts from the end, or the words `end` or `50%`."""
+
+Range: TypeAlias = tuple[Bound, Bound]
+"""Half-open."""
+
+END = "end"
+
+BOUND = r"-?\d{1,18}|\d{1,3}(?:\.\d{1,9})?%|end"
+"""A bound as text."""
+
+_EXAMPLES = "a layer's index, -4 from the end, 50% or end"
+
+
+def is_relative(bound: Bound) -> bool:
+    """Whether a bound says nothing without the depth."""
+    return isinstance(bound, str) or bound < 0
+
+
+def parse_bound(value: object, where: str) -> Bound:
+    """Read a bound.
+
+    Raises:
+        DirectiveError: It is none.
+    """
+    text = str(value).strip()
+    if not isinstance(value, str | int) or isinstance(value, bool) or not _is_bound(text):
+        raise DirectiveError(f"{where}: expected {_EXAMPLES}, found {value!r:.80}")
+    return text if text == END or text.endswith("%") else int(text)
+
+
+def _is_bound(text: str) -> bool:
+    if not re.fullmatch(BOUND, text):
+        return False
+    return not text.endswith("%") or Fraction(text[:-1]) <= 100  # noqa: PLR2004 - percent
+
+
+def parse_range(value: object, where: str) -> Range:
+    """Read a range: `[8, 24]`, or the text `8:24`.
+
+    Raises:
+        DirectiveError: It is none, or holds no layer whatever the depth is.
+    """
+    entries = value.split(":") if isinstance(value, str) else value
+    if not isinstance(entries, list) or len(entries) != 2:  # noqa: PLR2004 - start and stop
+        raise DirectiveError(f"{where}: expected a range [START, STOP], found {value!r:.200}")
+    start, stop = (parse_bound(bound, where) for bound in entries)
+    if isinstance(start, int) and isinstance(stop, int) and (start < 0) == (stop < 0):
+        if stop == start:
+            raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
+        if stop < start:
+            raise DirectiveError(f"{where}: {show((start, stop))} is reversed", hint=_HALF_OPEN)
+    return start, stop
+
+
+_HALF_OPEN = "ranges are half-open: [8, 24] is layers 8 to 23"
+
+
+def show(written: Range) -> str:
+    """A range as it is written in a list."""
+    return f"[{written[0]}, {written[1]}]"
+
+
+def resolve(written: Range, depth: int | None, model: object) -> tuple[int, int]:
+    """The indices that a range means.
+
+    Args:
+        written: The range.
+        depth: How many layers the model has, None where that is not known.
+        model: What to call it in errors.
+
+    Raises:
+        LayoutError: The model has no such layers, or its depth is needed and not known.
+    """
+    start, stop = (_at(bound, depth, written, model) for bound in written)
+    if depth is None:
+        return start, stop
+    has = f"{model}, which has {depth} layers"
+    all_of_it = f"its layers are 0 to {depth - 1}, as a range [0, {depth}]"
+    if stop > depth:
+        raise LayoutError(f"{show(written)} ends past the last layer of {has}", hint=all_of_it)
+    if start < 0:
+        raise LayoutError(f"{show(written)} starts before the first layer of {has}", hint=all_of_it)
+    if start >= stop:
+        raise LayoutError(f"{show(written)} holds none of the layers of {has}", hint=_HALF_OPEN)
+    return start, stop
+
+
+def _at(bound: Bound, depth: int | None, written: Range, model: object) -> int:
+    if isinstance(bound, int) and bound >= 0:
+        return bound
+    if depth is None:
+        raise unknown_depth(model, f"{show(written)} depends on it")
+    if bound == END:
+        return depth
+    if isinstance(bound, int):
+        return depth + bound
+    share = Fraction(str(bound)[:-1]) / 100
+    return int(depth * share + Fraction(1, 2))
+
+
+def unknown_depth(model: object, why: str) -> LayoutError:
+    """The error where a depth is needed and not known."""
+    return LayoutError(
+        f"the number of layers of {model} is not known, and {why}", hint="state it: --layers N"
+    )
