@@ -85,27 +85,25 @@ def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
     """The new model's layers on one line: `0-3 [4] 5-8 [9]`; brackets hold the new layers.
 
     Where the lengths and roles of neighbouring runs repeat four times or more, only the first
-    two and the last repeat are shown: `0-3 [4] 5-8 [9] … 35-38 [39]`. What is then still long
-    has no pattern: of its middle, only the number of layers is said. So no map is longer than a
-    few lines of text.
+    two and the last repeat are shown: `0-3 [4] 5-8 [9] … 35-38 [39]`. Of a map that is long even
+    so, only the beginning and the end are shown, and how many layers stand between them.
 
     Args:
         layout: The layers.
         identities: The indices of the new layers that pass their input on unchanged.
     """
     found = list(runs(layout, identities))
-    shown: list[tuple[str, int, int]] = []
+    texts = [_indices(run) for run in found]
+    shown: list[str] = []
     at = 0
     for start, stop in _repetitive(found):
-        shown += [(_indices(run), run.start, run.stop) for run in found[at:start]]
-        shown.append(("…", found[start].start, found[stop - 1].stop))
+        shown += [*texts[at:start], "…"]
         at = stop
-    shown += [(_indices(run), run.start, run.stop) for run in found[at:]]
+    shown += texts[at:]
     if len(shown) > _PIECES:
-        skipped = shown[-_LAST][1] - shown[_FIRST - 1][2]
-        middle = (f"… ({skipped} layers) …", 0, 0)
-        shown = [*shown[:_FIRST], middle, *shown[-_LAST:]]
-    return " ".join(text for text, _, _ in shown)
+        skipped = found[-_LAST].start - found[_FIRST].start
+        shown = [*texts[:_FIRST], f"… ({skipped} layers) …", *texts[-_LAST:]]
+    return " ".join(shown)
 
 
 def _indices(run: Run) -> str:
@@ -192,7 +190,8 @@ def strip(
     for role, words in counted.items():
         glyph, style = _role_glyph(role, ascii_only=ascii_only)
         if several:
-            (glyph, _), style = _model_glyph(0, role, ascii_only=ascii_only), ""
+            some = [_model_glyph(i, role, ascii_only=ascii_only)[0] for i in range(len(models))]
+            glyph, style = "".join(dict.fromkeys(some[:3])), ""
         entries.append(((glyph, style), (f" {words}", "")))
     lines = [*_rows(glyphs, width, "..." if ascii_only else "…"), (), *_wrap(entries, width)]
     if several:
@@ -227,7 +226,7 @@ def _rows(glyphs: Sequence[Span], width: int, ellipsis: str) -> Iterator[Line]:
         starts = [start for start in starts if start not in skipped]
     for start in starts:
         if skipped and start == skipped.stop:
-            yield ((f"{ellipsis} {len(skipped)} more", "dim"),)
+            yield ((f"{ellipsis} {len(skipped)} more layers", "dim"),)
         row = glyphs[start : start + per_row]
         spans: list[Span] = [(f"{start:>{indent}}", "dim")]
         for group in range(0, len(row), 10):
