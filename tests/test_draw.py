@@ -66,6 +66,18 @@ def test_what_repeats_four_times_is_shown_thrice(growth: Growth, depth: int, wor
     assert draw.layer_map(expand(growth, MODEL, depth)) == words
 
 
+def test_a_pattern_is_at_most_eight_runs() -> None:
+    """A longer one is not seen as such: showing it thrice would not be short."""
+    words = draw.layer_map(expand(Spread(20), MODEL, 65)).split(" … ")
+    assert words == [
+        "0-2 [3] 4-6 [7] 8-10 [11] 12-15 [16] 17-19 [20] 21-23 [24] 25-27 [28] 29-32 [33]",
+        "68-70 [71] 72-74 [75] 76-78 [79] 80-83 [84]",
+    ]
+    lengths = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 4
+    layout = Layout(tuple(Slice(MODEL, 100 * i, 100 * i + n) for i, n in enumerate(lengths)))
+    assert "layers)" in draw.layer_map(layout)
+
+
 def test_another_role_is_another_pattern() -> None:
     """Even where the map shows both in brackets."""
     words = "0-3 [4] 5-8 [9] … 15-18 [19] 20-23 [24] 25-28 [29] … 35-38 [39]"

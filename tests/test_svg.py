@@ -177,6 +177,31 @@ def test_the_legend_counts_and_names() -> None:
     assert "org/model-40" not in shown
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 50])
+@pytest.mark.parametrize("title", [None, "A title"])
+def test_the_legend_stands_below_the_cells(count: int, title: str | None) -> None:
+    """Each line of it has its place, names are cut where it ends, and a title stands above."""
+    layout = Layout(tuple(Slice(model, 0, 19) for model in models(count)))
+    root = parsed(svg.picture(layout, (), [f"{i}{'n' * 500}" for i in range(count)], title))
+    (drawn,) = (group for group in tags(root, "g") if "transform" in group.keys())  # noqa: SIM118
+    shift = float(drawn.get("transform", "")[len("translate(0 ") : -1])
+    bottom = shift + max(
+        float(r.get("y", "")) + float(r.get("height", "")) for r in tags(drawn, "rect")
+    )
+    legend = root[-1]
+    swatches = [(float(r.get("y", "")), float(r.get("x", ""))) for r in tags(legend, "rect")]
+    words = [text for text in tags(legend, "text") if "font-size" not in text.attrib]
+    places = {(float(text.get("y", "")), float(text.get("x", ""))) for text in words}
+    assert bottom + 8 < min(swatches)[0]
+    assert max(places)[0] + 8 < float(root.get("height", ""))
+    assert len(places) == len(words)
+    # No sans-serif font in use has an n of less than half its size.
+    across = 358 if count > 3 else 716
+    assert all(len(text.text or "") * 6.5 < across for text in words)
+    if title is not None:
+        assert 12 < float(tags(root, "text")[0].get("y", "")) < shift
+
+
 def test_the_picture_is_said_in_words() -> None:
     """For those who do not see it."""
     root = parsed(svg.picture(expand(Every(4), MODEL, 32), range(4, 40, 5), ["a base"]))
@@ -186,6 +211,9 @@ def test_the_picture_is_said_in_words() -> None:
         "40 layers: 32 original, 8 zeroed. In order, new ones in brackets: "
         "0-3 [4] 5-8 [9] … 35-38 [39]. From a base."
     )
+    many = Layout(tuple(Slice(model, 0, 1) for model in models(50)))
+    said = tags(parsed(svg.picture(many)), "desc")[0].text or ""
+    assert said.endswith("; AN org/model-39; 10 more.")
     layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
     assert tags(parsed(svg.picture(layout)), "desc")[0].text == (
         "2 layers: 2 original. In order: 0 1. Models: A org/model; B org/other."
