@@ -16,6 +16,21 @@ def amount(nbytes: int) -> str:
     return f"{value:.3g} {unit}"
 
 
+def count(number: int) -> str:
+    """A number of parameters as model names have it: 8.99B, 155.8M."""
+    value, units = float(number), iter(("", "K", "M", "B", "T"))
+    unit = next(units)
+    while value >= 999.95 and unit != "T":  # noqa: PLR2004 - what rounds to 1000.0
+        value, unit = value / 1000, next(units)
+    digits = 2 if unit in ("B", "T") else 1
+    return f"{value:.{digits}f}{unit}" if unit else str(number)
+
+
+def decimal(number: float) -> str:
+    """A number with one decimal, and none where that is 0."""
+    return f"{number:.1f}".removesuffix(".0")
+
+
 def parse_amount(text: str) -> int | None:
     """Bytes: 5000000000, 5B (mergekit's billion), 5GB, 4.5GB, 4GiB, 500M; None for other words."""
     match = re.fullmatch(

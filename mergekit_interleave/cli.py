@@ -12,14 +12,13 @@ import io
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Annotated, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -34,6 +33,9 @@ from mergekit_interleave.errors import (
     OutputError,
 )
 from mergekit_interleave.reference import parse_model
+
+if TYPE_CHECKING:
+    from mergekit_interleave.plan import Plan
 
 
 class _Plain:
@@ -190,16 +192,25 @@ def gen(
     allow_non_identity: NonIdentity = False,
 ) -> None:
     """Write the mergekit YAML to standard output, ready for mergekit-yaml."""
-    from mergekit_interleave import verdict  # noqa: PLC0415
+    from mergekit_interleave import pipeline, verdict  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
 
-    wanted = _read(directive, flags)
-    models = Models()
-    expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
-    verdict.check(expansion, models)
     if sys.stdout is None:
         raise OutputError("standard output is closed")
-    sys.stdout.write(expansion.recipe)
+    models = Models()
+    text, where = ("", "") if directive is None else directives.read_text(directive, _stdin())
+    if directive is not None and pipeline.is_stream(text, where):
+        if any(flags.values()):
+            raise DirectiveError("flags speak of one document, and there are several")
+        written = pipeline.expand(text, where, models, allow_non_identity=allow_non_identity)
+    else:
+        wanted = _said(flags)
+        if directive is not None:
+            wanted = directives.parse(text, where).replaced_by(wanted)
+        expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
+        verdict.check(expansion, models)
+        written = expansion.recipe
+    sys.stdout.write(written)
 
 
 @app.command(
@@ -310,39 +321,70 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
 
 
-@app.command(cls=_PlainCommand, epilog="Example: mk-interleave plan --every 4")
+@app.command(cls=_PlainCommand, epilog="Example: mk-interleave plan --every 4 --svg layers.svg")
 @_says_directive
-def plan(
+def plan(  # noqa: PLR0913 - one parameter for each flag
     directive: Directive = None,
     *,
     flags: Flags,
     allow_non_identity: NonIdentity = False,
-) -> None:
-    """Say what `run` would write into this directory, and write nothing."""
-    from mergekit_interleave import draw, weights  # noqa: PLC0415
-    from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
-    from mergekit_interleave.preflight import preflight  # noqa: PLC0415
+    drawing: Annotated[str | None, typer.Option("--svg", metavar="FILE", show_default=False, help=
+        "Draw the layer map there.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
+        "Run code that the model brings. Nothing is run without it.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help=
+        "Say all of it as JSON.")] = False,
+) -> None:  # fmt: skip
+    """Say what `run` would make, and write nothing."""
+    from mergekit_interleave import plan as planning  # noqa: PLC0415
+    from mergekit_interleave.expand import Models  # noqa: PLC0415
 
-    wanted = _read(directive, flags)
-    models = Models()
-    expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
-    layout = expansion.layout
-    lines = [("layers", f"{len(layout)}, {len(layout.new_layers)} of them new")]
-    lines += [("map", draw.layer_map(layout))]
-    if all(models.open(source).has_weights for source in layout.models):
-        writer = weights.Writer(preflight(expansion, models, None), Path.cwd(), weights.How())
-        against = writer.against_stream
-        cannot = writer.against_mergekit
-        lines += [
-            ("parameters", f"{writer.plan.parameters:,}"),
-            ("mergekit", f"cannot {cannot}" if cannot else f"{amount(writer.whole)} written"),
-            ("stream", str(writer.forecast) if against is None else f"cannot: {against}"),
-            ("free", f"{amount(shutil.disk_usage(Path.cwd()).free)} here"),
-        ]
+    models = Models(trust_remote_code=trust_remote_code)
+    found = planning.plan(
+        _read(directive, flags), models, Path.cwd(), allow_non_identity=allow_non_identity
+    )
+    if drawing is not None:
+        from mergekit_interleave import svg  # noqa: PLC0415
+
+        picture = svg.picture(found.layout, found.identities, found.names)
+        Path(drawing).write_text(picture, encoding="utf-8")
+    if as_json:
+        print(json.dumps(planning.as_json(found), indent=2))  # noqa: T201
+    elif sys.stdout.isatty():
+        _show(found)
     else:
-        lines += [("bytes", "not known before the weights are at hand")]
-    for name, words in lines:
-        print(f"{name:<11} {words}")  # noqa: T201
+        for name, words in planning.words(found):
+            print(f"{name:<11} {_printable(words)}")  # noqa: T201
+
+
+def _show(found: Plan) -> None:
+    """A plan on a terminal: the layers as a picture, and a table."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    from mergekit_interleave import draw  # noqa: PLC0415
+    from mergekit_interleave import plan as planning  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    width = max(console.width, draw.NARROWEST)
+    plain = not (console.encoding or "").lower().startswith("utf")
+    picture = draw.strip(
+        found.layout, found.identities, names=found.names, width=width, ascii_only=plain
+    )
+    for line in picture:
+        console.print(Text.assemble(*line), no_wrap=True, crop=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    before = None
+    for name, words in planning.words(found):
+        style = "yellow" if name == "warning" else ""
+        label = Text("" if name == before else name, style=style)
+        table.add_row(label, Text(_printable(words), style=style))
+        before = name
+    console.print()
+    console.print(table)
 
 
 @app.command(
@@ -481,10 +523,13 @@ _QUOTES = "a directive with spaces stands in quotes: 'interleave: every 4'"
 
 def _read(source: str | None, flags: Flags) -> directives.Directive:
     """The directive that the arguments and flags say together; flags win."""
-    given = directives.from_flags(**{name: _joined(name, said) for name, said in flags.items()})
     if source is None:
-        return given
-    return directives.load(source, _stdin()).replaced_by(given)
+        return _said(flags)
+    return directives.load(source, _stdin()).replaced_by(_said(flags))
+
+
+def _said(flags: Flags) -> directives.Directive:
+    return directives.from_flags(**{name: _joined(name, said) for name, said in flags.items()})
 
 
 def _stdin() -> IO[str]:
@@ -521,7 +566,9 @@ def _bar(total: int) -> Iterator[Callable[[int], object]]:
 
 def _printable(line: str) -> str:
     """A line in which names from a file cannot move the cursor, or have no letters at all."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "replace").decode(encoding)
 
 
 def _size(text: str, flag: str) -> int:

@@ -79,12 +79,14 @@ class Models:
         trust_remote_code: Whether code that a model brings may be run.
         unpickle_into: Where pickled weights may be written as safetensors, a directory that can be
             made; None refuses pickles.
+        results: What earlier documents of a stream make, by their names; none of it is written yet.
     """
 
     cached_only: bool = False
     cache_dir: str | None = None
     trust_remote_code: bool = False
     unpickle_into: Path | None = None
+    results: dict[str, Checkpoint] = field(default_factory=dict)
     _opened: dict[ModelRef, Checkpoint | CheckpointError] = field(default_factory=dict)
 
     def open(self, ref: ModelRef) -> Checkpoint:
@@ -93,6 +95,9 @@ class Models:
         Raises:
             CheckpointError: It cannot be opened; the same error each time.
         """
+        result = self.results.get(ref.path)
+        if result is not None:
+            return dataclasses.replace(result, ref=ref)
         if ref not in self._opened:
             try:
                 opened = open_checkpoint(

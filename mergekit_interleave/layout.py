@@ -164,6 +164,17 @@ Depths: TypeAlias = "int | Callable[[ModelRef], int | None] | None"
 """The number of layers, of the one model or of each; None where it is not known."""
 
 
+def distances(layout: Layout) -> list[int]:
+    """How many layers each copy stands from its original, in the order of the copies.
+
+    LongCAT's argument for copies side by side is that these numbers are small.
+    """
+    layers = layout.layers
+    originals = {(layer.model, layer.source): layer.index for layer in layers if not layer.new}
+    pairs = ((layer, originals.get((layer.model, layer.source))) for layer in layout.new_layers)
+    return [abs(layer.index - original) for layer, original in pairs if original is not None]
+
+
 def expand(  # noqa: PLR0913 - what is known, and what is asked
     growth: Growth,
     model: ModelRef | None,

@@ -197,23 +197,55 @@ def preflight(
         return _preflight(expansion, models, out, base_model, mix=mix)
 
 
-def _preflight(
-    expansion: Expansion, models: Models, out: Path | None, base_model: str | None, *, mix: bool
-) -> Preflight:
-    keys = expansion.directive.mergekit
+@dataclass(frozen=True)
+class Sources:
+    """The source models, which fit.
+
+    Attributes:
+        models: Those whose layers are taken.
+        base: The one that gives config, tokenizer and small files.
+        public: What to call them before the world.
+    """
+
+    models: Mapping[ModelRef, Checkpoint]
+    base: Checkpoint
+    public: PublicNames
+
+
+def open_sources(
+    expansion: Expansion, models: Models, *, base_model: str | None = None, mix: bool = False
+) -> Sources:
+    """Open the source models, as far as their configs, and check that they fit.
+
+    Args:
+        expansion: The directive and its layout.
+        models: Where they are opened.
+        base_model: The Hub id of the only source model, where its directory does not tell.
+        mix: Stack models although they do not fit.
+
+    Raises:
+        InterleaveError: They cannot be opened, or do not fit.
+    """
     sources = {model: models.open(model) for model in expansion.layout.models}
     base = models.open(expansion.base)
     opened = {**sources, base.ref: base}
     _check_alone(opened, base)
     for checkpoint in opened.values():
         _check_fit(checkpoint, base, mix=mix)
-        if out is not None:
-            _check_apart(checkpoint, out)
-    public = PublicNames.of(opened, base_model)
+    return Sources(sources, base, PublicNames.of(opened, base_model))
 
+
+def _preflight(
+    expansion: Expansion, models: Models, out: Path | None, base_model: str | None, *, mix: bool
+) -> Preflight:
+    keys = expansion.directive.mergekit
+    opened = open_sources(expansion, models, base_model=base_model, mix=mix)
+    base = opened.base
     if out is not None:
+        for checkpoint in (*opened.models.values(), base):
+            _check_apart(checkpoint, out)
         models.fetch_small_files(base)
-    sources = {model: models.with_weights(model) for model in sources}
+    sources = {model: models.with_weights(model) for model in opened.models}
     base = sources.get(base.ref, base)
     for checkpoint in sources.values():
         checkpoint.check_depth()
@@ -228,7 +260,7 @@ def _preflight(
         expansion=expansion,
         sources=sources,
         base=base,
-        public=public,
+        public=opened.public,
         placement=placement,
         parts=parts,
         dtype=wanted or _dtype_of(parts, base),

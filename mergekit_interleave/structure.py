@@ -94,6 +94,32 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
     return {name: tuple(tensor.shape) for name, tensor in _state(path, trusted=trusted).items()}
 
 
+def parameters(base: Checkpoint) -> tuple[int, list[int]]:
+    """How many numbers the class of a config.json holds: outside the layers, and in each layer.
+
+    Raises:
+        RefusedError: transformers cannot build it, or builds other layers.
+    """
+    state = {
+        id(tensor): (name, tensor)
+        for name, tensor in _state(base.path, trusted=base.trusted).items()
+    }
+    sizes = {name: int(tensor.numel()) for name, tensor in state.values()}
+    stacks: dict[str, dict[int, int]] = {}
+    for name, size in sizes.items():
+        match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
+        if match:
+            layers = stacks.setdefault(match[1], {})
+            layers[int(match[2])] = layers.get(int(match[2]), 0) + size
+    own = [stack for stack in stacks.values() if stack.keys() == {*range(base.depth)}]
+    if not own:
+        raise RefusedError(
+            f"{base.ref}: transformers does not build {base.depth} layers from its config.json"
+        )
+    per_layer = [sum(stack[index] for stack in own) for index in range(base.depth)]
+    return sum(sizes.values()) - sum(per_layer), per_layer
+
+
 def ties(path: Path, *, trusted: bool = False) -> Mapping[str, frozenset[str]]:
     """The tensors that the class has in memory, each with the others that it is tied to.
 

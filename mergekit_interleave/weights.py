@@ -123,6 +123,26 @@ def _check_stream(how: How, expansion: Expansion) -> None:
             )
 
 
+def mergekit_memory(nbytes: int) -> int:
+    """About how many bytes of memory a `run` by mergekit takes: it holds one shard.
+
+    Args:
+        nbytes: The bytes of all tensors. docs/performance.md has what was measured.
+    """
+    libraries = 9 * 10**8
+    return libraries + min(nbytes, _SHARD_SIZE)
+
+
+def stream_memory(tensors: int) -> int:
+    """The same by the stream engine, which knows only where each tensor is.
+
+    Args:
+        tensors: How many there are.
+    """
+    python, each = 32 * 10**6, 1_100
+    return python + tensors * each
+
+
 @dataclass(frozen=True)
 class Writer:
     """Writes the weights, and the tokenizer where mergekit makes it.

@@ -309,7 +309,7 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, yaml.composer.ComposerError) and "single document" in str(error):
-        return "holds several documents; one is expected"
+        return "holds several documents; one is expected (`gen` takes a stream for mergekit-multi)"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

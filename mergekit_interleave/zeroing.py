@@ -158,17 +158,33 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
         LayoutError: A residual writer is left standing.
     """
     names = _zeroed_names(edit.scales)
-    left = standing(edit, tensors, family)
-    gains = family.gains.names if family.gains else ()
-    if not tensors and not (gains and all(names_zero(edit.scales, name) for name in gains)):
-        left = [writer for writer in family.zero if not names_zero(edit.scales, writer)]
-        left += [name for name in family.constants if not constant_of(name, edit.constants)]
+    left = standing(edit, tensors, family) if tensors else _standing_names(edit, family)
     if names and left:
         raise LayoutError(
             f"zero: [{', '.join(names)}] leaves {_short(left)[0]} standing, "
             "so that the new layers would not be identities",
             hint=f"{_right_list(family)}, or --allow-non-identity to insist",
         )
+
+
+def _standing_names(edit: Edit, family: Family) -> list[str]:
+    """What keeps a layer from being an identity, as far as names alone tell."""
+    gains = family.gains.all if family.gains else ()
+    closed = [constant_of(name, edit.constants) or names_zero(edit.scales, name) for name in gains]
+    left = [name for name in family.constants if not constant_of(name, edit.constants)]
+    if closed and all(closed):
+        return left
+    return [writer for writer in family.zero if not names_zero(edit.scales, writer)] + left
+
+
+def names_identity(edit: Edit, family: Family) -> bool:
+    """Whether an edit makes a layer an identity, as far as names alone tell.
+
+    Args:
+        edit: What is done to it.
+        family: Its model's family.
+    """
+    return not _standing_names(edit, family)
 
 
 def check_outside(scales: Scales, tensors: Collection[str]) -> None:

@@ -1,0 +1,139 @@
+"""A stream of documents for mergekit-multi: those with a growth line are expanded.
+
+The others pass through as they are written. A model may be an earlier document's `name`: its layers
+are then those of that document's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave import directive as directives
+from mergekit_interleave import growth as growths
+from mergekit_interleave import modelconfig, verdict, yamltext
+from mergekit_interleave.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.errors import DirectiveError, InterleaveError
+from mergekit_interleave.expand import Models, resolve
+from mergekit_interleave.layout import Layout, Slice
+from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
+
+NAME = "name"
+"""The key by which mergekit-multi's documents name their results."""
+
+
+def is_stream(text: str, where: str) -> bool:
+    """Whether a text is mergekit-multi's: several documents, or one that names its result.
+
+    Raises:
+        DirectiveError: It is no YAML.
+    """
+    try:
+        documents = yamltext.documents(text, where)
+    except DirectiveError:
+        return False  # the one-line form is no YAML; what is wrong with others is said later
+    return len(documents) > 1 or NAME in yamltext.keys(text)
+
+
+def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = False) -> str:
+    """The stream with its growth lines expanded.
+
+    Args:
+        text: The stream.
+        where: What to call it in errors.
+        models: Where models are opened; it learns the names of the documents.
+        allow_non_identity: Let a list of names to zero leave a residual writer standing.
+
+    Raises:
+        InterleaveError: A document with a growth line cannot be expanded.
+    """
+    stream = _Stream(where, models, allow_non_identity=allow_non_identity)
+    return "".join(stream.expanded(part) for part in yamltext.documents(text, where))
+
+
+class _Stream:
+    def __init__(self, where: str, models: Models, *, allow_non_identity: bool) -> None:
+        self._where, self._models = where, models
+        self._allow_non_identity = allow_non_identity
+        self._count = 0
+
+    def expanded(self, text: str) -> str:
+        """One document, as it stands there or with its slices."""
+        self._count += 1
+        place = f"{self._where}, document {self._count}"
+        keys = yamltext.keys(text)
+        if not any(key in keys for key in growths.KEYS):
+            self._learn(keys.get(NAME), text, place)
+            return text
+        document = yamltext.read(text, place, directives.KNOWN)
+        if not isinstance(document, dict):
+            raise DirectiveError(f"{place}: expected `key: value` lines")
+        name = document.pop(NAME, None)
+        directive = directives.of_document(document, place)
+        self._models.cached_only = False
+        try:
+            expansion = resolve(
+                directive, self._models, allow_non_identity=self._allow_non_identity
+            )
+            verdict.check(expansion, self._models)
+        except InterleaveError as error:
+            raise type(error)(f"{place}: {error}", hint=error.hint) from error
+        if name is not None:
+            self._remember(str(name), expansion.layout)
+        begins = "---\n" if text.lstrip().startswith("---") else ""
+        named = "" if name is None else yamltext.write({NAME: name})
+        return f"{begins}{named}{expansion.recipe}"
+
+    def _remember(self, name: str, layout: Layout) -> None:
+        ref = ModelRef(ModelPath(name))
+        self._models.results[name] = Checkpoint(
+            ref, Path(self._where) / name, self._config(layout), is_local=False
+        )
+
+    def _config(self, layout: Layout) -> Mapping[str, Any]:
+        """The config.json of a result, as far as its sources can be read."""
+        with suppress(InterleaveError):
+            sources = {model: self._models.open(model) for model in layout.models}
+            first = sources[layout.models[0]]
+            with interpreted(first.path):
+                placement = modelconfig.placement_of(sources, layout)
+                return modelconfig.deepened(first, layout, placement)
+        return {"num_hidden_layers": len(layout)}
+
+    def _learn(self, name: str | None, text: str, place: str) -> None:
+        """What a document that is left alone makes, as far as later ones must know it."""
+        if name is None:
+            return
+        with suppress(InterleaveError):
+            document = yamltext.read(text, place, directives.KNOWN)
+            if isinstance(document, dict):
+                layout = self._layout(document)
+                if layout is not None:
+                    self._remember(name, layout)
+
+    def _layout(self, document: Mapping[Any, object]) -> Layout | None:
+        """The layers of the first source of each slice, or of the first model of a merge."""
+        slices = list(_slices(document))
+        if slices:
+            return Layout(tuple(slices))
+        entries = document.get("models")
+        stated = document.get("base_model")
+        if stated is None and isinstance(entries, list) and entries:
+            stated = entries[0].get("model") if isinstance(entries[0], Mapping) else None
+        if stated is None:
+            return None
+        model = parse_model(stated, "model")
+        return Layout((Slice(model, 0, self._models.open(model).depth),))
+
+
+def _slices(document: Mapping[Any, object]) -> Iterator[Slice]:
+    match document.get("slices"):
+        case [*entries]:
+            for entry in entries:
+                match entry:
+                    case {
+                        "sources": [{"model": model, "layer_range": [int(start), int(stop)]}, *_]
+                    }:
+                        yield Slice(parse_model(model, "model"), start, stop)
