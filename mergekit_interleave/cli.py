@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
@@ -81,7 +81,7 @@ app = typer.Typer(
     help="Grow a language model deeper: one line in, mergekit YAML or the finished model out.",
     epilog="A directive is a file, - for standard input, or the words themselves: "
     "'model: org/name, interleave: every 4, zero: \\[o_proj, down_proj]'",
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -96,11 +96,23 @@ Directive = Annotated[
 ]
 
 
-def _growth(help_text: str, metavar: str) -> typer.models.OptionInfo:
+def _growth(help_text: str, metavar: str, values: Sequence[str] = ()) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        help=help_text, metavar=metavar, rich_help_panel="What to grow"
+        help=help_text,
+        metavar=metavar,
+        rich_help_panel="What to grow",
+        autocompletion=_offering(*values),
     )
     return option
+
+
+def _offering(*values: str) -> Callable[[str], list[str]]:
+    """What a shell offers for an option's value."""
+
+    def begun(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return begun
 
 
 NonIdentity = Annotated[
@@ -127,15 +139,25 @@ _FLAGS = {
     "windows": _growth("Windows of SIZE layers, each STRIDE further.", "SIZE:STRIDE"),
     "drop": _growth("Leave layers out, such as 23:28.", "RANGE,..."),
     "zero": _growth(
-        "What new layers zero: auto, none, gains, or names: o_proj,down_proj.", "NAMES"
+        "What new layers zero: auto, none, gains, or names: o_proj,down_proj.",
+        "NAMES",
+        ("auto", "none", "gains", "o_proj,down_proj"),
     ),
     "scale": _growth("What new layers are multiplied by: q_proj=0.84,k_proj=0.84.", "NAME=X,..."),
-    "apply_to": _growth("To which they apply: copies, first, last or all.", "WHICH"),
+    "apply_to": _growth(
+        "To which they apply: copies, first, last or all.",
+        "WHICH",
+        ("copies", "first", "last", "all"),
+    ),
     "model": typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
     "layers": typer.Option(
         help="Its number of layers, where its config cannot be read.", metavar="N"
     ),
-    "dtype": typer.Option(help="Convert the weights, such as bfloat16.", metavar="DTYPE"),
+    "dtype": typer.Option(
+        help="Convert the weights, such as bfloat16.",
+        metavar="DTYPE",
+        autocompletion=_offering(*directives.DTYPES),
+    ),
 }
 """What says the same as the keys of a directive."""
 
@@ -227,7 +249,8 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     flags: Flags,
     allow_non_identity: NonIdentity = False,
     engine: Annotated[str, typer.Option(
-        metavar="auto|mergekit|stream", help="What writes the weights.")] = "auto",
+        metavar="auto|mergekit|stream", help="What writes the weights.",
+        autocompletion=_offering("auto", "mergekit", "stream"))] = "auto",
     out_shard_size: Annotated[str | None, typer.Option(
         metavar="SIZE", show_default=False, help="The most bytes of one shard, such as 5GB, 500MB "
         "or mergekit's 5B; 5GB, and by the stream engine where the base's are cut.")] = None,
@@ -504,6 +527,14 @@ def fix_config(
         print(f"{directory}: its config.json is as it should be")  # noqa: T201
 
 
+@app.command(cls=_PlainCommand, epilog="Example: mk-interleave schema > interleave.schema.json")
+def schema() -> None:
+    """Write the JSON Schema of a directive, by which editors complete and check it."""
+    from mergekit_interleave import schema as schemas  # noqa: PLC0415
+
+    print(json.dumps(schemas.schema(), indent=2))  # noqa: T201
+
+
 def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
     """The words of `run`: the last is always OUT."""
     *directive, out = words
@@ -644,9 +675,9 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
 def _usage_hint(error: typer.TyperException, words: list[str]) -> str:
     if "extra argument" in error.format_message():
         return _QUOTES
-    command = next(
-        (word for word in words if word in ("gen", "run", "plan", "verify", "fix-config")), None
-    )
+    known = app.registered_commands
+    commands = {command.name or getattr(command.callback, "__name__", "") for command in known}
+    command = next((word for word in words if word in commands), None)
     return f"mk-interleave {command} --help" if command else "mk-interleave --help"
 
 

@@ -27,6 +27,7 @@ from mergekit_interleave.scaling import (
     NONE,
     Scales,
     Zero,
+    check_apart,
     parse_scale,
     parse_scale_flag,
     parse_zero,
@@ -379,10 +380,7 @@ def _check_used(directive: Directive) -> None:
             "apply_to: says where to zero or scale, and nothing says what",
             hint="for example `scale: {q_proj: 0.84}`",
         )
-    zeroed = directive.zero if isinstance(directive.zero, tuple) else ()
-    for scale in directive.scale or ():
-        if scale.filter in zeroed:
-            raise DirectiveError(f"`zero` and `scale` both speak of {scale.filter}")
+    check_apart(directive.zero, directive.scale or ())
 
 
 def _apply_to(value: object, where: str) -> str:

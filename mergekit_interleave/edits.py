@@ -56,6 +56,7 @@ class Edits:
             LayoutError: A name matches nothing, or what is zeroed is no identity.
             CheckpointError: The tensors cannot be read.
         """
+        _check_outside(layout, directive, self._opened)
         for (model, rule), edits in self._by_rule.items():
             checkpoint = self._opened[model]
             layers = [x for x in layout.layers if x.model == model and x.edit in edits]
@@ -63,7 +64,6 @@ class Edits:
                 _check_zeroing(layers, checkpoint, rule, allow_non_identity=allow_non_identity)
             elif isinstance(rule, tuple):
                 log.warning("zero: the names are not checked: the model cannot be read")
-        _check_outside(layout, directive, self._opened)
 
 
 def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | None:

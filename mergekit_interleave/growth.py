@@ -20,6 +20,7 @@ from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.scaling import (
     Scales,
     Zero,
+    check_apart,
     parse_scale,
     parse_zero,
     scale_document,
@@ -401,8 +402,11 @@ def _step(value: object, where: str, named: Named) -> Step:
         parts = _parts(value.get("layers", [0, END]), f"{where}.layers", named)
     if any(part.model is not None for part in parts) and model is not None:
         raise DirectiveError(f"{where}: the model is named twice")
-    if ("times" in value or "as" in value) and any(part.times > 1 for part in parts):
-        raise DirectiveError(f"{where}: `times` is said twice")
+    if "times" in value or "as" in value:
+        if any(part.times > 1 for part in parts):
+            raise DirectiveError(f"{where}: `times` is said twice")
+        if any(isinstance(part.layers, Windows) for part in parts):
+            raise DirectiveError(f"{where}: windows are not repeated", hint="write them twice")
     parts = [
         Part(
             part.layers,
@@ -412,11 +416,10 @@ def _step(value: object, where: str, named: Named) -> Step:
         )
         for part in parts
     ]
-    return Step(
-        tuple(parts),
-        parse_zero(value["zero"], f"{where}.zero") if "zero" in value else None,
-        parse_scale(value["scale"], f"{where}.scale") if "scale" in value else (),
-    )
+    zero = parse_zero(value["zero"], f"{where}.zero") if "zero" in value else None
+    scale = parse_scale(value["scale"], f"{where}.scale") if "scale" in value else ()
+    check_apart(zero, scale, f"{where}: ")
+    return Step(tuple(parts), zero, scale)
 
 
 def _parts(value: object, where: str, named: Named) -> list[Part]:

@@ -245,8 +245,7 @@ def _ranges(
 
 def _part(part: Part, model: ModelRef, depth: int | None) -> Iterator[tuple[int, int]]:
     if isinstance(part.layers, Windows):
-        ranges = _windows(part.layers, model, depth)
-        return chain.from_iterable(repeat(list(ranges), part.times)) if part.times > 1 else ranges
+        return _windows(part.layers, model, depth)
     start, stop = resolve(part.layers, depth, model)
     return _again(start, stop, part.times, as_block=part.as_block)
 

@@ -203,11 +203,11 @@ def _from_weights(found: Plan, made: Preflight, here: Path) -> Plan:
     new = {layer.index for layer in found.layout.new_layers}
     writer = weights.Writer(made, here, weights.How())
     against_mergekit, against_stream = writer.against_mergekit, writer.against_stream
-    engine, why = weights.MERGEKIT, "it writes the right tensors of this type"
+    engine, why = weights.MERGEKIT, f"{_RIGHT}; --engine stream writes the same"
     if against_mergekit is not None:
-        engine, why = weights.STREAM, f"mergekit cannot {against_mergekit}"
+        engine, why = weights.STREAM, f"because mergekit cannot {against_mergekit}"
     elif against_stream is not None:
-        why = f"only it can: {against_stream}"
+        why = f"because {against_stream}"
     memory = {}
     if against_mergekit is None:
         memory[weights.MERGEKIT] = weights.mergekit_memory(writer.whole)
@@ -234,6 +234,8 @@ def _from_weights(found: Plan, made: Preflight, here: Path) -> Plan:
         counted=True,
     )
 
+
+_RIGHT = "which writes the right tensors of this type"
 
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -267,9 +269,9 @@ def _counted(found: Plan, sources: Sources, here: Path) -> Plan:
         mergekit=None if wrong else nbytes,
         stream=None,
         engine=engine,
-        why=f"mergekit does not write the right tensors of model type {first.model_type}"
+        why=f"because mergekit cannot write the right tensors of model type {first.model_type}"
         if wrong
-        else "it writes the right tensors of this type",
+        else _RIGHT,
         memory={weights.MERGEKIT: weights.mergekit_memory(nbytes)} if not wrong else {},
         free=shutil.disk_usage(here).free,
     )
@@ -324,16 +326,15 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
         return
     about = "" if found.counted else "about "
     yield "bytes", f"{about}{amount(writing.nbytes)}"
-    yield "engine", f"{writing.engine}: {writing.why}"
+    yield "engine", f"{writing.engine}, {writing.why}"
     if writing.mergekit is not None:
-        yield "mergekit", _by(f"{about}{amount(writing.mergekit)} written", writing, "mergekit")
+        yield "mergekit", f"{about}{amount(writing.mergekit)} written"
     if writing.stream is not None:
-        yield "stream", _by(str(writing.stream), writing, "stream")
+        yield "stream", str(writing.stream)
+    if writing.memory:
+        needs = [f"{amount(nbytes)} by {engine}" for engine, nbytes in writing.memory.items()]
+        yield "memory", f"about {', '.join(needs)}"
     yield "free", f"{amount(writing.free)} here"
-
-
-def _by(traffic: str, writing: Writing, engine: str) -> str:
-    return f"{traffic}; {amount(writing.memory[engine])} of memory, about"
 
 
 def _short(value: object) -> str:

@@ -159,6 +159,18 @@ def parse_scale_flag(text: str, where: str) -> Scales:
     return parse_scale({name.strip(): factor.strip() for name, _, factor in pairs}, where)
 
 
+def check_apart(zero: Zero | None, scale: Scales, where: str = "") -> None:
+    """Check that no name is both zeroed and scaled.
+
+    Raises:
+        DirectiveError: One is.
+    """
+    zeroed = zero if isinstance(zero, tuple) else ()
+    for entry in scale:
+        if entry.filter in zeroed:
+            raise DirectiveError(f"{where}`zero` and `scale` both speak of {entry.filter}")
+
+
 def scale_document(scales: Scales) -> object:
     """What to multiply by, in the shortest form that `parse_scale` reads back as the same."""
     if len(scales) == 1 and scales[0].filter is None:
@@ -223,14 +235,16 @@ def _evaluated(text: str) -> float | Fraction | None:
     return None if under == 0 else over / under
 
 
-_ROOTS = {math.sqrt(Fraction(p, q)): f"sqrt({p}/{q})" for q in range(2, 9) for p in range(1, q)}
+_FRACTIONS = {Fraction(p, q) for q in range(2, 10) for p in range(1, q)}
+_SHORT = {float(part): str(part) for part in _FRACTIONS} | {
+    math.sqrt(part): f"sqrt({part})" for part in sorted(_FRACTIONS, reverse=True)
+}
 _EXACT = 2**53
-_THIRDS = {float(Fraction(p, q)): f"{p}/{q}" for q in (3, 6, 7, 9) for p in range(1, q)}
 
 
 def _factor_document(value: float) -> object:
     """A factor as a person would write it, to the last bit."""
     if value.is_integer() and abs(value) < _EXACT and (value or math.copysign(1, value) > 0):
         return int(value)
-    short = _THIRDS.get(value) or _ROOTS.get(value)
+    short = _SHORT.get(value)
     return short if short and len(short) < len(repr(value)) else value

@@ -268,15 +268,22 @@ def _load(text: str, known: Collection[str] | None = None) -> object:
             raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values, its aliases written out")
         if known is not None and isinstance(node, yaml.MappingNode):
             # People keep anchors under a key that means nothing, again and again.
-            last = {getattr(key, "value", None): value for key, value in node.value}
-            node.value = [
-                (key, value)
-                for key, value in node.value
-                if getattr(key, "value", None) in known or last[key.value] is value
-            ]
+            node.value = _without_repeated(node.value, known)
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _without_repeated(
+    pairs: list[tuple[yaml.Node, yaml.Node]], known: Collection[str]
+) -> list[tuple[yaml.Node, yaml.Node]]:
+    """The pairs of a mapping without all but the last of those whose key is not known."""
+    last = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
+    return [
+        (key, value)
+        for key, value in pairs
+        if not isinstance(key, yaml.ScalarNode) or key.value in known or last[key.value] is value
+    ]
 
 
 def _check_nesting(text: str) -> None:

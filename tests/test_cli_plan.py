@@ -1,31 +1,90 @@
-"""`plan`: what `run` would write, and nothing written."""
+"""`plan`: what `run` would make, and nothing written."""
 
 from __future__ import annotations
 
 import json
 import os
+import pty
+import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import zoo
 from conftest import Cli, emulate_sharing, make_llama
 
+from mergekit_interleave import weights
+
 LINES = """\
-layers      10, 2 of them new
+what        2 new layers, zeroed, one after every 4th of 8: block expansion
+layers      8 → 10, 2 of them new
 map         0-3 [4] 5-8 [9]
-parameters  81,568
+distance    copies stand 1 from their originals on average, 1 at most
+parameters  66,080 → 81,568 (81.6K)
+trainable   15,488 in the new layers, 19.0% of all
+bytes       326 kB
+engine      mergekit, which writes the right tensors of this type; --engine stream writes the same
 mergekit    326 kB written
 stream      318 kB written, 20.5 kB of zeros that take no room
+memory      about 900 MB by mergekit, 32.1 MB by stream
 """
 
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "torch_dtype": "bfloat16",
+}
 
-def test_bytes_by_engine(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """What each writes; the directory stays empty."""
+
+def lines(text: str) -> dict[str, str]:
+    """The lines by their names; of several of one name the last."""
+    return dict(line.split(maxsplit=1) for line in text.splitlines())
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A directory with a config.json alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**MISTRAL, **changes}))
+    return folder
+
+
+def test_all_of_it_in_a_pipe(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Plain lines; the directory stays empty."""
     result = mk("plan", "--every", "4", "--model", tiny, cwd=tmp_path)
-    *lines, free = result.out.splitlines(keepends=True)
-    assert (result.status, "".join(lines), result.err) == (0, LINES, "")
+    assert (result.status, result.err) == (0, "")
+    assert result.out.startswith(LINES)
+    free, config, fingerprint = result.out[len(LINES) :].splitlines()
     assert free.startswith("free        ")
+    assert config == "config      num_hidden_layers: 8 → 10"
+    assert fingerprint.startswith("fingerprint ")
     assert os.listdir(tmp_path) == []
+
+
+def test_the_plan_is_what_run_makes(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Parameters, bytes, config and fingerprint, by the model itself."""
+    words = ("--repeat", "2:6x3", "--zero", "auto", "--model", tiny)
+    planned = json.loads(mk("plan", *words, "--json", cwd=tmp_path).out)
+    out = tmp_path / "out"
+    said = mk("run", out, *words, "--engine", "stream").out
+    made = json.loads((out / "interleave.json").read_text())
+    config = json.loads((out / "config.json").read_text())
+    assert planned["fingerprint"] == made["fingerprint"]
+    assert planned["new_layers"] == [i for i, layer in enumerate(made["layers"]) if layer["new"]]
+    assert [layer["layer"] for layer in planned["layers"]] == [x["layer"] for x in made["layers"]]
+    assert f"{planned['parameters']['after']:,} parameters" in said
+    assert planned["writing"]["nbytes"] == made["verified"]["weights"]["compared"]
+    assert {key: change["to"] for key, change in planned["config"].items()} == {
+        key: config[key] for key in planned["config"]
+    }
 
 
 def test_shared_bytes(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,17 +94,17 @@ def test_shared_bytes(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     planned = mk("plan", "--every", "4", "--model", base, cwd=tmp_path)
     assert "MB shared with the base" in planned.out
     words = ("run", "--every", "4", tmp_path / "out", "--model", base, "--engine", "stream")
-    (line,) = (line for line in planned.out.splitlines() if line.startswith("stream"))
-    assert mk(*words).out.split(": ")[-1].strip() == line.removeprefix("stream").strip()
+    assert mk(*words).out.split(": ")[-1].strip() == lines(planned.out)["stream"]
 
 
 def test_what_stream_cannot_do(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """Is said in its place."""
+    """Is the reason for the other engine."""
     words = ("plan", "--every", "4", "--model", tiny, "--dtype", "float16")
-    result = mk(*words, cwd=tmp_path)
-    assert result.status == 0
-    assert "stream      cannot: --engine stream does no arithmetic: model" in result.out
-    assert "mergekit    163 kB written" in result.out
+    result = lines(mk(*words, cwd=tmp_path).out)
+    assert result["engine"].startswith("mergekit, because --engine stream does no arithmetic: mo")
+    assert result["mergekit"] == "163 kB written"
+    assert "stream" not in result
+    assert "stream" not in result["memory"]
 
 
 def test_what_mergekit_cannot_do(mk: Cli, tmp_path: Path) -> None:
@@ -58,23 +117,119 @@ def test_what_mergekit_cannot_do(mk: Cli, tmp_path: Path) -> None:
         base = zoo.save(name, tmp_path / name)
         result = mk("plan", "--every", "2", "--model", base, cwd=tmp_path)
         assert result.status == 0, result.err
-        assert f"mergekit    {reason}" in result.out
-        assert " written" in result.out.partition("stream")[2]
+        assert f"engine      stream, because mergekit {reason}" in result.out
+        assert "written" in lines(result.out)["stream"]
+        assert "mergekit" not in lines(result.out)
 
 
-def test_without_weights(mk: Cli, tmp_path: Path) -> None:
-    """Layers only."""
-    config = {"model_type": "llama", "num_hidden_layers": 8}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    result = mk("plan", "--every", "4", cwd=tmp_path)
-    assert result.status == 0, result.err
-    assert result.out.splitlines()[0] == "layers      10, 2 of them new"
-    assert "not known before the weights are at hand" in result.out
+class TestByConfigAlone:
+    """Where no weights are at hand, the class is asked what it would build."""
+
+    def test_the_published_sizes(self, mk: Cli, tmp_path: Path) -> None:
+        """8.99B for a Mistral with a zeroed layer after every fourth, 10.73B interwoven."""
+        write_config(tmp_path, vocab_size=32002)
+        result = mk("plan", "--every", "4", cwd=tmp_path)
+        assert result.status == 0, result.err
+        found = lines(result.out)
+        assert found["parameters"] == "7,241,748,480 → 8,986,644,480 (8.99B, by config.json)"
+        assert found["bytes"] == "about 18 GB"
+        assert "zeroed" in result.out
+        write_config(tmp_path)
+        result = mk("plan", "--repeat", "8:24", cwd=tmp_path)
+        assert "→ 10,731,524,096 (10.73B, by config.json)" in result.out
+        assert "16 of 32 layers twice, side by side" in result.out
+
+    def test_they_are_those_of_the_weights(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """The same numbers either way."""
+        config = (tiny / "config.json").read_text()
+        (tmp_path / "config.json").write_text(config)
+        alone = json.loads(mk("plan", "--every", "4", "--json", cwd=tmp_path).out)
+        whole = json.loads(mk("plan", "--every", "4", "--json", "--model", tiny).out)
+        assert alone["parameters"].pop("counted_from") == "config.json"
+        assert whole["parameters"].pop("counted_from") == "weights"
+        assert alone["parameters"] == whole["parameters"]
+        assert alone["writing"]["nbytes"] == whole["writing"]["nbytes"]
+        assert alone["layers"] == whole["layers"]
+
+    def test_what_cannot_be_built(self, mk: Cli, tmp_path: Path) -> None:
+        """Is a warning, and the rest is said."""
+        write_config(tmp_path, num_attention_heads=0)
+        result = mk("plan", "--every", "4", cwd=tmp_path)
+        assert result.status == 0, result.err
+        assert lines(result.out)["warning"].startswith("the parameters cannot be counted")
+        assert lines(result.out)["bytes"] == "not known before the weights are at hand"
 
 
 def test_what_run_refuses(mk: Cli, tmp_path: Path) -> None:
     """Plan refuses, too."""
-    config = {"model_type": "bert", "num_hidden_layers": 8}
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_config(tmp_path, model_type="bert", num_hidden_layers=8)
     result = mk("plan", "--every", "4", cwd=tmp_path)
     assert (result.status, "is refused" in result.err) == (1, True)
+    other = write_config(tmp_path / "other", model_type="qwen2")
+    two = write_config(tmp_path / "two", model_type="qwen2")
+    words = f"layout: [{other} 0:24, {two} 8:32]"
+    result = mk("plan", words, cwd=tmp_path)
+    assert (result.status, "cannot be stacked yet" in result.err) == (1, True)
+
+
+def test_distance_of_copies(mk: Cli, tiny: Path) -> None:
+    """Side by side they are near, as a block they are far: LongCAT's argument."""
+    near = json.loads(mk("plan", "--repeat", "2:6", "--model", tiny, "--json").out)
+    far = json.loads(mk("plan", "--repeat", "2:6@block", "--model", tiny, "--json").out)
+    assert (near["distance"], far["distance"]) == (
+        {"mean": 1.0, "largest": 1},
+        {"mean": 4.0, "largest": 4},
+    )
+    shorter = json.loads(mk("plan", "--drop", "2:6", "--model", tiny, "--json").out)
+    assert shorter["distance"] is None
+
+
+def test_every_warning(mk: Cli, tiny: Path) -> None:
+    """Among the lines, and not besides."""
+    words = ("plan", "--every", "4", "--zero", "o_proj,down_proj,input_layernorm", "--model", tiny)
+    result = mk(*words)
+    assert lines(result.out)["warning"].startswith("zero: input_layernorm.weight is zeroed too")
+    assert result.err == ""
+    assert json.loads(mk(*words, "--json").out)["warnings"] == [lines(result.out)["warning"]]
+
+
+def test_no_room(mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is a warning here, where nothing is written."""
+    usage = weights.shutil.disk_usage(tiny)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
+    result = mk("plan", "--every", "4", "--model", tiny)
+    assert (result.status, lines(result.out)["warning"]) == (0, "there is no room for it here")
+
+
+def test_a_drawing(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """An SVG file with the layers of the plan, and nothing else written."""
+    result = mk("plan", "--every", "4", "--svg", "layers.svg", "--model", tiny, cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert os.listdir(tmp_path) == ["layers.svg"]
+    root = ET.fromstring((tmp_path / "layers.svg").read_bytes())  # noqa: S314 - it is our own
+    assert "8 original, 2 zeroed" in "".join(root.itertext())
+    result = mk("plan", "--every", "4", "--svg", "no/such/place", "--model", tiny, cwd=tmp_path)
+    assert (result.status, result.err.startswith("error: ")) == (1, True)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_table_on_a_terminal(tiny: Path, tmp_path: Path, encoding: str) -> None:
+    """With a picture above it, one sign for each layer; no line is wider than the terminal."""
+    words = [sys.executable, "-m", "mergekit_interleave", "plan", "--every", "4", "--model", tiny]
+    ours, theirs = pty.openpty()
+    env = {**os.environ, "COLUMNS": "60", "PYTHONIOENCODING": encoding, "TERM": "xterm"}
+    with subprocess.Popen(words, stdout=theirs, cwd=tmp_path, env=env) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                shown += chunk
+        except OSError:  # its end, on Linux
+            pass
+        assert process.wait() == 0
+    text = re.sub(r"\x1b\[[\d;]*m|\r", "", shown.decode(encoding))
+    assert "".join(text.splitlines()[0].split()[1:]) == (
+        "████░████░" if encoding == "utf-8" else "####.####."
+    )
+    assert max(map(len, text.splitlines())) <= 60
+    assert "block expansion" in " ".join(text.split())

@@ -13,9 +13,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_interleave import directive as directives
+from mergekit_interleave import yamltext
 from mergekit_interleave.directive import Directive, from_flags, load, parse
 from mergekit_interleave.errors import DirectiveError
-from mergekit_interleave.growth import Append, Every, Growth, Repeat, Spelled, Spread, stack_of
+from mergekit_interleave.growth import (
+    Append,
+    Drop,
+    Every,
+    Growth,
+    Part,
+    Repeat,
+    Spelled,
+    Spread,
+    Stack,
+    Step,
+    Windows,
+    stack_of,
+)
 from mergekit_interleave.reference import ModelPath, ModelRef
 
 GROWTHS: list[tuple[str, dict[str, str], Growth]] = [
@@ -38,6 +52,28 @@ GROWTHS: list[tuple[str, dict[str, str], Growth]] = [
     ),
     ("stack: [0:24, 8:32]", {"stack": "[[0, 24], [8, 32]]"}, stack_of([(0, 24), (8, 32)])),
     ("repeat: 8:24x3", {"repeat": "{layers: [8, 24], times: 3}"}, Repeat((8, 24), 3)),
+    ("repeat: [-8, end]", {"repeat": "-8:end"}, Repeat((-8, "end"))),
+    ("repeat: [25%, 75%]", {"repeat": "25%:75%"}, Repeat(("25%", "75%"))),
+    ("stack: [[0, 75%], [8, end]]", {"stack": "0:75%,8:end"}, stack_of([(0, "75%"), (8, "end")])),
+    (
+        "stack: [0:8, 8:24x2, windows 4:2@24:32]",
+        {"stack": "0:8,8:24x2,windows 4:2@24:32"},
+        Stack(
+            (
+                Step((Part((0, 8)),)),
+                Step((Part((8, 24), times=2),)),
+                Step((Part(Windows(4, 2, (24, 32))),)),
+            )
+        ),
+    ),
+    ("windows: {size: 20, stride: 10}", {"windows": "20:10"}, Windows(20, 10)),
+    (
+        "windows: {size: 20, stride: 10, layers: [8, end]}",
+        {"windows": "20:10@8:end"},
+        Windows(20, 10, (8, "end")),
+    ),
+    ("drop: [23, 28]", {"drop": "23:28"}, Drop(((23, 28),))),
+    ("drop: [[1, 2], [-2, end]]", {"drop": "1:2,-2:end"}, Drop(((1, 2), (-2, "end")))),
 ]
 
 
@@ -124,6 +160,57 @@ class TestDocuments:
             mergekit={"dtype": "bfloat16"},
         )
 
+    def test_several_models_by_short_names(self) -> None:
+        """A mapping, or a list whose models are a, b, c; whole names and revisions do, too."""
+        two = [ModelRef(ModelPath("org/m", f"v{i}")) for i in (1, 2)]
+        for models in ("{a: org/m@v1, b: org/m@v2}", "[org/m@v1, org/m@v2]"):
+            growth = parse(f"models: {models}\nlayout: [a 0:4, b 2:6]", "x").growth
+            assert isinstance(growth, Stack)
+            assert list(growth.models) == two
+        assert growth == parse("layout: [org/m@v1 0:4, org/m@v2 2:6]", "x").growth
+        step = "{model: {model: {path: org/m, revision: v2}}, layers: [2, 6]}"
+        assert growth == parse(f"layout: [org/m@v1 0:4, {step}]", "x").growth
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "layout: [a 0:4, {layers: [a 4:8, b 4:8x2@block], scale: {q_proj: 0.84}}, b 8:end]",
+            "layout: [a 0:4, {layers: b -4:end, zero: [o_proj, down_proj]}]",
+            "layout: [a windows 4:2@0:8, {model: b, windows: 2:1, zero: auto}]",
+            "layout: [{model: a}, {model: b, layers: [0, 50%], times: 2, as: block}]",
+            "layout: [a 0:4, {layers: b 4:8, scale: [{filter: q_proj, value: 0.5}]}]",
+            "layout: [a 0:4, b 4:8], scale: {q_proj: 0.5}, apply_to: last",
+        ],
+    )
+    def test_steps_written_and_read_again(self, text: str) -> None:
+        """`to_document` is what `parse` reads, in every form."""
+        directive = parse(f"models: {{a: org/one, b: org/two}}, {text}", "x")
+        assert parse(yaml.safe_dump(directive.to_document()), "x") == directive
+        assert parse(yamltext.write_lines(directive.to_document()), "x") == directive
+        assert parse(yamltext.write_inline(directive.to_document()), "x") == directive
+
+    def test_a_growth_flag_needs_one_model(self) -> None:
+        """In place of a layout of several, it must be named."""
+        written = parse("models: {a: org/one, b: org/two}, layout: [a 0:4, b 4:8]", "x")
+        with pytest.raises(DirectiveError, match="needs one model, and the layout names 2"):
+            written.replaced_by(from_flags(every="4"))
+        replaced = written.replaced_by(from_flags(every="4", model="org/two"))
+        assert replaced == Directive(growth=Every(4), model=ModelRef(ModelPath("org/two")))
+
+    def test_keys_that_mergekit_ignores(self, caplog: pytest.LogCaptureFixture) -> None:
+        """People keep anchors there, under one key again and again."""
+        text = (
+            "const_tag: &A org/one\nconst_tag: &S 0.5\nslices:\n- sources:\n"
+            "  - {model: *A, layer_range: [0, 2], parameters: {scale: *S}}\n"
+        )
+        growth = parse(text, "x").growth
+        assert isinstance(growth, Spelled)
+        assert "org/one" in str(growth.document)
+        assert "0.5" in str(growth.document)
+        assert "const_tag: mergekit has no such key" in caplog.text
+        with pytest.raises(DirectiveError, match="stands there twice"):
+            parse(f"{text}dtype: float16\ndtype: float16", "x")
+
     def test_comments_and_blank_lines_may_surround_the_one_line(self) -> None:
         """In a file, too."""
         text = "# grow it\n\ninterleave: every 4, zero: [o_proj, down_proj] # as published\n"
@@ -172,6 +259,35 @@ BAD_TEXT = [
     ("append: 1, out_dtype: int64", "no dtype"),
     ("append: 1, merge_method: slerp", "'slerp' is not passthrough"),
     ("slices: []\nmodel: m", "`model` has no place beside `slices`"),
+    ("slices: []\ndtpye: float16", "unknown key 'dtpye'"),
+    ("windows: 20", "windows: expected a size and a stride"),
+    ("windows: {size: 20}", "windows.stride: expected a whole number"),
+    ("windows: {size: 10, stride: 20}", "leaves out layers"),
+    ("windows: {size: 0, stride: 1}", "windows.size: must be at least 1"),
+    ("windows: {size: 2, stride: 1, over: [0, 4]}", "unknown key 'over'"),
+    ("drop: []", "drop: expected a range"),
+    ("drop: 5", "drop: expected a range"),
+    ("drop: [[5, 4]]", r"drop\[0\]: \[5, 4\] is reversed"),
+    ("layout: {}", "layout: expected a list of steps"),
+    ("layout: [5]", r"layout\[0\]: expected a range"),
+    ("layout: [{layer: [0, 4]}]", r"layout\[0\]: unknown key 'layer'"),
+    ("layout: [{layers: [0, 4], times: 0}]", r"layout\[0\].times: must be at least 1"),
+    ("layout: [{layers: [0, 4], as: heap}]", "expected `layers` or `block`"),
+    ("layout: [{layers: a 0:4, model: b}]", "the model is named twice"),
+    ("layout: [{layers: 0:4x2, times: 2}]", "`times` is said twice"),
+    ("layout: [{windows: 2:1, times: 2}]", "windows are not repeated"),
+    ("layout: [{layers: [0, 4], windows: 2:1}]", "`layers` and `windows`"),
+    ("layout: [{layers: [0, 4], zero: [a], scale: {a: 1}}]", "both speak of a"),
+    ("stack: [a 0:4]", "`stack`|of one model"),
+    ("models: {a: x, b: y}\nlayout: [a 0:4]", "no step takes layers of b"),
+    ("models: {a: x, b: y}\nstack: [[0, 4]]", "no step takes layers of a"),
+    ("models: {a b: x}\nlayout: [a 0:4]", "no short name"),
+    ("models: {windows: x}\nlayout: [windows 0:4]", "is a word of the layout"),
+    ("models: 5\nlayout: [a 0:4]", "models: expected short names"),
+    ("append: 1, scale: {o_proj: half}", "scale.o_proj: expected a number"),
+    ("append: 1, zero: [a], scale: {a: 2}", "both speak of a"),
+    ("append: 1, zero: [a], apply_to: some", "apply_to: expected one of"),
+    ("append: 1, apply_to: last", "apply_to: says where"),
     ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ("append: !!python/name:os.system 1", "could not determine a constructor"),
     ("append: 1\n---\nappend: 2", "several documents"),
@@ -200,6 +316,12 @@ class TestBadInput:
             ({"repeat": "24:8"}, "--repeat: .* is reversed"),
             ({"repeat": "8"}, "--repeat: expected START:STOP"),
             ({"repeat": "8:24x1"}, "--repeat.times: 1 adds nothing"),
+            ({"repeat": "a 8:24"}, "--repeat: expected"),
+            ({"windows": "20"}, "--windows: expected a size and a stride"),
+            ({"windows": "20:10", "drop": "1:2"}, "two growth flags: --windows and --drop"),
+            ({"drop": "5"}, "--drop"),
+            ({"scale": "o_proj=x"}, "--scale.o_proj: expected a number"),
+            ({"apply_to": "some"}, "--apply-to: expected one of copies, first, last, all"),
             ({"stack": "0:2,2"}, r"--stack\[1\]: expected START:STOP"),
             ({"every": "4", "append": "2"}, "two growth flags: --every and --append"),
             ({"zero": ""}, "--zero: expected"),

@@ -10,12 +10,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.growth import Append, Every, Growth, Repeat, Spread, stack_of
-from mergekit_interleave.layout import Edit, Layer, Layout, Slice, expand
+from mergekit_interleave.growth import (
+    Append,
+    Drop,
+    Every,
+    Growth,
+    Part,
+    Repeat,
+    Spread,
+    Stack,
+    Step,
+    Windows,
+    stack_of,
+)
+from mergekit_interleave.layout import Edit, Layer, Layout, Slice, distances, expand
 from mergekit_interleave.reference import ModelPath, ModelRef
 from mergekit_interleave.scaling import Scale, scale_of, zeroed_scales
 
 MODEL = ModelRef(ModelPath("org/model"))
+OTHER = ModelRef(ModelPath("org/other"))
 ZEROED = zeroed_scales(["o_proj", "down_proj"])
 
 
@@ -73,6 +86,70 @@ class TestExpand:
     def test_append_copies_the_last_layer_at_the_end(self) -> None:
         """The published appended expansion."""
         assert ranges(expand(Append(2), MODEL, 32)) == [(0, 32), (31, 32), (31, 32)]
+
+    def test_windows_reach_the_end(self) -> None:
+        """The published self-merges of 80 layers; a last window that would not fit is shorter."""
+        layout = expand(Windows(20, 10), MODEL, 80)
+        assert ranges(layout) == [(i, i + 20) for i in range(0, 61, 10)]
+        assert ranges(expand(Windows(12, 8), MODEL, 32)) == [(0, 12), (8, 20), (16, 28), (24, 32)]
+        assert ranges(expand(Windows(4, 2, (-6, -1)), MODEL, 8)) == [(2, 6), (4, 7)]
+
+    def test_drop_leaves_layers_out(self) -> None:
+        """Ranges in any order, which may overlap."""
+        assert ranges(expand(Drop(((23, 28),)), MODEL, 32)) == [(0, 23), (28, 32)]
+        several = Drop(((-2, "end"), (4, 8), (0, 1), (6, 9)))
+        assert ranges(expand(several, MODEL, 12)) == [(1, 4), (9, 10)]
+        with pytest.raises(LayoutError, match="no layer is left"):
+            expand(Drop(((0, "100%"),)), MODEL, 8)
+
+    def test_steps_take_layers_of_several_models(self) -> None:
+        """Each as it is said, with the depth of its own model."""
+        steps = (
+            Step((Part((0, 2), MODEL),)),
+            Step((Part((-2, "end"), OTHER, times=2), Part((0, 2), OTHER, 2, as_block=True))),
+            Step((Part(Windows(2, 1, (0, 3)), MODEL),)),
+        )
+        layout = expand(Stack(steps), None, {MODEL: 4, OTHER: 8}.__getitem__)
+        assert [(part.model, part.start, part.stop) for part in layout.slices] == [
+            (MODEL, 0, 2),
+            *[(OTHER, i, i + 1) for i in (6, 6, 7, 7)],
+            *[(OTHER, 0, 2)] * 2,
+            *[(MODEL, 0, 2), (MODEL, 1, 3)],
+        ]
+
+    @pytest.mark.parametrize(
+        ("apply_to", "edited"),
+        [
+            ("copies", [3, 4, 6, 7]),
+            ("first", [3, 6]),
+            ("last", [4, 7]),
+            ("all", [2, 3, 4, 5, 6, 7]),
+        ],
+    )
+    def test_to_which_of_equal_layers_an_edit_applies(
+        self, apply_to: str, edited: list[int]
+    ) -> None:
+        """Each of two layers three times: 2, 3, 4 and 5, 6, 7."""
+        layout = expand(Repeat((2, 4), 3), MODEL, 6, zeroed, apply_to=apply_to)
+        assert [layer.index for layer in layout.layers if layer.edit] == edited
+
+    def test_a_step_is_edited_as_a_whole(self) -> None:
+        """Its originals too; the growth line's own edit applies to new layers of other steps."""
+        scaled = Step((Part((2, 6)),), scale=(Scale(0.5),))
+        plain = [Step((Part(bounds),)) for bounds in ((0, 4), (3, 8))]
+        layout = expand(
+            Stack((plain[0], scaled, plain[1])),
+            MODEL,
+            8,
+            zeroed,
+            step_edit=lambda step, _: Edit(step.scale),
+        )
+        assert [(part.start, part.stop, part.scales) for part in layout.slices] == [
+            (0, 4, ()),
+            (2, 6, (Scale(0.5),)),
+            (3, 4, ZEROED),
+            (4, 8, ()),
+        ]
 
     def test_repeat_puts_copies_side_by_side(self) -> None:
         """The published interwoven up-scaling: one slice for each copy."""
@@ -197,3 +274,12 @@ class TestScaleOf:
         assert scale_of("model.layers.0.self_attn.o_proj.weight", scales) == 0
         assert scale_of("model.layers.0.self_attn.q_proj.weight", scales) == 2
         assert scale_of("model.layers.0.input_layernorm.weight", scales) is None
+
+
+def test_distances_from_the_originals() -> None:
+    """Of copies only; a layer that has no original here has no distance."""
+    assert distances(expand(Repeat((2, 4), 3), MODEL, 6)) == [1, 2, 1, 2]
+    assert distances(expand(stack_of([(0, 4), (2, 6)]), MODEL, 6)) == [2, 2]
+    scaled = Slice(MODEL, 0, 2, (Scale(0.5),))
+    assert distances(Layout((scaled,))) == []
+    assert distances(Layout((scaled, Slice(MODEL, 0, 2)))) == [2, 2]
