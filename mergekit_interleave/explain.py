@@ -43,9 +43,9 @@ def explain(source: str, stdin: IO[str]) -> str:
     text, where = _read(source, stdin)
     if _FENCE.search(text):
         text, where = _fenced(text, where), f"{where}, in its block of YAML"
-    documents = yamltext.documents(text, where)
-    if len(documents) == 1:
-        return _explained(documents[0], where)
+    documents = _documents(text)
+    if len(documents) <= 1:  # or it is the one-line form, or no YAML, which is said later
+        return _explained(text, where)
     return "".join(_part_of_stream(part, where) for part in documents)
 
 

@@ -86,10 +86,9 @@ def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
         return
     if len(layout.models) == 1:
         yield from _of_one(layout, known)
-    plain = not any(part.constants for part in layout.slices)
-    if plain:
+    if not any(part.constants for part in layout.slices):
         stack = _steps(layout.slices, known)
-        if _is(layout, _expanded(stack, layout, known, None, COPIES)):
+        if not stack.is_plain and _is(layout, _expanded(stack, layout, known, None, COPIES)):
             yield _stated(stack, layout, known)
 
 

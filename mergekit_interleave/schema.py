@@ -7,12 +7,13 @@ from typing import Any
 
 from mergekit_interleave import growth
 from mergekit_interleave.directive import DTYPES
+from mergekit_interleave.layout import MAX_LAYERS
 from mergekit_interleave.pipeline import NAME
 from mergekit_interleave.scaling import APPLY_TO, AUTO, GAINS, NONE
 
 _BOUND = r"-?\d+|\d+(\.\d+)?%|end"
 _RANGE = rf"({_BOUND}):({_BOUND})"
-_COUNT = {"type": "integer", "minimum": 1}
+_COUNT = {"type": "integer", "minimum": 1, "maximum": MAX_LAYERS}
 
 
 def _ref(name: str) -> dict[str, str]:
@@ -133,7 +134,7 @@ _GROWTH: dict[str, Any] = {
         "description": "`every 4`: after every 4th layer a new copy of it; `8 layers`: 8 new "
         "layers, evenly spread. They are zeroed unless `zero` says otherwise.",
         "type": "string",
-        "pattern": r"^\s*(every\s+\d+(st|nd|rd|th)?(\s+layers?)?|\d+\s+layers?)\s*$",
+        "pattern": r"^\s*(every\s+[1-9]\d*(st|nd|rd|th)?(\s+layers?)?|[1-9]\d*\s+layers?)\s*$",
         "examples": ["every 4", "8 layers"],
     },
     "append": {**_COUNT, "description": "Copies of the last layer at the end, zeroed."},
@@ -161,7 +162,11 @@ _GROWTH: dict[str, Any] = {
         **_one_of({"type": "string"}, {"type": "array", "items": _ref("part"), "minItems": 1}),
         "examples": [[[0, 24], [8, 32]]],
     },
-    "windows": {**_ref("windows"), "examples": [{"size": 20, "stride": 10}]},
+    "windows": {
+        **_ref("windows"),
+        "description": "Overlapping windows: {size: 20, stride: 10}, or the text 20:10.",
+        "examples": [{"size": 20, "stride": 10}],
+    },
     "drop": {
         "description": "Leave out the layers of a range, or of several.",
         **_one_of(_ref("range"), {"type": "array", "items": _ref("range"), "minItems": 1}),

@@ -1,0 +1,119 @@
+"""Streams for mergekit-multi."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import Cli, load_tensors, make_llama
+
+BLEND = """\
+# blend first
+name:    blend   # spaces and comments stay
+merge_method: linear
+models:
+  - {model: ./one, parameters: {weight: 0.25}}
+  - {model: ./two, parameters: {weight: 0.75}}
+dtype: float32
+const_tag: &X 1
+"""
+DEEP = "name: deep\nmodel: blend\ninterleave: every 4\ndtype: float32\n"
+LAST = "model: deep\nrepeat: [-2, end]\nscale: {q_proj: 1/3}\n"
+
+
+@pytest.fixture(autouse=True)
+def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_llama(Path("one"))
+    make_llama(Path("two"))
+
+
+def ranges(text: str) -> list[list[int]]:
+    """The ranges of a mergekit config."""
+    slices = yaml.safe_load(text)["slices"]
+    return [part["sources"][0]["layer_range"] for part in slices]
+
+
+def test_growth_lines_are_expanded_and_the_rest_stays(mk: Cli) -> None:
+    """To the byte; a model may be an earlier document's name, and is as deep as that makes it."""
+    Path("pipeline.yml").write_text(f"{BLEND}---\n{DEEP}---\n{LAST}")
+    result = mk("gen", "pipeline.yml")
+    assert result.status == 0, result.err
+    first, second, third = result.out.split("---\n")
+    assert first == BLEND
+    assert yaml.safe_load(second)["name"] == "deep"
+    assert yaml.safe_load(second)["dtype"] == "float32"
+    assert ranges(second) == [[0, 4], [3, 4], [4, 8], [7, 8]]
+    assert ranges(third) == [[0, 8], [8, 9], [8, 9], [9, 10], [9, 10]]
+    assert "name" not in yaml.safe_load(third)
+
+
+def test_mergekit_multi_runs_it(shell: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """The real command, from standard input; what comes out is what the documents say."""
+    Path("pipeline.yml").write_text(f"{BLEND}---\n{DEEP}---\n{LAST}")
+    words = "mk-interleave gen pipeline.yml | mergekit-multi /dev/stdin -I ./inter --out-path ./out"
+    done = shell(words)
+    assert done.returncode == 0, done.stderr
+    one, two, out = (load_tensors(Path(name)) for name in ("one", "two", "out"))
+    assert json.loads(Path("out/config.json").read_text())["num_hidden_layers"] == 12
+    # Layers 8 and 9 of `deep` are copies of 6 and 7 of the blend, of which 9 is zeroed.
+    for new, old, zeroed in ((7, 6, False), (8, 7, False), (10, 7, True), (11, 7, True)):
+        for name in ("self_attn.o_proj", "mlp.up_proj"):
+            tensor = f"model.layers.{old}.{name}.weight"
+            blend = one[tensor] * 0.25 + two[tensor] * 0.75
+            wanted = torch.zeros_like(blend) if zeroed and "o_proj" in name else blend
+            found = out[f"model.layers.{new}.{name}.weight"]
+            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    scaled, plain = (out[f"model.layers.{i}.self_attn.q_proj.weight"] for i in (11, 10))
+    torch.testing.assert_close(scaled, plain / 3)
+
+
+def test_slices_tell_the_depth(mk: Cli) -> None:
+    """Of a document whose models cannot be read; Llama's names are assumed, with a warning."""
+    source = "{model: no/where, layer_range: [0, 6]}"
+    slices = f"name: a\nmerge_method: slerp\nslices:\n- sources:\n  - {source}\n"
+    result = mk("gen", "-", stdin=f"{slices}---\nmodel: a\nappend: 1\n")
+    assert result.status == 0, result.err
+    assert ranges(result.out.split("---\n")[1]) == [[0, 6], [5, 6]]
+    assert "assumed" in result.err
+
+
+@pytest.mark.parametrize(
+    ("stream", "reason"),
+    [
+        (f"{DEEP}---\n{BLEND}", "document 1: blend: no such directory"),
+        (f"{BLEND}---\nmodel: blend\nrepeat: [4, 9]\n", "document 2: [4, 9] ends past the last"),
+        (f"{BLEND}---\nmodel: blend\ninterleave: often\n", "document 2: interleave: expected"),
+        (f"{BLEND}---\nmodel: blend\nappend: 1\nstack: [[0, 4]]\n", "two growth lines"),
+        (f"{BLEND}---\nmodel: blend\nappend: 1\nfoo: 1\n", "unknown key 'foo'"),
+    ],
+)
+def test_an_error_names_the_document(mk: Cli, stream: str, reason: str) -> None:
+    """And nothing is written."""
+    result = mk("gen", "-", stdin=stream)
+    assert result.status in (1, 2)
+    assert result.out == ""
+    assert reason in result.err
+
+
+def test_flags_and_run_take_one_document(mk: Cli) -> None:
+    """A stream says for itself what each model is."""
+    stream = f"{BLEND}---\n{DEEP}"
+    result = mk("gen", "-", "--model", "one", stdin=stream)
+    assert (result.status, "flags speak of one document" in result.err) == (2, True)
+    Path("pipeline.yml").write_text(stream)
+    result = mk("run", "pipeline.yml", "out")
+    assert (result.status, "several documents" in result.err) == (2, True)
+
+
+def test_a_single_document_may_have_a_name(mk: Cli) -> None:
+    """As every document of mergekit-multi's."""
+    result = mk("gen", "-", stdin="name: deep\nmodel: ./one\nappend: 1\n")
+    assert result.status == 0, result.err
+    assert yaml.safe_load(result.out)["name"] == "deep"
+    assert mk("gen", "-", stdin=BLEND).out == BLEND
