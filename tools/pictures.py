@@ -1,0 +1,44 @@
+"""Draw the layer map of each directive in examples/.
+
+Usage: pictures.py [DIRECTORY]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+from pathlib import Path
+
+from mergekit_interleave import svg
+from mergekit_interleave.directive import load_file
+from mergekit_interleave.expand import Models, resolve
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DEPTHS = {
+    "openchat-block-expansion": 32,
+    "catppt-interwoven": 32,
+    "miqu-120b": 80,
+    "deep-miqu-103b": 80,
+}
+"""How deep the models of each example are; their configs need not be fetched for it."""
+
+
+def draw(example: str) -> str:
+    """The picture of a directive's layers."""
+    directive = load_file(EXAMPLES / f"{example}.yml")
+    wanted = dataclasses.replace(directive, layers=DEPTHS[example])
+    layout = resolve(wanted, Models(cached_only=True)).layout
+    zeroed = [layer.index for layer in layout.new_layers if layer.zeroed]
+    return svg.picture(layout, zeroed, [str(model) for model in layout.models])
+
+
+def main(folder: Path) -> None:
+    """Write a picture of each."""
+    logging.getLogger("mergekit_interleave").setLevel(logging.ERROR)
+    for example in DEPTHS:
+        (folder / f"{example}.svg").write_text(draw(example), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(*sys.argv[1:]) if sys.argv[1:] else EXAMPLES)
