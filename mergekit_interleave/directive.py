@@ -16,10 +16,10 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import IO, Any
 
-from mergekit_interleave import growth as growths
-from mergekit_interleave import yamltext
+from mergekit_interleave import notation, yamltext
 from mergekit_interleave.errors import DirectiveError, check_keys, nearest
-from mergekit_interleave.growth import Append, Every, Growth, Spelled, Spread, Stack, positive
+from mergekit_interleave.growth import Append, Every, Growth, Spelled, Spread, Stack
+from mergekit_interleave.notation import positive
 from mergekit_interleave.reference import ModelRef, parse_model
 from mergekit_interleave.scaling import (
     APPLY_TO,
@@ -129,7 +129,7 @@ class Directive:
         if self.layers is not None:
             document["layers"] = self.layers
         if self.growth is not None:
-            document |= growths.document(self.growth, called)
+            document |= notation.document(self.growth, called)
         if self.zero is not None:
             document["zero"] = zero_document(self.zero)
         if self.scale is not None:
@@ -293,14 +293,14 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     Raises:
         DirectiveError: A key or value is not one of a directive, or there are two growth lines.
     """
-    lines = [key for key in growths.KEYS if key in document]
+    lines = [key for key in notation.KEYS if key in document]
     # `models:` is mergekit's list of whole models, and beside a growth line short names.
     spelled = [key for key in _SPELLED_KEYS if key in document and (key != "models" or not lines)]
     if len(lines + spelled) > 1:
         two = (lines + spelled)[:2]
         raise DirectiveError(f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one")
     own = [key for key in OWN_KEYS if key not in spelled]
-    _check_known(document, (*growths.KEYS, *own, *MERGEKIT_KEYS, *spelled), spelled=bool(spelled))
+    _check_known(document, (*notation.KEYS, *own, *MERGEKIT_KEYS, *spelled), spelled=bool(spelled))
     for key, value in document.items():
         if value is None and key in KNOWN:
             raise DirectiveError(f"{key}: has no value")
@@ -319,7 +319,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
         return known or parse_model(value, where)
 
     directive = Directive(
-        growth=growths.read(lines[0], document[lines[0]], named) if lines else None,
+        growth=notation.read(lines[0], document[lines[0]], named) if lines else None,
         model=named(document["model"], "model") if "model" in document else None,
         models=models,
         layers=parse_layers(document["layers"], "layers") if "layers" in document else None,
@@ -332,7 +332,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     return directive
 
 
-KNOWN = (*growths.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *_SPELLED_KEYS)
+KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *_SPELLED_KEYS)
 """All keys of directives and of mergekit configs."""
 
 
@@ -360,7 +360,7 @@ def _short_names(value: object, where: str) -> dict[str, ModelRef]:
             raise DirectiveError(
                 f"{where}: {name!r:.80} is no short name", hint="such as a, or big"
             )
-        if name == growths.WINDOWS:
+        if name == notation.WINDOWS:
             raise DirectiveError(f"{where}: `{name}` is a word of the layout")
         models[name] = parse_model(model, f"{where}.{name}")
     return models
@@ -400,7 +400,7 @@ def from_flags(**flags: str | None) -> Directive:
     """
     given = {name: value for name, value in flags.items() if value is not None}
     check_keys(given, FLAGS)
-    lines = [name for name in growths.FLAGS if name in given]
+    lines = [name for name in notation.FLAGS if name in given]
     if len(lines) > 1:
         raise DirectiveError(f"two growth flags: --{lines[0]} and --{lines[1]}")
     read: dict[str, Callable[[str, str], object]] = {
@@ -416,13 +416,13 @@ def from_flags(**flags: str | None) -> Directive:
         if name in given
     }
     return Directive(
-        growth=growths.from_flag(lines[0], given[lines[0]]) if lines else None,
+        growth=notation.from_flag(lines[0], given[lines[0]]) if lines else None,
         mergekit={"dtype": _dtype(given["dtype"], "--dtype")} if "dtype" in given else {},
         **stated,  # type: ignore[arg-type]
     )
 
 
-FLAGS = (*growths.FLAGS, "model", "layers", "zero", "scale", "apply_to", "dtype")
+FLAGS = (*notation.FLAGS, "model", "layers", "zero", "scale", "apply_to", "dtype")
 """The flags that say what a directive says."""
 
 

@@ -12,9 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from mergekit_interleave import architecture, describe, recipe, yamltext
+from mergekit_interleave import architecture, describe, notation, recipe, yamltext
 from mergekit_interleave import directive as directives
-from mergekit_interleave import growth as growths
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
 from mergekit_interleave.edits import edit_of
 from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
@@ -84,7 +83,7 @@ def _documents(text: str) -> list[str]:
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
     spelled = any(key in keys for key in _SPELLED)
-    grown = any(key in keys for key in growths.KEYS)
+    grown = any(key in keys for key in notation.KEYS)
     return spelled and not grown and keys.get("merge_method", "passthrough") == "passthrough"
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import directive as directives
-from mergekit_interleave import growth as growths
-from mergekit_interleave import modelconfig, verdict, yamltext
+from mergekit_interleave import modelconfig, notation, verdict, yamltext
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
 from mergekit_interleave.errors import DirectiveError, InterleaveError
 from mergekit_interleave.expand import Models, resolve
@@ -64,7 +63,7 @@ class _Stream:
         self._count += 1
         place = f"{self._where}, document {self._count}"
         keys = yamltext.keys(text)
-        if not any(key in keys for key in growths.KEYS):
+        if not any(key in keys for key in notation.KEYS):
             self._learn(keys.get(NAME), text, place)
             return text
         document = yamltext.read(text, place, directives.KNOWN)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Any
 
-from mergekit_interleave import growth
+from mergekit_interleave import notation
 from mergekit_interleave.directive import DTYPES
 from mergekit_interleave.layout import MAX_LAYERS
 from mergekit_interleave.pipeline import NAME
@@ -217,7 +217,7 @@ _OTHERS: dict[str, Any] = {
 
 def schema() -> dict[str, Any]:
     """The schema, of draft 2020-12."""
-    lines = (*growth.KEYS, "slices", "modules")
+    lines = (*notation.KEYS, "slices", "modules")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mergekit-interleave directive",

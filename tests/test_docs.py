@@ -12,7 +12,7 @@ import yaml
 from conftest import Cli
 from test_schema import VALIDATOR, accepts
 
-from mergekit_interleave import growth
+from mergekit_interleave import notation
 from mergekit_interleave.directive import MERGEKIT_KEYS, OWN_KEYS
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +40,7 @@ def test_what_stands_beside_an_example_is_current(mk: Cli, example: str) -> None
     assert pictures.draw(example) == (EXAMPLES / f"{example}.svg").read_text(encoding="utf-8")
     found = yaml.safe_load(mk("explain", EXAMPLES / f"{example}.mergekit.yml").out)
     directive = yaml.safe_load((EXAMPLES / f"{example}.yml").read_text())
-    line = next(key for key in growth.KEYS if key in directive)
+    line = next(key for key in notation.KEYS if key in directive)
     assert line in found
     if line != "layout":
         assert found[line] == directive[line]
@@ -83,10 +83,10 @@ def test_every_example(mk: Cli, block: str) -> None:
 
 def test_every_key_has_an_example() -> None:
     """And stands in the text with a word of its own."""
-    for key in (*growth.KEYS, *OWN_KEYS):
+    for key in (*notation.KEYS, *OWN_KEYS):
         assert re.search(rf"^\*\*`{key}\b", PAGE, re.MULTILINE), key
         assert re.search(rf"^{key}:", "".join(BLOCKS), re.MULTILINE), key
     for key in MERGEKIT_KEYS:
         assert f"`{key}`" in PAGE or key == "merge_method", key
-    for flag in growth.FLAGS:
+    for flag in notation.FLAGS:
         assert f"--{flag}" in PAGE, flag
