@@ -20,7 +20,7 @@ from mergekit_interleave.checkpoint import Checkpoint, interpreted
 from mergekit_interleave.directive import Directive
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.expand import Expansion, Models, resolve
-from mergekit_interleave.growth import Spelled
+from mergekit_interleave.growth import Spelled, Stack
 from mergekit_interleave.layout import Layout, Slice
 from mergekit_interleave.manifest import Manifest
 from mergekit_interleave.preflight import Preflight, preflight
@@ -143,13 +143,27 @@ def of_sources(claim: Claim, against: Sequence[ModelRef], models: Models) -> Exp
     )
 
 
+def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
+    """A directive of these models, in the order of their first layers; its own model is None."""
+    growth = directive.growth
+    parts = growth.parts if isinstance(growth, Stack) else ()
+    named = list(dict.fromkeys(part.model for part in parts)) or [None]
+    if len(against) != len(named):
+        raise DirectiveError(
+            f"--against: the directive takes layers of {len(named)} models, and {len(against)} "
+            "are named"
+        )
+    models = dict(zip(named, against, strict=True))
+    if isinstance(growth, Stack):
+        growth = growth.of({old: new for old, new in models.items() if old is not None})
+    return dataclasses.replace(directive, growth=growth, model=models.get(None), models={})
+
+
 def _expansion(claim: Claim, against: Sequence[ModelRef], models: Models) -> Expansion:
     """The claim, made of these models."""
     directive = claim.directive
     if not isinstance(directive.growth, Spelled):
-        if len(against) > 1:
-            raise DirectiveError("--against: a directive has one model")
-        wanted = directive.replaced_by(Directive(model=against[0]))
+        wanted = _made_of(directive, against)
         return resolve(wanted, models, strict=True, allow_non_identity=True)
     spelled = recipe.from_document(
         directive.growth.document, lambda _: models.open(against[0]).depth

@@ -223,7 +223,7 @@ def gen(
     text, where = ("", "") if directive is None else directives.read_text(directive, _stdin())
     if directive is not None and pipeline.is_stream(text, where):
         if any(flags.values()):
-            raise DirectiveError("flags speak of one document, and there are several")
+            raise DirectiveError("flags speak of one document with a growth line")
         written = pipeline.expand(text, where, models, allow_non_identity=allow_non_identity)
     else:
         wanted = _said(flags)
@@ -231,7 +231,7 @@ def gen(
             wanted = directives.parse(text, where).replaced_by(wanted)
         expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
         verdict.check(expansion, models)
-        written = expansion.recipe
+        written = pipeline.named(expansion.recipe, expansion.directive.name)
     sys.stdout.write(written)
 
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 
-from mergekit_interleave.growth import Append, Every, Growth, Repeat, Spread, Stack, Windows
+from mergekit_interleave.growth import Append, Every, Growth, Repeat, Spread, Windows
 from mergekit_interleave.layout import Layout
 
 _TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
 
-def sentence(layout: Layout, growth: Growth | None, depth: int | None) -> str:
+def sentence(
+    layout: Layout, growth: Growth | None, depth: int | None, identities: Collection[int] = ()
+) -> str:
     """What the field calls such a merge, and how much of it there is.
 
     Args:
         layout: The layers.
         growth: The growth line that says them; None where none does.
         depth: The number of layers of its one model, None where that is not known.
+        identities: The indices of the new layers that pass their input on unchanged.
     """
     if len(layout.models) > 1:
         return _of_several(layout)
     new = len(layout.new_layers)
     of = len({layer.source for layer in layout.layers}) if depth is None else depth
-    kind = _kind(layout)
+    kind = _kind(layout, identities)
     match growth:
         case Every(n):
             return f"{_count(new, kind)}, one after {_every(n)} of {of}: {_expansion(kind)}"
@@ -41,9 +45,10 @@ def sentence(layout: Layout, growth: Growth | None, depth: int | None) -> str:
             words = f"{again} of {of} layers {_TIMES.get(times, f'{times} times')}, {how}"
             return f"{words}{f', the copies {kind}' if kind else ''}: {name}"
         case Windows(size, stride):
-            count = len(layout.slices)
+            cut = sum(a.stop == b.start for a, b in pairwise(layout.slices))
+            count = len(layout.slices) - cut  # where the edit changes
             return f"{count} windows of {size} layers, each {stride} further: a self-merge"
-    return _stacked(layout, depth, kind, growth)
+    return _stacked(layout, depth, kind)
 
 
 _ZEROED, _SCALED = ("zeroed", "scaled")
@@ -54,12 +59,12 @@ def new_sources(layout: Layout) -> set[int]:
     return {layer.source for layer in layout.new_layers}
 
 
-def _kind(layout: Layout) -> str:
+def _kind(layout: Layout, identities: Collection[int]) -> str:
     """What is done to the new layers."""
     edited = [layer for layer in layout.new_layers if layer.edit]
     if not edited:
         return ""
-    zeroed = all(layer.zeroed or layer.constants for layer in edited)
+    zeroed = all(layer.index in identities for layer in edited)
     some = "" if len(edited) == len(layout.new_layers) else "some "
     return some + (_ZEROED if zeroed else _SCALED)
 
@@ -81,7 +86,7 @@ def _expansion(kind: str) -> str:
     return "block expansion" if kind == _ZEROED else "depth up-scaling"
 
 
-def _stacked(layout: Layout, depth: int | None, kind: str, growth: Growth | None) -> str:
+def _stacked(layout: Layout, depth: int | None, kind: str) -> str:
     sources = [layer.source for layer in layout.layers]
     count = len(layout)
     if all(a < b for a, b in pairwise(sources)):
@@ -92,12 +97,14 @@ def _stacked(layout: Layout, depth: int | None, kind: str, growth: Growth | None
             return f"the {count} layers as they are"
         return f"{full - count} of {full} layers left out: pruning"
     distinct = len(set(sources))
+    if distinct == count:
+        return f"{count} layers in another order{_if(kind)}"
     words = f"{distinct} → {count} layers in {len(layout.slices)} slices"
     if kind:
         words += f", {'the copies ' if kind in (_ZEROED, _SCALED) else ''}{kind}"
     if kind == _ZEROED:
         return f"{words}: block expansion"
-    two = len(layout.slices) == 2 and isinstance(growth, Stack)  # noqa: PLR2004 - as in SOLAR
+    two = len(layout.slices) == 2  # noqa: PLR2004 - as in SOLAR
     return f"{words}: {'depth up-scaling' if two and not kind else 'a self-merge'}"
 
 

@@ -19,8 +19,8 @@ from typing import IO, Any
 from mergekit_interleave import notation, yamltext
 from mergekit_interleave.errors import DirectiveError, check_keys, nearest
 from mergekit_interleave.growth import Append, Every, Growth, Spelled, Spread, Stack
-from mergekit_interleave.notation import positive
-from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.notation import Named, positive
+from mergekit_interleave.reference import ModelRef, is_directory_or_file, parse_model
 from mergekit_interleave.scaling import (
     APPLY_TO,
     AUTO,
@@ -41,6 +41,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 """What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
 
 _INLINE = "the directive"
+_STDIN = "standard input"
 _SHORTEST = "the shortest directive is `interleave: every 4`"
 
 MERGEKIT_KEYS = (
@@ -53,6 +54,9 @@ MERGEKIT_KEYS = (
     "chat_template",
     "parameters",
 )
+NAME = "name"
+"""What mergekit-multi calls the result of a document; it means nothing to others."""
+
 OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
 _SPELLED_KEYS = ("slices", "models", "modules")
 
@@ -70,6 +74,7 @@ class Directive:
         scale: What to multiply the tensors of the new layers by.
         apply_to: To which of the equal layers of a growth line the two apply; None is the copies.
         mergekit: mergekit's own keys, in the order they were written.
+        name: What mergekit-multi calls the result.
     """
 
     growth: Growth | None = None
@@ -80,6 +85,7 @@ class Directive:
     scale: Scales | None = None
     apply_to: str | None = None
     mergekit: Mapping[str, object] = field(default_factory=dict)
+    name: str | None = None
 
     @property
     def zero_rule(self) -> Zero:
@@ -94,6 +100,26 @@ class Directive:
         if isinstance(self.growth, Stack):
             return any(part.model is None for part in self.growth.parts)
         return not isinstance(self.growth, Spelled)
+
+    def check(self) -> None:
+        """Check that its words speak of something: what does not is a slip of the pen.
+
+        Raises:
+            DirectiveError: A model is not used, or it is said where to zero or scale, but not what.
+        """
+        used = self.growth.models if isinstance(self.growth, Stack) else ()
+        for name, model in self.models.items():
+            if model not in used and model != self.model:
+                raise DirectiveError(
+                    f"models: no step takes layers of {name}",
+                    hint="`layout:` takes layers of several models",
+                )
+        if self.apply_to is not None and self.zero_rule == NONE and not self.scale:
+            raise DirectiveError(
+                "apply_to: says where to zero or scale, and nothing says what",
+                hint="for example `scale: {q_proj: 0.84}`",
+            )
+        check_apart(self.zero, self.scale or ())
 
     def replaced_by(self, flags: Directive) -> Directive:
         """This directive with everything that `flags` states in its place."""
@@ -123,7 +149,9 @@ class Directive:
         def called(model: ModelRef) -> object:
             return short[model] if model in short else name(model)
 
-        document: dict[str, object] = {} if self.model is None else {"model": name(self.model)}
+        document: dict[str, object] = {} if self.name is None else {NAME: self.name}
+        if self.model is not None:
+            document["model"] = name(self.model)
         if self.models:
             document["models"] = {key: name(model) for key, model in self.models.items()}
         if self.layers is not None:
@@ -186,7 +214,7 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
         DirectiveError: There is no such file.
     """
     if source == "-":
-        return _read(stdin.read, "standard input"), "standard input"
+        return _read(stdin.read, _STDIN), _STDIN
     if not source.strip():
         raise DirectiveError("the directive is empty", hint=_SHORTEST)
     path = Path(source)
@@ -243,7 +271,7 @@ def _is_file(path: Path) -> bool:
 
 def _read(read: Callable[[], str], name: str) -> str:
     try:
-        return read()
+        return read().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DirectiveError(f"{name}: not UTF-8 text ({error.reason})") from error
     except OSError as error:
@@ -295,12 +323,15 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     """
     lines = [key for key in notation.KEYS if key in document]
     # `models:` is mergekit's list of whole models, and beside a growth line short names.
-    spelled = [key for key in _SPELLED_KEYS if key in document and (key != "models" or not lines)]
+    spelled = [key for key in _SPELLED_KEYS if key in document]
+    if lines or isinstance(document.get("models"), Mapping):
+        spelled = [key for key in spelled if key != "models"]
     if len(lines + spelled) > 1:
         two = (lines + spelled)[:2]
         raise DirectiveError(f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one")
     own = [key for key in OWN_KEYS if key not in spelled]
-    _check_known(document, (*notation.KEYS, *own, *MERGEKIT_KEYS, *spelled), spelled=bool(spelled))
+    known = (*notation.KEYS, *own, *MERGEKIT_KEYS, *spelled, NAME)
+    _check_known(document, known, spelled=bool(spelled))
     for key, value in document.items():
         if value is None and key in KNOWN:
             raise DirectiveError(f"{key}: has no value")
@@ -310,29 +341,58 @@ def from_document(document: Mapping[Any, object]) -> Directive:
             )
     if spelled:
         return Directive(
-            growth=Spelled({spelled[0]: document[spelled[0]]}), mergekit=_mergekit_keys(document)
+            growth=Spelled({spelled[0]: document[spelled[0]]}),
+            mergekit=_mergekit_keys(document, parse_model),
+            name=_name(document),
         )
+    directive = _grown(document, lines[0] if lines else None)
+    if directive.growth is not None:
+        directive.check()
+    return directive
+
+
+def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
+    """A document whose keys are known, with its growth line."""
     models = _short_names(document["models"], "models") if "models" in document else {}
+    found = {model.identity: model for model in models.values()}
 
     def named(value: object, where: str) -> ModelRef:
-        known = models.get(value) if isinstance(value, str) else None
-        return known or parse_model(value, where)
+        if isinstance(value, str) and value in models:
+            return models[value]
+        model = parse_model(value, where)
+        if models and isinstance(value, str) and not _may_be_a_model(value):
+            raise DirectiveError(
+                f"{where}: {value} is no short name of `models`",
+                hint=f"its short names: {', '.join(models)}",
+            )
+        # One directory is one model, however it is spelled.
+        return found.setdefault(model.identity, model)
 
-    directive = Directive(
-        growth=notation.read(lines[0], document[lines[0]], named) if lines else None,
+    return Directive(
+        growth=None if line is None else notation.read(line, document[line], named),
         model=named(document["model"], "model") if "model" in document else None,
         models=models,
         layers=parse_layers(document["layers"], "layers") if "layers" in document else None,
         zero=parse_zero(document["zero"], "zero") if "zero" in document else None,
         scale=parse_scale(document["scale"], "scale") if "scale" in document else None,
         apply_to=_apply_to(document["apply_to"], "apply_to") if "apply_to" in document else None,
-        mergekit=_mergekit_keys(document),
+        mergekit=_mergekit_keys(document, named),
+        name=_name(document),
     )
-    _check_used(directive)
-    return directive
 
 
-KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *_SPELLED_KEYS)
+def _may_be_a_model(name: str) -> bool:
+    return "/" in name or is_directory_or_file(name)
+
+
+def _name(document: Mapping[Any, object]) -> str | None:
+    name = document.get(NAME)
+    if name is not None and (not isinstance(name, str | int) or isinstance(name, bool)):
+        raise DirectiveError(f"{NAME}: expected a word, found {name!r:.80}")
+    return None if name is None else str(name)
+
+
+KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *_SPELLED_KEYS, NAME)
 """All keys of directives and of mergekit configs."""
 
 
@@ -354,7 +414,7 @@ def _short_names(value: object, where: str) -> dict[str, ModelRef]:
             f"{where}: expected short names and models, found {value!r:.200}",
             hint="for example `models: {a: org/one, b: org/two}`",
         )
-    models = {}
+    models: dict[str, ModelRef] = {}
     for name, model in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"[^\s:,]+", name):
             raise DirectiveError(
@@ -362,25 +422,10 @@ def _short_names(value: object, where: str) -> dict[str, ModelRef]:
             )
         if name == notation.WINDOWS:
             raise DirectiveError(f"{where}: `{name}` is a word of the layout")
-        models[name] = parse_model(model, f"{where}.{name}")
+        found = parse_model(model, f"{where}.{name}")
+        same = (known for known in models.values() if known.identity == found.identity)
+        models[name] = next(same, found)
     return models
-
-
-def _check_used(directive: Directive) -> None:
-    """A model that is named and not used is a slip of the pen, and so are words about nothing."""
-    used = directive.growth.models if isinstance(directive.growth, Stack) else ()
-    for name, model in directive.models.items():
-        if model not in used and model != directive.model:
-            raise DirectiveError(
-                f"models: no step takes layers of {name}",
-                hint="`layout:` takes layers of several models",
-            )
-    if directive.apply_to is not None and directive.zero is None and directive.scale is None:
-        raise DirectiveError(
-            "apply_to: says where to zero or scale, and nothing says what",
-            hint="for example `scale: {q_proj: 0.84}`",
-        )
-    check_apart(directive.zero, directive.scale or ())
 
 
 def _apply_to(value: object, where: str) -> str:
@@ -453,8 +498,16 @@ def _dtype(value: object, where: str) -> str:
     return str(value)
 
 
-def _mergekit_keys(document: Mapping[Any, object]) -> dict[str, object]:
+def _mergekit_keys(document: Mapping[Any, object], named: Named) -> dict[str, object]:
     keys = {key: value for key, value in document.items() if key in MERGEKIT_KEYS}
+    if isinstance(keys.get("base_model"), str):
+        keys["base_model"] = named(keys["base_model"], "base_model").to_yaml()
+    if isinstance(keys.get("tokenizer_source"), str) and keys["tokenizer_source"] not in (
+        "union",
+        "base",
+    ):
+        source = named(keys["tokenizer_source"], "tokenizer_source")
+        keys["tokenizer_source"] = source.to_yaml()
     method = keys.pop("merge_method", "passthrough")
     if method != "passthrough":
         typo = nearest(str(method), ["passthrough"]) or "passthrough".startswith(str(method))

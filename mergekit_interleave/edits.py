@@ -13,7 +13,15 @@ from mergekit_interleave.errors import CheckpointError, LayoutError
 from mergekit_interleave.growth import Stack
 from mergekit_interleave.layout import Edit, Layer, Layout
 from mergekit_interleave.reference import ModelRef
-from mergekit_interleave.scaling import AUTO, GAINS, NONE, Scales, Zero, zeroed_scales
+from mergekit_interleave.scaling import (
+    AUTO,
+    GAINS,
+    NONE,
+    Scales,
+    Zero,
+    check_apart,
+    zeroed_scales,
+)
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +43,11 @@ class Edits:
         """The names that `zero` lists."""
         return {name for _, rule in self._rules if isinstance(rule, tuple) for name in rule}
 
+    @property
+    def used(self) -> bool:
+        """Whether any layer was edited."""
+        return bool(self._rules)
+
     def of(self, layer: Layer, rule: Zero, scale: Scales) -> Edit:
         """What `zero` and `scale` do to a layer."""
         key = (layer.model, rule)
@@ -44,6 +57,7 @@ class Edits:
         edit = Edit() if zeroing_edit is None else zeroing_edit(layer.source)
         if scale:
             named = tuple(zero for zero in edit.scales if zero.filter is not None)
+            check_apart(tuple(str(zero.filter) for zero in named), scale)
             edit = Edit((*named, *scale), edit.constants)
         if zeroing_edit is not None:
             self._by_rule.setdefault(key, set()).add(edit)
@@ -147,6 +161,20 @@ def _check_zeroing(
         )
 
 
+def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
+    """The tensors to which mergekit gives the scales of the first slice, or of the last.
+
+    Args:
+        checkpoint: The slice's model, None where it cannot be read.
+        before: Whether it is the first slice.
+    """
+    if checkpoint is not None and checkpoint.family is not None and checkpoint.has_weights:
+        return checkpoint.scaled(checkpoint.outside_layers()[0 if before else 1])
+    family = checkpoint.family if checkpoint is not None else None
+    family = family or architecture.assumed_family()
+    return family.before_layers if before else family.after_layers
+
+
 def _check_outside(
     layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint | None]
 ) -> None:
@@ -157,13 +185,8 @@ def _check_outside(
         checkpoint = opened[part.model]
         if checkpoint is None or checkpoint.family is None:
             continue
-        tensors: Collection[str]
-        if checkpoint.has_weights:
-            tensors = checkpoint.scaled(checkpoint.outside_layers()[0 if before else 1])
-        else:
-            tensors = checkpoint.family.before_layers if before else checkpoint.family.after_layers
         try:
-            zeroing.check_outside(part.scales, tensors)
+            zeroing.check_outside(part.scales, outside(checkpoint, before=before))
         except LayoutError as error:
             if not stated or stated[end].is_plain:
                 raise

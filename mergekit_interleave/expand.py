@@ -32,7 +32,7 @@ from mergekit_interleave.errors import (
     LayoutError,
     RefusedError,
 )
-from mergekit_interleave.growth import Spelled, Stack, needs_depth
+from mergekit_interleave.growth import Spelled, Stack, Step, needs_depth
 from mergekit_interleave.layout import Layout, expand
 from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
 from mergekit_interleave.scaling import COPIES, NONE
@@ -87,7 +87,8 @@ class Models:
     trust_remote_code: bool = False
     unpickle_into: Path | None = None
     results: dict[str, Checkpoint] = field(default_factory=dict)
-    _opened: dict[ModelRef, Checkpoint | CheckpointError] = field(default_factory=dict)
+    _opened: dict[ModelRef, Checkpoint] = field(default_factory=dict)
+    _failed: dict[tuple[ModelRef, bool], CheckpointError] = field(default_factory=dict)
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """Open a model.
@@ -99,17 +100,18 @@ class Models:
         if result is not None:
             return dataclasses.replace(result, ref=ref)
         if ref not in self._opened:
+            how = (ref, self.cached_only)
+            if how in self._failed:
+                raise self._failed[how]
             try:
                 opened = open_checkpoint(
                     ref, cached_only=self.cached_only, cache_dir=self.cache_dir
                 )
-                self._opened[ref] = dataclasses.replace(opened, trusted=self.trust_remote_code)
             except CheckpointError as error:
-                self._opened[ref] = error
-        found = self._opened[ref]
-        if isinstance(found, CheckpointError):
-            raise found
-        return found
+                self._failed[how] = error
+                raise
+            self._opened[ref] = dataclasses.replace(opened, trusted=self.trust_remote_code)
+        return self._opened[ref]
 
     def place(self, ref: ModelRef) -> Path:
         """Where a model is, or what it is called where it cannot be opened."""
@@ -200,6 +202,9 @@ def _resolve(
         apply_to=directive.apply_to or COPIES,
         step_edit=lambda step, layer: edits.of(layer, step.zero or NONE, step.scale),
     )
+    asked = directive.scale or directive.zero not in (None, NONE)
+    if asked and not edits.used:
+        raise LayoutError("zero, scale: there is no new layer to which they would apply")
     try:
         edits.check(layout, directive, allow_non_identity=allow_non_identity)
         warn_of_idle_filters(layout, opened, edits.zeroed)
@@ -223,16 +228,19 @@ def _completed(directive: Directive) -> Directive:
     if directive.growth is None and os.path.isfile(PROJECT_FILE):
         directive = directives.load_file(Path(PROJECT_FILE)).replaced_by(directive)
     if isinstance(directive.growth, Spelled):
-        if directive.zero is not None:
-            raise DirectiveError(
-                "--zero has no place beside a mergekit config, which says it for every layer"
-            )
+        for name in ("zero", "scale", "apply_to"):
+            if getattr(directive, name) is not None:
+                raise DirectiveError(
+                    f"--{name.replace('_', '-')} has no place beside a mergekit config, which says "
+                    "it for every layer"
+                )
         return directive
     if directive.growth is None:
         raise DirectiveError(
             "nothing to do: no growth line",
             hint="for example `--every 4`, `--repeat 8:24`, or a directive 'interleave: every 4'",
         )
+    directive.check()
     if not directive.needs_model:
         if directive.model is not None:
             raise DirectiveError("model: the layout names a model for each of its steps")
@@ -270,7 +278,7 @@ def _try_open(
     try:
         return models.open(model)
     except CheckpointError as error:
-        if directive.layers is None and _needs_depth(directive):
+        if directive.layers is None and _needs_depth(directive, model):
             way_out = "`gen --layers N` does without it"
             error.hint = f"{error.hint}; {way_out}" if error.hint else way_out
             raise
@@ -278,7 +286,11 @@ def _try_open(
         return None
 
 
-def _needs_depth(directive: Directive) -> bool:
+def _needs_depth(directive: Directive, model: ModelRef) -> bool:
+    if isinstance(directive.growth, Stack):
+        parts = directive.growth.parts
+        own = Stack((Step(tuple(p for p in parts if (p.model or directive.model) == model)),))
+        return needs_depth(own)
     return directive.growth is not None and needs_depth(directive.growth)
 
 
@@ -288,7 +300,8 @@ def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool)
     try:
         depth = checkpoint.depth
     except CheckpointError:
-        if strict or (directive.layers is None and _needs_depth(directive)):
+        needed = directive.layers is None and _needs_depth(directive, checkpoint.ref)
+        if strict or needed:
             raise
         return directive.layers
     if directive.layers not in (None, depth):
@@ -314,7 +327,7 @@ def _spelled(
 
     def depth_of(model: ModelRef) -> int | None:
         try:
-            return models.open(model).depth
+            return _depth(directive, models.open(model), strict=True)
         except CheckpointError as error:
             if strict:
                 raise

@@ -7,19 +7,30 @@ the documents that are no passthrough merge stay as they are. The network is nev
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-from mergekit_interleave import architecture, describe, notation, recipe, yamltext
+from mergekit_interleave import (
+    architecture,
+    describe,
+    edits,
+    notation,
+    pipeline,
+    recipe,
+    yamltext,
+    zeroing,
+)
 from mergekit_interleave import directive as directives
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.directive import Directive
 from mergekit_interleave.edits import edit_of
 from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
 from mergekit_interleave.expand import Models
 from mergekit_interleave.growth import Spelled
-from mergekit_interleave.layout import Layout
+from mergekit_interleave.layout import Edit, Layout
 from mergekit_interleave.patterns import Known, directives_of
 from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.scaling import AUTO, GAINS
@@ -40,12 +51,15 @@ def explain(source: str, stdin: IO[str]) -> str:
         InterleaveError: There is no passthrough config in it.
     """
     text, where = _read(source, stdin)
-    if _FENCE.search(text):
-        text, where = _fenced(text, where), f"{where}, in its block of YAML"
     documents = _documents(text)
+    known = [yamltext.keys(part) for part in documents]
+    if _FENCE.search(text) and not any(_is_ours(keys) for keys in known):
+        text, where = _fenced(text, where), f"{where}, in its block of YAML"
+        documents = _documents(text)
+    models = _Opened(where)
     if len(documents) <= 1:  # or it is the one-line form, or no YAML, which is said later
-        return _explained(text, where)
-    return "".join(_part_of_stream(part, where) for part in documents)
+        return _explained(text, where, models)
+    return "".join(_part_of_stream(part, where, models) for part in documents)
 
 
 def _read(source: str, stdin: IO[str]) -> tuple[str, str]:
@@ -60,18 +74,30 @@ def _read(source: str, stdin: IO[str]) -> tuple[str, str]:
     return directives.read_text(source, stdin)
 
 
-_FENCE = re.compile(r"^[ \t>]*(```|~~~)", re.MULTILINE)
-_BLOCK = re.compile(r"^([ \t>]*)(```+|~~~+)[^\n]*\n(.*?)^\1\2[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 
 def _fenced(card: str, where: str) -> str:
     """The first block of a card that is a passthrough merge."""
-    for block in _BLOCK.finditer(card):
-        lines = block[3].splitlines(keepends=True)
-        text = "".join(line.removeprefix(block[1]) for line in lines)
+    for text in _blocks(card):
         if any(_is_passthrough(yamltext.keys(part)) for part in _documents(text)):
             return text
     raise DirectiveError(f"{where}: no block in it is the YAML of a passthrough merge")
+
+
+def _blocks(card: str) -> Iterator[str]:
+    """What stands between the fences of a card."""
+    opened: re.Match[str] | None = None
+    lines: list[str] = []
+    for line in card.splitlines(keepends=True):
+        fence = _FENCE.match(line)
+        if opened is None:
+            opened, lines = fence, []
+        elif fence and line.strip(" \t>\r\n") == fence[2] and fence[2].startswith(opened[2]):
+            yield "".join(lines)
+            opened = None
+        else:
+            lines.append(line.removeprefix(opened[1]))
 
 
 def _documents(text: str) -> list[str]:
@@ -81,46 +107,50 @@ def _documents(text: str) -> list[str]:
         return []
 
 
+def _is_ours(keys: Mapping[str, str | None]) -> bool:
+    return any(key in keys for key in (*notation.KEYS, *_SPELLED))
+
+
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
     spelled = any(key in keys for key in _SPELLED)
     grown = any(key in keys for key in notation.KEYS)
     return spelled and not grown and keys.get("merge_method", "passthrough") == "passthrough"
 
 
-def _part_of_stream(text: str, where: str) -> str:
-    keys = yamltext.keys(text)
-    if not _is_passthrough(keys):
-        return text
-    begins = "---\n" if text.lstrip().startswith("---") else ""
-    name = {} if keys.get("name") is None else {"name": keys["name"]}
-    return begins + _explained(text, where, name)
+def _part_of_stream(text: str, where: str, models: _Opened) -> str:
+    written = text
+    if _is_passthrough(yamltext.keys(text)):
+        written = _explained(text, where, models)
+    models.results.learn(text, where)
+    return text if written == text else pipeline.begin(text) + written
 
 
-def _explained(text: str, where: str, named: Mapping[str, object] | None = None) -> str:
-    """One document, with what names it in a stream."""
-    document = yamltext.read(text, where, directives.KNOWN)
-    if named and isinstance(document, dict):
-        document = {key: value for key, value in document.items() if key not in named}
-    directive = directives.of_document(document, where)
+def _explained(text: str, where: str, models: _Opened) -> str:
+    """One document."""
+    directive = directives.parse(text, where)
     if not isinstance(directive.growth, Spelled):
         return text  # a directive already
-    models = _Opened()
-    layout = recipe.from_document(directive.growth.document, models.depth)
+    layout = recipe.from_document(directive.growth.document, models.known_depth)
     found = list(directives_of(layout, models.known(layout)))
     if not _modules_return(directive.growth, layout, models):
         found = []
-    keys = {**(named or {}), **directive.mergekit}
     best, written = min(
         (
-            (one, yamltext.write_lines({**one.to_document(), **keys}))
+            (one, yamltext.write_lines(_with_keys(one, directive).to_document()))
             for one in found or [directive]
         ),
         key=lambda choice: len(choice[1]),
     )
     growth = None if best is directive else best.growth
     depth = models.depth(layout.models[0]) or best.layers
-    comment = f"# {describe.sentence(layout, growth, depth)}\n"
-    return min((comment + written, written, text), key=lambda choice: len(choice) > len(text))
+    comment = f"# {describe.sentence(layout, growth, depth, models.identities(layout))}\n"
+    # A document of a stream keeps its first line.
+    most = len(text) - len(pipeline.begin(text))
+    return min((comment + written, written, text), key=lambda choice: len(choice) > most)
+
+
+def _with_keys(one: Directive, written: Directive) -> Directive:
+    return replace(one, mergekit=written.mergekit, name=written.name)
 
 
 def _modules_return(growth: Spelled, layout: Layout, models: _Opened) -> bool:
@@ -132,10 +162,15 @@ def _modules_return(growth: Spelled, layout: Layout, models: _Opened) -> bool:
 
 
 class _Opened:
-    """What can be known of models without asking the network."""
+    """What can be known of models without asking the network.
 
-    def __init__(self) -> None:
+    Args:
+        where: What is read, a stream perhaps, whose documents may be models of one another.
+    """
+
+    def __init__(self, where: str) -> None:
         self._models = Models(cached_only=True)
+        self.results = pipeline.Results(where, self._models)
 
     def open(self, model: ModelRef) -> Checkpoint | None:
         try:
@@ -150,22 +185,58 @@ class _Opened:
         except InterleaveError:
             return None
 
+    def known_depth(self, model: ModelRef) -> int:
+        """The depth, where nothing can be said without it."""
+        depth = self.depth(model)
+        if depth is None:
+            raise CheckpointError(
+                f"{model}: its depth is not known, which a config of whole models depends on",
+                hint="its config.json must be at hand, in a directory or the Hub's cache",
+            )
+        return depth
+
     def known(self, layout: Layout) -> Known:
-        edits = {}
+        known = {}
         checkpoint = self.open(layout.models[0])
         if checkpoint is not None and checkpoint.family is not None:
             for word in (AUTO, GAINS):
                 with suppress(InterleaveError), interpreted(checkpoint.path):
                     edit = edit_of(word, checkpoint)
                     if edit is not None:
-                        edits[word] = edit
+                        known[word] = edit
         return Known(
             depths={model: self.depth(model) for model in layout.models},
             closes=self._closes,
-            edits=edits,
+            edits=known,
+            reaches_out=self._reaches_out,
         )
+
+    def identities(self, layout: Layout) -> set[int]:
+        """The indices of the new layers that pass their input on unchanged."""
+        found: set[int] = set()
+        start = 0
+        for part in layout.slices:
+            edit = Edit(part.scales, part.constants)
+            if edit and zeroing.names_identity(edit, self._family(part.model)):
+                found.update(range(start, start + len(part)))
+            start += len(part)
+        return found
+
+    def _family(self, model: ModelRef) -> architecture.Family:
+        checkpoint = self.open(model)
+        known = None if checkpoint is None else checkpoint.family
+        return known or architecture.assumed_family()
 
     def _closes(self, model: ModelRef, names: tuple[str, ...]) -> bool:
         checkpoint = self.open(model)
         family = architecture.assumed_family() if checkpoint is None else checkpoint.family
         return family is not None and not family.constants and {*names} == {*family.zero}
+
+    def _reaches_out(self, layout: Layout) -> bool:
+        try:
+            for part, before in ((layout.slices[0], True), (layout.slices[-1], False)):
+                outside = edits.outside(self.open(part.model), before=before)
+                zeroing.check_outside(part.scales, outside)
+        except InterleaveError:
+            return True
+        return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mergekit_interleave.ranges import END, Range, is_relative
@@ -120,6 +120,16 @@ class Stack:
     def models(self) -> tuple[ModelRef, ...]:
         """The models that it names, in order."""
         return tuple(dict.fromkeys(part.model for part in self.parts if part.model is not None))
+
+    def of(self, models: Mapping[ModelRef, ModelRef]) -> Stack:
+        """The same layers of other models."""
+
+        def other(part: Part) -> Part:
+            return part if part.model is None else replace(part, model=models[part.model])
+
+        return Stack(
+            tuple(replace(step, parts=tuple(map(other, step.parts))) for step in self.steps)
+        )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ writers are *zeroed* passes its input on unchanged. Indices start at 0, ranges a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, groupby, islice, repeat
@@ -127,15 +127,15 @@ class Layout:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """All layers in order."""
-        seen: set[tuple[ModelRef, int]] = set()
+        seen: dict[ModelRef, set[int]] = {}
         layers: list[Layer] = []
         for part in self.slices:
+            before = seen.setdefault(part.model, set())
             unscaled = not part.constants and all(scale.value == 1 for scale in part.scales)
             for source in range(part.start, part.stop):
-                key = (part.model, source)
-                new = not unscaled or key in seen
+                new = not unscaled or source in before
                 if not new:
-                    seen.add(key)
+                    before.add(source)
                 layers.append(
                     Layer(len(layers), part.model, source, part.scales, part.constants, new)
                 )
@@ -202,23 +202,25 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
         return depth(source) if callable(depth) else depth
 
     slices: list[Slice] = []
+    settled: set[int] = set()
     total = 0
     for source, start, stop, step in _ranges(growth, model, depth_of):
-        total += stop - start
-        if total > MAX_LAYERS:
+        if total + stop - start > MAX_LAYERS:
             raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
         whole = Slice(source, start, stop)
         if step is None or step.is_plain or step_edit is None:
             slices.append(whole)
         else:
             slices += _split(whole, partial(step_edit, step))
+            settled.update(range(total, total + stop - start))
+        total += stop - start
     if not slices:
         raise LayoutError("drop: no layer is left")
     layout = Layout(tuple(slices))
     sole = layout.models[0] if len(layout.models) == 1 else None
     if sole is not None and (known := depth_of(sole)) is not None and layout.is_base(known):
         raise LayoutError(_changes_nothing(growth, known))
-    return _edit_new_layers(layout, edit, apply_to) if edit is not None else layout
+    return _edit_new_layers(layout, edit, apply_to, settled) if edit is not None else layout
 
 
 _Ranges: TypeAlias = Iterator[tuple[ModelRef, int, int, Step | None]]
@@ -327,14 +329,16 @@ def _split(part: Slice, edit: Callable[[Layer], Edit]) -> Iterator[Slice]:
         start = stop
 
 
-def _edit_new_layers(layout: Layout, edit: Callable[[Layer], Edit], apply_to: str) -> Layout:
-    """The layout with its new layers edited, unless their step says what is done to them."""
+def _edit_new_layers(
+    layout: Layout, edit: Callable[[Layer], Edit], apply_to: str, settled: Collection[int]
+) -> Layout:
+    """The layout with its new layers edited, but for those whose step says what is done to them."""
     slices: list[Slice] = []
-    which = chosen(layout, apply_to)
+    which = chosen(layout, apply_to, settled)
     layers = iter(layout.layers)
     for part in layout.slices:
         mine = list(islice(layers, len(part)))
-        if part.scales or part.constants:
+        if mine[0].index in settled:
             slices.append(part)
             continue
         edits = {layer.source: edit(layer) for layer in mine if layer.index in which}
@@ -346,19 +350,24 @@ def _looked_up(edits: Mapping[int, Edit], layer: Layer) -> Edit:
     return edits.get(layer.source, Edit())
 
 
-def chosen(layout: Layout, apply_to: str) -> set[int]:
+def chosen(layout: Layout, apply_to: str, settled: Collection[int] = ()) -> set[int]:
     """The indices of the layers that a growth line's edit applies to.
 
     Args:
         layout: The layers, edited only where their step says it.
         apply_to: To which of equal layers.
+        settled: The indices of the layers whose step says what is done to them.
     """
-    plain = [layer for layer in layout.layers if not layer.edit]
     if apply_to == COPIES:
-        return {layer.index for layer in plain if layer.new}
-    equal: dict[tuple[ModelRef, int], list[int]] = {}
-    for layer in plain:
-        equal.setdefault((layer.model, layer.source), []).append(layer.index)
+        return {layer.index for layer in layout.new_layers if layer.index not in settled}
+    equal: dict[tuple[int, int], list[int]] = {}
+    models = {model: i for i, model in enumerate(layout.models)}
+    layers = iter(layout.layers)
+    for part in layout.slices:
+        model = models[part.model]
+        for layer in islice(layers, len(part)):
+            if layer.index not in settled:
+                equal.setdefault((model, layer.source), []).append(layer.index)
     part = {FIRST: slice(1, 2), LAST: slice(-1, None), ALL: slice(None)}[apply_to]
     return {i for indices in equal.values() if len(indices) > 1 for i in indices[part]}
 

@@ -122,7 +122,7 @@ def _part(text: str, where: str) -> tuple[str | None, Part]:
     if word == WINDOWS:
         return model.strip() or None, Part(_windows(last, where))
     match = _LAYERS.fullmatch(last)
-    if match is None:
+    if match is None or before.rstrip().endswith(","):
         if re.fullmatch(r"[^:]+:[^:]+", last):
             parse_range(last, where)  # which says what is wrong with it
         raise DirectiveError(
@@ -142,7 +142,7 @@ def _repeat(value: object, where: str) -> Repeat:
         if model is not None or isinstance(part.layers, Windows):
             raise DirectiveError(f"{where}: expected START:STOP, found {value!r:.200}")
         layers = part.layers
-        times = part.times if re.search(r"x\d", value) else times
+        times = part.times if "x" in value else times
         form = "block" if part.as_block else form
     elif isinstance(value, Mapping):
         check_keys(value, ("layers", "times", "as"), where)
@@ -192,7 +192,7 @@ def _checked(size: object, stride: object, layers: Range, where: str) -> Windows
 
 def _drop(value: object, where: str) -> Drop:
     if isinstance(value, str):
-        value = [value]
+        value = value.split(",")
     if isinstance(value, list) and value and all(isinstance(v, list) or _is_text(v) for v in value):
         return Drop(tuple(parse_range(part, f"{where}[{i}]") for i, part in enumerate(value)))
     return Drop((parse_range(value, where),))
@@ -266,7 +266,7 @@ def _step(value: object, where: str, named: Named) -> Step:
     if any(part.model is not None for part in parts) and model is not None:
         raise DirectiveError(f"{where}: the model is named twice")
     if "times" in value or "as" in value:
-        if any(part.times > 1 for part in parts):
+        if "times" in value and any(part.times > 1 for part in parts):
             raise DirectiveError(f"{where}: `times` is said twice")
         if any(isinstance(part.layers, Windows) for part in parts):
             raise DirectiveError(f"{where}: windows are not repeated", hint="write them twice")
@@ -275,7 +275,7 @@ def _step(value: object, where: str, named: Named) -> Step:
             part.layers,
             part.model or model,
             times if "times" in value else part.times,
-            as_block if "times" in value else part.as_block,
+            as_block if "as" in value else part.as_block,
         )
         for part in parts
     ]

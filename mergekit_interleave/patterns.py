@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from string import ascii_lowercase
 
 from mergekit_interleave.directive import Directive
@@ -59,11 +59,14 @@ class Known:
         depths: The number of layers of each, None where it is not known.
         closes: Whether zeroing tensors of these names makes a layer of the model an identity.
         edits: What `zero: auto` and `zero: gains` do to its layers, where that is known.
+        reaches_out: Whether scales of the first or last slice touch what lies outside the layers,
+            which only a step may do.
     """
 
     depths: Mapping[ModelRef, int | None]
     closes: Callable[[ModelRef, tuple[str, ...]], bool]
     edits: Mapping[str, Callable[[int], Edit]]
+    reaches_out: Callable[[Layout], bool]
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _expanded(
 
     def of_step(step: Step, _: Layer) -> Edit:
         zeroed = zeroed_scales(step.zero) if isinstance(step.zero, tuple) else ()
-        return Edit(zeroed or step.scale)
+        return Edit((*zeroed[:-1], *step.scale) if step.scale else zeroed)
 
     try:
         return expand(
@@ -178,6 +181,8 @@ def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
     if not edits:
         yield _Rule(NONE, (), None)
         return
+    if known.reaches_out(layout):
+        return
     for word in (AUTO, GAINS):
         by_source = known.edits.get(word)
         if by_source is not None:
@@ -188,14 +193,21 @@ def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
     if not edit.constants:
         zero, scale = _said(edit.scales, layout.models[0], known)
         yield _Rule(zero or NONE, scale, lambda _: edit)
+        auto = known.edits.get(AUTO)
+        if zero and scale and auto is not None and auto(0) == Edit(zeroed_scales(zero)):
+            yield _Rule(AUTO, scale, lambda _: edit)
 
 
-def _said(scales: Scales, model: ModelRef, known: Known) -> tuple[Zero | None, Scales]:
-    """Scales as `zero`, where that is what they are, else as `scale`."""
-    names = tuple(scale.filter for scale in scales[:-1] if scale.filter is not None)
-    if scales == zeroed_scales(names) and scales[-1:] == (KEEP,) and known.closes(model, names):
-        return names, ()
-    return None, scales
+def _said(scales: Scales, model: ModelRef, known: Known) -> tuple[tuple[str, ...] | None, Scales]:
+    """Scales as `zero`, as far as that is what they are, and the rest as `scale`."""
+    zeroed = tuple(takewhile(lambda scale: scale.value == 0 and scale.filter, scales))
+    names = tuple(str(scale.filter) for scale in zeroed)
+    rest = scales[len(zeroed) :]
+    if not rest or len({*names}) < len(names) or not known.closes(model, names):
+        return None, scales
+    if {scale.filter for scale in rest} & {*names}:
+        return None, scales
+    return names, () if rest == (KEEP,) else rest
 
 
 def _by_source(edit: Callable[[int], Edit], layer: Layer) -> Edit:

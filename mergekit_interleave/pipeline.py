@@ -14,17 +14,15 @@ from typing import Any
 from mergekit_interleave import directive as directives
 from mergekit_interleave import modelconfig, notation, verdict, yamltext
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.directive import NAME
 from mergekit_interleave.errors import DirectiveError, InterleaveError
 from mergekit_interleave.expand import Models, resolve
 from mergekit_interleave.layout import Layout, Slice
 from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
 
-NAME = "name"
-"""The key by which mergekit-multi's documents name their results."""
-
 
 def is_stream(text: str, where: str) -> bool:
-    """Whether a text is mergekit-multi's: several documents, or one that names its result.
+    """Whether a text is mergekit-multi's: several documents, or one to be left alone.
 
     Raises:
         DirectiveError: It is no YAML.
@@ -33,7 +31,8 @@ def is_stream(text: str, where: str) -> bool:
         documents = yamltext.documents(text, where)
     except DirectiveError:
         return False  # the one-line form is no YAML; what is wrong with others is said later
-    return len(documents) > 1 or NAME in yamltext.keys(text)
+    keys = yamltext.keys(text)
+    return len(documents) > 1 or (NAME in keys and not any(key in keys for key in notation.KEYS))
 
 
 def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = False) -> str:
@@ -52,10 +51,16 @@ def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = 
     return "".join(stream.expanded(part) for part in yamltext.documents(text, where))
 
 
+def named(recipe: str, name: str | None) -> str:
+    """A recipe with what mergekit-multi is to call its result."""
+    return recipe if name is None else yamltext.write({NAME: name}) + recipe
+
+
 class _Stream:
     def __init__(self, where: str, models: Models, *, allow_non_identity: bool) -> None:
         self._where, self._models = where, models
         self._allow_non_identity = allow_non_identity
+        self._results = Results(where, models)
         self._count = 0
 
     def expanded(self, text: str) -> str:
@@ -64,13 +69,9 @@ class _Stream:
         place = f"{self._where}, document {self._count}"
         keys = yamltext.keys(text)
         if not any(key in keys for key in notation.KEYS):
-            self._learn(keys.get(NAME), text, place)
+            self._results.learn(text, place)
             return text
-        document = yamltext.read(text, place, directives.KNOWN)
-        if not isinstance(document, dict):
-            raise DirectiveError(f"{place}: expected `key: value` lines")
-        name = document.pop(NAME, None)
-        directive = directives.of_document(document, place)
+        directive = directives.parse(text, place)
         self._models.cached_only = False
         try:
             expansion = resolve(
@@ -79,16 +80,35 @@ class _Stream:
             verdict.check(expansion, self._models)
         except InterleaveError as error:
             raise type(error)(f"{place}: {error}", hint=error.hint) from error
-        if name is not None:
-            self._remember(str(name), expansion.layout)
-        begins = "---\n" if text.lstrip().startswith("---") else ""
-        named = "" if name is None else yamltext.write({NAME: name})
-        return f"{begins}{named}{expansion.recipe}"
+        self._results.remember(directive.name, expansion.layout)
+        return begin(text) + named(expansion.recipe, directive.name)
 
-    def _remember(self, name: str, layout: Layout) -> None:
-        ref = ModelRef(ModelPath(name))
+
+def begin(text: str) -> str:
+    """What stands before a document that is written anew in the place of another."""
+    return "---\n" if text.lstrip().startswith("---") else ""
+
+
+class Results:
+    """What the documents of a stream make, for those that take it for a model.
+
+    Args:
+        where: What the stream is called.
+        models: Where models are opened, which learns of them.
+    """
+
+    def __init__(self, where: str, models: Models) -> None:
+        self._where, self._models = where, models
+
+    def remember(self, name: str | None, layout: Layout) -> None:
+        """A document of that name makes these layers."""
+        if name is None:
+            return
         self._models.results[name] = Checkpoint(
-            ref, Path(self._where) / name, self._config(layout), is_local=False
+            ModelRef(ModelPath(name)),
+            Path(self._where) / name,
+            self._config(layout),
+            is_local=False,
         )
 
     def _config(self, layout: Layout) -> Mapping[str, Any]:
@@ -101,16 +121,15 @@ class _Stream:
                 return modelconfig.deepened(first, layout, placement)
         return {"num_hidden_layers": len(layout)}
 
-    def _learn(self, name: str | None, text: str, place: str) -> None:
-        """What a document that is left alone makes, as far as later ones must know it."""
-        if name is None:
-            return
+    def learn(self, text: str, place: str) -> None:
+        """What a document that is left alone makes, as far as others must know it."""
         with suppress(InterleaveError):
             document = yamltext.read(text, place, directives.KNOWN)
-            if isinstance(document, dict):
+            name = document.get(NAME) if isinstance(document, dict) else None
+            if isinstance(document, dict) and name is not None:
                 layout = self._layout(document)
                 if layout is not None:
-                    self._remember(name, layout)
+                    self.remember(str(name), layout)
 
     def _layout(self, document: Mapping[Any, object]) -> Layout | None:
         """The layers of the first source of each slice, or of the first model of a merge."""

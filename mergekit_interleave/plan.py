@@ -106,7 +106,7 @@ class Plan:
     def sentence(self) -> str:
         """What it is, in words."""
         sole = self.depths[0] if len(self.depths) == 1 else None
-        return describe.sentence(self.layout, self.directive.growth, sole)
+        return describe.sentence(self.layout, self.directive.growth, sole, self.identities)
 
     @property
     def distance(self) -> tuple[float, int] | None:
@@ -349,7 +349,7 @@ _LONGEST = 60
 def as_json(found: Plan) -> dict[str, Any]:
     """The plan for programs."""
     layout, writing = found.layout, found.writing
-    distance = found.distance
+    models, distance = layout.models, found.distance
     return {
         "what": found.sentence,
         "fingerprint": manifest.fingerprint(layout),
@@ -359,7 +359,7 @@ def as_json(found: Plan) -> dict[str, Any]:
         ],
         "layers": [
             {
-                "model": layout.models.index(layer.model),
+                "model": models.index(layer.model),
                 "layer": layer.source,
                 "role": role,
             }

@@ -59,12 +59,22 @@ def parse_range(value: object, where: str) -> Range:
     if not isinstance(entries, list) or len(entries) != 2:  # noqa: PLR2004 - start and stop
         raise DirectiveError(f"{where}: expected a range [START, STOP], found {value!r:.200}")
     start, stop = (parse_bound(bound, where) for bound in entries)
-    if isinstance(start, int) and isinstance(stop, int) and (start < 0) == (stop < 0):
-        if stop == start:
-            raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
-        if stop < start:
-            raise DirectiveError(f"{where}: {show((start, stop))} is reversed", hint=_HALF_OPEN)
+    (one, first), (other, last) = _place(start), _place(stop)
+    if one == other and first >= last:
+        what = "is empty" if first == last else "is reversed"
+        raise DirectiveError(f"{where}: {show((start, stop))} {what}", hint=_HALF_OPEN)
+    if start in (END, "100%"):
+        raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
     return start, stop
+
+
+def _place(bound: Bound) -> tuple[str, Fraction]:
+    """From where a bound counts, and how far: two of one kind can be compared."""
+    if isinstance(bound, int):
+        return ("start" if bound >= 0 else "end"), Fraction(bound)
+    if bound == END:
+        return "end", Fraction(0)
+    return "part", Fraction(bound[:-1])
 
 
 _HALF_OPEN = "ranges are half-open: [8, 24] is layers 8 to 23"

@@ -53,8 +53,10 @@ class ModelRef:
     @property
     def identity(self) -> object:
         """Equal for two spellings of one model: a directory is what it resolves to."""
-        path = os.path.realpath(self.path) if is_directory_or_file(self.path) else self.path
-        return path, self.model.revision, self.lora, self.override_architecture
+        local = is_directory_or_file(self.path)  # of which there is only one revision
+        path = os.path.realpath(self.path) if local else self.path
+        revision = None if local else self.model.revision
+        return path, revision, self.lora, self.override_architecture
 
     @property
     def path(self) -> str:

@@ -227,7 +227,9 @@ def _evaluated(text: str) -> float | Fraction | None:
         inner = _evaluated(root[1])
         return None if inner is None or inner < 0 or not math.isfinite(inner) else math.sqrt(inner)
     if re.fullmatch(_NUMBER, text):
-        return float(text)
+        number = float(text)
+        vanished = number == 0 and re.search(r"[1-9]", text.lower().partition("e")[0])
+        return None if vanished else number
     quotient = re.fullmatch(rf"({_NUMBER})/({_NUMBER})", text)
     if quotient is None or len(text) > _LONGEST or re.search(r"[eE]", text):
         return None

@@ -6,9 +6,8 @@ from itertools import combinations
 from typing import Any
 
 from mergekit_interleave import notation
-from mergekit_interleave.directive import DTYPES
+from mergekit_interleave.directive import DTYPES, NAME
 from mergekit_interleave.layout import MAX_LAYERS
-from mergekit_interleave.pipeline import NAME
 from mergekit_interleave.scaling import APPLY_TO, AUTO, GAINS, NONE
 
 _BOUND = r"-?\d+|\d+(\.\d+)?%|end"

@@ -113,12 +113,24 @@ def keys(text: str) -> Mapping[str, str | None]:
         node = yaml.compose(text, Loader=SafeLoader)
     except _UNREADABLE:
         return {}
-    pairs = node.value if isinstance(node, yaml.MappingNode) else []
-    return {
-        key.value: value.value if isinstance(value, yaml.ScalarNode) else None
-        for key, value in pairs
-        if isinstance(key, yaml.ScalarNode)
-    }
+    return _keys(node, set())
+
+
+def _keys(node: yaml.Node | None, seen: set[int]) -> dict[str, str | None]:
+    """The keys of a mapping, and of those that it is merged with."""
+    found: dict[str, str | None] = {}
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            found |= _keys(part, seen)
+    if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+        return found
+    seen.add(id(node))
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            found[key.value] = value.value if isinstance(value, yaml.ScalarNode) else None
+            if key.value == "<<":
+                found |= _keys(value, seen)
+    return found
 
 
 def write(document: dict[str, object]) -> str:
@@ -253,8 +265,8 @@ def _dump(document: dict[str, object], *, flow: bool, width: int) -> str:
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError)
 
 
-_MAX_VALUES = 100_000
-"""The most values of a document, its aliases written out: a merge has some thousands."""
+_MAX_VALUES = 400_000
+"""The most values of a document, its aliases written out: a merge of 10,000 layers has 300,000."""
 
 
 def _load(text: str, known: Collection[str] | None = None) -> object:

@@ -287,7 +287,7 @@ BAD_TEXT = [
     ("append: 1, scale: {o_proj: half}", "scale.o_proj: expected a number"),
     ("append: 1, zero: [a], scale: {a: 2}", "both speak of a"),
     ("append: 1, zero: [a], apply_to: some", "apply_to: expected one of"),
-    ("append: 1, apply_to: last", "apply_to: says where"),
+    ("repeat: [0, 2], apply_to: last", "apply_to: says where"),
     ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     ("append: !!python/name:os.system 1", "could not determine a constructor"),
     ("append: 1\n---\nappend: 2", "several documents"),

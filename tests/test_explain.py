@@ -261,9 +261,9 @@ def test_500_slices_take_less_than_a_second() -> None:
         start, count = chance.randrange(60), chance.randrange(1, 20)
         parts.append(("org/m", start, start + count, *([ZERO] if chance.random() < 0.5 else [])))
     text = yaml.safe_dump(spelled(*parts))
-    began = time.perf_counter()
+    began = time.process_time()
     explained(text)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 class TestDoors:
