@@ -571,7 +571,8 @@ def _joined(name: str, said: list[str] | None) -> str | None:
     """What a flag says; only lists may be said in several flags."""
     if not said:
         return None
-    if len(said) > 1 and name not in ("stack", "drop", "zero", "scale"):
+    structured = any(value.lstrip().startswith(("[", "{")) for value in said)
+    if len(said) > 1 and (structured or name not in ("stack", "drop", "zero", "scale")):
         raise DirectiveError(f"--{name.replace('_', '-')} is given twice", hint="keep one")
     return ",".join(said)
 

@@ -368,8 +368,8 @@ def chosen(layout: Layout, apply_to: str, settled: Collection[int] = ()) -> set[
         for layer in islice(layers, len(part)):
             if layer.index not in settled:
                 equal.setdefault((model, layer.source), []).append(layer.index)
-    part = {FIRST: slice(1, 2), LAST: slice(-1, None), ALL: slice(None)}[apply_to]
-    return {i for indices in equal.values() if len(indices) > 1 for i in indices[part]}
+    which = {FIRST: slice(1, 2), LAST: slice(-1, None), ALL: slice(None)}[apply_to]
+    return {i for indices in equal.values() if len(indices) > 1 for i in indices[which]}
 
 
 def _changes_nothing(growth: Growth, depth: int) -> str:

@@ -363,6 +363,53 @@ class TestDoors:
         assert result.out == ""
         assert result.err.startswith("error: ")
 
+    def test_a_scale_at_the_edge_stays_with_its_step(self, mk: Cli, tiny: Path) -> None:
+        """There mergekit scales the head, too, which a growth line must not."""
+        text = "layout: [0:8, {layers: 7:8, scale: 0.5}]"
+        config = mk("gen", text, "--model", tiny).out
+        explained = mk("explain", "-", stdin=config).out
+        assert "layout" in yaml.safe_load(explained)
+        assert mk("gen", "-", stdin=explained).out == config
+
+    def test_zero_and_scale_at_once(self, mk: Cli, tiny: Path) -> None:
+        """What is zeroed apart from what is scaled."""
+        text = "interleave: every 4, scale: {q_proj: 0.5}"
+        config = mk("gen", text, "--model", tiny).out
+        assert yaml.safe_load(mk("explain", "-", stdin=config).out) == {
+            "model": str(tiny),
+            "interleave": "every 4",
+            "scale": {"q_proj": 0.5},
+        }
+
+    def test_a_fence_inside_a_config(self, mk: Cli) -> None:
+        """A chat template that shows code makes no card of it."""
+        document = spelled((0, 24), (8, 32), chat_template="a\n```\nb\n```\n")
+        result = mk("explain", "-", stdin=yaml.safe_dump(document, default_style="|"))
+        assert result.status == 0, result.err
+        assert yaml.safe_load(result.out)["chat_template"] == document["chat_template"]
+
+    def test_a_whole_model_needs_its_depth(self, mk: Cli, tiny: Path) -> None:
+        """From a config at hand."""
+        whole = {"models": [{"model": "org/m"}], "merge_method": "passthrough"}
+        result = mk("explain", "-", stdin=yaml.safe_dump(whole))
+        assert (result.status, "its depth is not known" in result.err) == (1, True)
+        whole["models"] = [{"model": str(tiny), "parameters": {"scale": 0.5}}]
+        text = mk("explain", "-", stdin=yaml.safe_dump(whole)).out
+        assert yaml.safe_load(text)["layout"] == [{"layers": [0, 8], "scale": 0.5}]
+
+    def test_as_many_layers_as_there_may_be(self, mk: Cli) -> None:
+        """What `gen` writes can be read back."""
+        config = mk("gen", "interleave: every 1, model: o/x, layers: 5000").out
+        text = mk("explain", "-", stdin=config).out
+        assert yaml.safe_load(text)["repeat"] == [0, 5000]
+
+    def test_many_open_fences(self) -> None:
+        """Take no longer than the text is long."""
+        began = time.process_time()
+        with pytest.raises(InterleaveError):
+            explained("```x\n" * 50_000)
+        assert time.process_time() - began < 5
+
     def test_the_network_is_not_asked(self, mk: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         """The cache alone says what is known of a model."""
         monkeypatch.delenv("HF_HUB_OFFLINE")

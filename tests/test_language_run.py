@@ -123,3 +123,102 @@ def test_flags(mk: Cli, tiny: Path) -> None:
     )] == [0, 0, 0]  # fmt: skip
     result = mk("gen", "layout: [one 0:4, two 0:4]", "--model", tiny)
     assert (result.status, "names a model for each of its steps" in result.err) == (2, True)
+
+
+def layers(text: str) -> list[tuple[str, list[int], bool]]:
+    """The slices of a mergekit config: model, range, whether they are scaled."""
+    sources = [part["sources"][0] for part in yaml.safe_load(text)["slices"]]
+    return [(x["model"], x["layer_range"], "parameters" in x) for x in sources]
+
+
+def test_what_a_step_says_is_not_overridden(mk: Cli, tiny: Path) -> None:
+    """`zero: none` of a step, where the directive zeroes new layers."""
+    text = "zero: auto, layout: [0:8, {layers: 4:6, zero: none}, 6:8]"
+    slices = layers(mk("gen", text, "--model", tiny).out)
+    assert [(bounds, scaled) for _, bounds, scaled in slices] == [
+        ([0, 8], False), ([4, 6], False), ([6, 8], True)
+    ]  # fmt: skip
+
+
+def test_a_directory_is_one_model_however_it_is_spelled(
+    mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By short names, in steps, with a revision that a directory does not have."""
+    monkeypatch.chdir(tmp_path)
+    make_llama(Path("one"))
+    for text in (
+        "models: {a: one, b: ./one/}, layout: [a 0:8, b 4:8], zero: auto",
+        f"layout: [one 0:8, {tmp_path}/one 4:8], zero: auto",
+        "layout: [one 0:8, one@main 4:8], zero: auto",
+    ):
+        result = mk("gen", text)
+        assert result.status == 0, result.err
+        assert [(model, scaled) for model, _, scaled in layers(result.out)] == [
+            ("one", False), ("one", True)
+        ]  # fmt: skip
+
+
+def test_words_about_nothing(mk: Cli, tiny: Path) -> None:
+    """Nothing new to zero, one name in both, no place for a flag: refused, in flags too."""
+    for words, reason, status in (
+        (["drop: 2:4, scale: {q_proj: 0.5}"], "there is no new layer", 1),
+        (["drop: 2:4", "--zero", "auto"], "there is no new layer", 1),
+        (["--repeat", "2:4", "--zero", "o_proj,down_proj", "--scale", "o_proj=2"], "both", 2),
+        (["layout: [0:8, {layers: 4:8, zero: auto, scale: {o_proj: 2}}]"], "both", 2),
+        (["--repeat", "2:4", "--apply-to", "all"], "nothing says what", 2),
+        (["--scale", "{q_proj: 1}", "--scale", "k_proj=1", "--repeat", "2:4"], "twice", 2),
+        (["models: {a: x/y}, layout: [a 0:4, b 2:4]"], "b is no short name", 2),
+    ):
+        result = mk("gen", *words, *([] if "layout: [a" in words[0] else ["--model", tiny]))
+        assert (result.status, reason in result.err) == (status, True), result.err
+    for text in ("append: 2, apply_to: last", "interleave: every 4, apply_to: all"):
+        assert mk("gen", text, "--model", tiny).status == 0
+
+
+def test_flags_beside_a_mergekit_config(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """What they would change is said there already; a depth that is not true is an error."""
+    file = tmp_path / "cfg.yml"
+    file.write_text(mk("gen", "--repeat", "2:4", "--model", tiny).out)
+    for flag, value in (("--zero", "auto"), ("--scale", "q_proj=2"), ("--apply-to", "all")):
+        result = mk("gen", file, flag, value)
+        assert (result.status, f"{flag} has no place" in result.err) == (2, True)
+    result = mk("gen", file, "--layers", "9")
+    assert (result.status, "says 8" in result.err) == (1, True)
+    assert mk("gen", file, "--layers", "8").status == 0
+
+
+def test_text_forms_agree(mk: Cli, tiny: Path) -> None:
+    """Spaces, and what is said of a range in two places."""
+    for one, other in (
+        ("repeat: 2:4x 3", "repeat: {layers: [2, 4], times: 3}"),
+        ("layout: [{layers: 2:4@block, times: 3}]", "layout: [2:4x3@block]"),
+        ("layout: [{layers: 2:4x3, as: block}]", "layout: [2:4x3@block]"),
+        ("drop: '2:4, 5:6'", "drop: [[2, 4], [5, 6]]"),
+        ("\ufeffdrop: [2, 4]", "drop: [2, 4]"),
+    ):
+        first, second = (mk("gen", "-", "--model", tiny, stdin=text) for text in (one, other))
+        assert first.status == 0, first.err
+        assert first.out == second.out
+
+
+def test_short_names_stand_for_models_in_mergekits_keys(mk: Cli) -> None:
+    """And `models` with `model` and no growth line waits for a flag."""
+    text = "models: {a: o/x, b: o/y}, layout: [a 0:4, b 2:4], base_model: b, tokenizer_source: a"
+    made = yaml.safe_load(mk("gen", text, "--layers", "4").out)
+    assert (made["base_model"], made["tokenizer_source"]) == ("o/y", "o/x")
+    result = mk("gen", "models: {a: o/x}, model: a", "--drop", "2:3", "--layers", "4")
+    assert [model for model, _, _ in layers(result.out)] == ["o/x", "o/x"]
+
+
+def test_a_directive_for_verify(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--recipe` takes a layout of several models, each against its own."""
+    monkeypatch.chdir(tmp_path)
+    make_llama(Path("one"))
+    make_llama(Path("two"))
+    Path("layout.yml").write_text("models: {a: x/one, b: x/two}\nlayout: [b 0:4, a 2:8]\n")
+    assert mk("run", "layout: [two 0:4, one 2:8]", "out").status == 0
+    words = ("verify", "out", "--recipe", "layout.yml")
+    assert mk(*words, "--against", "two", "--against", "one").status == 0
+    assert mk(*words, "--against", "one", "--against", "two").status == 1
+    result = mk(*words, "--against", "one")
+    assert (result.status, "takes layers of 2 models" in result.err) == (2, True)

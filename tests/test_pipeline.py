@@ -117,3 +117,33 @@ def test_a_single_document_may_have_a_name(mk: Cli) -> None:
     assert result.status == 0, result.err
     assert yaml.safe_load(result.out)["name"] == "deep"
     assert mk("gen", "-", stdin=BLEND).out == BLEND
+
+
+def test_marks_and_merge_keys(mk: Cli) -> None:
+    """A byte order mark glues nothing together; a growth line may come by a merge key."""
+    stream = f"\ufeff{BLEND}---\nmodel: ./one\ndrop: [0, 2]\n"
+    first, second = mk("gen", "-", stdin=stream).out.split("---\n")
+    assert (first, ranges(second)) == (BLEND, [[2, 8]])
+    merged = "name: q\n<<: {drop: [0, 4]}\nmodel: ./one\n"
+    assert ranges(mk("gen", "-", stdin=f"{BLEND}---\n{merged}").out.split("---\n")[1]) == [[4, 8]]
+    assert mk("gen", "-", stdin="name: q\n? [a]\n: 1\n").status == 0
+    assert mk("gen", "{[a, b]: 1, repeat: [0, 4]}", "--model", "one").status == 2
+
+
+def test_a_name_is_welcome_everywhere(mk: Cli) -> None:
+    """Where it means nothing it does no harm; explain keeps it."""
+    Path("deep.yml").write_text("name: deep\nmodel: ./one\ninterleave: every 4\n")
+    assert mk("plan", "deep.yml").status == 0
+    assert mk("run", "deep.yml", "out", "--engine", "stream").status == 0
+    config = mk("gen", "deep.yml").out
+    explained = yaml.safe_load(mk("explain", "-", stdin=config).out)
+    assert explained == {"name": "deep", "model": "./one", "interleave": "every 4"}
+
+
+def test_explained_streams_know_their_names(mk: Cli) -> None:
+    """A document may take layers of an earlier one's result, whose depth is then known."""
+    stream = mk("gen", "-", stdin=f"{BLEND}---\n{DEEP}---\nmodel: deep\ninterleave: every 5\n").out
+    explained = mk("explain", "-", stdin=stream).out
+    last = yaml.safe_load(explained.split("---\n")[2])
+    assert last == {"model": "deep", "interleave": "every 5"}
+    assert mk("gen", "-", stdin=explained).out == stream
