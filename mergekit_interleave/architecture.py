@@ -265,6 +265,18 @@ def family_of(model_type: str) -> Family | None:
 _OBJECTS = {"gains": Gains, "lending": Lending, "shared_tail": SharedTail}
 
 
+@cache
+def may_be_outside(part: str | None) -> bool:
+    """Whether a part of a tensor's name may speak of a tensor outside the layers, of any type.
+
+    Args:
+        part: The part; None is all of any name.
+    """
+    families = filter(None, map(family_of, known_types()))
+    names = {name for f in families for name in (*f.before_layers, *f.after_layers)}
+    return part is None or any(part in name for name in names)
+
+
 def _frozen(key: str, value: Any) -> Any:
     """A value of the data file as the classes above hold it."""
     if isinstance(value, list):

@@ -43,7 +43,7 @@ def sentence(
             if name == "depth up-scaling" and not as_block:
                 name = f"interwoven {name}"
             words = f"{again} of {of} layers {_TIMES.get(times, f'{times} times')}, {how}"
-            return f"{words}{f', the copies {kind}' if kind else ''}: {name}"
+            return f"{words}{_copies(layout, kind)}: {name}"
         case Windows(size, stride):
             cut = sum(a.stop == b.start for a, b in pairwise(layout.slices))
             count = len(layout.slices) - cut  # where the edit changes
@@ -73,6 +73,14 @@ def _if(kind: str) -> str:
     return f", {kind}" if kind else ""
 
 
+def _copies(layout: Layout, kind: str) -> str:
+    """What is done to the new layers, which are not all copies of what is unscaled."""
+    originals = {layer.source for layer in layout.layers if not layer.new}
+    if kind in (_ZEROED, _SCALED) and new_sources(layout) <= originals:
+        return f", the copies {kind}"
+    return _if(f"some {kind.removeprefix('some ')}" if kind else "")
+
+
 def _count(new: int, kind: str) -> str:
     return f"{new} new layer{'s' if new > 1 else ''}{_if(kind)}"
 
@@ -97,11 +105,11 @@ def _stacked(layout: Layout, depth: int | None, kind: str) -> str:
             return f"the {count} layers as they are"
         return f"{full - count} of {full} layers left out: pruning"
     distinct = len(set(sources))
+    before = depth or distinct
     if distinct == count:
         return f"{count} layers in another order{_if(kind)}"
-    words = f"{distinct} → {count} layers in {len(layout.slices)} slices"
-    if kind:
-        words += f", {'the copies ' if kind in (_ZEROED, _SCALED) else ''}{kind}"
+    words = f"{before} → {count} layers in {len(layout.slices)} slices"
+    words += _copies(layout, kind)
     if kind == _ZEROED:
         return f"{words}: block expansion"
     two = len(layout.slices) == 2  # noqa: PLR2004 - as in SOLAR

@@ -108,6 +108,10 @@ class Directive:
             DirectiveError: A model is not used, or it is said where to zero or scale, but not what.
         """
         used = self.growth.models if isinstance(self.growth, Stack) else ()
+        if self.models and not used and self.growth is not None:
+            raise DirectiveError(
+                "models: the growth line is of one model", hint="write `model:`, or use `layout:`"
+            )
         for name, model in self.models.items():
             if model not in used and model != self.model:
                 raise DirectiveError(
@@ -228,7 +232,9 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
         )
     raise DirectiveError(
         f"{source}: no such file",
-        hint="a directive given inline has a space after each colon: 'interleave: every 4'",
+        hint="a directive given inline has a space after each colon: 'interleave: every 4'"
+        if re.search(r":\S", source) and not path.suffix
+        else None,
     )
 
 
@@ -399,6 +405,10 @@ KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *_SPELLED_KEYS, NAME)
 def _check_known(document: Mapping[Any, object], known: Collection[str], *, spelled: bool) -> None:
     """Mergekit ignores what it does not know, and people keep anchors under such keys."""
     for key in document:
+        if key in ("times", "as") and "repeat" in document:
+            raise DirectiveError(
+                f"unknown key '{key}'", hint="write `repeat: {layers: [8, 24], times: 3}`"
+            )
         if spelled and key not in known and not nearest(str(key), known):
             log.warning("%s: mergekit has no such key, and ignores it", key)
         else:

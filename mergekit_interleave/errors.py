@@ -35,6 +35,10 @@ class CheckpointError(InterleaveError):
     """A model directory or Hub repository cannot be used."""
 
 
+class UnreachableError(CheckpointError):
+    """The Hub was not reached."""
+
+
 class RefusedError(InterleaveError):
     """The result would not be exact, so it is not made."""
 

@@ -31,6 +31,7 @@ from mergekit_interleave.errors import (
     DirectiveError,
     LayoutError,
     RefusedError,
+    UnreachableError,
 )
 from mergekit_interleave.growth import Spelled, Stack, Step, needs_depth
 from mergekit_interleave.layout import Layout, expand
@@ -89,6 +90,7 @@ class Models:
     results: dict[str, Checkpoint] = field(default_factory=dict)
     _opened: dict[ModelRef, Checkpoint] = field(default_factory=dict)
     _failed: dict[tuple[ModelRef, bool], CheckpointError] = field(default_factory=dict)
+    _unreachable: bool = False
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """Open a model.
@@ -100,15 +102,15 @@ class Models:
         if result is not None:
             return dataclasses.replace(result, ref=ref)
         if ref not in self._opened:
-            how = (ref, self.cached_only)
+            how = (ref, self.cached_only or self._unreachable)
             if how in self._failed:
                 raise self._failed[how]
             try:
-                opened = open_checkpoint(
-                    ref, cached_only=self.cached_only, cache_dir=self.cache_dir
-                )
+                opened = open_checkpoint(ref, cached_only=how[1], cache_dir=self.cache_dir)
             except CheckpointError as error:
                 self._failed[how] = error
+                # Which takes half a minute to be sure of: once is enough.
+                self._unreachable |= isinstance(error, UnreachableError)
                 raise
             self._opened[ref] = dataclasses.replace(opened, trusted=self.trust_remote_code)
         return self._opened[ref]
@@ -243,7 +245,9 @@ def _completed(directive: Directive) -> Directive:
     directive.check()
     if not directive.needs_model:
         if directive.model is not None:
-            raise DirectiveError("model: the layout names a model for each of its steps")
+            raise DirectiveError(
+                "model: the layout names a model for each of its steps", hint="leave it out"
+            )
         return directive
     return directive if directive.model is not None else _implicit_model().replaced_by(directive)
 
@@ -282,7 +286,8 @@ def _try_open(
             way_out = "`gen --layers N` does without it"
             error.hint = f"{error.hint}; {way_out}" if error.hint else way_out
             raise
-        log.warning("%s; its layers are taken as stated", error)
+        how = "depth is taken as stated" if directive.layers else "ranges are not checked"
+        log.warning("%s; its %s", error, how)
         return None
 
 
@@ -333,7 +338,7 @@ def _spelled(
                 raise
             if model not in warned:
                 warned.add(model)
-                log.warning("%s; its layers are taken as stated", error)
+                log.warning("%s; its ranges are not checked", error)
             return directive.layers
 
     warned: set[ModelRef] = set()

@@ -6,6 +6,7 @@ the documents that are no passthrough merge stay as they are. The network is nev
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from mergekit_interleave import (
     architecture,
     describe,
     edits,
+    manifest,
     notation,
     pipeline,
     recipe,
@@ -29,11 +31,13 @@ from mergekit_interleave.directive import Directive
 from mergekit_interleave.edits import edit_of
 from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
 from mergekit_interleave.expand import Models
-from mergekit_interleave.growth import Spelled
+from mergekit_interleave.growth import Spelled, needs_depth
 from mergekit_interleave.layout import Edit, Layout
 from mergekit_interleave.patterns import Known, directives_of
 from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.scaling import AUTO, GAINS
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 
@@ -50,7 +54,7 @@ def explain(source: str, stdin: IO[str]) -> str:
     Raises:
         InterleaveError: There is no passthrough config in it.
     """
-    text, where = _read(source, stdin)
+    text, where, stored = _read(source, stdin)
     documents = _documents(text)
     known = [yamltext.keys(part) for part in documents]
     if _FENCE.search(text) and not any(_is_ours(keys) for keys in known):
@@ -58,20 +62,34 @@ def explain(source: str, stdin: IO[str]) -> str:
         documents = _documents(text)
     models = _Opened(where)
     if len(documents) <= 1:  # or it is the one-line form, or no YAML, which is said later
-        return _explained(text, where, models)
+        return _explained(text, where, models, stored)
     return "".join(_part_of_stream(part, where, models) for part in documents)
 
 
-def _read(source: str, stdin: IO[str]) -> tuple[str, str]:
+def _read(source: str, stdin: IO[str]) -> tuple[str, str, Directive | None]:
+    """The text, what to call it, and the directive that `run` has stored beside it."""
     path = Path(source)
     if source != "-" and path.is_dir():
         for name in (recipe.FILE, CARD):
             if (path / name).is_file():
-                return directives.read_text(str(path / name), stdin)
+                return *directives.read_text(str(path / name), stdin), _stored(path)
         raise CheckpointError(
             f"{source}: has neither {recipe.FILE} nor a {CARD} that would tell its layers"
         )
-    return directives.read_text(source, stdin)
+    return *directives.read_text(source, stdin), None
+
+
+def _stored(directory: Path) -> Directive | None:
+    file = directory / manifest.FILE
+    if not file.is_file():
+        return None
+    with suppress(InterleaveError):
+        stored = manifest.read(file).content["directive"]
+        directive = directives.of_document(stored, str(file))
+        # What needs no model's config to be expanded would be expanded without its type, too.
+        needed = directive.growth is not None and needs_depth(directive.growth)
+        return directive if needed else None
+    return None
 
 
 _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
@@ -79,10 +97,16 @@ _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 def _fenced(card: str, where: str) -> str:
     """The first block of a card that is a passthrough merge."""
-    for text in _blocks(card):
-        if any(_is_passthrough(yamltext.keys(part)) for part in _documents(text)):
-            return text
-    raise DirectiveError(f"{where}: no block in it is the YAML of a passthrough merge")
+    found = [
+        text
+        for text in _blocks(card)
+        if any(_is_passthrough(yamltext.keys(part)) for part in _documents(text))
+    ]
+    if not found:
+        raise DirectiveError(f"{where}: no block in it is the YAML of a passthrough merge")
+    if len(set(found)) > 1:
+        log.warning("%s: shows %d passthrough merges; this is the first", where, len(set(found)))
+    return found[0]
 
 
 def _blocks(card: str) -> Iterator[str]:
@@ -125,11 +149,13 @@ def _part_of_stream(text: str, where: str, models: _Opened) -> str:
     return text if written == text else pipeline.begin(text) + written
 
 
-def _explained(text: str, where: str, models: _Opened) -> str:
-    """One document."""
+def _explained(text: str, where: str, models: _Opened, stored: Directive | None = None) -> str:
+    """One document; as it was stored, where no directive can be told from its slices."""
+    if text.strip() and not isinstance(yamltext.read(text, where, directives.KNOWN), dict):
+        raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
     directive = directives.parse(text, where)
     if not isinstance(directive.growth, Spelled):
-        return text  # a directive already
+        return text.rstrip() + "\n"  # a directive already
     layout = recipe.from_document(directive.growth.document, models.known_depth)
     found = list(directives_of(layout, models.known(layout)))
     if not _modules_return(directive.growth, layout, models):
@@ -137,16 +163,21 @@ def _explained(text: str, where: str, models: _Opened) -> str:
     best, written = min(
         (
             (one, yamltext.write_lines(_with_keys(one, directive).to_document()))
-            for one in found or [directive]
+            for one in found or [stored or directive]
         ),
         key=lambda choice: len(choice[1]),
     )
     growth = None if best is directive else best.growth
     depth = models.depth(layout.models[0]) or best.layers
-    comment = f"# {describe.sentence(layout, growth, depth, models.identities(layout))}\n"
+    identities = models.identities(layout)
+    if best is stored and stored.zero_rule in (AUTO, GAINS):
+        identities = {layer.index for layer in layout.new_layers}
+    sentence = describe.sentence(layout, growth, depth, identities)
     # A document of a stream keeps its first line.
     most = len(text) - len(pipeline.begin(text))
-    return min((comment + written, written, text), key=lambda choice: len(choice) > most)
+    comments = (f"# {sentence}\n", f"# {sentence.rpartition(': ')[2]}\n", "")
+    choices = (*(comment + written for comment in comments), text)
+    return min(choices, key=lambda choice: len(choice) > most)
 
 
 def _with_keys(one: Directive, written: Directive) -> Directive:
@@ -155,8 +186,9 @@ def _with_keys(one: Directive, written: Directive) -> Directive:
 
 def _modules_return(growth: Spelled, layout: Layout, models: _Opened) -> bool:
     """Whether a directive gets the modules back that a config spells out."""
-    if "modules" not in growth.document:
-        return True
+    modules = growth.document.get("modules")
+    if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
+        return True  # which is mergekit-multi's way of writing slices
     checkpoint = models.open(layout.models[0])
     return checkpoint is not None and bool(checkpoint.modules)
 

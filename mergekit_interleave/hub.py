@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.errors import CheckpointError, UnreachableError
 from mergekit_interleave.reference import ModelPath
 
 
@@ -93,7 +93,7 @@ def is_hub_id(text: str) -> bool:
 
 def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
     """The path that a download gives, or an error that says why there is none."""
-    from huggingface_hub import errors  # noqa: PLC0415
+    from huggingface_hub import constants, errors  # noqa: PLC0415
     from huggingface_hub.utils import logging  # noqa: PLC0415
 
     logging.set_verbosity_error()  # its retries are not for the reader; the outcome is said below
@@ -127,6 +127,10 @@ def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
     except (OSError, ValueError, errors.EntryNotFoundError) as error:
         for kind, reason, hint in reasons:
             if isinstance(error, kind):
-                raise CheckpointError(f"{model}: {reason}", hint=hint) from error
+                if kind is errors.LocalEntryNotFoundError and constants.HF_HUB_OFFLINE:
+                    hint = "HF_HUB_OFFLINE is set: nothing is fetched"  # noqa: PLW2901
+                missed = kind is errors.LocalEntryNotFoundError
+                raised = UnreachableError if missed else CheckpointError
+                raise raised(f"{model}: {reason}", hint=hint) from error
         detail = " ".join(str(error).split())
         raise CheckpointError(f"{model}: the Hub said: {detail[:300]}") from error

@@ -146,7 +146,7 @@ class Layout:
         """The layers to be trained."""
         return tuple(layer for layer in self.layers if layer.new)
 
-    @property
+    @cached_property
     def models(self) -> tuple[ModelRef, ...]:
         """The source models, in the order of their first layer."""
         return tuple(dict.fromkeys(part.model for part in self.slices))

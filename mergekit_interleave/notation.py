@@ -175,6 +175,11 @@ def _windows(value: object, where: str) -> Windows:
             hint="for example `windows: {size: 20, stride: 10}` or `--windows 20:10`",
         )
     check_keys(value, ("size", "stride", "layers"), where)
+    for key in ("size", "stride"):
+        if key not in value:
+            raise DirectiveError(
+                f"{where}: the {key} is missing", hint="`windows: {size: 20, stride: 10}`"
+            )
     over = parse_range(value["layers"], f"{where}.layers") if "layers" in value else (0, END)
     return _checked(value.get("size"), value.get("stride"), over, where)
 
@@ -251,6 +256,8 @@ _STEP_KEYS = ("model", "layers", "windows", "times", "as", "zero", "scale")
 def _step(value: object, where: str, named: Named) -> Step:
     if not isinstance(value, Mapping):
         return Step((_plain_part(value, where, named),))
+    if "layer_range" in value:
+        raise DirectiveError(f"{where}: unknown key 'layer_range'", hint="did you mean `layers`?")
     check_keys(value, _STEP_KEYS, where)
     model = named(value["model"], f"{where}.model") if "model" in value else None
     times = positive(value.get("times", 1), f"{where}.times")
@@ -328,10 +335,9 @@ def document(growth: Growth, called: Callable[[ModelRef], object]) -> dict[str, 
         case Append(count):
             return {"append": count}
         case Repeat(layers, times, as_block):
-            how = {"layers": list(layers), "times": times, "as": "block" if as_block else "layers"}
-            if not as_block:
-                del how["as"]
-            return {"repeat": list(layers) if (times, as_block) == (2, False) else how}
+            times_text = f"x{times}" if times > 2 else ""  # noqa: PLR2004 - twice unless stated
+            text = f"{layers[0]}:{layers[1]}{times_text}{'@block' if as_block else ''}"
+            return {"repeat": list(layers) if (times, as_block) == (2, False) else text}
         case Windows():
             return {"windows": _windows_document(growth)}
         case Drop(ranges):

@@ -32,7 +32,8 @@ def is_stream(text: str, where: str) -> bool:
     except DirectiveError:
         return False  # the one-line form is no YAML; what is wrong with others is said later
     keys = yamltext.keys(text)
-    return len(documents) > 1 or (NAME in keys and not any(key in keys for key in notation.KEYS))
+    alone = NAME in keys and "merge_method" in keys
+    return len(documents) > 1 or (alone and not any(key in keys for key in notation.KEYS))
 
 
 def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = False) -> str:
@@ -68,7 +69,8 @@ class _Stream:
         self._count += 1
         place = f"{self._where}, document {self._count}"
         keys = yamltext.keys(text)
-        if not any(key in keys for key in notation.KEYS):
+        # What has no merge method is no mergekit config: a directive, or a slip in its growth line.
+        if "merge_method" in keys and not any(key in keys for key in notation.KEYS):
             self._results.learn(text, place)
             return text
         directive = directives.parse(text, place)

@@ -29,7 +29,7 @@ from mergekit_interleave.amounts import amount, count, decimal
 from mergekit_interleave.checkpoint import interpreted
 from mergekit_interleave.directive import Directive
 from mergekit_interleave.engines.stream import Traffic
-from mergekit_interleave.errors import InterleaveError
+from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.expand import Expansion, Models, resolve
 from mergekit_interleave.layout import Layout, distances
 from mergekit_interleave.preflight import Preflight, Sources, open_sources, preflight
@@ -86,7 +86,8 @@ class Plan:
         identities: The indices of the new layers that pass their input on unchanged.
         parameters: How many numbers there are; None where the class cannot be asked.
         writing: What it takes to write them; None where nothing is known of their bytes.
-        config: What changes in config.json, by key: what it was, and what it will be.
+        config: What changes in config.json, by key: what it was, and what it will be; None where
+            there is none to read.
         warnings: What to beware of.
         counted: Whether the weights were at hand; if not, config.json alone told.
     """
@@ -98,7 +99,7 @@ class Plan:
     identities: frozenset[int]
     parameters: Parameters | None
     writing: Writing | None
-    config: Mapping[str, tuple[object, object]]
+    config: Mapping[str, tuple[object, object]] | None
     warnings: Sequence[str]
     counted: bool
 
@@ -130,6 +131,9 @@ def plan(
         InterleaveError: It would be refused.
     """
     with _warnings() as warnings:
+        if directive.layers is not None and not _is_readable(directive, models):
+            found = _from_words(directive, models, allow_non_identity=allow_non_identity)
+            return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
         expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
         sources = open_sources(expansion, models)
         first = models.open(expansion.layout.models[0])
@@ -142,6 +146,35 @@ def plan(
         if found.writing is not None and found.writing.free < _least(found.writing):
             logging.getLogger(__name__).warning("there is no room for it here")
     return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _is_readable(directive: Directive, models: Models) -> bool:
+    models.cached_only = True
+    try:
+        return directive.model is None or models.open(directive.model) is not None
+    except CheckpointError:
+        return False
+
+
+def _from_words(directive: Directive, models: Models, *, allow_non_identity: bool) -> Plan:
+    """What the directive tells alone, of a model whose depth is stated and no more is known."""
+    expansion = resolve(directive, models, allow_non_identity=allow_non_identity)
+    layout = recipe.effective(expansion.layout, expansion.directive.mergekit)
+    family = architecture.assumed_family()
+    return Plan(
+        directive=expansion.directive,
+        layout=layout,
+        names=[str(model) for model in layout.models],
+        depths=[directive.layers or len(layout)] * len(layout.models),
+        identities=frozenset(
+            layer.index for layer in layout.new_layers if zeroing.names_identity(layer.edit, family)
+        ),
+        parameters=None,
+        writing=None,
+        config=None,
+        warnings=(),
+        counted=False,
+    )
 
 
 class _Kept(logging.Handler):
@@ -296,6 +329,7 @@ def words(found: Plan) -> Iterator[tuple[str, str]]:
         if len(found.names) > 1:
             yield "model", f"{name}, {depth} layers"
     yield "map", draw.layer_map(layout, found.identities)
+    yield "sources", draw.sources(layout)
     if found.distance is not None:
         mean, most = found.distance
         yield (
@@ -303,10 +337,10 @@ def words(found: Plan) -> Iterator[tuple[str, str]]:
             f"copies stand {decimal(mean)} from their originals on average, {most} at most",
         )
     yield from _sizes(found)
-    for key, (old, value) in found.config.items():
+    for key, (old, value) in (found.config or {}).items():
         yield "config", f"{key}: {_short(old)} → {_short(value)}"
     if not found.config:
-        yield "config", "stays as it is"
+        yield "config", "not known" if found.config is None else "stays as it is"
     yield "fingerprint", manifest.fingerprint(layout)
     for warning in found.warnings:
         yield "warning", warning
@@ -331,6 +365,8 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
         yield "mergekit", f"{about}{amount(writing.mergekit)} written"
     if writing.stream is not None:
         yield "stream", str(writing.stream)
+    elif not found.counted:
+        yield "stream", "not known before the weights are at hand"
     if writing.memory:
         needs = [f"{amount(nbytes)} by {engine}" for engine, nbytes in writing.memory.items()]
         yield "memory", f"about {', '.join(needs)}"
@@ -340,6 +376,8 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
 def _short(value: object) -> str:
     """A value of config.json; a list with an entry for each layer would fill the screen."""
     text = json.dumps(value)
+    if isinstance(value, list) and len(text) > _LONGEST:
+        return f"{len(value)} entries"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
@@ -374,6 +412,7 @@ def as_json(found: Plan) -> dict[str, Any]:
             "counted_from": "weights" if found.counted else "config.json",
         },
         "writing": writing and dataclasses.asdict(writing),
-        "config": {key: {"from": old, "to": new} for key, (old, new) in found.config.items()},
+        "config": found.config
+        and {key: {"from": old, "to": new} for key, (old, new) in found.config.items()},
         "warnings": list(found.warnings),
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from mergekit_interleave import yamltext
+from mergekit_interleave import architecture, yamltext
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
 from mergekit_interleave.layout import MAX_LAYERS, Constant, Layout, Slice
 from mergekit_interleave.reference import ModelRef, parse_model
@@ -327,7 +327,10 @@ def _slices(
         for condition in _conditions(setting, where)
     ]
 
-    if edge and any(len(set(condition.values)) > 1 for condition in conditions):
+    if edge and any(
+        len(set(condition.values)) > 1 and architecture.may_be_outside(condition.filter)
+        for condition in conditions
+    ):
         raise RefusedError(
             f"{settings[0][1]}: a gradient in the first or last slice also scales what lies "
             "outside the layers",

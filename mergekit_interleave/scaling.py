@@ -110,6 +110,10 @@ def parse_scale(value: object, where: str) -> Scales:
         return (Scale(parse_factor(value, where)),)
     if not value:
         raise DirectiveError(f"{where}: expected names and factors", hint=_EXAMPLE)
+    if {"value", "filter"} & value.keys():
+        raise DirectiveError(
+            f"{where}: `filter` and `value` belong into a list, as in mergekit", hint=_EXAMPLE
+        )
     scales = []
     for name, factor in value.items():
         if not isinstance(name, str) or not name.strip():
@@ -223,9 +227,13 @@ _LONGEST = 100
 
 def _evaluated(text: str) -> float | Fraction | None:
     root = re.fullmatch(r"sqrt\((.+)\)", text)
-    if root:
+    if root and _closes(root[1]):
         inner = _evaluated(root[1])
         return None if inner is None or inner < 0 or not math.isfinite(inner) else math.sqrt(inner)
+    over, slash, under = text.rpartition("/")
+    if slash and "sqrt" in text and _closes(over) and _closes(under):
+        pair = _evaluated(over), _evaluated(under)
+        return None if pair[0] is None or not pair[1] else float(pair[0]) / float(pair[1])
     if re.fullmatch(_NUMBER, text):
         number = float(text)
         vanished = number == 0 and re.search(r"[1-9]", text.lower().partition("e")[0])
@@ -233,13 +241,23 @@ def _evaluated(text: str) -> float | Fraction | None:
     quotient = re.fullmatch(rf"({_NUMBER})/({_NUMBER})", text)
     if quotient is None or len(text) > _LONGEST or re.search(r"[eE]", text):
         return None
-    over, under = Fraction(quotient[1]), Fraction(quotient[2])
-    return None if under == 0 else over / under
+    numerator, denominator = Fraction(quotient[1]), Fraction(quotient[2])
+    return None if denominator == 0 else numerator / denominator
+
+
+def _closes(text: str) -> bool:
+    """Whether each bracket that opens in a text closes in it."""
+    depth = 0
+    for char in text:
+        depth += (char == "(") - (char == ")")
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 _FRACTIONS = {Fraction(p, q) for q in range(2, 10) for p in range(1, q)}
-_SHORT = {float(part): str(part) for part in _FRACTIONS} | {
-    math.sqrt(part): f"sqrt({part})" for part in sorted(_FRACTIONS, reverse=True)
+_SHORT = {math.sqrt(part): f"sqrt({part})" for part in _FRACTIONS} | {
+    float(part): str(part) for part in _FRACTIONS
 }
 _EXACT = 2**53
 

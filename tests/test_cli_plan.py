@@ -22,6 +22,7 @@ LINES = """\
 what        2 new layers, zeroed, one after every 4th of 8: block expansion
 layers      8 → 10, 2 of them new
 map         0-3 [4] 5-8 [9]
+sources     0-3 3-7 7
 distance    copies stand 1 from their originals on average, 1 at most
 parameters  66,080 → 81,568 (81.6K)
 trainable   15,488 in the new layers, 19.0% of all
@@ -158,6 +159,27 @@ class TestByConfigAlone:
         assert result.status == 0, result.err
         assert lines(result.out)["warning"].startswith("the parameters cannot be counted")
         assert lines(result.out)["bytes"] == "not known before the weights are at hand"
+
+
+def test_a_depth_that_is_stated_is_enough_for_a_picture(mk: Cli, tmp_path: Path) -> None:
+    """Of a model that cannot be read: its layers, and nothing of its size."""
+    words = ("plan", "--repeat", "8:24", "--model", "org/m", "--layers", "32", "--svg", "x.svg")
+    result = mk(*words, cwd=tmp_path)
+    assert result.status == 0, result.err
+    found = lines(result.out)
+    assert found["layers"] == "32 → 48, 16 of them new"
+    assert (found["config"], "parameters" in found) == ("not known", False)
+    assert (tmp_path / "x.svg").exists()
+    assert json.loads(mk(*words, "--json", cwd=tmp_path).out)["config"] is None
+
+
+def test_where_layers_come_from(mk: Cli, tiny: Path) -> None:
+    """The source layers in order, of several models behind their letters."""
+    found = lines(mk("plan", "stack: [[0, 6], [4, 8]]", "--model", tiny).out)
+    assert (found["map"], found["sources"]) == ("0-5 [6-7] 8-9", "0-5 4-7")
+    assert found["what"] == "8 → 10 layers in 2 slices: depth up-scaling"
+    found = lines(mk("plan", "--drop", "2:4", "--model", tiny).out)
+    assert found["sources"] == "0-1 4-7"
 
 
 def test_what_run_refuses(mk: Cli, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_marks_and_merge_keys(mk: Cli) -> None:
     assert (first, ranges(second)) == (BLEND, [[2, 8]])
     merged = "name: q\n<<: {drop: [0, 4]}\nmodel: ./one\n"
     assert ranges(mk("gen", "-", stdin=f"{BLEND}---\n{merged}").out.split("---\n")[1]) == [[4, 8]]
-    assert mk("gen", "-", stdin="name: q\n? [a]\n: 1\n").status == 0
+    assert mk("gen", "-", stdin="name: q\n? [a]\n: 1\n").status == 2
     assert mk("gen", "{[a, b]: 1, repeat: [0, 4]}", "--model", "one").status == 2
 
 
@@ -147,3 +147,10 @@ def test_explained_streams_know_their_names(mk: Cli) -> None:
     last = yaml.safe_load(explained.split("---\n")[2])
     assert last == {"model": "deep", "interleave": "every 5"}
     assert mk("gen", "-", stdin=explained).out == stream
+
+
+def test_a_slip_in_a_growth_line(mk: Cli) -> None:
+    """Is an error: what has no merge method is no mergekit config to leave alone."""
+    result = mk("gen", "-", stdin=f"{BLEND}---\nname: mid\nmodel: blend\nstakc: [[0, 4]]\n")
+    assert (result.status, "unknown key 'stakc'" in result.err) == (2, True)
+    assert "did you mean `stack`?" in result.err

@@ -41,6 +41,9 @@ SCALES = st.lists(
         ("sqrt( 0.5 )", math.sqrt(0.5)),
         ("sqrt(sqrt(1/2))", math.sqrt(math.sqrt(0.5))),
         ("0.1/0.3", 1 / 3),
+        ("1/sqrt(2)", 1 / math.sqrt(2)),
+        ("sqrt(2)/2", math.sqrt(2) / 2),
+        ("sqrt(1/sqrt(4))", math.sqrt(0.5)),
     ],
 )
 def test_factors(written: object, factor: float) -> None:
@@ -100,9 +103,12 @@ def test_written_and_read_again(scales: tuple[Scale, ...]) -> None:
 
 def test_the_shortest_form_is_written() -> None:
     """A root where it is exact, a whole number without a point."""
-    assert scale_document(parse_scale({"a": math.sqrt(0.5), "b": 1.0, "c": 0.7}, "x")) == {
+    assert scale_document(
+        parse_scale({"a": math.sqrt(0.5), "b": 1.0, "c": 0.7, "d": 1 / 3}, "x")
+    ) == {
         "a": "sqrt(1/2)",
         "b": 1,
         "c": 0.7,
+        "d": "1/3",
     }
     assert scale_document(zeroed_scales(["o_proj"])) == {"o_proj": 0}
