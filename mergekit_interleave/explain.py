@@ -144,16 +144,20 @@ def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
 def _part_of_stream(text: str, where: str, models: _Opened) -> str:
     written = text
     if _is_passthrough(yamltext.keys(text)):
-        written = _explained(text, where, models)
+        try:
+            written = _explained(text, where, models)
+        except CheckpointError as error:  # a document alone would be refused
+            log.warning("%s; that document stays as it is", error)
     models.results.learn(text, where)
     return text if written == text else pipeline.begin(text) + written
 
 
 def _explained(text: str, where: str, models: _Opened, stored: Directive | None = None) -> str:
     """One document; as it was stored, where no directive can be told from its slices."""
-    if text.strip() and not isinstance(yamltext.read(text, where, directives.KNOWN), dict):
+    document = yamltext.read(text, where, directives.KNOWN)
+    if not isinstance(document, dict):
         raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
-    directive = directives.parse(text, where)
+    directive = directives.of_document(document, where)
     if not isinstance(directive.growth, Spelled):
         return text.rstrip() + "\n"  # a directive already
     layout = recipe.from_document(directive.growth.document, models.known_depth)

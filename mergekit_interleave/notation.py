@@ -91,8 +91,8 @@ def from_flag(name: str, value: str) -> Growth:
         case "windows":
             return _windows(written, where)
         case "drop":
-            return _drop(written.split(",") if isinstance(written, str) else written, where)
-    return _stack(written.split(",") if isinstance(written, str) else written, where)
+            return _drop(written, where)
+    return _stack(written, where)
 
 
 def _interleave(value: object, where: str) -> Growth:

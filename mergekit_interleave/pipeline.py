@@ -81,7 +81,8 @@ class _Stream:
             )
             verdict.check(expansion, self._models)
         except InterleaveError as error:
-            raise type(error)(f"{place}: {error}", hint=error.hint) from error
+            error.args = (f"{place}: {error}",)
+            raise
         self._results.remember(directive.name, expansion.layout)
         return begin(text) + named(expansion.recipe, directive.name)
 

@@ -31,6 +31,7 @@ from mergekit_interleave.directive import Directive
 from mergekit_interleave.engines.stream import Traffic
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.expand import Expansion, Models, resolve
+from mergekit_interleave.growth import Stack, needs_depth
 from mergekit_interleave.layout import Layout, distances
 from mergekit_interleave.preflight import Preflight, Sources, open_sources, preflight
 
@@ -131,7 +132,7 @@ def plan(
         InterleaveError: It would be refused.
     """
     with _warnings() as warnings:
-        if directive.layers is not None and not _is_readable(directive, models):
+        if _needs_no_config(directive) and not _is_readable(directive, models):
             found = _from_words(directive, models, allow_non_identity=allow_non_identity)
             return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
         expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
@@ -148,16 +149,24 @@ def plan(
     return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
 
 
+def _needs_no_config(directive: Directive) -> bool:
+    growth = directive.growth
+    return growth is not None and (directive.layers is not None or not needs_depth(growth))
+
+
 def _is_readable(directive: Directive, models: Models) -> bool:
-    models.cached_only = True
+    models.cached_only = directive.layers is not None
+    named = directive.growth.models if isinstance(directive.growth, Stack) else ()
     try:
-        return directive.model is None or models.open(directive.model) is not None
+        for model in (*named, *([] if directive.model is None else [directive.model])):
+            models.open(model)
     except CheckpointError:
         return False
+    return True
 
 
 def _from_words(directive: Directive, models: Models, *, allow_non_identity: bool) -> Plan:
-    """What the directive tells alone, of a model whose depth is stated and no more is known."""
+    """What the directive tells alone, of models of which no more is known."""
     expansion = resolve(directive, models, allow_non_identity=allow_non_identity)
     layout = recipe.effective(expansion.layout, expansion.directive.mergekit)
     family = architecture.assumed_family()
@@ -165,7 +174,10 @@ def _from_words(directive: Directive, models: Models, *, allow_non_identity: boo
         directive=expansion.directive,
         layout=layout,
         names=[str(model) for model in layout.models],
-        depths=[directive.layers or len(layout)] * len(layout.models),
+        depths=[
+            directive.layers or max(part.stop for part in layout.slices if part.model == model)
+            for model in layout.models
+        ],
         identities=frozenset(
             layer.index for layer in layout.new_layers if zeroing.names_identity(layer.edit, family)
         ),

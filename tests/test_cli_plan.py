@@ -161,8 +161,11 @@ class TestByConfigAlone:
         assert lines(result.out)["bytes"] == "not known before the weights are at hand"
 
 
-def test_a_depth_that_is_stated_is_enough_for_a_picture(mk: Cli, tmp_path: Path) -> None:
-    """Of a model that cannot be read: its layers, and nothing of its size."""
+def test_words_are_enough_for_a_picture(
+    mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of models that cannot be read: their layers, and nothing of their size."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = ("plan", "--repeat", "8:24", "--model", "org/m", "--layers", "32", "--svg", "x.svg")
     result = mk(*words, cwd=tmp_path)
     assert result.status == 0, result.err
@@ -171,6 +174,9 @@ def test_a_depth_that_is_stated_is_enough_for_a_picture(mk: Cli, tmp_path: Path)
     assert (found["config"], "parameters" in found) == ("not known", False)
     assert (tmp_path / "x.svg").exists()
     assert json.loads(mk(*words, "--json", cwd=tmp_path).out)["config"] is None
+    stack = "models: {a: org/one, b: org/two}, layout: [a 0:24, b 8:32]"
+    found = lines(mk("plan", stack, cwd=tmp_path).out)
+    assert (found["layers"], found["sources"]) == ("24 + 32 → 48, 0 of them new", "A 0-23, B 8-31")
 
 
 def test_where_layers_come_from(mk: Cli, tiny: Path) -> None:

@@ -12,6 +12,9 @@ import torch
 import yaml
 from conftest import Cli, load_tensors, make_llama
 
+from mergekit_interleave import verdict
+from mergekit_interleave.errors import UnsayableError
+
 BLEND = """\
 # blend first
 name:    blend   # spaces and comments stay
@@ -154,3 +157,26 @@ def test_a_slip_in_a_growth_line(mk: Cli) -> None:
     result = mk("gen", "-", stdin=f"{BLEND}---\nname: mid\nmodel: blend\nstakc: [[0, 4]]\n")
     assert (result.status, "unknown key 'stakc'" in result.err) == (2, True)
     assert "did you mean `stack`?" in result.err
+
+
+def test_errors_of_every_kind_name_the_document(mk: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those too that are made of a reason alone."""
+
+    def refuse(*_: object) -> None:
+        raise UnsayableError("so it is")
+
+    monkeypatch.setattr(verdict, "check", refuse)
+    result = mk("gen", "-", stdin=f"{BLEND}---\n{DEEP}")
+    assert result.status == 1
+    assert result.err.startswith("error: standard input, document 2: no config.json can say this")
+
+
+def test_a_whole_model_of_unknown_depth_stays(mk: Cli) -> None:
+    """In a stream that is explained; the others are explained still."""
+    whole = "name: a\nmerge_method: passthrough\nmodels: [{model: no/where}]\n"
+    stacked = yaml.safe_dump(yaml.safe_load(mk("gen", "--repeat", "2:4", "--model", "one").out))
+    result = mk("explain", "-", stdin=f"{whole}---\n{stacked}")
+    first, second = result.out.split("---\n")
+    assert first == whole
+    assert yaml.safe_load(second)["repeat"] == [2, 4]
+    assert "stays as it is" in result.err
