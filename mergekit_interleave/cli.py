@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -633,6 +634,9 @@ class _Words(logging.Handler):
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 refused or unusable, 2 wrong words, 130 Ctrl-C."""
     words = sys.argv[1:] if args is None else args
+    if _names_a_shell(words):
+        # typer takes a name only where it does not look which shell this is called from.
+        os.environ["_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"] = "1"
     debug = "--debug" in words
     log = logging.getLogger("mergekit_interleave")
     log.handlers, log.propagate = [_Words()], False
@@ -657,6 +661,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         if debug and not isinstance(error, typer.TyperException):
             raise
         _fail(*_explain(error, words))
+
+
+def _names_a_shell(words: list[str]) -> bool:
+    return any(
+        word in ("--show-completion", "--install-completion") and not shell.startswith("-")
+        for word, shell in pairwise(words)
+    )
 
 
 def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:

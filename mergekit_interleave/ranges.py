@@ -7,10 +7,12 @@ depth (`50%`, to the nearest layer) or `end`. Ranges are half-open.
 from __future__ import annotations
 
 import re
-from fractions import Fraction
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from mergekit_interleave.errors import DirectiveError, LayoutError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 Bound: TypeAlias = "int | str"
 """An index, negative where it counts from the end, or the words `end` or `50%`."""
@@ -46,7 +48,14 @@ def parse_bound(value: object, where: str) -> Bound:
 def _is_bound(text: str) -> bool:
     if not re.fullmatch(BOUND, text):
         return False
-    return not text.endswith("%") or Fraction(text[:-1]) <= 100  # noqa: PLR2004 - percent
+    return not text.endswith("%") or _share(text) <= 1
+
+
+def _share(bound: str) -> Fraction:
+    """The part of the depth that a bound such as 33.3% stands for, without rounding."""
+    from fractions import Fraction  # noqa: PLC0415 - few ranges need it, and each start would wait
+
+    return Fraction(bound[:-1]) / 100
 
 
 def parse_range(value: object, where: str) -> Range:
@@ -68,13 +77,11 @@ def parse_range(value: object, where: str) -> Range:
     return start, stop
 
 
-def _place(bound: Bound) -> tuple[str, Fraction]:
+def _place(bound: Bound) -> tuple[str, Fraction | int]:
     """From where a bound counts, and how far: two of one kind can be compared."""
     if isinstance(bound, int):
-        return ("start" if bound >= 0 else "end"), Fraction(bound)
-    if bound == END:
-        return "end", Fraction(0)
-    return "part", Fraction(bound[:-1])
+        return ("start" if bound >= 0 else "end"), bound
+    return ("end", 0) if bound == END else ("part", _share(bound))
 
 
 _HALF_OPEN = "ranges are half-open: [8, 24] is layers 8 to 23"
@@ -119,8 +126,7 @@ def _at(bound: Bound, depth: int | None, written: Range, model: object) -> int:
         return depth
     if isinstance(bound, int):
         return depth + bound
-    share = Fraction(str(bound)[:-1]) / 100
-    return int(depth * share + Fraction(1, 2))
+    return int((2 * depth * _share(str(bound)) + 1) // 2)
 
 
 def unknown_depth(model: object, why: str) -> LayoutError:

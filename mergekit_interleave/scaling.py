@@ -6,11 +6,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import TypeAlias
+from functools import cache
+from typing import TYPE_CHECKING, TypeAlias
 
 from mergekit_interleave import yamltext
 from mergekit_interleave.errors import DirectiveError, check_keys
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 AUTO = "auto"
 NONE = "none"
@@ -241,6 +244,8 @@ def _evaluated(text: str) -> float | Fraction | None:
     quotient = re.fullmatch(rf"({_NUMBER})/({_NUMBER})", text)
     if quotient is None or len(text) > _LONGEST or re.search(r"[eE]", text):
         return None
+    from fractions import Fraction  # noqa: PLC0415 - few factors need it
+
     numerator, denominator = Fraction(quotient[1]), Fraction(quotient[2])
     return None if denominator == 0 else numerator / denominator
 
@@ -255,10 +260,16 @@ def _closes(text: str) -> bool:
     return depth == 0
 
 
-_FRACTIONS = {Fraction(p, q) for q in range(2, 10) for p in range(1, q)}
-_SHORT = {math.sqrt(part): f"sqrt({part})" for part in _FRACTIONS} | {
-    float(part): str(part) for part in _FRACTIONS
-}
+@cache
+def _short() -> dict[float, str]:
+    """Fractions of small numbers, and roots of them, as people write them."""
+    from fractions import Fraction  # noqa: PLC0415
+
+    fractions = {Fraction(p, q) for q in range(2, 10) for p in range(1, q)}
+    roots = {math.sqrt(part): f"sqrt({part})" for part in fractions}
+    return roots | {float(part): str(part) for part in fractions}
+
+
 _EXACT = 2**53
 
 
@@ -266,5 +277,5 @@ def _factor_document(value: float) -> object:
     """A factor as a person would write it, to the last bit."""
     if value.is_integer() and abs(value) < _EXACT and (value or math.copysign(1, value) > 0):
         return int(value)
-    short = _SHORT.get(value)
+    short = _short().get(value)
     return short if short and len(short) < len(repr(value)) else value

@@ -113,6 +113,16 @@ def test_completion(words: str, offered: list[str]) -> None:
     assert complete(words) == offered
 
 
+def test_completion_of_the_shell_that_is_named() -> None:
+    """Whichever it is called from."""
+    for shell, sign in (("zsh", "#compdef mk-interleave"), ("fish", "complete --command")):
+        done = subprocess.run(
+            [sys.executable, "-m", "mergekit_interleave", "--show-completion", shell],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert sign in done.stdout, done.stderr
+
+
 def test_completion_of_bash_itself(tmp_path: Path) -> None:
     """The script that `--show-completion` prints, in a real shell."""
     script: Any = subprocess.run(
