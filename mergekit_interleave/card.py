@@ -153,7 +153,7 @@ def _body(facts: Facts) -> str:
 ## Layers
 
 ```text
-{draw.layer_map(layout)}
+{draw.layer_map(layout, facts.identities)}
 ```
 
 Brackets hold the new layers.

@@ -5,8 +5,11 @@ Cache, token and offline switch are huggingface_hub's, and so is every byte that
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from mergekit_interleave.errors import CheckpointError, UnreachableError
 from mergekit_interleave.reference import ModelPath
@@ -35,7 +38,7 @@ def fetch_config(model: ModelPath, *, cached_only: bool, cache_dir: str | None =
                 "config.json",
                 revision=model.revision,
                 cache_dir=cache_dir,
-                local_files_only=cached_only,
+                local_files_only=cached_only or not _has_address(),
             )
         )
 
@@ -72,11 +75,28 @@ def fetch_files(
                 cache_dir=cache_dir,
                 allow_patterns=None if wanted is None else list(wanted),
                 ignore_patterns=None if unwanted is None else list(unwanted),
-                local_files_only=cached_only,
+                local_files_only=cached_only or not _has_address(),
             )
         )
 
     _ask(fetch, model)
+
+
+@cache
+def _has_address() -> bool:
+    """Whether the Hub's name can be looked up: its client asks for half a minute if it cannot."""
+    from urllib.request import getproxies  # noqa: PLC0415 - as slow to import as the client
+
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if host is None or getproxies():  # a proxy looks it up itself
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def is_hub_id(text: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import random
 import time
@@ -450,15 +449,6 @@ class TestDoors:
         with pytest.raises(InterleaveError):
             explained("```x\n" * 50_000)
         assert time.process_time() - began < 5
-
-    def test_the_network_is_not_asked(self, mk: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The cache alone says what is known of a model."""
-        monkeypatch.delenv("HF_HUB_OFFLINE")
-        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
-        began = time.perf_counter()
-        result = mk("explain", "-", stdin=json.dumps(spelled((0, 24), (8, 32))))
-        assert (result.status, result.err) == (0, "")
-        assert time.perf_counter() - began < 5
 
 
 @settings(max_examples=50)

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -160,6 +161,41 @@ def test_gen_fetches_the_config_alone(hub: Hub, online: Shell) -> None:
     assert [entry["sources"][0]["model"] for entry in document["slices"]] == ["org/tiny@v1"] * 4
     assert hub.files == ["config.json"]
     assert result.stderr == ""
+
+
+def test_plan_needs_the_config_alone(hub: Hub, online: Shell) -> None:
+    """Parameters are counted by it, before the weights are fetched."""
+    result = online("mk-interleave plan 'interleave: every 2, model: org/tiny'")
+    assert result.returncode == 0, result.stderr
+    assert ", by config.json)" in result.stdout
+    assert hub.files == ["config.json"]
+
+
+def test_explain_asks_the_cache_alone(hub: Hub, online: Shell, tmp_path: Path) -> None:
+    """Not the network, before and after the config is there."""
+    gen = "mk-interleave gen 'interleave: every 2, model: org/tiny' > cfg.yml"
+    (tmp_path / "stated.yml").write_text("model: org/tiny\nlayers: 4\ninterleave: every 2\n")
+    online("mk-interleave gen stated.yml > cfg.yml")
+    result = online("mk-interleave explain cfg.yml")
+    assert yaml.safe_load(result.stdout)["layers"] == 4
+    assert hub.requests == []
+    online(gen)
+    hub.requests.clear()
+    result = online("mk-interleave explain cfg.yml")
+    assert yaml.safe_load(result.stdout) == {"model": "org/tiny", "interleave": "every 2"}
+    assert hub.requests == []
+
+
+def test_a_hub_without_an_address_is_not_waited_for(online: Shell) -> None:
+    """Its client would ask again and again, for half a minute with each model."""
+    began = time.monotonic()
+    result = online(
+        "mk-interleave gen 'layout: [org/one 0:4, org/two 2:4]'",
+        HF_ENDPOINT="https://no-such-host.invalid",
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("the Hub was not reached") == 2
+    assert time.monotonic() - began < 15
 
 
 def test_run_fetches_what_it_needs(
