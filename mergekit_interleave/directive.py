@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from string import ascii_lowercase
 from typing import IO, Any
@@ -140,6 +141,19 @@ class Directive:
                 changes["model"] = _sole(self.growth.models, "the layout")
         return dataclasses.replace(self, mergekit={**self.mergekit, **flags.mergekit}, **changes)
 
+    def _short_names(self) -> dict[str, ModelRef]:
+        """All models by short names, if any has one: a name that is none would be taken for one."""
+        models = dict(self.models)
+        if not models:
+            return models
+        used = [*(self.growth.models if isinstance(self.growth, Stack) else ())]
+        used += [] if self.model is None else [self.model]
+        free = (name for i in count() for name in (f"m{i}",) if name not in self.models)
+        for model in used:
+            if model not in models.values():
+                models[next(free)] = model
+        return models
+
     def to_document(
         self, name: Callable[[ModelRef], object] = ModelRef.to_yaml
     ) -> dict[str, object]:
@@ -148,16 +162,17 @@ class Directive:
         Args:
             name: What to call the model.
         """
-        short = {model: key for key, model in self.models.items()}
+        models = self._short_names()
+        short = {model: key for key, model in models.items()}
 
         def called(model: ModelRef) -> object:
             return short[model] if model in short else name(model)
 
         document: dict[str, object] = {} if self.name is None else {NAME: self.name}
         if self.model is not None:
-            document["model"] = name(self.model)
-        if self.models:
-            document["models"] = {key: name(model) for key, model in self.models.items()}
+            document["model"] = called(self.model)
+        if models:
+            document["models"] = {key: name(model) for key, model in models.items()}
         if self.layers is not None:
             document["layers"] = self.layers
         if self.growth is not None:
@@ -254,7 +269,7 @@ def load_file(path: Path) -> Directive:
 
 def _read_file(path: Path) -> str:
     def read() -> str:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             return file.read(_LONGEST + 1)
 
     text = _read(read, str(path))

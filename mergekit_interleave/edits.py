@@ -43,11 +43,6 @@ class Edits:
         """The names that `zero` lists."""
         return {name for _, rule in self._rules if isinstance(rule, tuple) for name in rule}
 
-    @property
-    def used(self) -> bool:
-        """Whether any layer was edited."""
-        return bool(self._rules)
-
     def of(self, layer: Layer, rule: Zero, scale: Scales) -> Edit:
         """What `zero` and `scale` do to a layer."""
         key = (layer.model, rule)

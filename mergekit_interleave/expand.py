@@ -34,7 +34,7 @@ from mergekit_interleave.errors import (
     UnreachableError,
 )
 from mergekit_interleave.growth import Spelled, Stack, Step, needs_depth
-from mergekit_interleave.layout import Layout, expand
+from mergekit_interleave.layout import Edit, Layer, Layout, expand
 from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
 from mergekit_interleave.scaling import COPIES, NONE
 
@@ -196,17 +196,26 @@ def _resolve(
         depths[model] = _depth(directive, opened[model], strict=strict)
     edits = Edits(opened)
     rule, scale = directive.zero_rule, directive.scale or ()
+    edited: list[int] = []
+
+    def edit(layer: Layer) -> Edit:
+        edited.append(layer.index)
+        return edits.of(layer, rule, scale)
+
     layout = expand(
         directive.growth,
         directive.model,
         depths.__getitem__,
-        None if rule == NONE and not scale else lambda layer: edits.of(layer, rule, scale),
+        None if rule == NONE and not scale else edit,
         apply_to=directive.apply_to or COPIES,
         step_edit=lambda step, layer: edits.of(layer, step.zero or NONE, step.scale),
     )
     asked = directive.scale or directive.zero not in (None, NONE)
-    if asked and not edits.used:
-        raise LayoutError("zero, scale: there is no new layer to which they would apply")
+    if asked and not edited:
+        raise LayoutError(
+            "zero, scale: there is no new layer to which they would apply",
+            hint="a step of `layout:` has its own `zero` and `scale`",
+        )
     try:
         edits.check(layout, directive, allow_non_identity=allow_non_identity)
         warn_of_idle_filters(layout, opened, edits.zeroed)

@@ -149,7 +149,7 @@ def _part_of_stream(text: str, where: str, models: _Opened) -> str:
         except CheckpointError as error:  # a document alone would be refused
             log.warning("%s; that document stays as it is", error)
     models.results.learn(text, where)
-    return text if written == text else pipeline.begin(text) + written
+    return text if written == text else pipeline.begin(text) + written + pipeline.end(text)
 
 
 def _explained(text: str, where: str, models: _Opened, stored: Directive | None = None) -> str:
@@ -178,7 +178,7 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
         identities = {layer.index for layer in layout.new_layers}
     sentence = describe.sentence(layout, growth, depth, identities)
     # A document of a stream keeps its first line.
-    most = len(text) - len(pipeline.begin(text))
+    most = len(text) - len(pipeline.begin(text)) - len(pipeline.end(text))
     comments = (f"# {sentence}\n", f"# {sentence.rpartition(': ')[2]}\n", "")
     choices = (*(comment + written for comment in comments), text)
     return min(choices, key=lambda choice: len(choice) > most)

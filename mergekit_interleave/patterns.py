@@ -247,6 +247,8 @@ def _repeats(layout: Layout) -> Iterator[Growth]:
     for layer in layout.layers:
         counts[layer.source] = counts.get(layer.source, 0) + 1
     again = sorted(source for source, count in counts.items() if count > 1)
+    if not again:
+        return
     layers, times = (again[0], again[-1] + 1), counts[again[0]]
     yield Repeat(layers, times)
     yield Repeat(layers, times, as_block=True)

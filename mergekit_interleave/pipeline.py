@@ -6,13 +6,15 @@ are then those of that document's result.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import directive as directives
-from mergekit_interleave import modelconfig, notation, verdict, yamltext
+from mergekit_interleave import layout as layouts
+from mergekit_interleave import modelconfig, notation, recipe, verdict, yamltext
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
 from mergekit_interleave.directive import NAME
 from mergekit_interleave.errors import DirectiveError, InterleaveError
@@ -52,9 +54,9 @@ def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = 
     return "".join(stream.expanded(part) for part in yamltext.documents(text, where))
 
 
-def named(recipe: str, name: str | None) -> str:
+def named(text: str, name: str | None) -> str:
     """A recipe with what mergekit-multi is to call its result."""
-    return recipe if name is None else yamltext.write({NAME: name}) + recipe
+    return text if name is None else yamltext.write({NAME: name}) + text
 
 
 class _Stream:
@@ -84,12 +86,18 @@ class _Stream:
             error.args = (f"{place}: {error}",)
             raise
         self._results.remember(directive.name, expansion.layout)
-        return begin(text) + named(expansion.recipe, directive.name)
+        return begin(text) + named(expansion.recipe, directive.name) + end(text)
 
 
 def begin(text: str) -> str:
     """What stands before a document that is written anew in the place of another."""
-    return "---\n" if text.lstrip().startswith("---") else ""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    return "---\n" if next(lines, "").startswith(("---", "%")) else ""
+
+
+def end(text: str) -> str:
+    """What stands after it: the mark without which no `%` may follow."""
+    return "...\n" if re.search(r"^\.\.\.\s*$", text, re.MULTILINE) else ""
 
 
 class Results:
@@ -130,12 +138,28 @@ class Results:
             document = yamltext.read(text, place, directives.KNOWN)
             name = document.get(NAME) if isinstance(document, dict) else None
             if isinstance(document, dict) and name is not None:
-                layout = self._layout(document)
+                grown = any(key in document for key in notation.KEYS)
+                layout = self._grown(document, place) if grown else self._layout(document)
                 if layout is not None:
                     self.remember(str(name), layout)
 
+    def _grown(self, document: Mapping[Any, object], place: str) -> Layout | None:
+        """The layers of a growth line; what is done to them does not matter here."""
+        directive = directives.of_document(document, place)
+        if directive.growth is None or (directive.needs_model and directive.model is None):
+            return None
+
+        def depth_of(model: ModelRef) -> int:
+            return directive.layers or self._models.open(model).depth
+
+        return layouts.expand(directive.growth, directive.model, depth_of)
+
     def _layout(self, document: Mapping[Any, object]) -> Layout | None:
         """The layers of the first source of each slice, or of the first model of a merge."""
+        modules = document.get("modules")
+        if isinstance(modules, Mapping):
+            grown = modules.get(recipe.GROWN) or next(iter(modules.values()), None)
+            return self._layout(grown) if isinstance(grown, Mapping) else None
         slices = list(_slices(document))
         if slices:
             return Layout(tuple(slices))

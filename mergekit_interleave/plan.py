@@ -31,9 +31,10 @@ from mergekit_interleave.directive import Directive
 from mergekit_interleave.engines.stream import Traffic
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.expand import Expansion, Models, resolve
-from mergekit_interleave.growth import Stack, needs_depth
+from mergekit_interleave.growth import Spelled, Stack, needs_depth
 from mergekit_interleave.layout import Layout, distances
 from mergekit_interleave.preflight import Preflight, Sources, open_sources, preflight
+from mergekit_interleave.reference import ModelRef
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Plan:
         directive: What was asked for, its model found.
         layout: The layers.
         names: What the models are called in OUT, in the order of their first layers.
-        depths: How many layers each of them has.
+        depths: How many layers each of them has, None where that is not known.
         identities: The indices of the new layers that pass their input on unchanged.
         parameters: How many numbers there are; None where the class cannot be asked.
         writing: What it takes to write them; None where nothing is known of their bytes.
@@ -96,7 +97,7 @@ class Plan:
     directive: Directive
     layout: Layout
     names: Sequence[str]
-    depths: Sequence[int]
+    depths: Sequence[int | None]
     identities: frozenset[int]
     parameters: Parameters | None
     writing: Writing | None
@@ -156,9 +157,14 @@ def _needs_no_config(directive: Directive) -> bool:
 
 def _is_readable(directive: Directive, models: Models) -> bool:
     models.cached_only = directive.layers is not None
-    named = directive.growth.models if isinstance(directive.growth, Stack) else ()
+    named: Sequence[ModelRef] = () if directive.model is None else (directive.model,)
+    if isinstance(directive.growth, Stack):
+        named = (*named, *directive.growth.models)
+    if isinstance(directive.growth, Spelled):
+        spelled = recipe.from_document(directive.growth.document, lambda _: directive.layers)
+        named = (*named, *spelled.models)
     try:
-        for model in (*named, *([] if directive.model is None else [directive.model])):
+        for model in named:
             models.open(model)
     except CheckpointError:
         return False
@@ -170,14 +176,18 @@ def _from_words(directive: Directive, models: Models, *, allow_non_identity: boo
     expansion = resolve(directive, models, allow_non_identity=allow_non_identity)
     layout = recipe.effective(expansion.layout, expansion.directive.mergekit)
     family = architecture.assumed_family()
+
+    def depth_of(model: ModelRef) -> int | None:
+        try:
+            return models.open(model).depth
+        except InterleaveError:
+            return directive.layers
+
     return Plan(
         directive=expansion.directive,
         layout=layout,
         names=[str(model) for model in layout.models],
-        depths=[
-            directive.layers or max(part.stop for part in layout.slices if part.model == model)
-            for model in layout.models
-        ],
+        depths=[depth_of(model) for model in layout.models],
         identities=frozenset(
             layer.index for layer in layout.new_layers if zeroing.names_identity(layer.edit, family)
         ),
@@ -335,11 +345,11 @@ def words(found: Plan) -> Iterator[tuple[str, str]]:
     layout = found.layout
     new = len(layout.new_layers)
     yield "what", found.sentence
-    before = " + ".join(map(str, found.depths))
+    before = " + ".join("?" if depth is None else str(depth) for depth in found.depths)
     yield "layers", f"{before} → {len(layout)}, {new} of them new"
     for name, depth in zip(found.names, found.depths, strict=True):
         if len(found.names) > 1:
-            yield "model", f"{name}, {depth} layers"
+            yield "model", f"{name}, {'?' if depth is None else depth} layers"
     yield "map", draw.layer_map(layout, found.identities)
     yield "sources", draw.sources(layout)
     if found.distance is not None:

@@ -140,7 +140,7 @@ def write(document: dict[str, object]) -> str:
 
 def write_inline(document: dict[str, object]) -> str:
     """The same on one line, without the braces: `key: value, key: value`."""
-    return _dump(document, flow=True, width=10**9).strip()[1:-1]
+    return " ".join(_flow(document, {}, set()))[1:-1]
 
 
 def write_lines(document: Mapping[str, object]) -> str:
@@ -238,8 +238,14 @@ def _word(text: str) -> str:
 def _emitted(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
+    quotes = '"' if isinstance(value, str) and "\n" in value else None  # or it takes several lines
     text: str = yaml.dump(
-        [value], Dumper=SafeDumper, default_flow_style=True, allow_unicode=True, width=10**9
+        [value],
+        Dumper=SafeDumper,
+        default_style=quotes,
+        default_flow_style=True,
+        allow_unicode=True,
+        width=10**9,
     )
     return text.strip()[1:-1]
 

@@ -176,7 +176,15 @@ def test_words_are_enough_for_a_picture(
     assert json.loads(mk(*words, "--json", cwd=tmp_path).out)["config"] is None
     stack = "models: {a: org/one, b: org/two}, layout: [a 0:24, b 8:32]"
     found = lines(mk("plan", stack, cwd=tmp_path).out)
-    assert (found["layers"], found["sources"]) == ("24 + 32 → 48, 0 of them new", "A 0-23, B 8-31")
+    assert (found["layers"], found["sources"]) == ("? + ? → 48, 0 of them new", "A 0-23, B 8-31")
+    one = make_llama(tmp_path / "one")
+    found = lines(mk("plan", f"layout: [{one} 0:4, org/x 2:8]", cwd=tmp_path).out)
+    assert found["layers"] == "8 + ? → 10, 0 of them new"
+    source = "{sources: [{model: org/x, layer_range: [0, 8]}]}"
+    (tmp_path / "w.yml").write_text(f"slices: [{source}, {source}]\nmerge_method: passthrough\n")
+    for layers in ([], ["--layers", "8"]):
+        found = lines(mk("plan", "w.yml", *layers, cwd=tmp_path).out)
+        assert found["sources"] == "0-7 0-7"
 
 
 def test_where_layers_come_from(mk: Cli, tiny: Path) -> None:

@@ -420,6 +420,14 @@ class TestDoors:
         assert yaml.safe_load(result.out)["stack"] == [[0, 24], [8, 32]]
         assert "shows 2 passthrough merges" in result.err
 
+    def test_ranges_past_the_end(self, mk: Cli, tiny: Path) -> None:
+        """Of a readable model: explained as they stand, and refused by what expands them."""
+        for parts in ([(0, 10)], [(1, 10)], [(0, 4), (4, 12)]):
+            document = spelled(*((str(tiny), *part) for part in parts))
+            result = mk("explain", "-", stdin=yaml.safe_dump(document))
+            assert result.status == 0, result.err
+            assert mk("gen", "-", stdin=result.out).status == 1
+
     def test_a_fence_inside_a_config(self, mk: Cli) -> None:
         """A chat template that shows code makes no card of it."""
         document = spelled((0, 24), (8, 32), chat_template="a\n```\nb\n```\n")

@@ -163,6 +163,7 @@ def test_words_about_nothing(mk: Cli, tiny: Path) -> None:
     for words, reason, status in (
         (["drop: 2:4, scale: {q_proj: 0.5}"], "there is no new layer", 1),
         (["drop: 2:4", "--zero", "auto"], "there is no new layer", 1),
+        (["layout: [0:4, {layers: 2:8, zero: auto}]", "--scale", "q_proj=0.5"], "no new layer", 1),
         (["--repeat", "2:4", "--zero", "o_proj,down_proj", "--scale", "o_proj=2"], "both", 2),
         (["layout: [0:8, {layers: 4:8, zero: auto, scale: {o_proj: 2}}]"], "both", 2),
         (["--repeat", "2:4", "--apply-to", "all"], "nothing says what", 2),
@@ -222,3 +223,20 @@ def test_a_directive_for_verify(mk: Cli, tmp_path: Path, monkeypatch: pytest.Mon
     assert mk(*words, "--against", "one", "--against", "two").status == 1
     result = mk(*words, "--against", "one")
     assert (result.status, "takes layers of 2 models" in result.err) == (2, True)
+
+
+def test_what_is_stored_reads_back(
+    mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some models have short names, all of them do: a name without a slash is no model."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "three"):
+        make_llama(Path(name))
+    text = "models: {a: one, b: two}, model: a, layout: [0:4, b 2:6, three 6:8]"
+    assert mk("run", text, "out", "--engine", "stream").status == 0
+    stored = json.loads(Path("out/interleave.json").read_text())["directive"]
+    assert stored["models"] == {"a": "one", "b": "two", "m0": "three"}
+    Path("elsewhere").mkdir()
+    Path("elsewhere/c.yml").write_text(yamltext.write(stored))
+    recipe = mk("gen", "c.yml", cwd=Path("elsewhere")).out
+    assert layers(recipe) == layers(Path("out/mergekit_config.yml").read_text())

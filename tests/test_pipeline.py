@@ -180,3 +180,44 @@ def test_a_whole_model_of_unknown_depth_stays(mk: Cli) -> None:
     assert first == whole
     assert yaml.safe_load(second)["repeat"] == [2, 4]
     assert "stays as it is" in result.err
+
+
+def test_marks_between_documents(mk: Cli) -> None:
+    """`%YAML` needs `---` after it, and `...` before it; both survive."""
+    linear = "name: z\nmerge_method: linear\nmodels: [{model: a/b}]\n"
+    for stream in (
+        f"{linear}...\n%YAML 1.1\n---\nmodel: ./one\nappend: 1\n",
+        f"model: ./one\nappend: 1\n...\n%YAML 1.1\n---\n{linear}",
+    ):
+        result = mk("gen", "-", stdin=stream)
+        assert result.status == 0, result.err
+        assert linear in result.out
+        documents = list(yaml.safe_load_all(result.out))
+        assert sorted("slices" in document for document in documents) == [False, True]
+        assert ("%YAML" in result.out) == ("...\n%YAML" in result.out)
+        again = mk("explain", "-", stdin=result.out).out
+        assert len(list(yaml.safe_load_all(again))) == 2
+
+
+def test_results_of_every_kind_of_document(mk: Cli) -> None:
+    """Modules, and growth lines where a stream is explained."""
+    source = "{sources: [{model: ./one, layer_range: [0, 6]}]}"
+    modules = f"modules: {{default: {{slices: [{source}]}}}}"
+    stream = f"name: n0\nmerge_method: passthrough\n{modules}\n---\nmodel: n0\nappend: 1\n"
+    result = mk("gen", "-", stdin=stream)
+    assert ranges(result.out.split("---\n")[1]) == [[0, 6], [5, 6]], result.err
+    slices = "".join(
+        f"- sources: [{{model: n0, layer_range: {r}}}]\n" for r in ("[0, 9]", "[8, 9]")
+    )
+    grown = "name: n0\nmodel: ./one\nrepeat: [0, 2]\n"
+    spelled = f"slices:\n{slices}merge_method: passthrough\n"
+    explained = mk("explain", "-", stdin=f"{grown}---\n{spelled}").out
+    assert "10 → 10 layers" in explained
+    assert yaml.safe_load(explained.split("---\n")[1])["stack"] == [[0, 9], [8, 9]]
+
+
+def test_windows_line_ends_stay(mk: Cli) -> None:
+    """In a file, too."""
+    text = BLEND.replace("\n", "\r\n")
+    Path("crlf.yml").write_bytes(f"{text}---\r\nmodel: ./one\r\nappend: 1\r\n".encode())
+    assert mk("gen", "crlf.yml").out.startswith(text)

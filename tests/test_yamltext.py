@@ -6,6 +6,8 @@ import time
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mergekit_interleave import yamltext
 from mergekit_interleave.errors import DirectiveError
@@ -57,3 +59,22 @@ class TestAliases:
         """Tags that would make some are refused."""
         with pytest.raises(DirectiveError, match="not valid YAML"):
             yamltext.read("a: !!python/object/apply:os.system [echo]", "here")
+
+
+WORDS = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t"), max_size=9
+)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | WORDS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    )
+)
+def test_one_line_is_one_line(value: object) -> None:
+    """And is read back as the same, whatever stands in it."""
+    text = yamltext.write_inline({"key": value, "other": 1})
+    assert len(text.split("\n")) == 1
+    assert yamltext.read(text, "x") == {"key": value, "other": 1}
+    assert yamltext.read(yamltext.write_lines({"key": value}), "x") == {"key": value}
