@@ -118,7 +118,7 @@ def _stacked(layout: Layout, depth: int | None, kind: str) -> str:
 
 def _of_several(layout: Layout) -> str:
     models, slices = len(layout.models), len(layout.slices)
-    kind = "".join(_if(word) for word in {_scaled(layout)} if word)
+    kind = _if(_scaled(layout))
     if all(layer.index == layer.source for layer in layout.layers):
         return f"{len(layout)} layers, each of one of {models} models{kind}: a layer swap"
     ends = {part.model: part.stop for part in layout.slices}

@@ -59,7 +59,8 @@ NAME = "name"
 """What mergekit-multi calls the result of a document; it means nothing to others."""
 
 OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
-_SPELLED_KEYS = ("slices", "models", "modules")
+SPELLED_KEYS = ("slices", "models", "modules")
+"""In which a mergekit config says its layers."""
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     """
     lines = [key for key in notation.KEYS if key in document]
     # `models:` is mergekit's list of whole models, and beside a growth line short names.
-    spelled = [key for key in _SPELLED_KEYS if key in document]
+    spelled = [key for key in SPELLED_KEYS if key in document]
     if lines or isinstance(document.get("models"), Mapping):
         spelled = [key for key in spelled if key != "models"]
     if len(lines + spelled) > 1:
@@ -413,7 +414,7 @@ def _name(document: Mapping[Any, object]) -> str | None:
     return None if name is None else str(name)
 
 
-KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *_SPELLED_KEYS, NAME)
+KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *SPELLED_KEYS, NAME)
 """All keys of directives and of mergekit configs."""
 
 

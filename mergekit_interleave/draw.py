@@ -110,16 +110,16 @@ def sources(layout: Layout) -> str:
     """The source layers on one line: `0-23 8-31`, those of several models behind its letter."""
     several = len(layout.models) > 1
     letters = {model: f"{letter(i)} " if several else "" for i, model in enumerate(layout.models)}
-    runs: list[tuple[str, int, int]] = []
+    found: list[tuple[str, int, int]] = []
     for part in layout.slices:
         name = letters[part.model]
-        if runs and runs[-1][0] == name and runs[-1][2] == part.start:
-            runs[-1] = (name, runs[-1][1], part.stop)
+        if found and (found[-1][0], found[-1][2]) == (name, part.start):
+            found[-1] = (name, found[-1][1], part.stop)
         else:
-            runs.append((name, part.start, part.stop))
+            found.append((name, part.start, part.stop))
     shown = [
         f"{name}{start}" if stop - start == 1 else f"{name}{start}-{stop - 1}"
-        for name, start, stop in runs
+        for name, start, stop in found
     ]
     if len(shown) > _MOST_SOURCES:
         shown[_MOST_SOURCES - 2 : -1] = ["…"]

@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 
 CARD = "README.md"
 
-_SPELLED = ("slices", "models", "modules")
-
 
 def explain(source: str, stdin: IO[str]) -> str:
     """The text of the shortest directive, with a sentence of what it does as a comment.
@@ -132,11 +130,11 @@ def _documents(text: str) -> list[str]:
 
 
 def _is_ours(keys: Mapping[str, str | None]) -> bool:
-    return any(key in keys for key in (*notation.KEYS, *_SPELLED))
+    return any(key in keys for key in (*notation.KEYS, *directives.SPELLED_KEYS))
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
-    spelled = any(key in keys for key in _SPELLED)
+    spelled = any(key in keys for key in directives.SPELLED_KEYS)
     grown = any(key in keys for key in notation.KEYS)
     return spelled and not grown and keys.get("merge_method", "passthrough") == "passthrough"
 
