@@ -236,7 +236,7 @@ def merges(draw: Any) -> dict[str, Any]:
     return published.document({"models": models, "dtype": "bfloat16", "slices": trimmed})
 
 
-@fuzz(300)
+@fuzz(150)
 @given(merges())
 def test_any_slices(document: dict[str, Any]) -> None:
     """Come back as they were, and never longer; also where scales have no pattern at all."""
@@ -446,7 +446,7 @@ class TestDoors:
 
     def test_as_many_layers_as_there_may_be(self, mk: Cli) -> None:
         """What `gen` writes can be read back."""
-        config = mk("gen", "interleave: every 1, model: o/x, layers: 5000").out
+        config = mk("gen", "interleave: every 1, model: o/x, layers: 3000").out
         text = mk("explain", "-", stdin=config).out
         assert len(text) < 200
         assert generated(text).layout == generated(config).layout
