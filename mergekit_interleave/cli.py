@@ -24,7 +24,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from mergekit_interleave import __version__
+from mergekit_interleave import __version__, yamltext
 from mergekit_interleave import directive as directives
 from mergekit_interleave.amounts import amount, parse_amount
 from mergekit_interleave.errors import (
@@ -34,6 +34,7 @@ from mergekit_interleave.errors import (
     OutputError,
 )
 from mergekit_interleave.reference import parse_model
+from mergekit_interleave.scaling import APPLY_TO, AUTO, GAINS, NONE
 
 if TYPE_CHECKING:
     from mergekit_interleave.plan import Plan
@@ -124,11 +125,6 @@ NonIdentity = Annotated[
         rich_help_panel="What to grow",
     ),
 ]
-Model = Annotated[
-    list[str] | None,
-    typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
-]
-
 _FLAGS = {
     "every": _growth("A new layer, zeroed, after every Nth layer.", "N"),
     "add": _growth("K new layers, zeroed, evenly spread.", "K"),
@@ -142,13 +138,13 @@ _FLAGS = {
     "zero": _growth(
         "What new layers zero: auto, none, gains, or names: o_proj,down_proj.",
         "NAMES",
-        ("auto", "none", "gains", "o_proj,down_proj"),
+        (AUTO, NONE, GAINS, "o_proj,down_proj"),
     ),
     "scale": _growth("What new layers are multiplied by: q_proj=0.84,k_proj=0.84.", "NAME=X,..."),
     "apply_to": _growth(
         "To which they apply: copies, first, last or all.",
         "WHICH",
-        ("copies", "first", "last", "all"),
+        APPLY_TO,
     ),
     "model": typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
     "layers": typer.Option(
@@ -161,6 +157,8 @@ _FLAGS = {
     ),
 }
 """What says the same as the keys of a directive."""
+
+Model = Annotated[list[str] | None, _FLAGS["model"]]
 
 Flags = Mapping[str, "list[str] | None"]
 
@@ -572,7 +570,7 @@ def _joined(name: str, said: list[str] | None) -> str | None:
     """What a flag says; only lists may be said in several flags."""
     if not said:
         return None
-    structured = any(value.lstrip().startswith(("[", "{")) for value in said)
+    structured = any(map(yamltext.is_structured, said))
     if len(said) > 1 and (structured or name not in ("stack", "drop", "zero", "scale")):
         raise DirectiveError(f"--{name.replace('_', '-')} is given twice", hint="keep one")
     return ",".join(said)

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from itertools import pairwise
 
 from mergekit_interleave.growth import Append, Every, Growth, Repeat, Spread, Windows
-from mergekit_interleave.layout import Layout
+from mergekit_interleave.layout import Layout, joined
 
 _TIMES = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
 
@@ -45,8 +45,7 @@ def sentence(
             words = f"{again} of {of} layers {_TIMES.get(times, f'{times} times')}, {how}"
             return f"{words}{_copies(layout, kind)}: {name}"
         case Windows(size, stride):
-            cut = sum(a.stop == b.start for a, b in pairwise(layout.slices))
-            count = len(layout.slices) - cut  # where the edit changes
+            count = len(joined(layout.slices))
             return f"{count} windows of {size} layers, each {stride} further: a self-merge"
     return _stacked(layout, depth, kind)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TypeAlias
 
-from mergekit_interleave.layout import Layer, Layout
+from mergekit_interleave.layout import Layer, Layout, joined
 from mergekit_interleave.reference import ModelRef
 
 ORIGINAL, COPY, ZEROED = "original", "copy", "zeroed"
@@ -110,16 +110,10 @@ def sources(layout: Layout) -> str:
     """The source layers on one line: `0-23 8-31`, those of several models behind its letter."""
     several = len(layout.models) > 1
     letters = {model: f"{letter(i)} " if several else "" for i, model in enumerate(layout.models)}
-    found: list[tuple[str, int, int]] = []
-    for part in layout.slices:
-        name = letters[part.model]
-        if found and (found[-1][0], found[-1][2]) == (name, part.start):
-            found[-1] = (name, found[-1][1], part.stop)
-        else:
-            found.append((name, part.start, part.stop))
     shown = [
-        f"{name}{start}" if stop - start == 1 else f"{name}{start}-{stop - 1}"
-        for name, start, stop in found
+        letters[part.model]
+        + (str(part.start) if len(part) == 1 else f"{part.start}-{part.stop - 1}")
+        for part in joined(layout.slices)
     ]
     if len(shown) > _MOST_SOURCES:
         shown[_MOST_SOURCES - 2 : -1] = ["…"]

@@ -32,7 +32,7 @@ from mergekit_interleave.edits import edit_of
 from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
 from mergekit_interleave.expand import Models
 from mergekit_interleave.growth import Spelled, needs_depth
-from mergekit_interleave.layout import Edit, Layout
+from mergekit_interleave.layout import Layout
 from mergekit_interleave.patterns import Known, directives_of
 from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.scaling import AUTO, GAINS
@@ -130,13 +130,16 @@ def _documents(text: str) -> list[str]:
 
 
 def _is_ours(keys: Mapping[str, str | None]) -> bool:
-    return any(key in keys for key in (*notation.KEYS, *directives.SPELLED_KEYS))
+    return notation.has_line(keys) or _is_spelled(keys)
+
+
+def _is_spelled(keys: Mapping[str, str | None]) -> bool:
+    return any(key in keys for key in directives.SPELLED_KEYS)
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
-    spelled = any(key in keys for key in directives.SPELLED_KEYS)
-    grown = any(key in keys for key in notation.KEYS)
-    return spelled and not grown and keys.get("merge_method", "passthrough") == "passthrough"
+    alone = _is_spelled(keys) and not notation.has_line(keys)
+    return alone and keys.get("merge_method", "passthrough") == "passthrough"
 
 
 def _part_of_stream(text: str, where: str, models: _Opened) -> str:
@@ -171,9 +174,9 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     )
     growth = None if best is directive else best.growth
     depth = models.depth(layout.models[0]) or best.layers
-    identities = models.identities(layout)
+    identities = zeroing.identities(layout, models.family)
     if best is stored and stored.zero_rule in (AUTO, GAINS):
-        identities = {layer.index for layer in layout.new_layers}
+        identities = frozenset(layer.index for layer in layout.new_layers)
     sentence = describe.sentence(layout, growth, depth, identities)
     # A document of a stream keeps its first line.
     most = len(text) - len(pipeline.begin(text)) - len(pipeline.end(text))
@@ -245,18 +248,8 @@ class _Opened:
             reaches_out=self._reaches_out,
         )
 
-    def identities(self, layout: Layout) -> set[int]:
-        """The indices of the new layers that pass their input on unchanged."""
-        found: set[int] = set()
-        start = 0
-        for part in layout.slices:
-            edit = Edit(part.scales, part.constants)
-            if edit and zeroing.names_identity(edit, self._family(part.model)):
-                found.update(range(start, start + len(part)))
-            start += len(part)
-        return found
-
-    def _family(self, model: ModelRef) -> architecture.Family:
+    def family(self, model: ModelRef) -> architecture.Family:
+        """What is known of a model, or assumed."""
         checkpoint = self.open(model)
         known = None if checkpoint is None else checkpoint.family
         return known or architecture.assumed_family()

@@ -7,9 +7,9 @@ writers are *zeroed* passes its input on unchanged. Indices start at 0, ranges a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, groupby, islice, repeat
 from typing import TypeAlias
 
@@ -160,6 +160,27 @@ class Layout:
         return plain and [layer.source for layer in self.layers] == list(range(depth))
 
 
+def joined(slices: Sequence[Slice], *, across_edits: bool = False) -> list[Slice]:
+    """Slices with those joined that follow one another in the model, unedited.
+
+    Args:
+        slices: The slices.
+        across_edits: Join only where the edit changes, and keep the boundaries of equal ones.
+    """
+    found: list[Slice] = []
+    edits: list[Edit] = []
+    for part in slices:
+        edit = Edit(part.scales, part.constants)
+        last = found[-1] if found else None
+        follows = last is not None and (last.model, last.stop) == (part.model, part.start)
+        if follows and last is not None and not (across_edits and edits[-1] == edit):
+            found[-1] = replace(last, stop=part.stop)
+        else:
+            found.append(Slice(part.model, part.start, part.stop))
+        edits.append(edit)
+    return found
+
+
 Depths: TypeAlias = "int | Callable[[ModelRef], int | None] | None"
 """The number of layers, of the one model or of each; None where it is not known."""
 
@@ -211,7 +232,10 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
         if step is None or step.is_plain or step_edit is None:
             slices.append(whole)
         else:
-            slices += _split(whole, partial(step_edit, step))
+            layers = (
+                Layer(total + i, source, start + i, (), (), new=True) for i in range(stop - start)
+            )
+            slices += _split(whole, (step_edit(step, layer) for layer in layers))
             settled.update(range(total, total + stop - start))
         total += stop - start
     if not slices:
@@ -319,11 +343,10 @@ def _tail(start: int, stop: int) -> list[tuple[int, int]]:
     return [(start, stop)] if start < stop else []
 
 
-def _split(part: Slice, edit: Callable[[Layer], Edit]) -> Iterator[Slice]:
+def _split(part: Slice, edits: Iterable[Edit]) -> Iterator[Slice]:
     """A slice with its layers edited, cut where the edit changes."""
-    layers = [Layer(0, part.model, i, (), (), new=True) for i in range(part.start, part.stop)]
     start = part.start
-    for how, alike in groupby(edit(layer) for layer in layers):
+    for how, alike in groupby(edits):
         stop = start + len(list(alike))
         yield Slice(part.model, start, stop, how.scales, how.constants)
         start = stop
@@ -341,13 +364,9 @@ def _edit_new_layers(
         if mine[0].index in settled:
             slices.append(part)
             continue
-        edits = {layer.source: edit(layer) for layer in mine if layer.index in which}
-        slices += _split(part, partial(_looked_up, edits))
+        edits = (edit(layer) if layer.index in which else Edit() for layer in mine)
+        slices += _split(part, edits)
     return Layout(tuple(slices))
-
-
-def _looked_up(edits: Mapping[int, Edit], layer: Layer) -> Edit:
-    return edits.get(layer.source, Edit())
 
 
 def chosen(layout: Layout, apply_to: str, settled: Collection[int] = ()) -> set[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 from mergekit_interleave import yamltext
@@ -36,6 +36,11 @@ Named: TypeAlias = Callable[[object, str], ModelRef]
 
 KEYS = ("interleave", "append", "repeat", "stack", "windows", "drop", "layout")
 FLAGS = ("every", "add", "append", "repeat", "stack", "windows", "drop")
+
+
+def has_line(keys: Collection[object]) -> bool:
+    """Whether there is a growth line among the keys of a document."""
+    return any(key in keys for key in KEYS)
 
 
 def read(key: str, value: object, named: Named) -> Growth:
@@ -83,8 +88,7 @@ def from_flag(name: str, value: str) -> Growth:
             return Spread(positive(value, where))
         case "append":
             return Append(positive(value, where))
-    structured = value.lstrip().startswith(("[", "{"))
-    written = yamltext.read(value, where) if structured else value
+    written = yamltext.read(value, where) if yamltext.is_structured(value) else value
     match name:
         case "repeat":
             return _repeat(written, where)
@@ -335,9 +339,8 @@ def document(growth: Growth, called: Callable[[ModelRef], object]) -> dict[str, 
         case Append(count):
             return {"append": count}
         case Repeat(layers, times, as_block):
-            times_text = f"x{times}" if times > 2 else ""  # noqa: PLR2004 - twice unless stated
-            text = f"{layers[0]}:{layers[1]}{times_text}{'@block' if as_block else ''}"
-            return {"repeat": list(layers) if (times, as_block) == (2, False) else text}
+            plain = (times, as_block) == (2, False)
+            return {"repeat": list(layers) if plain else _text(layers, times, 2, as_block=as_block)}
         case Windows():
             return {"windows": _windows_document(growth)}
         case Drop(ranges):
@@ -366,14 +369,18 @@ def _part_document(part: Part, called: Callable[[ModelRef], object]) -> object:
     elif alone:
         return list(part.layers)
     else:
-        text = f"{part.layers[0]}:{part.layers[1]}"
-        text += f"x{part.times}" if part.times > 1 else ""
-        text += "@block" if part.as_block else ""
+        text = _text(part.layers, part.times, 1, as_block=part.as_block)
     if name is None:
         return text
     if isinstance(name, str) and _says_again(f"{name} {text}", name):
         return f"{name} {text}"
     return None
+
+
+def _text(layers: Range, times: int, usual: int, *, as_block: bool) -> str:
+    """A range as text, with how often where that is not the usual."""
+    again = f"x{times}" if times != usual else ""
+    return f"{layers[0]}:{layers[1]}{again}{'@block' if as_block else ''}"
 
 
 def _says_again(text: str, name: str) -> bool:

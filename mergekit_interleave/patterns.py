@@ -35,6 +35,7 @@ from mergekit_interleave.layout import (
     Slice,
     chosen,
     expand,
+    joined,
 )
 from mergekit_interleave.ranges import END, Range
 from mergekit_interleave.reference import ModelRef
@@ -98,11 +99,11 @@ def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
 def _of_one(layout: Layout, known: Known) -> Iterator[Directive]:
     """Those of one model, whose new layers are all edited alike."""
     depth = known.depths[layout.models[0]] or max(part.stop for part in layout.slices)
-    rules, merged = list(_rules(layout, known)), _merged(layout.slices)
+    rules, merged = list(_rules(layout, known)), joined(layout.slices)
     edited = {layer.index for layer in layout.layers if layer.edit}
     for growth in _growths(layout, depth):
         raw = _expanded(growth, layout, known, None, COPIES)
-        if raw is None or _merged(raw.slices) != merged:
+        if raw is None or joined(raw.slices) != merged:
             continue
         for rule in rules:
             for apply_to in APPLY_TO if rule.edit else (COPIES,):
@@ -226,13 +227,13 @@ def _growths(layout: Layout, depth: int) -> Iterator[Growth]:
         yield Spread(more)
         yield Append(more)
         yield from _repeats(layout)
-    merged = _merged(layout.slices)
+    merged = joined(layout.slices)
     gaps = [(0, merged[0].start), *((a.stop, b.start) for a, b in pairwise(merged))]
     gaps = [gap for gap in (*gaps, (merged[-1].stop, depth)) if gap[0] != gap[1]]
     if gaps and all(start < stop for start, stop in gaps):
         yield Drop(tuple(gaps))
     # A slice that is cut where its edit changes was written as one range.
-    whole = [(part.start, part.stop) for part in _merged(layout.slices, across_edits=True)]
+    whole = [(part.start, part.stop) for part in joined(layout.slices, across_edits=True)]
     for bounds in dict.fromkeys((tuple(ranges), tuple(whole))):
         parts = list(_parts(list(bounds)))
         if len(parts) == 1 and isinstance(parts[0].layers, Windows) and parts[0].times == 1:
@@ -252,27 +253,6 @@ def _repeats(layout: Layout) -> Iterator[Growth]:
     layers, times = (again[0], again[-1] + 1), counts[again[0]]
     yield Repeat(layers, times)
     yield Repeat(layers, times, as_block=True)
-
-
-def _merged(slices: Sequence[Slice], *, across_edits: bool = False) -> list[Slice]:
-    """Slices with those joined that follow one another in the model.
-
-    Args:
-        slices: The slices.
-        across_edits: Join only where the edit changes, and keep the boundaries of equal ones.
-    """
-    merged: list[Slice] = []
-    edits: list[Edit] = []
-    for part in slices:
-        edit = Edit(part.scales, part.constants)
-        last = merged[-1] if merged else None
-        follows = last is not None and (last.model, last.stop) == (part.model, part.start)
-        if follows and last is not None and not (across_edits and edits[-1] == edit):
-            merged[-1] = replace(last, stop=part.stop)
-        else:
-            merged.append(Slice(part.model, part.start, part.stop))
-        edits.append(edit)
-    return merged
 
 
 def _steps(slices: Sequence[Slice], known: Known) -> Stack:

@@ -35,7 +35,7 @@ def is_stream(text: str, where: str) -> bool:
         return False  # the one-line form is no YAML; what is wrong with others is said later
     keys = yamltext.keys(text)
     alone = NAME in keys and "merge_method" in keys
-    return len(documents) > 1 or (alone and not any(key in keys for key in notation.KEYS))
+    return len(documents) > 1 or (alone and not notation.has_line(keys))
 
 
 def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = False) -> str:
@@ -72,7 +72,7 @@ class _Stream:
         place = f"{self._where}, document {self._count}"
         keys = yamltext.keys(text)
         # What has no merge method is no mergekit config: a directive, or a slip in its growth line.
-        if "merge_method" in keys and not any(key in keys for key in notation.KEYS):
+        if "merge_method" in keys and not notation.has_line(keys):
             self._results.learn(text, place)
             return text
         directive = directives.parse(text, place)
@@ -138,7 +138,7 @@ class Results:
             document = yamltext.read(text, place, directives.KNOWN)
             name = document.get(NAME) if isinstance(document, dict) else None
             if isinstance(document, dict) and name is not None:
-                grown = any(key in document for key in notation.KEYS)
+                grown = notation.has_line(document)
                 layout = self._grown(document, place) if grown else self._layout(document)
                 if layout is not None:
                     self.remember(str(name), layout)
@@ -174,11 +174,8 @@ class Results:
 
 
 def _slices(document: Mapping[Any, object]) -> Iterator[Slice]:
-    match document.get("slices"):
-        case [*entries]:
-            for entry in entries:
-                match entry:
-                    case {
-                        "sources": [{"model": model, "layer_range": [int(start), int(stop)]}, *_]
-                    }:
-                        yield Slice(parse_model(model, "model"), start, stop)
+    entries = document.get("slices")
+    for entry in entries if isinstance(entries, list) else ():
+        match entry:
+            case {"sources": [{"model": model, "layer_range": [int(start), int(stop)]}, *_]}:
+                yield Slice(parse_model(model, "model"), start, stop)

@@ -175,7 +175,6 @@ def _from_words(directive: Directive, models: Models, *, allow_non_identity: boo
     """What the directive tells alone, of models of which no more is known."""
     expansion = resolve(directive, models, allow_non_identity=allow_non_identity)
     layout = recipe.effective(expansion.layout, expansion.directive.mergekit)
-    family = architecture.assumed_family()
 
     def depth_of(model: ModelRef) -> int | None:
         try:
@@ -188,9 +187,7 @@ def _from_words(directive: Directive, models: Models, *, allow_non_identity: boo
         layout=layout,
         names=[str(model) for model in layout.models],
         depths=[depth_of(model) for model in layout.models],
-        identities=frozenset(
-            layer.index for layer in layout.new_layers if zeroing.names_identity(layer.edit, family)
-        ),
+        identities=zeroing.identities(layout, lambda _: architecture.assumed_family()),
         parameters=None,
         writing=None,
         config=None,
@@ -240,11 +237,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
         layout=layout,
         names=[sources.public.title(model) for model in layout.models],
         depths=[sources.models[model].depth for model in layout.models],
-        identities=frozenset(
-            layer.index
-            for layer in layout.new_layers
-            if zeroing.names_identity(layer.edit, sources.models[layer.model].require_family())
-        ),
+        identities=zeroing.identities(layout, lambda model: sources.models[model].require_family()),
         parameters=None,
         writing=None,
         config=dict(modelconfig.differences(sources.base.config, config)),

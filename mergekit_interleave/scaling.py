@@ -155,7 +155,7 @@ def parse_scale_flag(text: str, where: str) -> Scales:
     Raises:
         DirectiveError: It is none of these.
     """
-    if text.lstrip().startswith(("[", "{")):
+    if yamltext.is_structured(text):
         return parse_scale(yamltext.read(text, where), where)
     if "=" not in text:
         return parse_scale(text, where)

@@ -133,9 +133,22 @@ def _keys(node: yaml.Node | None, seen: set[int]) -> dict[str, str | None]:
     return found
 
 
+def is_structured(text: str) -> bool:
+    """Whether a word of the command line is a list or a mapping."""
+    return text.lstrip().startswith(("[", "{"))
+
+
 def write(document: dict[str, object]) -> str:
     """YAML that every loader reads back as `document`, keys in their order."""
-    return _dump(document, flow=False, width=4096)
+    text: str = yaml.dump(
+        document,
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=False,
+        allow_unicode=True,
+        width=4096,
+    )
+    return text
 
 
 def write_inline(document: dict[str, object]) -> str:
@@ -252,18 +265,6 @@ def _emitted(value: object) -> str:
 
 # The emitter puts quotes around what has a colon; these words need none.
 _PLAIN = re.compile(r"[\w./][\w./:%@+-]*( [\w./:%@+-]+)*", re.ASCII)
-
-
-def _dump(document: dict[str, object], *, flow: bool, width: int) -> str:
-    text: str = yaml.dump(
-        document,
-        Dumper=_Dumper,
-        sort_keys=False,
-        default_flow_style=flow,
-        allow_unicode=True,
-        width=width,
-    )
-    return text
 
 
 # Besides YAML's own errors: a nesting too deep for the parser, and a value that looks like a

@@ -11,7 +11,8 @@ from mergekit_interleave import architecture
 from mergekit_interleave.architecture import Family
 from mergekit_interleave.checkpoint import Checkpoint
 from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.layout import Constant, Edit, constant_of
+from mergekit_interleave.layout import Constant, Edit, Layout, constant_of
+from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.scaling import Scales, names_zero, scale_of, zeroed_scales
 
 log = logging.getLogger(__name__)
@@ -177,14 +178,21 @@ def _standing_names(edit: Edit, family: Family) -> list[str]:
     return [writer for writer in family.zero if not names_zero(edit.scales, writer)] + left
 
 
-def names_identity(edit: Edit, family: Family) -> bool:
-    """Whether an edit makes a layer an identity, as far as names alone tell.
+def identities(layout: Layout, family_of: Callable[[ModelRef], Family]) -> frozenset[int]:
+    """The indices of the new layers that pass their input on, as far as names alone tell.
 
     Args:
-        edit: What is done to it.
-        family: Its model's family.
+        layout: The layers.
+        family_of: The family of a model.
     """
-    return not _standing_names(edit, family)
+    found: set[int] = set()
+    start = 0
+    for part in layout.slices:
+        edit = Edit(part.scales, part.constants)
+        if edit and not _standing_names(edit, family_of(part.model)):
+            found.update(range(start, start + len(part)))
+        start += len(part)
+    return frozenset(found)
 
 
 def check_outside(scales: Scales, tensors: Collection[str]) -> None:
