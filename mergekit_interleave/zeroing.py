@@ -170,7 +170,7 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
 
 def _standing_names(edit: Edit, family: Family) -> list[str]:
     """What keeps a layer from being an identity, as far as names alone tell."""
-    gains = family.gains.all if family.gains else ()
+    gains = family.gains.names if family.gains else ()
     closed = [constant_of(name, edit.constants) or names_zero(edit.scales, name) for name in gains]
     left = [name for name in family.constants if not constant_of(name, edit.constants)]
     if closed and all(closed):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mergekit_interleave import zeroing
+from mergekit_interleave import architecture, zeroing
 from mergekit_interleave.errors import LayoutError
 from mergekit_interleave.growth import Append
-from mergekit_interleave.layout import Edit, expand
+from mergekit_interleave.layout import Constant, Edit, expand
 from mergekit_interleave.reference import ModelPath, ModelRef
 from mergekit_interleave.scaling import zeroed_scales
 
@@ -20,3 +20,16 @@ def test_scales_that_reach_outside_the_layers_are_refused() -> None:
         zeroing.check_outside(layout.slices[-1].scales, ["model.norm.weight"])
     zeroing.check_outside(layout.slices[0].scales, ["model.norm.weight"])
     zeroing.check_outside(layout.slices[-1].scales, ["lm_head.weight"])
+
+
+def test_by_name_alone_the_norms_that_every_model_has_are_enough() -> None:
+    """Of a type whose other norms not every model of it has, where the tensors are not at hand."""
+    family = architecture.family_of("gemma4_text")
+    assert family is not None
+    assert family.gains is not None
+    assert family.gains.also
+    constants = tuple(Constant(rule["value"], name) for name, rule in family.constants.items())
+    edit = Edit(zeroed_scales(family.gains.names), constants)
+    zeroing.check_identity(edit, [], family)
+    with pytest.raises(LayoutError, match="leaves"):
+        zeroing.check_identity(Edit(zeroed_scales(family.gains.names[:1]), constants), [], family)
