@@ -1,0 +1,91 @@
+"""Freezing a loaded model but for its new layers. Torch is whoever's model it is; none is imported.
+
+Which layers are new stands in interleave.json, beside the weights that the model was loaded from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave import claim, hub, manifest, recipe, stacks
+from mergekit_interleave.checkpoint import CONFIG
+from mergekit_interleave.errors import CheckpointError, RefusedError
+from mergekit_interleave.reference import ModelPath
+
+
+def freeze_original_layers(
+    model: Any, manifest_path: str | os.PathLike[str] | None = None
+) -> list[str]:
+    """Freeze a model but for its new layers: `requires_grad` of every parameter is set anew.
+
+    Call it before an optimizer or a trainer is made, and before the model is distributed: these
+    look at what is trained only once.
+
+    Args:
+        model: A PyTorch model as transformers loads it, compiled or within another module too.
+        manifest_path: The interleave.json, or the directory that holds it. By default it is looked
+            for where the model was loaded from: a directory, or the Hub.
+
+    Returns:
+        The names of the parameters that are trained, in the model's own order.
+
+    Raises:
+        CheckpointError: Nothing says which layers are new.
+        RefusedError: The model is not the one of which it is said, or these layers cannot be
+            trained so.
+    """
+    inner = next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
+    config = inner.config.to_dict() if hasattr(inner, "config") else {}
+    layout = claim.read(*_place(inner, manifest_path)).layout
+    new = [layer.index for layer in layout.new_layers]
+    if not new:
+        raise RefusedError("none of its layers is new, so there is nothing to train")
+    if hasattr(model, "peft_config") or getattr(inner, "_hf_peft_config_loaded", False):
+        raise RefusedError(
+            "the model has adapters, which would be frozen, too",
+            hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers alone",
+        )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = stacks.stacks_of(parameters, len(layout), config)
+    trained = list(stacks.within(parameters, found, new))
+    _check(parameters, trained)
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)  # noqa: FBT003 - torch's own
+    for name in trained:
+        parameters[name].requires_grad_(True)  # noqa: FBT003
+    return trained
+
+
+def _check(parameters: dict[str, Any], trained: list[str]) -> None:
+    """Check that the new layers can be trained, and that no other layer is trained with them."""
+    own = {*trained}
+    others = {id(parameter): name for name, parameter in parameters.items() if name not in own}
+    for name in trained:
+        if id(parameters[name]) in others:
+            raise RefusedError(f"{name} and {others[id(parameters[name])]} are one and the same")
+        if not parameters[name].is_floating_point():
+            raise RefusedError(
+                f"{name} is quantized, and integers cannot be trained",
+                hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers",
+            )
+
+
+def _place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
+    """The directory that says which layers are new, and the file, where it is a certain one."""
+    if path is not None:
+        place = Path(path)
+        return (place, None) if place.is_dir() else (place.parent, place)
+    loaded = str(getattr(model, "name_or_path", "") or "")
+    if loaded and Path(loaded).is_dir():
+        return Path(loaded), None
+    if not hub.is_hub_id(loaded):
+        raise CheckpointError(
+            "it is not known where the model was loaded from",
+            hint="name its interleave.json: freeze_original_layers(model, 'path/interleave.json')",
+        )
+    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
+    where = ModelPath(loaded, revision)
+    hub.fetch_files(where, wanted=[CONFIG, manifest.FILE, recipe.FILE])
+    return hub.fetch_config(where, cached_only=True), None
