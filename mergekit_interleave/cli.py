@@ -484,6 +484,41 @@ def explain(
     sys.stdout.write(explaining.explain(source, _stdin()))
 
 
+@app.command(
+    cls=_PlainCommand, epilog="Example: mk-interleave train deeper --for axolotl > train.yml"
+)
+def train(
+    directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
+        "A model that `run` or mergekit-yaml has made.")],
+    *,
+    trainer: Annotated[str, typer.Option("--for", metavar="NAME", help=
+        "What trains it: transformers, trl, peft, llamafactory, axolotl, ms-swift, unsloth, "
+        "torchtune or litgpt.", autocompletion=_offering(
+            "transformers", "trl", "peft", "llamafactory", "axolotl", "ms-swift", "unsloth",
+            "torchtune", "litgpt"))],
+    method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
+        "Train the new layers themselves, or a LoRA of them; the former, where the trainer can.",
+        autocompletion=_offering("full", "lora"))] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
+        "What says which layers are new, where DIR does not: an interleave.json or a mergekit "
+        "config.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
+        "Run code that the model brings. Nothing is run without it.")] = False,
+) -> None:  # fmt: skip
+    """Write a trainer's settings by which it trains the new layers, and nothing else."""
+    from mergekit_interleave import trainee, trainers  # noqa: PLC0415
+    from mergekit_interleave.expand import Models  # noqa: PLC0415
+
+    trainers.check(trainer, method)
+    models = Models(trust_remote_code=trust_remote_code)
+    file = None if recipe is None else Path(recipe)
+    found = trainers.settings(trainee.read(Path(directory), models, file), trainer, method)
+    sys.stdout.write(found.text)
+    sys.stdout.flush()
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)  # noqa: T201
+
+
 @app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config merged")
 def fix_config(
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=

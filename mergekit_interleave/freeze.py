@@ -85,7 +85,6 @@ def _place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path, Path 
             "it is not known where the model was loaded from",
             hint="name its interleave.json: freeze_original_layers(model, 'path/interleave.json')",
         )
-    revision = getattr(getattr(model, "config", None), "_commit_hash", None)
-    where = ModelPath(loaded, revision)
+    where = ModelPath(loaded)  # a loaded model does not tell of which revision it is
     hub.fetch_files(where, wanted=[CONFIG, manifest.FILE, recipe.FILE])
     return hub.fetch_config(where, cached_only=True), None

@@ -137,6 +137,17 @@ def ties(path: Path, *, trusted: bool = False) -> Mapping[str, frozenset[str]]:
 
 
 def _state(path: Path, *, trusted: bool) -> Mapping[str, Any]:
+    return dict(build(path, trusted=trusted).state_dict(keep_vars=True))
+
+
+def build(path: Path, *, trusted: bool = False) -> Any:
+    """The model of a config.json, as its class builds it, without memory.
+
+    The arguments are those of `shapes`.
+
+    Raises:
+        RefusedError: transformers cannot build it.
+    """
     import torch  # noqa: PLC0415 - seconds
     import transformers  # noqa: PLC0415
 
@@ -146,11 +157,9 @@ def _state(path: Path, *, trusted: bool) -> Mapping[str, Any]:
         named = getattr(transformers, (config.architectures or [""])[0], None)
         with torch.device("meta"):
             if named is not None:
-                model = named._from_config(config)  # noqa: SLF001 - the classes have no public way
-            else:
-                build = transformers.AutoModelForCausalLM.from_config
-                model = build(config, trust_remote_code=trusted)
-            return dict(model.state_dict(keep_vars=True))
+                return named._from_config(config)  # noqa: SLF001 - the classes have no public way
+            make = transformers.AutoModelForCausalLM.from_config
+            return make(config, trust_remote_code=trusted)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RefusedError(

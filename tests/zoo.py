@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from mergekit_interleave import architecture, cli
+from mergekit_interleave import architecture, cli, trainee, trainers
 from mergekit_interleave import verdict as verdicts
+from mergekit_interleave.expand import Models
 
 EVERY = "interleave: every 2"
 PLANS = {
@@ -340,11 +342,59 @@ def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
         return f"zeroed in vain: {dead[0]}"
     if engine == "mergekit" and not engines_agree(base, out, again):
         return "the engines' tensors differ"
+    fault = untrainable(out)
+    if fault:
+        return f"train: {fault}"
     for words in ((), ("--against", str(base), "--forward")):
         status, said = _mk("verify", str(out), *words)
         if status:
             return f"verify: {_line(said, 'error: ')}"
     return ""
+
+
+def untrainable(out: Path) -> str:
+    """What is wrong with how the new layers of a model are trained; nothing where all is right.
+
+    The settings for transformers and PEFT are run as they are given out.
+    """
+    trained = trainee.read(out, Models())
+    for name in ("transformers", "peft"):
+        model = _told(trainers.settings(trained, name).text)
+        inner = getattr(model, "get_base_model", lambda own=model: own)()
+        new = {*trained.new}
+        theirs: dict[int, int] = {}  # the layer of each parameter, by transformers' own account
+        for layers in _stacks(inner, trained.depth):
+            for index, layer in enumerate(layers):
+                theirs |= {id(parameter): index for parameter in layer.parameters()}
+        own = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if {theirs.get(id(parameter)) for parameter in own} != new:
+            return f"{name}: trains {sorted({str(theirs.get(id(p))) for p in own})}, not {new}"
+        if name == "transformers" and len(own) < sum(index in new for index in theirs.values()):
+            return f"{name}: does not train all of the new layers"
+        alive = _backward(model) and {
+            theirs[id(p)] for p in own if p.grad is not None and p.grad.any()
+        }
+        if alive and alive != new:
+            return f"{name}: layers {sorted(new - alive)} get no gradient"
+    return ""
+
+
+def _told(text: str) -> Any:
+    """The model that a piece of Python makes, as a test can compute with it."""
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(text, names)  # noqa: S102 - it is what users are told to run
+    return names["model"].float().eval()
+
+
+def _stacks(model: Any, depth: int) -> list[Any]:
+    """The layers of a model, by what its class calls its decoder."""
+    decoder = model.get_decoder()
+    while decoder is not decoder.get_decoder():
+        decoder = decoder.get_decoder()
+    lists = [m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)]
+    return [layers for layers in lists if len(layers) == depth]
 
 
 def engines_agree(base: Path, out: Path, again: Path) -> bool:
