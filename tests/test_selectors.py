@@ -1,4 +1,4 @@
-"""What trainers make of names: PEFT's rules against PEFT itself, the others as they are described."""
+"""What trainers make of names: PEFT's rules against PEFT itself, the others as described."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def indices(names: set[str]) -> list[int]:
     return sorted({int(name.split(".layers.")[1].split(".")[0]) for name in names})
 
 
-_WORD = st.sampled_from(["model", "layers", "h", "4", "14", "40", "mlp", "down_proj", "q_proj", "x"])
+_WORD = st.sampled_from(
+    ["model", "layers", "h", "4", "14", "40", "mlp", "down_proj", "q_proj", "x"]
+)
 _NAME = st.lists(_WORD, min_size=1, max_size=6).map(".".join)
 
 
