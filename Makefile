@@ -3,15 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CACHE := .cache
+PACKAGE := $(shell find mergekit_interleave -type f -not -name '*.pyc')
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo test zoo faults bench lint types install clean
+.PHONY: demo test smoke docs zoo faults bench lint types install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
 
-test: lint types $(SMOLLM2)/config.json
+test: lint types smoke $(SMOLLM2)/config.json
 	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
+
+# The wheel in an empty environment, in a minute; again when what goes into it has changed.
+smoke: $(CACHE)/smoke/passed
+
+$(CACHE)/smoke/passed: $(VENV)/installed tools/smoke.py $(PACKAGE)
+	$(BIN)/python tools/smoke.py $(@D)
+	touch $@
+
+# What the tests hold to be current: docs/cli.md, and the pictures in examples/.
+docs: $(VENV)/installed
+	$(BIN)/python tools/reference.py
+	$(BIN)/python tools/pictures.py
 
 # Every type that transformers builds, in half an hour; writes docs/architectures.md and the data.
 zoo: $(VENV)/installed

@@ -5,19 +5,22 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import published
 import pytest
+import typer
 import yaml
 from conftest import Cli
 from test_schema import VALIDATOR, accepts
 
-from mergekit_interleave import notation
+from mergekit_interleave import cli, notation
 from mergekit_interleave.directive import MERGEKIT_KEYS, OWN_KEYS
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
-import pictures  # noqa: E402 - a script beside the package
+import pictures  # noqa: E402 - scripts beside the package
+import reference  # noqa: E402
 
 PAGE = (ROOT / "docs" / "directive.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -90,3 +93,27 @@ def test_every_key_has_an_example() -> None:
         assert f"`{key}`" in PAGE or key == "merge_method", key
     for flag in notation.FLAGS:
         assert f"--{flag}" in PAGE, flag
+
+
+REFERENCE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what the commands say of themselves, on a terminal of any width: `make docs`."""
+    monkeypatch.setenv("COLUMNS", "40")
+    assert reference.page() == REFERENCE
+
+
+def test_every_option_is_in_the_reference() -> None:
+    """In the section of its command; there is none for what is no command."""
+    group: Any = typer.main.get_command(cli.app)
+    _, *parts = re.split(r"^#+ mk-interleave ?(.*)\n", REFERENCE, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    commands = {"": group} | group.commands
+    assert list(sections) == list(commands)
+    for command, section in zip(commands.values(), sections.values(), strict=True):
+        for param in command.params:
+            words = param.opts if param.param_type_name == "option" else [param.metavar]
+            for word in words:
+                assert re.search(rf"\n\| .*`{re.escape(word)}[ `]", section), word
+        assert " ".join(command.help.split()) in section

@@ -1,0 +1,116 @@
+"""Write the page of every command and option, as the command line itself describes them.
+
+Usage: reference.py [FILE]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import typer
+from rich import markup
+
+from mergekit_interleave import cli
+
+PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+EXAMPLE = "Example: "
+ESCAPED = r"\|"
+NAMED_SHELL = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+"""Makes the options for completion those that take the name of a shell, wherever this runs."""
+
+
+def page() -> str:
+    """The whole page: the program, then each command in the order of its help."""
+    with mock.patch.dict(os.environ, NAMED_SHELL):
+        group: Any = typer.main.get_command(cli.app)
+    program = group.make_context("mk-interleave", [], resilient_parsing=True)
+    said = ["<!-- Written by tools/reference.py: `make docs`. -->", *_section(group, program, 1)]
+    for name in group.list_commands(program):
+        command = group.get_command(program, name)
+        if not command.hidden:
+            context = type(program)(command, info_name=name, parent=program)
+            said += _section(command, context, 2)
+    return "\n\n".join(said) + "\n"
+
+
+def _section(command: Any, context: Any, level: int) -> Iterator[str]:
+    """A command: what it does, its usage, its parameters panel by panel, an example."""
+    yield f"{'#' * level} {context.command_path}"
+    yield _plain(command.help)
+    yield _shell(" ".join([context.command_path, *command.collect_usage_pieces(context)]))
+    if level == 1:
+        yield _table("Command", _commands(command, context))
+    panels: dict[str, list[str]] = {"Arguments": [], "Options": []}
+    for param in command.get_params(context):
+        if not getattr(param, "hidden", False):
+            panel = param.rich_help_panel or f"{param.param_type_name.capitalize()}s"
+            panels.setdefault(panel, []).append(_row(_spelling(param, context), _meaning(param)))
+    for panel, rows in panels.items():
+        if rows:
+            yield _table(panel, rows)
+    epilog = _plain(command.epilog)
+    if epilog.startswith(EXAMPLE):
+        yield _shell(epilog.removeprefix(EXAMPLE))
+    elif epilog:
+        yield epilog
+
+
+def _commands(group: Any, context: Any) -> list[str]:
+    found = [group.get_command(context, name) for name in group.list_commands(context)]
+    return [
+        _row(f"[`{each.name}`](#mk-interleave-{each.name})", _plain(each.help))
+        for each in found
+        if not each.hidden
+    ]
+
+
+def _spelling(param: Any, context: Any) -> str:
+    """How a parameter is typed: all names of an option, and what its value is called."""
+    if param.param_type_name == "argument":
+        return f"`{param.metavar or param.display_name_raw}`"
+    value = "" if param.is_flag else param.metavar or param.display_type(context).strip("<>")
+    # Those of the help option come out of a set, in any order.
+    names = sorted([*param.opts, *param.secondary_opts], key=lambda name: (len(name), name))
+    names[-1] += f" {value}" if value else ""
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _meaning(param: Any) -> str:
+    """The help of a parameter, and what holds where it is not given."""
+    default = param.default if param.show_default else None
+    if param.required and param.param_type_name == "option":
+        return f"{_plain(param.help)} Required."
+    if default is None or default is False:
+        return _plain(param.help)
+    return f"{_plain(param.help)} Default: `{default}`."
+
+
+def _plain(text: str | None) -> str:
+    """A help text on one line, without the markup of the terminal."""
+    return " ".join(markup.render(text or "").plain.split())
+
+
+def _shell(line: str) -> str:
+    return f"```sh\n{line}\n```"
+
+
+def _table(head: str, rows: list[str]) -> str:
+    return "\n".join([_row(head, ""), "| --- | --- |", *rows])
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', ESCAPED) for cell in cells)} |"
+
+
+def main(file: Path) -> None:
+    """Write the page."""
+    file.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(*sys.argv[1:]) if sys.argv[1:] else PAGE)
