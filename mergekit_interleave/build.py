@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import (
-    card,
     forward,
     manifest,
     nearby,
+    outcomes,
+    publish,
     recipe,
     structure,
     verify,
     weights,
-    yamltext,
 )
 from mergekit_interleave.assembly import Part
 from mergekit_interleave.checkpoint import CONFIG
@@ -72,11 +72,13 @@ class Report:
         layout: Its layers.
         written: What came of reading it back.
         outcome: How it came there.
+        name: The name that is suggested for it; None where its card could not be written.
     """
 
     layout: Layout
     written: Comparison
     outcome: Outcome
+    name: str | None
 
 
 def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
@@ -132,18 +134,18 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
-            verified[manifest.WEIGHTS] = verify.outcome(written, against)
+            verified[outcomes.WEIGHTS] = verify.outcome(written, against)
         if measured:
-            verified[manifest.FORWARD] = _measure(plan, work)
+            verified[outcomes.FORWARD] = _measure(plan, work)
         if recipe.changes_vocabulary(plan.mergekit):
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / recipe.FILE).write_text(plan.recipe, encoding="utf-8")
-        _write_card(plan, out.name, work / card.FILE, outcome.beyond, verified)
+        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified)
+        name = publish.write(work, out.name, content)
         files = sorted({*files_below(work), manifest.FILE})
-        content = manifest.describe(plan, files, outcome.engine, verified)
-        _write_json(work / manifest.FILE, content)
-    return Report(plan.layout, written, outcome)
+        _write_json(work / manifest.FILE, {**content, "files": files})
+    return Report(plan.layout, written, outcome, name)
 
 
 def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:
@@ -225,39 +227,6 @@ def _measure(plan: Preflight, work: Path) -> dict[str, Any]:
             hint="perhaps with other names: all that writes to the residual stream must be zero",
         )
     return found.outcome(identity=True)
-
-
-def _write_card(
-    plan: Preflight, name: str, file: Path, beyond: str | None, verified: Mapping[str, Any]
-) -> None:
-    """Write the card; a card that cannot be written never costs the model."""
-    try:
-        layout, public = plan.layout, plan.public
-        origins = [public.origins[model] for model in layout.models if model in public.origins]
-        facts = card.Facts(
-            name=name,
-            layout=layout,
-            sources=list(dict.fromkeys(map(public.title, layout.models))),
-            names=[public.title(model) for model in layout.models],
-            base_models=list(dict.fromkeys(origin.path for origin in origins)),
-            base_card=card.read_front_matter(plan.base.path),
-            directive=yamltext.write(manifest.directive_of(plan)),
-            recipe=plan.recipe,
-            depth=plan.first.depth,
-            parameters=(
-                plan.parameters,
-                sum(tensor.elements for tensor in plan.first.tensors.values()),
-            ),
-            identities=plan.identities,
-            identity=plan.is_identity,
-            conversion=plan.conversion,
-            fingerprint=manifest.fingerprint(layout),
-            beyond_mergekit=beyond,
-            verified=verified,
-        )
-        file.write_text(card.write(facts), encoding="utf-8")
-    except Exception as error:  # noqa: BLE001 - whatever it is, the weights are worth more
-        log.warning("the model card could not be written: %s", error)
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:

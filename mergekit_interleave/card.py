@@ -1,264 +1,376 @@
-"""The model card, from a layout and what is known of its source: nothing is left to fill in."""
+"""The model card, from what interleave.json says of a model: nothing is left to fill in. Pure.
+
+The last line of a card is a seal, by which a card that someone has edited is known.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mergekit_interleave import __version__, draw, yamltext
-from mergekit_interleave.amounts import amount
-from mergekit_interleave.errors import InterleaveError
+from mergekit_interleave import describe, draw, outcomes, svg
+from mergekit_interleave.amounts import amount, count
+from mergekit_interleave.frontmatter import CARD, HUB
+from mergekit_interleave.growth import Growth
 from mergekit_interleave.layout import Layout
+from mergekit_interleave.tasks import Task
 
-FILE = "README.md"
+FILE = CARD
+PICTURE = "layers.svg"
 
 BEGIN, END = "<!-- verified -->", "<!-- end -->"
 """What stands between them is written anew by each `verify`."""
 
-_INHERITED = ("license", "license_name", "license_link", "language")
+_SEAL = "<!-- as mk-interleave wrote it: "
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that layers were taken from.
+
+    Attributes:
+        name: What to call it.
+        hub_ids: The Hub ids of what it is, where they are known: its own, and its LoRA's.
+        commit: The commit that it was taken from, where that is known.
+        depth: Its number of layers, where that is known.
+        parameters: How many numbers it holds, likewise.
+        license: The license that its card states, if any.
+    """
+
+    name: str
+    hub_ids: Sequence[str] = ()
+    commit: str | None = None
+    depth: int | None = None
+    parameters: int | None = None
+    license: str | None = None
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the card says.
+    """What a card says.
 
     Attributes:
-        name: The title.
-        layout: The layers.
-        sources: What to call the source models, each once.
-        names: What to call each of the layout's models, in their order.
-        base_models: Their Hub ids, those that are known.
-        base_card: The front matter of the base's own card.
-        directive: The directive as YAML, without local paths.
-        recipe: The mergekit YAML, likewise.
-        depth: The base's number of layers.
-        parameters: The new model's number of parameters, and the base's.
+        title: What the model is called.
+        layout: Its layers.
+        growth: The growth line that says them, where one does.
+        sources: The models they were taken from, in the order of their first layers.
         identities: The indices of the new layers that pass their input on unchanged.
-        identity: Whether the outputs are the base's own, conversion apart.
-        conversion: From which dtypes to which the weights were converted, if they were.
+        equal: Whether the outputs are the base's own, conversion apart; None where that is not
+            known.
+        trained: Whether new layers were trained since.
         fingerprint: The layout's.
+        task: What it is for.
+        inherited: The front matter that it has from its sources.
+        directive: The directive as YAML, without local paths; None where there is none but the
+            recipe.
+        recipe: The mergekit YAML, likewise.
+        tools: The versions of what made it.
+        parameters: How many numbers it holds, and its new layers; None where that is not known.
+        nbytes: Their bytes, likewise.
+        dtypes: In which they are stored.
+        conversion: From which dtypes to which the weights were converted, if they were.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
+        remote: Whether it brings code of its own.
         verified: What was compared, and what came of it, as interleave.json has it.
     """
 
-    name: str
+    title: str
     layout: Layout
-    sources: Sequence[str]
-    names: Sequence[str]
-    base_models: Sequence[str]
-    base_card: Mapping[str, Any]
-    directive: str
-    recipe: str
-    depth: int
-    parameters: tuple[int, int]
+    growth: Growth | None
+    sources: Sequence[Source]
     identities: Collection[int]
-    identity: bool
-    conversion: str | None
+    equal: bool | None
+    trained: bool
     fingerprint: str
+    task: Task
+    inherited: Mapping[str, Any]
+    directive: str | None
+    recipe: str
+    tools: Mapping[str, str]
+    parameters: tuple[int, int] | None = None
+    nbytes: int | None = None
+    dtypes: Sequence[str] = ()
+    conversion: str | None = None
     beyond_mergekit: str | None = None
+    remote: bool = False
     verified: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def depth(self) -> int | None:
+        """The number of layers of its one source, where there is one and it is known."""
+        return self.sources[0].depth if len(self.sources) == 1 else None
 
-def read_front_matter(directory: Path) -> Mapping[str, Any]:
-    """The front matter of a directory's README.md; empty where there is none that can be read."""
-    file = directory / FILE
-    if not file.is_file():
-        return {}
-    try:
-        with file.open(encoding="utf-8") as opened:
-            begin, _, rest = opened.read(_LONGEST).partition("---\n")
-        front, end, _ = rest.partition("\n---")
-        found = yamltext.read(front, str(file)) if end and not begin.strip() else None
-    except (OSError, ValueError, InterleaveError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    @property
+    def name(self) -> str:
+        """A name that tells size, depth and placement, as the field has it."""
+        size = [] if self.parameters is None else [count(self.parameters[0])]
+        where = describe.placement(self.layout, self.identities)
+        tail = "_".join(["", *size, f"{len(self.layout)}Layers-{where}"])
+        bases = [re.sub(r"\+.*", "", source.name).rpartition("/")[2] for source in self.sources]
+        base = "-".join(bases) if len(bases) < _MANY else f"{bases[0]}-and-{len(bases) - 1}-more"
+        base = re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII)
+        base = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", base)).strip("-.")
+        return (base[: _LONGEST_NAME - len(tail)].rstrip("-.") or "model") + tail
 
 
-_LONGEST = 2**20
-"""Characters of a card that are looked at: the Hub itself takes no longer front matter."""
+_MANY = 3
+_LONGEST_NAME = 96
+"""The Hub takes no longer name."""
+
+
+def picture(facts: Facts) -> str:
+    """The layer map as an SVG file."""
+    names = [source.name for source in facts.sources]
+    return svg.picture(facts.layout, facts.identities, names)
 
 
 def write(facts: Facts) -> str:
     """The card as Markdown with front matter."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
 
-    inherited = {key: facts.base_card[key] for key in _INHERITED if _is_said(facts.base_card, key)}
+    facts = replace(
+        facts,
+        title=draw.legible(facts.title),
+        sources=[replace(source, name=draw.legible(source.name)) for source in facts.sources],
+    )
+    inherited = dict(facts.inherited)
+    ids = dict.fromkeys(hub_id for source in facts.sources for hub_id in source.hub_ids)
     data = ModelCardData(
-        base_model=list(facts.base_models) or None,
+        base_model=list(ids) or None,
         base_model_relation="merge",
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["mergekit", "merge", "mergekit-interleave", _method(facts)[0]],
+        library_name=inherited.pop("library_name", None) or "transformers",
+        pipeline_tag=inherited.pop("pipeline_tag", None) or facts.task.tag,
+        tags=["mergekit", "merge", "mergekit-interleave", _tag(facts)],
         **inherited,
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{_body(facts)}"
+    return sealed(f"---\n{data.to_yaml()}\n---\n\n{_body(facts)}")
 
 
-def _is_said(card: Mapping[str, Any], key: str) -> bool:
-    """Whether a card says something, in a word or in a list of words."""
-    said = card.get(key)
-    words = said if isinstance(said, list) else [said]
-    return bool(words) and all(isinstance(word, str) and word for word in words)
+def sealed(text: str) -> str:
+    """A card with its seal."""
+    return f"{text}{_SEAL}{_digest(text)} -->\n"
 
 
-def _method(facts: Facts) -> tuple[str, str]:
-    """The tag of what was done, and its name in words."""
-    if len(facts.layout.models) > 1:
-        return "frankenmerge", "a stack of layers from several models"
-    layout = facts.layout
-    if not layout.new_layers:
-        shorter = len(layout) < facts.depth
-        return ("pruning", "leaving layers out") if shorter else ("passthrough", "rearrangement")
-    if all(layer.index in facts.identities for layer in layout.new_layers):
-        return "block-expansion", "block expansion: the new layers start as identities"
-    if any(layer.scales for layer in layout.layers):
-        return "passthrough", "copying and scaling layers"
-    return "depth-up-scaling", "depth up-scaling: the new layers are copies"
+def is_sealed(text: str) -> bool:
+    """Whether nobody has edited a card since it was written."""
+    text = text.replace("\r\n", "\n")
+    before, seal, after = text.rpartition(_SEAL)
+    return bool(seal) and after.strip() == f"{_digest(before)} -->"
 
 
-def _body(facts: Facts) -> str:
-    layout, (new, old) = facts.layout, facts.parameters
-    status = (
-        "Untrained: it computes what its base computes, until the new layers are trained."
-        if facts.identity
-        else "Untrained: its outputs differ from its base's, and it needs training to heal."
-    )
-    if facts.conversion:
-        status += f" Weights were converted: {facts.conversion}."
-    trained = [str(layer.index) for layer in layout.new_layers]
-    rows = [
-        ("layers", f"{facts.depth} → {len(layout)}, {len(layout.new_layers)} of them new"),
-        ("parameters", f"{old:,} → {new:,} ({(new - old) / old:+.1%})"),
-        ("new layers", ", ".join(trained) or "none"),
-        ("layout fingerprint", f"`{facts.fingerprint}`"),
-    ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    layers = "\n".join(
-        f"| {_range(run.start, run.stop)} | "
-        f"{facts.names[layout.models.index(run.model)]} "
-        f"{_range(run.source, run.source + run.stop - run.start)} | {run.role} |"
-        for run in draw.runs(layout, facts.identities)
-    )
-    return f"""# {facts.name}
-
-{" and ".join(facts.sources)}, {facts.depth} → {len(layout)} layers, by {_method(facts)[1]}.
-{status}
-
-| | |
-| --- | --- |
-{table}
-
-## Layers
-
-```text
-{draw.layer_map(layout, facts.identities)}
-```
-
-Brackets hold the new layers.
-
-| layer | from | role |
-| --- | --- | --- |
-{layers}
-
-## Verified
-
-{BEGIN}
-{verified(facts.verified)}
-{END}
-
-## Recipe
-
-The directive:
-
-```yaml
-{facts.directive.rstrip()}
-```
-
-{_about_recipe(facts)}
-
-```yaml
-{facts.recipe.rstrip()}
-```
-
-A name without a slash stands for a local directory. Made with mergekit-interleave
-{__version__}; `interleave.json` lists every layer.
-"""
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def verified(outcomes: Mapping[str, Any]) -> str:
-    """What was verified, in words.
-
-    Args:
-        outcomes: As interleave.json has it.
-    """
-    lines = [
-        f"- Weights: {_weights(outcomes[kind], trained=kind == 'trained')}"
-        for kind in ("weights", "trained")
-        if kind in outcomes
-    ]
-    if "forward" in outcomes:
-        lines.append(f"- Forward pass: {forward(outcomes['forward'])}")
-    return "\n".join(lines) or "Nothing: `mk-interleave verify` does it."
-
-
-def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
-    if not found["exact"]:
-        return f"**wrong** in {found['differences']} places. {_by(found)}"
-    against = " and ".join(f"`{name}`" for name in found["against"])
-    unread = sum(found.get("not_compared", {}).values())
-    which = f"{found['tensors'] - unread:,} of {found['tensors']:,}" if unread else "all"
-    what = "what the layout names" if not trained else "the base's own, layer for layer"
-    words = f"{which} tensors, {amount(found['compared'])}, compared with {against}: "
-    words += f"byte for byte {what}."
-    for reason, count in found.get("not_compared", {}).items():
-        words += f" Not compared: {count:,} ({reason})."
-    return f"{words} {_by(found)}"
-
-
-def forward(found: Mapping[str, Any]) -> str:
-    """What came of a forward pass, in words."""
-    text = f" and a text of {found['text_tokens']}" if found["text_tokens"] else ""
-    if 0 < found["window"] < found["random_tokens"]:
-        text = f" (more than the window of {found['window']}){text}"
-    relative = found["largest_difference"] / (found["largest_logit"] or 1)
-    words = (
-        f"{found['dtype']} logits on {found['random_tokens']} random tokens{text} differ from the "
-        f"base's by at most {found['largest_difference']:.3g} ({relative:.1g} of their size), with "
-        "and without cache"
-    )
-    if "greedy_tokens" in found:
-        same = "the same" if found["same_greedy_tokens"] else "other"
-        words += f"; {same} {found['greedy_tokens']} greedy tokens"
-    if "perplexity" in found:
-        words += (
-            f"; perplexity of the text {found['base_perplexity']:.4g} → {found['perplexity']:.4g}"
-        )
-    return f"{words} {_by(found)}"
-
-
-def _by(found: Mapping[str, Any]) -> str:
-    tools = ", ".join(f"{name} {version}" for name, version in found["tools"].items())
-    return f"({tools})"
-
-
-def reverified(text: str, outcomes: Mapping[str, Any]) -> str:
+def reverified(text: str, verified: Mapping[str, Any]) -> str:
     """A card with what was verified written anew; one that has no place for it stays as it is."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{verified(outcomes)}\n{END}{after}" if begin and end else text
+    return f"{before}{BEGIN}\n{_verified(verified)}\n{END}{after}" if begin and end else text
 
 
-def _about_recipe(facts: Facts) -> str:
-    mergekit = "[mergekit](https://github.com/arcee-ai/mergekit)"
-    if facts.beyond_mergekit is None:
-        return f"The {mergekit} configuration that gives these weights:"
+def _verified(verified: Mapping[str, Any]) -> str:
+    lines = [f"- {sentence}" for sentence in outcomes.sentences(verified)]
+    return "\n".join(lines) or "Nothing: `mk-interleave verify` does it."
+
+
+def _tag(facts: Facts) -> str:
+    """The field's word for what was done."""
+    layout = facts.layout
+    if len(layout.models) > 1:
+        return "frankenmerge"
+    if not layout.new_layers:
+        return "pruning" if facts.depth and len(layout) < facts.depth else "passthrough"
+    if all(layer.index in facts.identities for layer in layout.new_layers):
+        return "block-expansion"
+    return "depth-up-scaling"
+
+
+def _status(facts: Facts) -> str:
+    if facts.trained:
+        return "**Status: trained.** Its new layers were trained since; all others are its base's."
+    new = bool(facts.layout.new_layers)
+    if facts.equal:
+        status = "**Status: untrained, and equal to its base.** It computes what its base computes"
+        status += ", until its new layers are trained." if new else "."
+    elif facts.equal is None:
+        status = "**Status: untrained.** Whether its outputs are its base's is not known."
+    else:
+        status = "**Status: untrained, and changed.** Its outputs differ from its base's, and it "
+        status += "needs training to heal."
+    if facts.conversion:
+        status += f" Its weights were converted: {facts.conversion}."
+    return status
+
+
+def _body(facts: Facts) -> str:
+    parts = [
+        f"# {facts.title}",
+        f"{_sentence(facts)}\n\n{_status(facts)}",
+        _table(facts),
+        _layers(facts),
+        _loading(facts),
+        *([_training(facts)] if facts.layout.new_layers else []),
+        f"## Verified\n\n{BEGIN}\n{_verified(facts.verified)}\n{END}",
+        _recipe(facts),
+        _references(facts),
+    ]
+    return "\n\n".join(parts) + "\n\n"
+
+
+def _sentence(facts: Facts) -> str:
+    said = " and ".join(_link(source) for source in facts.sources)
+    what = describe.sentence(facts.layout, facts.growth, facts.depth, facts.identities)
+    return f"{said}, {_before(facts)} → {len(facts.layout)} layers{_growth(facts)}: {what}."
+
+
+def _link(source: Source) -> str:
+    return f"[{source.name}]({HUB}/{source.hub_ids[0]})" if source.hub_ids else f"`{source.name}`"
+
+
+def _before(facts: Facts) -> str:
+    return " + ".join("?" if s.depth is None else str(s.depth) for s in facts.sources)
+
+
+def _growth(facts: Facts) -> str:
+    old = facts.sources[0].parameters
+    if facts.parameters is None or len(facts.sources) > 1 or not old:
+        return ""
+    total = facts.parameters[0]
+    return f", {count(old)} → {count(total)} parameters ({(total - old) / old:+.1%})"
+
+
+def _table(facts: Facts) -> str:
+    layout = facts.layout
+    new = [layer.index for layer in layout.new_layers]
+    rows = [("layers", f"{_before(facts)} → {len(layout)}, {len(new)} of them new")]
+    if new:
+        rows.append(("new layers", ", ".join(map(str, new))))
+    if facts.parameters is not None:
+        total, trained = facts.parameters
+        before = [f"{s.parameters:,}" for s in facts.sources if s.parameters]
+        rows.append(("parameters", " → ".join([" + ".join(before), f"{total:,}"][not before :])))
+        if new:
+            rows.append(
+                ("parameters to train", f"{trained:,} in the new layers, {trained / total:.1%}")
+            )
+    if facts.nbytes is not None:
+        rows.append(("weights", f"{amount(facts.nbytes)} of {', '.join(facts.dtypes)}"))
+    rows.append(("verified", outcomes.short(facts.verified)))
+    rows += [("license", said) for said in _licenses(facts)]
+    for source in facts.sources:
+        if source.commit:
+            rows.append(("taken from", f"{_link(source)} at commit `{source.commit}`"))
+    fingerprint = f"`{facts.fingerprint}`: only models of the same one can be merged with this one"
+    rows.append(("layout fingerprint", fingerprint))
+    rows.append(("suggested name", f"`{facts.name}`"))
+    cells = (f"| {key} | {value.replace('|', _BAR)} |" for key, value in rows)
+    return "\n".join(["| | |", "| --- | --- |", *cells])
+
+
+_BAR = r"\|"
+"""A bar within a cell of a table."""
+
+
+def _licenses(facts: Facts) -> list[str]:
+    """Where one license speaks for all, the front matter has it."""
+    stated = facts.inherited.get("license")
+    if stated and stated != "other":
+        return []
+    known = [f"{_link(s)}: {s.license or 'none stated'}" for s in facts.sources]
     return (
-        f"The same as a {mergekit} configuration, for `mk-interleave run`. mergekit alone does not "
-        f"make these weights from it: {facts.beyond_mergekit}."
+        ["; ".join(known)]
+        if any(s.license for s in facts.sources)
+        else ["not known: its sources' cards state none"]
     )
 
 
-def _range(start: int, stop: int) -> str:
-    return str(start) if stop - start == 1 else f"{start}-{stop - 1}"
+def _layers(facts: Facts) -> str:
+    models = [f"{draw.letter(i)} {source.name}" for i, source in enumerate(facts.sources)]
+    lines = [
+        f"layers   {draw.layer_map(facts.layout, facts.identities)}",
+        f"sources  {draw.sources(facts.layout)}",
+        *(f"model    {line}" for line in models if len(models) > 1),
+    ]
+    text = "\n".join(["```text", *lines, "```"])
+    parts = ["## Layers", f"![layer map]({PICTURE})", text, "Brackets hold the new layers."]
+    return "\n\n".join(parts[: None if facts.layout.new_layers else -1])
+
+
+def _loading(facts: Facts) -> str:
+    return f"## Load it\n\n{_python(facts)}"
+
+
+def _training(facts: Facts) -> str:
+    snippet = _python(
+        facts,
+        "from mergekit_interleave import freeze_original_layers\n",
+        "\nfreeze_original_layers(model)  # before an optimizer or a trainer is made",
+    )
+    which = (
+        "Which layers are new stands in `interleave.json`, where that function reads it. "
+        "`mk-interleave train DIR --for axolotl` (or transformers, trl, peft, llamafactory, "
+        "ms-swift, unsloth) writes the settings by which a trainer trains them and no others."
+    )
+    identities = (
+        "The new layers start as identities, so a LoRA must include their output projections, or "
+        "it gets no gradients; DoRA and PiSSA do not work on them."
+    )
+    afterwards = (
+        "Afterwards `mk-interleave verify TRAINED --against BASE --trained --recipe "
+        "DIR/interleave.json` shows that nothing else has changed, and `base_model_relation` above "
+        "becomes `finetune`."
+    )
+    starts = all(layer.index in facts.identities for layer in facts.layout.new_layers)
+    words = [which, *([identities] if starts else []), afterwards]
+    return "\n\n".join(["## Train the new layers alone", snippet, *words])
+
+
+def _python(facts: Facts, before: str = "", after: str = "") -> str:
+    code = ", trust_remote_code=True" if facts.remote else ""
+    arguments = f'{json.dumps(facts.title)}, dtype="auto"{code}'
+    return (
+        f"```python\n{before}from transformers import {facts.task.load}\n\n"
+        f"model = {facts.task.load}.from_pretrained({arguments}){after}\n```"
+    )
+
+
+def _recipe(facts: Facts) -> str:
+    mergekit = "[mergekit](https://github.com/arcee-ai/mergekit)"
+    parts = ["## Recipe"]
+    if facts.directive is not None:
+        parts.append(f"The directive:\n\n```yaml\n{facts.directive.rstrip()}\n```")
+    if facts.beyond_mergekit is None:
+        parts.append(f"The {mergekit} configuration that gives these weights:")
+    else:
+        parts.append(
+            f"The same as a {mergekit} configuration, for `mk-interleave run`. mergekit alone does "
+            f"not make these weights from it: {facts.beyond_mergekit}."
+        )
+    parts.append(f"```yaml\n{facts.recipe.rstrip()}\n```")
+    tools = ", ".join(f"{name} {version}" for name, version in facts.tools.items())
+    parts.append(
+        f"A name without a slash stands for a local directory. Made with {tools}; "
+        "`interleave.json` lists every layer."
+    )
+    return "\n\n".join(parts)
+
+
+_PAPERS = {
+    "block-expansion": ("LLaMA Pro: Progressive LLaMA with Block Expansion", "2401.02415"),
+    "depth-up-scaling": (
+        "SOLAR 10.7B: Scaling Large Language Models with Simple yet Effective Depth Up-Scaling",
+        "2312.15166",
+    ),
+    "mergekit": ("Arcee's MergeKit: A Toolkit for Merging Large Language Models", "2403.13257"),
+}
+
+
+def _references(facts: Facts) -> str:
+    papers = [_PAPERS[key] for key in (_tag(facts), "mergekit") if key in _PAPERS]
+    lines = [f"- {title}, [arXiv:{id_}](https://arxiv.org/abs/{id_})" for title, id_ in papers]
+    return "\n".join(["## References", "", *lines])

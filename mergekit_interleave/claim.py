@@ -44,7 +44,16 @@ class Claim:
 
     @property
     def layout(self) -> Layout:
-        """The layers.
+        """The layers, with the scales of mergekit's top-level parameters.
+
+        Raises:
+            DirectiveError: The directive says them of no model in particular.
+        """
+        return recipe.effective(self.spelled, self.directive.mergekit)
+
+    @property
+    def spelled(self) -> Layout:
+        """The layers as the slices say them.
 
         Raises:
             DirectiveError: The directive says them of no model in particular.
@@ -57,8 +66,7 @@ class Claim:
         def depth_of(_: ModelRef) -> int | None:
             return None
 
-        spelled = recipe.from_document(self.directive.growth.document, depth_of)
-        return recipe.effective(spelled, self.directive.mergekit)
+        return recipe.from_document(self.directive.growth.document, depth_of)
 
 
 @dataclass(frozen=True)

@@ -282,7 +282,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         rich_help_panel="mergekit's options")] = None,
 ) -> None:  # fmt: skip
     """Make the deeper model at OUT, with config, tokenizer and model card."""
-    from mergekit_interleave import build, weights  # noqa: PLC0415
+    from mergekit_interleave import build, manifest, weights  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
 
     if engine not in weights.ENGINES:
@@ -338,6 +338,12 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         f"{out}: {len(report.layout)} layers, {new} of them new; "
         f"{written.parameters:,} parameters, {size}{traffic}"
     )
+    print(  # noqa: T201
+        f"layout {manifest.fingerprint(report.layout)}: only models of the same layout can be "
+        "merged with this one"
+    )
+    if report.name is not None:
+        print(f"suggested name: {report.name}")  # noqa: T201
     if report.outcome.streamable:
         hint = "--engine stream writes the same tensors, faster and in constant memory"
         print(f"hint: {hint}", file=sys.stderr)  # noqa: T201
@@ -436,6 +442,7 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         "Say all of it as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Check that OUT is what its layout says: every tensor, byte for byte, and config.json."""
+    from mergekit_interleave import publish  # noqa: PLC0415
     from mergekit_interleave import verify as verification  # noqa: PLC0415
     from mergekit_interleave.expand import Models  # noqa: PLC0415
 
@@ -459,11 +466,11 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
             trained=trained,
         )
         if against:
-            verification.record(place, report)
+            publish.record(place, report)
         measured = None
         if forward and report.is_exact:
             measured = verification.measure(place, report, most_memory)
-            verification.record(place, report, measured)
+            publish.record(place, report, measured)
     if as_json:
         print(json.dumps(verification.as_json(report, measured), indent=2))  # noqa: T201
     else:
@@ -482,6 +489,24 @@ def explain(
     from mergekit_interleave import explain as explaining  # noqa: PLC0415
 
     sys.stdout.write(explaining.explain(source, _stdin()))
+
+
+@app.command(cls=_PlainCommand, epilog="Example: mk-interleave card deeper")
+def card(
+    directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
+        "A model that `run` or mergekit-yaml has made.")],
+    *,
+    force: Annotated[bool, typer.Option("--force", help=
+        "Replace a card that someone has edited, or another tool has written.")] = False,
+) -> None:  # fmt: skip
+    """Write the model card and the layer map anew, from interleave.json and what it now holds."""
+    from mergekit_interleave import publish  # noqa: PLC0415
+    from mergekit_interleave.card import FILE, PICTURE  # noqa: PLC0415
+
+    written = publish.rewrite(Path(directory), force=force)
+    for name in (FILE, PICTURE):
+        print(f"{name}: written")  # noqa: T201
+    print(f"suggested name: {written.name}")  # noqa: T201
 
 
 @app.command(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import architecture, claim, manifest, modelconfig, recipe
+from mergekit_interleave import architecture, card, claim, manifest, modelconfig, recipe
 from mergekit_interleave.checkpoint import CONFIG, MAX_CONFIG, interpreted
 from mergekit_interleave.claim import Claim, Expected
 from mergekit_interleave.comparison import Difference
@@ -29,7 +29,7 @@ def of_words(out: Path, claimed: Claim, expected: Expected, *, trained: bool) ->
     """
     found = [*_recipe(out, claimed, expected)]
     if claimed.manifest is not None:
-        found += _manifest(claimed.manifest, expected)
+        found += _manifest(claimed.manifest, expected, None if trained else expected.plan)
         if not trained:
             found += _files(out, claimed.manifest, expected.plan)
     return found
@@ -66,10 +66,16 @@ def of_weights(out: Path) -> Iterator[Difference]:
         yield Difference("adapter_config.json: loads an adapter, of which no layout tells")
 
 
-def _manifest(own: manifest.Manifest, expected: Expected) -> Iterator[Difference]:
-    """Whether interleave.json agrees with itself."""
+def _manifest(
+    own: manifest.Manifest, expected: Expected, plan: Preflight | None
+) -> Iterator[Difference]:
+    """Whether interleave.json agrees with itself, and with how the model was made."""
     if own.content.get("fingerprint") != manifest.fingerprint(expected.layout):
         yield Difference(f"{manifest.FILE}: its fingerprint is not that of its layers")
+    for key, value in ({} if plan is None else manifest.facts(plan)).items():
+        if own.content.get(key, value) != value:
+            said = json.dumps(own.content[key])
+            yield Difference(f"{manifest.FILE}: {key} is said to be {said:.100}")
     says = own.content["layers"]
     for index, layer in enumerate(manifest.layers(expected.layout, expected.parts)):
         for key in layer.keys() | says[index].keys():
@@ -81,7 +87,8 @@ def _manifest(own: manifest.Manifest, expected: Expected) -> Iterator[Difference
 def _files(out: Path, own: manifest.Manifest, plan: Preflight | None) -> Iterator[Difference]:
     """Whether the files are there that a run has written, and the small ones are the base's."""
     for name in own.files:
-        if not (out / name).is_file():
+        # Card and picture are for people, who may put others in their place.
+        if name not in (card.FILE, card.PICTURE) and not (out / name).is_file():
             yield Difference(f"{name}: is missing")
     if plan is None:
         return

@@ -50,6 +50,27 @@ def sentence(
     return _stacked(layout, depth, kind)
 
 
+def placement(layout: Layout, identities: Collection[int] = ()) -> str:
+    """One word for where the layers stand, as the names of published models have it.
+
+    Args:
+        layout: The layers.
+        identities: The indices of the new layers that pass their input on unchanged.
+    """
+    new = {layer.index for layer in layout.new_layers}
+    sources = [layer.source for layer in layout.layers]
+    if len(layout.models) > 1:
+        return "Frankenmerge"
+    if not new:
+        in_order = all(a < b for a, b in pairwise(sources))
+        return "Pruned" if in_order else "Rearranged"
+    if new == {*range(len(layout) - len(new), len(layout))}:
+        return "Appended"
+    if all(sources[index] == sources[index - 1] for index in new):  # beside what they are made of
+        return "Interleaved" if new <= {*identities} else "Interwoven"
+    return "Stacked"
+
+
 _ZEROED, _SCALED = ("zeroed", "scaled")
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import __version__, recipe
+from mergekit_interleave import __version__, frontmatter, recipe
 from mergekit_interleave.assembly import Part
-from mergekit_interleave.checkpoint import MAX_CONFIG
+from mergekit_interleave.checkpoint import MAX_CONFIG, Checkpoint
 from mergekit_interleave.directive import MERGEKIT_KEYS, Directive, from_document
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.growth import Spelled
 from mergekit_interleave.layout import Layout
+from mergekit_interleave.outcomes import FORWARD
 from mergekit_interleave.preflight import Preflight
 from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.shards import read_json, to_json
@@ -25,9 +28,6 @@ from mergekit_interleave.staging import replace_file
 
 FILE = "interleave.json"
 VERSION = 1
-
-WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
-"""What can be verified."""
 
 
 def fingerprint(layout: Layout) -> str:
@@ -50,28 +50,63 @@ def fingerprint(layout: Layout) -> str:
 
 
 def describe(
-    plan: Preflight, files: list[str], engine: str, verified: Mapping[str, Any]
+    plan: Preflight, engine: str, beyond_mergekit: str | None, verified: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The content of interleave.json.
+    """The content of interleave.json; which `files` stand in OUT is known only later.
 
     Args:
         plan: What was made.
-        files: The names that stand in OUT, which --force may replace.
         engine: What wrote the weights.
+        beyond_mergekit: Why mergekit alone cannot, if it cannot.
         verified: What was compared, and what came of it.
     """
     models = plan.layout.models
+    cards = {
+        plan.public.title(source.ref): frontmatter.read(source.path)
+        for source in (*plan.sources.values(), plan.base)
+    }
+    carried = [name for name, _ in plan.small_files]
+    inherited = frontmatter.inherited(cards, plan.public.title(plan.base.ref), carried)
     return {
         "version": VERSION,
         "fingerprint": fingerprint(plan.layout),
         "directive": directive_of(plan),
-        "models": [_source(model, plan) for model in models],
+        "models": [_source(model, plan, cards) for model in models],
+        **facts(plan),
         "layers": layers(plan.layout, plan.parts),
-        "files": files,
+        "inherited": inherited,
         "engine": engine,
+        **({"beyond_mergekit": beyond_mergekit} if beyond_mergekit else {}),
         "tools": tools(engine),
         **({"verified": dict(verified)} if verified else {}),
     }
+
+
+def facts(plan: Preflight) -> dict[str, Any]:
+    """What interleave.json says of all the tensors together."""
+    new = {layer.index for layer in plan.layout.new_layers}
+    stored: Counter[str] = Counter()
+    for part in plan.parts:
+        stored[part.dtypes[-1]] += part.nbytes
+    found: dict[str, Any] = {
+        "bytes": stored.total(),
+        "dtypes": [dtype for dtype, _ in stored.most_common()],
+    }
+    if not _is_packed(plan.first):
+        found["parameters"] = plan.parameters
+        found["new_parameters"] = sum(
+            math.prod(part.shape) for part in plan.parts if part.layer in new
+        )
+    found["identities"] = sorted(plan.identities)
+    found["equal"] = plan.is_identity
+    return found | ({"converted": plan.conversion} if plan.conversion else {})
+
+
+def _is_packed(checkpoint: Checkpoint) -> bool:
+    """Whether weights are stored as integers that may hold several numbers each."""
+    return checkpoint.is_quantized and any(
+        tensor.dtype[:1] in ("I", "U") for tensor in checkpoint.tensors.values()
+    )
 
 
 def layers(layout: Layout, parts: Iterable[Part]) -> list[dict[str, Any]]:
@@ -116,9 +151,15 @@ def directive_of(plan: Preflight) -> dict[str, Any]:
     return directive.to_document(plan.public) | {key: written[key] for key in plan.mergekit}
 
 
-def _source(model: ModelRef, plan: Preflight) -> dict[str, Any]:
+def _source(
+    model: ModelRef, plan: Preflight, cards: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     checkpoint = plan.sources[model]
-    source = {"model": plan.public(model), "layers": checkpoint.depth}
+    source: dict[str, Any] = {"model": plan.public(model), "layers": checkpoint.depth}
+    if not _is_packed(checkpoint):
+        source["parameters"] = sum(tensor.elements for tensor in checkpoint.tensors.values())
+    stated = frontmatter.license_of(cards[plan.public.title(model)])
+    source |= {"license": stated} if stated else {}
     origin = checkpoint.hub_origin
     return source | ({"commit": origin.revision} if origin else {})
 
@@ -161,7 +202,19 @@ def read(file: Path) -> Manifest:
     Raises:
         CheckpointError: It is missing, or is none.
     """
-    content = read_json(file, most=MAX_CONFIG)
+    return of_content(read_json(file, most=MAX_CONFIG), file)
+
+
+def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
+    """What the content of an interleave.json says.
+
+    Args:
+        content: All of it.
+        file: Where it stands, for errors.
+
+    Raises:
+        CheckpointError: It is none.
+    """
     if content.get("version") != VERSION:
         raise CheckpointError(f"{file}: version {content.get('version')!r:.40} is not known")
     try:

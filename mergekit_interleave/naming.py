@@ -89,7 +89,16 @@ def _unused(name: str, directories: Mapping[Path, ModelPath]) -> ModelPath:
     return ModelPath(f"{name}~{taken + 1}" if taken else name)
 
 
+def without_path(ref: ModelRef) -> object:
+    """A model as mergekit's YAML names it, where nothing is known of it but its name."""
+    lora = None if ref.lora is None else _without_path(ref.lora)
+    return ModelRef(_without_path(ref.model), lora, ref.override_architecture).to_yaml()
+
+
 def _without_path(model: ModelPath) -> ModelPath:
-    if not is_directory_or_file(model.path):
+    """What stands last in a path, be it of this or another machine; a Hub id is none."""
+    if is_directory_or_file(model.path):
+        return ModelPath(Path(model.path).resolve().name)
+    if is_hub_id(model.path):
         return model
-    return ModelPath(Path(model.path).resolve().name)
+    return ModelPath(model.path.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or "model")

@@ -42,6 +42,7 @@ _LEFT = (
     "*.bin.index.json",
     CONFIG,
     "README.md",
+    "layers.svg",
     "params.json",
     "trainer_state.json",
     "interleave.json",

@@ -11,17 +11,15 @@ from typing import Any
 
 from mergekit_interleave import (
     __version__,
-    card,
     claim,
     consistency,
     forward,
-    manifest,
+    outcomes,
     recipe,
     structure,
 )
 from mergekit_interleave.amounts import amount
 from mergekit_interleave.assembly import Part
-from mergekit_interleave.checkpoint import MAX_CONFIG
 from mergekit_interleave.claim import Expected
 from mergekit_interleave.comparison import Comparison, Difference, Leeway, compare
 from mergekit_interleave.errors import (
@@ -34,7 +32,6 @@ from mergekit_interleave.manifest import Manifest
 from mergekit_interleave.preflight import TOKENIZER
 from mergekit_interleave.reference import ModelRef
 from mergekit_interleave.shards import Tensor, iterate_tensors
-from mergekit_interleave.staging import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +66,7 @@ class Report:
     @property
     def kind(self) -> str:
         """The word under which interleave.json keeps it."""
-        return manifest.TRAINED if self.trained else manifest.WEIGHTS
+        return outcomes.TRAINED if self.trained else outcomes.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
         """What interleave.json keeps of it."""
@@ -198,41 +195,6 @@ def _may_lack(out: Path, found: Mapping[str, Tensor], *, trusted: bool) -> Calla
     return may_lack
 
 
-def record(out: Path, report: Report, measured: Mapping[str, Any] | None = None) -> None:
-    """Write what was verified into interleave.json and the card; that it cannot is no failure.
-
-    Nothing is written where OUT was held to other words than its own, or failed against others than
-    those that it was made of: that says nothing of OUT.
-
-    Args:
-        out: The model's directory.
-        report: What came of its weights.
-        measured: What came of a forward pass, where that is to be written.
-    """
-    own = report.own
-    stated = [] if own is None else [_last(name) for name in own.models]
-    if own is None or not (report.is_exact or stated == [_last(name) for name in report.against]):
-        return
-    kind, found = (report.kind, report.outcome()) if measured is None else (FORWARD, measured)
-    try:
-        verified = manifest.record(out, kind, found)
-        page = out / card.FILE
-        if verified is not None and page.is_file() and not page.is_symlink():
-            if page.stat().st_size > MAX_CONFIG:
-                return
-            text = page.read_text(encoding="utf-8")
-            changed = card.reverified(text, verified)
-            if changed != text:
-                replace_file(page, changed)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the answer is worth more
-        log.warning("what was verified could not be written down: %s", error)
-
-
-def _last(name: str) -> str:
-    """A model's name without its owner and revision: a copy of it may have no other."""
-    return name.partition("@")[0].rpartition("/")[2]
-
-
 def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[str, Any]:
     """Compare what a model computes with what its base computes.
 
@@ -255,8 +217,6 @@ def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[s
     identity = plan.is_identity and plan.conversion is None and not report.trained
     return found.outcome(identity=identity)
 
-
-FORWARD = manifest.FORWARD
 
 _SHOWN = 10
 
@@ -287,7 +247,7 @@ def words(out: Path, report: Report, measured: Mapping[str, Any] | None) -> Iter
         for reason, count in weights.unread.items():
             yield f"         {count:,} not: {reason}"
     if measured is not None:
-        yield f"forward: {card.forward(measured)}"
+        yield f"forward: {outcomes.forward(measured)}"
 
 
 def _verdict(report: Report) -> str:

@@ -1,48 +1,74 @@
-"""The model card."""
+"""The model card: what it says, and that what it says is valid."""
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
+import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mergekit_interleave import card
+from mergekit_interleave import card, frontmatter
 from mergekit_interleave.growth import Every, Repeat
 from mergekit_interleave.layout import Edit, Layout, Slice, expand
 from mergekit_interleave.reference import ModelPath, ModelRef
 from mergekit_interleave.scaling import zeroed_scales
+from mergekit_interleave.tasks import Task
 
 MODEL = ModelRef(ModelPath("org/base"))
+BASE = card.Source("org/base", ["org/base"], "0" * 40, 8, 100, "mit")
+WEIGHTS = {
+    "exact": True,
+    "differences": 0,
+    "against": ["org/base"],
+    "tensors": 12,
+    "bytes": 240,
+    "compared": 240,
+    "tools": {"mergekit-interleave": "0.1.0"},
+}
 
 
 def facts(**changes: Any) -> card.Facts:
     """Some facts."""
     settings: dict[str, Any] = {
-        "name": "deeper",
+        "title": "deeper",
         "layout": expand(
             Every(4), MODEL, 8, lambda _: Edit(zeroed_scales(["o_proj", "down_proj"]))
         ),
-        "sources": ["org/base"],
-        "names": ["org/base"],
+        "growth": Every(4),
+        "sources": [BASE],
         "identities": {4, 9},
-        "base_models": ["org/base"],
-        "base_card": {"license": "mit", "language": ["en"], "base_model": "org/older"},
+        "equal": True,
+        "trained": False,
+        "fingerprint": "0123",
+        "task": Task("text-generation"),
+        "inherited": {"license": "mit", "language": ["en"]},
         "directive": "interleave: every 4\n",
         "recipe": "slices: []\n",
-        "depth": 8,
-        "parameters": (110, 100),
-        "identity": True,
-        "conversion": None,
-        "fingerprint": "0123",
+        "tools": {"mergekit-interleave": "0.1.0"},
+        "parameters": (110, 10),
+        "nbytes": 220,
+        "dtypes": ["BF16"],
+        "verified": {"weights": WEIGHTS},
         **changes,
     }
     return card.Facts(**settings)
 
 
+def copies(**changes: Any) -> card.Facts:
+    """An up-scaling."""
+    layout = expand(Repeat((2, 4)), MODEL, 8)
+    growth = Repeat((2, 4))
+    return facts(layout=layout, growth=growth, identities=(), equal=False, **changes)
+
+
 def test_the_front_matter_is_read_by_huggingface_hub() -> None:
-    """License and language are the base's, its lineage is not copied."""
+    """License and language are the base's, the task is the config's."""
     data = ModelCard(card.write(facts())).data.to_dict()
     assert data == {
         "base_model": ["org/base"],
@@ -55,44 +81,181 @@ def test_the_front_matter_is_read_by_huggingface_hub() -> None:
     }
 
 
+def test_what_the_bases_card_says_wins() -> None:
+    """Over what config.json tells."""
+    inherited = {"pipeline_tag": "feature-extraction", "library_name": "sentence-transformers"}
+    data = ModelCard(card.write(facts(inherited=inherited))).data.to_dict()
+    assert data["pipeline_tag"] == "feature-extraction"
+    assert data["library_name"] == "sentence-transformers"
+
+
 def test_without_a_hub_id_no_base_model_is_named() -> None:
     """An invented lineage would be worse than none."""
-    assert "base_model" not in ModelCard(card.write(facts(base_models=[]))).data.to_dict()
+    text = card.write(facts(sources=[replace(BASE, name="base", hub_ids=[])]))
+    assert "base_model" not in ModelCard(text).data.to_dict()
+    assert "`base`, 8 → 10 layers" in text
+
+
+def test_each_base_model_is_named_once() -> None:
+    """In the order of the layers, with the LoRAs that were merged in."""
+    layout = Layout((Slice(MODEL, 0, 2), Slice(ModelRef(ModelPath("org/b")), 0, 2)))
+    sources = [BASE, card.Source("org/b+org/lora", ["org/b", "org/lora", "org/base"])]
+    found = facts(layout=layout, growth=None, sources=sources, identities=(), equal=False)
+    data = ModelCard(card.write(found)).data.to_dict()
+    assert data["base_model"] == ["org/base", "org/b", "org/lora"]
+    assert "frankenmerge" in data["tags"]
 
 
 def test_the_body_says_what_the_model_is() -> None:
-    """Depth, growth, new layers, the recipe."""
+    """Depth, growth, new layers, what was verified, the recipe, what it can be merged with."""
     text = card.write(facts())
-    assert "8 → 10 layers" in text
-    assert "100 → 110 (+10.0%)" in text
+    assert (
+        "[org/base](https://huggingface.co/org/base), 8 → 10 layers, 100 → 110 parameters "
+        "(+10.0%): 2 new layers, zeroed, one after every 4th of 8: block expansion."
+    ) in text
+    assert "**Status: untrained, and equal to its base.**" in text
     assert "0-3 [4] 5-8 [9]" in text
-    assert "| 4 | org/base 3 | zeroed |" in text
-    assert "computes what its base computes" in text
+    assert "| new layers | 4, 9 |" in text
+    assert "| verified | all tensors compared with the base's, byte for byte |" in text
+    assert "`0123`: only models of the same one can be merged with this one" in text
     assert "```yaml\nslices: []\n```" in text
+    assert "![layer map](layers.svg)" in text
+    assert "arxiv.org/abs/2401.02415" in text
+    assert "arxiv.org/abs/2403.13257" in text
 
 
 def test_copies_are_not_called_identities() -> None:
-    """An up-scaling changes the outputs, and the card says so."""
-    text = card.write(facts(layout=expand(Repeat((2, 4)), MODEL, 8), identities=(), identity=False))
-    assert "its outputs differ" in text
+    """An up-scaling changes the outputs, cites another paper, and needs no warning of LoRA."""
+    text = card.write(copies())
+    assert "**Status: untrained, and changed.**" in text
     assert "depth-up-scaling" in ModelCard(text).data.tags
+    assert "arxiv.org/abs/2312.15166" in text
+    assert "2401.02415" not in text
+    assert "DoRA" not in text
 
 
-def test_fewer_layers_are_not_called_an_expansion() -> None:
-    """Nothing is new where layers were only left out or moved."""
+def test_what_was_trained_is_not_called_untrained() -> None:
+    """Nor equal to its base."""
+    text = card.write(facts(trained=True))
+    assert "**Status: trained.**" in text
+    assert "equal to its base" not in text
+
+
+def test_fewer_layers_are_no_expansion() -> None:
+    """Nothing is new where layers were only left out, and there is nothing to train."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 4, 8)))
-    text = card.write(facts(layout=layout, identities=(), identity=False))
-    assert "8 → 6 layers, by leaving layers out." in text
-    assert "new layers are copies" not in text
+    found = facts(layout=layout, growth=None, identities=(), equal=False, parameters=(90, 0))
+    text = card.write(found)
+    assert "pruning" in ModelCard(text).data.tags
+    assert "freeze_original_layers" not in text
+    assert found.name == "base_90_6Layers-Pruned"
 
 
-def test_a_base_card_that_cannot_be_read_is_none(tmp_path: Path) -> None:
-    """Broken front matter costs the inherited fields, not the card."""
-    assert card.read_front_matter(tmp_path) == {}
-    for text in ("---\n{\n---\n", "---\n- a\n---\n", "no front matter"):
-        (tmp_path / "README.md").write_text(text)
-        assert card.read_front_matter(tmp_path) == {}
-    (tmp_path / "README.md").write_text(
-        yaml.safe_dump({"license": "mit"}, explicit_start=True) + "---\n"
-    )
-    assert card.read_front_matter(tmp_path) == {"license": "mit"}
+def test_what_is_not_known_is_left_out() -> None:
+    """Of a directory whose sources are not at hand."""
+    found = facts(
+        sources=[card.Source("base")], parameters=None, nbytes=None, equal=None, directive=None,
+        inherited={}, verified={}, task=Task(),
+    )  # fmt: skip
+    text = card.write(found)
+    assert "? → 10 layers" in text
+    assert "None" not in text
+    assert "nothing yet" in text
+    assert "pipeline_tag" not in text
+    assert found.name == "base_10Layers-Interleaved"
+
+
+def test_licenses_that_differ_are_listed() -> None:
+    """With each source."""
+    other = card.Source("org/b", ["org/b"], license="llama2")
+    inherited = {"license": "other", "license_name": "x", "license_link": "https://x"}
+    text = card.write(facts(sources=[BASE, other], inherited=inherited))
+    assert "/org/base): mit; [org/b](https://huggingface.co/org/b): llama2 |" in text
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        (facts(), "base_110_10Layers-Interleaved"),
+        (copies(parameters=(8_986_644_480, 1)), "base_8.99B_10Layers-Interwoven"),
+        (
+            facts(layout=Layout((Slice(MODEL, 0, 8), Slice(MODEL, 7, 8)))),
+            "base_110_9Layers-Appended",
+        ),
+        (
+            facts(layout=Layout((Slice(MODEL, 0, 6), Slice(MODEL, 2, 8))), identities=()),
+            "base_110_12Layers-Stacked",
+        ),
+        (
+            facts(layout=Layout((Slice(MODEL, 4, 8), Slice(MODEL, 0, 4))), identities=()),
+            "base_110_8Layers-Rearranged",
+        ),
+    ],
+)
+def test_suggested_names(found: card.Facts, name: str) -> None:
+    """Size, depth and placement, as published models have them."""
+    assert found.name == name
+
+
+@given(st.lists(st.text(max_size=120), min_size=1, max_size=5))
+def test_suggested_names_are_names(names: list[str]) -> None:
+    """That the Hub takes, whatever the sources are called."""
+    validate_repo_id(facts(sources=[card.Source(name) for name in names]).name)
+
+
+@given(st.text(max_size=40))
+def test_cards_of_odd_names_stay_cards(name: str) -> None:
+    """A title or a source's name breaks neither front matter nor table."""
+    text = card.write(facts(title="x" + name, sources=[replace(BASE, name=name or "x")]))
+    assert ModelCard(text).data.to_dict()["base_model_relation"] == "merge"
+    rows = text.partition("| --- | --- |\n")[2].partition("\n\n")[0].split("\n")
+    assert all(row.replace(r"\|", "").count("|") == 3 for row in rows)
+
+
+class TestSeal:
+    """Whether someone has edited a card is known from it alone."""
+
+    def test_as_it_was_written(self) -> None:
+        """Whatever the ends of its lines have become."""
+        text = card.write(facts())
+        assert card.is_sealed(text)
+        assert card.is_sealed(text.replace("\n", "\r\n"))
+
+    @pytest.mark.parametrize("edit", ["front", "body", "behind", "seal"])
+    def test_edited(self, edit: str) -> None:
+        """Anywhere."""
+        text = card.write(facts())
+        edited = {
+            "front": text.replace("license: mit", "license: gpl"),
+            "body": text.replace("# deeper", "# deepest"),
+            "behind": f"{text}\nMine.\n",
+            "seal": text.replace(" -->\n", "0 -->\n"),
+        }[edit]
+        assert edited != text
+        assert not card.is_sealed(edited)
+
+    def test_other_cards(self) -> None:
+        """Have none."""
+        assert not card.is_sealed("")
+        assert not card.is_sealed("# Mine\n")
+
+
+def test_what_was_verified_is_written_anew() -> None:
+    """And no more than that."""
+    text = card.write(facts(verified={}))
+    again = card.reverified(text, {"weights": WEIGHTS})
+    assert "Nothing: " in text
+    assert "all tensors, 240 bytes, compared with `org/base`" in again
+    assert card.reverified("# Mine", {"weights": WEIGHTS}) == "# Mine"
+
+
+def test_the_picture_is_of_the_layers() -> None:
+    """An SVG file."""
+    assert ET.fromstring(card.picture(facts())).tag.endswith("svg")  # noqa: S314 - our own
+
+
+def test_the_offline_check_finds_nothing(tmp_path: Path) -> None:
+    """In any of these."""
+    (tmp_path / "layers.svg").touch()
+    for found in (facts(), copies(), facts(trained=True), facts(verified={})):
+        assert not list(frontmatter.problems(card.write(found), tmp_path))

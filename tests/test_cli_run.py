@@ -262,7 +262,7 @@ class TestFiles:
     def test_exactly_what_belongs_there(self, out: Path, tiny: Path) -> None:
         """The base's small files, this project's own, no weights of the base's."""
         base = {file.name for file in tiny.iterdir()}
-        added = {"modeling_custom.py", "interleave.json", "mergekit_config.yml"}
+        added = {"modeling_custom.py", "interleave.json", "mergekit_config.yml", "layers.svg"}
         assert {file.name for file in out.iterdir()} == base | added
         assert (out / "LICENSE").read_text() == "MIT"
 
@@ -297,7 +297,7 @@ class TestFiles:
             assert mk("run", "append: 1", out, "--model", sharded, "--dtype", dtype).status == 0
             text = (out / "README.md").read_text()
             assert "computes what its base computes" in text
-            assert ("Weights were converted: BF16 → F16." in text) == converted
+            assert ("weights were converted: BF16 → F16." in text) == converted
 
     def test_a_base_that_holds_earlier_results(self, mk: Cli, own_tiny: Path) -> None:
         """OUT below its base does not carry other models along, nor itself."""
@@ -312,7 +312,10 @@ class TestFiles:
         manifest = json_of(out / "interleave.json")
         assert manifest["version"] == 1
         assert manifest["directive"] == {"model": "own", "interleave": "every 4"}
-        assert manifest["models"] == [{"model": "own", "layers": 8}]
+        parameters = manifest["parameters"] - manifest["new_parameters"]
+        own = {"model": "own", "layers": 8, "parameters": parameters, "license": "mit"}
+        assert manifest["models"] == [own]
+        assert manifest["identities"] == [4, 9]
         layers = manifest["layers"]
         assert [layer["layer"] for layer in layers] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 7]
         assert [i for i, layer in enumerate(layers) if layer["new"]] == [4, 9]
@@ -330,14 +333,13 @@ class TestFiles:
     def test_a_layer_that_is_no_identity_is_not_called_one(
         self, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """Neither by the card's words nor in its table."""
+        """Not by any of the card's words."""
         words = "append: 1, zero: [o_proj]"
         flags = ("--model", tiny, "--allow-non-identity")
         assert mk("run", words, tmp_path / "out", *flags).status == 0
         text = (tmp_path / "out/README.md").read_text()
-        assert "| 8 | tiny 7 | copy |" in text
         assert "identities" not in text
-        assert "its outputs differ" in text
+        assert "Its outputs differ" in text
 
     def test_top_level_parameters_are_in_the_manifest(
         self, mk: Cli, tiny: Path, tmp_path: Path
@@ -348,7 +350,7 @@ class TestFiles:
         layers = json_of(tmp_path / "out/interleave.json")["layers"]
         assert all(layer["new"] for layer in layers)
         assert layers[0]["scale"] == [{"filter": "q_proj", "value": 0.5}]
-        assert "its outputs differ" in (tmp_path / "out/README.md").read_text()
+        assert "Its outputs differ" in (tmp_path / "out/README.md").read_text()
 
     def test_a_base_model_without_weights(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """Config and tokenizer are all that is needed of it."""
@@ -387,8 +389,8 @@ class TestFiles:
 class TestWords:
     """What `run` says."""
 
-    def test_one_line_on_standard_output(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """What was made; on standard error one hint at most, where no terminal is."""
+    def test_what_it_says(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """What was made, what it can be merged with, what to call it; and one hint at most."""
         words = ("run", "interleave: every 4", tmp_path / "out", "--model", tiny, "--force")
         for engine, amounts, said in (
             ("auto", " parameters, 336 kB written", STREAM_HINT),
@@ -399,8 +401,12 @@ class TestWords:
             ),
         ):
             result = mk(*words, "--engine", engine)
-            assert result.out.startswith(f"{tmp_path / 'out'}: 10 layers, 2 of them new; ")
-            assert result.out.endswith(f"{amounts}\n")
+            made, layout, name = result.out.splitlines()
+            assert made.startswith(f"{tmp_path / 'out'}: 10 layers, 2 of them new; ")
+            assert made.endswith(amounts)
+            fingerprint = json_of(tmp_path / "out/interleave.json")["fingerprint"]
+            assert layout.startswith(f"layout {fingerprint}: only models of the same layout")
+            assert name == "suggested name: tiny_81.6K_10Layers-Interleaved"
             assert result.err == said
 
 

@@ -1,0 +1,81 @@
+"""What was verified, in words: for the card and for a terminal. Pure.
+
+The outcomes are as interleave.json keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergekit_interleave.amounts import amount
+
+WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
+"""What can be verified."""
+
+
+def sentences(outcomes: Mapping[str, Any]) -> list[str]:
+    """All that was verified, one sentence for each kind."""
+    found = [
+        f"Weights: {_weights(outcomes[kind], trained=kind == TRAINED)}"
+        for kind in (WEIGHTS, TRAINED)
+        if kind in outcomes
+    ]
+    if FORWARD in outcomes:
+        found.append(f"Forward pass: {forward(outcomes[FORWARD])}")
+    return found
+
+
+def short(outcomes: Mapping[str, Any]) -> str:
+    """The same in a few words."""
+    found = []
+    for kind in (WEIGHTS, TRAINED):
+        if kind in outcomes:
+            said = outcomes[kind]
+            unread = sum(said.get("not_compared", {}).values())
+            of = f"{said['tensors'] - unread:,} of {said['tensors']:,}" if unread else "all"
+            words = f"{of} tensors compared with the base's, byte for byte"
+            found.append(words if said["exact"] else f"**wrong** in {said['differences']} places")
+    if FORWARD in outcomes:
+        found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
+    return "; ".join(found) or "nothing yet"
+
+
+def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
+    if not found["exact"]:
+        return f"**wrong** in {found['differences']} places. {_by(found)}"
+    against = " and ".join(f"`{name}`" for name in found["against"])
+    unread = sum(found.get("not_compared", {}).values())
+    which = f"{found['tensors'] - unread:,} of {found['tensors']:,}" if unread else "all"
+    what = "what the layout names" if not trained else "the base's own, layer for layer"
+    words = f"{which} tensors, {amount(found['compared'])}, compared with {against}: "
+    words += f"byte for byte {what}."
+    for reason, count in found.get("not_compared", {}).items():
+        words += f" Not compared: {count:,} ({reason})."
+    return f"{words} {_by(found)}"
+
+
+def forward(found: Mapping[str, Any]) -> str:
+    """What came of a forward pass."""
+    text = f" and a text of {found['text_tokens']}" if found["text_tokens"] else ""
+    if 0 < found["window"] < found["random_tokens"]:
+        text = f" (more than the window of {found['window']}){text}"
+    relative = found["largest_difference"] / (found["largest_logit"] or 1)
+    words = (
+        f"{found['dtype']} logits on {found['random_tokens']} random tokens{text} differ from the "
+        f"base's by at most {found['largest_difference']:.3g} ({relative:.1g} of their size), with "
+        "and without cache"
+    )
+    if "greedy_tokens" in found:
+        same = "the same" if found["same_greedy_tokens"] else "other"
+        words += f"; {same} {found['greedy_tokens']} greedy tokens"
+    if "perplexity" in found:
+        words += (
+            f"; perplexity of the text {found['base_perplexity']:.4g} → {found['perplexity']:.4g}"
+        )
+    return f"{words} {_by(found)}"
+
+
+def _by(found: Mapping[str, Any]) -> str:
+    tools = ", ".join(f"{name} {version}" for name, version in found["tools"].items())
+    return f"({tools})"
