@@ -479,7 +479,7 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
     verification.check(place, report, measured)
 
 
-@app.command(cls=_PlainCommand, epilog="Example: mk-interleave explain mergekit_config.yml")
+@app.command(cls=_PlainCommand, epilog="Example: mk-interleave explain deeper")
 def explain(
     source: Annotated[str, typer.Argument(metavar="FILE", show_default=False, help=
         "A mergekit YAML, a model card or a model's directory that holds one, or - for standard "
@@ -544,7 +544,7 @@ def train(
         print(f"note: {note}", file=sys.stderr)  # noqa: T201
 
 
-@app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config merged")
+@app.command("fix-config", cls=_PlainCommand, epilog="Example: mk-interleave fix-config deeper")
 def fix_config(
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
         "What mergekit-yaml wrote.")],

@@ -42,7 +42,7 @@ def _section(command: Any, context: Any, level: int) -> Iterator[str]:
     """A command: what it does, its usage, its parameters panel by panel, an example."""
     yield f"{'#' * level} {context.command_path}"
     yield _plain(command.help)
-    yield _shell(" ".join([context.command_path, *command.collect_usage_pieces(context)]))
+    yield _fenced("text", " ".join([context.command_path, *command.collect_usage_pieces(context)]))
     if level == 1:
         yield _table("Command", _commands(command, context))
     panels: dict[str, list[str]] = {"Arguments": [], "Options": []}
@@ -55,7 +55,7 @@ def _section(command: Any, context: Any, level: int) -> Iterator[str]:
             yield _table(panel, rows)
     epilog = _plain(command.epilog)
     if epilog.startswith(EXAMPLE):
-        yield _shell(epilog.removeprefix(EXAMPLE))
+        yield _fenced("sh", epilog.removeprefix(EXAMPLE))
     elif epilog:
         yield epilog
 
@@ -95,8 +95,8 @@ def _plain(text: str | None) -> str:
     return " ".join(markup.render(text or "").plain.split())
 
 
-def _shell(line: str) -> str:
-    return f"```sh\n{line}\n```"
+def _fenced(kind: str, line: str) -> str:
+    return f"```{kind}\n{line}\n```"
 
 
 def _table(head: str, rows: list[str]) -> str:
