@@ -72,12 +72,14 @@ class Report:
         layout: Its layers.
         written: What came of reading it back.
         outcome: How it came there.
+        parameters: How many numbers it holds; None where integers hold several each.
         name: The name that is suggested for it; None where its card could not be written.
     """
 
     layout: Layout
     written: Comparison
     outcome: Outcome
+    parameters: int | None
     name: str | None
 
 
@@ -145,7 +147,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         name = publish.write(work, out.name, content)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    return Report(plan.layout, written, outcome, name)
+    return Report(plan.layout, written, outcome, content.get("parameters"), name)
 
 
 def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:

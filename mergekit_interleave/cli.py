@@ -332,11 +332,11 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
     report = build.run(expansion, models, Path(out), options)
     new = len(report.layout.new_layers)
-    written, traffic = report.written, report.outcome.traffic
-    size = "" if traffic.is_plain else f"{amount(written.nbytes)}: "
+    traffic = report.outcome.traffic
+    numbers = "" if report.parameters is None else f"{report.parameters:,} parameters, "
+    size = "" if traffic.is_plain else f"{amount(report.written.nbytes)}: "
     print(  # noqa: T201
-        f"{out}: {len(report.layout)} layers, {new} of them new; "
-        f"{written.parameters:,} parameters, {size}{traffic}"
+        f"{out}: {len(report.layout)} layers, {new} of them new; {numbers}{size}{traffic}"
     )
     print(  # noqa: T201
         f"layout {manifest.fingerprint(report.layout)}: only models of the same layout can be "

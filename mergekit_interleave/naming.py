@@ -62,9 +62,11 @@ class PublicNames:
         return ModelRef(model, lora, ref.override_architecture).to_yaml()
 
     def title(self, ref: ModelRef) -> str:
-        """The model as a card names it, without its revision."""
-        model, lora = self._model(ref), ref.lora
-        return model.path + (f"+{_without_path(lora).path}" if lora else "")
+        """The model as a card names it: its revision only beside another revision of it."""
+        model = self._model(ref)
+        alike = {name.revision for name in self.names.values() if name.path == model.path}
+        lora = None if ref.lora is None else _without_path(ref.lora)
+        return titled(ModelRef(model, lora), revision=len(alike) > 1)
 
     def _model(self, ref: ModelRef) -> ModelPath:
         same = (name for known, name in self.names.items() if known.identity == ref.identity)
@@ -87,6 +89,12 @@ def _unused(name: str, directories: Mapping[Path, ModelPath]) -> ModelPath:
     """A directory's own name, numbered where another one has it already."""
     taken = sum(place.name == name for place in directories)
     return ModelPath(f"{name}~{taken + 1}" if taken else name)
+
+
+def titled(ref: ModelRef, *, revision: bool) -> str:
+    """A model in words, with its revision or without."""
+    name = str(ref.model) if revision else ref.model.path
+    return f"{name}+{ref.lora.path}" if ref.lora else name
 
 
 def without_path(ref: ModelRef) -> object:

@@ -7,7 +7,8 @@ same. A card that cannot be written never costs the model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def _facts(
         title=title,
         layout=layout,
         growth=None if spelled else growth,
-        sources=[_source(entry) for entry in content["models"]],
+        sources=_sources(content["models"]),
         identities=frozenset(content.get("identities", ())),
         equal=content.get("equal"),
         trained=trained or outcomes.TRAINED in verified,
@@ -209,24 +210,29 @@ def _facts(
     )
 
 
-def _source(entry: Mapping[str, Any]) -> Source:
+def _sources(entries: Sequence[Mapping[str, Any]]) -> list[Source]:
+    models = [parse_model(entry["model"], "models") for entry in entries]
+    revisions = {(model.model.path, model.model.revision) for model in models}
+    paths = Counter(path for path, _ in revisions)
+    return [
+        _source(entry, model, naming.titled(model, revision=paths[model.model.path] > 1))
+        for entry, model in zip(entries, models, strict=True)
+    ]
+
+
+def _source(entry: Mapping[str, Any], model: ModelRef, title: str) -> Source:
     """A source model, by what interleave.json says of it."""
-    model = parse_model(entry["model"], "models")
     ids = [model.path] if "commit" in entry or "/" in model.path else []
     if model.lora is not None and "/" in model.lora.path:
         ids.append(model.lora.path)
     return Source(
-        name=_title(model),
+        name=title,
         hub_ids=ids,
         commit=entry.get("commit"),
         depth=entry.get("layers"),
         parameters=entry.get("parameters"),
         license=entry.get("license"),
     )
-
-
-def _title(model: ModelRef) -> str:
-    return model.path + (f"+{model.lora.path}" if model.lora else "")
 
 
 def record(out: Path, report: Report, measured: Mapping[str, Any] | None = None) -> None:

@@ -292,3 +292,29 @@ def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(
     assert "nothing is known of model type 'novel'" in result.stderr
     assert hub.files == ["config.json"]
     assert "out" not in os.listdir(tmp_path)
+
+
+def test_a_model_of_the_hubs_is_frozen_by_its_own_manifest(
+    online: Shell, mk: Cli, sharded: Path, tmp_path: Path
+) -> None:
+    """Which transformers does not fetch; it is where the model was loaded from."""
+    deeper = tmp_path / "deeper"
+    words = ("run", "interleave: every 2", deeper, "--model", sharded, "--engine", "stream")
+    assert mk(*words).status == 0
+    other = Hub(deeper)
+    program = (
+        "from transformers import AutoModelForCausalLM as A\n"
+        "from mergekit_interleave import freeze_original_layers\n"
+        "names = freeze_original_layers(A.from_pretrained('org/tiny'))\n"
+        "print(sorted({name.split('.')[2] for name in names}))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    try:
+        command = f"python {tmp_path / 'program.py'}"
+        result = online(command, HF_ENDPOINT=other.url)
+        assert result.stdout == "['2', '5']\n", result.stderr
+        assert "interleave.json" in other.files
+        result = online(command, HF_ENDPOINT=other.url, HF_HUB_OFFLINE="1")
+        assert result.stdout == "['2', '5']\n", result.stderr
+    finally:
+        other.server.shutdown()
