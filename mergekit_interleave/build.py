@@ -136,7 +136,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
-            verified[outcomes.WEIGHTS] = verify.outcome(written, against)
+            verified[outcomes.WEIGHTS] = verify.outcome(written, against, plan.parts)
         if measured:
             verified[outcomes.FORWARD] = _measure(plan, work)
         if recipe.changes_vocabulary(plan.mergekit):

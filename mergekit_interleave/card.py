@@ -34,7 +34,8 @@ class Source:
 
     Attributes:
         name: What to call it.
-        hub_ids: The Hub ids of what it is, where they are known: its own, and its LoRA's.
+        hub_id: Its Hub id, where that is known.
+        lora: That of the LoRA that was merged into it, likewise.
         commit: The commit that it was taken from, where that is known.
         depth: Its number of layers, where that is known.
         parameters: How many numbers it holds, likewise.
@@ -42,11 +43,33 @@ class Source:
     """
 
     name: str
-    hub_ids: Sequence[str] = ()
+    hub_id: str | None = None
+    lora: str | None = None
     commit: str | None = None
     depth: int | None = None
     parameters: int | None = None
     license: str | None = None
+
+
+EQUAL, CHANGED, UNKNOWN, TRAINED, TOUCHED, WRONG = (
+    "untrained, and equal to its base",
+    "untrained, and changed",
+    "untrained",
+    "trained",
+    "trained since it was made",
+    "not what its layout says",
+)
+"""What a model is like, beside its base."""
+
+_STATUS = {
+    EQUAL: "It computes what its base computes{rounding}{until}.",
+    CHANGED: "Its outputs differ from {bases}, and it needs training to heal.",
+    UNKNOWN: "Whether its outputs are {bases} is not known.",
+    TRAINED: "Its new layers were trained; all others are {bases}, to the bit.",
+    TOUCHED: "Its new layers are no longer what they were made as; whether all others are {bases} "
+    "was not verified.",
+    WRONG: "`mk-interleave verify` has found differences, see below.",
+}
 
 
 @dataclass(frozen=True)
@@ -59,16 +82,16 @@ class Facts:
         growth: The growth line that says them, where one does.
         sources: The models they were taken from, in the order of their first layers.
         identities: The indices of the new layers that pass their input on unchanged.
-        equal: Whether the outputs are the base's own, conversion apart; None where that is not
-            known.
-        trained: Whether new layers were trained since.
+        status: What it is like, one of the words above.
+        norms: Whether new layers are closed by norms, not by their projections.
         fingerprint: The layout's.
         task: What it is for.
         inherited: The front matter that it has from its sources.
         directive: The directive as YAML, without local paths; None where there is none but the
             recipe.
-        recipe: The mergekit YAML, likewise.
-        tools: The versions of what made it.
+        recipe: The mergekit YAML, likewise; None where it is not at hand.
+        says: The file that says its layers.
+        tools: The versions of what made it, where they are known.
         parameters: How many numbers it holds, and its new layers; None where that is not known.
         nbytes: Their bytes, likewise.
         dtypes: In which they are stored.
@@ -83,13 +106,14 @@ class Facts:
     growth: Growth | None
     sources: Sequence[Source]
     identities: Collection[int]
-    equal: bool | None
-    trained: bool
+    status: str
+    norms: bool
     fingerprint: str
     task: Task
     inherited: Mapping[str, Any]
     directive: str | None
-    recipe: str
+    recipe: str | None
+    says: str
     tools: Mapping[str, str]
     parameters: tuple[int, int] | None = None
     nbytes: int | None = None
@@ -132,15 +156,12 @@ def write(facts: Facts) -> str:
     """The card as Markdown with front matter."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
 
-    facts = replace(
-        facts,
-        title=draw.legible(facts.title),
-        sources=[replace(source, name=draw.legible(source.name)) for source in facts.sources],
-    )
+    sources = [replace(source, name=_plain(source.name)) for source in facts.sources]
+    facts = replace(facts, title=draw.legible(facts.title), sources=sources)
     inherited = dict(facts.inherited)
-    ids = dict.fromkeys(hub_id for source in facts.sources for hub_id in source.hub_ids)
+    ids = (id_ for source in facts.sources for id_ in (source.hub_id, source.lora) if id_)
     data = ModelCardData(
-        base_model=list(ids) or None,
+        base_model=list(dict.fromkeys(ids)) or None,
         base_model_relation="merge",
         library_name=inherited.pop("library_name", None) or "transformers",
         pipeline_tag=inherited.pop("pipeline_tag", None) or facts.task.tag,
@@ -148,6 +169,11 @@ def write(facts: Facts) -> str:
         **inherited,
     )
     return sealed(f"---\n{data.to_yaml()}\n---\n\n{_body(facts)}")
+
+
+def _plain(name: str) -> str:
+    """A name with nothing in it that Markdown takes for its own."""
+    return re.sub(r"[`<>|\[\]()*\\]", "_", draw.legible(name))
 
 
 def sealed(text: str) -> str:
@@ -191,20 +217,17 @@ def _tag(facts: Facts) -> str:
 
 
 def _status(facts: Facts) -> str:
-    if facts.trained:
-        return "**Status: trained.** Its new layers were trained since; all others are its base's."
-    new = bool(facts.layout.new_layers)
-    if facts.equal:
-        status = "**Status: untrained, and equal to its base.** It computes what its base computes"
-        status += ", until its new layers are trained." if new else "."
-    elif facts.equal is None:
-        status = "**Status: untrained.** Whether its outputs are its base's is not known."
-    else:
-        status = "**Status: untrained, and changed.** Its outputs differ from its base's, and it "
-        status += "needs training to heal."
-    if facts.conversion:
-        status += f" Its weights were converted: {facts.conversion}."
-    return status
+    words = _STATUS[facts.status].format(
+        bases=_bases(facts),
+        rounding=" but for rounding" if facts.conversion else "",
+        until=", until its new layers are trained" if facts.layout.new_layers else "",
+    )
+    converted = f" Its weights were converted: {facts.conversion}." if facts.conversion else ""
+    return f"**Status: {facts.status}.** {words}{converted}"
+
+
+def _bases(facts: Facts) -> str:
+    return "its base's" if len(facts.sources) == 1 else "its bases'"
 
 
 def _body(facts: Facts) -> str:
@@ -229,7 +252,7 @@ def _sentence(facts: Facts) -> str:
 
 
 def _link(source: Source) -> str:
-    return f"[{source.name}]({HUB}/{source.hub_ids[0]})" if source.hub_ids else f"`{source.name}`"
+    return f"[{source.name}]({HUB}/{source.hub_id})" if source.hub_id else f"`{source.name}`"
 
 
 def _before(facts: Facts) -> str:
@@ -312,27 +335,38 @@ def _training(facts: Facts) -> str:
         "\nfreeze_original_layers(model)  # before an optimizer or a trainer is made",
     )
     which = (
-        "Which layers are new stands in `interleave.json`, where that function reads it. "
+        f"Which layers are new stands in `{facts.says}`, where that function reads it. "
         "`mk-interleave train DIR --for axolotl` (or transformers, trl, peft, llamafactory, "
         "ms-swift, unsloth) writes the settings by which a trainer trains them and no others."
     )
-    identities = (
-        "The new layers start as identities, so a LoRA must include their output projections, or "
-        "it gets no gradients; DoRA and PiSSA do not work on them."
-    )
     afterwards = (
         "Afterwards `mk-interleave verify TRAINED --against BASE --trained --recipe "
-        "DIR/interleave.json` shows that nothing else has changed, and `base_model_relation` above "
-        "becomes `finetune`."
+        f"DIR/{facts.says}` shows that nothing else has changed, and `base_model_relation` above "
+        "may become `finetune`."
     )
-    starts = all(layer.index in facts.identities for layer in facts.layout.new_layers)
-    words = [which, *([identities] if starts else []), afterwards]
-    return "\n\n".join(["## Train the new layers alone", snippet, *words])
+    untrained = facts.status not in (TRAINED, TOUCHED)
+    words = [which, _of_lora(facts) if untrained else "", afterwards]
+    return "\n\n".join(["## Train the new layers alone", snippet, *filter(None, words)])
+
+
+def _of_lora(facts: Facts) -> str:
+    """What a LoRA of layers that start as identities must have."""
+    if facts.norms:
+        return (
+            "The norms behind the new layers' projections let nothing pass: beside a LoRA they "
+            "must be trained in full, as `mk-interleave train` has it, or it gets no gradients."
+        )
+    if any(layer.index in facts.identities for layer in facts.layout.new_layers):
+        return (
+            "The new layers start as identities, so a LoRA must include their output projections, "
+            "or it gets no gradients; DoRA and PiSSA do not work on them."
+        )
+    return ""
 
 
 def _python(facts: Facts, before: str = "", after: str = "") -> str:
     code = ", trust_remote_code=True" if facts.remote else ""
-    arguments = f'{json.dumps(facts.title)}, dtype="auto"{code}'
+    arguments = f'{json.dumps(facts.title, ensure_ascii=False)}, dtype="auto"{code}'
     return (
         f"```python\n{before}from transformers import {facts.task.load}\n\n"
         f"model = {facts.task.load}.from_pretrained({arguments}){after}\n```"
@@ -344,20 +378,20 @@ def _recipe(facts: Facts) -> str:
     parts = ["## Recipe"]
     if facts.directive is not None:
         parts.append(f"The directive:\n\n```yaml\n{facts.directive.rstrip()}\n```")
-    if facts.beyond_mergekit is None:
-        parts.append(f"The {mergekit} configuration that gives these weights:")
-    else:
+    if facts.recipe is not None:
         parts.append(
-            f"The same as a {mergekit} configuration, for `mk-interleave run`. mergekit alone does "
-            f"not make these weights from it: {facts.beyond_mergekit}."
+            f"The {mergekit} configuration that gives these weights:"
+            if facts.beyond_mergekit is None
+            else f"The same as a {mergekit} configuration, for `mk-interleave run`. mergekit alone "
+            f"does not make these weights from it: {facts.beyond_mergekit}."
         )
-    parts.append(f"```yaml\n{facts.recipe.rstrip()}\n```")
-    tools = ", ".join(f"{name} {version}" for name, version in facts.tools.items())
-    parts.append(
-        f"A name without a slash stands for a local directory. Made with {tools}; "
-        "`interleave.json` lists every layer."
-    )
-    return "\n\n".join(parts)
+        parts.append(f"```yaml\n{facts.recipe.rstrip()}\n```")
+    local = [f"`{source.name}`" for source in facts.sources if source.hub_id is None]
+    ends = [f"A directory of its maker's: {', '.join(local)}."] if local else []
+    if facts.tools:
+        tools = ", ".join(f"{name} {version}" for name, version in facts.tools.items())
+        ends.append(f"Made with {tools}.")
+    return "\n\n".join([*parts, " ".join([*ends, f"`{facts.says}` lists every layer."])])
 
 
 _PAPERS = {

@@ -448,6 +448,11 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
 
     if forward and not against:
         raise DirectiveError("--forward needs the base", hint="name it: --against MODEL")
+    if trained and not against:
+        raise DirectiveError(
+            "--trained: without the base there is nothing to compare with",
+            hint="name it: --against MODEL",
+        )
     most_memory = None if max_memory is None else _size(max_memory, "--max-memory")
     place = Path(out)
     with ExitStack() as stack:

@@ -29,7 +29,7 @@ def of_words(out: Path, claimed: Claim, expected: Expected, *, trained: bool) ->
     """
     found = [*_recipe(out, claimed, expected)]
     if claimed.manifest is not None:
-        found += _manifest(claimed.manifest, expected, None if trained else expected.plan)
+        found += _manifest(claimed.manifest, expected, trained=trained)
         if not trained:
             found += _files(out, claimed.manifest, expected.plan)
     return found
@@ -66,13 +66,14 @@ def of_weights(out: Path) -> Iterator[Difference]:
         yield Difference("adapter_config.json: loads an adapter, of which no layout tells")
 
 
-def _manifest(
-    own: manifest.Manifest, expected: Expected, plan: Preflight | None
-) -> Iterator[Difference]:
-    """Whether interleave.json agrees with itself, and with how the model was made."""
+def _manifest(own: manifest.Manifest, expected: Expected, *, trained: bool) -> Iterator[Difference]:
+    """Whether interleave.json agrees with itself, with the tensors, and with how they were made."""
     if own.content.get("fingerprint") != manifest.fingerprint(expected.layout):
         yield Difference(f"{manifest.FILE}: its fingerprint is not that of its layers")
-    for key, value in ({} if plan is None else manifest.facts(plan)).items():
+    plan = expected.plan
+    found = manifest.totals(expected.layout, expected.parts, packed=False)
+    found |= {} if plan is None else manifest.facts(plan)
+    for key, value in ({} if trained else found).items():
         if own.content.get(key, value) != value:
             said = json.dumps(own.content[key])
             yield Difference(f"{manifest.FILE}: {key} is said to be {said:.100}")

@@ -128,21 +128,23 @@ def _stacked(layout: Layout, depth: int | None, kind: str) -> str:
     before = depth or distinct
     if distinct == count:
         return f"{count} layers in another order{_if(kind)}"
-    words = f"{before} → {count} layers in {len(layout.slices)} slices"
+    slices = joined(layout.slices)
+    words = f"{before} → {count} layers in {len(slices)} slices"
     words += _copies(layout, kind)
     if kind == _ZEROED:
         return f"{words}: block expansion"
-    two = len(layout.slices) == 2  # noqa: PLR2004 - as in SOLAR
+    two = len(slices) == 2  # noqa: PLR2004 - as in SOLAR
     return f"{words}: {'depth up-scaling' if two and not kind else 'a self-merge'}"
 
 
 def _of_several(layout: Layout) -> str:
-    models, slices = len(layout.models), len(layout.slices)
+    parts = joined(layout.slices)
+    models, slices = len(layout.models), len(parts)
     kind = _if(_scaled(layout))
     if all(layer.index == layer.source for layer in layout.layers):
         return f"{len(layout)} layers, each of one of {models} models{kind}: a layer swap"
-    ends = {part.model: part.stop for part in layout.slices}
-    if slices == models and all(part.start == 0 for part in layout.slices):
+    ends = {part.model: part.stop for part in parts}
+    if slices == models and all(part.start == 0 for part in parts):
         total = " + ".join(str(stop) for stop in ends.values())
         return f"{models} models end to end, {total} layers{kind}: a frankenmerge"
     return f"{len(layout)} layers in {slices} slices of {models} models{kind}: a frankenmerge"

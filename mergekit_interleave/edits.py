@@ -148,7 +148,7 @@ def _check_zeroing(
     first = layers[0]
     if isinstance(rule, tuple):
         zeroing.warn_of_dead_tensors(first.edit, tensors[first.source], family)
-    if family.gains is not None and zeroing.opens_gains(first.edit, family):
+    if family.gains is not None and not zeroing.closes_gains(first.edit, family):
         log.warning(
             "model type %s norms what its projections add to the stream: zeroed, they take "
             "large first steps in training; `zero: gains` closes the norms instead",

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from mergekit_interleave.errors import (
     UnreachableError,
 )
 from mergekit_interleave.growth import Spelled, Stack, Step, needs_depth
+from mergekit_interleave.hub import fetch_files
 from mergekit_interleave.layout import Edit, Layer, Layout, expand
 from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
 from mergekit_interleave.scaling import COPIES, NONE
@@ -131,6 +133,17 @@ class Models:
         fetch_small_files(checkpoint, cached_only=self.cached_only, cache_dir=self.cache_dir)
         if not checkpoint.is_local and not any(checkpoint.path.glob("*token*")):
             log.warning("%s: no tokenizer among its files, or not in the cache", checkpoint.ref)
+
+    def fetch_card(self, checkpoint: Checkpoint) -> None:
+        """Fetch the model card of an opened model, which may tell its license; it may have none."""
+        if not checkpoint.is_local:
+            with suppress(CheckpointError):
+                fetch_files(
+                    checkpoint.pinned,
+                    wanted=["README.md"],
+                    cached_only=self.cached_only,
+                    cache_dir=self.cache_dir,
+                )
 
     def with_weights(self, ref: ModelRef) -> Checkpoint:
         """Fetch the weights of a model, and read them out of pickles where that is allowed.

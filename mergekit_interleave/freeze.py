@@ -60,11 +60,8 @@ def freeze_original_layers(
 
 def _check(parameters: dict[str, Any], trained: list[str]) -> None:
     """Check that the new layers can be trained, and that no other layer is trained with them."""
-    own = {*trained}
-    others = {id(parameter): name for name, parameter in parameters.items() if name not in own}
+    stacks.check_apart(parameters, trained)
     for name in trained:
-        if id(parameters[name]) in others:
-            raise RefusedError(f"{name} and {others[id(parameters[name])]} are one and the same")
         if not parameters[name].is_floating_point():
             raise RefusedError(
                 f"{name} is quantized, and integers cannot be trained",

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import hub, yamltext
+from mergekit_interleave import draw, hub, yamltext
 from mergekit_interleave.errors import InterleaveError
 
 CARD = "README.md"
@@ -33,7 +33,7 @@ def read(directory: Path) -> Mapping[str, Any]:
     if not file.is_file():
         return {}
     try:
-        with file.open(encoding="utf-8") as opened:
+        with file.open(encoding="utf-8-sig") as opened:
             return split(opened.read(_LONGEST), str(file))[0]
     except (OSError, ValueError, InterleaveError):
         return {}
@@ -63,13 +63,18 @@ def inherited(
     """
     own = cards.get(base, {})
     found = _license(cards, base, files)
-    languages = _words(own.get("language"))
+    languages = list(dict.fromkeys(filter(_is_identifier, _words(own.get("language")))))
     if languages:
         found["language"] = languages if isinstance(own["language"], list) else languages[0]
     for key in ("pipeline_tag", "library_name"):
-        if _words(own.get(key)):
+        if _is_identifier(own.get(key)):
             found[key] = own[key]
     return found
+
+
+def _is_identifier(word: object) -> bool:
+    """Whether it is one word, as tags and languages are."""
+    return isinstance(word, str) and re.fullmatch(r"[\w.+-]{1,80}", word, re.ASCII) is not None
 
 
 def _license(
@@ -80,31 +85,32 @@ def _license(
     own = cards.get(base, {})
     if None in licenses or not licenses:
         return {}
-    if len(set(licenses)) == 1:
-        stated = licenses[0]
-        name, link = (_word(own.get(key)) for key in ("license_name", "license_link"))
-        if stated in known_licenses() and stated != "other":
-            extra = {"license_name": name, "license_link": link}
-            return {"license": stated, **{k: v for k, v in extra.items() if v}}
-        name = name or (stated if stated != "other" else f"license-of-{_slug(base)}")
-    else:
+    link = own.get("license_link")
+    if len(set(licenses)) > 1:
         name, link = "licenses-of-the-sources", None
+    else:
+        stated = str(licenses[0])
+        if stated in known_licenses() - {"other"}:
+            return {"license": stated}
+        own_name = own.get("license_name") if stated == "other" else stated
+        name = _slug(own_name if isinstance(own_name, str) else f"license-of-{_slug(base)}")
     link = _link(link, base, files, alone=len(set(licenses)) == 1)
     return {"license": "other", "license_name": name, "license_link": link} if link else {}
 
 
-def _link(link: str | None, base: str, files: Collection[str], *, alone: bool) -> str | None:
+def _link(link: object, base: str, files: Collection[str], *, alone: bool) -> str | None:
     """Where a license that has no identifier is to be read: a file beside the card, or a page."""
-    if link and (link.startswith(("https://", "http://")) or link in files):
+    if isinstance(link, str) and (re.fullmatch(r"https?://[!-;=?-~]+", link) or link in files):
         return link
     own = next((name for name in _LICENSE_FILES if name in files), None) if alone else None
     return own or (f"{HUB}/{base}" if "/" in base else None)
 
 
 def license_of(card: Mapping[str, Any]) -> str | None:
-    """The license that a card states, if it states one."""
-    stated = _words(card.get("license"))
-    return stated[0].lower() if len(stated) == 1 else None
+    """The license that a card states, if it states one; of several, all in one line."""
+    stated = ", ".join(_words(card.get("license")))
+    known = stated.lower() in known_licenses()
+    return (stated.lower() if known else draw.legible(stated)[:80]) or None
 
 
 @cache
@@ -122,12 +128,10 @@ def _words(said: object) -> list[str]:
     return found if len(found) == len(words) else []
 
 
-def _word(said: object) -> str | None:
-    return said if isinstance(said, str) and said else None
-
-
 def _slug(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "-", name.rpartition("/")[2])
+    """A name as an identifier."""
+    last = name.rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip("-")[:80].lower() or "custom"
 
 
 def problems(text: str, directory: Path) -> Iterator[str]:
@@ -146,7 +150,7 @@ def problems(text: str, directory: Path) -> Iterator[str]:
         yield "there is no front matter"
         return
     yield from _problems(front, directory)
-    for path in _PATHS.findall(text):
+    for path in dict.fromkeys(_PATHS.findall(text)):
         yield f"it names a directory: {path}"
     if "Untitled" in body or not re.search(r"^# \S", body, re.MULTILINE):
         yield "it has no title"
@@ -164,9 +168,12 @@ def _problems(front: Mapping[str, Any], directory: Path) -> Iterator[str]:
     yield from _of_license(front, directory)
     if not isinstance(front.get("tags"), list) or not _words(front["tags"]):
         yield "tags: there are none"
-    for key in ("pipeline_tag", "library_name", "language"):
-        if key in front and not _words(front[key]):
+    for key in ("pipeline_tag", "library_name"):
+        if key in front and not _is_identifier(front[key]):
             yield f"{key}: is no word"
+    languages = _words(front.get("language", "en"))
+    if not languages or not all(map(_is_identifier, languages)):
+        yield "language: is no word"
 
 
 def _of_lineage(front: Mapping[str, Any]) -> Iterator[str]:

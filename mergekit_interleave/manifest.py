@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import __version__, frontmatter, recipe
+from mergekit_interleave import __version__, frontmatter, hub, recipe
 from mergekit_interleave.assembly import Part
 from mergekit_interleave.checkpoint import MAX_CONFIG, Checkpoint
 from mergekit_interleave.directive import MERGEKIT_KEYS, Directive, from_document
@@ -22,7 +22,7 @@ from mergekit_interleave.growth import Spelled
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.outcomes import FORWARD
 from mergekit_interleave.preflight import Preflight
-from mergekit_interleave.reference import ModelRef
+from mergekit_interleave.reference import ModelRef, is_directory_or_file
 from mergekit_interleave.shards import read_json, to_json
 from mergekit_interleave.staging import replace_file
 
@@ -83,26 +83,37 @@ def describe(
 
 
 def facts(plan: Preflight) -> dict[str, Any]:
-    """What interleave.json says of all the tensors together."""
-    new = {layer.index for layer in plan.layout.new_layers}
-    stored: Counter[str] = Counter()
-    for part in plan.parts:
-        stored[part.dtypes[-1]] += part.nbytes
-    found: dict[str, Any] = {
-        "bytes": stored.total(),
-        "dtypes": [dtype for dtype, _ in stored.most_common()],
-    }
-    if not _is_packed(plan.first):
-        found["parameters"] = plan.parameters
-        found["new_parameters"] = sum(
-            math.prod(part.shape) for part in plan.parts if part.layer in new
-        )
+    """What interleave.json says of the model as a whole."""
+    found = totals(plan.layout, plan.parts, packed=is_packed(plan.first))
     found["identities"] = sorted(plan.identities)
     found["equal"] = plan.is_identity
     return found | ({"converted": plan.conversion} if plan.conversion else {})
 
 
-def _is_packed(checkpoint: Checkpoint) -> bool:
+def totals(layout: Layout, parts: Sequence[Part], *, packed: bool) -> dict[str, Any]:
+    """What interleave.json says of all the tensors together.
+
+    Args:
+        layout: The layers.
+        parts: Their tensors.
+        packed: Whether a stored number may be several, so that they cannot be counted.
+    """
+    new = {layer.index for layer in layout.new_layers}
+    stored: Counter[str] = Counter()
+    for part in parts:
+        stored[part.dtypes[-1]] += part.nbytes
+    found: dict[str, Any] = {
+        "bytes": stored.total(),
+        "dtypes": [dtype for dtype, _ in stored.most_common()],
+    }
+    if not packed:
+        sizes = [(part.layer in new, math.prod(part.shape)) for part in parts]
+        found["parameters"] = sum(size for _, size in sizes)
+        found["new_parameters"] = sum(size for is_new, size in sizes if is_new)
+    return found
+
+
+def is_packed(checkpoint: Checkpoint) -> bool:
     """Whether weights are stored as integers that may hold several numbers each."""
     return checkpoint.is_quantized and any(
         tensor.dtype[:1] in ("I", "U") for tensor in checkpoint.tensors.values()
@@ -156,10 +167,15 @@ def _source(
 ) -> dict[str, Any]:
     checkpoint = plan.sources[model]
     source: dict[str, Any] = {"model": plan.public(model), "layers": checkpoint.depth}
-    if not _is_packed(checkpoint):
+    if not is_packed(checkpoint):
         source["parameters"] = sum(tensor.elements for tensor in checkpoint.tensors.values())
     stated = frontmatter.license_of(cards[plan.public.title(model)])
     source |= {"license": stated} if stated else {}
+    known, lora = plan.public.origins.get(model), model.lora
+    if known is not None:
+        source["hub_id"] = known.path
+        if lora is not None and not is_directory_or_file(lora.path) and hub.is_hub_id(lora.path):
+            source["lora_hub_id"] = lora.path
     origin = checkpoint.hub_origin
     return source | ({"commit": origin.revision} if origin else {})
 

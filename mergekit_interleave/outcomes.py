@@ -32,10 +32,8 @@ def short(outcomes: Mapping[str, Any]) -> str:
     for kind in (WEIGHTS, TRAINED):
         if kind in outcomes:
             said = outcomes[kind]
-            unread = sum(said.get("not_compared", {}).values())
-            of = f"{said['tensors'] - unread:,} of {said['tensors']:,}" if unread else "all"
-            words = f"{of} tensors compared with the base's, byte for byte"
-            found.append(words if said["exact"] else f"**wrong** in {said['differences']} places")
+            words = f"{_which(said)} tensors compared with those they come from, {_how(said)}"
+            found.append(words if said["exact"] else _wrong(said))
     if FORWARD in outcomes:
         found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
     return "; ".join(found) or "nothing yet"
@@ -43,16 +41,30 @@ def short(outcomes: Mapping[str, Any]) -> str:
 
 def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
     if not found["exact"]:
-        return f"**wrong** in {found['differences']} places. {_by(found)}"
+        return f"{_wrong(found)}. {_by(found)}"
     against = " and ".join(f"`{name}`" for name in found["against"])
-    unread = sum(found.get("not_compared", {}).values())
-    which = f"{found['tensors'] - unread:,} of {found['tensors']:,}" if unread else "all"
     what = "what the layout names" if not trained else "the base's own, layer for layer"
-    words = f"{which} tensors, {amount(found['compared'])}, compared with {against}: "
-    words += f"byte for byte {what}."
+    words = f"{_which(found)} tensors, {amount(found['compared'])}, compared with {against}: "
+    words += f"{_how(found)} {what}."
     for reason, count in found.get("not_compared", {}).items():
         words += f" Not compared: {count:,} ({reason})."
     return f"{words} {_by(found)}"
+
+
+def _which(found: Mapping[str, Any]) -> str:
+    unread = sum(found.get("not_compared", {}).values())
+    compared = found["tensors"] - unread
+    return "all" if not unread else f"{compared:,} of {found['tensors']:,}" if compared else "no"
+
+
+def _how(found: Mapping[str, Any]) -> str:
+    computed = found.get("computed", 0)
+    return f"byte for byte, {computed:,} of them computed again," if computed else "byte for byte"
+
+
+def _wrong(found: Mapping[str, Any]) -> str:
+    places = found["differences"]
+    return f"**wrong** in {places} place{'' if places == 1 else 's'}"
 
 
 def forward(found: Mapping[str, Any]) -> str:

@@ -245,6 +245,8 @@ def _preflight(
         for checkpoint in (*opened.models.values(), base):
             _check_apart(checkpoint, out)
         models.fetch_small_files(base)
+        for checkpoint in opened.models.values():
+            models.fetch_card(checkpoint)
     sources = {model: models.with_weights(model) for model in opened.models}
     base = sources.get(base.ref, base)
     for checkpoint in sources.values():

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import (
+    architecture,
     card,
     claim,
     frontmatter,
+    hub,
     manifest,
     naming,
     outcomes,
@@ -27,16 +29,17 @@ from mergekit_interleave import (
 )
 from mergekit_interleave import directive as directives
 from mergekit_interleave.card import Facts, Source
-from mergekit_interleave.checkpoint import CONFIG, MAX_CONFIG, interpreted
-from mergekit_interleave.claim import Claim
+from mergekit_interleave.checkpoint import CONFIG, MAX_CONFIG, Checkpoint, interpreted
+from mergekit_interleave.claim import Claim, Expected
 from mergekit_interleave.errors import CheckpointError, InterleaveError, OutputError, RefusedError
 from mergekit_interleave.expand import Models
 from mergekit_interleave.growth import Spelled
 from mergekit_interleave.layout import Layout
-from mergekit_interleave.reference import ModelRef, parse_model
+from mergekit_interleave.reference import ModelPath, ModelRef, parse_model
 from mergekit_interleave.shards import read_json
 from mergekit_interleave.staging import replace_file
 from mergekit_interleave.verify import Report
+from mergekit_interleave.weights import MERGEKIT
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +58,8 @@ def write(directory: Path, title: str, content: Mapping[str, Any]) -> str | None
     try:
         own = manifest.of_content(content, directory / manifest.FILE)
         found = facts(directory, title, content, Claim(own.directive, own).layout)
-        (directory / card.PICTURE).write_text(card.picture(found), encoding="utf-8")
         text = card.write(found)
+        (directory / card.PICTURE).write_text(card.picture(found), encoding="utf-8")
         (directory / card.FILE).write_text(text, encoding="utf-8")
         for problem in frontmatter.problems(text, directory):
             log.warning("the model card: %s", problem)
@@ -75,78 +78,100 @@ def rewrite(directory: Path, *, force: bool = False) -> Facts:
 
     Raises:
         CheckpointError: Nothing says what the model is.
-        OutputError: The card is another's, or cannot be written.
+        OutputError: The card is another tool's or a person's, or cannot be written.
         RefusedError: The model is not what it says.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
-    page = directory / card.FILE
-    if page.is_symlink():
-        raise OutputError(f"{page}: is a link, perhaps into the Hub's cache", hint="copy the model")
-    old = page.read_text(encoding="utf-8") if page.is_file() else None
-    if old is not None and not card.is_sealed(old) and not force:
-        raise OutputError(
-            f"{page}: is not as mk-interleave wrote it", hint="--force replaces it all the same"
-        )
-    report = verify.verify(directory, Models(cached_only=True))
-    trained = _is_trained(directory, report)
-    claimed = claim.read(directory)
-    content = _content(directory, claimed)
+    page, drawing = directory / card.FILE, directory / card.PICTURE
+    _check_own(page, drawing, force=force)
+    models = Models(cached_only=True)
+    try:
+        claimed = claim.read(directory)
+    except CheckpointError as error:
+        error.hint = f"of a trained model: copy {manifest.FILE} of the expansion there"
+        raise
+    expected, trained = _look(directory, models)
+    result = models.open(ModelRef(ModelPath(str(directory))))
+    packed = manifest.is_packed(result)
+    content = {
+        **_content(directory, claimed, result),
+        **manifest.totals(expected.layout, expected.parts, packed=packed),
+    }
     if trained and outcomes.TRAINED not in content.get("verified", {}):
-        content = {**content, "verified": {}}  # what was verified of other bytes
+        content["verified"] = {}  # what was verified was of other bytes
     title = directory.resolve().name or "model"
     found = facts(directory, title, content, claimed.layout, trained=trained)
     with interpreted(directory, manifest.FILE):
         text, picture = card.write(found), card.picture(found)
-    replace_file(directory / card.PICTURE, picture)
     replace_file(page, text)
+    replace_file(drawing, picture)
     for problem in frontmatter.problems(text, directory):
         log.warning("the model card: %s", problem)
     return found
 
 
-def _is_trained(directory: Path, report: Report) -> bool:
-    """Whether new layers are no longer what they were made as.
+def _check_own(page: Path, drawing: Path, *, force: bool) -> None:
+    """Check that card and picture may be replaced."""
+    for file in (page, drawing):
+        if file.is_symlink():
+            hint = "copy the model"
+            raise OutputError(f"{file}: is a link, perhaps into the Hub's cache", hint=hint)
+        if file.exists() and not file.is_file():
+            raise OutputError(f"{file}: is no file")
+    if force or not page.exists():
+        return
+    own = page.stat().st_size <= MAX_CONFIG
+    if not (own and card.is_sealed(page.read_text(encoding="utf-8", errors="replace"))):
+        raise OutputError(
+            f"{page}: is not as mk-interleave wrote it", hint="--force replaces it all the same"
+        )
+
+
+def _look(directory: Path, models: Models) -> tuple[Expected, bool]:
+    """What the model must be, and whether its new layers were trained since.
 
     Raises:
-        RefusedError: Anything else is not what it must be.
+        RefusedError: Anything but its new layers is not what it must be.
     """
-    new = {layer.index for layer in report.expected.layout.new_layers}
-    other = [difference for difference in report.differences if difference.layer not in new]
-    if other:
+    report = verify.verify(directory, models)
+    if not report.differences:
+        return report.expected, False
+    lenient = verify.verify(directory, models, trained=True)
+    if lenient.differences:
         raise RefusedError(
-            f"{directory}: is not what its layout says: {other[0]}",
+            f"{directory}: is not what its layout says: {lenient.differences[0]}",
             hint=f"mk-interleave verify {directory}",
         )
-    return bool(report.differences)
+    new = {layer.index for layer in report.expected.layout.new_layers}
+    trained = any(difference.layer in new for difference in report.differences)
+    return lenient.expected, trained
 
 
-def _content(directory: Path, claimed: Claim) -> Mapping[str, Any]:
+def _content(directory: Path, claimed: Claim, result: Checkpoint) -> Mapping[str, Any]:
     """What interleave.json says; where there is none, what it would say, as far as is known."""
     if claimed.manifest is not None:
         return claimed.manifest.content
     layout, keys = claimed.layout, claimed.directive.mergekit
-    models = Models(cached_only=True)
     against = list(layout.models)
     if "base_model" in keys:
         against += [parse_model(keys["base_model"], "base_model")]
     try:
-        plan = claim.of_sources(claimed, list(dict.fromkeys(against)), models).plan
+        sources = Models(cached_only=True)
+        plan = claim.of_sources(claimed, list(dict.fromkeys(against)), sources).plan
     except InterleaveError:
         plan = None
     if plan is not None:
-        return {**manifest.describe(plan, "mergekit", None, {}), "recipe": plan.recipe}
-    own = models.open(parse_model(str(directory), "DIR"))
-    family = own.require_family()
-    slices = claimed.spelled
-    written = recipe.to_document(slices, keys, naming.without_path)
+        made = manifest.describe(plan, MERGEKIT, None, {})
+        return {**made, "tools": {}, "recipe": plan.recipe, "says": recipe.FILE}
+    family = result.require_family()
     return {
-        "directive": written,
+        "directive": recipe.to_document(claimed.spelled, keys, naming.without_path),
         "models": [{"model": naming.without_path(model)} for model in layout.models],
         "identities": sorted(zeroing.identities(layout, lambda _: family)),
         "inherited": frontmatter.inherited({"": frontmatter.read(directory)}, "", ()),
-        "tools": manifest.tools("mergekit"),
-        "recipe": recipe.to_yaml(slices, keys, naming.without_path),
+        "recipe": recipe.to_yaml(claimed.spelled, keys, naming.without_path),
+        "says": recipe.FILE,
     }
 
 
@@ -181,28 +206,30 @@ def _facts(
     directive = dict(content["directive"])
     growth = directives.from_document(directive).growth
     spelled = isinstance(growth, Spelled)
-    verified = content.get("verified", {})
+    verified = dict(content.get("verified", {}))
     total, new = content.get("parameters"), content.get("new_parameters")
-    written = content.get("recipe")
-    if written is None:
-        written = (directory / recipe.FILE).read_text(encoding="utf-8")
+    own = directory / recipe.FILE
+    written = own.read_text(encoding="utf-8") if own.is_file() else None
+    edits = {layer.index: layer.edit for layer in layout.new_layers if layer.edit}
+    family = architecture.family_of_config(config)
     return Facts(
         title=title,
         layout=layout,
         growth=None if spelled else growth,
         sources=_sources(content["models"]),
-        identities=frozenset(content.get("identities", ())),
-        equal=content.get("equal"),
-        trained=trained or outcomes.TRAINED in verified,
+        identities=edits.keys() & {int(index) for index in content.get("identities", ())},
+        status=_status(content, layout, verified, trained=trained),
+        norms=family is not None and any(zeroing.closes_gains(e, family) for e in edits.values()),
         fingerprint=manifest.fingerprint(layout),
         task=tasks.task_of(config),
-        inherited=content.get("inherited", {}),
+        inherited=dict(content.get("inherited", {})),
         directive=None if spelled else yamltext.write(directive),
-        recipe=written,
-        tools=content["tools"],
-        parameters=None if total is None or new is None else (total, new),
+        recipe=content.get("recipe", written),
+        says=content.get("says", manifest.FILE),
+        tools={str(name): str(version) for name, version in content.get("tools", {}).items()},
+        parameters=None if total is None or new is None else (int(total), int(new)),
         nbytes=content.get("bytes"),
-        dtypes=content.get("dtypes", ()),
+        dtypes=[str(dtype) for dtype in content.get("dtypes", ())],
         conversion=content.get("converted"),
         beyond_mergekit=content.get("beyond_mergekit"),
         remote="auto_map" in config,
@@ -210,24 +237,41 @@ def _facts(
     )
 
 
+def _status(
+    content: Mapping[str, Any], layout: Layout, verified: Mapping[str, Any], *, trained: bool
+) -> str:
+    """What the model is like beside its base, by what was verified and what its making tells."""
+    if any(outcome.get("exact") is False for outcome in verified.values()):
+        return card.WRONG
+    if outcomes.TRAINED in verified:
+        return card.TRAINED
+    if trained:
+        return card.TOUCHED
+    kept = [layer.source for layer in layout.layers if not layer.new]
+    equal = content.get("equal")
+    if equal is True and kept == [*range(len(kept))] and len(layout.models) == 1:
+        return card.EQUAL
+    return card.UNKNOWN if equal is None else card.CHANGED
+
+
 def _sources(entries: Sequence[Mapping[str, Any]]) -> list[Source]:
     models = [parse_model(entry["model"], "models") for entry in entries]
     revisions = {(model.model.path, model.model.revision) for model in models}
     paths = Counter(path for path, _ in revisions)
     return [
-        _source(entry, model, naming.titled(model, revision=paths[model.model.path] > 1))
+        _source(entry, naming.titled(model, revision=paths[model.model.path] > 1))
         for entry, model in zip(entries, models, strict=True)
     ]
 
 
-def _source(entry: Mapping[str, Any], model: ModelRef, title: str) -> Source:
+def _source(entry: Mapping[str, Any], title: str) -> Source:
     """A source model, by what interleave.json says of it."""
-    ids = [model.path] if "commit" in entry or "/" in model.path else []
-    if model.lora is not None and "/" in model.lora.path:
-        ids.append(model.lora.path)
+    ids = [entry.get(key) for key in ("hub_id", "lora_hub_id")]
+    own, lora = (id_ if isinstance(id_, str) and hub.is_hub_id(id_) else None for id_ in ids)
     return Source(
         name=title,
-        hub_ids=ids,
+        hub_id=own,
+        lora=lora,
         commit=entry.get("commit"),
         depth=entry.get("layers"),
         parameters=entry.get("parameters"),

@@ -40,13 +40,14 @@ def stacks_of(names: Iterable[str], depth: int, config: Mapping[str, Any]) -> tu
         )
     if len(whole) == 1:
         return tuple(whole)
-    # A model of images beside it may be as deep.
+    # A model of images beside it may be as deep, and its names may end alike.
     family = architecture.family_of_config(config)
-    known = (*architecture.other_stacks(), *([family.layers, *family.beside] if family else ()))
-    named = [stack for stack in whole if any(_ends(stack, name) for name in known)]
-    if not named:
-        raise RefusedError(f"which of {', '.join(whole)} are the layers cannot be told")
-    return tuple(named)
+    own = (family.layers, *family.beside) if family else ()
+    for known in (architecture.other_stacks(), own):
+        named = [stack for stack in whole if any(_ends(stack, name) for name in known)]
+        if named:
+            return tuple(named)
+    raise RefusedError(f"which of {', '.join(whole)} are the layers cannot be told")
 
 
 def place(name: str) -> tuple[str, int] | None:
@@ -61,6 +62,26 @@ def within(names: Iterable[str], stacks: Collection[str], layers: Collection[int
         found = place(name)
         if found is not None and found[0] in stacks and found[1] in layers:
             yield name
+
+
+def check_apart(parameters: Mapping[str, object], trained: Collection[str]) -> None:
+    """Check that no parameter of the new layers is one of another layer, too.
+
+    Args:
+        parameters: All of them, under each of their names.
+        trained: The names of those of the new layers.
+
+    Raises:
+        RefusedError: One is: to train it would change an original.
+    """
+    own = {*trained}
+    others = {id(parameter): name for name, parameter in parameters.items() if name not in own}
+    for name in trained:
+        if id(parameters[name]) in others:
+            raise RefusedError(
+                f"{name} and {others[id(parameters[name])]} are one and the same, so that the new "
+                "layers cannot be trained alone"
+            )
 
 
 def _ends(stack: str, name: str) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 
 from mergekit_interleave import claim, structure, tasks, zeroing
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
-from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.errors import CheckpointError, RefusedError
 from mergekit_interleave.expand import Models
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.reference import ModelPath, ModelRef
-from mergekit_interleave.stacks import stacks_of, within
+from mergekit_interleave.stacks import check_apart, stacks_of, within
 from mergekit_interleave.tasks import Task
 
 
@@ -84,6 +84,10 @@ def read(directory: Path, models: Models, file: Path | None = None) -> Trainee:
     Raises:
         InterleaveError: It cannot be told, or there is nothing to train.
     """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+    if not str(directory).isprintable():
+        raise CheckpointError(f"{directory!r}: no trainer can be told such a name")
     layout = claim.read(directory, file).layout
     new = tuple(layer.index for layer in layout.new_layers)
     if not new:
@@ -107,6 +111,7 @@ def _read(directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, .
     modules = dict(model.named_modules(remove_duplicate=False))
     convolutions = tuple(f"{name}." for name, m in modules.items() if hasattr(m, "kernel_size"))
     found = stacks_of(parameters, len(layout), result.config)
+    check_apart(parameters, list(within(parameters, found, new)))
     return Trainee(
         directory=str(directory),
         model_type=result.model_type,
@@ -159,12 +164,11 @@ def _closed(
 ) -> Iterable[str]:
     family = result.require_family()
     identities = zeroing.identities(layout, lambda _: family)
+    gains = family.gains.all if family.gains else ()
     for layer in layout.new_layers:
-        if layer.index not in identities and not family.measured:
-            continue
-        names = list(within(parameters, stacks, [layer.index]))
-        gains = family.gains.all if family.gains else ()
-        shut = gains if gains and not zeroing.opens_gains(layer.edit, family) else family.zero
-        if family.measured:  # of an unknown type only its user knew what must be zero
-            shut = layer.zeroed
-        yield from (name for name in names if any(part in name for part in shut))
+        shut = layer.zeroed  # in the checkpoint's words, which may not be those of the class
+        if layer.index in identities:
+            shut = gains if zeroing.closes_gains(layer.edit, family) else family.zero
+        for name in within(parameters, stacks, [layer.index]):
+            if any(part in name for part in shut):
+                yield name

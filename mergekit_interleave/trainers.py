@@ -121,10 +121,10 @@ def _settings(trainee: Trainee, trainer: Trainer, method: str) -> Settings:
 
 
 def _notes(trainee: Trainee, method: str) -> Iterable[str]:
-    if method == LORA and trainee.closed:
+    if method == LORA and trainee.closed & trainee.adapted:
         yield (
-            "new layers start as identities: no DoRA (it divides by a norm of 0: NaN), no PiSSA "
-            "(it gets no gradient), and never a LoRA without the output projections"
+            "matrices of the new layers are zero: no DoRA (it divides by their norm: NaN), no "
+            "PiSSA (it gets no gradient), and never a LoRA without these output projections"
         )
 
 
@@ -167,7 +167,7 @@ def _peft(trainee: Trainee) -> Settings:
 
 def _loaded(trainee: Trainee) -> str:
     code = ", trust_remote_code=True" if trainee.remote else ""
-    return f"model = {trainee.task.load}.from_pretrained({json.dumps(trainee.directory)}{code})\n"
+    return f"model = {trainee.task.load}.from_pretrained({_literal(trainee.directory)}{code})\n"
 
 
 # YAML.
@@ -232,7 +232,7 @@ def _llamafactory_lora(trainee: Trainee) -> Settings:
     if owners:
         notes = (
             *notes,
-            f"LLaMA-Factory has no LoRA for {next(iter(owners))} and its like: in full",
+            f"{next(iter(owners))} and its like are trained in full: it has no LoRA of them",
         )
     return _yaml(
         LORA,
@@ -324,7 +324,7 @@ def _unsloth(trainee: Trainee) -> Settings:
     chosen = lora.choose(trainee, ways)
     if chosen.saved:
         raise RefusedError(
-            f"unsloth: {chosen.saved[0]} and its like let nothing pass and can have no LoRA, and "
+            f"unsloth: {chosen.saved[0]} and its like let nothing pass, cannot have a LoRA, and "
             "unsloth trains nothing else",
             hint="--for peft, or --for transformers",
         )
@@ -332,7 +332,7 @@ def _unsloth(trainee: Trainee) -> Settings:
     said = _arguments(chosen)
     text = (
         f"from unsloth import {loader}\n\n"
-        f"model, tokenizer = {loader}.from_pretrained({json.dumps(trainee.directory)})\n"
+        f"model, tokenizer = {loader}.from_pretrained({_literal(trainee.directory)})\n"
         f"model = {loader}.get_peft_model(\n    model,\n{said})\n"
     )
     return Settings(text, LORA)
@@ -363,8 +363,8 @@ def _arguments(chosen: Lora) -> str:
 def _python(value: object) -> str:
     """A value as Python, a long list on several lines."""
     if not isinstance(value, tuple):
-        return json.dumps(value)
-    words = [json.dumps(item) for item in value]
+        return _literal(value)
+    words = [_literal(item) for item in value]
     line = f"[{', '.join(words)}]"
     if len(line) <= _WIDTH:
         return line
@@ -379,15 +379,22 @@ def _python(value: object) -> str:
     return f"[\n{inner},\n    ]"
 
 
+def _literal(value: object) -> str:
+    """A string, a number or a list as Python; JSON's letters beyond its first plane are not."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 _WIDTH = 76
 
 
 def _about(chosen: Lora) -> tuple[str, ...]:
     if not chosen.saved:
         return ()
-    return (
-        f"{chosen.saved[0]} and its like let nothing pass and can have no LoRA: in full beside it",
+    note = (
+        f"{chosen.saved[0]} and its like let nothing pass and cannot have a LoRA; they are trained "
+        "in full beside it, or it would get no gradient"
     )
+    return (note,)
 
 
 def _group(layers: Sequence[int]) -> str:
@@ -408,7 +415,7 @@ def _check(trainee: Trainee, selected: set[str], title: str) -> None:
     """Check that a trainer's words select the parameters of the new layers and no others."""
     if selected != trainee.trained:
         odd = min(selected ^ trainee.trained)
-        what = "would also train" if odd in selected else "would not train"
+        what = "may also train" if odd in selected else "would not train"
         raise RefusedError(f"{title} {what} {odd}")
 
 
@@ -416,7 +423,7 @@ TRAINERS = {
     "transformers": Trainer(
         "transformers",
         full=_transformers,
-        without="a LoRA is PEFT's",
+        without="has no LoRA of its own",
         instead="--for peft",
     ),
     "trl": Trainer("TRL", full=_trl, lora=_trl_lora),

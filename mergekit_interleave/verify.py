@@ -24,7 +24,6 @@ from mergekit_interleave.claim import Expected
 from mergekit_interleave.comparison import Comparison, Difference, Leeway, compare
 from mergekit_interleave.errors import (
     CheckpointError,
-    DirectiveError,
     RefusedError,
 )
 from mergekit_interleave.expand import Models
@@ -70,19 +69,24 @@ class Report:
 
     def outcome(self) -> dict[str, Any]:
         """What interleave.json keeps of it."""
-        return outcome(self.weights, self.against, len(self.differences))
+        return outcome(self.weights, self.against, self.expected.parts, len(self.differences))
 
 
 def outcome(
-    weights: Comparison | None, against: Sequence[str], differences: int = 0
+    weights: Comparison | None,
+    against: Sequence[str],
+    parts: Sequence[Part],
+    differences: int = 0,
 ) -> dict[str, Any]:
     """What interleave.json keeps of a comparison.
 
     Args:
         weights: What came of the tensors, None where they could not be read.
         against: What the sources are called.
+        parts: What the tensors must be.
         differences: How many things are not as they must be.
     """
+    computed = sum(part.is_computed for part in parts)
     found: dict[str, Any] = {"exact": not differences, "differences": differences}
     found |= {"against": list(against)} if against else {}
     if weights is not None:
@@ -92,6 +96,7 @@ def outcome(
             "compared": weights.compared,
         }
         found |= {"not_compared": dict(weights.unread)} if weights.unread else {}
+    found |= {"computed": computed} if computed else {}
     return found | {"tools": {"mergekit-interleave": __version__}}
 
 
@@ -110,18 +115,13 @@ def verify(
         models: Where its sources are opened.
         against: Its sources, see `claim.of_sources`; none compares it with itself.
         layout_from: The file that says the layers, see `claim.read`.
-        trained: New layers may hold anything.
+        trained: New layers may hold anything, and a trainer has written the other files.
 
     Raises:
         InterleaveError: It cannot be told what it must be, or a source cannot be read.
     """
     if not out.is_dir():
         raise CheckpointError(f"{out}: no such directory")
-    if trained and not against:
-        raise DirectiveError(
-            "--trained: without the base there is nothing to compare with",
-            hint="name it: --against MODEL",
-        )
     trusted = models.trust_remote_code
     claimed = claim.read(out, layout_from)
     if against:

@@ -101,10 +101,10 @@ def check_plain(checkpoint: Checkpoint) -> None:
                 )
 
 
-def opens_gains(edit: Edit, family: Family) -> bool:
-    """Whether an edit leaves the norms open that follow zeroed projections."""
+def closes_gains(edit: Edit, family: Family) -> bool:
+    """Whether an edit closes the norms that follow the projections."""
     names = family.gains.names if family.gains else ()
-    return not any(
+    return any(
         constant_of(name, edit.constants) or scale_of(name, edit.scales) == 0 for name in names
     )
 

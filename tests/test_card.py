@@ -21,7 +21,7 @@ from mergekit_interleave.scaling import zeroed_scales
 from mergekit_interleave.tasks import Task
 
 MODEL = ModelRef(ModelPath("org/base"))
-BASE = card.Source("org/base", ["org/base"], "0" * 40, 8, 100, "mit")
+BASE = card.Source("org/base", "org/base", None, "0" * 40, 8, 100, "mit")
 WEIGHTS = {
     "exact": True,
     "differences": 0,
@@ -43,13 +43,14 @@ def facts(**changes: Any) -> card.Facts:
         "growth": Every(4),
         "sources": [BASE],
         "identities": {4, 9},
-        "equal": True,
-        "trained": False,
+        "status": card.EQUAL,
+        "norms": False,
         "fingerprint": "0123",
         "task": Task("text-generation"),
         "inherited": {"license": "mit", "language": ["en"]},
         "directive": "interleave: every 4\n",
         "recipe": "slices: []\n",
+        "says": "interleave.json",
         "tools": {"mergekit-interleave": "0.1.0"},
         "parameters": (110, 10),
         "nbytes": 220,
@@ -64,7 +65,8 @@ def copies(**changes: Any) -> card.Facts:
     """An up-scaling."""
     layout = expand(Repeat((2, 4)), MODEL, 8)
     growth = Repeat((2, 4))
-    return facts(layout=layout, growth=growth, identities=(), equal=False, **changes)
+    settings = {"status": card.CHANGED, **changes}
+    return facts(layout=layout, growth=growth, identities=(), **settings)
 
 
 def test_the_front_matter_is_read_by_huggingface_hub() -> None:
@@ -91,16 +93,17 @@ def test_what_the_bases_card_says_wins() -> None:
 
 def test_without_a_hub_id_no_base_model_is_named() -> None:
     """An invented lineage would be worse than none."""
-    text = card.write(facts(sources=[replace(BASE, name="base", hub_ids=[])]))
+    text = card.write(facts(sources=[replace(BASE, name="base", hub_id=None)]))
     assert "base_model" not in ModelCard(text).data.to_dict()
     assert "`base`, 8 → 10 layers" in text
+    assert "A directory of its maker's: `base`." in text
 
 
 def test_each_base_model_is_named_once() -> None:
     """In the order of the layers, with the LoRAs that were merged in."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(ModelRef(ModelPath("org/b")), 0, 2)))
-    sources = [BASE, card.Source("org/b+org/lora", ["org/b", "org/lora", "org/base"])]
-    found = facts(layout=layout, growth=None, sources=sources, identities=(), equal=False)
+    sources = [BASE, card.Source("org/b+org/lora", "org/b", "org/lora"), BASE]
+    found = facts(layout=layout, growth=None, sources=sources, identities=(), status=card.CHANGED)
     data = ModelCard(card.write(found)).data.to_dict()
     assert data["base_model"] == ["org/base", "org/b", "org/lora"]
     assert "frankenmerge" in data["tags"]
@@ -116,7 +119,7 @@ def test_the_body_says_what_the_model_is() -> None:
     assert "**Status: untrained, and equal to its base.**" in text
     assert "0-3 [4] 5-8 [9]" in text
     assert "| new layers | 4, 9 |" in text
-    assert "| verified | all tensors compared with the base's, byte for byte |" in text
+    assert "| verified | all tensors compared with those they come from, byte for byte |" in text
     assert "`0123`: only models of the same one can be merged with this one" in text
     assert "```yaml\nslices: []\n```" in text
     assert "![layer map](layers.svg)" in text
@@ -134,17 +137,46 @@ def test_copies_are_not_called_identities() -> None:
     assert "DoRA" not in text
 
 
-def test_what_was_trained_is_not_called_untrained() -> None:
-    """Nor equal to its base."""
-    text = card.write(facts(trained=True))
-    assert "**Status: trained.**" in text
+@pytest.mark.parametrize("status", [card.TRAINED, card.TOUCHED, card.WRONG, card.UNKNOWN])
+def test_no_more_is_said_than_is_known(status: str) -> None:
+    """What was trained, or is wrong, is not called equal to its base."""
+    text = card.write(facts(status=status))
+    assert f"**Status: {status}.**" in text
     assert "equal to its base" not in text
+    assert ("to the bit" in text) == (status == card.TRAINED)
+    assert ("DoRA" in text) == (status in (card.WRONG, card.UNKNOWN))
+
+
+def test_a_conversion_rounds() -> None:
+    """And then nothing is equal to the last bit."""
+    text = card.write(
+        facts(conversion="F32 → BF16", verified={"weights": WEIGHTS | {"computed": 3}})
+    )
+    assert "computes what its base computes but for rounding" in text
+    assert "byte for byte, 3 of them computed again" in text
+
+
+def test_what_could_not_be_compared_was_not() -> None:
+    """All tensors of a model with a LoRA."""
+    unread = {"not_compared": {"a LoRA was merged into it": 12}, "compared": 0}
+    assert "| verified | no tensors compared" in card.write(
+        facts(verified={"weights": WEIGHTS | unread})
+    )
+
+
+def test_closed_norms_have_another_warning() -> None:
+    """Of them the output projections are no remedy."""
+    text = card.write(facts(norms=True))
+    assert "must be trained in full" in text
+    assert "DoRA" not in text
 
 
 def test_fewer_layers_are_no_expansion() -> None:
     """Nothing is new where layers were only left out, and there is nothing to train."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 4, 8)))
-    found = facts(layout=layout, growth=None, identities=(), equal=False, parameters=(90, 0))
+    found = facts(
+        layout=layout, growth=None, identities=(), status=card.CHANGED, parameters=(90, 0)
+    )
     text = card.write(found)
     assert "pruning" in ModelCard(text).data.tags
     assert "freeze_original_layers" not in text
@@ -154,12 +186,15 @@ def test_fewer_layers_are_no_expansion() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     """Of a directory whose sources are not at hand."""
     found = facts(
-        sources=[card.Source("base")], parameters=None, nbytes=None, equal=None, directive=None,
-        inherited={}, verified={}, task=Task(),
+        sources=[card.Source("base")], parameters=None, nbytes=None, status=card.UNKNOWN,
+        directive=None, recipe=None, says="mergekit_config.yml", inherited={}, verified={},
+        task=Task(), tools={},
     )  # fmt: skip
     text = card.write(found)
     assert "? → 10 layers" in text
     assert "None" not in text
+    assert "Made with" not in text
+    assert "interleave.json" not in text
     assert "nothing yet" in text
     assert "pipeline_tag" not in text
     assert found.name == "base_10Layers-Interleaved"
@@ -167,7 +202,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 def test_licenses_that_differ_are_listed() -> None:
     """With each source."""
-    other = card.Source("org/b", ["org/b"], license="llama2")
+    other = card.Source("org/b", "org/b", license="llama2")
     inherited = {"license": "other", "license_name": "x", "license_link": "https://x"}
     text = card.write(facts(sources=[BASE, other], inherited=inherited))
     assert "/org/base): mit; [org/b](https://huggingface.co/org/b): llama2 |" in text
@@ -257,5 +292,5 @@ def test_the_picture_is_of_the_layers() -> None:
 def test_the_offline_check_finds_nothing(tmp_path: Path) -> None:
     """In any of these."""
     (tmp_path / "layers.svg").touch()
-    for found in (facts(), copies(), facts(trained=True), facts(verified={})):
+    for found in (facts(), copies(), facts(status=card.TRAINED), facts(verified={})):
         assert not list(frontmatter.problems(card.write(found), tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def test_a_card_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> Non
     assert frontmatter.read(tmp_path) == {}
     (tmp_path / "README.md").write_text(content)
     assert frontmatter.read(tmp_path) == {}
+
+
+def test_a_card_with_a_mark_of_its_bytes_is_read(tmp_path: Path) -> None:
+    """As some editors write them."""
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8-sig")
+    assert frontmatter.read(tmp_path) == {"license": "mit"}
 
 
 def test_a_card_is_read(tmp_path: Path) -> None:
@@ -67,6 +74,7 @@ class TestInherited:
         for value in (5, {"a": 1}, [1], [], "", None):
             card = dict.fromkeys(["license", "language", "pipeline_tag"], value)
             assert frontmatter.inherited({"a": card}, "a", ()) == {}
+        assert frontmatter.inherited({"a": {"pipeline_tag": ["x", "y"]}}, "a", ()) == {}
 
     def test_a_license_with_a_name_of_its_own(self) -> None:
         """Is `other`, with the name and where it is to be read: a file, or the base's page."""
@@ -85,6 +93,26 @@ class TestInherited:
             "license_name": "tongyi-qianwen",
             "license_link": "LICENSE.md",
         }
+
+    def test_several_licenses(self) -> None:
+        """Are no identifier of the Hub's, and none of them is forgotten."""
+        card = {"license": ["mit", "apache-2.0"]}
+        assert frontmatter.license_of(card) == "mit, apache-2.0"
+        assert (
+            frontmatter.inherited({"org/a": card}, "org/a", ())["license_name"] == "mit-apache-2.0"
+        )
+
+    @pytest.mark.parametrize(
+        "odd", ["x\n\n# Injected", "a <!-- verified --> /home/bob/x", "é" * 999]
+    )
+    def test_hostile_words(self, odd: str) -> None:
+        """Of a base do not come onto the card as they are."""
+        card = {"license": "other", "license_name": odd, "license_link": odd, "language": odd}
+        card |= {"pipeline_tag": odd, "library_name": odd}
+        found = frontmatter.inherited({"org/a": card}, "org/a", ())
+        assert found.keys() == {"license", "license_name", "license_link"}
+        assert re.fullmatch(r"[\w.-]{1,80}", found["license_name"], re.ASCII)
+        assert "\n" not in str(frontmatter.license_of({"license": odd}))
 
     def test_licenses_that_differ(self) -> None:
         """No one of them is the whole's; where one is not known, nothing is said."""
@@ -117,6 +145,7 @@ class TestInherited:
         ({"tags": "merge"}, "tags: there are none"),
         ({"language": 5}, "language: is no word"),
         ({"pipeline_tag": {}}, "pipeline_tag: is no word"),
+        ({"library_name": ["a", "b"]}, "library_name: is no word"),
     ],
 )
 def test_what_the_hub_would_not_take(change: dict[str, Any], problem: str, tmp_path: Path) -> None:

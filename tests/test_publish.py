@@ -19,6 +19,7 @@ import yaml
 from conftest import Cli, make_llama
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
+from safetensors.torch import load_file, save_file
 
 from mergekit_interleave import card, frontmatter
 
@@ -75,6 +76,8 @@ def test_the_cards_of_all_examples(example: str, cache: Path, shell: Shell, tmp_
     assert str(tmp_path) not in text
     assert str(cache) not in text
     assert "Untitled" not in text
+    plan = shell(f"mk-interleave plan {EXAMPLES / example}.yml --json", HF_HUB_CACHE=str(cache))
+    assert f": {json.loads(plan.stdout)['what']}." in text
     data = ModelCard(text).data.to_dict()
     assert data == metadata_load(tmp_path / "out" / "README.md")
     assert data["base_model"] == list(HUB_IDS[example])
@@ -161,8 +164,36 @@ class TestCard:
         train(trained)
         assert mk("card", trained).status == 0
         text = (trained / "README.md").read_text()
-        assert "**Status: trained.**" in text
+        assert "**Status: trained since it was made.**" in text
         assert "| verified | nothing yet |" in text
+        assert "to the bit" not in text
+
+    def test_where_a_trainer_has_saved_it(
+        self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Its directory has no more than weights and config; the layers come with a copy."""
+        trained = tmp_path / "trained"
+        train(deeper, trained)
+        refused = mk("card", trained)
+        assert refused.status == 1
+        assert "copy interleave.json of the expansion there" in refused.err
+        shutil.copy(deeper / "interleave.json", trained)
+        assert mk("card", trained).status == 0
+        assert "**Status: trained since it was made.**" in (trained / "README.md").read_text()
+        assert mk("verify", trained, "--against", tiny, "--trained").status == 0
+        text = (trained / "README.md").read_text()
+        assert "**Status: trained.**" in text
+        assert not list(frontmatter.problems(text, trained))
+
+    def test_what_verify_has_found_wrong(self, mk: Cli, deeper: Path, tiny: Path) -> None:
+        """Is no longer called equal to its base."""
+        tensors = load_file(deeper / "model.safetensors")
+        tensors["model.embed_tokens.weight"] += 1
+        save_file(tensors, deeper / "model.safetensors", metadata={"format": "pt"})
+        assert mk("verify", deeper, "--against", tiny).status == 1
+        text = (deeper / "README.md").read_text()
+        assert "**Status: not what its layout says.**" in text
+        assert "| verified | **wrong** in 1 place |" in text
 
     def test_what_verify_has_found_after_training(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """Is said, and the status with it."""
@@ -215,6 +246,21 @@ class TestCard:
         assert "is not known" in text
         assert str(tmp_path) not in text
 
+    @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"x" * 2**20])
+    def test_a_card_that_is_no_text(self, mk: Cli, deeper: Path, content: bytes) -> None:
+        """Is someone's; with --force it goes."""
+        (deeper / "README.md").write_bytes(content)
+        assert "is not as mk-interleave wrote it" in mk("card", deeper).err
+        assert mk("card", deeper, "--force").status == 0
+
+    def test_what_is_no_file(self, mk: Cli, deeper: Path) -> None:
+        """Is not replaced, nor is anything else."""
+        (deeper / "README.md").unlink()
+        os.mkfifo(deeper / "README.md")
+        picture = (deeper / "layers.svg").read_bytes()
+        assert "is no file" in mk("card", deeper, "--force").err
+        assert (deeper / "layers.svg").read_bytes() == picture
+
     def test_links_are_not_written_through(self, mk: Cli, deeper: Path, tmp_path: Path) -> None:
         """The Hub's cache is made of them."""
         linked = tmp_path / "linked"
@@ -237,6 +283,16 @@ class TestCard:
         else:
             text = (deeper / "README.md").read_text()
             assert ModelCard(text).data.to_dict()["base_model_relation"] == "merge"
+            assert "| layers | 8 → 10, 2 of them new |" in text
+
+    def test_lies_in_the_manifest(self, mk: Cli, deeper: Path) -> None:
+        """What the weights tell is told by them; `verify` names the lie, with a base or without."""
+        content = json.loads((deeper / "interleave.json").read_text())
+        lie = {"parameters": 9**9, "bytes": 7, "new_parameters": 1}
+        (deeper / "interleave.json").write_text(json.dumps(content | lie))
+        assert "parameters is said to be 387420489" in mk("verify", deeper).out
+        assert mk("card", deeper).status == 0
+        assert "| weights | 326 kB of F32 |" in (deeper / "README.md").read_text()
 
     @pytest.mark.parametrize("words", [["nowhere"], ["."]])
     def test_what_is_no_model(self, mk: Cli, tmp_path: Path, words: list[str]) -> None:
@@ -244,8 +300,8 @@ class TestCard:
         assert mk("card", *words, cwd=tmp_path).status == 1
 
 
-def train(directory: Path) -> None:
-    """Some steps on the new layers, saved where the model was."""
+def train(directory: Path, out: Path | None = None) -> None:
+    """Some steps on the new layers, saved where the model was, or elsewhere."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -258,7 +314,7 @@ def train(directory: Path) -> None:
     for _ in range(2):
         model(input_ids=tokens, labels=tokens).loss.backward()
         optimizer.step()
-    model.save_pretrained(directory)
+    model.save_pretrained(out or directory)
 
 
 class TestRun:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import os
 import shlex
 import shutil
 from dataclasses import replace
@@ -74,44 +76,55 @@ def with_a_tower(**changes: Any) -> Trainee:
 
 def selected(name: str, text: str, of: Trainee) -> set[str]:
     """What a trainer makes of its settings: the weights that it trains or adapts."""
-    said: dict[str, Any] = {}
     if name == "ms-swift":
-        words = shlex.split(text.replace("\\\n", " "))
-        flags = [i for i, word in enumerate(words) if word.startswith("--")]
-        for start, stop in zip(flags, [*flags[1:], len(words)], strict=True):
-            said[words[start][2:]] = words[start + 1 : stop]
-        if said["tuner_type"] == ["full"]:
-            assert said["freeze_parameters_ratio"] == ["1"]
-            return selectors.swift(of.parameters, said["trainable_parameters"])
-        targets = said["target_regex"][0] if "target_regex" in said else said["target_modules"]
-        return adapted(of, targets, said.get("target_parameters", []))
-    if not text.startswith("from "):
-        said = yaml.safe_load(text)
+        return by_swift(text, of)
+    if text.startswith("from "):
+        return executed(text, of)
+    said = yaml.safe_load(text)
     match name:
         case "axolotl" if "adapter" not in said:
             return selectors.axolotl(of.parameters, said["unfrozen_parameters"])
         case "axolotl":
-            pattern = said.get("peft_layers_pattern", [None])[0]
-            layers = said.get("peft_layers_to_transform")
             return adapted(
                 of,
                 said["lora_target_modules"],
                 said.get("lora_target_parameters", []),
-                layers,
-                pattern,
+                said.get("peft_layers_to_transform"),
+                said.get("peft_layers_pattern", [None])[0],
             )
-        case "llamafactory" if said["finetuning_type"] == "freeze":
-            pro = said.get("use_llama_pro", False)
-            count = said["freeze_trainable_layers"]
-            layers = selectors.llamafactory_layers(of.depth, count, llama_pro=pro)
-            return selectors.llamafactory(of.parameters, layers)
         case "llamafactory":
-            return adapted(of, said["lora_target"].split(","), [])
-        case "trl" if said:
+            return by_llamafactory(said, of)
+        case _:
             targets = said["lora_target_modules"]
             one = targets[0] if len(targets) == 1 else targets
             return adapted(of, one, said.get("lora_target_parameters", []))
-    return executed(text, of)
+
+
+def by_swift(text: str, of: Trainee) -> set[str]:
+    """What ms-swift makes of words of a shell."""
+    words = shlex.split(text.replace("\\\n", " "))
+    flags = [i for i, word in enumerate(words) if word.startswith("--")]
+    said = {
+        words[start][2:]: words[start + 1 : stop]
+        for start, stop in zip(flags, [*flags[1:], len(words)], strict=True)
+    }
+    if said["tuner_type"] == ["full"]:
+        assert said["freeze_parameters_ratio"] == ["1"]
+        return selectors.swift(of.parameters, said["trainable_parameters"])
+    targets = said["target_regex"][0] if "target_regex" in said else said["target_modules"]
+    return adapted(of, targets, said.get("target_parameters", []))
+
+
+def by_llamafactory(said: dict[str, Any], of: Trainee) -> set[str]:
+    """What LLaMA-Factory makes of its YAML, in a model of images, too."""
+    if said["finetuning_type"] == "freeze":
+        pro, count = said.get("use_llama_pro", False), said["freeze_trainable_layers"]
+        layers = selectors.llamafactory_layers(of.depth, count, llama_pro=pro)
+        return selectors.llamafactory(of.parameters, layers)
+    targets = said["lora_target"].split(",")
+    if of.task.tag == "image-text-to-text":
+        return {f"{module}.weight" for module in selectors.llamafactory_lora(of.linear, targets)}
+    return adapted(of, targets, [])
 
 
 def adapted(
@@ -130,8 +143,6 @@ def adapted(
 
 def executed(text: str, of: Trainee) -> set[str]:
     """What the arguments in a piece of Python say; the libraries run it in `test_zoo`."""
-    import ast
-
     tree = ast.parse(text)
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         said = {
@@ -160,12 +171,12 @@ def executed(text: str, of: Trainee) -> set[str]:
 )
 def test_settings_select_the_new_layers(name: str, method: str, model: Trainee) -> None:
     """4 and not 40 to 49, and no layer of a tower; or the trainer is said to have no words."""
-    try:
-        text = trainers.settings(model, name, method).text
-    except RefusedError:
-        trainer = trainers.TRAINERS[name]
-        assert trainer.form(method) is None or (name, method) == ("llamafactory", "full")
+    unsayable = (name, method) == ("llamafactory", "full")  # of these three
+    if trainers.TRAINERS[name].form(method) is None or unsayable:
+        with pytest.raises(RefusedError):
+            trainers.settings(model, name, method)
         return
+    text = trainers.settings(model, name, method).text
     expected = model.trained if method == "full" else model.adapted
     assert selected(name, text, model) == expected
 
@@ -213,7 +224,7 @@ class TestLlamaFactory:
 
     def test_a_tower_of_the_same_indices_is_noticed(self) -> None:
         """It looks for the index anywhere in a name."""
-        with pytest.raises(RefusedError, match=r"would also train model\.vision_tower"):
+        with pytest.raises(RefusedError, match=r"may also train model\.vision_tower"):
             trainers.settings(with_a_tower(depth=10, new=(4, 9)), "llamafactory", "full")
 
 
@@ -332,6 +343,46 @@ def test_a_base_is_nothing_to_train(mk: Cli, deeper: Path, tmp_path: Path) -> No
     assert "states 40 layers, and its layout has 45" in mk("train", tmp_path, "--for", "trl").err
 
 
+def test_a_name_that_is_no_text(mk: Cli, deeper: Path, tmp_path: Path) -> None:
+    """Cannot be told to a trainer; letters of any plane can, in Python, too."""
+    odd = tmp_path / os.fsdecode(b"n\xff")
+    shutil.copytree(deeper, odd)
+    assert "no trainer can be told such a name" in mk("train", odd, "--for", "axolotl").err
+    face = tmp_path / "\N{GRINNING FACE} ü"
+    shutil.copytree(deeper, face)
+    text = mk("train", face, "--for", "transformers").out
+    load = next(line for line in text.splitlines() if "from_pretrained" in line)
+    assert ast.literal_eval(load.partition("from_pretrained(")[2][:-1]) == str(face)
+
+
+def test_shared_weights_are_not_trained_with_a_new_layer(tmp_path: Path, mk: Cli) -> None:
+    """Zamba's layers share a block with one another: its originals would change."""
+    zoo.quiet()
+    base, out = zoo.save("zamba", tmp_path / "base"), tmp_path / "out"
+    assert mk("run", "--every", "4", out, "--model", base, "--engine", "stream").status == 0
+    result = mk("train", out, "--for", "transformers")
+    assert (result.status, "are one and the same" in result.err) == (1, True)
+
+
+def test_a_tower_whose_names_end_alike(tmp_path: Path, mk: Cli) -> None:
+    """Llama 4's tower has `model.layers` as its text has, and may be as deep."""
+    zoo.quiet()
+    base, out = zoo.save("llama4", tmp_path / "base"), tmp_path / "out"
+    assert mk("run", "--every", "4", out, "--model", base, "--engine", "stream").status == 0
+    config = json.loads((out / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 10
+    (out / "config.json").write_text(json.dumps(config))
+    found = yaml.safe_load(mk("train", out, "--for", "axolotl").out)
+    assert found["unfrozen_parameters"] == ["language_model.model.layers.(4|9)."]
+
+
+def test_zeros_that_make_no_identity_have_the_warning(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """DoRA divides by the norm of each of them."""
+    words = ("run", "append: 1, zero: [o_proj]", tmp_path / "out", "--model", tiny)
+    assert mk(*words, "--allow-non-identity", "--engine", "stream").status == 0
+    assert "no DoRA" in mk("train", tmp_path / "out", "--for", "peft").err
+
+
 REAL = {
     "qwen3_moe": "stacked experts, and dense layers that PEFT takes for them",
     "gpt2": "another kind of matrix",
@@ -358,4 +409,7 @@ def test_closed_gains_get_gradients(mk: Cli, tmp_path: Path) -> None:
     words = ("run", "interleave: every 4, zero: gains", tmp_path / "out", "--model", base)
     assert mk(*words).status == 0
     assert not zoo.untrainable(tmp_path / "out")
-    assert "post_attention_layernorm" in mk("train", tmp_path / "out", "--for", "peft").out
+    told = mk("train", tmp_path / "out", "--for", "peft")
+    assert "post_attention_layernorm" in told.out
+    assert "or it would get no gradient" in told.err
+    assert "DoRA" not in told.err

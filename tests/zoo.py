@@ -31,6 +31,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from mergekit_interleave import architecture, cli, trainee, trainers
 from mergekit_interleave import verdict as verdicts
+from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.expand import Models
 
 EVERY = "interleave: every 2"
@@ -360,26 +361,44 @@ def untrainable(out: Path) -> str:
 
     The settings for transformers and PEFT are run as they are given out.
     """
-    trained = trainee.read(out, Models())
+    try:
+        trained = trainee.read(out, Models())
+    except RefusedError as error:
+        return "" if _is_shared(load(out)) else str(error)
     for name in ("transformers", "peft"):
         model = _told(trainers.settings(trained, name).text)
         inner = getattr(model, "get_base_model", lambda own=model: own)()
         new = {*trained.new}
-        theirs: dict[int, int] = {}  # the layer of each parameter, by transformers' own account
-        for layers in _stacks(inner, trained.depth):
-            for index, layer in enumerate(layers):
-                theirs |= {id(parameter): index for parameter in layer.parameters()}
-        own = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if {theirs.get(id(parameter)) for parameter in own} != new:
-            return f"{name}: trains {sorted({str(theirs.get(id(p))) for p in own})}, not {new}"
-        if name == "transformers" and len(own) < sum(index in new for index in theirs.values()):
+        theirs = _layers(inner, trained.depth)
+        own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        layers = {index for parameter in own for index in theirs.get(parameter, [-1])}
+        if layers != new:
+            return f"{name}: trains {sorted(layers)}, not {sorted(new)}"
+        whole = {parameter for parameter, indices in theirs.items() if indices <= new}
+        if name == "transformers" and own != whole:
             return f"{name}: does not train all of the new layers"
-        alive = _backward(model) and {
-            theirs[id(p)] for p in own if p.grad is not None and p.grad.any()
-        }
-        if alive and alive != new:
-            return f"{name}: layers {sorted(new - alive)} get no gradient"
+        if _backward(model):
+            parameters = [p for p in model.parameters() if p.grad is not None and p.grad.any()]
+            alive = {index for p in parameters for index in theirs[id(p)]}
+            if alive != new:
+                return f"{name}: layers {sorted(new - alive)} get no gradient"
     return ""
+
+
+def _layers(model: Any, depth: int) -> dict[int, set[int]]:
+    """The layers that each parameter is in, by transformers' own account."""
+    found: dict[int, set[int]] = {}
+    for layers in _stacks(model, depth):
+        for index, layer in enumerate(layers):
+            for parameter in layer.parameters():
+                found.setdefault(id(parameter), set()).add(index)
+    return found
+
+
+def _is_shared(model: Any) -> bool:
+    """Whether layers share parameters."""
+    depth = model.config.get_text_config().num_hidden_layers
+    return any(len(layers) > 1 for layers in _layers(model, depth).values())
 
 
 def _told(text: str) -> Any:
