@@ -5,10 +5,14 @@ BIN := $(VENV)/bin
 CACHE := .cache
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo test zoo faults bench lint types install clean
+.PHONY: demo demo-train test zoo faults bench lint types install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
+
+# Trains the new layers on a short book, and checks that nothing else has changed.
+demo-train: $(SMOLLM2)/config.json
+	$(BIN)/python examples/train.py $(SMOLLM2) $(CACHE)/demo-train
 
 test: lint types $(SMOLLM2)/config.json
 	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
