@@ -6,10 +6,14 @@ CACHE := .cache
 PACKAGE := $(shell find mergekit_interleave -type f -not -name '*.pyc')
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo test smoke docs zoo faults bench lint types install clean
+.PHONY: demo demo-train test smoke docs zoo faults bench lint types install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
+
+# Trains the new layers on a short book, and checks that nothing else has changed.
+demo-train: $(SMOLLM2)/config.json
+	$(BIN)/python examples/train.py $(SMOLLM2) $(CACHE)/demo-train
 
 test: lint types smoke $(SMOLLM2)/config.json
 	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
