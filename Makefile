@@ -16,7 +16,7 @@ demo-train: $(SMOLLM2)/config.json
 	$(BIN)/python examples/train.py $(SMOLLM2) $(CACHE)/demo-train
 
 test: lint types smoke $(SMOLLM2)/config.json
-	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The wheel in an empty environment, in a minute; again when what goes into it has changed.
 smoke: $(CACHE)/smoke/passed
