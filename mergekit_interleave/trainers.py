@@ -219,20 +219,27 @@ def _llamafactory(trainee: Trainee) -> Settings:
 
 
 def _llamafactory_lora(trainee: Trainee) -> Settings:
+    def owners_of(chosen: Lora) -> list[str]:
+        """It hands PEFT no parameters, so their modules are trained in full."""
+        return [*dict.fromkeys(name.rpartition(".")[0] for name in chosen.parameters)]
+
     def is_exact_anywhere(chosen: Lora) -> bool:
         found = selectors.llamafactory_lora(trainee.linear, chosen.modules)
-        return found == selectors.peft_modules(trainee.modules, chosen.modules)
+        saved = selectors.peft_saved(trainee.modules, owners_of(chosen))
+        return (
+            found == selectors.peft_modules(trainee.modules, chosen.modules)
+            and {*trainee.within(saved)} == saved
+        )
 
     endings = (chosen for chosen in lora.by_endings(trainee) if is_exact_anywhere(chosen))
     chosen = lora.choose(trainee, endings)
-    # It hands PEFT no parameters: their modules are trained in full.
-    owners = dict.fromkeys(name.rpartition(".")[0] for name in chosen.parameters)
+    owners = owners_of(chosen)
     saved = [*chosen.saved, *owners]
     notes = _about(chosen)
     if owners:
         notes = (
             *notes,
-            f"{next(iter(owners))} and its like are trained in full: it has no LoRA of them",
+            f"{owners[0]} and its like are trained in full: it has no LoRA of them",
         )
     return _yaml(
         LORA,
