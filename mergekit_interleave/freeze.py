@@ -11,7 +11,13 @@ from typing import Any
 
 from mergekit_interleave import claim, hub, manifest, recipe, stacks
 from mergekit_interleave.checkpoint import CONFIG
-from mergekit_interleave.errors import CheckpointError, RefusedError
+from mergekit_interleave.errors import (
+    CheckpointError,
+    DirectiveError,
+    InterleaveError,
+    RefusedError,
+)
+from mergekit_interleave.layout import Layout
 from mergekit_interleave.reference import ModelPath
 
 
@@ -36,9 +42,18 @@ def freeze_original_layers(
         RefusedError: The model is not the one of which it is said, or these layers cannot be
             trained so.
     """
+    try:
+        return _freeze(model, manifest_path)
+    except InterleaveError as error:
+        if error.hint and hasattr(error, "add_note"):  # Python 3.11 shows it below the message
+            error.add_note(f"hint: {error.hint}")
+        raise
+
+
+def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[str]:
     inner = next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
     config = inner.config.to_dict() if hasattr(inner, "config") else {}
-    layout = claim.read(*_place(inner, manifest_path)).layout
+    layout = _layout(*_place(inner, manifest_path))
     new = [layer.index for layer in layout.new_layers]
     if not new:
         raise RefusedError("none of its layers is new, so there is nothing to train")
@@ -56,6 +71,17 @@ def freeze_original_layers(
     for name in trained:
         parameters[name].requires_grad_(True)  # noqa: FBT003
     return trained
+
+
+def _layout(directory: Path, file: Path | None) -> Layout:
+    try:
+        return claim.read(directory, file).layout
+    except (CheckpointError, DirectiveError) as error:
+        raise CheckpointError(
+            str(error),
+            hint="name the interleave.json of the expansion: "
+            "freeze_original_layers(model, 'path/interleave.json')",
+        ) from error
 
 
 def _check(parameters: dict[str, Any], trained: list[str]) -> None:
