@@ -161,7 +161,7 @@ def _has(adaptable: Collection[str], module: str) -> bool:
 
 def _endings(names: Collection[str], trainee: Trainee, words: int | None = None) -> tuple[str, ...]:
     """Names without the first words of their stack; in full where that many are not given."""
-    return tuple(_ending(name, trainee, words) for name in names)
+    return tuple(dict.fromkeys(_ending(name, trainee, words) for name in names))
 
 
 def _ending(name: str, trainee: Trainee, words: int | None) -> str:

@@ -72,6 +72,15 @@ def axolotl(parameters: Iterable[str], patterns: Iterable[str]) -> set[str]:
     return {name for name in parameters if any(regex.match(name) for regex in regexes)}
 
 
+def llamafactory_depth(config: object) -> int | None:
+    """How many layers LLaMA-Factory takes a model to have, by its config object."""
+    own = getattr(config, "text_config", config)
+    return next(filter(None, (getattr(own, key, None) for key in _DEPTHS)), None)
+
+
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer")
+
+
 def llamafactory_layers(depth: int, count: int, *, llama_pro: bool) -> tuple[int, ...]:
     """The layers that LLaMA-Factory trains in its freeze mode (2026-08-18, model/adapter.py).
 
@@ -90,13 +99,26 @@ def llamafactory_layers(depth: int, count: int, *, llama_pro: bool) -> tuple[int
     return tuple(range(min(-count, depth)))
 
 
-def llamafactory(parameters: Iterable[str], layers: Sequence[int]) -> set[str]:
+def llamafactory(
+    parameters: Iterable[str], layers: Sequence[int], modules: Collection[str] = ("",)
+) -> set[str]:
     """The parameters that LLaMA-Factory trains in its freeze mode, of these layers.
 
-    It looks for the index anywhere in a name.
+    It looks for the index anywhere in a name, and for the module behind it.
+
+    Args:
+        parameters: The names of all.
+        layers: See `llamafactory_layers`.
+        modules: `freeze_trainable_modules`; the empty one stands for its `all`.
     """
-    marks = [f".{index}." for index in layers]
+    marks = [f".{index}.{module}" for index in layers for module in modules]
     return {name for name in parameters if any(mark in name for mark in marks)}
+
+
+def llamafactory_modules(parameters: Iterable[str]) -> set[str]:
+    """What `freeze_trainable_modules` may name: what the first two layers have."""
+    parted = (re.split(r"\.0\.|\.1\.", name)[1:] for name in parameters)
+    return {parts[-1].partition(".")[0] for parts in parted if parts}
 
 
 def llamafactory_lora(modules: Iterable[str], targets: Collection[str]) -> set[str]:

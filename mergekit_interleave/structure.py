@@ -168,3 +168,36 @@ def build(path: Path, *, trusted: bool = False) -> Any:
             if "trust_remote_code" in reason
             else None,
         ) from error
+
+
+def stored_names(model: Any) -> Mapping[str, str]:
+    """What a checkpoint calls each parameter that a model has in memory.
+
+    Of a parameter that is stored in parts it is the name of the first; a `*` stands for the number
+    of an expert.
+
+    Args:
+        model: What `build` returns.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
+    from transformers.core_model_loading import WeightConverter  # noqa: PLC0415
+
+    # As `save_pretrained` does it: what was done last is undone first.
+    conversions = get_model_conversion_mapping(model, add_legacy=False)
+    undo = [conversion.reverse_transform() for conversion in reversed(conversions)]
+    converters = [conversion for conversion in undo if isinstance(conversion, WeightConverter)]
+    renamings = [conversion for conversion in undo if not isinstance(conversion, WeightConverter)]
+    return {
+        name: _undone(name, converters, renamings)
+        for name, _ in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _undone(name: str, converters: Collection[Any], renamings: Collection[Any]) -> str:
+    for converter in converters:
+        name, found = converter.rename_source_key(name)
+        if found is not None:
+            break
+    for renaming in renamings:
+        name, _ = renaming.rename_source_key(name)
+    return name

@@ -6,13 +6,14 @@ without memory, so that no weights are needed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import claim, structure, tasks, zeroing
+from mergekit_interleave import claim, selectors, structure, tasks, zeroing
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
 from mergekit_interleave.errors import CheckpointError, RefusedError
 from mergekit_interleave.expand import Models
@@ -31,6 +32,7 @@ class Trainee:
         model_type: As config.json has it.
         task: What it is for.
         depth: Its number of layers.
+        counted: How many LLaMA-Factory counts, which in some types is another number.
         new: The indices of the new ones.
         stacks: What stands before the index of a layer, such as `model.layers`.
         parameters: The names of all parameters.
@@ -39,6 +41,7 @@ class Trainee:
         stacked: The names of the parameters that hold the matrices of several experts.
         closed: The names of the parameters in the new layers whose zeros, or gains, let nothing
             pass; of each branch the last one.
+        coarse: The dtype of 16 bits that the new layers load as, such as `bfloat16`.
         quantized: Whether its weights are integers.
         remote: Whether it brings code of its own.
     """
@@ -47,6 +50,7 @@ class Trainee:
     model_type: str
     task: Task
     depth: int
+    counted: int | None
     new: tuple[int, ...]
     stacks: tuple[str, ...]
     parameters: tuple[str, ...]
@@ -54,6 +58,7 @@ class Trainee:
     linear: frozenset[str]
     stacked: frozenset[str]
     closed: frozenset[str]
+    coarse: str | None
     quantized: bool
     remote: bool
 
@@ -67,6 +72,13 @@ class Trainee:
         """The weights that a LoRA of the new layers adapts: its matrices, and those of experts."""
         weights = {f"{module}.weight" for module in self.linear}
         return frozenset(self.within(weights | self.stacked))
+
+    @cached_property
+    def children(self) -> tuple[str, ...]:
+        """What the new layers are made of: the words after their indices."""
+        beginnings = re.compile(rf"(?:{'|'.join(map(re.escape, self.stacks))})\.\d+\.(\w+)")
+        found = map(beginnings.match, self.within(self.parameters))
+        return tuple(dict.fromkeys(match[1] for match in found if match))
 
     def within(self, names: Iterable[str]) -> Iterable[str]:
         """Those of the names that belong to the new layers."""
@@ -111,12 +123,15 @@ def _read(directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, .
     modules = dict(model.named_modules(remove_duplicate=False))
     convolutions = tuple(f"{name}." for name, m in modules.items() if hasattr(m, "kernel_size"))
     found = stacks_of(parameters, len(layout), result.config)
-    check_apart(parameters, list(within(parameters, found, new)))
+    trained = list(within(parameters, found, new))
+    check_apart(parameters, trained)
+    dtypes = {parameters[name].dtype for name in trained}
     return Trainee(
         directory=str(directory),
         model_type=result.model_type,
         task=tasks.task_of(result.config),
         depth=len(layout),
+        counted=selectors.llamafactory_depth(model.config),
         new=new,
         stacks=found,
         parameters=tuple(parameters),
@@ -132,7 +147,8 @@ def _read(directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, .
             for name, parameter in parameters.items()
             if parameter.ndim == _MATRICES and not name.startswith(convolutions)
         ),
-        closed=frozenset(_closed(parameters, found, layout, result)),
+        closed=frozenset(_closed(structure.stored_names(model), found, layout, result)),
+        coarse=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _COARSE), None),
         quantized=result.is_quantized,
         remote="auto_map" in result.config,
     )
@@ -155,20 +171,23 @@ def _is_matrix(module: Any) -> bool:
     return isinstance(found, torch.Tensor) and found.shape == (1, 1, module.out_features)
 
 
+_COARSE = 2
+"""The bytes of a number that is too coarse to be trained as it is."""
+
 _MATRICES = 3
 """The axes of a parameter that holds the matrices of several experts."""
 
 
 def _closed(
-    parameters: Mapping[str, object], stacks: Collection[str], layout: Layout, result: Checkpoint
+    stored: Mapping[str, str], stacks: Collection[str], layout: Layout, result: Checkpoint
 ) -> Iterable[str]:
     family = result.require_family()
     identities = zeroing.identities(layout, lambda _: family)
     gains = family.gains.all if family.gains else ()
     for layer in layout.new_layers:
-        shut = layer.zeroed  # in the checkpoint's words, which may not be those of the class
+        shut = layer.zeroed
         if layer.index in identities:
             shut = gains if zeroing.closes_gains(layer.edit, family) else family.zero
-        for name in within(parameters, stacks, [layer.index]):
-            if any(part in name for part in shut):
+        for name in within(stored, stacks, [layer.index]):
+            if any(part in stored[name] for part in shut):
                 yield name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mergekit_interleave import lora, selectors, yamltext
@@ -123,8 +123,9 @@ def _settings(trainee: Trainee, trainer: Trainer, method: str) -> Settings:
 def _notes(trainee: Trainee, method: str) -> Iterable[str]:
     if method == LORA and trainee.closed & trainee.adapted:
         yield (
-            "matrices of the new layers are zero: no DoRA (it divides by their norm: NaN), no "
-            "PiSSA (it gets no gradient), and never a LoRA without these output projections"
+            "matrices of the new layers are zero: nothing that divides by them (DoRA: NaN), "
+            "multiplies or factors them (PiSSA, LoftQ, IA3, OFT, BOFT, HRA: no gradient), and "
+            "never a LoRA without these output projections"
         )
 
 
@@ -139,11 +140,19 @@ def _transformers(trainee: Trainee) -> Settings:
         "model.requires_grad_(False)\n"
         f"for index in {_python(trainee.new)}:\n{layers}"
     )
-    note = (
+    return Settings(text, FULL, tuple(_in_memory(trainee)))
+
+
+def _in_memory(trainee: Trainee) -> Iterator[str]:
+    yield (
         "the same in one line: mergekit_interleave.freeze_original_layers(model), before an "
         "optimizer or Trainer is made"
     )
-    return Settings(text, FULL, (note,))
+    if trainee.coarse:
+        yield (
+            f"the weights load as {trainee.coarse}, in which most steps of a usual learning rate "
+            'are rounded away: dtype="float32" for what is trained, and bf16=True for the Trainer'
+        )
 
 
 def _trl(trainee: Trainee) -> Settings:
@@ -162,7 +171,7 @@ def _peft(trainee: Trainee) -> Settings:
         f"config = LoraConfig(\n{task}{_arguments(chosen)})\n"
         "model = get_peft_model(model, config)\n"
     )
-    return Settings(text, LORA, _about(chosen))
+    return Settings(text, LORA, tuple(_about(chosen)))
 
 
 def _loaded(trainee: Trainee) -> str:
@@ -182,6 +191,7 @@ def _trl_lora(trainee: Trainee) -> Settings:
         LORA,
         {
             "model_name_or_path": trainee.directory,
+            "trust_remote_code": trainee.remote or None,
             "use_peft": True,
             "lora_target_modules": modules,
             "lora_target_parameters": [*chosen.parameters],
@@ -194,6 +204,11 @@ def _trl_lora(trainee: Trainee) -> Settings:
 
 def _llamafactory(trainee: Trainee) -> Settings:
     count = len(trainee.new)
+    if trainee.counted != trainee.depth:
+        raise RefusedError(
+            f"LLaMA-Factory's freeze mode counts {trainee.counted} layers, where there are "
+            f"{trainee.depth}"
+        )
     ways = [(count, True), (count, False), (-count, False)]
     layers = {
         way: selectors.llamafactory_layers(trainee.depth, way[0], llama_pro=way[1]) for way in ways
@@ -202,18 +217,29 @@ def _llamafactory(trainee: Trainee) -> Settings:
     if found is None:
         raise RefusedError(
             f"LLaMA-Factory's freeze mode trains the last layer of each of {count} groups of the "
-            f"same size, or the first or last {count} layers; of these {trainee.depth} layers the "
-            f"new ones are {_spelled(trainee.new)}"
+            f"same size, or the first or last {count} layers; of these {trainee.depth} layers "
+            f"the new ones are {_spelled(trainee.new)}"
         )
-    _check(trainee, selectors.llamafactory(trainee.parameters, trainee.new), "LLaMA-Factory")
+    # By names alone an expert's index would be a layer's, where a class holds experts one by one.
+    modules = trainee.children if trainee.stacked else ("",)
+    lacking = {*modules} - {"", *selectors.llamafactory_modules(trainee.parameters)}
+    if lacking:
+        raise RefusedError(
+            f"LLaMA-Factory takes only modules of the first two layers, which have no "
+            f"{min(lacking)}"
+        )
+    _check(
+        trainee, selectors.llamafactory(trainee.parameters, trainee.new, modules), "LLaMA-Factory"
+    )
     return _yaml(
         FULL,
         {
             "model_name_or_path": trainee.directory,
+            "trust_remote_code": trainee.remote or None,
             "finetuning_type": "freeze",
             "use_llama_pro": True if found[1] else None,
             "freeze_trainable_layers": found[0],
-            "freeze_trainable_modules": "all",
+            "freeze_trainable_modules": ",".join(modules) or "all",
         },
     )
 
@@ -224,7 +250,7 @@ def _llamafactory_lora(trainee: Trainee) -> Settings:
         return [*dict.fromkeys(name.rpartition(".")[0] for name in chosen.parameters)]
 
     def is_exact_anywhere(chosen: Lora) -> bool:
-        found = selectors.llamafactory_lora(trainee.linear, chosen.modules)
+        found = selectors.llamafactory_lora(trainee.modules, chosen.modules)
         saved = selectors.peft_saved(trainee.modules, owners_of(chosen))
         return (
             found == selectors.peft_modules(trainee.modules, chosen.modules)
@@ -235,16 +261,14 @@ def _llamafactory_lora(trainee: Trainee) -> Settings:
     chosen = lora.choose(trainee, endings)
     owners = owners_of(chosen)
     saved = [*chosen.saved, *owners]
-    notes = _about(chosen)
+    notes = [*_about(chosen)]
     if owners:
-        notes = (
-            *notes,
-            f"{owners[0]} and its like are trained in full: it has no LoRA of them",
-        )
+        notes.append(f"{owners[0]} and its like are trained in full: it has no LoRA of them")
     return _yaml(
         LORA,
         {
             "model_name_or_path": trainee.directory,
+            "trust_remote_code": trainee.remote or None,
             "finetuning_type": "lora",
             "lora_target": ",".join(chosen.modules),
             "additional_target": ",".join(saved) or None,
@@ -256,7 +280,14 @@ def _llamafactory_lora(trainee: Trainee) -> Settings:
 def _axolotl(trainee: Trainee) -> Settings:
     patterns = [f"{stack}.{_group(trainee.new)}." for stack in trainee.stacks]
     _check(trainee, selectors.axolotl(trainee.parameters, patterns), "axolotl")
-    return _yaml(FULL, {"base_model": trainee.directory, "unfrozen_parameters": patterns})
+    return _yaml(
+        FULL,
+        {
+            "base_model": trainee.directory,
+            "trust_remote_code": trainee.remote or None,
+            "unfrozen_parameters": patterns,
+        },
+    )
 
 
 def _axolotl_lora(trainee: Trainee) -> Settings:
@@ -265,7 +296,10 @@ def _axolotl_lora(trainee: Trainee) -> Settings:
         LORA,
         {
             "base_model": trainee.directory,
+            "trust_remote_code": trainee.remote or None,
             "adapter": "lora",
+            "lora_r": _RANK,
+            "lora_alpha": 2 * _RANK,
             "lora_target_modules": [*chosen.modules],
             "peft_layers_to_transform": [*(chosen.layers or ())],
             "peft_layers_pattern": [chosen.pattern] if chosen.pattern else None,
@@ -277,9 +311,13 @@ def _axolotl_lora(trainee: Trainee) -> Settings:
     )
 
 
-def _yaml(method: str, content: Mapping[str, object], notes: tuple[str, ...] = ()) -> Settings:
+_RANK = 16
+"""For axolotl, which hands PEFT None where nothing is said, and PEFT takes no None."""
+
+
+def _yaml(method: str, content: Mapping[str, object], notes: Iterable[str] = ()) -> Settings:
     said = {key: value for key, value in content.items() if value not in (None, [])}
-    return Settings(yamltext.write(said), method, notes)
+    return Settings(yamltext.write(said), method, tuple(notes))
 
 
 # Shell words.
@@ -319,10 +357,14 @@ def _swift_lora(trainee: Trainee) -> Settings:
 
 
 def _shell(
-    method: str, options: Mapping[str, Sequence[str]], notes: tuple[str, ...] = ()
+    method: str, options: Mapping[str, Sequence[str]], notes: Iterable[str] = ()
 ) -> Settings:
     lines = [f"{flag} {shlex.join(words)}" for flag, words in options.items() if words]
-    return Settings(" \\\n".join(lines) + "\n", method, notes)
+    note = (
+        "if ms-swift cannot tell the model's type, since several of its types have the same class: "
+        "--model_type, with that of the base"
+    )
+    return Settings(" \\\n".join(lines) + "\n", method, (*notes, note))
 
 
 def _unsloth(trainee: Trainee) -> Settings:
@@ -336,13 +378,16 @@ def _unsloth(trainee: Trainee) -> Settings:
             hint="--for peft, or --for transformers",
         )
     loader = "FastLanguageModel" if plain else "FastModel"
-    said = _arguments(chosen)
+    code = "    trust_remote_code=True,\n" if trainee.remote else ""
     text = (
         f"from unsloth import {loader}\n\n"
-        f"model, tokenizer = {loader}.from_pretrained({_literal(trainee.directory)})\n"
-        f"model = {loader}.get_peft_model(\n    model,\n{said})\n"
+        f"model, tokenizer = {loader}.from_pretrained(\n"
+        f"    {_literal(trainee.directory)},\n"
+        f"    load_in_4bit=False,\n{code})\n"
+        f"model = {loader}.get_peft_model(\n    model,\n{_arguments(chosen)})\n"
     )
-    return Settings(text, LORA)
+    note = "load_in_4bit=True needs less memory, and the frozen layers are then not the base's"
+    return Settings(text, LORA, (note, *_about(chosen)))
 
 
 _UNSLOTH_FAST = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"})
@@ -394,14 +439,17 @@ def _literal(value: object) -> str:
 _WIDTH = 76
 
 
-def _about(chosen: Lora) -> tuple[str, ...]:
-    if not chosen.saved:
-        return ()
-    note = (
-        f"{chosen.saved[0]} and its like let nothing pass and cannot have a LoRA; they are trained "
-        "in full beside it, or it would get no gradient"
-    )
-    return (note,)
+def _about(chosen: Lora) -> Iterator[str]:
+    if chosen.saved:
+        yield (
+            f"{chosen.saved[0]} and its like let nothing pass and cannot have a LoRA; they are "
+            "trained in full beside it, or it would get no gradient"
+        )
+    if chosen.parameters:
+        yield (
+            "experts are named as transformers 5 holds them, all in one parameter; 4.x has a "
+            "module for each, which these words do not reach"
+        )
 
 
 def _group(layers: Sequence[int]) -> str:

@@ -189,6 +189,15 @@ def with_an_image(model: Any) -> dict[str, torch.Tensor] | None:
         size = torch.tensor([[32, 32]])
         return {"input_ids": ids, "pixel_values": picture, "image_sizes": size}
     vision = model.config.vision_config
+    if model_type == "mllama":
+        tiles, side = vision.max_num_tiles, vision.image_size
+        return {
+            "input_ids": ids,
+            "pixel_values": torch.rand(1, 1, tiles, 3, side, side, generator=random),
+            "aspect_ratio_ids": torch.tensor([[1]]),
+            "aspect_ratio_mask": torch.ones(1, 1, tiles, dtype=torch.long),
+            "cross_attention_mask": torch.ones(1, ids.shape[1], 1, tiles, dtype=torch.long),
+        }
     if model_type.startswith("gemma4"):
         side = 8 if model_type == "gemma4" else vision.patch_size * vision.pooling_kernel_size
         grid = torch.tensor([[[x, y] for y in range(4) for x in range(4)]])

@@ -149,3 +149,17 @@ def test_swift_keeps_the_last_dot() -> None:
     """Beginnings: without it 40 to 49 are taken, too."""
     assert indices(selectors.swift(WEIGHTS, ["model.layers.4."])) == [4]
     assert indices(selectors.swift(WEIGHTS, ["model.layers.4"])) == [4, *range(40, 50)]
+
+
+def test_how_many_layers_llamafactory_counts() -> None:
+    """By whichever key the config has, and those of the text."""
+    assert selectors.llamafactory_depth(SimpleNamespace(n_layer=12)) == 12
+    text = SimpleNamespace(num_hidden_layers=None, num_layers=8)
+    assert selectors.llamafactory_depth(SimpleNamespace(text_config=text, n_layer=3)) == 8
+    assert selectors.llamafactory_depth(SimpleNamespace()) is None
+
+
+def test_the_modules_that_llamafactory_knows() -> None:
+    """Those of the first layer or the second, which some types begin with."""
+    names = ["model.layers.0.mlp.up.weight", "h.1.attn.q", "h.2.moe.w", "model.norm.weight"]
+    assert selectors.llamafactory_modules(names) == {"mlp", "attn"}

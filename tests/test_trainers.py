@@ -7,11 +7,13 @@ import json
 import os
 import shlex
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 import zoo
 from conftest import Cli, make_llama
@@ -40,6 +42,7 @@ def trainee(depth: int = 50, new: tuple[int, ...] = (4, 14), **changes: Any) -> 
         "model_type": "llama",
         "task": Task("text-generation"),
         "depth": depth,
+        "counted": depth,
         "new": new,
         "stacks": (stack,),
         "parameters": ("model.embed_tokens.weight", *weights, *norms),
@@ -47,6 +50,7 @@ def trainee(depth: int = 50, new: tuple[int, ...] = (4, 14), **changes: Any) -> 
         "linear": frozenset(modules),
         "stacked": frozenset(),
         "closed": frozenset(w for w in closed if int(w.split(".")[2]) in new),
+        "coarse": None,
         "quantized": False,
         "remote": False,
         **changes,
@@ -72,6 +76,12 @@ def with_a_tower(**changes: Any) -> Trainee:
         linear=frozenset([*moved(own.linear, tower), *moved(own.linear, stack)]),
         closed=frozenset(moved(own.closed, stack)),
     )
+
+
+def with_experts(own: Trainee, layers: Iterable[int] | None = None) -> Trainee:
+    """The same with experts, stacked as transformers 5 does it."""
+    names = [f"model.layers.{i}.mlp.experts.down_proj" for i in layers or range(own.depth)]
+    return replace(own, parameters=(*own.parameters, *names), stacked=frozenset(names))
 
 
 def selected(name: str, text: str, of: Trainee) -> set[str]:
@@ -120,7 +130,9 @@ def by_llamafactory(said: dict[str, Any], of: Trainee) -> set[str]:
     if said["finetuning_type"] == "freeze":
         pro, count = said.get("use_llama_pro", False), said["freeze_trainable_layers"]
         layers = selectors.llamafactory_layers(of.depth, count, llama_pro=pro)
-        return selectors.llamafactory(of.parameters, layers)
+        modules = said["freeze_trainable_modules"]
+        named = [""] if modules == "all" else modules.split(",")
+        return selectors.llamafactory(of.parameters, layers, named)
     targets = said["lora_target"].split(",")
     if of.task.tag == "image-text-to-text":
         return {f"{module}.weight" for module in selectors.llamafactory_lora(of.linear, targets)}
@@ -222,6 +234,31 @@ class TestLlamaFactory:
         with pytest.raises(RefusedError, match="of these 37 layers the new ones are"):
             trainers.settings(model, "llamafactory", "full")
 
+    def test_its_own_count_of_layers(self) -> None:
+        """LongCat Flash states two for each of its layers: others would be trained."""
+        found = trainers.settings(trainee(10, (4, 9), counted=20), "llamafactory")
+        assert found.method == "lora"
+        assert "counts 20 layers, where there are 10" in found.notes[0]
+
+    def test_experts_held_one_by_one(self) -> None:
+        """As transformers 4.x holds them: the fourth expert is not the fourth layer."""
+        model = with_experts(trainee(10, (4, 9)))
+        said = yaml.safe_load(trainers.settings(model, "llamafactory").text)
+        modules = said["freeze_trainable_modules"].split(",")
+        assert modules == ["self_attn", "mlp", "input_layernorm"]
+        older = [f"model.layers.{i}.mlp.experts.{j}.w1" for i in range(10) for j in range(16)]
+        found = selectors.llamafactory(older, (4, 9), modules)
+        assert found == {*model.within(older)}
+        assert found < selectors.llamafactory(older, (4, 9))
+
+    def test_modules_that_the_first_layers_lack(self) -> None:
+        """It refuses them when it starts."""
+        model = with_experts(trainee(10, (4, 9)), layers=(3, 4, 9))
+        later = tuple(name.replace("mlp.experts", "moe.experts") for name in model.parameters)
+        model = replace(model, parameters=later)
+        with pytest.raises(RefusedError, match="first two layers, which have no moe"):
+            trainers.settings(model, "llamafactory", "full")
+
     def test_a_tower_of_the_same_indices_is_noticed(self) -> None:
         """It looks for the index anywhere in a name."""
         with pytest.raises(RefusedError, match=r"may also train model\.vision_tower"):
@@ -244,9 +281,7 @@ def test_what_lets_nothing_pass_and_can_have_no_lora_is_trained_in_full() -> Non
 
 def test_stacked_experts_are_said_as_parameters() -> None:
     """And so is whatever PEFT would rename into theirs; dropout is not for parameters."""
-    own = trainee()
-    experts = [f"model.layers.{i}.mlp.experts.down_proj" for i in range(50)]
-    model = replace(own, parameters=(*own.parameters, *experts), stacked=frozenset(experts))
+    model = with_experts(trainee())
     for name in NAMES:
         text = trainers.settings(model, name, "lora").text if name != "transformers" else ""
         if name not in ("transformers", "llamafactory"):
@@ -259,7 +294,7 @@ def test_stacked_experts_are_said_as_parameters() -> None:
 def test_identities_come_with_a_warning() -> None:
     """DoRA divides by their norm; copies have none of it."""
     model = trainee()
-    assert "no DoRA" in " ".join(trainers.settings(model, "peft").notes)
+    assert "DoRA: NaN" in " ".join(trainers.settings(model, "peft").notes)
     assert not trainers.settings(replace(model, closed=frozenset()), "peft").notes
 
 
@@ -274,9 +309,33 @@ def test_quantized_weights_get_a_lora() -> None:
 
 
 def test_code_of_the_models_own_is_loaded_as_such() -> None:
-    """The snippet says what its user must trust."""
-    text = trainers.settings(trainee(remote=True), "transformers").text
+    """Each trainer that does not run it unasked is asked."""
+    model = trainee(10, (4, 9), remote=True)
+    text = trainers.settings(model, "transformers").text
     assert 'from_pretrained("deeper", trust_remote_code=True)' in text
+    for name, trainer in trainers.TRAINERS.items():
+        for method in filter(trainer.form, trainers.METHODS):
+            said = "trust_remote_code" in trainers.settings(model, name, method).text
+            assert said == (name != "ms-swift"), name  # which always runs it
+
+
+def test_axolotl_has_no_rank_of_its_own() -> None:
+    """PEFT does not take the None that it would hand on."""
+    said = yaml.safe_load(trainers.settings(trainee(), "axolotl", "lora").text)
+    assert (said["lora_r"], said["lora_alpha"]) == (16, 32)
+
+
+def test_unsloth_is_told_not_to_quantize() -> None:
+    """It would by default, and the originals would not be the base's."""
+    assert "load_in_4bit=False" in trainers.settings(trainee(), "unsloth").text
+
+
+def test_steps_that_are_rounded_away(mk: Cli, tmp_path: Path) -> None:
+    """Weights of 16 bits hardly move; trainers that load a model see to that themselves."""
+    base = make_llama(tmp_path / "base", dtype=torch.bfloat16)
+    assert mk("run", "--every", "4", tmp_path / "out", "--model", base).status == 0
+    assert "load as bfloat16" in mk("train", tmp_path / "out", "--for", "trl").err
+    assert "float" not in mk("train", tmp_path / "out", "--for", "llamafactory").err
 
 
 def test_unknown_names_are_usage_errors() -> None:
@@ -380,7 +439,7 @@ def test_zeros_that_make_no_identity_have_the_warning(mk: Cli, tiny: Path, tmp_p
     """DoRA divides by the norm of each of them."""
     words = ("run", "append: 1, zero: [o_proj]", tmp_path / "out", "--model", tiny)
     assert mk(*words, "--allow-non-identity", "--engine", "stream").status == 0
-    assert "no DoRA" in mk("train", tmp_path / "out", "--for", "peft").err
+    assert "DoRA: NaN" in mk("train", tmp_path / "out", "--for", "peft").err
 
 
 REAL = {
@@ -402,14 +461,19 @@ def test_the_real_libraries_do_as_they_are_told(name: str, mk: Cli, tmp_path: Pa
     assert not zoo.untrainable(out)
 
 
-def test_closed_gains_get_gradients(mk: Cli, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("gemma2", "post_attention_layernorm"), ("kolibri1", "post_self_attn_layernorm")],
+    ids=["gemma2", "a checkpoint has other names than its class"],
+)
+def test_closed_gains_get_gradients(name: str, norm: str, mk: Cli, tmp_path: Path) -> None:
     """A LoRA beside norms that are trained in full."""
     zoo.quiet()
-    base = zoo.save("gemma2", tmp_path / "base")
+    base = zoo.save(name, tmp_path / "base")
     words = ("run", "interleave: every 4, zero: gains", tmp_path / "out", "--model", base)
     assert mk(*words).status == 0
     assert not zoo.untrainable(tmp_path / "out")
     told = mk("train", tmp_path / "out", "--for", "peft")
-    assert "post_attention_layernorm" in told.out
+    assert norm in told.out
     assert "or it would get no gradient" in told.err
     assert "DoRA" not in told.err

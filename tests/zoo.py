@@ -110,9 +110,7 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
 def compare(base: Path, out: Path) -> str:
     """How two checkpoints differ in what they compute; nothing where they do not."""
     before, after = load(base), load(out)
-    inputs = [{"input_ids": toys.tokens()}]
-    picture = composites.with_an_image(before) if hasattr(before.config, "vision_config") else None
-    for given in inputs + ([picture] if picture else []):
+    for given in _inputs(before):
         expected, found = _logits(before, given), _logits(after, given)
         difference = float((expected - found).abs().max() / expected.abs().max())
         if difference > 1e-5:
@@ -155,12 +153,19 @@ def _backward(model: Any) -> bool:
     for training in (False, True):
         with contextlib.suppress(Exception):
             model.train(training)
-            model(input_ids=toys.tokens()).logits.square().sum().backward()
+            for given in _inputs(model):
+                model(**given).logits.square().sum().backward()
             model.eval()
             return True
         model.zero_grad()
     model.eval()
     return False
+
+
+def _inputs(model: Any) -> list[dict[str, torch.Tensor]]:
+    """Words, and where it takes them words with an image."""
+    picture = composites.with_an_image(model) if hasattr(model.config, "vision_config") else None
+    return [{"input_ids": toys.tokens()}, *([picture] if picture else [])]
 
 
 def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
