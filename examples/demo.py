@@ -1,10 +1,8 @@
-"""Grow a trained model by a fifth, and show that it still says the same words.
-
-Usage: demo.py BASE OUT
-"""
+"""Grow a trained model by a fifth, and show that it still says the same words."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -58,4 +56,8 @@ def show(index: int, layer: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", metavar="BASE", type=Path, help="a model's directory")
+    parser.add_argument("out", metavar="OUT", type=Path, help="where to write, and to replace")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.base, arguments.out))

@@ -1,12 +1,11 @@
 """Grow a trained model by a fifth, train its new layers and no other, and show what came of it.
 
-Usage: train.py BASE OUT
-
 OUT gets the deeper model in `expanded`, the trained one in `trained`, and a picture, `loss.png`.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import time
@@ -167,4 +166,8 @@ def draw(file: Path, losses: list[float], base: float, before: float, after: flo
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", metavar="BASE", type=Path, help="a model's directory")
+    parser.add_argument("out", metavar="OUT", type=Path, help="where to write, and to replace")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.base, arguments.out))

@@ -124,6 +124,11 @@ class Facts:
     verified: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether its new layers are no longer what they were made as."""
+        return self.status in (TRAINED, TOUCHED)
+
+    @property
     def depth(self) -> int | None:
         """The number of layers of its one source, where there is one and it is known."""
         return self.sources[0].depth if len(self.sources) == 1 else None
@@ -149,7 +154,8 @@ _LONGEST_NAME = 96
 def picture(facts: Facts) -> str:
     """The layer map as an SVG file."""
     names = [source.name for source in facts.sources]
-    return svg.picture(facts.layout, facts.identities, names)
+    title = "As it was made, before it was trained" if facts.is_trained else None
+    return svg.picture(facts.layout, facts.identities, names, title)
 
 
 def write(facts: Facts) -> str:
@@ -248,7 +254,8 @@ def _body(facts: Facts) -> str:
 def _sentence(facts: Facts) -> str:
     said = " and ".join(_link(source) for source in facts.sources)
     what = describe.sentence(facts.layout, facts.growth, facts.depth, facts.identities)
-    return f"{said}, {_before(facts)} → {len(facts.layout)} layers{_growth(facts)}: {what}."
+    since = ", and trained since" if facts.is_trained else ""
+    return f"{said}, {_before(facts)} → {len(facts.layout)} layers{_growth(facts)}: {what}{since}."
 
 
 def _link(source: Source) -> str:
@@ -274,13 +281,11 @@ def _table(facts: Facts) -> str:
     if new:
         rows.append(("new layers", ", ".join(map(str, new))))
     if facts.parameters is not None:
-        total, trained = facts.parameters
+        total, own = facts.parameters
         before = [f"{s.parameters:,}" for s in facts.sources if s.parameters]
         rows.append(("parameters", " → ".join([" + ".join(before), f"{total:,}"][not before :])))
         if new:
-            rows.append(
-                ("parameters to train", f"{trained:,} in the new layers, {trained / total:.1%}")
-            )
+            rows.append(("new parameters", f"{own:,}, {own / total:.1%} of all"))
     if facts.nbytes is not None:
         rows.append(("weights", f"{amount(facts.nbytes)} of {', '.join(facts.dtypes)}"))
     rows.append(("verified", outcomes.short(facts.verified)))
@@ -300,16 +305,17 @@ _BAR = r"\|"
 
 
 def _licenses(facts: Facts) -> list[str]:
-    """Where one license speaks for all, the front matter has it."""
+    """Where one license speaks for all, the front matter has it, but for what it is called."""
     stated = facts.inherited.get("license")
     if stated and stated != "other":
         return []
-    known = [f"{_link(s)}: {s.license or 'none stated'}" for s in facts.sources]
-    return (
-        ["; ".join(known)]
-        if any(s.license for s in facts.sources)
-        else ["not known: its sources' cards state none"]
-    )
+    known = [s.license for s in facts.sources if s.license]
+    if not known:
+        return ["not known: its sources' cards state none"]
+    if len({*known}) == 1 and stated:
+        name, link = (str(facts.inherited.get(f"license_{key}")) for key in ("name", "link"))
+        return [f"[{_plain(name)}](<{link}>)"]
+    return ["; ".join(f"{_link(s)}: {s.license or 'none stated'}" for s in facts.sources)]
 
 
 def _layers(facts: Facts) -> str:
@@ -320,17 +326,22 @@ def _layers(facts: Facts) -> str:
         *(f"model    {line}" for line in models if len(models) > 1),
     ]
     text = "\n".join(["```text", *lines, "```"])
-    parts = ["## Layers", f"![layer map]({PICTURE})", text, "Brackets hold the new layers."]
-    return "\n\n".join(parts[: None if facts.layout.new_layers else -1])
+    parts = ["## Layers", f"![layer map]({PICTURE})", text]
+    if facts.layout.new_layers:
+        since = ", as they were made" if facts.is_trained else ""
+        parts.append(f"Brackets hold the new layers{since}.")
+    return "\n\n".join(parts)
 
 
 def _loading(facts: Facts) -> str:
-    return f"## Load it\n\n{_python(facts)}"
+    return f"## Load it\n\n{_python(facts, 'auto')}"
 
 
 def _training(facts: Facts) -> str:
+    coarse = {"bfloat16", "float16"} & {*facts.dtypes}
     snippet = _python(
         facts,
+        "float32" if coarse else "auto",  # 16 bits round most steps of training away
         "from mergekit_interleave import freeze_original_layers\n",
         "\nfreeze_original_layers(model)  # before an optimizer or a trainer is made",
     )
@@ -341,12 +352,11 @@ def _training(facts: Facts) -> str:
     )
     afterwards = (
         "Afterwards `mk-interleave verify TRAINED --against BASE --trained --recipe "
-        f"DIR/{facts.says}` shows that nothing else has changed, and `base_model_relation` above "
-        "may become `finetune`."
+        f"DIR/{facts.says}` shows that nothing else has changed."
     )
-    untrained = facts.status not in (TRAINED, TOUCHED)
-    words = [which, _of_lora(facts) if untrained else "", afterwards]
-    return "\n\n".join(["## Train the new layers alone", snippet, *filter(None, words)])
+    heading = "Train the new layers further" if facts.is_trained else "Train the new layers alone"
+    words = [which, "" if facts.is_trained else _of_lora(facts), afterwards]
+    return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
 
 
 def _of_lora(facts: Facts) -> str:
@@ -359,14 +369,15 @@ def _of_lora(facts: Facts) -> str:
     if any(layer.index in facts.identities for layer in facts.layout.new_layers):
         return (
             "The new layers start as identities, so a LoRA must include their output projections, "
-            "or it gets no gradients; DoRA and PiSSA do not work on them."
+            "or it gets no gradients. DoRA, and what multiplies or factors their zeros (PiSSA, "
+            "LoftQ, IA3, OFT), do not work on them."
         )
     return ""
 
 
-def _python(facts: Facts, before: str = "", after: str = "") -> str:
+def _python(facts: Facts, dtype: str, before: str = "", after: str = "") -> str:
     code = ", trust_remote_code=True" if facts.remote else ""
-    arguments = f'{json.dumps(facts.title, ensure_ascii=False)}, dtype="auto"{code}'
+    arguments = f'{json.dumps(facts.title, ensure_ascii=False)}, dtype="{dtype}"{code}'
     return (
         f"```python\n{before}from transformers import {facts.task.load}\n\n"
         f"model = {facts.task.load}.from_pretrained({arguments}){after}\n```"
@@ -380,18 +391,22 @@ def _recipe(facts: Facts) -> str:
         parts.append(f"The directive:\n\n```yaml\n{facts.directive.rstrip()}\n```")
     if facts.recipe is not None:
         parts.append(
-            f"The {mergekit} configuration that gives these weights:"
+            f"The {mergekit} configuration that {_gives(facts)}:"
             if facts.beyond_mergekit is None
             else f"The same as a {mergekit} configuration, for `mk-interleave run`. mergekit alone "
             f"does not make these weights from it: {facts.beyond_mergekit}."
         )
         parts.append(f"```yaml\n{facts.recipe.rstrip()}\n```")
     local = [f"`{source.name}`" for source in facts.sources if source.hub_id is None]
-    ends = [f"A directory of its maker's: {', '.join(local)}."] if local else []
+    ends = [f"On its maker's disk, perhaps not on the Hub: {', '.join(local)}."] if local else []
     if facts.tools:
         tools = ", ".join(f"{name} {version}" for name, version in facts.tools.items())
         ends.append(f"Made with {tools}.")
     return "\n\n".join([*parts, " ".join([*ends, f"`{facts.says}` lists every layer."])])
+
+
+def _gives(facts: Facts) -> str:
+    return "gave the weights that were trained" if facts.is_trained else "gives these weights"
 
 
 _PAPERS = {

@@ -88,6 +88,18 @@ class Expected:
     plan: Preflight | None = None
 
 
+def check_directory(directory: Path) -> None:
+    """Check that a model's directory is one.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    if directory.is_file():
+        raise CheckpointError(f"{directory}: is a file", hint="name the model's directory")
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory")
+
+
 def read(directory: Path, file: Path | None = None) -> Claim:
     """Read what a directory says that it is.
 
@@ -104,7 +116,7 @@ def read(directory: Path, file: Path | None = None) -> Claim:
     if found is None:
         raise CheckpointError(
             f"{directory}: nothing says what it is: neither {names[0]} nor {names[1]} is there",
-            hint="name the file that does, one of these or a directive: --recipe FILE",
+            hint="name the file that does: --recipe FILE",
         )
     if found.suffix == ".json":
         own = manifest.read(found)

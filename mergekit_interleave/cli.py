@@ -512,6 +512,9 @@ def card(
     for name in (FILE, PICTURE):
         print(f"{name}: written")  # noqa: T201
     print(f"suggested name: {written.name}")  # noqa: T201
+    if not any(source.hub_id for source in written.sources):
+        note = "no base_model, since its Hub id is not known; `run --base-model org/name` states it"
+        print(f"note: {note}", file=sys.stderr)  # noqa: T201
 
 
 @app.command(
@@ -560,13 +563,12 @@ def fix_config(
     model: Model = None,
 ) -> None:  # fmt: skip
     """Mend the config.json that mergekit-yaml left broken, or did not write."""
-    from mergekit_interleave import mend  # noqa: PLC0415
+    from mergekit_interleave import claim, mend  # noqa: PLC0415
     from mergekit_interleave.expand import Models, resolve  # noqa: PLC0415
     from mergekit_interleave.recipe import FILE  # noqa: PLC0415
 
     own = Path(directory, FILE)
-    if not Path(directory).is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+    claim.check_directory(Path(directory))
     if recipe is None and not own.is_file():
         raise DirectiveError(
             f"{directory}: no {FILE} there, which would tell the layers",

@@ -38,10 +38,16 @@ def freeze_original_layers(
         The names of the parameters that are trained, in the model's own order.
 
     Raises:
+        TypeError: It is no model.
         CheckpointError: Nothing says which layers are new.
         RefusedError: The model is not the one of which it is said, or these layers cannot be
             trained so.
     """
+    if not hasattr(model, "named_parameters"):
+        raise TypeError(
+            f"it takes a loaded model, as AutoModelForCausalLM.from_pretrained returns it, not "
+            f"{model!r:.60}"
+        )
     try:
         return _freeze(model, manifest_path)
     except InterleaveError as error:

@@ -6,6 +6,7 @@ The Hub checks a card when it is pushed. Here it is checked before, without a ne
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -14,6 +15,8 @@ from typing import Any
 
 from mergekit_interleave import draw, hub, yamltext
 from mergekit_interleave.errors import InterleaveError
+
+log = logging.getLogger(__name__)
 
 CARD = "README.md"
 
@@ -35,7 +38,9 @@ def read(directory: Path) -> Mapping[str, Any]:
     try:
         with file.open(encoding="utf-8-sig") as opened:
             return split(opened.read(_LONGEST), str(file))[0]
-    except (OSError, ValueError, InterleaveError):
+    except (OSError, ValueError, InterleaveError) as error:
+        reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
+        log.warning("%s: no license or language passes on from it: %s", file, reason)
         return {}
 
 

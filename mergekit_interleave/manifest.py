@@ -231,8 +231,10 @@ def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
     Raises:
         CheckpointError: It is none.
     """
-    if content.get("version") != VERSION:
-        raise CheckpointError(f"{file}: version {content.get('version')!r:.40} is not known")
+    if not {"version", "layers"} <= content.keys():
+        raise CheckpointError(f"{file}: not an interleave.json")
+    if content["version"] != VERSION:
+        raise CheckpointError(f"{file}: version {content['version']!r:.40} is not known")
     try:
         models = [entry["model"] for entry in content["models"]]
         depths = [int(entry["layers"]) for entry in content["models"]]

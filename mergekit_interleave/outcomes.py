@@ -59,7 +59,7 @@ def _which(found: Mapping[str, Any]) -> str:
 
 def _how(found: Mapping[str, Any]) -> str:
     computed = found.get("computed", 0)
-    return f"byte for byte, {computed:,} of them computed again," if computed else "byte for byte"
+    return f"byte for byte ({computed:,} of them computed again)" if computed else "byte for byte"
 
 
 def _wrong(found: Mapping[str, Any]) -> str:

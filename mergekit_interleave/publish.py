@@ -81,15 +81,15 @@ def rewrite(directory: Path, *, force: bool = False) -> Facts:
         OutputError: The card is another tool's or a person's, or cannot be written.
         RefusedError: The model is not what it says.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+    claim.check_directory(directory)
     page, drawing = directory / card.FILE, directory / card.PICTURE
     _check_own(page, drawing, force=force)
     models = Models(cached_only=True)
     try:
         claimed = claim.read(directory)
     except CheckpointError as error:
-        error.hint = f"of a trained model: copy {manifest.FILE} of the expansion there"
+        if not (directory / manifest.FILE).exists():
+            error.hint = f"of a trained model: copy {manifest.FILE} of the expansion there"
         raise
     expected, trained = _look(directory, models)
     result = models.open(ModelRef(ModelPath(str(directory))))

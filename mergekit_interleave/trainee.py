@@ -15,8 +15,9 @@ from typing import Any
 
 from mergekit_interleave import claim, selectors, structure, tasks, zeroing
 from mergekit_interleave.checkpoint import Checkpoint, interpreted
-from mergekit_interleave.errors import CheckpointError, RefusedError
+from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.expand import Models
+from mergekit_interleave.growth import Spelled
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.reference import ModelPath, ModelRef
 from mergekit_interleave.stacks import check_apart, stacks_of, within
@@ -96,11 +97,16 @@ def read(directory: Path, models: Models, file: Path | None = None) -> Trainee:
     Raises:
         InterleaveError: It cannot be told, or there is nothing to train.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory")
+    claim.check_directory(directory)
     if not str(directory).isprintable():
         raise CheckpointError(f"{directory!r}: no trainer can be told such a name")
-    layout = claim.read(directory, file).layout
+    claimed = claim.read(directory, file)
+    if not isinstance(claimed.directive.growth, Spelled):
+        raise DirectiveError(
+            f"{file}: a directive's layers depend on its model",
+            hint="`mk-interleave gen` writes them out: --recipe with what it wrote",
+        )
+    layout = claimed.layout
     new = tuple(layer.index for layer in layout.new_layers)
     if not new:
         raise RefusedError(f"{directory}: none of its layers is new, so there is nothing to train")

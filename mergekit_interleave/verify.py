@@ -120,8 +120,7 @@ def verify(
     Raises:
         InterleaveError: It cannot be told what it must be, or a source cannot be read.
     """
-    if not out.is_dir():
-        raise CheckpointError(f"{out}: no such directory")
+    claim.check_directory(out)
     trusted = models.trust_remote_code
     claimed = claim.read(out, layout_from)
     if against:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_without_a_hub_id_no_base_model_is_named() -> None:
     text = card.write(facts(sources=[replace(BASE, name="base", hub_id=None)]))
     assert "base_model" not in ModelCard(text).data.to_dict()
     assert "`base`, 8 → 10 layers" in text
-    assert "A directory of its maker's: `base`." in text
+    assert "On its maker's disk, perhaps not on the Hub: `base`." in text
 
 
 def test_each_base_model_is_named_once() -> None:
@@ -147,13 +148,33 @@ def test_no_more_is_said_than_is_known(status: str) -> None:
     assert ("DoRA" in text) == (status in (card.WRONG, card.UNKNOWN))
 
 
+def test_what_was_trained_is_told_as_past() -> None:
+    """What it was made as is no longer what it is."""
+    text = card.write(facts(status=card.TRAINED))
+    assert "block expansion, and trained since." in text
+    assert "configuration that gave the weights that were trained:" in text
+    assert "## Train the new layers further" in text
+    assert "Brackets hold the new layers, as they were made." in text
+    assert "before it was trained" in card.picture(facts(status=card.TRAINED))
+    assert "trained" not in card.picture(facts())
+
+
+def test_coarse_weights_are_trained_in_float32() -> None:
+    """16 bits would round most steps away."""
+    lines = card.write(facts(dtypes=["bfloat16"])).splitlines()
+    assert [re.findall(r'dtype="(\w+)"', line)[0] for line in lines if "dtype=" in line] == [
+        "auto",
+        "float32",
+    ]
+
+
 def test_a_conversion_rounds() -> None:
     """And then nothing is equal to the last bit."""
     text = card.write(
         facts(conversion="F32 → BF16", verified={"weights": WEIGHTS | {"computed": 3}})
     )
     assert "computes what its base computes but for rounding" in text
-    assert "byte for byte, 3 of them computed again" in text
+    assert "byte for byte (3 of them computed again)" in text
 
 
 def test_what_could_not_be_compared_was_not() -> None:
@@ -198,6 +219,14 @@ def test_what_is_not_known_is_left_out() -> None:
     assert "nothing yet" in text
     assert "pipeline_tag" not in text
     assert found.name == "base_10Layers-Interleaved"
+
+
+def test_a_license_of_its_own_has_name_and_place() -> None:
+    """`other` alone says nothing."""
+    link = "https://x/(1)"
+    inherited = {"license": "other", "license_name": "foo-1", "license_link": link}
+    text = card.write(facts(sources=[replace(BASE, license="other")], inherited=inherited))
+    assert f"| license | [foo-1](<{link}>) |" in text
 
 
 def test_licenses_that_differ_are_listed() -> None:

@@ -131,6 +131,12 @@ def test_shared_weights_are_not_trained_with_a_new_layer(deeper: Path) -> None:
         freeze_original_layers(model)
 
 
+def test_a_path_is_no_model() -> None:
+    """A sentence, and no attribute that it lacks."""
+    with pytest.raises(TypeError, match=r"takes a loaded model, .* not 'deeper'"):
+        freeze_original_layers("deeper")
+
+
 def test_another_model_is_noticed(deeper: Path, tiny: Path) -> None:
     """A base of 8 layers is not the model of 10 of which the file tells."""
     with pytest.raises(RefusedError, match="no stack of 10 layers, its longest has 8"):

@@ -113,7 +113,7 @@ def test_the_model_may_have_moved(mk: Cli, tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "reason"),
-    [("nowhere", "no such directory"), ("file", "no such directory"), ("empty", "--recipe FILE")],
+    [("nowhere", "no such directory"), ("file", "is a file"), ("empty", "--recipe FILE")],
 )
 def test_what_is_no_model(path: str, reason: str, mk: Cli, tmp_path: Path) -> None:
     """One error, and no traceback."""

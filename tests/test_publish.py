@@ -58,6 +58,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+NO_LINK = (
+    "note: no base_model, since its Hub id is not known; `run --base-model org/name` states it\n"
+)
+
+
 @pytest.mark.parametrize("example", HUB_IDS)
 def test_the_cards_of_all_examples(example: str, cache: Path, shell: Shell, tmp_path: Path) -> None:
     """Pass the check, keep their fields, name no path; the same bytes whatever the hash seed is."""
@@ -121,7 +126,7 @@ class TestCard:
         before = files(deeper)
         (deeper / "layers.svg").unlink()
         result = mk("card", deeper)
-        assert (result.status, result.err) == (0, "")
+        assert (result.status, result.err) == (0, NO_LINK)
         assert result.out.splitlines()[:2] == ["README.md: written", "layers.svg: written"]
         assert "suggested name: tiny_" in result.out
         assert files(deeper) == before
@@ -183,6 +188,10 @@ class TestCard:
         assert mk("verify", trained, "--against", tiny, "--trained").status == 0
         text = (trained / "README.md").read_text()
         assert "**Status: trained.**" in text
+        assert "block expansion, and trained since." in text
+        assert "trained" in (trained / "layers.svg").read_text()
+        assert mk("card", trained).status == 0
+        assert (trained / "README.md").read_text() == text
         assert not list(frontmatter.problems(text, trained))
 
     def test_what_verify_has_found_wrong(self, mk: Cli, deeper: Path, tiny: Path) -> None:
@@ -221,7 +230,7 @@ class TestCard:
         assert shell("mergekit-yaml cfg.yml merged").returncode == 0
         assert mk("card", tmp_path / "merged").status == 1
         result = mk("card", tmp_path / "merged", "--force")
-        assert (result.status, result.err) == (0, "")
+        assert (result.status, result.err) == (0, NO_LINK)
         text = (tmp_path / "merged" / "README.md").read_text()
         assert not list(frontmatter.problems(text, tmp_path / "merged"))
         assert str(tmp_path) not in text
@@ -239,7 +248,7 @@ class TestCard:
         assert shell("mergekit-yaml cfg.yml merged").returncode == 0
         shutil.rmtree(base)
         result = mk("card", tmp_path / "merged", "--force")
-        assert (result.status, result.err) == (0, "")
+        assert (result.status, result.err) == (0, NO_LINK)
         text = (tmp_path / "merged" / "README.md").read_text()
         assert not list(frontmatter.problems(text, tmp_path / "merged"))
         assert "`gone`, ? → 10 layers" in text
@@ -371,6 +380,27 @@ class TestRun:
         text = (out / "README.md").read_text()
         assert "license:" not in text.partition("\n---")[0]
         assert "| license | not known: its sources' cards state none |" in text
+
+    def test_a_base_whose_card_is_broken(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """That its license does not pass on is said."""
+        (own_tiny / "README.md").write_text("---\nlicense: [mit\n---\n# Tiny\n")
+        out = tmp_path / "out"
+        said = mk("run", "append: 1", out, "--model", own_tiny, "--engine", "stream")
+        assert said.status == 0
+        assert "README.md: no license or language passes on from it: " in said.err
+        assert "| license | not known" in (out / "README.md").read_text()
+
+    def test_a_file_in_place_of_a_directory(self, mk: Cli, deeper: Path) -> None:
+        """Is called what it is."""
+        result = mk("card", deeper / "config.json")
+        assert (result.status, "config.json: is a file" in result.err) == (1, True)
+
+    def test_a_broken_manifest(self, mk: Cli, deeper: Path) -> None:
+        """Is not to be copied there: it is there."""
+        (deeper / "interleave.json").write_text("{}")
+        result = mk("card", deeper)
+        assert (result.status, "not an interleave.json" in result.err) == (1, True)
+        assert "copy" not in result.err
 
     def test_a_base_that_was_expanded_before(self, mk: Cli, deeper: Path, tmp_path: Path) -> None:
         """Its picture is not carried along; its card passes on what is the base's, no lineage."""

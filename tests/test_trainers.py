@@ -12,11 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import yaml
 import zoo
 from conftest import Cli, make_llama
+from transformers import AutoModelForCausalLM
 
 from mergekit_interleave import cli, lora, selectors, trainers
 from mergekit_interleave.errors import DirectiveError, RefusedError
@@ -298,6 +300,39 @@ def test_identities_come_with_a_warning() -> None:
     assert not trainers.settings(replace(model, closed=frozenset()), "peft").notes
 
 
+DEAD = {
+    "pissa": {"init_lora_weights": "pissa"},
+    "ia3": {"feedforward_modules": ["down_proj"]},
+    "oft": {"oft_block_size": 4},
+    "boft": {"boft_block_size": 4},
+    "hra": {"r": 4},
+}
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", *DEAD])
+def test_what_the_warning_says_of_peft(kind: str, deeper: Path) -> None:
+    """A LoRA moves an identity in the second step, DoRA is no number, the others never move it."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(deeper)
+    name = "LoraConfig" if kind in ("lora", "dora", "pissa") else f"{kind.upper()}Config"
+    words = {"use_dora": True} if kind == "dora" else DEAD.get(kind, {})
+    targets = [f"layers.8.{name}" for name in PROJECTIONS]
+    words = {**words, **({"feedforward_modules": targets[-1:]} if kind == "ia3" else {})}
+    adapted = peft.get_peft_model(model, getattr(peft, name)(target_modules=targets, **words))
+    own = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(own, lr=0.1)
+    loss = torch.zeros(())
+    moves = False
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = adapted(input_ids=torch.arange(1, 9)[None]).logits.square().mean()
+        loss.backward()
+        moves |= any(p.grad is not None and bool(p.grad.any()) for p in own)
+        optimizer.step()
+    assert bool(loss.isnan()) == (kind == "dora")
+    assert moves == (kind in ("lora", "dora"))
+
+
 def test_quantized_weights_get_a_lora() -> None:
     """Integers have no gradients."""
     model = trainee(quantized=True)
@@ -389,6 +424,12 @@ def test_the_recipe_will_do(mk: Cli, deeper: Path, tmp_path: Path) -> None:
     assert "--recipe FILE" in mk("train", tmp_path, "--for", "ms-swift").err
     named = mk("train", tmp_path, "--for", "ms-swift", "--recipe", deeper / "interleave.json")
     assert named.out == expected
+    other = mk("train", tmp_path, "--for", "ms-swift", "--recipe", deeper / "config.json")
+    assert (other.status, "not an interleave.json" in other.err) == (1, True)
+    (tmp_path / "cfg.yml").write_text("interleave: every 8\nmodel: base\n")
+    asked = mk("train", tmp_path, "--for", "ms-swift", "--recipe", tmp_path / "cfg.yml")
+    assert (asked.status, asked.out) == (2, "")
+    assert "hint: `mk-interleave gen` writes them out" in asked.err
 
 
 def test_a_base_is_nothing_to_train(mk: Cli, deeper: Path, tmp_path: Path) -> None:
