@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import architecture, card, claim, manifest, modelconfig, recipe
+from mergekit_interleave.assembly import DTYPES
 from mergekit_interleave.checkpoint import CONFIG, MAX_CONFIG, interpreted
 from mergekit_interleave.claim import Claim, Expected
 from mergekit_interleave.comparison import Difference
@@ -144,7 +145,10 @@ def _config(out: Path, expected: Expected, *, trained: bool, trusted: bool) -> I
             extra = {key for key, (wanted, _) in wrong.items() if wanted is None} - _keys(said)
             named = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
             wrong = named or unlike
+    stored = {part.dtype for part in expected.parts} if trained else set()
     for key, (wanted, got) in wrong.items():
+        if key.rpartition(".")[2] in _DTYPE and DTYPES.get(str(got)) in stored:
+            continue
         yield Difference(
             f"{CONFIG}: {key} is {json.dumps(got):.100}, not {json.dumps(wanted):.100}"
         )
@@ -180,7 +184,10 @@ def _unlike(
 def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
     """Whether a part states a dtype that it has from the whole: transformers writes it down."""
     part, _, name = key.rpartition(".")
-    return bool(part) and name in ("dtype", "torch_dtype") and None in pair
+    return bool(part) and name in _DTYPE and None in pair
+
+
+_DTYPE = ("dtype", "torch_dtype")
 
 
 def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:

@@ -137,6 +137,9 @@ def verify(
     except CheckpointError as error:
         differences.append(Difference(str(error)))
     else:
+        if trained:
+            parts = [_as_stored(part, found.get(part.name)) for part in expected.parts]
+            expected = dataclasses.replace(expected, parts=parts)
         lacking = _may_lack(out, found, trusted=trusted) if trained else None
         weights = compare(found.items(), expected.parts, _leeway(expected, lacking))
         differences += weights.differences
@@ -146,6 +149,16 @@ def verify(
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
     own = claimed.manifest if layout_from is None else None
     return Report(names, weights, differences, trained, expected, own)
+
+
+def _as_stored(part: Part, tensor: Tensor | None) -> Part:
+    """A part in the wider dtype that a trainer has stored it in; its numbers are the same there."""
+    if tensor is None or not part.is_whole or tensor.dtype not in _WIDER.get(part.dtype, ()):
+        return part
+    return dataclasses.replace(part, dtype=tensor.dtype, nbytes=part.tensor.elements * tensor.width)
+
+
+_WIDER = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
 
 
 def _with_vocabulary(

@@ -625,6 +625,29 @@ class TestTrained:
         result = mk(*words, "--trained")
         assert (result.status, f"layer 0: {name} differs" in result.out) == (1, True)
 
+    def test_trained_in_float32(self, mk: Cli, tmp_path: Path) -> None:
+        """And stored so: the same numbers in a wider dtype; one more bit is a difference."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        base, out = make_llama(tmp_path / "base", dtype=torch.bfloat16), tmp_path / "out"
+        _run("interleave: every 4", out, "--model", base)
+        model = AutoModelForCausalLM.from_pretrained(out, dtype="float32")
+        for layer in (4, 9):
+            model.model.layers[layer].self_attn.o_proj.weight.data += 2**-12
+        model.save_pretrained(tmp_path / "trained")
+        shutil.copy(out / "interleave.json", tmp_path / "trained")
+        words = ("verify", tmp_path / "trained", "--against", base)
+        assert mk(*words, "--trained").status == 0
+        assert mk("card", tmp_path / "trained").status == 0
+        assert "**Status: trained.**" in (tmp_path / "trained/README.md").read_text()
+        assert "is F32" in mk(*words).out
+        model.model.layers[0].self_attn.o_proj.weight.data[1, 2] += 2**-12
+        model.save_pretrained(tmp_path / "trained")
+        said = mk(*words, "--trained")
+        assert said.status == 1
+        assert "layers.0.self_attn.o_proj.weight as F32, first at [1, 2]" in said.out
+
     def test_needs_the_base(self, mk: Cli, trained: Path) -> None:
         """Originals cannot be compared with themselves."""
         result = mk("verify", trained, "--trained")
