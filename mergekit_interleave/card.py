@@ -94,7 +94,7 @@ class Facts:
         tools: The versions of what made it, where they are known.
         parameters: How many numbers it holds, and its new layers; None where that is not known.
         nbytes: Their bytes, likewise.
-        dtypes: In which they are stored.
+        dtypes: In which they are stored, in safetensors' spelling.
         conversion: From which dtypes to which the weights were converted, if they were.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
         remote: Whether it brings code of its own.
@@ -338,7 +338,7 @@ def _loading(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
-    coarse = {"bfloat16", "float16"} & {*facts.dtypes}
+    coarse = {"BF16", "F16"} & {*facts.dtypes}
     snippet = _python(
         facts,
         "float32" if coarse else "auto",  # 16 bits round most steps of training away

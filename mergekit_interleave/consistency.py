@@ -36,7 +36,14 @@ def of_words(out: Path, claimed: Claim, expected: Expected, *, trained: bool) ->
     return found
 
 
-def of_config(out: Path, expected: Expected, *, trained: bool, trusted: bool) -> list[Difference]:
+def of_config(
+    out: Path,
+    expected: Expected,
+    *,
+    trained: bool,
+    trusted: bool,
+    stored: Collection[str] = (),
+) -> list[Difference]:
     """Whether config.json says what it must.
 
     Args:
@@ -44,10 +51,11 @@ def of_config(out: Path, expected: Expected, *, trained: bool, trusted: bool) ->
         expected: What it must say.
         trained: Whether a trainer has written it since.
         trusted: Whether code that the model brings may be run.
+        stored: The dtypes that it may state because a trainer has stored tensors in them.
     """
     try:
         with interpreted(out):
-            return list(_config(out, expected, trained=trained, trusted=trusted))
+            return list(_config(out, expected, stored, trained=trained, trusted=trusted))
     except CheckpointError as error:
         return [Difference(str(error))]
 
@@ -126,7 +134,9 @@ _IDLE_TRAINED = {*_IDLE, "use_cache", "bos_token_id", "eos_token_id", "pad_token
 """What trainers write there."""
 
 
-def _config(out: Path, expected: Expected, *, trained: bool, trusted: bool) -> Iterator[Difference]:
+def _config(
+    out: Path, expected: Expected, stored: Collection[str], *, trained: bool, trusted: bool
+) -> Iterator[Difference]:
     if expected.config is None:
         return
     try:
@@ -145,7 +155,6 @@ def _config(out: Path, expected: Expected, *, trained: bool, trusted: bool) -> I
             extra = {key for key, (wanted, _) in wrong.items() if wanted is None} - _keys(said)
             named = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
             wrong = named or unlike
-    stored = {part.dtype for part in expected.parts} if trained else set()
     for key, (wanted, got) in wrong.items():
         if key.rpartition(".")[2] in _DTYPE and DTYPES.get(str(got)) in stored:
             continue

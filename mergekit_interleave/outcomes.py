@@ -58,8 +58,10 @@ def _which(found: Mapping[str, Any]) -> str:
 
 
 def _how(found: Mapping[str, Any]) -> str:
-    computed = found.get("computed", 0)
-    return f"byte for byte ({computed:,} of them computed again)" if computed else "byte for byte"
+    wider = found.get("wider", 0)
+    said = {"stored in a wider dtype": wider, "computed again": found.get("computed", 0)}
+    some = ", ".join(f"{count:,} of them {what}" for what, count in said.items() if count)
+    return f"{'number for number' if wider else 'byte for byte'}{some and f' ({some})'}"
 
 
 def _wrong(found: Mapping[str, Any]) -> str:

@@ -206,7 +206,7 @@ def _llamafactory(trainee: Trainee) -> Settings:
     count = len(trainee.new)
     if trainee.counted != trainee.depth:
         raise RefusedError(
-            f"LLaMA-Factory's freeze mode counts {trainee.counted} layers, where there are "
+            f"LLaMA-Factory's freeze mode counts {trainee.counted or 'no'} layers, where there are "
             f"{trainee.depth}"
         )
     ways = [(count, True), (count, False), (-count, False)]

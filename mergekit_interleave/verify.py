@@ -48,6 +48,7 @@ class Report:
         trained: Whether new layers were free to differ.
         expected: What it must be.
         own: Its interleave.json, where that has said so.
+        wider: How many tensors a trainer has stored in a wider dtype.
     """
 
     against: Sequence[str]
@@ -56,6 +57,7 @@ class Report:
     trained: bool
     expected: Expected
     own: Manifest | None = None
+    wider: int = 0
 
     @property
     def is_exact(self) -> bool:
@@ -69,7 +71,9 @@ class Report:
 
     def outcome(self) -> dict[str, Any]:
         """What interleave.json keeps of it."""
-        return outcome(self.weights, self.against, self.expected.parts, len(self.differences))
+        parts, differences = self.expected.parts, len(self.differences)
+        found = outcome(self.weights, self.against, parts, differences)
+        return {**found, "wider": self.wider} if self.wider else found
 
 
 def outcome(
@@ -128,6 +132,7 @@ def verify(
     else:
         expected = claim.of_itself(claimed, out, models)
     differences: list[Difference] = []
+    wider: dict[str, Part] = {}
     if layout_from is None:
         differences += consistency.of_words(out, claimed, expected, trained=trained)
     weights = None
@@ -138,24 +143,34 @@ def verify(
         differences.append(Difference(str(error)))
     else:
         if trained:
-            parts = [_as_stored(part, found.get(part.name)) for part in expected.parts]
-            expected = dataclasses.replace(expected, parts=parts)
+            wider = _wider(expected, found)
+        parts = [wider.get(part.name, part) for part in expected.parts]
         lacking = _may_lack(out, found, trusted=trusted) if trained else None
-        weights = compare(found.items(), expected.parts, _leeway(expected, lacking))
+        weights = compare(found.items(), parts, _leeway(expected, lacking))
         differences += weights.differences
         expected = _with_vocabulary(expected, found, differences)
-    differences += consistency.of_config(out, expected, trained=trained, trusted=trusted)
+    stored = {part.dtype for part in wider.values()}
+    differences += consistency.of_config(
+        out, expected, trained=trained, trusted=trusted, stored=stored
+    )
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
     own = claimed.manifest if layout_from is None else None
-    return Report(names, weights, differences, trained, expected, own)
+    return Report(names, weights, differences, trained, expected, own, len(wider))
 
 
-def _as_stored(part: Part, tensor: Tensor | None) -> Part:
-    """A part in the wider dtype that a trainer has stored it in; its numbers are the same there."""
-    if tensor is None or not part.is_whole or tensor.dtype not in _WIDER.get(part.dtype, ()):
-        return part
-    return dataclasses.replace(part, dtype=tensor.dtype, nbytes=part.tensor.elements * tensor.width)
+def _wider(expected: Expected, found: Mapping[str, Tensor]) -> dict[str, Part]:
+    """What a trainer has stored in a wider dtype, in which its numbers must be the same."""
+    new = {layer.index for layer in expected.layout.new_layers}
+    wider = {}
+    for part in expected.parts:
+        tensor = found.get(part.name)
+        if tensor is None or part.layer in new or not part.is_whole:
+            continue
+        if tensor.dtype in _WIDER.get(part.dtype, ()):
+            nbytes = part.tensor.elements * tensor.width
+            wider[part.name] = dataclasses.replace(part, dtype=tensor.dtype, nbytes=nbytes)
+    return wider
 
 
 _WIDER = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}

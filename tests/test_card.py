@@ -161,7 +161,7 @@ def test_what_was_trained_is_told_as_past() -> None:
 
 def test_coarse_weights_are_trained_in_float32() -> None:
     """16 bits would round most steps away."""
-    lines = card.write(facts(dtypes=["bfloat16"])).splitlines()
+    lines = card.write(facts(dtypes=["BF16"])).splitlines()
     assert [re.findall(r'dtype="(\w+)"', line)[0] for line in lines if "dtype=" in line] == [
         "auto",
         "float32",

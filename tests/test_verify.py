@@ -640,7 +640,9 @@ class TestTrained:
         words = ("verify", tmp_path / "trained", "--against", base)
         assert mk(*words, "--trained").status == 0
         assert mk("card", tmp_path / "trained").status == 0
-        assert "**Status: trained.**" in (tmp_path / "trained/README.md").read_text()
+        text = (tmp_path / "trained/README.md").read_text()
+        assert "**Status: trained.**" in text
+        assert "number for number (75 of them stored in a wider dtype) the base's own" in text
         assert "is F32" in mk(*words).out
         model.model.layers[0].self_attn.o_proj.weight.data[1, 2] += 2**-12
         model.save_pretrained(tmp_path / "trained")
