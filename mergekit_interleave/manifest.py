@@ -63,7 +63,7 @@ def describe(
     models = plan.layout.models
     cards = {
         plan.public.title(source.ref): frontmatter.read(source.path)
-        for source in (*plan.sources.values(), plan.base)
+        for source in {**plan.sources, plan.base.ref: plan.base}.values()
     }
     carried = [name for name, _ in plan.small_files]
     inherited = frontmatter.inherited(cards, plan.public.title(plan.base.ref), carried)
