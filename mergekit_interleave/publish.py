@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,20 +304,33 @@ def record(out: Path, report: Report, measured: Mapping[str, Any] | None = None)
         if verified is not None and page.is_file() and not page.is_symlink():
             if page.stat().st_size > MAX_CONFIG:
                 return
-            text = page.read_text(encoding="utf-8")
-            changed = _reverified(out, text, {**own.content, "verified": verified})
-            if changed != text:
-                replace_file(page, changed)
+            _reverify(out, page, {**own.content, "verified": verified})
     except Exception as error:  # noqa: BLE001 - whatever it is, the answer is worth more
         log.warning("what was verified could not be written down: %s", error)
 
 
-def _reverified(out: Path, text: str, content: Mapping[str, Any]) -> str:
-    """A card with what was verified; of one that someone has edited only that part is touched."""
+def _reverify(out: Path, page: Path, content: Mapping[str, Any]) -> None:
+    """Write into a card what was verified; of one that someone has edited only that is touched.
+
+    A picture that is not as it was drawn is somebody's, too.
+    """
+    text = page.read_text(encoding="utf-8")
     if not card.is_sealed(text):
-        return card.reverified(text, content["verified"])
+        _replace(page, {text}, card.reverified(text, content["verified"]))
+        return
     title = next(line[2:] for line in text.splitlines() if line.startswith("# "))
-    return card.write(facts(out, title, content, claim.read(out).layout))
+    found = facts(out, title, content, claim.read(out).layout)
+    drawn = {card.picture(replace(found, status=status)) for status in (card.EQUAL, card.TRAINED)}
+    _replace(page, {text}, card.write(found))
+    _replace(out / card.PICTURE, drawn, card.picture(found))
+
+
+def _replace(file: Path, known: Collection[str], text: str) -> None:
+    """Replace a file that is as it is known; not one that says so already."""
+    if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_CONFIG:
+        return
+    if file.read_text(encoding="utf-8", errors="replace") in {*known} - {text}:
+        replace_file(file, text)
 
 
 def _last(name: str) -> str:

@@ -194,6 +194,13 @@ class TestCard:
         assert (trained / "README.md").read_text() == text
         assert not list(frontmatter.problems(text, trained))
 
+    def test_trained_where_it_lay(self, mk: Cli, deeper: Path, tiny: Path) -> None:
+        """The proof rewrites card and picture, which are still as they were made."""
+        train(deeper)
+        assert mk("verify", deeper, "--against", tiny, "--trained").status == 0
+        assert "**Status: trained.**" in (deeper / "README.md").read_text()
+        assert "before it was trained" in (deeper / "layers.svg").read_text()
+
     def test_what_verify_has_found_wrong(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """Is no longer called equal to its base."""
         tensors = load_file(deeper / "model.safetensors")
