@@ -255,7 +255,9 @@ def _sentence(facts: Facts) -> str:
     said = " and ".join(_link(source) for source in facts.sources)
     what = describe.sentence(facts.layout, facts.growth, facts.depth, facts.identities)
     since = ", and trained since" if facts.is_trained else ""
-    return f"{said}, {_before(facts)} → {len(facts.layout)} layers{_growth(facts)}: {what}{since}."
+    depths = f"{_before(facts)} → {len(facts.layout)} layers"
+    sizes = [depths] if not what.startswith(depths) else []
+    return f"{', '.join([said, *sizes, *_growth(facts)])}: {what}{since}."
 
 
 def _link(source: Source) -> str:
@@ -266,12 +268,12 @@ def _before(facts: Facts) -> str:
     return " + ".join("?" if s.depth is None else str(s.depth) for s in facts.sources)
 
 
-def _growth(facts: Facts) -> str:
+def _growth(facts: Facts) -> list[str]:
     old = facts.sources[0].parameters
     if facts.parameters is None or len(facts.sources) > 1 or not old:
-        return ""
+        return []
     total = facts.parameters[0]
-    return f", {count(old)} → {count(total)} parameters ({(total - old) / old:+.1%})"
+    return [f"{count(old)} → {count(total)} parameters ({(total - old) / old:+.1%})"]
 
 
 def _table(facts: Facts) -> str:

@@ -128,6 +128,15 @@ def test_the_body_says_what_the_model_is() -> None:
     assert "arxiv.org/abs/2403.13257" in text
 
 
+def test_its_depth_is_said_once() -> None:
+    """Of slices the sentence says it."""
+    layout = Layout((Slice(MODEL, 0, 6), Slice(MODEL, 2, 8)))
+    found = facts(layout=layout, growth=None, identities=(), status=card.CHANGED)
+    assert (
+        "org/base), 100 → 110 parameters (+10.0%): 8 → 12 layers in 2 slices: depth up-scaling."
+    ) in card.write(found)
+
+
 def test_copies_are_not_called_identities() -> None:
     """An up-scaling changes the outputs, cites another paper, and needs no warning of LoRA."""
     text = card.write(copies())

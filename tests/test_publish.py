@@ -243,7 +243,7 @@ class TestCard:
         assert str(tmp_path) not in text
         assert "**Status: untrained, and equal to its base.**" in text
         assert "license: mit" in text
-        assert "`tiny`, 8 → 10 layers" in text
+        assert re.search(r"^`tiny`, .*: 8 → 10 layers in 3 slices", text, re.MULTILINE)
 
     def test_what_mergekit_wrote_elsewhere(
         self, mk: Cli, tiny: Path, shell: Shell, tmp_path: Path
