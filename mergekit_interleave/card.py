@@ -129,6 +129,12 @@ class Facts:
         return self.status in (TRAINED, TOUCHED)
 
     @property
+    def base_models(self) -> list[str]:
+        """The Hub ids that are known of what it was made of, each once."""
+        ids = (id_ for source in self.sources for id_ in (source.hub_id, source.lora) if id_)
+        return list(dict.fromkeys(ids))
+
+    @property
     def depth(self) -> int | None:
         """The number of layers of its one source, where there is one and it is known."""
         return self.sources[0].depth if len(self.sources) == 1 else None
@@ -165,9 +171,8 @@ def write(facts: Facts) -> str:
     sources = [replace(source, name=_plain(source.name)) for source in facts.sources]
     facts = replace(facts, title=draw.legible(facts.title), sources=sources)
     inherited = dict(facts.inherited)
-    ids = (id_ for source in facts.sources for id_ in (source.hub_id, source.lora) if id_)
     data = ModelCardData(
-        base_model=list(dict.fromkeys(ids)) or None,
+        base_model=facts.base_models or None,
         base_model_relation="merge",
         library_name=inherited.pop("library_name", None) or "transformers",
         pipeline_tag=inherited.pop("pipeline_tag", None) or facts.task.tag,

@@ -512,7 +512,7 @@ def card(
     for name in (FILE, PICTURE):
         print(f"{name}: written")  # noqa: T201
     print(f"suggested name: {written.name}")  # noqa: T201
-    if not any(source.hub_id for source in written.sources):
+    if not written.base_models:
         note = "no base_model, since its Hub id is not known; `run --base-model org/name` states it"
         print(f"note: {note}", file=sys.stderr)  # noqa: T201
 

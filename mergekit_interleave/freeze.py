@@ -45,7 +45,7 @@ def freeze_original_layers(
     """
     if not hasattr(model, "named_parameters"):
         raise TypeError(
-            f"it takes a loaded model, as AutoModelForCausalLM.from_pretrained returns it, not "
+            "it takes a loaded model, as AutoModelForCausalLM.from_pretrained returns it, not "
             f"{model!r:.60}"
         )
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mergekit_interleave import selectors
 from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.stacks import inside
 from mergekit_interleave.trainee import Trainee
 
 
@@ -93,10 +94,7 @@ def by_regex(trainee: Trainee) -> Iterator[Lora]:
     modules, _ = _parts(trainee)
     if trainee.stacked or not modules:
         return
-    kinds: dict[str, None] = {}
-    for name in modules:
-        stack = next(s for s in trainee.stacks if name.startswith(f"{s}."))
-        kinds[re.sub(r"^\d+\.", "", name[len(stack) + 1 :])] = None
+    kinds = dict.fromkeys(map(inside, modules))
     regex = rf"{_any(trainee.stacks)}\.{_any(map(str, trainee.new))}\.{_any(kinds)}"
     yield Lora(modules=regex, saved=_endings(_unreached(trainee), trainee))
 

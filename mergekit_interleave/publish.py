@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -310,27 +310,27 @@ def record(out: Path, report: Report, measured: Mapping[str, Any] | None = None)
 
 
 def _reverify(out: Path, page: Path, content: Mapping[str, Any]) -> None:
-    """Write into a card what was verified; of one that someone has edited only that is touched.
-
-    A picture that is not as it was drawn is somebody's, too.
-    """
+    """Write into a card what was verified; of one that someone has edited only that is touched."""
     text = page.read_text(encoding="utf-8")
-    if not card.is_sealed(text):
-        _replace(page, {text}, card.reverified(text, content["verified"]))
+    found = None
+    if card.is_sealed(text):
+        title = next(line[2:] for line in text.splitlines() if line.startswith("# "))
+        found = facts(out, title, content, claim.read(out).layout)
+    new = card.reverified(text, content["verified"]) if found is None else card.write(found)
+    if new != text:
+        replace_file(page, new)
+    if found is not None:
+        _redraw(out / card.PICTURE, found)
+
+
+def _redraw(drawing: Path, found: Facts) -> None:
+    """Draw a picture anew that is as it was drawn of the same layers; another is somebody's own."""
+    if drawing.is_symlink() or not drawing.is_file() or drawing.stat().st_size > MAX_CONFIG:
         return
-    title = next(line[2:] for line in text.splitlines() if line.startswith("# "))
-    found = facts(out, title, content, claim.read(out).layout)
+    new = card.picture(found)
     drawn = {card.picture(replace(found, status=status)) for status in (card.EQUAL, card.TRAINED)}
-    _replace(page, {text}, card.write(found))
-    _replace(out / card.PICTURE, drawn, card.picture(found))
-
-
-def _replace(file: Path, known: Collection[str], text: str) -> None:
-    """Replace a file that is as it is known; not one that says so already."""
-    if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_CONFIG:
-        return
-    if file.read_text(encoding="utf-8", errors="replace") in {*known} - {text}:
-        replace_file(file, text)
+    if drawing.read_text(encoding="utf-8", errors="replace") in drawn - {new}:
+        replace_file(drawing, new)
 
 
 def _last(name: str) -> str:

@@ -56,6 +56,12 @@ def place(name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
+def inside(name: str) -> str:
+    """What stands after the index of a layer."""
+    found = place(name)
+    return name[len(f"{found[0]}.{found[1]}.") :] if found else name
+
+
 def within(names: Iterable[str], stacks: Collection[str], layers: Collection[int]) -> Iterator[str]:
     """The names that belong to some of the layers."""
     for name in names:

@@ -6,7 +6,6 @@ without memory, so that no weights are needed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from mergekit_interleave.expand import Models
 from mergekit_interleave.growth import Spelled
 from mergekit_interleave.layout import Layout
 from mergekit_interleave.reference import ModelPath, ModelRef
-from mergekit_interleave.stacks import check_apart, stacks_of, within
+from mergekit_interleave.stacks import check_apart, inside, stacks_of, within
 from mergekit_interleave.tasks import Task
 
 
@@ -77,9 +76,8 @@ class Trainee:
     @cached_property
     def children(self) -> tuple[str, ...]:
         """What the new layers are made of: the words after their indices."""
-        beginnings = re.compile(rf"(?:{'|'.join(map(re.escape, self.stacks))})\.\d+\.(\w+)")
-        found = map(beginnings.match, self.within(self.parameters))
-        return tuple(dict.fromkeys(match[1] for match in found if match))
+        names = (inside(name).partition(".")[0] for name in self.within(self.parameters))
+        return tuple(dict.fromkeys(names))
 
     def within(self, names: Iterable[str]) -> Iterable[str]:
         """Those of the names that belong to the new layers."""

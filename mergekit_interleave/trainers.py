@@ -190,8 +190,7 @@ def _trl_lora(trainee: Trainee) -> Settings:
     return _yaml(
         LORA,
         {
-            "model_name_or_path": trainee.directory,
-            "trust_remote_code": trainee.remote or None,
+            **_model(trainee, "model_name_or_path"),
             "use_peft": True,
             "lora_target_modules": modules,
             "lora_target_parameters": [*chosen.parameters],
@@ -217,15 +216,15 @@ def _llamafactory(trainee: Trainee) -> Settings:
     if found is None:
         raise RefusedError(
             f"LLaMA-Factory's freeze mode trains the last layer of each of {count} groups of the "
-            f"same size, or the first or last {count} layers; of these {trainee.depth} layers "
-            f"the new ones are {_spelled(trainee.new)}"
+            f"same size, or the first or last {count} layers; of these {trainee.depth} layers the "
+            f"new ones are {_spelled(trainee.new)}"
         )
     # By names alone an expert's index would be a layer's, where a class holds experts one by one.
     modules = trainee.children if trainee.stacked else ("",)
     lacking = {*modules} - {"", *selectors.llamafactory_modules(trainee.parameters)}
     if lacking:
         raise RefusedError(
-            f"LLaMA-Factory takes only modules of the first two layers, which have no "
+            "LLaMA-Factory takes only modules of the first two layers, which have no "
             f"{min(lacking)}"
         )
     _check(
@@ -234,8 +233,7 @@ def _llamafactory(trainee: Trainee) -> Settings:
     return _yaml(
         FULL,
         {
-            "model_name_or_path": trainee.directory,
-            "trust_remote_code": trainee.remote or None,
+            **_model(trainee, "model_name_or_path"),
             "finetuning_type": "freeze",
             "use_llama_pro": True if found[1] else None,
             "freeze_trainable_layers": found[0],
@@ -267,8 +265,7 @@ def _llamafactory_lora(trainee: Trainee) -> Settings:
     return _yaml(
         LORA,
         {
-            "model_name_or_path": trainee.directory,
-            "trust_remote_code": trainee.remote or None,
+            **_model(trainee, "model_name_or_path"),
             "finetuning_type": "lora",
             "lora_target": ",".join(chosen.modules),
             "additional_target": ",".join(saved) or None,
@@ -280,14 +277,7 @@ def _llamafactory_lora(trainee: Trainee) -> Settings:
 def _axolotl(trainee: Trainee) -> Settings:
     patterns = [f"{stack}.{_group(trainee.new)}." for stack in trainee.stacks]
     _check(trainee, selectors.axolotl(trainee.parameters, patterns), "axolotl")
-    return _yaml(
-        FULL,
-        {
-            "base_model": trainee.directory,
-            "trust_remote_code": trainee.remote or None,
-            "unfrozen_parameters": patterns,
-        },
-    )
+    return _yaml(FULL, {**_model(trainee, "base_model"), "unfrozen_parameters": patterns})
 
 
 def _axolotl_lora(trainee: Trainee) -> Settings:
@@ -295,8 +285,7 @@ def _axolotl_lora(trainee: Trainee) -> Settings:
     return _yaml(
         LORA,
         {
-            "base_model": trainee.directory,
-            "trust_remote_code": trainee.remote or None,
+            **_model(trainee, "base_model"),
             "adapter": "lora",
             "lora_r": _RANK,
             "lora_alpha": 2 * _RANK,
@@ -309,6 +298,11 @@ def _axolotl_lora(trainee: Trainee) -> Settings:
         },
         _about(chosen),
     )
+
+
+def _model(trainee: Trainee, key: str) -> dict[str, object]:
+    """What to load; a model's own code is nowhere run unasked."""
+    return {key: trainee.directory, "trust_remote_code": trainee.remote or None}
 
 
 _RANK = 16
@@ -334,6 +328,7 @@ def _swift(trainee: Trainee) -> Settings:
             "--freeze_parameters_ratio": ["1"],
             "--trainable_parameters": prefixes,
         },
+        [_MODEL_TYPE],
     )
 
 
@@ -352,19 +347,21 @@ def _swift_lora(trainee: Trainee) -> Settings:
             "--modules_to_save": chosen.saved,
             "--lora_dropout": ["0"] if chosen.parameters else [],
         },
-        _about(chosen),
+        [*_about(chosen), _MODEL_TYPE],
     )
+
+
+_MODEL_TYPE = (
+    "if ms-swift cannot tell the model's type, since several of its types have the same class: "
+    "--model_type, with that of the base"
+)
 
 
 def _shell(
     method: str, options: Mapping[str, Sequence[str]], notes: Iterable[str] = ()
 ) -> Settings:
     lines = [f"{flag} {shlex.join(words)}" for flag, words in options.items() if words]
-    note = (
-        "if ms-swift cannot tell the model's type, since several of its types have the same class: "
-        "--model_type, with that of the base"
-    )
-    return Settings(" \\\n".join(lines) + "\n", method, (*notes, note))
+    return Settings(" \\\n".join(lines) + "\n", method, tuple(notes))
 
 
 def _unsloth(trainee: Trainee) -> Settings:

@@ -142,8 +142,7 @@ def verify(
     except CheckpointError as error:
         differences.append(Difference(str(error)))
     else:
-        if trained:
-            wider = _wider(expected, found)
+        wider = _wider(expected, found) if trained else {}
         parts = [wider.get(part.name, part) for part in expected.parts]
         lacking = _may_lack(out, found, trusted=trusted) if trained else None
         weights = compare(found.items(), parts, _leeway(expected, lacking))

@@ -222,6 +222,18 @@ class TestCard:
         assert mk("card", deeper).status == 0
         assert (deeper / "README.md").read_text() == text
 
+    def test_a_file_in_place_of_a_directory(self, mk: Cli, deeper: Path) -> None:
+        """Is called what it is."""
+        result = mk("card", deeper / "config.json")
+        assert (result.status, "config.json: is a file" in result.err) == (1, True)
+
+    def test_a_broken_manifest(self, mk: Cli, deeper: Path) -> None:
+        """Is not to be copied there: it is there."""
+        (deeper / "interleave.json").write_text("{}")
+        result = mk("card", deeper)
+        assert (result.status, "not an interleave.json" in result.err) == (1, True)
+        assert "copy" not in result.err
+
     def test_what_is_not_what_it_says(self, mk: Cli, deeper: Path) -> None:
         """Has no card."""
         config = json.loads((deeper / "config.json").read_text())
@@ -396,18 +408,6 @@ class TestRun:
         assert said.status == 0
         assert "README.md: no license or language passes on from it: " in said.err
         assert "| license | not known" in (out / "README.md").read_text()
-
-    def test_a_file_in_place_of_a_directory(self, mk: Cli, deeper: Path) -> None:
-        """Is called what it is."""
-        result = mk("card", deeper / "config.json")
-        assert (result.status, "config.json: is a file" in result.err) == (1, True)
-
-    def test_a_broken_manifest(self, mk: Cli, deeper: Path) -> None:
-        """Is not to be copied there: it is there."""
-        (deeper / "interleave.json").write_text("{}")
-        result = mk("card", deeper)
-        assert (result.status, "not an interleave.json" in result.err) == (1, True)
-        assert "copy" not in result.err
 
     def test_a_base_that_was_expanded_before(self, mk: Cli, deeper: Path, tmp_path: Path) -> None:
         """Its picture is not carried along; its card passes on what is the base's, no lineage."""

@@ -302,7 +302,7 @@ def test_identities_come_with_a_warning() -> None:
 
 DEAD = {
     "pissa": {"init_lora_weights": "pissa"},
-    "ia3": {"feedforward_modules": ["down_proj"]},
+    "ia3": {"feedforward_modules": ["layers.8.mlp.down_proj"]},
     "oft": {"oft_block_size": 4},
     "boft": {"boft_block_size": 4},
     "hra": {"r": 4},
@@ -316,8 +316,7 @@ def test_what_the_warning_says_of_peft(kind: str, deeper: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(deeper)
     name = "LoraConfig" if kind in ("lora", "dora", "pissa") else f"{kind.upper()}Config"
     words = {"use_dora": True} if kind == "dora" else DEAD.get(kind, {})
-    targets = [f"layers.8.{name}" for name in PROJECTIONS]
-    words = {**words, **({"feedforward_modules": targets[-1:]} if kind == "ia3" else {})}
+    targets = [f"layers.8.{projection}" for projection in PROJECTIONS]
     adapted = peft.get_peft_model(model, getattr(peft, name)(target_modules=targets, **words))
     own = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(own, lr=0.1)
