@@ -32,12 +32,12 @@ docs: $(VENV)/installed
 
 # Every type that transformers builds, in half an hour; writes docs/architectures.md and the data.
 zoo: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python tests/zoo.py docs/architectures.md
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/zoo.py docs/architectures.md
 
 # 200 kills of each engine, full disks, failing calls, and twenty times as much random input as usual,
 # in half an hour.
 faults: $(VENV)/installed
-	HF_HUB_OFFLINE=1 $(BIN)/python tests/faults.py
+	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/faults.py
 	MK_INTERLEAVE_FUZZ=20 $(BIN)/python -m pytest -m fuzz
 
 # Stream, mergekit-yaml and cp in turn, in a quarter of an hour; writes docs/performance.md.

@@ -9,7 +9,7 @@ INTERRUPTED = 130
 def main() -> None:
     """Run the command line; Ctrl-C is quiet even while it is still being imported."""
     try:
-        from mergekit_interleave import cli  # noqa: PLC0415 - see above
+        from mergekit_interleave.cli import main as cli  # noqa: PLC0415 - see above
 
         cli.main()
     except KeyboardInterrupt:

@@ -10,9 +10,10 @@ import logging
 import sys
 from pathlib import Path
 
-from mergekit_interleave import svg
-from mergekit_interleave.directive import load_file
-from mergekit_interleave.expand import Models, resolve
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.directive.directive import load_file
+from mergekit_interleave.output import svg
+from mergekit_interleave.planning.resolve import resolve
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DEPTHS = {

@@ -15,7 +15,7 @@ from unittest import mock
 import typer
 from rich import markup
 
-from mergekit_interleave import cli
+from mergekit_interleave.cli import main as cli
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 EXAMPLE = "Example: "

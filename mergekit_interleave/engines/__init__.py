@@ -1,1 +1,4 @@
-"""What writes the weights. Each engine is a module with the same call and the same output."""
+"""Write the weights; every engine follows one protocol.
+
+A new engine is a file here and a row in the registry.
+"""

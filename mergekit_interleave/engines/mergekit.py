@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import recipe
-from mergekit_interleave.assembly import DTYPES, Part
-from mergekit_interleave.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError, nearest
-from mergekit_interleave.layout import Layout
-from mergekit_interleave.reference import ModelRef
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.planning.tensor_plan import DTYPES, Part
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ def _targets(job: Job, options: Any, out: Path) -> Sequence[Any]:
     )
     architecture = get_architecture_info(config, options)
     _fresh_loaders(options)
-    if recipe.changes_tokenizer(job.mergekit):
+    if mergekit_yaml.changes_tokenizer(job.mergekit):
         _write_tokenizer(config, options, out)
     planner = MergePlanner(config, architecture, options=options, out_model_config=out_config)
     targets: Sequence[Any] = planner.plan_to_disk(out_path=str(out))
@@ -254,7 +254,7 @@ def _local(job: Job) -> dict[str, object]:
             reference["override_architecture"] = ref.override_architecture
         return reference
 
-    return recipe.to_document(job.layout, job.mergekit, local, job.modules)
+    return mergekit_yaml.to_document(job.layout, job.mergekit, local, job.modules)
 
 
 def _check_plan(targets: Sequence[Any], job: Job) -> None:

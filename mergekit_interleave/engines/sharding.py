@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mergekit_interleave.assembly import Fill, Part, Piece, Range
-from mergekit_interleave.shards import WEIGHTS, Shard
+from mergekit_interleave.checkpoint.safetensors_header import WEIGHTS, Shard
+from mergekit_interleave.planning.tensor_plan import Fill, Part, Piece, Range
 
 _ALIGNMENT = 8
 """What safetensors aligns data to; no element is wider."""

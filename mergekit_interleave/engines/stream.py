@@ -16,14 +16,14 @@ from functools import partial
 from pathlib import Path
 from threading import Lock
 
-from mergekit_interleave.amounts import amount
-from mergekit_interleave.assembly import Part
-from mergekit_interleave.engines import moving
-from mergekit_interleave.engines.moving import Pair, Tick
+from mergekit_interleave._files import sync
+from mergekit_interleave._units import amount
+from mergekit_interleave.checkpoint.safetensors_header import INDEX
+from mergekit_interleave.engines import copy_range
+from mergekit_interleave.engines.copy_range import Pair, Tick
 from mergekit_interleave.engines.sharding import OutShard, Step
 from mergekit_interleave.errors import OutputError
-from mergekit_interleave.shards import INDEX
-from mergekit_interleave.staging import sync
+from mergekit_interleave.planning.tensor_plan import Part
 
 _AT_ONCE = 2
 """Files written at the same time: two take three quarters of the time of one, three hardly less."""
@@ -88,7 +88,7 @@ def forecast(shards: Sequence[OutShard], folder: Path, *, reflink: bool = True) 
         reflink: Whether blocks are shared where that can be done.
     """
     sharing = {
-        source: reflink and moving.can_share(source.file, folder, block)
+        source: reflink and copy_range.can_share(source.file, folder, block)
         for source, block in {(shard.source, shard.block) for shard in shards}
     }
     traffic = Traffic()

@@ -1,0 +1,42 @@
+"""Whether the layers of two models can be stacked, by their configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergekit_interleave.architectures.family import Family
+
+
+def disagreement(
+    one: Mapping[str, Any], other: Mapping[str, Any], family: Family
+) -> tuple[str, object, object] | None:
+    """The first thing in which two configs differ so that their layers cannot be stacked.
+
+    Returns:
+        Its name and the two values, or None where the layers fit.
+    """
+    for key, default in (family.must_agree or {}).items():
+        ours, theirs = _setting(one, key, default), _setting(other, key, default)
+        if ours != theirs:
+            return key, ours, theirs
+    ours, theirs = _rope(one), _rope(other)
+    return None if ours == theirs else ("rope", ours, theirs)
+
+
+def _setting(config: Mapping[str, Any], key: str, default: object) -> object:
+    """A setting, or what stands for it where it is missing or null."""
+    if config.get(key) is not None or key == "sliding_window":
+        return config.get(key, default)
+    heads = config.get("num_attention_heads")
+    if key == "head_dim" and heads:
+        return config.get("hidden_size", 0) // heads
+    return heads if key == "num_key_value_heads" and default is None else default
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The rotary settings in one spelling: transformers 5 has them together, 4 apart."""
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
+    rope["rope_theta"] = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    return rope

@@ -1,0 +1,421 @@
+"""Reading a checkpoint, a directory or a Hub repository: its config, its tensors, its files.
+
+Only safetensors are read, and of those only the headers; nothing of a checkpoint is executed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave._limits import MAX_LAYERS
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint import hub, pickle_weights
+from mergekit_interleave.checkpoint.safetensors_header import (
+    INDEX,
+    WEIGHTS,
+    Tensor,
+    read_index,
+    read_json,
+    read_tensors,
+)
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, is_directory_or_file
+from mergekit_interleave.errors import CheckpointError, RefusedError
+
+CONFIG = "config.json"
+
+MAX_CONFIG = 2**26
+"""The most bytes of a config.json, or of what else says something for each layer."""
+
+WEIGHT_PATTERNS = (
+    "*.safetensors",
+    "*.bin",
+    "*.pth",
+    "*.pt",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "consolidated.*",
+    "onnx/*",
+    "original/*",
+)
+"""Files that may hold weights. Those that the index names are read; the others are left alone."""
+
+
+@contextmanager
+def interpreted(path: Path, name: str = CONFIG) -> Iterator[None]:
+    """While a config.json is interpreted: whatever it holds that is not as its type has it.
+
+    Its keys are many, each with a kind of its own, and any of them may hold anything.
+
+    Args:
+        path: The directory that holds it.
+        name: Another file of the kind.
+
+    Raises:
+        CheckpointError: It held such a thing.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"{path / name}: holds what no model of its type has ({type(e).__name__}: {e!s:.200})"
+        ) from e
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model directory.
+
+    Attributes:
+        ref: The model as the user named it.
+        path: The directory.
+        config: Its config.json, as it stands there.
+        is_local: Whether the user named a directory, rather than a Hub id.
+        trusted: Whether code that it brings may be run.
+        unpickled: The directory that holds its pickled weights as safetensors.
+    """
+
+    ref: ModelRef
+    path: Path
+    config: Mapping[str, Any]
+    is_local: bool
+    trusted: bool = False
+    unpickled: Path | None = None
+
+    @property
+    def store(self) -> Path:
+        """The directory that holds its weights as safetensors, and all its other files."""
+        return self.unpickled or self.path
+
+    @property
+    def model_type(self) -> str:
+        """The model type that config.json states, or an empty string."""
+        return str(self.config.get("model_type") or "")
+
+    @property
+    def family(self) -> families.Family | None:
+        """What is known of its model type, if it is known."""
+        return families.family_of_config(self.config)
+
+    def require_family(self) -> families.Family:
+        """What is known of its model type; what is assumed, where nothing is.
+
+        Raises:
+            RefusedError: No layer of it can be copied exactly, or it cannot be told where its
+                layers are.
+        """
+        if self.family is None:
+            if not self.has_weights:
+                raise RefusedError(
+                    f"{self.ref}: nothing is known of model type {self.model_type!r}, and its "
+                    "tensors are not at hand",
+                    hint="download it, and name its directory",
+                )
+            if len(self._stacks) != 1 or not self.model_type:
+                raise RefusedError(
+                    f"{self.ref}: nothing is known of model type {self.model_type!r}, and which of "
+                    "its tensors are layers cannot be told"
+                )
+            stack = next(iter(self._stacks))
+            return families.unknown_family(self.model_type, self.layer_config, stack)
+        reason = self.family.reason_to_refuse(self.layer_config)
+        if reason is not None:
+            raise RefusedError(f"{self.ref}: model type {self.model_type} is refused: {reason}")
+        return self.family
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether config.json states a quantization."""
+        return any("quantization_config" in part for part in (self.config, self.layer_config))
+
+    @property
+    def layer_config(self) -> Mapping[str, Any]:
+        """The part of config.json that speaks of the layers."""
+        return families.layer_config(self.config)
+
+    @property
+    def modules(self) -> Mapping[str, int | None]:
+        """What mergekit calls the models that make this up; see `recipe.to_document`.
+
+        None are known where its config.json does not say how many layers each has.
+        """
+        modules = self.family.modules if self.family else {}
+        keys = {name: key for name, key in modules.items() if isinstance(key, str)}
+        counts = {name: families.stated(self.config, key) for name, key in keys.items()}
+        if None in counts.values():
+            return {}
+        return {name: counts.get(name, count) for name, count in modules.items()}
+
+    @property
+    def depth(self) -> int:
+        """Its number of layers.
+
+        Raises:
+            CheckpointError: config.json states none.
+        """
+        depth = families.depth_of(self.layer_config, self.family)
+        if depth is None and self.has_weights and self.family is not None:
+            # Its class has a default, which the stored layers then agree with.
+            depth = len({self.layer_of(name) for name in self.tensors} - {None}) or None
+        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+            stated = "states no layer count" if depth is None else f"states {depth!r} layers"
+            raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="state it: --layers N")
+        if depth > MAX_LAYERS:
+            raise CheckpointError(f"{self.path / CONFIG}: states more than {MAX_LAYERS} layers")
+        return depth
+
+    @cached_property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """All stored tensors by name, in the order of the shards.
+
+        Raises:
+            CheckpointError: There are no safetensors, or a header or the index is broken.
+        """
+        return read_tensors(self.store)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether safetensors are at hand; a config that was fetched alone has none."""
+        single, index = self.store / WEIGHTS, self.store / INDEX
+        if single.is_file() or self.is_local:
+            return single.is_file() or index.is_file()
+        if not index.is_file():
+            return False
+        return all((self.store / shard).is_file() for shard in set(read_index(index).values()))
+
+    @cached_property
+    def _stacks(self) -> Mapping[str, int]:
+        """What stands before a layer's index in a name, and by how much the index is higher.
+
+        A checkpoint of the bare model lacks the first words of the names.
+        """
+        family = self.family
+        if family is None:
+            # Where nothing is known of the type, the first number in a name is the layer's.
+            indices: dict[str, set[int]] = {}
+            for match in (re.match(r"([^\d]+?)\.(\d+)\.", name) for name in self.tensors):
+                if match:
+                    indices.setdefault(match[1], set()).add(int(match[2]))
+            depth = families.depth_of(self.layer_config)
+            whole = [stack for stack, found in indices.items() if len(found) == depth]
+            return dict.fromkeys(whole if len(whole) == 1 else indices, 0)
+        stacks: dict[str, int] = {family.layers: 0, **family.beside}
+        shorter = [
+            {prefix.split(".", words)[-1]: shift for prefix, shift in stacks.items()}
+            for words in range(family.layers.count(".") + 1)
+        ]
+        others = [{prefix: 0} for prefix in families.other_stacks()]
+        return next(
+            (known for known in (*others, *shorter) if self._has(next(iter(known)))), stacks
+        )
+
+    def _has(self, stack: str) -> bool:
+        return any(name.startswith(stack + ".") for name in self.tensors)
+
+    def scaled(self, outside: Iterable[str]) -> list[str]:
+        """The tensors outside the layers to which mergekit gives the scales of a slice.
+
+        Heads behind the layers have none, nor has a model of images beside the one of words.
+        """
+        names = [name for name in outside if self.layer_of(name) is None]
+        if self.family is None or not self.family.composite:
+            return names
+        model = next(iter(self._stacks)).rpartition(".")[0]
+        return [name for name in names if name.startswith((f"{model}.", "lm_head."))]
+
+    @property
+    def stack_names(self) -> set[str]:
+        """What may stand before a layer's index in the names of this model's modules."""
+        known = {self.require_family().layers, *families.other_stacks()}
+        return known | set(self._stacks) if self.has_weights else known
+
+    def layer_of(self, name: str) -> int | None:
+        """The index of the layer that a tensor belongs to, None where it belongs to none."""
+        found = self._place(name)
+        return None if found is None else found[1] + self._stacks[found[0]]
+
+    def renamed(self, name: str, index: int) -> str:
+        """The name of a layer's tensor in the layer of another index."""
+        found = self._place(name)
+        if found is None:
+            raise ValueError(f"{name} belongs to no layer")
+        stack, old = found
+        rest = name[len(f"{stack}.{old}") :]
+        return f"{stack}.{index - self._stacks[stack]}{rest}"
+
+    def _place(self, name: str) -> tuple[str, int] | None:
+        found = self._pattern.match(name)
+        return (found[1], int(found[2])) if found else None
+
+    def names_a_layer(self, text: str) -> bool:
+        """Whether some words name a layer, or a tensor of one."""
+        return self._pattern.search(text) is not None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        stacks = "|".join(map(re.escape, self._stacks))
+        return re.compile(rf"(?<![\w.])({stacks})\.(\d+)(?:\.|$)")
+
+    @cached_property
+    def _layers(self) -> Mapping[int | None, list[str]]:
+        """The tensors of each layer that a model of the family loads; under None, all others."""
+        family = self.family
+        layers: dict[int | None, list[str]] = {None: []}
+        for name in self.tensors:
+            if family is None or family.is_loaded(name):
+                layers.setdefault(self.layer_of(name), []).append(name)
+        return layers
+
+    def outside_layers(self) -> tuple[list[str], list[str]]:
+        """The tensors that belong to none of the layers: those before them, and those after.
+
+        Raises:
+            RefusedError: The model type is not known.
+        """
+        family, depth = self.require_family(), self.depth
+        outside = list(self._layers[None])
+        for index, names in self._layers.items():
+            if index is not None and index >= depth:
+                outside += names
+        before = [name for name in outside if name in family.before_layers]
+        return before, [name for name in outside if name not in family.before_layers]
+
+    def check_depth(self) -> None:
+        """Check that there are tensors for the stated layers and for no others.
+
+        Raises:
+            CheckpointError: There are not.
+        """
+        stored = self._layers.keys() - {None}
+        for index in range(min(self.depth, len(stored) + 1)):
+            self.layer_tensors(index)
+        beyond = [index for index in stored if index is not None and index >= self.depth]
+        if beyond and not (self.family and self.family.beyond):
+            raise CheckpointError(
+                f"{self.path}: tensors for layer {min(beyond)}, though {CONFIG} states "
+                f"{self.depth} layers"
+            )
+
+    def layer_tensors(self, index: int) -> list[str]:
+        """The names of the tensors of a layer that a model of the family loads.
+
+        Raises:
+            CheckpointError: There are none.
+        """
+        if index not in self._layers:
+            raise CheckpointError(
+                f"{self.path}: no tensors for layer {index}, "
+                f"though {CONFIG} states {self.depth} layers"
+            )
+        return self._layers[index]
+
+    @property
+    def pinned(self) -> ModelPath:
+        """The Hub id with the one commit that config.json came from: a branch may move on."""
+        return self.hub_origin or self.ref.model
+
+    @property
+    def hub_origin(self) -> ModelPath | None:
+        """The Hub id and commit that this was downloaded from, where the path tells."""
+        match = re.search(
+            r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", self.path.resolve().as_posix()
+        )
+        return ModelPath(match[1].replace("--", "/"), match[2]) if match else None
+
+
+def open_checkpoint(
+    ref: ModelRef, *, cached_only: bool = False, cache_dir: str | None = None
+) -> Checkpoint:
+    """Open a model directory, or a Hub repository by its config.json alone.
+
+    Args:
+        ref: The model.
+        cached_only: Never ask the network.
+        cache_dir: Another Hub cache than huggingface_hub's own.
+
+    Raises:
+        CheckpointError: There is no such model, or its config.json is missing or broken.
+    """
+    if is_directory_or_file(ref.path):
+        path = Path(ref.path)
+        return Checkpoint(ref, path, _read_config(path), is_local=True)
+    if not hub.is_hub_id(ref.path):
+        raise CheckpointError(
+            f"{ref.path}: no such directory in {Path.cwd()}", hint="a Hub id has the form org/name"
+        )
+    path = hub.fetch_config(ref.model, cached_only=cached_only, cache_dir=cache_dir)
+    return Checkpoint(ref, path, _read_config(path), is_local=False)
+
+
+def fetch_small_files(checkpoint: Checkpoint, **how: Any) -> None:
+    """Fetch all of a Hub repository but its weights; a directory has it already.
+
+    Args:
+        checkpoint: What `open_checkpoint` gave.
+        how: `cached_only` and `cache_dir`, as it was opened with.
+
+    Raises:
+        CheckpointError: It cannot be had.
+    """
+    if not checkpoint.is_local:
+        hub.fetch_files(checkpoint.pinned, unwanted=WEIGHT_PATTERNS, **how)
+
+
+def fetch_weights(checkpoint: Checkpoint, *, pickled: bool = False, **how: Any) -> None:
+    """Fetch the weights of a Hub repository: the shards that its index names, no others.
+
+    Args:
+        checkpoint: What `open_checkpoint` gave.
+        pickled: Whether pickles will do where there are no safetensors.
+        how: `cached_only` and `cache_dir`, as it was opened with.
+
+    Raises:
+        CheckpointError: They cannot be had.
+    """
+    if checkpoint.is_local:
+        return
+    hub.fetch_files(checkpoint.pinned, wanted=[INDEX, WEIGHTS], **how)
+    index = checkpoint.path / INDEX
+    if index.is_file():
+        shards = sorted(set(read_index(index).values()))
+        hub.fetch_files(checkpoint.pinned, wanted=shards, **how)
+    elif pickled and not checkpoint.has_weights:
+        wanted = [pickle_weights.PICKLE_INDEX, "pytorch_model*.bin"]
+        hub.fetch_files(checkpoint.pinned, wanted=wanted, **how)
+
+
+def unpickled(checkpoint: Checkpoint, into: Path) -> Checkpoint:
+    """The checkpoint with its weights as safetensors; as it is, where it has some.
+
+    Args:
+        checkpoint: What `open_checkpoint` gave.
+        into: Where to write them, a directory that does not exist.
+
+    Raises:
+        CheckpointError: Its pickles hold anything but numbers.
+        OutputError: There is no room.
+    """
+    if checkpoint.has_weights or not pickle_weights.files_of(checkpoint.path):
+        return checkpoint
+    pickle_weights.convert(checkpoint.path, into)
+    return replace(checkpoint, unpickled=into)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a directory looks like a model's."""
+    return os.path.isfile(path / CONFIG)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: not a directory", hint=f"use --model {path.parent}")
+    if not is_checkpoint(path):
+        raise CheckpointError(f"{path}: not a checkpoint: there is no {CONFIG}")
+    return read_json(path / CONFIG, most=MAX_CONFIG)

@@ -1,0 +1,156 @@
+"""Files from the Hugging Face Hub, through its own client.
+
+Cache, token and offline switch are huggingface_hub's, and so is every byte that moves.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mergekit_interleave.directive.model_ref import ModelPath
+from mergekit_interleave.errors import CheckpointError, UnreachableError
+
+
+def fetch_config(model: ModelPath, *, cached_only: bool, cache_dir: str | None = None) -> Path:
+    """Fetch config.json alone.
+
+    Args:
+        model: A Hub id, perhaps with a revision.
+        cached_only: Never ask the network.
+        cache_dir: Another cache than huggingface_hub's own.
+
+    Returns:
+        The snapshot directory in the cache that now holds it.
+
+    Raises:
+        CheckpointError: It cannot be had.
+    """
+    from huggingface_hub import hf_hub_download  # noqa: PLC0415 - a directory needs no Hub
+
+    def fetch() -> str:
+        return str(
+            hf_hub_download(
+                model.path,
+                "config.json",
+                revision=model.revision,
+                cache_dir=cache_dir,
+                local_files_only=cached_only or not _has_address(),
+            )
+        )
+
+    return Path(_ask(fetch, model)).parent
+
+
+def fetch_files(
+    model: ModelPath,
+    *,
+    wanted: Sequence[str] | None = None,
+    unwanted: Sequence[str] | None = None,
+    cached_only: bool = False,
+    cache_dir: str | None = None,
+) -> None:
+    """Fetch the files of a repository that match one of `wanted` and none of `unwanted`.
+
+    Args:
+        model: A Hub id with the revision to take.
+        wanted: Glob patterns; None is everything.
+        unwanted: Glob patterns; None is nothing.
+        cached_only: Never ask the network.
+        cache_dir: Another cache than huggingface_hub's own.
+
+    Raises:
+        CheckpointError: They cannot be had.
+    """
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+
+    def fetch() -> str:
+        return str(
+            snapshot_download(
+                model.path,
+                revision=model.revision,
+                cache_dir=cache_dir,
+                allow_patterns=None if wanted is None else list(wanted),
+                ignore_patterns=None if unwanted is None else list(unwanted),
+                local_files_only=cached_only or not _has_address(),
+            )
+        )
+
+    _ask(fetch, model)
+
+
+@cache
+def _has_address() -> bool:
+    """Whether the Hub's name can be looked up: its client asks for half a minute if it cannot."""
+    from urllib.request import getproxies  # noqa: PLC0415 - as slow to import as the client
+
+    from huggingface_hub import constants  # noqa: PLC0415
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if host is None or getproxies():  # a proxy looks it up itself
+        return True
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether the Hub could have a repository of this name: `org/name`, or a bare `name`."""
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+    from huggingface_hub.utils import validate_repo_id  # noqa: PLC0415
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
+    """The path that a download gives, or an error that says why there is none."""
+    from huggingface_hub import constants, errors  # noqa: PLC0415
+    from huggingface_hub.utils import logging  # noqa: PLC0415
+
+    logging.set_verbosity_error()  # its retries are not for the reader; the outcome is said below
+
+    # First match wins: a gated repository is also one that was not found.
+    reasons: tuple[tuple[type[Exception], str, str], ...] = (
+        (
+            errors.GatedRepoError,
+            "access to it is gated",
+            "ask for access on its page, then set HF_TOKEN",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "no such repository, or it is private",
+            "check the id; for a private one set HF_TOKEN",
+        ),
+        (
+            errors.RevisionNotFoundError,
+            "no such revision",
+            "write org/name@revision with a branch, tag or commit",
+        ),
+        (
+            errors.LocalEntryNotFoundError,
+            "no such directory, not in the Hub's cache, and the Hub was not reached",
+            "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE",
+        ),
+        (errors.EntryNotFoundError, "no config.json there", "a model repository is needed"),
+    )
+    try:
+        return fetch()
+    except (OSError, ValueError, errors.EntryNotFoundError) as error:
+        for kind, reason, hint in reasons:
+            if isinstance(error, kind):
+                if kind is errors.LocalEntryNotFoundError and constants.HF_HUB_OFFLINE:
+                    hint = "HF_HUB_OFFLINE is set: nothing is fetched"  # noqa: PLW2901
+                missed = kind is errors.LocalEntryNotFoundError
+                raised = UnreachableError if missed else CheckpointError
+                raise raised(f"{model}: {reason}", hint=hint) from error
+        detail = " ".join(str(error).split())
+        raise CheckpointError(f"{model}: the Hub said: {detail[:300]}") from error

@@ -1,0 +1,108 @@
+"""Pickled weights as safetensors, for whoever allows it: numbers alone are loaded, never code.
+
+torch's `weights_only` loading builds tensors and plain containers and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_json, to_json
+from mergekit_interleave.errors import CheckpointError, OutputError
+
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+
+def files_of(directory: Path) -> list[Path]:
+    """The pickled weights of a directory, none where it has no such.
+
+    Raises:
+        CheckpointError: Its index is broken, or names a file that is not beside it.
+    """
+    index = directory / PICKLE_INDEX
+    if not index.is_file():
+        return [directory / PICKLE] if (directory / PICKLE).is_file() else []
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: no weight_map")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if not re.fullmatch(r"[^/\\]+\.bin", name):
+            raise CheckpointError(f"{index}: {name!r} is not the name of a shard beside it")
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory / name}: no such file")
+    return [directory / name for name in names]
+
+
+def convert(directory: Path, into: Path) -> None:
+    """Write what a directory holds anew, with its pickled weights as safetensors.
+
+    Args:
+        directory: A checkpoint with pickled weights.
+        into: A directory that does not exist; it gets links to all other files.
+
+    Raises:
+        CheckpointError: A file holds anything but numbers, or cannot be read.
+        OutputError: There is no room.
+    """
+    from safetensors.torch import save_file  # noqa: PLC0415 - imports torch
+
+    shards = files_of(directory)
+    into.mkdir(parents=True)
+    for entry in directory.iterdir():
+        if entry not in shards and entry.name != PICKLE_INDEX:
+            (into / entry.name).symlink_to(entry.resolve(), entry.is_dir())
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, start=1):
+        name = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = _load(shard)
+        doubled = weight_map.keys() & tensors.keys()
+        if doubled:
+            raise CheckpointError(f"{shard}: {min(doubled)} is in another file, too")
+        try:
+            save_file(tensors, into / name, {"format": "pt"})
+        except Exception as error:
+            raise OutputError(f"{shard} cannot be written as safetensors: {error}") from error
+        weight_map |= dict.fromkeys(tensors, name)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (into / INDEX).write_text(to_json(index), encoding="utf-8")
+
+
+def _load(shard: Path) -> dict[str, Any]:
+    """The tensors of a file, each with numbers of its own."""
+    import torch  # noqa: PLC0415 - seconds
+
+    def load(*, mmap: bool) -> object:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how old the file's format is
+            return torch.load(shard, map_location="cpu", weights_only=True, mmap=mmap)
+
+    try:
+        content = load(mmap=zipfile.is_zipfile(shard))  # an old file can only be read whole
+    except Exception as error:  # broken words make an unpickler fail in any way
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise CheckpointError(
+            f"{shard}: holds more than numbers, or is broken: {reason:.300}"
+        ) from error
+    if not isinstance(content, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in content.items()
+    ):
+        raise CheckpointError(f"{shard}: holds something else than tensors by their names")
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in content.items():
+        storage = tensor.untyped_storage().data_ptr()
+        # Two names for one tensor are two tensors in safetensors.
+        tensors[name] = tensor.clone() if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    return tensors

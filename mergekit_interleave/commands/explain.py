@@ -1,0 +1,263 @@
+"""`explain`: a mergekit config as the shortest directive that expands to the same slices.
+
+A config comes as YAML, as a model card that shows it, or as the directory of a model. Of a stream
+the documents that are no passthrough merge stay as they are. The network is never asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive import notation, yaml_io
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.growth import Spelled, needs_depth
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.directive.scale import AUTO, GAINS
+from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
+from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout.infer import Known, directives_of
+from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import manifest
+from mergekit_interleave.planning import edits, merge_stream, zeroing
+from mergekit_interleave.planning.edits import edit_of
+
+log = logging.getLogger(__name__)
+
+CARD = "README.md"
+
+
+def explain(source: str, stdin: IO[str]) -> str:
+    """The text of the shortest directive, with a sentence of what it does as a comment.
+
+    Args:
+        source: A file, a model's directory, or `-`.
+        stdin: Standard input.
+
+    Raises:
+        InterleaveError: There is no passthrough config in it.
+    """
+    text, where, stored = _read(source, stdin)
+    documents = _documents(text)
+    known = [yaml_io.keys(part) for part in documents]
+    if _FENCE.search(text) and not any(_is_ours(keys) for keys in known):
+        text, where = _fenced(text, where), f"{where}, in its block of YAML"
+        documents = _documents(text)
+    models = _Opened(where)
+    if len(documents) <= 1:  # or it is the one-line form, or no YAML, which is said later
+        return _explained(text, where, models, stored)
+    return "".join(_part_of_stream(part, where, models) for part in documents)
+
+
+def _read(source: str, stdin: IO[str]) -> tuple[str, str, Directive | None]:
+    """The text, what to call it, and the directive that `run` has stored beside it."""
+    path = Path(source)
+    if source != "-" and path.is_dir():
+        for name in (mergekit_yaml.FILE, CARD):
+            if (path / name).is_file():
+                return *directives.read_text(str(path / name), stdin), _stored(path)
+        raise CheckpointError(
+            f"{source}: has neither {mergekit_yaml.FILE} nor a {CARD} that would tell its layers"
+        )
+    return *directives.read_text(source, stdin), None
+
+
+def _stored(directory: Path) -> Directive | None:
+    file = directory / manifest.FILE
+    if not file.is_file():
+        return None
+    with suppress(InterleaveError):
+        stored = manifest.read(file).content["directive"]
+        directive = directives.of_document(stored, str(file))
+        # What needs no model's config to be expanded would be expanded without its type, too.
+        needed = directive.growth is not None and needs_depth(directive.growth)
+        return directive if needed else None
+    return None
+
+
+_FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
+
+
+def _fenced(card: str, where: str) -> str:
+    """The first block of a card that is a passthrough merge."""
+    found = [
+        text
+        for text in _blocks(card)
+        if any(_is_passthrough(yaml_io.keys(part)) for part in _documents(text))
+    ]
+    if not found:
+        raise DirectiveError(f"{where}: no block in it is the YAML of a passthrough merge")
+    if len(set(found)) > 1:
+        log.warning("%s: shows %d passthrough merges; this is the first", where, len(set(found)))
+    return found[0]
+
+
+def _blocks(card: str) -> Iterator[str]:
+    """What stands between the fences of a card."""
+    opened: re.Match[str] | None = None
+    lines: list[str] = []
+    for line in card.splitlines(keepends=True):
+        fence = _FENCE.match(line)
+        if opened is None:
+            opened, lines = fence, []
+        elif fence and line.strip(" \t>\r\n") == fence[2] and fence[2].startswith(opened[2]):
+            yield "".join(lines)
+            opened = None
+        else:
+            lines.append(line.removeprefix(opened[1]))
+
+
+def _documents(text: str) -> list[str]:
+    try:
+        return yaml_io.documents(text, "")
+    except DirectiveError:
+        return []
+
+
+def _is_ours(keys: Mapping[str, str | None]) -> bool:
+    return notation.has_line(keys) or _is_spelled(keys)
+
+
+def _is_spelled(keys: Mapping[str, str | None]) -> bool:
+    return any(key in keys for key in directives.SPELLED_KEYS)
+
+
+def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
+    alone = _is_spelled(keys) and not notation.has_line(keys)
+    return alone and keys.get("merge_method", "passthrough") == "passthrough"
+
+
+def _part_of_stream(text: str, where: str, models: _Opened) -> str:
+    written = text
+    if _is_passthrough(yaml_io.keys(text)):
+        try:
+            written = _explained(text, where, models)
+        except CheckpointError as error:  # a document alone would be refused
+            log.warning("%s; that document stays as it is", error)
+    models.results.learn(text, where)
+    return text if written == text else merge_stream.begin(text) + written + merge_stream.end(text)
+
+
+def _explained(text: str, where: str, models: _Opened, stored: Directive | None = None) -> str:
+    """One document; as it was stored, where no directive can be told from its slices."""
+    document = yaml_io.read(text, where, directives.KNOWN)
+    if not isinstance(document, dict):
+        raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
+    directive = directives.of_document(document, where)
+    if not isinstance(directive.growth, Spelled):
+        return text.rstrip() + "\n"  # a directive already
+    layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)
+    found = list(directives_of(layout, models.known(layout)))
+    if not _modules_return(directive.growth, layout, models):
+        found = []
+    best, written = min(
+        (
+            (one, yaml_io.write_lines(_with_keys(one, directive).to_document()))
+            for one in found or [stored or directive]
+        ),
+        key=lambda choice: len(choice[1]),
+    )
+    growth = None if best is directive else best.growth
+    depth = models.depth(layout.models[0]) or best.layers
+    identities = zeroing.identities(layout, models.family)
+    if best is stored and stored.zero_rule in (AUTO, GAINS):
+        identities = frozenset(layer.index for layer in layout.new_layers)
+    sentence = describe.sentence(layout, growth, depth, identities)
+    # A document of a stream keeps its first line.
+    most = len(text) - len(merge_stream.begin(text)) - len(merge_stream.end(text))
+    comments = (f"# {sentence}\n", f"# {sentence.rpartition(': ')[2]}\n", "")
+    choices = (*(comment + written for comment in comments), text)
+    return min(choices, key=lambda choice: len(choice) > most)
+
+
+def _with_keys(one: Directive, written: Directive) -> Directive:
+    return replace(one, mergekit=written.mergekit, name=written.name)
+
+
+def _modules_return(growth: Spelled, layout: Layout, models: _Opened) -> bool:
+    """Whether a directive gets the modules back that a config spells out."""
+    modules = growth.document.get("modules")
+    if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
+        return True  # which is mergekit-multi's way of writing slices
+    checkpoint = models.open(layout.models[0])
+    return checkpoint is not None and bool(checkpoint.modules)
+
+
+class _Opened:
+    """What can be known of models without asking the network.
+
+    Args:
+        where: What is read, a stream perhaps, whose documents may be models of one another.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._models = Models(cached_only=True)
+        self.results = merge_stream.Results(where, self._models)
+
+    def open(self, model: ModelRef) -> Checkpoint | None:
+        try:
+            return self._models.open(model)
+        except CheckpointError:
+            return None
+
+    def depth(self, model: ModelRef) -> int | None:
+        checkpoint = self.open(model)
+        try:
+            return None if checkpoint is None else checkpoint.depth
+        except InterleaveError:
+            return None
+
+    def known_depth(self, model: ModelRef) -> int:
+        """The depth, where nothing can be said without it."""
+        depth = self.depth(model)
+        if depth is None:
+            raise CheckpointError(
+                f"{model}: its depth is not known, which a config of whole models depends on",
+                hint="its config.json must be at hand, in a directory or the Hub's cache",
+            )
+        return depth
+
+    def known(self, layout: Layout) -> Known:
+        known = {}
+        checkpoint = self.open(layout.models[0])
+        if checkpoint is not None and checkpoint.family is not None:
+            for word in (AUTO, GAINS):
+                with suppress(InterleaveError), interpreted(checkpoint.path):
+                    edit = edit_of(word, checkpoint)
+                    if edit is not None:
+                        known[word] = edit
+        return Known(
+            depths={model: self.depth(model) for model in layout.models},
+            closes=self._closes,
+            edits=known,
+            reaches_out=self._reaches_out,
+        )
+
+    def family(self, model: ModelRef) -> families.Family:
+        """What is known of a model, or assumed."""
+        checkpoint = self.open(model)
+        known = None if checkpoint is None else checkpoint.family
+        return known or families.assumed_family()
+
+    def _closes(self, model: ModelRef, names: tuple[str, ...]) -> bool:
+        checkpoint = self.open(model)
+        family = families.assumed_family() if checkpoint is None else checkpoint.family
+        return family is not None and not family.constants and {*names} == {*family.zero}
+
+    def _reaches_out(self, layout: Layout) -> bool:
+        try:
+            for part, before in ((layout.slices[0], True), (layout.slices[-1], False)):
+                outside = edits.outside(self.open(part.model), before=before)
+                zeroing.check_outside(part.scales, outside)
+        except InterleaveError:
+            return True
+        return False

@@ -1,0 +1,432 @@
+"""`plan`: what `run` would make of a directive, before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave._units import amount, count, decimal
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint import meta_model
+from mergekit_interleave.checkpoint.checkpoint import interpreted
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.growth import Spelled, Stack, needs_depth
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.engines import writer as writers
+from mergekit_interleave.engines.stream import Traffic
+from mergekit_interleave.errors import CheckpointError, InterleaveError
+from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout.layout import Layout, distances
+from mergekit_interleave.output import layer_map as layer_maps
+from mergekit_interleave.output import manifest
+from mergekit_interleave.planning import grown_config, zeroing
+from mergekit_interleave.planning.expansion_plan import Preflight, Sources, open_sources, preflight
+from mergekit_interleave.planning.resolve import Expansion, resolve
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers that models hold.
+
+    Attributes:
+        before: In the base, the model of the first layer.
+        after: In the result.
+        new: In the result's new layers, which are the ones to train.
+    """
+
+    before: int
+    after: int
+    new: int
+
+
+@dataclass(frozen=True)
+class Writing:
+    """What it would take to write the weights.
+
+    Attributes:
+        nbytes: Bytes of all tensors.
+        mergekit: Bytes that mergekit writes; None where it cannot write them.
+        stream: How the stream engine's bytes come there; None where it cannot, or where that
+            cannot be told before the weights are at hand.
+        engine: The engine that `--engine auto` takes.
+        why: Why.
+        memory: About how much each engine needs, in bytes.
+        free: Bytes that are free here.
+    """
+
+    nbytes: int
+    mergekit: int | None
+    stream: Traffic | None
+    engine: str
+    why: str
+    memory: Mapping[str, int]
+    free: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would come of a directive.
+
+    Attributes:
+        directive: What was asked for, its model found.
+        layout: The layers.
+        names: What the models are called in OUT, in the order of their first layers.
+        depths: How many layers each of them has, None where that is not known.
+        identities: The indices of the new layers that pass their input on unchanged.
+        parameters: How many numbers there are; None where the class cannot be asked.
+        writing: What it takes to write them; None where nothing is known of their bytes.
+        config: What changes in config.json, by key: what it was, and what it will be; None where
+            there is none to read.
+        warnings: What to beware of.
+        counted: Whether the weights were at hand; if not, config.json alone told.
+    """
+
+    directive: Directive
+    layout: Layout
+    names: Sequence[str]
+    depths: Sequence[int | None]
+    identities: frozenset[int]
+    parameters: Parameters | None
+    writing: Writing | None
+    config: Mapping[str, tuple[object, object]] | None
+    warnings: Sequence[str]
+    counted: bool
+
+    @cached_property
+    def sentence(self) -> str:
+        """What it is, in words."""
+        sole = self.depths[0] if len(self.depths) == 1 else None
+        return describe.sentence(self.layout, self.directive.growth, sole, self.identities)
+
+    @property
+    def distance(self) -> tuple[float, int] | None:
+        """How many layers on a copy stands from its original: the mean, and the most."""
+        found = distances(self.layout)
+        return (sum(found) / len(found), max(found)) if found else None
+
+
+def plan(
+    directive: Directive, models: Models, here: Path, *, allow_non_identity: bool = False
+) -> Plan:
+    """Find out what `run` would make.
+
+    Args:
+        directive: The user's words.
+        models: Where models are opened.
+        here: Where it would be written, or beside it.
+        allow_non_identity: As `run` has it.
+
+    Raises:
+        InterleaveError: It would be refused.
+    """
+    with _warnings() as warnings:
+        if _needs_no_config(directive) and not _is_readable(directive, models):
+            found = _from_words(directive, models, allow_non_identity=allow_non_identity)
+            return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
+        expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
+        sources = open_sources(expansion, models)
+        first = models.open(expansion.layout.models[0])
+        with interpreted(first.path):
+            found = _from_config(expansion, sources)
+            if all(models.open(model).has_weights for model in expansion.layout.models):
+                found = _from_weights(found, preflight(expansion, models, None), here)
+            else:
+                found = _counted(found, sources, here)
+        if found.writing is not None and found.writing.free < _least(found.writing):
+            logging.getLogger(__name__).warning("there is no room for it here")
+    return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _needs_no_config(directive: Directive) -> bool:
+    growth = directive.growth
+    return growth is not None and (directive.layers is not None or not needs_depth(growth))
+
+
+def _is_readable(directive: Directive, models: Models) -> bool:
+    models.cached_only = directive.layers is not None
+    named: Sequence[ModelRef] = () if directive.model is None else (directive.model,)
+    if isinstance(directive.growth, Stack):
+        named = (*named, *directive.growth.models)
+    if isinstance(directive.growth, Spelled):
+        spelled = mergekit_yaml.from_document(directive.growth.document, lambda _: directive.layers)
+        named = (*named, *spelled.models)
+    try:
+        for model in named:
+            models.open(model)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _from_words(directive: Directive, models: Models, *, allow_non_identity: bool) -> Plan:
+    """What the directive tells alone, of models of which no more is known."""
+    expansion = resolve(directive, models, allow_non_identity=allow_non_identity)
+    layout = mergekit_yaml.effective(expansion.layout, expansion.directive.mergekit)
+
+    def depth_of(model: ModelRef) -> int | None:
+        try:
+            return models.open(model).depth
+        except InterleaveError:
+            return directive.layers
+
+    return Plan(
+        directive=expansion.directive,
+        layout=layout,
+        names=[str(model) for model in layout.models],
+        depths=[depth_of(model) for model in layout.models],
+        identities=zeroing.identities(layout, lambda _: families.assumed_family()),
+        parameters=None,
+        writing=None,
+        config=None,
+        warnings=(),
+        counted=False,
+    )
+
+
+class _Kept(logging.Handler):
+    def __init__(self, into: list[str]) -> None:
+        super().__init__()
+        self._into = into
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._into.append(record.getMessage())
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the rooms warn of meanwhile, kept from the terminal."""
+    kept: list[str] = []
+    log = logging.getLogger("mergekit_interleave")
+    handlers, log.handlers = log.handlers, [_Kept(kept)]
+    try:
+        yield kept
+    except BaseException:
+        for handler in handlers:  # what was said before an error belongs to it
+            for words in kept:
+                handler.handle(logging.LogRecord(log.name, logging.WARNING, "", 0, words, (), None))
+        raise
+    finally:
+        log.handlers = handlers
+
+
+def _from_config(expansion: Expansion, sources: Sources) -> Plan:
+    """All that config.json tells."""
+    keys = expansion.directive.mergekit
+    layout = mergekit_yaml.effective(expansion.layout, keys)
+    first = sources.models[layout.models[0]]
+    placement = grown_config.placement_of(sources.models, layout)
+    config = grown_config.restated(
+        grown_config.deepened(first, layout, placement, onto=sources.base.config),
+        dtype=mergekit_yaml.dtype_of(keys),
+    )
+    return Plan(
+        directive=expansion.directive,
+        layout=layout,
+        names=[sources.public.title(model) for model in layout.models],
+        depths=[sources.models[model].depth for model in layout.models],
+        identities=zeroing.identities(layout, lambda model: sources.models[model].require_family()),
+        parameters=None,
+        writing=None,
+        config=dict(grown_config.differences(sources.base.config, config)),
+        warnings=(),
+        counted=False,
+    )
+
+
+def _from_weights(found: Plan, made: Preflight, here: Path) -> Plan:
+    """What the tensors tell besides."""
+    new = {layer.index for layer in found.layout.new_layers}
+    writer = writers.Writer(made, here, writers.How())
+    against_mergekit, against_stream = writer.against_mergekit, writer.against_stream
+    engine, why = writers.MERGEKIT, f"{_RIGHT}; --engine stream writes the same"
+    if against_mergekit is not None:
+        engine, why = writers.STREAM, f"because mergekit cannot {against_mergekit}"
+    elif against_stream is not None:
+        why = f"because {against_stream}"
+    memory = {}
+    if against_mergekit is None:
+        memory[writers.MERGEKIT] = writers.mergekit_memory(writer.whole)
+    if against_stream is None:
+        memory[writers.STREAM] = writers.stream_memory(len(made.parts))
+    return dataclasses.replace(
+        found,
+        identities=made.identities,
+        parameters=Parameters(
+            before=sum(tensor.elements for tensor in made.first.tensors.values()),
+            after=made.parameters,
+            new=sum(math.prod(part.shape) for part in made.parts if part.layer in new),
+        ),
+        writing=Writing(
+            nbytes=sum(part.nbytes for part in made.parts),
+            mergekit=writer.whole if against_mergekit is None else None,
+            stream=writer.forecast if against_stream is None else None,
+            engine=engine,
+            why=why,
+            memory=memory,
+            free=shutil.disk_usage(here).free,
+        ),
+        config=dict(grown_config.differences(made.base.config, made.config())),
+        counted=True,
+    )
+
+
+_RIGHT = "which writes the right tensors of this type"
+
+_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def _counted(found: Plan, sources: Sources, here: Path) -> Plan:
+    """The same where there is only config.json: its class is asked what it would build."""
+    shapes = {}
+    try:
+        for model, checkpoint in sources.models.items():
+            shapes[model] = meta_model.parameters(checkpoint)
+    except InterleaveError as error:
+        logging.getLogger(__name__).warning("the parameters cannot be counted: %s", error)
+        return found
+    layout, first = found.layout, sources.models[found.layout.models[0]]
+    outside, layers = shapes[layout.models[0]]
+    parameters = Parameters(
+        before=outside + sum(layers),
+        after=outside + sum(shapes[layer.model][1][layer.source] for layer in layout.layers),
+        new=sum(shapes[layer.model][1][layer.source] for layer in layout.new_layers),
+    )
+    wanted = mergekit_yaml.dtype_of(found.directive.mergekit)
+    width = _BYTES.get(wanted or grown_config.stated_dtype(first.config) or "")
+    if width is None or first.is_quantized:
+        return dataclasses.replace(found, parameters=parameters)
+    nbytes = parameters.after * width
+    family = first.require_family()
+    wrong = family.verdict(first.layer_config) == families.WRONG_TENSORS
+    engine = writers.STREAM if wrong else writers.MERGEKIT
+    writing = Writing(
+        nbytes=nbytes,
+        mergekit=None if wrong else nbytes,
+        stream=None,
+        engine=engine,
+        why=f"because mergekit cannot write the right tensors of model type {first.model_type}"
+        if wrong
+        else _RIGHT,
+        memory={writers.MERGEKIT: writers.mergekit_memory(nbytes)} if not wrong else {},
+        free=shutil.disk_usage(here).free,
+    )
+    return dataclasses.replace(found, parameters=parameters, writing=writing)
+
+
+def _least(writing: Writing) -> int:
+    """The fewest bytes that an engine must write."""
+    if writing.stream is not None:
+        return writing.stream.written
+    return writing.mergekit or writing.nbytes
+
+
+def words(found: Plan) -> Iterator[tuple[str, str]]:
+    """The plan as lines, each with its name."""
+    layout = found.layout
+    new = len(layout.new_layers)
+    yield "what", found.sentence
+    before = " + ".join("?" if depth is None else str(depth) for depth in found.depths)
+    yield "layers", f"{before} → {len(layout)}, {new} of them new"
+    for name, depth in zip(found.names, found.depths, strict=True):
+        if len(found.names) > 1:
+            yield "model", f"{name}, {'?' if depth is None else depth} layers"
+    yield "map", layer_maps.layer_map(layout, found.identities)
+    yield "sources", layer_maps.sources(layout)
+    if found.distance is not None:
+        mean, most = found.distance
+        yield (
+            "distance",
+            f"copies stand {decimal(mean)} from their originals on average, {most} at most",
+        )
+    yield from _sizes(found)
+    for key, (old, value) in (found.config or {}).items():
+        yield "config", f"{key}: {_short(old)} → {_short(value)}"
+    if not found.config:
+        yield "config", "not known" if found.config is None else "stays as it is"
+    yield "fingerprint", manifest.fingerprint(layout)
+    for warning in found.warnings:
+        yield "warning", warning
+
+
+def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
+    if found.parameters is not None:
+        numbers = found.parameters
+        by = "" if found.counted else ", by config.json"
+        yield "parameters", f"{numbers.before:,} → {numbers.after:,} ({count(numbers.after)}{by})"
+        if numbers.new:
+            share = numbers.new / numbers.after
+            yield "trainable", f"{numbers.new:,} in the new layers, {share:.1%} of all"
+    writing = found.writing
+    if writing is None:
+        yield "bytes", "not known before the weights are at hand"
+        return
+    about = "" if found.counted else "about "
+    yield "bytes", f"{about}{amount(writing.nbytes)}"
+    yield "engine", f"{writing.engine}, {writing.why}"
+    if writing.mergekit is not None:
+        yield "mergekit", f"{about}{amount(writing.mergekit)} written"
+    if writing.stream is not None:
+        yield "stream", str(writing.stream)
+    elif not found.counted:
+        yield "stream", "not known before the weights are at hand"
+    if writing.memory:
+        needs = [f"{amount(nbytes)} by {engine}" for engine, nbytes in writing.memory.items()]
+        yield "memory", f"about {', '.join(needs)}"
+    yield "free", f"{amount(writing.free)} here"
+
+
+def _short(value: object) -> str:
+    """A value of config.json; a list with an entry for each layer would fill the screen."""
+    text = json.dumps(value)
+    if isinstance(value, list) and len(text) > _LONGEST:
+        return f"{len(value)} entries"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+_LONGEST = 60
+
+
+def as_json(found: Plan) -> dict[str, Any]:
+    """The plan for programs."""
+    layout, writing = found.layout, found.writing
+    models, distance = layout.models, found.distance
+    return {
+        "what": found.sentence,
+        "fingerprint": manifest.fingerprint(layout),
+        "models": [
+            {"model": name, "layers": depth}
+            for name, depth in zip(found.names, found.depths, strict=True)
+        ],
+        "layers": [
+            {
+                "model": models.index(layer.model),
+                "layer": layer.source,
+                "role": role,
+            }
+            for layer, role in zip(
+                layout.layers, layer_maps.roles(layout, found.identities), strict=True
+            )
+        ],
+        "new_layers": [layer.index for layer in layout.new_layers],
+        "distance": distance and {"mean": distance[0], "largest": distance[1]},
+        "parameters": found.parameters
+        and {
+            **dataclasses.asdict(found.parameters),
+            "trainable": found.parameters.new,
+            "counted_from": "weights" if found.counted else "config.json",
+        },
+        "writing": writing and dataclasses.asdict(writing),
+        "config": found.config
+        and {key: {"from": old, "to": new} for key, (old, new) in found.config.items()},
+        "warnings": list(found.warnings),
+    }

@@ -1,0 +1,237 @@
+"""`run`: preflight, staging, engine, config, small files, card, check, one rename."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave.checkpoint import meta_model
+from mergekit_interleave.checkpoint.checkpoint import CONFIG
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.checkpoint.safetensors_header import (
+    check_unchanged,
+    iterate_tensors,
+    read_tensors,
+    to_json,
+)
+from mergekit_interleave.engines import mergekit
+from mergekit_interleave.engines import writer as writers
+from mergekit_interleave.engines.writer import MERGEKIT, How, Outcome
+from mergekit_interleave.errors import (
+    OutputError,
+    RefusedError,
+    UnsayableError,
+)
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import card_data, manifest, verification_text
+from mergekit_interleave.output.staging import check_vacant, files_below, staged
+from mergekit_interleave.planning import structure_check, suggest
+from mergekit_interleave.planning.expansion_plan import Preflight, preflight, vocab_size
+from mergekit_interleave.planning.resolve import Expansion, resolve
+from mergekit_interleave.planning.tensor_plan import Part
+from mergekit_interleave.verification import forward
+from mergekit_interleave.verification import report as verification
+from mergekit_interleave.verification.tensors import Comparison, Leeway, compare
+
+log = logging.getLogger(__name__)
+
+_UNPICKLED = ".unpickled"
+"""Where pickled weights are written as safetensors, within the directory that becomes OUT."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run.
+
+    Attributes:
+        weights: How to write the weights.
+        replace: Replace a model that stands at OUT.
+        base_model: The Hub id of the base, where its directory does not tell.
+        verify: Read back what was written, and compare it with the sources.
+        allow_pickle: Read pickled weights.
+        allow_non_identity: See `expand.resolve`, which is asked again once they are read.
+    """
+
+    weights: How = field(default_factory=How)
+    replace: bool = False
+    base_model: str | None = None
+    verify: bool = True
+    allow_pickle: bool = False
+    allow_non_identity: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made.
+
+    Attributes:
+        layout: Its layers.
+        written: What came of reading it back.
+        outcome: How it came there.
+        parameters: How many numbers it holds; None where integers hold several each.
+        name: The name that is suggested for it; None where its card could not be written.
+    """
+
+    layout: Layout
+    written: Comparison
+    outcome: Outcome
+    parameters: int | None
+    name: str | None
+
+
+def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
+    """Make the deeper model.
+
+    Args:
+        expansion: What to make.
+        models: Where its source models are opened.
+        out: Where it is to appear.
+        options: How.
+
+    Raises:
+        InterleaveError: It cannot be made, and nothing is at OUT.
+    """
+    try:
+        return _run(expansion, models, out, options)
+    except UnsayableError as error:
+        mergekit.quieten(options.weights.mergekit.get("verbosity"))
+        base = models.open(expansion.layout.models[0])
+        works = suggest.suggestion(base, expansion.directive, expansion.layout)
+        error.hint = f"this would do: {works}" if works else None
+        raise
+
+
+def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
+    check_vacant(out, replace=options.replace)
+    how = options.weights
+    writers.check(how, expansion)
+    with staged(out, replace=options.replace) as work:
+        scratch = work / _UNPICKLED
+        if options.allow_pickle:
+            expansion = _unpickled(expansion, models, scratch, options)
+        plan = preflight(expansion, models, out, base_model=options.base_model, mix=how.mixes)
+        measured = plan.first.require_family().measured
+        writer = writers.Writer(plan, work, how)
+        writer.check_room()
+        if not how.streams:
+            mergekit.quieten(how.mergekit.get("verbosity"))
+        _write_json(work / CONFIG, plan.config())
+        _copy_small_files(plan, work)
+        if measured or not how.streams:
+            _check_classes(plan, work)
+        if measured and not plan.is_identity:
+            raise RefusedError(
+                f"nothing is known of model type {plan.first.model_type!r}: only an expansion "
+                "that computes what its base computes can be measured",
+                hint="zero the new layers' residual writers",
+            )
+        outcome = writer.write()
+        check_unchanged(part.tensor for part in plan.parts)
+        written = _check_weights(plan, work, options, outcome)
+        verified: dict[str, Any] = {}
+        if options.verify:
+            against = [plan.public.title(model) for model in plan.sources]
+            verified[verification_text.WEIGHTS] = verification.outcome(written, against, plan.parts)
+        if measured:
+            verified[verification_text.FORWARD] = _measure(plan, work)
+        if mergekit_yaml.changes_vocabulary(plan.mergekit):
+            _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
+        shutil.rmtree(scratch, ignore_errors=True)
+        (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
+        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified)
+        name = card_data.write(work, out.name, content)
+        files = sorted({*files_below(work), manifest.FILE})
+        _write_json(work / manifest.FILE, {**content, "files": files})
+    return Report(plan.layout, written, outcome, content.get("parameters"), name)
+
+
+def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:
+    """The same, where names were not yet checked against tensors that were pickled."""
+    models.unpickle_into = scratch
+    found = [models.with_weights(model) for model in expansion.layout.models]
+    if not any(checkpoint.unpickled for checkpoint in found):
+        return expansion
+    return resolve(
+        expansion.directive,
+        models,
+        strict=True,
+        allow_non_identity=options.allow_non_identity,
+    )
+
+
+def _check_classes(plan: Preflight, work: Path) -> None:
+    """What the class that loads the result makes of it; the data alone says it, if it is right.
+
+    Loading transformers for it takes longer than the stream engine may, which does without.
+    """
+    if len(plan.sources) > 1:  # several are stacked only where all layers are alike
+        meta_model.shapes(work, trusted=plan.first.trusted)
+    else:
+        structure_check.check(plan.first, plan.layout, work, plan.placement.borrowers)
+
+
+def _copy_small_files(plan: Preflight, work: Path) -> None:
+    for name, content in plan.carried():
+        target = work / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outcome) -> Comparison:
+    """Compare what was written with what was to be written.
+
+    Raises:
+        OutputError: They differ.
+    """
+    any_dtype = plan.uses_lora and "lora_merge_dtype" in options.weights.mergekit
+    new_vocabulary = mergekit_yaml.changes_vocabulary(plan.mergekit)
+
+    def unread(part: Part) -> str | None:
+        # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
+        if options.verify or (outcome.engine == MERGEKIT and part.scale == 0):
+            return plan.reason_unread(part)
+        return "not asked for"
+
+    leeway = Leeway(
+        unread=unread,
+        any_dtype=lambda _: any_dtype,
+        any_rows=lambda part: new_vocabulary and part.layer is None,
+    )
+    written = compare(iterate_tensors(work), plan.parts, leeway)
+    if written.differences:
+        first, *more = written.differences
+        others = f", and {len(more)} more are wrong" if more else ""
+        raise OutputError(
+            f"the weights came out wrong: {first}{others}",
+            hint="does the base hold an infinity or NaN there? times 0 that is NaN"
+            if first.what.startswith("is not zero")
+            else None,
+        )
+    return written
+
+
+def _measure(plan: Preflight, work: Path) -> dict[str, Any]:
+    """Whether the result computes what its base computes, where nothing is known of the type.
+
+    Raises:
+        RefusedError: It does not, or that cannot be told.
+    """
+    found = forward.compare(plan.first.store, work, trust_remote_code=plan.first.trusted)
+    if not found.is_exact:
+        raise RefusedError(
+            "nothing is known of this model type, and the result does not compute what its "
+            f"base: its logits differ by {found.relative:.0e} of their size",
+            hint="perhaps with other names: all that writes to the residual stream must be zero",
+        )
+    return found.outcome(identity=True)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(to_json(content), encoding="utf-8")

@@ -1,0 +1,554 @@
+"""The user's words: a file, inline text and flags all become one validated `Directive`.
+
+A directive document is a mergekit config in which one growth line stands for `slices:`. Keys
+that are mergekit's own pass through untouched; any other unknown key is an error. A mergekit
+passthrough config is a directive too: its growth is the slices it spells out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from string import ascii_lowercase
+from typing import IO, Any
+
+from mergekit_interleave.directive import notation, yaml_io
+from mergekit_interleave.directive.growth import Append, Every, Growth, Spelled, Spread, Stack
+from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file, parse_model
+from mergekit_interleave.directive.notation import Named, positive
+from mergekit_interleave.directive.scale import (
+    APPLY_TO,
+    AUTO,
+    NONE,
+    Scales,
+    Zero,
+    check_apart,
+    parse_scale,
+    parse_scale_flag,
+    parse_zero,
+    scale_document,
+    zero_document,
+)
+from mergekit_interleave.errors import DirectiveError, check_keys, nearest
+
+log = logging.getLogger(__name__)
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+"""What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
+
+_INLINE = "the directive"
+_STDIN = "standard input"
+_SHORTEST = "the shortest directive is `interleave: every 4`"
+
+MERGEKIT_KEYS = (
+    "merge_method",
+    "base_model",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "parameters",
+)
+NAME = "name"
+"""What mergekit-multi calls the result of a document; it means nothing to others."""
+
+OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
+SPELLED_KEYS = ("slices", "models", "modules")
+"""In which a mergekit config says its layers."""
+
+
+@dataclass(frozen=True)
+class Directive:
+    """What the user asked for, valid as far as can be told without the model.
+
+    Attributes:
+        growth: The growth line, if one was given.
+        model: The source model, if it was named.
+        models: Several source models by their short names.
+        layers: The depth the user states, for a model whose config cannot be read.
+        zero: What to zero in the new layers; None leaves it to the growth line.
+        scale: What to multiply the tensors of the new layers by.
+        apply_to: To which of the equal layers of a growth line the two apply; None is the copies.
+        mergekit: mergekit's own keys, in the order they were written.
+        name: What mergekit-multi calls the result.
+    """
+
+    growth: Growth | None = None
+    model: ModelRef | None = None
+    models: Mapping[str, ModelRef] = field(default_factory=dict)
+    layers: int | None = None
+    zero: Zero | None = None
+    scale: Scales | None = None
+    apply_to: str | None = None
+    mergekit: Mapping[str, object] = field(default_factory=dict)
+    name: str | None = None
+
+    @property
+    def zero_rule(self) -> Zero:
+        """What to zero: as written, else `auto` where a plain copy would change the model."""
+        if self.zero is not None:
+            return self.zero
+        return AUTO if isinstance(self.growth, Every | Spread | Append) else NONE
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the growth line leaves it to `model` whose layers it speaks of."""
+        if isinstance(self.growth, Stack):
+            return any(part.model is None for part in self.growth.parts)
+        return not isinstance(self.growth, Spelled)
+
+    def check(self) -> None:
+        """Check that its words speak of something: what does not is a slip of the pen.
+
+        Raises:
+            DirectiveError: A model is not used, or it is said where to zero or scale, but not what.
+        """
+        used = self.growth.models if isinstance(self.growth, Stack) else ()
+        if self.models and not used and self.growth is not None:
+            raise DirectiveError(
+                "models: the growth line is of one model", hint="write `model:`, or use `layout:`"
+            )
+        for name, model in self.models.items():
+            if model not in used and model != self.model:
+                raise DirectiveError(
+                    f"models: no step takes layers of {name}",
+                    hint="`layout:` takes layers of several models",
+                )
+        if self.apply_to is not None and self.zero_rule == NONE and not self.scale:
+            raise DirectiveError(
+                "apply_to: says where to zero or scale, and nothing says what",
+                hint="for example `scale: {q_proj: 0.84}`",
+            )
+        check_apart(self.zero, self.scale or ())
+
+    def replaced_by(self, flags: Directive) -> Directive:
+        """This directive with everything that `flags` states in its place."""
+        changes = {
+            name: getattr(flags, name)
+            for name in ("growth", "model", "layers", "zero", "scale", "apply_to")
+            if getattr(flags, name) is not None
+        }
+        if flags.growth is not None:
+            changes["models"] = flags.models
+            if isinstance(self.growth, Spelled) and not flags.model:
+                changes["model"] = _sole_model(self.growth)
+            elif isinstance(self.growth, Stack) and not (self.model or flags.model):
+                changes["model"] = _sole(self.growth.models, "the layout")
+        return dataclasses.replace(self, mergekit={**self.mergekit, **flags.mergekit}, **changes)
+
+    def _short_names(self) -> dict[str, ModelRef]:
+        """All models by short names, if any has one: a name that is none would be taken for one."""
+        models = dict(self.models)
+        if not models:
+            return models
+        used = [*(self.growth.models if isinstance(self.growth, Stack) else ())]
+        used += [] if self.model is None else [self.model]
+        free = (name for i in count() for name in (f"m{i}",) if name not in self.models)
+        for model in used:
+            if model not in models.values():
+                models[next(free)] = model
+        return models
+
+    def to_document(
+        self, name: Callable[[ModelRef], object] = ModelRef.to_yaml
+    ) -> dict[str, object]:
+        """The directive as a YAML document; one that spells its slices out has no shorter form.
+
+        Args:
+            name: What to call the model.
+        """
+        models = self._short_names()
+        short = {model: key for key, model in models.items()}
+
+        def called(model: ModelRef) -> object:
+            return short[model] if model in short else name(model)
+
+        document: dict[str, object] = {} if self.name is None else {NAME: self.name}
+        if self.model is not None:
+            document["model"] = called(self.model)
+        if models:
+            document["models"] = {key: name(model) for key, model in models.items()}
+        if self.layers is not None:
+            document["layers"] = self.layers
+        if self.growth is not None:
+            document |= notation.document(self.growth, called)
+        if self.zero is not None:
+            document["zero"] = zero_document(self.zero)
+        if self.scale is not None:
+            document["scale"] = scale_document(self.scale)
+        if self.apply_to is not None:
+            document["apply_to"] = self.apply_to
+        return {**document, **self.mergekit}
+
+
+def _sole(models: Collection[ModelRef], where: str) -> ModelRef | None:
+    if len(models) > 1:
+        raise DirectiveError(
+            f"a growth flag needs one model, and {where} names {len(models)}",
+            hint="name it: --model",
+        )
+    return next(iter(models), None)
+
+
+def _sole_model(spelled: Spelled) -> ModelRef | None:
+    """The one model that a mergekit config names, for a growth flag in place of its slices."""
+    found: dict[object, ModelRef] = {}
+
+    def look(value: object) -> None:
+        if isinstance(value, list):
+            for entry in value:
+                look(entry)
+        elif isinstance(value, Mapping):
+            for key, entry in value.items():
+                if key == "model":
+                    model = parse_model(entry, "model")
+                    found.setdefault(model.identity, model)
+                elif key != "parameters":
+                    look(entry)
+
+    look(spelled.document)
+    return _sole(found.values(), "the mergekit config")
+
+
+def load(source: str, stdin: IO[str]) -> Directive:
+    """Read a directive from a file, from standard input (`-`) or from the text itself.
+
+    Raises:
+        DirectiveError: There is no such file, or what it holds is no directive.
+    """
+    return parse(*read_text(source, stdin))
+
+
+def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
+    """The text of a directive, and what to call it in errors.
+
+    An existing file wins over inline text; text without `: ` is taken for a file name.
+
+    Raises:
+        DirectiveError: There is no such file.
+    """
+    if source == "-":
+        return _read(stdin.read, _STDIN), _STDIN
+    if not source.strip():
+        raise DirectiveError("the directive is empty", hint=_SHORTEST)
+    path = Path(source)
+    if _is_file(path):
+        return _read_file(path), source
+    if is_inline(source):
+        return source, _INLINE
+    if path.is_dir():
+        raise DirectiveError(
+            f"{source}: is a directory, not a directive", hint=f"use `--model {source}`"
+        )
+    raise DirectiveError(
+        f"{source}: no such file",
+        hint="a directive given inline has a space after each colon: 'interleave: every 4'"
+        if re.search(r":\S", source) and not path.suffix
+        else None,
+    )
+
+
+def is_inline(text: str) -> bool:
+    """Whether a word on the command line is a directive rather than a file's name."""
+    return bool(re.search(r":(\s|$)", text)) or text.lstrip().startswith("{")
+
+
+def load_file(path: Path) -> Directive:
+    """Read a directive from a file.
+
+    Raises:
+        DirectiveError: It cannot be read, or what it holds is no directive.
+    """
+    return parse(_read_file(path), str(path))
+
+
+def _read_file(path: Path) -> str:
+    def read() -> str:
+        with path.open(encoding="utf-8", newline="") as file:
+            return file.read(_LONGEST + 1)
+
+    text = _read(read, str(path))
+    if len(text) > _LONGEST:
+        raise DirectiveError(f"{path}: longer than any directive")
+    return text
+
+
+_LONGEST = 2**24
+"""Characters of a directive: a merge of some thousand slices has a tenth of that."""
+
+
+def _is_file(path: Path) -> bool:
+    """Whether `path` can be read as a file; text too long to be a name is no file."""
+    try:
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _read(read: Callable[[], str], name: str) -> str:
+    try:
+        return read().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DirectiveError(f"{name}: not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise DirectiveError(f"{name}: {error.strerror or error}") from error
+
+
+def parse(text: str, where: str) -> Directive:
+    """Read one directive document, or the one-line form `key: value, key: value`.
+
+    Args:
+        text: YAML.
+        where: What to call the text in errors.
+
+    Raises:
+        DirectiveError: The text is no directive.
+    """
+    return of_document(yaml_io.read(text, where, KNOWN), where)
+
+
+def of_document(document: object, where: str) -> Directive:
+    """Validate what was read from YAML.
+
+    Args:
+        document: The document.
+        where: What to call it in errors.
+
+    Raises:
+        DirectiveError: It is no directive.
+    """
+    if not isinstance(document, dict):
+        raise DirectiveError(
+            f"{where}: expected `key: value` lines, found {_kind(document)}",
+            hint=_SHORTEST,
+        )
+    try:
+        return from_document(document)
+    except DirectiveError as error:
+        if where == _INLINE:
+            raise
+        hint = "that is a model's config.json: use --model" if "model_type" in document else None
+        raise DirectiveError(f"{where}: {error}", hint=hint or error.hint) from error
+
+
+def from_document(document: Mapping[Any, object]) -> Directive:
+    """Validate a document that was read from YAML.
+
+    Raises:
+        DirectiveError: A key or value is not one of a directive, or there are two growth lines.
+    """
+    lines = [key for key in notation.KEYS if key in document]
+    # `models:` is mergekit's list of whole models, and beside a growth line short names.
+    spelled = [key for key in SPELLED_KEYS if key in document]
+    if lines or isinstance(document.get("models"), Mapping):
+        spelled = [key for key in spelled if key != "models"]
+    if len(lines + spelled) > 1:
+        two = (lines + spelled)[:2]
+        raise DirectiveError(f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one")
+    own = [key for key in OWN_KEYS if key not in spelled]
+    known = (*notation.KEYS, *own, *MERGEKIT_KEYS, *spelled, NAME)
+    _check_known(document, known, spelled=bool(spelled))
+    for key, value in document.items():
+        if value is None and key in KNOWN:
+            raise DirectiveError(f"{key}: has no value")
+        if spelled and key in own:
+            raise DirectiveError(
+                f"`{key}` has no place beside `{spelled[0]}`, which says it for every layer"
+            )
+    if spelled:
+        return Directive(
+            growth=Spelled({spelled[0]: document[spelled[0]]}),
+            mergekit=_mergekit_keys(document, parse_model),
+            name=_name(document),
+        )
+    directive = _grown(document, lines[0] if lines else None)
+    if directive.growth is not None:
+        directive.check()
+    return directive
+
+
+def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
+    """A document whose keys are known, with its growth line."""
+    models = _short_names(document["models"], "models") if "models" in document else {}
+    found = {model.identity: model for model in models.values()}
+
+    def named(value: object, where: str) -> ModelRef:
+        if isinstance(value, str) and value in models:
+            return models[value]
+        model = parse_model(value, where)
+        if models and isinstance(value, str) and not _may_be_a_model(value):
+            raise DirectiveError(
+                f"{where}: {value} is no short name of `models`",
+                hint=f"its short names: {', '.join(models)}",
+            )
+        # One directory is one model, however it is spelled.
+        return found.setdefault(model.identity, model)
+
+    return Directive(
+        growth=None if line is None else notation.read(line, document[line], named),
+        model=named(document["model"], "model") if "model" in document else None,
+        models=models,
+        layers=parse_layers(document["layers"], "layers") if "layers" in document else None,
+        zero=parse_zero(document["zero"], "zero") if "zero" in document else None,
+        scale=parse_scale(document["scale"], "scale") if "scale" in document else None,
+        apply_to=_apply_to(document["apply_to"], "apply_to") if "apply_to" in document else None,
+        mergekit=_mergekit_keys(document, named),
+        name=_name(document),
+    )
+
+
+def _may_be_a_model(name: str) -> bool:
+    return "/" in name or is_directory_or_file(name)
+
+
+def _name(document: Mapping[Any, object]) -> str | None:
+    name = document.get(NAME)
+    if name is not None and (not isinstance(name, str | int) or isinstance(name, bool)):
+        raise DirectiveError(f"{NAME}: expected a word, found {name!r:.80}")
+    return None if name is None else str(name)
+
+
+KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *SPELLED_KEYS, NAME)
+"""All keys of directives and of mergekit configs."""
+
+
+def _check_known(document: Mapping[Any, object], known: Collection[str], *, spelled: bool) -> None:
+    """Mergekit ignores what it does not know, and people keep anchors under such keys."""
+    for key in document:
+        if key in ("times", "as") and "repeat" in document:
+            raise DirectiveError(
+                f"unknown key '{key}'", hint="write `repeat: {layers: [8, 24], times: 3}`"
+            )
+        if spelled and key not in known and not nearest(str(key), known):
+            log.warning("%s: mergekit has no such key, and ignores it", key)
+        else:
+            check_keys([key], known)
+
+
+def _short_names(value: object, where: str) -> dict[str, ModelRef]:
+    """Several models: names and models, or a list, whose models are a, b, c, ..."""
+    if isinstance(value, list) and 0 < len(value) <= len(ascii_lowercase):
+        value = dict(zip(ascii_lowercase, value, strict=False))
+    if not isinstance(value, Mapping) or not value:
+        raise DirectiveError(
+            f"{where}: expected short names and models, found {value!r:.200}",
+            hint="for example `models: {a: org/one, b: org/two}`",
+        )
+    models: dict[str, ModelRef] = {}
+    for name, model in value.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s:,]+", name):
+            raise DirectiveError(
+                f"{where}: {name!r:.80} is no short name", hint="such as a, or big"
+            )
+        if name == notation.WINDOWS:
+            raise DirectiveError(f"{where}: `{name}` is a word of the layout")
+        found = parse_model(model, f"{where}.{name}")
+        same = (known for known in models.values() if known.identity == found.identity)
+        models[name] = next(same, found)
+    return models
+
+
+def _apply_to(value: object, where: str) -> str:
+    if value not in APPLY_TO:
+        raise DirectiveError(f"{where}: expected one of {', '.join(APPLY_TO)}, found {value!r:.80}")
+    return str(value)
+
+
+def from_flags(**flags: str | None) -> Directive:
+    """Read the command line's flags; they say the same things as the document's keys.
+
+    Args:
+        flags: What was typed, by the name of the flag; see `FLAGS`.
+
+    Raises:
+        DirectiveError: A flag's value is wrong, or there are two growth flags.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    check_keys(given, FLAGS)
+    lines = [name for name in notation.FLAGS if name in given]
+    if len(lines) > 1:
+        raise DirectiveError(f"two growth flags: --{lines[0]} and --{lines[1]}")
+    read: dict[str, Callable[[str, str], object]] = {
+        "model": parse_model,
+        "layers": parse_layers,
+        "zero": parse_zero,
+        "scale": parse_scale_flag,
+        "apply_to": _apply_to,
+    }
+    stated = {
+        name: reader(given[name], f"--{name.replace('_', '-')}")
+        for name, reader in read.items()
+        if name in given
+    }
+    return Directive(
+        growth=notation.from_flag(lines[0], given[lines[0]]) if lines else None,
+        mergekit={"dtype": _dtype(given["dtype"], "--dtype")} if "dtype" in given else {},
+        **stated,  # type: ignore[arg-type]
+    )
+
+
+FLAGS = (*notation.FLAGS, "model", "layers", "zero", "scale", "apply_to", "dtype")
+"""The flags that say what a directive says."""
+
+
+def parse_layers(value: object, where: str) -> int:
+    """Read a depth.
+
+    Raises:
+        DirectiveError: The value is no positive whole number.
+    """
+    return positive(value, where)
+
+
+def _dtype(value: object, where: str) -> str:
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    if name not in DTYPES:
+        close = {
+            "bf16": "bfloat16",
+            "fp16": "float16",
+            "half": "float16",
+            "fp32": "float32",
+            "float": "float32",
+        }
+        guess = close.get(str(name)) or nearest(str(name), DTYPES)
+        raise DirectiveError(
+            f"{where}: {value!r} is no dtype that weights can be written in",
+            hint=f"did you mean {guess}?" if guess else f"use one of {', '.join(DTYPES)}",
+        )
+    return str(value)
+
+
+def _mergekit_keys(document: Mapping[Any, object], named: Named) -> dict[str, object]:
+    keys = {key: value for key, value in document.items() if key in MERGEKIT_KEYS}
+    if isinstance(keys.get("base_model"), str):
+        keys["base_model"] = named(keys["base_model"], "base_model").to_yaml()
+    if isinstance(keys.get("tokenizer_source"), str) and keys["tokenizer_source"] not in (
+        "union",
+        "base",
+    ):
+        source = named(keys["tokenizer_source"], "tokenizer_source")
+        keys["tokenizer_source"] = source.to_yaml()
+    method = keys.pop("merge_method", "passthrough")
+    if method != "passthrough":
+        typo = nearest(str(method), ["passthrough"]) or "passthrough".startswith(str(method))
+        raise DirectiveError(
+            f"merge_method: {method!r} is not passthrough, which alone keeps layers as they are",
+            hint="did you mean `passthrough`?"
+            if typo
+            else "run the blend with mergekit-yaml first, then expand its result",
+        )
+    for key in ("dtype", "out_dtype"):
+        if key in keys:
+            _dtype(keys[key], key)
+    return keys
+
+
+def _kind(value: object) -> str:
+    names = {dict: "a mapping", list: "a list", str: "text", type(None): "nothing"}
+    return names.get(type(value), repr(value))

@@ -1,0 +1,466 @@
+"""The recipe: the mergekit YAML of a layout, both ways.
+
+Reading follows mergekit's own rules: a condition's filter is a substring of the tensor's name,
+the first condition that matches counts, a source's conditions come before those of its slice and
+module, and a list of numbers is a gradient over the layers of the slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from mergekit_interleave._limits import MAX_LAYERS
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.model_ref import ModelRef, parse_model
+from mergekit_interleave.directive.scale import Scale, Scales
+from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
+from mergekit_interleave.layout.layout import Constant, Layout, Slice
+
+FILE = "mergekit_config.yml"
+"""Where mergekit, and OUT, keep the recipe."""
+
+
+GROWN = "text_decoder"
+"""What mergekit calls the module of a language model in a model of images and words."""
+
+
+def to_document(
+    layout: Layout,
+    mergekit: Mapping[str, object],
+    name: Callable[[ModelRef], object] = ModelRef.to_yaml,
+    modules: Mapping[str, int | None] | None = None,
+) -> dict[str, object]:
+    """The mergekit config of a layout.
+
+    Args:
+        layout: What to write.
+        mergekit: mergekit's own keys to carry along, such as dtype.
+        name: What to call each model, wherever it is named.
+        modules: What mergekit calls the models that make up the model, and how many layers each
+            has; None for the one that the layout is of.
+    """
+    keys = dict(mergekit)
+    if "base_model" in keys:
+        keys["base_model"] = name(parse_model(keys["base_model"], "base_model"))
+    if "tokenizer_source" in keys:
+        keys["tokenizer_source"] = _named_source(keys["tokenizer_source"], name)
+    tokenizer = keys.get("tokenizer")
+    if isinstance(tokenizer, Mapping):
+        keys["tokenizer"] = _named_tokenizer(tokenizer, name)
+    slices = [{"sources": [_source(part, name(part.model))]} for part in layout.slices]
+    model = layout.slices[0].model
+    whole: dict[str, object] = {"slices": slices}
+    if modules:
+        written = {
+            module: slices
+            if count is None
+            else [{"sources": [_source(Slice(model, 0, count), name(model))]}]
+            for module, count in modules.items()
+        }
+        whole = {"modules": {module: {"slices": parts} for module, parts in written.items()}}
+    return {**whole, "merge_method": "passthrough", **keys}
+
+
+def _named_source(source: object, name: Callable[[ModelRef], object]) -> object:
+    return source if source in ("union", "base") else name(parse_model(source, "tokenizer_source"))
+
+
+def _named_tokenizer(
+    tokenizer: Mapping[str, object], name: Callable[[ModelRef], object]
+) -> dict[str, object]:
+    """Mergekit's tokenizer section with its models renamed."""
+    named = dict(tokenizer)
+    if "source" in named:
+        named["source"] = _named_source(named["source"], name)
+    tokens = named.get("tokens")
+    if isinstance(tokens, Mapping):
+        named["tokens"] = {token: _named_token(how, name) for token, how in tokens.items()}
+    return named
+
+
+def _named_token(how: object, name: Callable[[ModelRef], object]) -> object:
+    if not isinstance(how, Mapping) or "source" not in how:
+        return how
+    source = how["source"]
+    if isinstance(source, Mapping) and "kind" in source:
+        renamed = dict(source)
+        if "model" in renamed:
+            renamed["model"] = name(parse_model(renamed["model"], "tokenizer.tokens"))
+        return {**how, "source": renamed}
+    return {**how, "source": name(parse_model(source, "tokenizer.tokens"))}
+
+
+def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
+    """Check mergekit's own keys as far as mergekit itself would, but before anything is done.
+
+    Raises:
+        DirectiveError: mergekit would not accept one, or ignore a part of it.
+    """
+    if "base_model" in mergekit:
+        parse_model(mergekit["base_model"], "base_model")
+    if "tokenizer" in mergekit and "tokenizer_source" in mergekit:
+        raise DirectiveError("tokenizer, tokenizer_source: mergekit takes one of them")
+    if "tokenizer_source" in mergekit:
+        _named_source(mergekit["tokenizer_source"], str)
+    if "tokenizer" in mergekit:
+        tokenizer = _mapping(mergekit["tokenizer"], "tokenizer")
+        check_keys(tokenizer, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
+        multiple = tokenizer.get("pad_to_multiple_of", 1)
+        if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
+            raise DirectiveError(f"tokenizer.pad_to_multiple_of: expected a number, {multiple!r}")
+        for token, how in _mapping(tokenizer.get("tokens", {}), "tokenizer.tokens").items():
+            where = f"tokenizer.tokens.{token}"
+            check_keys(_mapping(how, where), ("source", "force"), where)
+            source = _mapping(how, where).get("source")
+            kind = source.get("kind", "zero") if isinstance(source, Mapping) else "zero"
+            if kind not in ("zero", "model_token"):
+                raise DirectiveError(f"{where}.source.kind: expected zero or model_token")
+        _named_tokenizer(tokenizer, str)
+    if not isinstance(mergekit.get("chat_template", ""), str):
+        raise DirectiveError("chat_template: expected `auto`, a name or a template")
+    _global_scales(mergekit)
+
+
+def effective(layout: Layout, mergekit: Mapping[str, object]) -> Layout:
+    """The layout with the scales that mergekit's top-level `parameters` give to all slices."""
+    scales = _global_scales(mergekit)
+    return Layout(tuple(replace(part, scales=(*part.scales, *scales)) for part in layout.slices))
+
+
+def dtypes_of(mergekit: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """The dtypes that mergekit converts to what it reads, and what it writes; None keeps them."""
+
+    def stated(key: str) -> str | None:
+        return str(mergekit[key]).removeprefix("torch.") if key in mergekit else None
+
+    return stated("dtype"), stated("out_dtype")
+
+
+def dtype_of(mergekit: Mapping[str, object]) -> str | None:
+    """The dtype that mergekit writes, None where each tensor keeps its own."""
+    read, written = dtypes_of(mergekit)
+    return written or read
+
+
+def changes_tokenizer(mergekit: Mapping[str, object]) -> bool:
+    """Whether mergekit makes another tokenizer than the base's."""
+    return any(key in mergekit for key in ("tokenizer", "tokenizer_source", "chat_template"))
+
+
+def changes_vocabulary(mergekit: Mapping[str, object]) -> bool:
+    """Whether mergekit makes embeddings and head anew, for another tokenizer."""
+    return any(key in mergekit for key in ("tokenizer", "tokenizer_source"))
+
+
+def _global_scales(mergekit: Mapping[str, object]) -> Scales:
+    setting = _parameters(mergekit, "")
+    return () if setting is None else _level_scales(setting, "parameters.scale")
+
+
+def _level_scales(setting: object, where: str) -> Scales:
+    """Scales above the slices, where mergekit would read a gradient over each slice."""
+    conditions = _conditions(setting, where)
+    if any(len(condition.values) > 1 for condition in conditions):
+        raise RefusedError(f"{where}: a gradient belongs to a slice")
+    return tuple(condition.at(0) for condition in conditions)
+
+
+def to_yaml(
+    layout: Layout,
+    mergekit: Mapping[str, object],
+    name: Callable[[ModelRef], object] = ModelRef.to_yaml,
+    modules: Mapping[str, int | None] | None = None,
+) -> str:
+    """The mergekit config of a layout as YAML text; see `to_document`.
+
+    Comments say what mergekit cannot.
+    """
+    unsaid = [f"# mergekit cannot say it: {words}\n" for words in _unsayable(layout)]
+    return "".join(unsaid) + yaml_io.write(to_document(layout, mergekit, name, modules))
+
+
+def check_sayable(layout: Layout) -> None:
+    """Check that a mergekit config can say a layout.
+
+    Raises:
+        RefusedError: It cannot.
+    """
+    for words in _unsayable(layout):
+        raise RefusedError(
+            f"no mergekit config can say it: {words}",
+            hint="`mk-interleave run` takes the same directive and writes the model",
+        )
+
+
+def _unsayable(layout: Layout) -> list[str]:
+    constants = dict.fromkeys(c for layer in layout.new_layers for c in layer.constants)
+    return [
+        f"in the new layers, {constant.filter.strip('.')} is filled with {constant.value:g}"
+        for constant in constants
+    ]
+
+
+def _source(part: Slice, model: object) -> dict[str, object]:
+    source: dict[str, object] = {"model": model, "layer_range": [part.start, part.stop]}
+    parameters: dict[str, object] = {}
+    if part.scales:
+        parameters["scale"] = [_condition(scale) for scale in part.scales]
+    if part.constants:
+        parameters[_FILL] = [_fill(constant) for constant in part.constants]
+    if parameters:
+        source["parameters"] = parameters
+    return source
+
+
+_FILL = "fill"
+"""This project's own parameter, which mergekit does not know."""
+
+
+def _fill(constant: Constant) -> dict[str, object]:
+    where = {"after": constant.after, "square": constant.square}
+    stated = {name: rows for name, rows in where.items() if rows is not None}
+    return {"filter": constant.filter, "value": constant.value, **stated}
+
+
+def _constants(source: Mapping[str, object], where: str) -> tuple[Constant, ...]:
+    """What a source is filled with; only a source may say it."""
+    parameters = source.get("parameters")
+    written = parameters.get(_FILL) if isinstance(parameters, Mapping) else None
+    place = f"{where}.parameters.{_FILL}"
+    constants = []
+    for i, item in enumerate([] if written is None else _list(written, place)):
+        entry = _mapping(item, f"{place}[{i}]")
+        check_keys(entry, ("filter", "value", "after", "square"), f"{place}[{i}]")
+        name, after, square = entry.get("filter"), entry.get("after"), entry.get("square")
+        if (
+            not isinstance(name, str)
+            or not isinstance(after, int | None)
+            or not isinstance(square, int | None)
+        ):
+            raise DirectiveError(f"{place}[{i}]: expected a filter and a value, found {item!r}")
+        constants.append(Constant(_number(entry.get("value"), place), name, after, square))
+    return tuple(constants)
+
+
+def _condition(scale: Scale) -> dict[str, object]:
+    value: dict[str, object] = {"value": scale.value}
+    return value if scale.filter is None else {"filter": scale.filter, **value}
+
+
+def from_document(
+    document: Mapping[str, object], depth_of: Callable[[ModelRef], int | None]
+) -> Layout:
+    """Read the `slices:`, `models:` or `modules:` of a mergekit passthrough config.
+
+    Args:
+        document: One of these keys with its value.
+        depth_of: The number of layers of a model, None where it cannot be known.
+
+    Raises:
+        DirectiveError: mergekit would not accept it, or passthrough cannot mean it.
+        RefusedError: It grows more than one module.
+        LayoutError: The depth of a model is needed and not known, or there are too many layers.
+    """
+    module_scales: Scales = ()
+    if "modules" in document:
+        document, module_scales = _only_module(document["modules"])
+    if "models" in document:
+        return _whole_model(document["models"], module_scales, depth_of)
+    entries = _list(document.get("slices"), "slices")
+    known: dict[object, ModelRef] = {}
+    slices: list[Slice] = []
+    total = 0
+    for i, entry in enumerate(entries):
+        where, place = f"slices[{i}]", f"slices[{i}].sources[0]"
+        written = _mapping(entry, where)
+        check_keys(written, ("sources", "parameters", "base_model", "residual_weight"), where)
+        source = _mapping(
+            _one(_list(written.get("sources"), f"{where}.sources"), f"{where}.sources"), place
+        )
+        check_keys(source, ("model", "layer_range", "parameters"), place)
+        model, start, stop = _model_and_range(source, place)
+        # One directory is one model, however it is spelled.
+        model = known.setdefault(model.identity, model)
+        total += stop - start
+        if total > MAX_LAYERS:
+            raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
+        settings = [
+            (_parameters(source, place), f"{place}.parameters.scale"),
+            (_parameters(written, where), f"{where}.parameters.scale"),
+        ]
+        edge = (i == 0 and stop - start == 1) or i == len(entries) - 1
+        whole = Slice(model, start, stop, constants=_constants(source, place))
+        slices += _slices(whole, settings, module_scales, edge=edge)
+    return Layout(tuple(slices))
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """A scale as mergekit writes it: one value, or a gradient over the slice."""
+
+    filter: str | None
+    values: tuple[float, ...]
+
+    def at(self, t: float) -> Scale:
+        """The scale at a place in the slice, 0 at its first layer and 1 at its last."""
+        place = t * (len(self.values) - 1)
+        low = int(place)
+        high = min(len(self.values) - 1, low + 1)
+        share = place - low
+        value = (1 - share) * self.values[low] + share * self.values[high]
+        return Scale(self.values[0] if len(self.values) == 1 else value, self.filter)
+
+
+def _slices(
+    whole: Slice, settings: list[tuple[object, str]], module_scales: Scales, *, edge: bool
+) -> list[Slice]:
+    """One slice, or one a layer where a gradient makes its layers differ.
+
+    At the edge, mergekit gives what lies outside the layers the gradient's first value, and the
+    layer beside it another one: no slices without a gradient can say that.
+    """
+    conditions = [
+        condition
+        for setting, where in settings
+        if setting is not None
+        for condition in _conditions(setting, where)
+    ]
+
+    if edge and any(
+        len(set(condition.values)) > 1 and families.may_be_outside(condition.filter)
+        for condition in conditions
+    ):
+        raise RefusedError(
+            f"{settings[0][1]}: a gradient in the first or last slice also scales what lies "
+            "outside the layers",
+            hint="write a slice for each layer of it, with one value each",
+        )
+
+    def scales_at(t: float) -> Scales:
+        return (*(condition.at(t) for condition in conditions), *module_scales)
+
+    count = len(whole)
+    if count == 1 or all(len(condition.values) == 1 for condition in conditions):
+        return [replace(whole, scales=scales_at(1))]
+    layers = range(whole.start, whole.stop)
+    return [
+        replace(whole, start=layer, stop=layer + 1, scales=scales_at(i / (count - 1)))
+        for i, layer in enumerate(layers)
+    ]
+
+
+def _conditions(setting: object, where: str) -> list[_Condition]:
+    if isinstance(setting, Mapping):
+        setting = [setting]
+    if not isinstance(setting, list) or not any(isinstance(entry, Mapping) for entry in setting):
+        return [_Condition(None, _values(setting, where))]
+    conditions = []
+    for i, entry in enumerate(setting):
+        condition = _mapping(entry, f"{where}[{i}]")
+        check_keys(condition, ("filter", "value"), f"{where}[{i}]")
+        name = condition.get("filter")
+        if name is not None and not isinstance(name, str):
+            raise DirectiveError(f"{where}[{i}].filter: expected a name, found {name!r}")
+        values = _values(condition.get("value"), f"{where}[{i}].value")
+        conditions.append(_Condition(None if name == "*" else name, values))
+    return conditions
+
+
+def _values(value: object, where: str) -> tuple[float, ...]:
+    entries = value if isinstance(value, list) and value else [value]
+    return tuple(_number(entry, where) for entry in entries)
+
+
+def _number(value: object, where: str) -> float:
+    if isinstance(value, str | float | int) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    raise DirectiveError(f"{where}: expected a number, found {value!r}")
+
+
+def _parameters(owner: Mapping[str, object], where: str) -> object:
+    """The scale setting among an owner's parameters; passthrough knows no other parameter."""
+    parameters = owner.get("parameters")
+    if parameters is None:
+        return None
+    place = f"{where}.parameters" if where else "parameters"
+    known = ("scale", _FILL) if where.endswith("sources[0]") else ("scale",)
+    check_keys(_mapping(parameters, place), known, place)
+    return _mapping(parameters, place).get("scale")
+
+
+def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
+    entries = _mapping(modules, "modules")
+    name = GROWN if GROWN in entries else next(iter(entries), "none")
+    for other, value in entries.items():
+        if other != name and _whole(value) is None:
+            raise RefusedError(f"modules: {other} is changed, and only {name} can be")
+    value = entries.get(name)
+    where = f"modules.{name}"
+    module = _mapping(value, where)
+    check_keys(module, ("slices", "models", "parameters"), where)
+    setting = _parameters(module, where)
+    scales = () if setting is None else _level_scales(setting, f"{where}.parameters.scale")
+    return module, scales
+
+
+def other_modules(document: Mapping[str, object]) -> dict[str, int]:
+    """The modules beside the one that is grown, passed on whole, and their numbers of layers."""
+    entries = document.get("modules")
+    found = {n: _whole(m) for n, m in entries.items()} if isinstance(entries, Mapping) else {}
+    return {name: count for name, count in found.items() if count is not None and name != GROWN}
+
+
+def _whole(module: object) -> int | None:
+    """The layers of a module that is passed on: one slice from layer 0 on, without parameters."""
+    match module:
+        case {"slices": [{"sources": [{"layer_range": [0, int(count)], **source}], **others}]}:
+            return None if others or source.keys() - {"model"} else count
+    return None
+
+
+def _whole_model(
+    models: object, module_scales: Scales, depth_of: Callable[[ModelRef], int | None]
+) -> Layout:
+    entry = _mapping(_one(_list(models, "models"), "models"), "models[0]")
+    check_keys(entry, ("model", "parameters"), "models[0]")
+    model = parse_model(entry.get("model"), "models[0].model")
+    depth = depth_of(model)
+    if depth is None:
+        raise LayoutError(
+            f"the number of layers of {model} is not known", hint="state it: --layers N"
+        )
+    settings = [(_parameters(entry, "models[0]"), "models[0].parameters.scale")]
+    return Layout(tuple(_slices(Slice(model, 0, depth), settings, module_scales, edge=True)))
+
+
+def _model_and_range(source: Mapping[str, object], where: str) -> tuple[ModelRef, int, int]:
+    model = parse_model(source.get("model"), f"{where}.model")
+    bounds = source.get("layer_range")
+    match bounds:
+        case [int(start), int(stop)] if 0 <= start < stop:
+            return model, start, stop
+    raise DirectiveError(
+        f"{where}.layer_range: expected [START, STOP] with START below STOP, found {bounds!r}"
+    )
+
+
+def _one(items: list[object], where: str) -> object:
+    if len(items) != 1:
+        raise DirectiveError(f"{where}: passthrough takes one source, found {len(items)}")
+    return items[0]
+
+
+def _list(value: object, where: str) -> list[object]:
+    if not isinstance(value, list) or not value:
+        raise DirectiveError(f"{where}: expected a list, found {value!r}")
+    return value
+
+
+def _mapping(value: object, where: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise DirectiveError(f"{where}: expected a mapping, found {value!r}")
+    return value

@@ -1,0 +1,333 @@
+"""A layout as a picture: in one line, and for a terminal. `svg` draws it as a file."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias
+
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.layout.layout import Layer, Layout, joined
+
+ORIGINAL, COPY, ZEROED = "original", "copy", "zeroed"
+ROLES = (ORIGINAL, COPY, ZEROED)
+
+Span: TypeAlias = tuple[str, str]
+"""Text, and its style in the words of `rich`; an empty style is none."""
+
+Line: TypeAlias = tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring layers of the new model with one role, from neighbouring layers of a model.
+
+    Ranges are half-open. The role is `original`, `zeroed` (a new layer that is an identity) or
+    `copy` (any other new layer).
+    """
+
+    start: int
+    stop: int
+    model: ModelRef
+    source: int
+    role: str
+
+
+def runs(layout: Layout, identities: Collection[int] = ()) -> Iterator[Run]:
+    """The layers in the longest runs that read as one.
+
+    Args:
+        layout: The layers.
+        identities: The indices of the new layers that pass their input on unchanged.
+    """
+    neighbours = groupby(
+        zip(layout.layers, roles(layout, identities), strict=True),
+        key=lambda pair: (pair[0].model, pair[1], pair[0].index - pair[0].source),
+    )
+    for (model, role, shift), group in neighbours:
+        layers = [layer for layer, _ in group]
+        yield Run(layers[0].index, layers[-1].index + 1, model, layers[0].index - shift, role)
+
+
+def roles(layout: Layout, identities: Collection[int] = ()) -> list[str]:
+    """The role of each layer, as `Run` has it."""
+    zeroed = frozenset(identities)
+
+    def role(layer: Layer) -> str:
+        if not layer.new:
+            return ORIGINAL
+        return ZEROED if layer.index in zeroed else COPY
+
+    return [role(layer) for layer in layout.layers]
+
+
+def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
+    """How many layers have each role that occurs, in words: `32 original`, `8 zeroed`."""
+    found = Counter(roles(layout, identities))
+    plural = {COPY: "copies"}
+    return {
+        role: f"{found[role]} {role if found[role] == 1 else plural.get(role, role)}"
+        for role in ROLES
+        if found[role]
+    }
+
+
+# In one line.
+
+_REPEATS, _LONGEST_PATTERN = 4, 8
+_PIECES, _FIRST, _LAST = 32, 16, 8
+
+
+def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
+    """The new model's layers on one line: `0-3 [4] 5-8 [9]`; brackets hold the new layers.
+
+    Where the lengths and roles of neighbouring runs repeat four times or more, only the first
+    two and the last repeat are shown: `0-3 [4] 5-8 [9] … 35-38 [39]`. Of a map that is long even
+    so, only the beginning and the end are shown, and how many layers stand between them.
+
+    Args:
+        layout: The layers.
+        identities: The indices of the new layers that pass their input on unchanged.
+    """
+    found = list(runs(layout, identities))
+    texts = [_indices(run) for run in found]
+    shown: list[str] = []
+    at = 0
+    for start, stop in _repetitive(found):
+        shown += [*texts[at:start], "…"]
+        at = stop
+    shown += texts[at:]
+    if len(shown) > _PIECES:
+        skipped = found[-_LAST].start - found[_FIRST].start
+        shown = [*texts[:_FIRST], f"… ({skipped} layers) …", *texts[-_LAST:]]
+    return " ".join(shown)
+
+
+def sources(layout: Layout) -> str:
+    """The source layers on one line: `0-23 8-31`, those of several models behind its letter."""
+    several = len(layout.models) > 1
+    letters = {model: f"{letter(i)} " if several else "" for i, model in enumerate(layout.models)}
+    shown = [
+        letters[part.model]
+        + (str(part.start) if len(part) == 1 else f"{part.start}-{part.stop - 1}")
+        for part in joined(layout.slices)
+    ]
+    if len(shown) > _MOST_SOURCES:
+        shown[_MOST_SOURCES - 2 : -1] = ["…"]
+    return (", " if several else " ").join(shown)
+
+
+_MOST_SOURCES = 12
+
+
+def _indices(run: Run) -> str:
+    last = run.stop - 1
+    indices = str(last) if run.start == last else f"{run.start}-{last}"
+    return indices if run.role == ORIGINAL else f"[{indices}]"
+
+
+def _repetitive(found: Sequence[Run]) -> Iterator[tuple[int, int]]:
+    """The ranges of runs that say nothing new: the third to the last but one of some repeats."""
+    keys = [(run.stop - run.start, run.role) for run in found]
+    reach = {period: _reach(keys, period) for period in range(1, _LONGEST_PATTERN + 1)}
+    at = 0
+    while at < len(keys):
+        repeats = {period: ahead[at] // period + 1 for period, ahead in reach.items()}
+        # The pattern that spares most, and of these the shortest. Nothing is spared where an
+        # ellipsis would stand for one run alone.
+        period = max(repeats, key=lambda p: ((repeats[p] - 3) * p, -p))
+        if repeats[period] >= _REPEATS and (repeats[period] - 3) * period > 1:
+            stop = at + repeats[period] * period
+            yield at + 2 * period, stop - period
+            at = stop
+        else:
+            at += 1
+
+
+def _reach(keys: Sequence[object], period: int) -> list[int]:
+    """For each place, how many keys from there on equal the one a period later."""
+    ahead = [0] * (len(keys) + 1)
+    for i in range(len(keys) - period - 1, -1, -1):
+        ahead[i] = ahead[i + 1] + 1 if keys[i] == keys[i + period] else 0
+    return ahead
+
+
+# For a terminal.
+
+NARROWEST = 20
+"""No strip is narrower: a group of ten with its index must fit."""
+
+MOST_LAYERS = 1_000
+"""Of a longer layout only the beginning and the end are drawn."""
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_GLYPHS = {ORIGINAL: "█", COPY: "▒", ZEROED: "░"}
+_ASCII_GLYPHS = {ORIGINAL: "#", COPY: "+", ZEROED: "."}
+_ROLE_STYLES = {ORIGINAL: "blue", COPY: "yellow", ZEROED: "green"}
+_MODEL_STYLES = (
+    "bright_blue", "yellow", "green", "magenta", "cyan", "red", "bright_black", "bright_magenta",
+)  # fmt: skip
+
+
+def strip(
+    layout: Layout,
+    identities: Collection[int] = (),
+    *,
+    names: Sequence[str] = (),
+    width: int = 80,
+    ascii_only: bool = False,
+) -> list[Line]:
+    """The layers as lines of text for a terminal, one character for each, and a legend below.
+
+    The character alone says the role, and which of several models; colour says it again. Layers
+    stand in groups of ten, and each line begins with the index of its first layer.
+
+    Args:
+        layout: The layers.
+        identities: The indices of the new layers that pass their input on unchanged.
+        names: What to call each of the layout's models, in their order. None is named where
+            there is one model only.
+        width: How many columns there are; less than `NARROWEST` counts as that.
+        ascii_only: Whether to do without block characters.
+    """
+    width = max(width, NARROWEST)
+    models = {model: i for i, model in enumerate(layout.models)}
+    several = len(models) > 1
+    glyphs = [
+        _model_glyph(models[layer.model], role, ascii_only=ascii_only)
+        if several
+        else _role_glyph(role, ascii_only=ascii_only)
+        for layer, role in zip(layout.layers, roles(layout, identities), strict=True)
+    ]
+    counted = counts(layout, identities)
+    entries: list[Line] = []
+    for role, words in counted.items():
+        glyph, style = _role_glyph(role, ascii_only=ascii_only)
+        if several:
+            some = [_model_glyph(i, role, ascii_only=ascii_only)[0] for i in range(len(models))]
+            glyph, style = "".join(dict.fromkeys(some[:3])), ""
+        entries.append(((glyph, style), (f" {words}", "")))
+    lines = [*_rows(glyphs, width, "..." if ascii_only else "…"), (), *_wrap(entries, width)]
+    if several:
+        lines += _model_lines(model_names(layout, names), width, ascii_only=ascii_only)
+    return lines
+
+
+def _role_glyph(role: str, *, ascii_only: bool) -> Span:
+    return (_ASCII_GLYPHS if ascii_only else _GLYPHS)[role], _ROLE_STYLES[role]
+
+
+def _model_glyph(model: int, role: str, *, ascii_only: bool) -> Span:
+    """A letter, small for a copy; models that no letter is left for share a sign."""
+    style = _MODEL_STYLES[model % len(_MODEL_STYLES)] if model < len(_LETTERS) else ""
+    if role == ZEROED:
+        return "." if ascii_only else "·", style
+    if model >= len(_LETTERS):
+        return "*" if role == ORIGINAL else "+", style
+    return _LETTERS[model] if role == ORIGINAL else _LETTERS[model].lower(), style
+
+
+def _rows(glyphs: Sequence[Span], width: int, ellipsis: str) -> Iterator[Line]:
+    count = len(glyphs)
+    indent = len(str(count))
+    fitting = (width - indent) // 11  # ten and a space before them
+    per_row = 10 * max(groups for groups in (1, 2, 5, 10) if groups <= fitting)
+    starts = list(range(0, count, per_row))
+    skipped: range | None = None
+    if count > MOST_LAYERS:
+        half = MOST_LAYERS // 2
+        skipped = range(half, (count - half) // per_row * per_row)
+        starts = [start for start in starts if start not in skipped]
+    for start in starts:
+        if skipped and start == skipped.stop:
+            yield ((f"{ellipsis} {len(skipped)} more layers", "dim"),)
+        row = glyphs[start : start + per_row]
+        spans: list[Span] = [(f"{start:>{indent}}", "dim")]
+        for group in range(0, len(row), 10):
+            spans.append((" ", ""))
+            for style, alike in groupby(row[group : group + 10], key=lambda glyph: glyph[1]):
+                spans.append(("".join(text for text, _ in alike), style))
+        yield tuple(spans)
+
+
+def _wrap(entries: Iterable[Line], width: int) -> Iterator[Line]:
+    """Entries side by side, two spaces apart, on as many lines as they need."""
+    line: list[Span] = []
+    for entry in entries:
+        wide = sum(columns(text) for text, _ in (*line, *entry))
+        if line and wide + 2 > width:
+            yield tuple(line)
+            line = []
+        line += [*([("  ", "")] if line else []), *entry]
+    yield tuple(line)
+
+
+def _model_lines(names: Sequence[str], width: int, *, ascii_only: bool) -> Iterator[Line]:
+    ellipsis = "..." if ascii_only else "…"
+    for i, name in enumerate(names[: len(_LETTERS)]):
+        said = name.encode("ascii", "replace").decode() if ascii_only else name
+        yield (
+            _model_glyph(i, ORIGINAL, ascii_only=ascii_only),
+            (f" {shorten(said, width - 2, columns, ellipsis)}", ""),
+        )
+    if len(names) > len(_LETTERS):
+        yield ((f"* {len(names) - len(_LETTERS)} more models", ""),)
+
+
+# Names, for every kind of picture.
+
+
+def model_names(layout: Layout, names: Sequence[str] = ()) -> list[str]:
+    """What to call the models in a picture, with nothing in it that would not be seen.
+
+    Args:
+        layout: The layers.
+        names: What to call each of the layout's models, in their order; none, as it has them.
+
+    Raises:
+        ValueError: There are names, but not one for each model.
+    """
+    called = list(names) or [str(model) for model in layout.models]
+    if len(called) != len(layout.models):
+        raise ValueError(f"{len(called)} names for {len(layout.models)} models")
+    return [legible(name) for name in called]
+
+
+def letter(model: int) -> str:
+    """The letter of a model: A to Z, then AA, AB and so on."""
+    before, last = divmod(model, len(_LETTERS))
+    return (letter(before - 1) if before else "") + _LETTERS[last]
+
+
+def legible(text: str) -> str:
+    """Text without control characters, surrogates and whatever else is not seen.
+
+    They could move a terminal's cursor or turn the direction of writing, and XML forbids many.
+    """
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def columns(text: str) -> int:
+    """How many columns of a terminal a text takes at the most."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def shorten(text: str, room: float, measure: Callable[[str], float], ellipsis: str = "…") -> str:
+    """A text cut at the end, where it needs more room than there is."""
+    if measure(text[:_LONGEST_NAME]) <= room and len(text) <= _LONGEST_NAME:
+        return text
+    room -= measure(ellipsis)
+    kept = 0
+    for char in text[:_LONGEST_NAME]:
+        room -= measure(char)
+        if room < 0:
+            break
+        kept += 1
+    return f"{text[:kept].rstrip()}{ellipsis}"
+
+
+_LONGEST_NAME = 1_000
+"""Characters of a name that are looked at: no line has room for more."""

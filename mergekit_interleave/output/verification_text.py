@@ -1,0 +1,95 @@
+"""What was verified, in words: for the card and for a terminal. Pure.
+
+The outcomes are as interleave.json keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergekit_interleave._units import amount
+
+WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
+"""What can be verified."""
+
+
+def sentences(outcomes: Mapping[str, Any]) -> list[str]:
+    """All that was verified, one sentence for each kind."""
+    found = [
+        f"Weights: {_weights(outcomes[kind], trained=kind == TRAINED)}"
+        for kind in (WEIGHTS, TRAINED)
+        if kind in outcomes
+    ]
+    if FORWARD in outcomes:
+        found.append(f"Forward pass: {forward(outcomes[FORWARD])}")
+    return found
+
+
+def short(outcomes: Mapping[str, Any]) -> str:
+    """The same in a few words."""
+    found = []
+    for kind in (WEIGHTS, TRAINED):
+        if kind in outcomes:
+            said = outcomes[kind]
+            words = f"{_which(said)} tensors compared with those they come from, {_how(said)}"
+            found.append(words if said["exact"] else _wrong(said))
+    if FORWARD in outcomes:
+        found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
+    return "; ".join(found) or "nothing yet"
+
+
+def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
+    if not found["exact"]:
+        return f"{_wrong(found)}. {_by(found)}"
+    against = " and ".join(f"`{name}`" for name in found["against"])
+    what = "what the layout names" if not trained else "the base's own, layer for layer"
+    words = f"{_which(found)} tensors, {amount(found['compared'])}, compared with {against}: "
+    words += f"{_how(found)} {what}."
+    for reason, count in found.get("not_compared", {}).items():
+        words += f" Not compared: {count:,} ({reason})."
+    return f"{words} {_by(found)}"
+
+
+def _which(found: Mapping[str, Any]) -> str:
+    unread = sum(found.get("not_compared", {}).values())
+    compared = found["tensors"] - unread
+    return "all" if not unread else f"{compared:,} of {found['tensors']:,}" if compared else "no"
+
+
+def _how(found: Mapping[str, Any]) -> str:
+    wider = found.get("wider", 0)
+    said = {"stored in a wider dtype": wider, "computed again": found.get("computed", 0)}
+    some = ", ".join(f"{count:,} of them {what}" for what, count in said.items() if count)
+    return f"{'number for number' if wider else 'byte for byte'}{some and f' ({some})'}"
+
+
+def _wrong(found: Mapping[str, Any]) -> str:
+    places = found["differences"]
+    return f"**wrong** in {places} place{'' if places == 1 else 's'}"
+
+
+def forward(found: Mapping[str, Any]) -> str:
+    """What came of a forward pass."""
+    text = f" and a text of {found['text_tokens']}" if found["text_tokens"] else ""
+    if 0 < found["window"] < found["random_tokens"]:
+        text = f" (more than the window of {found['window']}){text}"
+    relative = found["largest_difference"] / (found["largest_logit"] or 1)
+    words = (
+        f"{found['dtype']} logits on {found['random_tokens']} random tokens{text} differ from the "
+        f"base's by at most {found['largest_difference']:.3g} ({relative:.1g} of their size), with "
+        "and without cache"
+    )
+    if "greedy_tokens" in found:
+        same = "the same" if found["same_greedy_tokens"] else "other"
+        words += f"; {same} {found['greedy_tokens']} greedy tokens"
+    if "perplexity" in found:
+        words += (
+            f"; perplexity of the text {found['base_perplexity']:.4g} → {found['perplexity']:.4g}"
+        )
+    return f"{words} {_by(found)}"
+
+
+def _by(found: Mapping[str, Any]) -> str:
+    tools = ", ".join(f"{name} {version}" for name, version in found["tools"].items())
+    return f"({tools})"

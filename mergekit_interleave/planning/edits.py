@@ -1,0 +1,217 @@
+"""What `zero` and `scale` do to the layers of real models, and whether it is what they promise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.growth import Stack
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.directive.scale import (
+    AUTO,
+    GAINS,
+    NONE,
+    Scales,
+    Zero,
+    check_apart,
+    zeroed_scales,
+)
+from mergekit_interleave.errors import CheckpointError, LayoutError
+from mergekit_interleave.layout.layout import Edit, Layer, Layout
+from mergekit_interleave.planning import grown_config, zeroing
+
+log = logging.getLogger(__name__)
+
+
+class Edits:
+    """What is done to layers, by what the directive says of them.
+
+    Args:
+        opened: The models, None where one cannot be read.
+    """
+
+    def __init__(self, opened: Mapping[ModelRef, Checkpoint | None]) -> None:
+        self._opened = opened
+        self._rules: dict[tuple[ModelRef, Zero], Callable[[int], Edit] | None] = {}
+        self._by_rule: dict[tuple[ModelRef, Zero], set[Edit]] = {}
+
+    @property
+    def zeroed(self) -> set[str]:
+        """The names that `zero` lists."""
+        return {name for _, rule in self._rules if isinstance(rule, tuple) for name in rule}
+
+    def of(self, layer: Layer, rule: Zero, scale: Scales) -> Edit:
+        """What `zero` and `scale` do to a layer."""
+        key = (layer.model, rule)
+        if key not in self._rules:
+            self._rules[key] = edit_of(rule, self._opened[layer.model])
+        zeroing_edit = self._rules[key]
+        edit = Edit() if zeroing_edit is None else zeroing_edit(layer.source)
+        if scale:
+            named = tuple(zero for zero in edit.scales if zero.filter is not None)
+            check_apart(tuple(str(zero.filter) for zero in named), scale)
+            edit = Edit((*named, *scale), edit.constants)
+        if zeroing_edit is not None:
+            self._by_rule.setdefault(key, set()).add(edit)
+        return edit
+
+    def check(self, layout: Layout, directive: Directive, *, allow_non_identity: bool) -> None:
+        """Check what was zeroed against the models.
+
+        Raises:
+            LayoutError: A name matches nothing, or what is zeroed is no identity.
+            CheckpointError: The tensors cannot be read.
+        """
+        _check_outside(layout, directive, self._opened)
+        for (model, rule), edits in self._by_rule.items():
+            checkpoint = self._opened[model]
+            layers = [x for x in layout.layers if x.model == model and x.edit in edits]
+            if checkpoint is not None and layers:
+                _check_zeroing(layers, checkpoint, rule, allow_non_identity=allow_non_identity)
+            elif isinstance(rule, tuple):
+                log.warning("zero: the names are not checked: the model cannot be read")
+
+
+def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | None:
+    """What is done to a new layer, by the index of its source.
+
+    Args:
+        rule: What to zero.
+        checkpoint: The model, None where it cannot be read.
+
+    Raises:
+        LayoutError: The model has nothing of the kind to close, or of its type it is not known
+            what to zero.
+        RefusedError: No layer of its type can be copied exactly.
+    """
+    if rule == NONE:
+        return None
+    if isinstance(rule, tuple):
+        named = Edit(zeroed_scales(rule))
+        return lambda _: named
+    family = checkpoint.family if checkpoint is not None else None
+    if checkpoint is not None and family is not None:
+        checkpoint.require_family()
+    else:
+        reason = (
+            "the model cannot be read"
+            if checkpoint is None
+            else f"model type {checkpoint.model_type!r} is not known"
+        )
+        if rule == GAINS:
+            raise LayoutError(f"zero: gains: {reason}, so its norms are not known")
+        family = families.assumed_family()
+        names = ", ".join(family.zero)
+        if checkpoint is not None and checkpoint.has_weights:
+            zeroing.check_plain(checkpoint)
+        log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
+
+    def setting(key: str) -> Any:
+        return None if checkpoint is None else grown_config.setting_of(checkpoint, key)
+
+    projections = zeroing.projections_edit(family, setting)
+    if rule == AUTO:
+        return lambda _: projections
+    if checkpoint is None or family.gains is None:
+        raise LayoutError(
+            f"zero: gains: model type {family.model_type} has no norms between its projections "
+            "and the residual stream",
+            hint="`zero: auto` zeroes the projections",
+        )
+    gains, closed = zeroing.gains_edit(family, setting), grown_config.layers_with_gains(checkpoint)
+    return lambda source: gains if source in closed else projections
+
+
+def _check_zeroing(
+    layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allow_non_identity: bool
+) -> None:
+    """Check what is zeroed against the stored tensors where they are at hand, else by family.
+
+    Layers may differ from one another: a name must match in one of them.
+    """
+    family = checkpoint.family
+    indices = sorted({layer.source for layer in layers})
+    tensors: dict[int, list[str]] = {index: [] for index in indices}
+    if checkpoint.has_weights:
+        tensors = {index: checkpoint.layer_tensors(index) for index in indices}
+        if isinstance(rule, tuple):
+            names = [name for names in tensors.values() for name in names]
+            zeroing.check_names(rule, names, family)
+    if family is None:
+        return
+    if not allow_non_identity:
+        for layer in layers:
+            zeroing.check_identity(layer.edit, tensors[layer.source], family)
+    first = layers[0]
+    if isinstance(rule, tuple):
+        zeroing.warn_of_dead_tensors(first.edit, tensors[first.source], family)
+    if family.gains is not None and not zeroing.closes_gains(first.edit, family):
+        log.warning(
+            "model type %s norms what its projections add to the stream: zeroed, they take "
+            "large first steps in training; `zero: gains` closes the norms instead",
+            family.model_type,
+        )
+
+
+def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
+    """The tensors to which mergekit gives the scales of the first slice, or of the last.
+
+    Args:
+        checkpoint: The slice's model, None where it cannot be read.
+        before: Whether it is the first slice.
+    """
+    if checkpoint is not None and checkpoint.family is not None and checkpoint.has_weights:
+        return checkpoint.scaled(checkpoint.outside_layers()[0 if before else 1])
+    family = checkpoint.family if checkpoint is not None else None
+    family = family or families.assumed_family()
+    return family.before_layers if before else family.after_layers
+
+
+def _check_outside(
+    layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint | None]
+) -> None:
+    """Mergekit gives what lies outside the layers the scales of the first and last slice."""
+    stated = directive.growth.steps if isinstance(directive.growth, Stack) else ()
+    for end, before in ((0, True), (-1, False)):
+        part = layout.slices[end]
+        checkpoint = opened[part.model]
+        if checkpoint is None or checkpoint.family is None:
+            continue
+        try:
+            zeroing.check_outside(part.scales, outside(checkpoint, before=before))
+        except LayoutError as error:
+            if not stated or stated[end].is_plain:
+                raise
+            log.warning("%s: mergekit scales it, too", error)
+
+
+def warn_of_idle_filters(
+    layout: Layout,
+    opened: Mapping[ModelRef, Checkpoint | None],
+    checked: Collection[str] = (),
+) -> None:
+    """Mergekit says nothing of a filter that matches no tensor; it is most likely a typo.
+
+    Args:
+        layout: The layers, with their scales.
+        opened: The models, None where one cannot be read.
+        checked: The names that have been checked.
+    """
+    for model in layout.models:
+        checkpoint = opened[model]
+        try:
+            tensors = list(checkpoint.tensors) if checkpoint and checkpoint.has_weights else []
+        except CheckpointError:
+            continue
+        if checkpoint is None:
+            continue
+        scales = [scale for part in layout.slices if part.model == model for scale in part.scales]
+        for name in dict.fromkeys(scale.filter for scale in scales if scale.filter is not None):
+            own = checkpoint.family.zero if checkpoint.family else ()
+            known = name in own or name in checked
+            if tensors and not known and not any(name in tensor for tensor in tensors):
+                log.warning("the filter %r matches no tensor of %s", name, model)

@@ -1,0 +1,184 @@
+"""A stream of documents for mergekit-multi: those with a growth line are expanded.
+
+The others pass through as they are written. A model may be an earlier document's `name`: its layers
+are then those of that document's result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive import notation, yaml_io
+from mergekit_interleave.directive.directive import NAME
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
+from mergekit_interleave.errors import DirectiveError, InterleaveError
+from mergekit_interleave.layout import layout as layouts
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.layout import Layout, Slice
+from mergekit_interleave.planning import grown_config, mergekit_support
+from mergekit_interleave.planning.resolve import resolve
+
+
+def is_stream(text: str, where: str) -> bool:
+    """Whether a text is mergekit-multi's: several documents, or one to be left alone.
+
+    Raises:
+        DirectiveError: It is no YAML.
+    """
+    try:
+        documents = yaml_io.documents(text, where)
+    except DirectiveError:
+        return False  # the one-line form is no YAML; what is wrong with others is said later
+    keys = yaml_io.keys(text)
+    alone = NAME in keys and "merge_method" in keys
+    return len(documents) > 1 or (alone and not notation.has_line(keys))
+
+
+def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = False) -> str:
+    """The stream with its growth lines expanded.
+
+    Args:
+        text: The stream.
+        where: What to call it in errors.
+        models: Where models are opened; it learns the names of the documents.
+        allow_non_identity: Let a list of names to zero leave a residual writer standing.
+
+    Raises:
+        InterleaveError: A document with a growth line cannot be expanded.
+    """
+    stream = _Stream(where, models, allow_non_identity=allow_non_identity)
+    return "".join(stream.expanded(part) for part in yaml_io.documents(text, where))
+
+
+def named(text: str, name: str | None) -> str:
+    """A recipe with what mergekit-multi is to call its result."""
+    return text if name is None else yaml_io.write({NAME: name}) + text
+
+
+class _Stream:
+    def __init__(self, where: str, models: Models, *, allow_non_identity: bool) -> None:
+        self._where, self._models = where, models
+        self._allow_non_identity = allow_non_identity
+        self._results = Results(where, models)
+        self._count = 0
+
+    def expanded(self, text: str) -> str:
+        """One document, as it stands there or with its slices."""
+        self._count += 1
+        place = f"{self._where}, document {self._count}"
+        keys = yaml_io.keys(text)
+        # What has no merge method is no mergekit config: a directive, or a slip in its growth line.
+        if "merge_method" in keys and not notation.has_line(keys):
+            self._results.learn(text, place)
+            return text
+        directive = directives.parse(text, place)
+        self._models.cached_only = False
+        try:
+            expansion = resolve(
+                directive, self._models, allow_non_identity=self._allow_non_identity
+            )
+            mergekit_support.check(expansion, self._models)
+        except InterleaveError as error:
+            error.args = (f"{place}: {error}",)
+            raise
+        self._results.remember(directive.name, expansion.layout)
+        return begin(text) + named(expansion.recipe, directive.name) + end(text)
+
+
+def begin(text: str) -> str:
+    """What stands before a document that is written anew in the place of another."""
+    lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
+    return "---\n" if next(lines, "").startswith(("---", "%")) else ""
+
+
+def end(text: str) -> str:
+    """What stands after it: the mark without which no `%` may follow."""
+    return "...\n" if re.search(r"^\.\.\.\s*$", text, re.MULTILINE) else ""
+
+
+class Results:
+    """What the documents of a stream make, for those that take it for a model.
+
+    Args:
+        where: What the stream is called.
+        models: Where models are opened, which learns of them.
+    """
+
+    def __init__(self, where: str, models: Models) -> None:
+        self._where, self._models = where, models
+
+    def remember(self, name: str | None, layout: Layout) -> None:
+        """A document of that name makes these layers."""
+        if name is None:
+            return
+        self._models.results[name] = Checkpoint(
+            ModelRef(ModelPath(name)),
+            Path(self._where) / name,
+            self._config(layout),
+            is_local=False,
+        )
+
+    def _config(self, layout: Layout) -> Mapping[str, Any]:
+        """The config.json of a result, as far as its sources can be read."""
+        with suppress(InterleaveError):
+            sources = {model: self._models.open(model) for model in layout.models}
+            first = sources[layout.models[0]]
+            with interpreted(first.path):
+                placement = grown_config.placement_of(sources, layout)
+                return grown_config.deepened(first, layout, placement)
+        return {"num_hidden_layers": len(layout)}
+
+    def learn(self, text: str, place: str) -> None:
+        """What a document that is left alone makes, as far as others must know it."""
+        with suppress(InterleaveError):
+            document = yaml_io.read(text, place, directives.KNOWN)
+            name = document.get(NAME) if isinstance(document, dict) else None
+            if isinstance(document, dict) and name is not None:
+                grown = notation.has_line(document)
+                layout = self._grown(document, place) if grown else self._layout(document)
+                if layout is not None:
+                    self.remember(str(name), layout)
+
+    def _grown(self, document: Mapping[Any, object], place: str) -> Layout | None:
+        """The layers of a growth line; what is done to them does not matter here."""
+        directive = directives.of_document(document, place)
+        if directive.growth is None or (directive.needs_model and directive.model is None):
+            return None
+
+        def depth_of(model: ModelRef) -> int:
+            return directive.layers or self._models.open(model).depth
+
+        return layouts.expand(directive.growth, directive.model, depth_of)
+
+    def _layout(self, document: Mapping[Any, object]) -> Layout | None:
+        """The layers of the first source of each slice, or of the first model of a merge."""
+        modules = document.get("modules")
+        if isinstance(modules, Mapping):
+            grown = modules.get(mergekit_yaml.GROWN) or next(iter(modules.values()), None)
+            return self._layout(grown) if isinstance(grown, Mapping) else None
+        slices = list(_slices(document))
+        if slices:
+            return Layout(tuple(slices))
+        entries = document.get("models")
+        stated = document.get("base_model")
+        if stated is None and isinstance(entries, list) and entries:
+            stated = entries[0].get("model") if isinstance(entries[0], Mapping) else None
+        if stated is None:
+            return None
+        model = parse_model(stated, "model")
+        return Layout((Slice(model, 0, self._models.open(model).depth),))
+
+
+def _slices(document: Mapping[Any, object]) -> Iterator[Slice]:
+    entries = document.get("slices")
+    for entry in entries if isinstance(entries, list) else ():
+        match entry:
+            case {"sources": [{"model": model, "layer_range": [int(start), int(stop)]}, *_]}:
+                yield Slice(parse_model(model, "model"), start, stop)

@@ -1,0 +1,304 @@
+"""What config.json must say of single layers, once they stand in other places.
+
+Pure: from what a config says of its own layers, and a layout, to what it must say of the layout's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from mergekit_interleave.architectures.family import ConfigFacts, Family, stated
+from mergekit_interleave.directive.scale import names_zero
+from mergekit_interleave.errors import RefusedError, UnsayableError
+from mergekit_interleave.layout.layout import Layer, Layout, constant_of
+
+_ANY_CONFIG = ("layer_types",)
+"""transformers accepts this list in any config, and checks its length."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A layout in the words of config.json.
+
+    Attributes:
+        config: The keys that it changes.
+        borrowers: The indices of the new layers that use what their original computed, and lack
+            the tensors for it.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    borrowers: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the config of the source model says.
+
+    Attributes:
+        config: The part of its config.json that speaks of the layers.
+        family: Its family.
+        depth: Its number of layers.
+        computed: Gives what the type's class has for a key that the config lacks.
+    """
+
+    config: Mapping[str, Any]
+    family: Family
+    depth: int
+    computed: Callable[[str], object]
+
+    @property
+    def facts(self) -> ConfigFacts:
+        """Where it says it."""
+        return self.family.facts
+
+    def value(self, key: str) -> Any:
+        """The value of a key, or of a key of a mapping; where it is absent, what stands for it."""
+        outer, _, inner = key.partition(".")
+        if outer not in self.config:
+            return None if inner else self.computed(key)
+        return stated(self.config, key)
+
+    def entries(self, key: str) -> list[Any]:
+        """The entry of each layer in a list, none where the type has no such list after all.
+
+        Raises:
+            RefusedError: There are fewer entries than layers.
+        """
+        entries = self.config.get(key)
+        if not entries and key in self.facts.lists:
+            entries = self.computed(key)
+        if not isinstance(entries, list | str) or not entries:
+            return []
+        if self.facts.cycled:
+            return [entries[i % len(entries)] for i in range(self.depth)]
+        if len(entries) < self.depth:
+            raise RefusedError(f"{key} has {len(entries)} entries for {self.depth} layers")
+        return list(entries[: self.depth])
+
+
+def place(source: Source, layout: Layout) -> Placement:
+    """Say a layout in the words of config.json.
+
+    Args:
+        source: The only source model.
+        layout: The layers.
+
+    Raises:
+        RefusedError: No config.json can say it.
+    """
+    facts, layers = source.facts, layout.layers
+    _check_unlike(source, layers)
+    sources = [layer.source for layer in layers]
+    placed = _lists(source, sources)
+    placed |= _indices(source, sources)
+    for key in facts.originals_from_1:
+        listed = source.value(key) or []
+        placed[key] = [la.index + 1 for la in layers if not la.new and la.source + 1 in listed]
+    placed |= _counts(source, sources)
+    for rule, *keys in facts.periods:
+        placed |= _solved(rule, keys, source, layers)
+    scale = source.value("scale_depth") if facts.scale_depth else None
+    if scale is not None:
+        placed["scale_depth"] = scale * math.sqrt(len(sources) / source.depth)
+    lending, lent = source.family.lending, _lent(source, layers)
+    if lending is not None and lent:
+        entries = enumerate(placed[lending.list])
+        placed[lending.list] = [lending.borrow if i in lent else entry for i, entry in entries]
+    tail, shared = _shared_tail(source, layers)
+    return Placement(placed | tail, lent | shared)
+
+
+def _check_unlike(source: Source, layers: Sequence[Layer]) -> None:
+    """The first or last layer may be built unlike all others, wherever it came from."""
+    for which, index, place in (("first", 0, 0), ("last", source.depth - 1, len(layers) - 1)):
+        if which in source.family.unlike:
+            for layer in layers:
+                if (layer.source == index) != (layer.index == place):
+                    raise UnsayableError(
+                        f"the {which} layer of a model of type {source.family.model_type} has "
+                        f"tensors unlike all others, so layer {index} must stay the {which} one, "
+                        "and cannot be copied"
+                    )
+
+
+def _lists(source: Source, sources: Sequence[int]) -> dict[str, Any]:
+    """What is said layer by layer."""
+    facts = source.facts
+    placed: dict[str, Any] = {}
+    for key in dict.fromkeys((*facts.lists, *facts.lists_if_given, *_ANY_CONFIG)):
+        entries = source.entries(key)
+        if entries:
+            chosen = [entries[index] for index in sources]
+            if key in facts.lists_if_given:
+                chosen += source.config[key][source.depth :]  # what is past the layers is of heads
+            placed[key] = "".join(chosen) if isinstance(source.config.get(key), str) else chosen
+    for key, entries_key in facts.spelled_runs.items():
+        if key in source.config:
+            placed[key] = [[[kind], 1] for kind in placed[entries_key]]
+    by_index = source.config.get("per_layer_config")
+    if isinstance(by_index, Mapping):
+        named = ((str(i), by_index.get(str(index))) for i, index in enumerate(sources))
+        placed["per_layer_config"] = {i: entry for i, entry in named if entry is not None}
+    return placed
+
+
+def _indices(source: Source, sources: Sequence[int]) -> dict[str, Any]:
+    """Which layers are of a kind, by their indices."""
+    facts = source.facts
+    placed: dict[str, Any] = {}
+    for base, keys in ((0, facts.indices), (1, facts.indices_from_1)):
+        for key in keys:
+            listed = source.value(key)
+            if isinstance(listed, list):
+                places = [i + base for i, s in enumerate(sources) if s + base in listed]
+                _put(placed, source.config, key, places)
+    if facts.dense_steps:
+        step = source.value("decoder_sparse_step") or 1
+        listed = source.value("mlp_only_layers") or []
+        dense = [i for i, s in enumerate(sources) if s in listed or (s + 1) % step]
+        placed |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+    return placed
+
+
+def _put(placed: dict[str, Any], config: Mapping[str, Any], key: str, value: object) -> None:
+    outer, _, inner = key.partition(".")
+    placed[outer] = {**placed.get(outer, config[outer]), inner: value} if inner else value
+
+
+def _counts(source: Source, sources: Sequence[int]) -> dict[str, int]:
+    """How many layers at the start are of a kind."""
+    facts, counts = source.facts, {}
+    for key in (*facts.first, *facts.first_default):
+        most = source.value(key) if key in facts.first else source.config.get(key)
+        if most is None:
+            continue
+        of_a_kind = [source < int(most) for source in sources]
+        count = sum(of_a_kind)
+        if all(of_a_kind[:count]):
+            # A count past the last layer stays past it.
+            counts[key] = count if count < len(sources) else max(int(most), count)
+        elif key in facts.first:
+            raise UnsayableError(
+                f"{key} counts layers at the start, and they would stand elsewhere"
+            )
+    return counts
+
+
+# Whether a rule holds for layer i, from the numbers that place it.
+_RULES: Mapping[str, Callable[..., bool]] = {
+    "offset": lambda i, period, offset: i % period == offset,
+    "span": lambda i, interval, start, end: (i + 1) % interval == 0 and start <= i <= end,
+    "block": lambda i, size: i % size == 0,
+    "halving": lambda i, size: (i + 1) % size == 0,
+}
+
+
+def _solved(
+    rule: str, keys: Sequence[str], source: Source, layers: Sequence[Layer]
+) -> dict[str, int]:
+    """Numbers with which a rule holds for the layers that it held for."""
+    holds, given = _RULES[rule], [source.value(key) for key in keys]
+    if None in given or given == [0]:
+        return {}
+    numbers = [int(str(number)) for number in given]
+    if rule == "span" and numbers[2] < 0:
+        numbers[2] = source.depth - 1
+    chosen = {index for index in range(source.depth) if holds(index, *numbers)}
+    wanted = _wanted(rule, chosen, source.depth, layers)
+    for candidate in (numbers, *_candidates(rule, wanted, len(layers))):
+        if {i for i in range(len(layers)) if holds(i, *candidate)} == wanted:
+            return dict(zip(keys, candidate, strict=True))
+    raise UnsayableError(
+        f"by {', '.join(keys)} layers are placed at regular distances, which the new ones break"
+    )
+
+
+def _wanted(rule: str, chosen: set[int], depth: int, layers: Sequence[Layer]) -> set[int]:
+    if rule in ("block", "halving"):
+        # A boundary lies at the original, however many copies stand before it.
+        place = {layer.source: layer.index for layer in layers if not layer.new}
+        place[depth] = len(layers)
+        if rule == "block":
+            return {place[index] for index in chosen if index in place}
+        return {place[index + 1] - 1 for index in chosen if index + 1 in place}
+    return {layer.index for layer in layers if layer.source in chosen}
+
+
+def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[int]]:
+    sizes = range(1, depth + 2)
+    if rule in ("block", "halving"):
+        return ((size,) for size in sizes)
+    if rule == "span":
+        return ((size, min(wanted, default=depth), max(wanted, default=depth)) for size in sizes)
+    return ((size, offset) for size, offset in product(sizes, repeat=2) if offset < size)
+
+
+def _is_identity(layer: Layer, family: Family) -> bool:
+    """Whether a new layer passes its input on, as far as names tell."""
+    gains = family.gains
+    closed = gains is not None and all(
+        names_zero(layer.scales, name) or constant_of(name, layer.constants) for name in gains.names
+    )
+    return layer.new and (closed or all(names_zero(layer.scales, name) for name in family.zero))
+
+
+def _lent(source: Source, layers: Sequence[Layer]) -> frozenset[int]:
+    """The identities that would compute for originals that use what an earlier layer computed."""
+    lending = source.family.lending
+    entries = source.entries(lending.list) if lending else []
+    if lending is None or not entries:
+        return frozenset()
+    found = set()
+    awaited = False
+    for layer in reversed(layers):
+        is_identity = _is_identity(layer, source.family)
+        if entries[layer.source] == lending.lend:
+            if awaited and is_identity:
+                found.add(layer.index)
+            else:
+                awaited = False
+        elif not is_identity:
+            awaited = True
+    return frozenset(found)
+
+
+def _shared_tail(source: Source, layers: Sequence[Layer]) -> tuple[dict[str, int], frozenset[int]]:
+    """How many last layers share keys and values now, and which of them are copies of sharers."""
+    rule, family = source.family.shared_tail, source.family
+    count = int(source.value(rule.count) or 0) if rule else 0
+    if rule is None or not count:
+        return {}, frozenset()
+    first = source.depth - count
+    kinds = source.entries(rule.kinds)
+    lenders = {
+        kind: max((i for i in range(first) if kinds[i] == kind), default=-1)
+        for kind in kinds[first:]
+    }
+    tail = len(layers)
+    borrowers = set()
+    for layer in reversed(layers):
+        if layer.source < first:
+            if layer.source not in lenders.values() or not _is_identity(layer, family):
+                break
+            borrowers.add(layer.index)
+        tail = layer.index
+    lending = {kinds[layer.source]: layer for layer in layers[:tail]}
+    wrong = [layer for layer in layers[:tail] if layer.source >= first]
+    if any(_is_identity(layer, family) for layer in layers):
+        # Whatever stands last before the sharers lends to them, and only an original may.
+        wrong += [
+            lending[kind]
+            for kind, lender in lenders.items()
+            if kind in lending and (lending[kind].source != lender or lending[kind].new)
+        ]
+    for layer in wrong:
+        raise UnsayableError(
+            f"{rule.count} counts the last layers, which use keys and values of layers "
+            f"{' and '.join(map(str, sorted(lenders.values())))}; a copy of layer {layer.source} "
+            f"cannot stand where the new layer {layer.index} would"
+        )
+    return {rule.count: len(layers) - tail}, frozenset(borrowers)

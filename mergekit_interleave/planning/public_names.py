@@ -1,0 +1,112 @@
+"""What a source model is called in OUT: its Hub id where that is known, never a local path."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.hub import is_hub_id
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, is_directory_or_file
+from mergekit_interleave.errors import DirectiveError
+
+
+@dataclass(frozen=True)
+class PublicNames:
+    """The names of the source models before the world.
+
+    Attributes:
+        origins: The Hub id and commit of each model, those that are known.
+        names: What to call each model.
+    """
+
+    origins: Mapping[ModelRef, ModelPath]
+    names: Mapping[ModelRef, ModelPath]
+
+    @classmethod
+    def of(
+        cls, checkpoints: Mapping[ModelRef, Checkpoint], base_model: str | None = None
+    ) -> PublicNames:
+        """Name the models.
+
+        Args:
+            checkpoints: The source models.
+            base_model: The Hub id of the only source model, where the user states it.
+
+        Raises:
+            DirectiveError: It is no Hub id, or there are several models.
+        """
+        stated = None if base_model is None else _stated(base_model, checkpoints)
+        origins: dict[ModelRef, ModelPath] = {}
+        names: dict[ModelRef, ModelPath] = {}
+        directories: dict[Path, ModelPath] = {}
+        for ref, checkpoint in checkpoints.items():
+            known = checkpoint.hub_origin
+            if stated and known and stated.path != known.path:
+                raise DirectiveError(f"--base-model: {checkpoint.path} is {known.path}")
+            origin = stated or known or (None if checkpoint.is_local else ref.model)
+            if origin is not None:
+                origins[ref] = origin
+            place = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - a link has its own name
+            if checkpoint.is_local and place not in directories:
+                directories[place] = origin or _unused(place.name, directories)
+            names[ref] = stated or (directories[place] if checkpoint.is_local else ref.model)
+        return cls(origins, names)
+
+    def __call__(self, ref: ModelRef) -> object:
+        """The model as mergekit's YAML names it, a LoRA included."""
+        model = self._model(ref)
+        lora = None if ref.lora is None else _without_path(ref.lora)
+        return ModelRef(model, lora, ref.override_architecture).to_yaml()
+
+    def title(self, ref: ModelRef) -> str:
+        """The model as a card names it: its revision only beside another revision of it."""
+        model = self._model(ref)
+        alike = {name.revision for name in self.names.values() if name.path == model.path}
+        lora = None if ref.lora is None else _without_path(ref.lora)
+        return titled(ModelRef(model, lora), revision=len(alike) > 1)
+
+    def _model(self, ref: ModelRef) -> ModelPath:
+        same = (name for known, name in self.names.items() if known.identity == ref.identity)
+        return next(same, _without_path(ref.model))
+
+
+def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
+    path, _, revision = base_model.partition("@")
+    if "/" not in path or not is_hub_id(path):
+        raise DirectiveError(f"--base-model: {base_model!r} is no Hub id of the form org/name")
+    if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
+        raise DirectiveError(
+            "--base-model: there are several source models",
+            hint="they are called by their Hub ids, or by their directories' names",
+        )
+    return ModelPath(path, revision or None)
+
+
+def _unused(name: str, directories: Mapping[Path, ModelPath]) -> ModelPath:
+    """A directory's own name, numbered where another one has it already."""
+    taken = sum(place.name == name for place in directories)
+    return ModelPath(f"{name}~{taken + 1}" if taken else name)
+
+
+def titled(ref: ModelRef, *, revision: bool) -> str:
+    """A model in words, with its revision or without."""
+    name = str(ref.model) if revision else ref.model.path
+    return f"{name}+{ref.lora.path}" if ref.lora else name
+
+
+def without_path(ref: ModelRef) -> object:
+    """A model as mergekit's YAML names it, where nothing is known of it but its name."""
+    lora = None if ref.lora is None else _without_path(ref.lora)
+    return ModelRef(_without_path(ref.model), lora, ref.override_architecture).to_yaml()
+
+
+def _without_path(model: ModelPath) -> ModelPath:
+    """What stands last in a path, be it of this or another machine; a Hub id is none."""
+    if is_directory_or_file(model.path):
+        return ModelPath(Path(model.path).resolve().name)
+    if is_hub_id(model.path):
+        return model
+    return ModelPath(model.path.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or "model")

@@ -1,0 +1,76 @@
+"""Would the class that loads the result build each layer as it built that layer's source?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.meta_model import shapes
+from mergekit_interleave.errors import RefusedError, UnsayableError
+from mergekit_interleave.layout.layout import Layout
+
+_Layers = Mapping[int, Mapping[str, tuple[int, ...]]]
+
+
+def check(base: Checkpoint, layout: Layout, out: Path, borrowers: Collection[int] = ()) -> None:
+    """Compare the layers of the two models.
+
+    Args:
+        base: The only source model.
+        layout: The layers of the result.
+        out: A directory that holds the new config.json.
+        borrowers: The indices of the new layers that lack what they use of others.
+
+    Raises:
+        UnsayableError: A layer would be built unlike its source.
+    """
+    family = base.require_family()
+    lacking = [n for rule in (family.lending, family.shared_tail) if rule for n in rule.without]
+    before, after = (_stacks(path, trusted=base.trusted) for path in (base.path, out))
+    grown = [
+        stack
+        for stack, layers in before.items()
+        if len(layers) == base.depth and len(after.get(stack, {})) == len(layout)
+    ]
+    if not any(len(layers) == base.depth for layers in before.values()):
+        raise RefusedError(
+            f"{base.ref}: transformers does not build {base.depth} layers from its config.json"
+        )
+    if not grown:
+        raise RefusedError(
+            f"transformers would not build {len(layout)} layers from the new config.json"
+        )
+    for stack in grown:
+        for layer in layout.layers:
+            without = lacking if layer.index in borrowers else []
+            # A class may tie what only one layer has stored to all of them.
+            own = family.first_only if layer.new else ()
+            if layer.index in borrowers and family.shared_tail is not None:
+                own += tuple(family.shared_tail.widened(base.layer_config))
+            ours = _but(own, after[stack][layer.index])
+            theirs = _but((*own, *without), before[stack][layer.source])
+            if ours != theirs:
+                tensor = min(name for name, _ in ours.items() ^ theirs.items())
+                raise UnsayableError(
+                    f"the new layer {layer.index} would be "
+                    f"built unlike layer {layer.source}, which it is copied from, in {tensor}"
+                )
+
+
+def _but(
+    parts: Collection[str], tensors: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    return {n: shape for n, shape in tensors.items() if not any(part in n for part in parts)}
+
+
+def _stacks(path: Path, *, trusted: bool) -> Mapping[str, _Layers]:
+    """The shapes of the tensors of each layer of each stack, as the class builds them."""
+    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
+    for name, shape in shapes(path, trusted=trusted).items():
+        match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
+        if match:
+            layers = stacks.setdefault(match[1], {})
+            layers.setdefault(int(match[2]), {})[match[3]] = shape
+    return stacks

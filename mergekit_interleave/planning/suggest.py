@@ -1,0 +1,80 @@
+"""Which directive would work, where no config.json can say the one that was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.growth import Append, Every, Growth, stack_of
+from mergekit_interleave.errors import InterleaveError
+from mergekit_interleave.layout.layout import Edit, Layer, Layout, expand
+from mergekit_interleave.planning import grown_config, structure_check
+from mergekit_interleave.planning.edits import edit_of
+from mergekit_interleave.planning.per_layer_config import Placement
+
+_MOST_BUILT = 6  # building a large model's layers without memory takes a second or two
+
+
+def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | None:
+    """A directive that a model's config.json can say, as near as may be to one it cannot.
+
+    Args:
+        base: The model.
+        directive: What was asked for.
+        layout: The layers that it meant.
+    """
+    by_source, built = edit_of(directive.zero_rule, base), 0
+
+    def edit(layer: Layer) -> Edit:
+        return Edit() if by_source is None else by_source(layer.source)
+
+    for growth in _candidates(directive.growth, base.depth, len(layout) - base.depth):
+        try:
+            trial = expand(growth, base.ref, base.depth, edit)
+            placement = grown_config.placement_of({base.ref: base}, trial)
+        except InterleaveError:
+            continue
+        built += 1
+        if built > _MOST_BUILT:
+            break
+        if _is_built(base, trial, placement):
+            return yaml_io.write_inline(_said(growth, directive).to_document())
+    return None
+
+
+def _said(growth: Growth, directive: Directive) -> Directive:
+    """The directive with another growth line, its zeroing written out where that changes it."""
+    other = Directive(growth=growth, zero=directive.zero)
+    same = other.zero_rule == directive.zero_rule
+    return other if same else dataclasses.replace(other, zero=directive.zero_rule)
+
+
+def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Growth]:
+    steps = sorted(range(1, depth + 1), key=lambda step: abs(depth // step - wanted))
+    every, append = map(Every, steps), map(Append, range(1, wanted + 1))
+    yield from chain(append, every) if isinstance(growth, Append) else chain(every, append)
+    # Groups of layers, at the same place in each period.
+    sizes = [size for size in range(2, depth + 1) if depth % size == 0]
+    for period in sorted(sizes, key=lambda size: abs(size - 8)):
+        for group in range(2, period + 1):
+            whole = [(start, start + period) for start in range(0, depth, period)]
+            yield stack_of(r for s, e in whole for r in ((s, e), (e - group, e)))
+            yield stack_of(r for s, e in whole for r in ((s, s + group), (s, e)))
+
+
+def _is_built(base: Checkpoint, layout: Layout, placement: Placement) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            config = grown_config.deepened(base, layout, placement)
+            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            structure_check.check(base, layout, Path(folder), placement.borrowers)
+        except InterleaveError:
+            return False
+    return True

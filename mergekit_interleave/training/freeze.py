@@ -1,0 +1,121 @@
+"""Freezing a loaded model but for its new layers. Torch is whoever's model it is; none is imported.
+
+Which layers are new stands in interleave.json, beside the weights that the model was loaded from.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave.checkpoint import hub, layer_names
+from mergekit_interleave.checkpoint.checkpoint import CONFIG
+from mergekit_interleave.directive.model_ref import ModelPath
+from mergekit_interleave.errors import (
+    CheckpointError,
+    DirectiveError,
+    InterleaveError,
+    RefusedError,
+)
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import manifest, recorded_layout
+
+
+def freeze_original_layers(
+    model: Any, manifest_path: str | os.PathLike[str] | None = None
+) -> list[str]:
+    """Freeze a model but for its new layers: `requires_grad` of every parameter is set anew.
+
+    Call it before an optimizer or a trainer is made, and before the model is distributed: these
+    look at what is trained only once.
+
+    Args:
+        model: A PyTorch model as transformers loads it, compiled or within another module too.
+        manifest_path: The interleave.json, or the directory that holds it. By default it is looked
+            for where the model was loaded from: a directory, or the Hub.
+
+    Returns:
+        The names of the parameters that are trained, in the model's own order.
+
+    Raises:
+        TypeError: It is no model.
+        CheckpointError: Nothing says which layers are new.
+        RefusedError: The model is not the one of which it is said, or these layers cannot be
+            trained so.
+    """
+    if not hasattr(model, "named_parameters"):
+        raise TypeError(
+            "it takes a loaded model, as AutoModelForCausalLM.from_pretrained returns it, not "
+            f"{model!r:.60}"
+        )
+    try:
+        return _freeze(model, manifest_path)
+    except InterleaveError as error:
+        if error.hint and hasattr(error, "add_note"):  # Python 3.11 shows it below the message
+            error.add_note(f"hint: {error.hint}")
+        raise
+
+
+def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[str]:
+    inner = next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
+    config = inner.config.to_dict() if hasattr(inner, "config") else {}
+    layout = _layout(*_place(inner, manifest_path))
+    new = [layer.index for layer in layout.new_layers]
+    if not new:
+        raise RefusedError("none of its layers is new, so there is nothing to train")
+    if hasattr(model, "peft_config") or getattr(inner, "_hf_peft_config_loaded", False):
+        raise RefusedError(
+            "the model has adapters, which would be frozen, too",
+            hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers alone",
+        )
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = layer_names.stacks_of(parameters, len(layout), config)
+    trained = list(layer_names.within(parameters, found, new))
+    _check(parameters, trained)
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)  # noqa: FBT003 - torch's own
+    for name in trained:
+        parameters[name].requires_grad_(True)  # noqa: FBT003
+    return trained
+
+
+def _layout(directory: Path, file: Path | None) -> Layout:
+    try:
+        return recorded_layout.read(directory, file).layout
+    except (CheckpointError, DirectiveError) as error:
+        raise CheckpointError(
+            str(error),
+            hint="name the interleave.json of the expansion: "
+            "freeze_original_layers(model, 'path/interleave.json')",
+        ) from error
+
+
+def _check(parameters: dict[str, Any], trained: list[str]) -> None:
+    """Check that the new layers can be trained, and that no other layer is trained with them."""
+    layer_names.check_apart(parameters, trained)
+    for name in trained:
+        if not parameters[name].is_floating_point():
+            raise RefusedError(
+                f"{name} is quantized, and integers cannot be trained",
+                hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers",
+            )
+
+
+def _place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
+    """The directory that says which layers are new, and the file, where it is a certain one."""
+    if path is not None:
+        place = Path(path)
+        return (place, None) if place.is_dir() else (place.parent, place)
+    loaded = str(getattr(model, "name_or_path", "") or "")
+    if loaded and Path(loaded).is_dir():
+        return Path(loaded), None
+    if not hub.is_hub_id(loaded):
+        raise CheckpointError(
+            "it is not known where the model was loaded from",
+            hint="name its interleave.json: freeze_original_layers(model, 'path/interleave.json')",
+        )
+    where = ModelPath(loaded)  # a loaded model does not tell of which revision it is
+    hub.fetch_files(where, wanted=[CONFIG, manifest.FILE, mergekit_yaml.FILE])
+    return hub.fetch_config(where, cached_only=True), None

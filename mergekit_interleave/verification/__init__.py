@@ -1,0 +1,4 @@
+"""Compare a model with what it must be.
+
+A new check is a module here that returns `Difference` values.
+"""

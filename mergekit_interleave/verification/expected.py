@@ -1,0 +1,214 @@
+"""What a directory says that it is, and what it must therefore hold.
+
+It says so in interleave.json, or, where plain `mergekit-yaml` wrote it, in mergekit_config.yml. Its
+sources may be at hand; without them it is held to itself: a new layer is then made of the original
+that stands beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.growth import Spelled, Stack
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
+from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.layout import Layout, Slice
+from mergekit_interleave.output.recorded_layout import Claim
+from mergekit_interleave.planning import grown_config
+from mergekit_interleave.planning.expansion_plan import Preflight, preflight
+from mergekit_interleave.planning.resolve import Expansion, resolve
+from mergekit_interleave.planning.tensor_plan import Part, assemble
+
+ORIGINAL = "an original, and its base is not at hand"
+ROUNDED = "computed from numbers that are not stored"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a directory must hold.
+
+    Attributes:
+        layout: The layers.
+        parts: Every tensor.
+        config: Its config.json; None where that is not known.
+        unread: Why a tensor cannot be compared, None where it can.
+        plan: How it was made, where its sources are at hand.
+    """
+
+    layout: Layout
+    parts: Sequence[Part]
+    config: Mapping[str, Any] | None
+    unread: Callable[[Part], str | None]
+    plan: Preflight | None = None
+
+
+def of_sources(claim: Claim, against: Sequence[ModelRef], models: Models) -> Expected:
+    """What a directory must hold, from its sources.
+
+    Args:
+        claim: What it says that it is.
+        against: Its sources, in the order of their first layers; then the model of its config,
+            where that is none of them.
+        models: Where they are opened.
+
+    Raises:
+        InterleaveError: They cannot be read, or are not what it was made of.
+    """
+    expansion = _expansion(claim, against, models)
+    models.fetch_small_files(models.open(expansion.base))
+    plan = preflight(expansion, models, None, mix=True)
+    if claim.manifest is not None:
+        for model, depth in zip(plan.layout.models, claim.manifest.depths, strict=True):
+            if plan.sources[model].depth != depth:
+                raise CheckpointError(
+                    f"{model}: has {plan.sources[model].depth} layers, and what the model was made "
+                    f"of had {depth}"
+                )
+    return Expected(
+        layout=plan.layout,
+        parts=plan.parts,
+        config=plan.config(),
+        unread=plan.reason_unread,
+        plan=plan,
+    )
+
+
+def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
+    """A directive of these models, in the order of their first layers; its own model is None."""
+    growth = directive.growth
+    parts = growth.parts if isinstance(growth, Stack) else ()
+    named = list(dict.fromkeys(part.model for part in parts)) or [None]
+    if len(against) != len(named):
+        raise DirectiveError(
+            f"--against: the directive takes layers of {len(named)} models, and {len(against)} "
+            "are named"
+        )
+    models = dict(zip(named, against, strict=True))
+    if isinstance(growth, Stack):
+        growth = growth.of({old: new for old, new in models.items() if old is not None})
+    return dataclasses.replace(directive, growth=growth, model=models.get(None), models={})
+
+
+def _expansion(claim: Claim, against: Sequence[ModelRef], models: Models) -> Expansion:
+    """The claim, made of these models."""
+    directive = claim.directive
+    if not isinstance(directive.growth, Spelled):
+        wanted = _made_of(directive, against)
+        return resolve(wanted, models, strict=True, allow_non_identity=True)
+    spelled = mergekit_yaml.from_document(
+        directive.growth.document, lambda _: models.open(against[0]).depth
+    )
+    keys = dict(directive.mergekit)
+    base = parse_model(keys["base_model"], "base_model") if "base_model" in keys else None
+    named = list(dict.fromkeys((*spelled.models, *([] if base is None else [base]))))
+    if len(named) != len(against):
+        raise DirectiveError(
+            f"--against: it was made of {len(named)} models, and {len(against)} are named",
+            hint=f"in this order: {' '.join(f'--against {model}' for model in named)}",
+        )
+    known = dict(zip(named, against, strict=True))
+    if len(set(against)) < len(against):
+        raise DirectiveError("--against: a model is named twice", hint="each once, in order")
+    for name, model in known.items():
+        if (name.lora is None) != (model.lora is None):
+            which = "with" if name.lora else "without"
+            raise CheckpointError(
+                f"it says that {name.model} was taken {which} a LoRA, and {model} is named",
+                hint="with a LoRA: --against BASE+LORA",
+            )
+    if base is not None:
+        keys["base_model"] = known[base].to_yaml()
+    slices = (dataclasses.replace(part, model=known[part.model]) for part in spelled.slices)
+    return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
+
+
+def of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
+    """What a directory must hold, from its own originals.
+
+    Args:
+        claim: What it says that it is.
+        directory: Where it is.
+        models: Where it is opened.
+
+    Raises:
+        InterleaveError: It cannot be told.
+    """
+    with interpreted(directory):
+        return _of_itself(claim, directory, models)
+
+
+def _of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
+    own = ModelRef(ModelPath(str(directory)))
+    result, layout = models.open(own), claim.layout
+    if result.depth != len(layout):
+        raise CheckpointError(
+            f"{directory}: its config.json states {result.depth} layers, and its layout has "
+            f"{len(layout)}"
+        )
+    within = _within(layout, own)
+    parts = assemble(within, {own: result}, borrowers=_borrowers(result, within))
+    converted_late = "out_dtype" in claim.directive.mergekit
+
+    def unread(part: Part) -> str | None:
+        if part.is_computed and converted_late:
+            return ROUNDED
+        return ORIGINAL if part.is_whole and part.source == part.name else None
+
+    return Expected(
+        layout=layout,
+        parts=[_unscaled(part) for part in parts],
+        config=_own_config(result, within),
+        unread=unread,
+    )
+
+
+def _within(layout: Layout, own: ModelRef) -> Layout:
+    """The layers as copies of those of the result itself; an original is its own."""
+    originals = {
+        (layer.model, layer.source): layer.index for layer in layout.layers if not layer.new
+    }
+    slices = []
+    for layer in layout.layers:
+        origin = originals.get((layer.model, layer.source), layer.index)
+        slices.append(Slice(own, origin, origin + 1, layer.scales, layer.constants))
+    return Layout(tuple(slices))
+
+
+def _unscaled(part: Part) -> Part:
+    """What is made of itself was scaled already; its zeros must still be zeros."""
+    if part.source != part.name or part.scale in (None, 0):
+        return part
+    return dataclasses.replace(part, scale=None)
+
+
+def _borrowers(result: Checkpoint, within: Layout) -> frozenset[int]:
+    """The layers that lack what their originals have: the config no longer says which they are."""
+    family = result.require_family()
+    rules = [rule for rule in (family.lending, family.shared_tail) if rule is not None]
+
+    def has(index: int, names: Collection[str]) -> bool:
+        return any(name in tensor for name in names for tensor in result.layer_tensors(index))
+
+    return frozenset(
+        layer.index
+        for layer in within.layers
+        for rule in rules
+        if has(layer.source, rule.without) and not has(layer.index, rule.without)
+    )
+
+
+def _own_config(result: Checkpoint, within: Layout) -> Mapping[str, Any] | None:
+    """Its config.json with what is said of each new layer taken from its original."""
+    try:
+        placement = grown_config.stated_placement(result, within)
+    except RefusedError:
+        return None
+    return grown_config.deepened(result, within, placement)

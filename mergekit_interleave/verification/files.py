@@ -1,0 +1,215 @@
+"""Do the files beside the weights say what they must? config.json, interleave.json, and others."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave._limits import MAX_LAYERS
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, interpreted
+from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
+from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.output import manifest, model_card, recorded_layout
+from mergekit_interleave.output.recorded_layout import Claim
+from mergekit_interleave.planning import grown_config
+from mergekit_interleave.planning.expansion_plan import Preflight
+from mergekit_interleave.planning.tensor_plan import DTYPES
+from mergekit_interleave.verification.expected import Expected
+from mergekit_interleave.verification.tensors import Difference
+
+
+def of_words(out: Path, claimed: Claim, expected: Expected, *, trained: bool) -> list[Difference]:
+    """Whether what was written about a model agrees with itself.
+
+    Args:
+        out: The model's directory.
+        claimed: What it says that it is.
+        expected: What it must hold.
+        trained: Whether a trainer has written it since.
+    """
+    found = [*_recipe(out, claimed, expected)]
+    if claimed.manifest is not None:
+        found += _manifest(claimed.manifest, expected, trained=trained)
+        if not trained:
+            found += _files(out, claimed.manifest, expected.plan)
+    return found
+
+
+def of_config(
+    out: Path,
+    expected: Expected,
+    *,
+    trained: bool,
+    trusted: bool,
+    stored: Collection[str] = (),
+) -> list[Difference]:
+    """Whether config.json says what it must.
+
+    Args:
+        out: The model's directory.
+        expected: What it must say.
+        trained: Whether a trainer has written it since.
+        trusted: Whether code that the model brings may be run.
+        stored: The dtypes that it may state because a trainer has stored tensors in them.
+    """
+    try:
+        with interpreted(out):
+            return list(_config(out, expected, stored, trained=trained, trusted=trusted))
+    except CheckpointError as error:
+        return [Difference(str(error))]
+
+
+def of_weights(out: Path) -> Iterator[Difference]:
+    """Weights that no index names, and what else changes what is loaded.
+
+    Args:
+        out: The model's directory.
+    """
+    index = out / INDEX
+    named = set(read_index(index).values()) if index.is_file() else {WEIGHTS}
+    for file in sorted(out.glob("*.safetensors")):
+        if file.name not in named:
+            yield Difference(f"{file.name}: holds weights that no index names")
+    if (out / "adapter_config.json").exists():
+        yield Difference("adapter_config.json: loads an adapter, of which no layout tells")
+
+
+def _manifest(own: manifest.Manifest, expected: Expected, *, trained: bool) -> Iterator[Difference]:
+    """Whether interleave.json agrees with itself, with the tensors, and with how they were made."""
+    if own.content.get("fingerprint") != manifest.fingerprint(expected.layout):
+        yield Difference(f"{manifest.FILE}: its fingerprint is not that of its layers")
+    plan = expected.plan
+    found = manifest.totals(expected.layout, expected.parts, packed=False)
+    found |= {} if plan is None else manifest.facts(plan)
+    for key, value in ({} if trained else found).items():
+        if own.content.get(key, value) != value:
+            said = json.dumps(own.content[key])
+            yield Difference(f"{manifest.FILE}: {key} is said to be {said:.100}")
+    says = own.content["layers"]
+    for index, layer in enumerate(manifest.layers(expected.layout, expected.parts)):
+        for key in layer.keys() | says[index].keys():
+            if layer.get(key) != says[index].get(key):
+                said = json.dumps(says[index].get(key))
+                yield Difference(f"{manifest.FILE}: layer {index}: {key} is said to be {said:.100}")
+
+
+def _files(out: Path, own: manifest.Manifest, plan: Preflight | None) -> Iterator[Difference]:
+    """Whether the files are there that a run has written, and the small ones are the base's."""
+    for name in own.files:
+        # Card and picture are for people, who may put others in their place.
+        if name not in (model_card.FILE, model_card.PICTURE) and not (out / name).is_file():
+            yield Difference(f"{name}: is missing")
+    if plan is None:
+        return
+    for name, wanted in plan.carried():
+        if (out / name).is_file() and not _holds(out / name, wanted):
+            yield Difference(f"{name}: is not the base's")
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.stat().st_size == len(content) and file.read_bytes() == content
+
+
+def _recipe(out: Path, claimed: Claim, expected: Expected) -> Iterator[Difference]:
+    """Whether mergekit_config.yml says the same layers."""
+    if not (out / mergekit_yaml.FILE).is_file():
+        return
+    try:
+        other = recorded_layout.read(out, out / mergekit_yaml.FILE)
+        layout = other.layout
+    except InterleaveError as error:
+        yield Difference(f"{mergekit_yaml.FILE}: {error}")
+        return
+    if manifest.fingerprint(layout) != manifest.fingerprint(expected.layout):
+        yield Difference(f"{mergekit_yaml.FILE}: says other layers")
+    if mergekit_yaml.dtypes_of(other.directive.mergekit) != mergekit_yaml.dtypes_of(
+        claimed.directive.mergekit
+    ):
+        yield Difference(f"{mergekit_yaml.FILE}: says another dtype")
+
+
+_IDLE = {"transformers_version", "_name_or_path"}
+"""What a config may say without a consequence."""
+
+_IDLE_TRAINED = {*_IDLE, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
+"""What trainers write there."""
+
+
+def _config(
+    out: Path, expected: Expected, stored: Collection[str], *, trained: bool, trusted: bool
+) -> Iterator[Difference]:
+    if expected.config is None:
+        return
+    try:
+        found = read_json(out / CONFIG, most=MAX_CONFIG)
+    except CheckpointError as error:
+        yield Difference(str(error))
+        return
+    idle = _IDLE_TRAINED if trained else _IDLE
+    wrong = _unlike(expected.config, found, idle)
+    if wrong and not _is_too_deep(found):
+        # Another spelling may mean the same: transformers leaves out what its class has anyway.
+        meant, said = (_meant(config, trusted=trusted) for config in (expected.config, found))
+        if meant is not None and said is not None:
+            unlike = _unlike(meant, said, idle)
+            # What the class swallows at once, such as which kernels to load, it does not say again.
+            extra = {key for key, (wanted, _) in wrong.items() if wanted is None} - _keys(said)
+            named = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
+            wrong = named or unlike
+    for key, (wanted, got) in wrong.items():
+        if key.rpartition(".")[2] in _DTYPE and DTYPES.get(str(got)) in stored:
+            continue
+        yield Difference(
+            f"{CONFIG}: {key} is {json.dumps(got):.100}, not {json.dumps(wanted):.100}"
+        )
+
+
+def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:
+    """All keys of a config, those of its parts with a dot."""
+    found = {f"{place}{key}" for key in config}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _keys(value, f"{place}{key}.")
+    return found
+
+
+def _is_too_deep(config: Mapping[str, Any]) -> bool:
+    """Whether a class asked about so many layers would not come to an end."""
+    parts = (config, *(part for part in config.values() if isinstance(part, Mapping)))
+    depths = [part.get(key) for part in parts for key in families.depth_keys()]
+    return any(isinstance(depth, int) and depth > MAX_LAYERS for depth in depths)
+
+
+def _unlike(
+    wanted: Mapping[str, Any], found: Mapping[str, Any], idle: Collection[str]
+) -> dict[str, tuple[object, object]]:
+    pairs = grown_config.differences(wanted, found)
+    return {
+        key: pair
+        for key, pair in pairs
+        if key.rpartition(".")[2] not in idle and not _is_dtype_of_a_part(key, pair)
+    }
+
+
+def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
+    """Whether a part states a dtype that it has from the whole: transformers writes it down."""
+    part, _, name = key.rpartition(".")
+    return bool(part) and name in _DTYPE and None in pair
+
+
+_DTYPE = ("dtype", "torch_dtype")
+
+
+def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:
+    """A config as its class reads it; None where that cannot be told."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            return grown_config.as_read(Path(folder), trusted=trusted)
+    except (OSError, RefusedError):
+        return None

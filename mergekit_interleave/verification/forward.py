@@ -1,0 +1,367 @@
+"""Does a model compute what its base computes? Both are loaded, one after the other, and asked.
+
+In float32, on seeded random tokens, more than its longest sliding window takes in, and on a text.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, read_json
+from mergekit_interleave.errors import RefusedError
+
+MOST_DIFFERENT = 1e-5
+"""Of the size of the logits, in float32: more is no rounding."""
+
+TEXT = """\
+Every spring the river rose above the lower meadow, and the farmer moved the cattle to the hill.
+His daughter kept a small book in which she wrote the day, the height of the water on the old stone
+post, and the wind. After eleven years she could say, a week before, how high it would come. "It is
+not a gift," she told the neighbours. "I only write down what happens, and look at it again." In the
+twelfth year a man from the city came with instruments in a wooden case. He measured the rain and
+the snow in the mountains, and his numbers were good, but hers were better, because the post had
+stood in the water longer than any instrument. They compared their tables until evening. Then they
+agreed that both should go on, and that each should send the other a letter on the first of May.
+"""
+
+_MOST_LOSS = 700.0
+"""A larger one has no exponential."""
+
+_TOKENS = 64
+_NEW_TOKENS = 16
+_MOST_TOKENS = 2**13
+"""A longer window than this is not exceeded: it would take hours."""
+
+_WINDOWS = (
+    "sliding_window", "attention_window_size", "window_size", "attention_chunk_size",
+    "local_attention", "index_topk",
+)  # fmt: skip
+"""What configs call the number of tokens that a layer looks back, or chooses from."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of asking both.
+
+    Attributes:
+        tokens: How many random tokens they were given.
+        window: The longest window of a layer, 0 where there is none.
+        text: How many tokens the text has, 0 where there is no tokenizer.
+        new_tokens: How many tokens each has written, 0 where the type writes none.
+        difference: The largest difference of two logits.
+        size: The largest logit of the base.
+        same_words: Whether both have written the same.
+        perplexity: That of the base on the text, and the model's own; None where the type has none.
+        offloaded: Whether weights stayed on disk.
+    """
+
+    tokens: int
+    window: int
+    text: int
+    new_tokens: int
+    difference: float
+    size: float
+    same_words: bool
+    perplexity: tuple[float, float] | None
+    offloaded: bool
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model computes what its base computes."""
+        return self.relative <= MOST_DIFFERENT and self.same_words
+
+    @property
+    def relative(self) -> float:
+        """The difference by the size of the logits."""
+        return self.difference / self.size if self.size else self.difference
+
+    def outcome(self, *, identity: bool) -> dict[str, Any]:
+        """What interleave.json keeps of it.
+
+        Args:
+            identity: Whether the model is to compute what its base computes.
+        """
+        found: dict[str, Any] = {"exact": self.is_exact} if identity else {}
+        found |= {
+            "largest_difference": self.difference,
+            "largest_logit": self.size,
+            "dtype": "float32",
+            "random_tokens": self.tokens,
+            "window": self.window,
+            "text_tokens": self.text,
+        }
+        if self.new_tokens:
+            found |= {"greedy_tokens": self.new_tokens, "same_greedy_tokens": self.same_words}
+        if self.perplexity is not None:
+            found |= dict(zip(("base_perplexity", "perplexity"), self.perplexity, strict=True))
+        found |= {"offloaded": True} if self.offloaded else {}
+        names = ("torch", "transformers")
+        return found | {"tools": {name: metadata.version(name) for name in names}}
+
+
+def compare(
+    base: Path, out: Path, *, trust_remote_code: bool = False, most_memory: int | None = None
+) -> Measured:
+    """Ask both models the same.
+
+    Args:
+        base: The source model.
+        out: The one that was made of it.
+        trust_remote_code: Whether code that they bring may be run.
+        most_memory: The most bytes for weights, the rest of which stay on disk; None for what is
+            free.
+
+    Raises:
+        RefusedError: One of them cannot be loaded, or asked.
+    """
+    how: dict[str, Any] = {"most_memory": most_memory, "trusted": trust_remote_code}
+    try:
+        questions, ours, window, offloaded = _asked(base, **how)
+        # What it writes is its own; without a cache it reads what the base has written.
+        _, theirs, _, also = _asked(out, questions, ours.words, **how)
+    except RefusedError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RefusedError(f"{out} cannot be compared with its base: {reason[:300]}") from error
+    return _measured(questions, ours, theirs, window=window, offloaded=offloaded or also)
+
+
+def _asked(
+    path: Path,
+    questions: _Questions | None = None,
+    words: Any | None = None,
+    *,
+    most_memory: int | None,
+    trusted: bool,
+) -> tuple[_Questions, _Answers, int, bool]:
+    """Load a model, ask it, and forget it: two large ones at once might not fit.
+
+    Args:
+        path: The model.
+        questions: What to ask; None makes them up for this model.
+        words: See `_ask`.
+        most_memory: See `compare`.
+        trusted: Whether code that it brings may be run.
+
+    Returns:
+        What it was asked, its answers, its longest window, and whether weights stayed on disk.
+    """
+    with _loaded(path, most_memory, trusted=trusted) as model:
+        asked = questions or _questions(model, path, trusted=trusted)
+        return asked, _ask(model, asked, words), _window(model.config), _is_offloaded(model)
+
+
+class _Questions(NamedTuple):
+    """What both models are given: tokens, in batches of one."""
+
+    random: Any
+    text: Any | None
+
+
+class _Answers(NamedTuple):
+    """What a model made of it.
+
+    Attributes:
+        logits: Of what it wrote first, if it writes; then of what it read.
+        words: The tokens that it wrote.
+        perplexity: Its own on the text.
+    """
+
+    logits: list[Any]
+    words: Any | None
+    perplexity: float | None
+
+
+def _measured(
+    questions: _Questions, ours: _Answers, theirs: _Answers, *, window: int, offloaded: bool
+) -> Measured:
+    pairs = list(zip(ours.logits, theirs.logits, strict=True))
+    if ours.words is not None and pairs[0][0].shape == pairs[0][1].shape:
+        # After the first word that differs, they have read different texts.
+        same = int((ours.words == theirs.words).int().cumprod(dim=1).sum())
+        pairs[0] = (pairs[0][0][:, : same + 1], pairs[0][1][:, : same + 1])
+    if any(one.shape != other.shape for one, other in pairs):
+        raise RefusedError("they have vocabularies of different sizes")
+    both = (ours.perplexity, theirs.perplexity)
+    return Measured(
+        tokens=questions.random.shape[1],
+        window=window,
+        text=0 if questions.text is None else questions.text.shape[1],
+        new_tokens=0 if ours.words is None else _NEW_TOKENS,
+        difference=max(float((one - other).abs().max()) for one, other in pairs),
+        size=max(float(one.abs().max()) for one, _ in pairs),
+        same_words=ours.words is None or ours.words.equal(theirs.words),
+        perplexity=None if both[0] is None or both[1] is None else (both[0], both[1]),
+        offloaded=offloaded,
+    )
+
+
+@contextmanager
+def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[Any]:
+    """A model in float32, on disk as far as it does not fit."""
+    import torch  # noqa: PLC0415 - seconds
+    import transformers  # noqa: PLC0415
+    from accelerate.utils import get_max_memory  # noqa: PLC0415
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    gc.collect()  # of what was loaded before
+    _check_plain(read_json(path / "config.json"), path)
+    config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    room = int(get_max_memory()["cpu"] * 0.8) if most_memory is None else most_memory
+    needed = sum(tensor.elements for _, tensor in iterate_tensors(path)) * 4
+    with tempfile.TemporaryDirectory(prefix="mk-interleave-") as folder:
+        how = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": folder}
+        model, info = (named or transformers.AutoModelForCausalLM).from_pretrained(
+            str(path),
+            dtype=torch.float32,
+            trust_remote_code=trusted,
+            output_loading_info=True,
+            **(how if needed > room else {}),
+        )
+        if info["missing_keys"]:
+            raise RefusedError(
+                f"{path}: its class asks for {min(info['missing_keys'])}, which it lacks"
+            )
+        if model.main_input_name != "input_ids":
+            raise RefusedError(f"{path}: its class takes no tokens, but {model.main_input_name}")
+        yield model.eval()
+
+
+_KERNELS = ("attn_implementation", "experts_implementation")
+_OWN_KERNELS = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
+
+
+def _check_plain(config: Mapping[str, Any], path: Path) -> None:
+    """Some keys let transformers fetch code from the Hub, whatever was said of trust."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _check_plain(value, path)
+        elif key.endswith(_KERNELS) and value not in _OWN_KERNELS:
+            raise RefusedError(
+                f"{path}: its config.json asks for {value!r:.100}, which is not transformers' own",
+                hint=f"take {key} out of it",
+            )
+
+
+def _window(config: Any) -> int:
+    """The longest window of a layer, in tokens."""
+    text = config.get_text_config(decoder=True)
+    stated = [getattr(text, key, None) for key in _WINDOWS]
+    return max((n for n in stated if isinstance(n, int) and not isinstance(n, bool)), default=0)
+
+
+def _questions(model: Any, path: Path, *, trusted: bool) -> _Questions:
+    import torch  # noqa: PLC0415
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    config = model.config.get_text_config(decoder=True)
+    most = getattr(config, "max_position_embeddings", None) or _MOST_TOKENS
+    count = min(max(_window(model.config), 0) + _TOKENS, most, _MOST_TOKENS)
+    rows = model.get_input_embeddings().weight.shape[0]
+    special = _special_tokens(model.config.to_dict())
+    plain = torch.tensor([token for token in range(rows) if token not in special])
+    chosen = torch.randint(0, len(plain), (1, count), generator=torch.Generator().manual_seed(0))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trusted)
+        text = tokenizer(TEXT, return_tensors="pt").input_ids[:, :most]
+    except Exception:  # noqa: BLE001 - it may have none, and in how many ways
+        return _Questions(plain[chosen], None)
+    usable = text.shape[1] > 1 and int(text.max()) < rows
+    return _Questions(plain[chosen], text if usable else None)
+
+
+def _special_tokens(config: Mapping[str, Any]) -> set[Any]:
+    """Tokens with a meaning of their own, such as the place of an image."""
+    found: set[Any] = set()
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _special_tokens(value)
+        elif str(key).endswith(("token_id", "token_ids", "token_index")):
+            found.update(
+                n for n in (value if isinstance(value, list) else [value]) if n is not None
+            )
+    return found
+
+
+def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answers:
+    """Ask a model.
+
+    Args:
+        model: Whom to ask.
+        questions: What to ask.
+        words: What was written by another, and is to be read; None takes its own.
+    """
+    import torch  # noqa: PLC0415
+
+    own, answers = None, []
+    with torch.no_grad():
+        tokens = questions.random
+        if model.can_generate():
+            # With a cache, the last tokens beyond the window.
+            start = tokens[:, : max(tokens.shape[1] - _NEW_TOKENS, 1)]
+            own, logits = _written(model, start)
+            answers.append(logits)
+            tokens = torch.cat([start, own if words is None else words], dim=1)
+            if model.config.is_encoder_decoder:
+                tokens = questions.random
+        answers.append(_logits(model, tokens, _TOKENS))
+        perplexity = None
+        if questions.text is not None:
+            answers.append(_logits(model, questions.text))
+            if own is not None and not model.config.is_encoder_decoder:
+                loss = torch.nn.functional.cross_entropy(answers[-1][0, :-1], questions.text[0, 1:])
+                perplexity = math.exp(min(float(loss), _MOST_LOSS))
+    if not all(bool(torch.isfinite(logits).all()) for logits in answers):
+        raise RefusedError("logits are no finite numbers")
+    return _Answers(answers, own, perplexity)
+
+
+def _written(model: Any, start: Any) -> tuple[Any, Any]:
+    """What a model writes greedily, and the logits of it."""
+    import torch  # noqa: PLC0415
+    from transformers import GenerationConfig  # noqa: PLC0415
+
+    # What its own settings would make of the logits is not the question.
+    before = model.generation_config
+    model.generation_config = GenerationConfig(
+        bos_token_id=before.bos_token_id,
+        decoder_start_token_id=before.decoder_start_token_id,
+        pad_token_id=0,
+        max_new_tokens=_NEW_TOKENS,
+        output_logits=True,
+        return_dict_in_generate=True,
+        use_cache=True,
+    )
+    written = model.generate(start, attention_mask=torch.ones_like(start))
+    return written.sequences[:, -_NEW_TOKENS:], torch.stack(written.logits, dim=1)
+
+
+def _logits(model: Any, tokens: Any, last: int | None = None) -> Any:
+    """The logits of some tokens, without a cache; of the last ones, where the class can."""
+    known = inspect.signature(model.forward).parameters
+    given = {"input_ids": tokens}
+    if last is not None and "logits_to_keep" in known:
+        given["logits_to_keep"] = last
+    if model.config.is_encoder_decoder:
+        given["decoder_input_ids"] = tokens
+    if "use_cache" in known:
+        given["use_cache"] = False
+    return model(**given).logits.float().cpu()
+
+
+def _is_offloaded(model: Any) -> bool:
+    return "disk" in getattr(model, "hf_device_map", {}).values()

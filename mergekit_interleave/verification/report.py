@@ -1,0 +1,307 @@
+"""Is OUT what its layout says? Every byte of its tensors, its index, its config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave._units import amount
+from mergekit_interleave._version import __version__
+from mergekit_interleave.checkpoint import meta_model
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.checkpoint.safetensors_header import Tensor, iterate_tensors
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.errors import (
+    CheckpointError,
+    RefusedError,
+)
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.output import recorded_layout, verification_text
+from mergekit_interleave.output.manifest import Manifest
+from mergekit_interleave.planning.expansion_plan import TOKENIZER
+from mergekit_interleave.planning.tensor_plan import Part
+from mergekit_interleave.verification import expected as expectations
+from mergekit_interleave.verification import files as consistency
+from mergekit_interleave.verification import forward
+from mergekit_interleave.verification.expected import Expected
+from mergekit_interleave.verification.tensors import Comparison, Difference, Leeway, compare
+
+log = logging.getLogger(__name__)
+
+TRAINED = "a new layer, which was trained"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was verified, and what came of it.
+
+    Attributes:
+        against: What the sources are called; none where the model was compared with itself.
+        weights: What came of the tensors; None where those of the model cannot be read.
+        differences: All that is not as it must be, config.json included.
+        trained: Whether new layers were free to differ.
+        expected: What it must be.
+        own: Its interleave.json, where that has said so.
+        wider: How many tensors a trainer has stored in a wider dtype.
+    """
+
+    against: Sequence[str]
+    weights: Comparison | None
+    differences: Sequence[Difference]
+    trained: bool
+    expected: Expected
+    own: Manifest | None = None
+    wider: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the model is what its layout says."""
+        return not self.differences
+
+    @property
+    def kind(self) -> str:
+        """The word under which interleave.json keeps it."""
+        return verification_text.TRAINED if self.trained else verification_text.WEIGHTS
+
+    def outcome(self) -> dict[str, Any]:
+        """What interleave.json keeps of it."""
+        parts, differences = self.expected.parts, len(self.differences)
+        found = outcome(self.weights, self.against, parts, differences)
+        return {**found, "wider": self.wider} if self.wider else found
+
+
+def outcome(
+    weights: Comparison | None,
+    against: Sequence[str],
+    parts: Sequence[Part],
+    differences: int = 0,
+) -> dict[str, Any]:
+    """What interleave.json keeps of a comparison.
+
+    Args:
+        weights: What came of the tensors, None where they could not be read.
+        against: What the sources are called.
+        parts: What the tensors must be.
+        differences: How many things are not as they must be.
+    """
+    computed = sum(part.is_computed for part in parts)
+    found: dict[str, Any] = {"exact": not differences, "differences": differences}
+    found |= {"against": list(against)} if against else {}
+    if weights is not None:
+        found |= {
+            "tensors": weights.tensors,
+            "bytes": weights.nbytes,
+            "compared": weights.compared,
+        }
+        found |= {"not_compared": dict(weights.unread)} if weights.unread else {}
+    found |= {"computed": computed} if computed else {}
+    return found | {"tools": {"mergekit-interleave": __version__}}
+
+
+def verify(
+    out: Path,
+    models: Models,
+    *,
+    against: Sequence[ModelRef] = (),
+    layout_from: Path | None = None,
+    trained: bool = False,
+) -> Report:
+    """Compare a model with its sources, or with itself.
+
+    Args:
+        out: The model's directory.
+        models: Where its sources are opened.
+        against: Its sources, see `claim.of_sources`; none compares it with itself.
+        layout_from: The file that says the layers, see `claim.read`.
+        trained: New layers may hold anything, and a trainer has written the other files.
+
+    Raises:
+        InterleaveError: It cannot be told what it must be, or a source cannot be read.
+    """
+    recorded_layout.check_directory(out)
+    trusted = models.trust_remote_code
+    claimed = recorded_layout.read(out, layout_from)
+    if against:
+        expected = expectations.of_sources(claimed, against, models)
+    else:
+        expected = expectations.of_itself(claimed, out, models)
+    differences: list[Difference] = []
+    wider: dict[str, Part] = {}
+    if layout_from is None:
+        differences += consistency.of_words(out, claimed, expected, trained=trained)
+    weights = None
+    try:
+        found = dict(iterate_tensors(out))
+        differences += consistency.of_weights(out)
+    except CheckpointError as error:
+        differences.append(Difference(str(error)))
+    else:
+        wider = _wider(expected, found) if trained else {}
+        parts = [wider.get(part.name, part) for part in expected.parts]
+        lacking = _may_lack(out, found, trusted=trusted) if trained else None
+        weights = compare(found.items(), parts, _leeway(expected, lacking))
+        differences += weights.differences
+        expected = _with_vocabulary(expected, found, differences)
+    stored = {part.dtype for part in wider.values()}
+    differences += consistency.of_config(
+        out, expected, trained=trained, trusted=trusted, stored=stored
+    )
+    plan = expected.plan
+    names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
+    own = claimed.manifest if layout_from is None else None
+    return Report(names, weights, differences, trained, expected, own, len(wider))
+
+
+def _wider(expected: Expected, found: Mapping[str, Tensor]) -> dict[str, Part]:
+    """What a trainer has stored in a wider dtype, in which its numbers must be the same."""
+    new = {layer.index for layer in expected.layout.new_layers}
+    wider = {}
+    for part in expected.parts:
+        tensor = found.get(part.name)
+        if tensor is None or part.layer in new or not part.is_whole:
+            continue
+        if tensor.dtype in _WIDER.get(part.dtype, ()):
+            nbytes = part.tensor.elements * tensor.width
+            wider[part.name] = dataclasses.replace(part, dtype=tensor.dtype, nbytes=nbytes)
+    return wider
+
+
+_WIDER = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
+
+
+def _with_vocabulary(
+    expected: Expected, found: Mapping[str, Tensor], differences: list[Difference]
+) -> Expected:
+    """What must be, where mergekit has made embeddings and head for another tokenizer."""
+    plan = expected.plan
+    if plan is None or not mergekit_yaml.changes_vocabulary(plan.mergekit):
+        return expected
+    made = [part.name for part in plan.parts if plan.reason_unread(part) == TOKENIZER]
+    rows = {found[name].shape[0] for name in made if name in found}
+    if len(rows) > 1:
+        differences.append(Difference("embeddings and head differ in their numbers of rows"))
+    if len(rows) != 1:
+        return expected
+    return dataclasses.replace(expected, config=plan.config(rows.pop()))
+
+
+def _leeway(expected: Expected, may_lack: Callable[[str], bool] | None) -> Leeway:
+    """What may be otherwise; after training, what transformers does not save may be missing."""
+    new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
+
+    def unread(part: Part) -> str | None:
+        return TRAINED if part.layer in new else expected.unread(part)
+
+    return Leeway(
+        unread=unread,
+        any_dtype=lambda part: part.layer in new or part.model.lora is not None,
+        any_rows=lambda part: part.layer is None and expected.unread(part) == TOKENIZER,
+        may_lack=may_lack or (lambda _: False),
+    )
+
+
+def _may_lack(out: Path, found: Mapping[str, Tensor], *, trusted: bool) -> Callable[[str], bool]:
+    """Whether transformers leaves a tensor out that the base has stored.
+
+    It saves what its class has in memory, and of tied tensors one.
+    """
+    known: list[Mapping[str, frozenset[str]]] = []
+
+    def may_lack(name: str) -> bool:
+        if not known:  # to ask takes seconds, and most lack nothing
+            known.append(meta_model.ties(out, trusted=trusted))
+        return name not in known[0] or any(other in found for other in known[0][name])
+
+    return may_lack
+
+
+def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[str, Any]:
+    """Compare what a model computes with what its base computes.
+
+    Args:
+        out: The model's directory.
+        report: What came of its weights, which its sources were at hand for.
+        most_memory: The most bytes for weights, see `forward.compare`.
+
+    Raises:
+        RefusedError: They cannot be compared.
+    """
+    plan = report.expected.plan
+    if plan is None:
+        raise TypeError("the sources are needed")
+    if mergekit_yaml.changes_tokenizer(plan.mergekit):
+        raise RefusedError(f"{out}: has another tokenizer than its base, so other logits")
+    found = forward.compare(
+        plan.base.store, out, trust_remote_code=plan.base.trusted, most_memory=most_memory
+    )
+    identity = plan.is_identity and plan.conversion is None and not report.trained
+    return found.outcome(identity=identity)
+
+
+_SHOWN = 10
+
+
+def words(out: Path, report: Report, measured: Mapping[str, Any] | None) -> Iterator[str]:
+    """A report as lines for a person.
+
+    Args:
+        out: The model's directory.
+        report: What came of its weights.
+        measured: What came of a forward pass, if there was one.
+    """
+    layout, weights = report.expected.layout, report.weights
+    for difference in report.differences[:_SHOWN]:
+        yield str(difference)
+    if len(report.differences) > _SHOWN:
+        yield f"and {len(report.differences) - _SHOWN} more"
+    if report.is_exact:
+        new = f"{len(layout)} layers, {len(layout.new_layers)} of them new"
+        yield f"{out}: {new}: {_verdict(report)}"
+    if weights is not None:
+        against = " and ".join(report.against) or "one another"
+        compared = weights.tensors - sum(weights.unread.values())
+        yield (
+            f"weights: {compared:,} of {weights.tensors:,} tensors compared with {against}, "
+            f"{amount(weights.compared)}"
+        )
+        for reason, count in weights.unread.items():
+            yield f"         {count:,} not: {reason}"
+    if measured is not None:
+        yield f"forward: {verification_text.forward(measured)}"
+
+
+def _verdict(report: Report) -> str:
+    """What a report without differences says."""
+    weights = report.weights
+    if weights is None or not weights.compared:
+        return "nothing of it could be compared"
+    if not report.against:
+        return "nothing speaks against it"
+    if weights.unread and not report.trained:
+        return "what its layout says, as far as it was compared"
+    return "exactly what its layout says"
+
+
+def as_json(report: Report, measured: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A report as a program reads it."""
+    found = {**report.outcome(), "trained": report.trained}
+    found["differences"] = [difference._asdict() for difference in report.differences]
+    return found if measured is None else {**found, "forward": dict(measured)}
+
+
+def check(out: Path, report: Report, measured: Mapping[str, Any] | None) -> None:
+    """Check that nothing was found.
+
+    Raises:
+        RefusedError: Something was.
+    """
+    if not report.is_exact:
+        count = len(report.differences)
+        places = "1 place" if count == 1 else f"{count} places"
+        raise RefusedError(f"{out}: is not what its layout says, in {places}")
+    if measured is not None and measured.get("exact") is False:
+        raise RefusedError(f"{out}: does not compute what its base computes")

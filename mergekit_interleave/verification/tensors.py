@@ -1,0 +1,363 @@
+"""Is each tensor of a directory what it must be? Names, shapes and dtypes, then every byte.
+
+Both sides are read once, in blocks that stay in a processor's cache, by a few threads; torch is
+loaded only where a weight was computed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from threading import Event, Lock
+from typing import IO, NamedTuple
+
+from mergekit_interleave.checkpoint.safetensors_header import Shard, Tensor, next_data
+from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.planning.tensor_plan import SIZES, Fill, Part, Range
+from mergekit_interleave.verification import arithmetic, shared_blocks
+
+_BLOCK = 2**18
+"""Bytes that are compared at once; of either side, one block is in memory for each thread."""
+
+_SPAN = 2**26
+"""Bytes of one job: a large tensor keeps all threads busy."""
+
+_AT_ONCE = 2
+"""Threads: reading does not hold Python's lock, comparing does."""
+
+_OPEN = 4
+"""Files that a thread keeps open: a job needs two at once."""
+
+
+class Difference(NamedTuple):
+    """Something that is not what it must be.
+
+    Attributes:
+        what: What is wrong with it.
+        tensor: The tensor, where it is one.
+        layer: The index of its layer in the new model, where it belongs to one.
+    """
+
+    what: str
+    tensor: str | None = None
+    layer: int | None = None
+
+    def __str__(self) -> str:
+        place = "" if self.layer is None else f"layer {self.layer}: "
+        return f"{place}{self.tensor} {self.what}" if self.tensor else self.what
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared, and what came of it.
+
+    Attributes:
+        parameters: The numbers that the tensors hold.
+        nbytes: Their bytes.
+        tensors: How many there are.
+        compared: The bytes of those that were compared, whether they had to be read or not.
+        unread: Why other tensors were not read, and how many these are.
+        differences: What is not as it must be, in the order of the parts.
+    """
+
+    parameters: int
+    nbytes: int
+    tensors: int
+    compared: int
+    unread: Mapping[str, int]
+    differences: Sequence[Difference]
+
+
+@dataclass(frozen=True)
+class Leeway:
+    """What may be otherwise than the parts say.
+
+    Attributes:
+        unread: Why the bytes of a part are not compared, None where they are.
+        any_dtype: Whether a part may have another dtype.
+        any_rows: Whether a part may have another number of rows.
+        may_lack: Whether a tensor of this name may be missing.
+    """
+
+    unread: Callable[[Part], str | None] = lambda _: None
+    any_dtype: Callable[[Part], bool] = lambda _: False
+    any_rows: Callable[[Part], bool] = lambda _: False
+    may_lack: Callable[[str], bool] = lambda _: False
+
+
+def compare(
+    found: Iterable[tuple[str, Tensor]],
+    parts: Sequence[Part],
+    leeway: Leeway = Leeway(),
+) -> Comparison:
+    """Compare the tensors of a directory with what they must be.
+
+    Args:
+        found: The tensors, by name.
+        parts: What they must be.
+        leeway: What may be otherwise.
+
+    Raises:
+        CheckpointError: A source cannot be read, or has changed.
+    """
+    expected = {part.name: part for part in parts}
+    pairs: list[_Pair] = []
+    unread: dict[str, int] = {}
+    differences: list[Difference] = []
+    tensors = parameters = nbytes = 0
+    for name, tensor in found:
+        tensors, parameters = tensors + 1, parameters + tensor.elements
+        nbytes += tensor.nbytes
+        part = expected.pop(name, None)
+        if part is None:
+            differences.append(Difference("is one too many", name))
+        elif not _is_alike(tensor, part, leeway):
+            differences.append(
+                Difference(
+                    f"is {tensor.dtype} {list(tensor.shape)}, not {part.dtype} {list(part.shape)}",
+                    name,
+                    part.layer,
+                )
+            )
+        elif (reason := leeway.unread(part)) is not None:
+            unread[reason] = unread.get(reason, 0) + 1
+        else:
+            pairs.append(_Pair(tensor, part))
+    differences += [
+        Difference("is missing", name, part.layer)
+        for name, part in expected.items()
+        if not leeway.may_lack(name)
+    ]
+    differences += _read(pairs)
+    order = {part.name: number for number, part in enumerate(parts)}
+    differences.sort(key=lambda difference: order.get(difference.tensor or "", len(order)))
+    compared = sum(pair.found.nbytes for pair in pairs)
+    return Comparison(parameters, nbytes, tensors, compared, unread, differences)
+
+
+def _is_alike(tensor: Tensor, part: Part, leeway: Leeway) -> bool:
+    skip = 1 if leeway.any_rows(part) else 0
+    return tensor.shape[skip:] == part.shape[skip:] and (
+        tensor.dtype == part.dtype or leeway.any_dtype(part)
+    )
+
+
+class _Pair(NamedTuple):
+    """A tensor, and what it must be."""
+
+    found: Tensor
+    part: Part
+
+    def difference(self, at: int) -> Difference:
+        """What is wrong, where the byte at a place of it is."""
+        part = self.part
+        if part.scale == 0:
+            what = "is not zero"
+        elif part.constant is not None:
+            what = f"is not {part.source}, filled with {part.constant.value:g}"
+        elif part.is_computed:
+            times = "" if part.scale in (None, 1) else f", times {part.scale:g}"
+            what = f"is not {part.source} as {part.dtype}{times}"
+        else:
+            what = f"differs from {'its source' if part.source == part.name else part.source}"
+        shape, element = self.found.shape, at // max(self.found.width, 1)
+        place = [element // math.prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]
+        where = f", first at {place}" if place else ""
+        return Difference(f"{what}{where}", self.part.name, self.part.layer)
+
+
+class _Job(NamedTuple):
+    """A stretch of a tensor that is made in one way.
+
+    Attributes:
+        pair: The tensor.
+        at: Where it starts in the tensor.
+        length: Its length.
+        piece: What it must be made of, from there on; None where it is computed.
+    """
+
+    pair: _Pair
+    at: int
+    length: int
+    piece: Range | Fill | None
+
+
+def _jobs(pairs: Iterable[_Pair]) -> Iterator[_Job]:
+    for pair in pairs:
+        at = 0
+        for length, piece in _stretches(pair):
+            for done in range(0, length, _SPAN):
+                rest = min(length - done, _SPAN)
+                if isinstance(piece, Range):
+                    yield _Job(pair, at + done, rest, Range(piece.start + done, rest))
+                else:
+                    yield _Job(pair, at + done, rest, piece)
+            at += length
+
+
+def _stretches(pair: _Pair) -> Iterator[tuple[int, Range | Fill | None]]:
+    if pair.part.is_computed:
+        yield pair.found.nbytes, None
+        return
+    for piece in pair.part.pieces():
+        yield piece.length, piece
+
+
+def _read(pairs: Iterable[_Pair]) -> list[Difference]:
+    """Compare the bytes; the first difference of each tensor that has one."""
+    jobs, lock, stopped = _jobs(pairs), Lock(), Event()
+    wrong: dict[str, tuple[int, _Pair]] = {}
+
+    def work() -> None:
+        with closing(Files()) as files:
+            while (job := take()) is not None:
+                name, at = job.pair.part.name, _first(job, files)
+                with lock:
+                    if at is not None and (name not in wrong or at < wrong[name][0]):
+                        wrong[name] = (at, job.pair)
+
+    def take() -> _Job | None:
+        """The next job that may tell something new."""
+        with lock:
+            for job in () if stopped.is_set() else jobs:
+                first, _ = wrong.get(job.pair.part.name, (math.inf, None))
+                if job.at < first:
+                    return job
+        return None
+
+    def watched() -> None:
+        try:
+            work()
+        except BaseException:
+            stopped.set()
+            raise
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            for done in as_completed([pool.submit(watched) for _ in range(_AT_ONCE)]):
+                done.result()
+        finally:
+            stopped.set()  # or the pool waits until the others have read it all
+    return [pair.difference(at) for at, pair in wrong.values()]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Open files, the last few of them."""
+
+    opened: dict[Shard, IO[bytes]] = field(default_factory=dict)
+
+    def read(self, shard: Shard, at: int, length: int) -> bytes:
+        """Read all of so many bytes.
+
+        Raises:
+            CheckpointError: They cannot be read, or the file is another than it was.
+        """
+        file = self.of(shard)
+        try:
+            file.seek(at)
+            data = file.read(length)
+        except OSError as error:
+            raise CheckpointError(f"{shard.file}: {error.strerror or error}") from error
+        if len(data) < length:
+            raise CheckpointError(f"{shard.file}: cut short while it was read")
+        return data
+
+    def of(self, shard: Shard) -> IO[bytes]:
+        """The open file; it stays open while no more than a few others are asked for.
+
+        Raises:
+            CheckpointError: It cannot be opened, or is another than it was.
+        """
+        file = self.opened.pop(shard, None)
+        try:
+            file = file or shard.file.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(f"{shard.file}: {error.strerror or error}") from error
+        self.opened[shard] = file  # the last one, now
+        if len(self.opened) > _OPEN:
+            self.opened.pop(next(iter(self.opened))).close()
+        shard.check_unchanged(file.fileno())
+        return file
+
+    def close(self) -> None:
+        """Close them."""
+        for file in self.opened.values():
+            with suppress(OSError):
+                file.close()
+
+
+def _first(job: _Job, files: Files) -> int | None:
+    """Where in its tensor the first byte of a stretch is that is not as it must be."""
+    (found, part), piece = job.pair, job.piece
+    for start, stop in _unproven(job, files):
+        for done in range(start, stop, _BLOCK):
+            at, length = job.at + done, min(stop - done, _BLOCK)
+            ours = files.read(found.shard, found.start + at, length)
+            if part.scale == 0:
+                wrong = _not_zero(ours, found, part.zero)
+            elif isinstance(piece, Fill):
+                wrong = _unlike(ours, piece.data * (length // len(piece.data)))
+            elif isinstance(piece, Range):
+                wrong = _unlike(ours, files.read(part.tensor.shard, piece.start + done, length))
+            else:
+                wrong = _unlike(ours, _computed(part, at, length, files))
+            if wrong is not None:
+                return at + wrong
+    return None
+
+
+def _unproven(job: _Job, files: Files) -> Iterator[tuple[int, int]]:
+    """What of a stretch must be read: no hole where zeros are wanted, no block that is shared."""
+    (found, part), piece = job.pair, job.piece
+    start, ours = found.start + job.at, files.of(found.shard).fileno()
+    if part.scale == 0 and not part.zero:
+        done = 0
+        while done < job.length:
+            # The next data may start within an element.
+            done = max(done, next_data(ours, start + done) - start) // _BLOCK * _BLOCK
+            yield done, min(done + _BLOCK, job.length)
+            done += _BLOCK
+    elif isinstance(piece, Range) and job.length > _BLOCK:
+        theirs = files.of(part.tensor.shard).fileno()
+        for at, length in shared_blocks.unshared(ours, start, theirs, piece.start, job.length):
+            yield at, at + length
+    else:
+        yield 0, job.length
+
+
+def _unlike(ours: bytes, theirs: bytes) -> int | None:
+    """Where two blocks first differ."""
+    if ours == theirs:
+        return None
+    return next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
+
+
+def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
+    """Where a block first holds something but zeros; of floats, negative ones are zeros, too."""
+    if block.count(zero) == len(block):
+        return None
+    size = SIZES.get(tensor.dtype)
+    if zero or size is None:
+        return next(i for i, byte in enumerate(block) if byte != zero)
+    # Little-endian: the sign is in the last byte of each element.
+    signs = block[size - 1 :: size]
+    negative = signs.count(0x80)
+    if signs.count(0) + negative == len(signs) and block.count(0) == len(block) - negative:
+        return None
+    return next(
+        i
+        for i, byte in enumerate(block)
+        if byte and (byte != 0x80 or (i + 1) % size)  # noqa: PLR2004 - the sign
+    )
+
+
+def _computed(part: Part, at: int, length: int, files: Files) -> bytes:
+    """What a stretch of a tensor that is scaled or converted must be."""
+    tensor, width = part.tensor, part.nbytes // max(math.prod(part.shape), 1)
+    first, count = at // width, length // width
+    data = files.read(tensor.shard, tensor.start + first * tensor.width, count * tensor.width)
+    return arithmetic.computed(data, tensor.dtype, part.scale, part.through, part.dtype)

@@ -1,0 +1,768 @@
+"""`run`: real models through mergekit's executor, and nothing at OUT when it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import STREAM_HINT, Cli, assert_same_tensors, load_tensors, make_llama
+
+from mergekit_interleave.checkpoint.checkpoint import open_checkpoint
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.directive.directive import parse
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.planning.resolve import resolve
+from mergekit_interleave.planning.tensor_plan import Dtypes, assemble
+
+Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def logits(path: Path) -> Any:
+    """Float32 logits of a model on a fixed text; loading must find every key."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens = torch.arange(3, 35).reshape(2, 16)
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    """A JSON file."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+IDENTITIES = [
+    "interleave: every 3",
+    "interleave: every 1",
+    "interleave: 3 layers",
+    "append: 2",
+    "repeat: {layers: [2, 4], times: 3, as: block}, zero: auto",
+    "stack: [[0, 4], [2, 8]], zero: [o_proj, down_proj]",
+]
+
+
+class TestModels:
+    """What comes out."""
+
+    @pytest.mark.parametrize("directive", IDENTITIES)
+    def test_identities_compute_what_the_base_computes(
+        self, mk: Cli, tiny: Path, tmp_path: Path, directive: str
+    ) -> None:
+        """Logits equal to the last bit."""
+        import torch
+
+        out = tmp_path / "out"
+        result = mk("run", directive, out, "--model", tiny)
+        assert result.status == 0, result.err
+        assert torch.equal(logits(tiny), logits(out))
+
+    def test_every_tensor_is_its_source_or_zero(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Checked by the safetensors library, tensor for tensor."""
+        import torch
+
+        out = tmp_path / "out"
+        assert mk("run", "interleave: every 4", out, "--model", tiny).status == 0
+        base, deeper = load_tensors(tiny), load_tensors(out)
+        origin = [0, 1, 2, 3, 3, 4, 5, 6, 7, 7]
+        assert len(deeper) == len(base) + 2 * 9
+        for name, tensor in deeper.items():
+            head, _, rest = name.removeprefix("model.layers.").partition(".")
+            if not name.startswith("model.layers."):
+                expected = base[name]
+            else:
+                expected = base[f"model.layers.{origin[int(head)]}.{rest}"]
+                if int(head) in (4, 9) and ("o_proj" in rest or "down_proj" in rest):
+                    expected = torch.zeros_like(expected)
+            assert torch.equal(tensor, expected), name
+
+    def test_copies_side_by_side(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+        """An interwoven up-scaling of a sharded, tied bfloat16 model keeps its dtype and tie."""
+        import torch
+
+        out = tmp_path / "out"
+        result = mk("run", "repeat: [1, 3]", out, "--model", sharded, "--out-shard-size", "40KB")
+        assert result.status == 0, result.err
+        tensors = load_tensors(out)
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        assert "lm_head.weight" not in tensors
+        assert torch.equal(
+            tensors["model.layers.1.mlp.up_proj.weight"],
+            tensors["model.layers.2.mlp.up_proj.weight"],
+        )
+        index = json_of(out / "model.safetensors.index.json")
+        shards = sorted(file.name for file in out.glob("*.safetensors"))
+        assert sorted(set(index["weight_map"].values())) == shards
+        assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+        assert len(shards) > 1
+        assert logits(out).shape == logits(sharded).shape
+        assert result.err == STREAM_HINT
+
+    def test_dtype_converts_weights_and_config(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Only where it is asked for."""
+        import torch
+
+        out = tmp_path / "out"
+        assert mk("run", "append: 1", out, "--model", tiny, "--dtype", "bfloat16").status == 0
+        assert {t.dtype for t in load_tensors(out).values()} == {torch.bfloat16}
+        assert json_of(out / "config.json")["dtype"] == "bfloat16"
+
+    def test_gen_into_mergekit_yaml_gives_the_same_tensors(
+        self, mk: Cli, shell: Shell, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """The documented commands, literally, inside a model directory."""
+        assert mk("run", "--every", "4", tmp_path / "ours", cwd=own_tiny).status == 0
+        command = "mk-interleave gen --every 4 > cfg.yml && mergekit-yaml cfg.yml out"
+        result = shell(command, own_tiny)
+        assert result.returncode == 0, result.stderr
+        assert_same_tensors(own_tiny / "out", tmp_path / "ours")
+
+    def test_gen_into_mergekit_yaml_through_a_pipe(
+        self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
+    ) -> None:
+        """mergekit-yaml reads /dev/stdin."""
+        command = f"mk-interleave gen --repeat 2:4 --model {tiny} | mergekit-yaml /dev/stdin out"
+        result = shell(command, tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert mk("run", "--repeat", "2:4", tmp_path / "ours", "--model", tiny).status == 0
+        assert_same_tensors(tmp_path / "out", tmp_path / "ours")
+
+
+class TestPlainWriter:
+    """What mergekit cannot write, this project's own writer does."""
+
+    def test_biases_that_mergekit_does_not_know(self, mk: Cli, tmp_path: Path) -> None:
+        """Are copied, and zeroed with their projections; standard error says who wrote."""
+        import torch
+
+        base = make_llama(tmp_path / "biased", attention_bias=True, mlp_bias=True)
+        result = mk("run", "interleave: every 4", tmp_path / "out", "--model", base)
+        assert result.status == 0, result.err
+        assert result.err.startswith("note: written by the stream engine: mergekit would drop")
+        assert torch.equal(logits(base), logits(tmp_path / "out"))
+        tensors = load_tensors(tmp_path / "out")
+        assert not tensors["model.layers.4.mlp.down_proj.bias"].any()
+
+
+class TestMergekitYaml:
+    """A mergekit passthrough config is accepted wherever a directive is."""
+
+    def test_its_own_recipe_makes_the_model_again(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """`gen` into `run`."""
+        recipe = mk("gen", "--every", "4", "--model", tiny).out
+        assert mk("run", "-", tmp_path / "a", stdin=recipe).status == 0
+        assert mk("run", "--every", "4", tmp_path / "b", "--model", tiny).status == 0
+        assert_same_tensors(tmp_path / "a", tmp_path / "b")
+        ours, theirs = (json_of(tmp_path / name / "interleave.json") for name in "ab")
+        assert ours["layers"] == theirs["layers"]
+        assert ours["fingerprint"] == theirs["fingerprint"]
+
+    def test_a_recipe_carries_over_to_another_model(
+        self, mk: Cli, tiny: Path, sharded: Path, tmp_path: Path
+    ) -> None:
+        """--model takes the place of a config's only model; OUT's own recipe can be run again."""
+        assert mk("run", "append: 1", tmp_path / "a", "--model", tiny).status == 0
+        recipe = tmp_path / "a" / "mergekit_config.yml"
+        assert mk("run", recipe, tmp_path / "b", "--model", tiny).status == 0
+        assert_same_tensors(tmp_path / "a", tmp_path / "b")
+        result = mk("gen", recipe, "--model", sharded)
+        assert "[0, 8] ends past the last layer" in result.err
+
+    def test_scales_and_gradients_as_mergekit_yaml_does_them(
+        self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Slice-level parameters, a gradient, modules, several models."""
+        other = make_llama(tmp_path / "other")
+        document = {
+            "modules": {
+                "default": {
+                    "slices": [
+                        {"sources": [{"model": str(tiny), "layer_range": [0, 3]}]},
+                        {
+                            "sources": [{"model": str(other), "layer_range": [1, 4]}],
+                            "parameters": {
+                                "scale": [{"filter": "o_proj", "value": [0.5, 0.25]}, {"value": 2}]
+                            },
+                        },
+                        {"sources": [{"model": str(tiny), "layer_range": [3, 8]}]},
+                    ]
+                }
+            },
+            "merge_method": "passthrough",
+            "base_model": str(tiny),
+        }
+        (tmp_path / "cfg.yml").write_text(yaml.safe_dump(document))
+        result = mk("run", tmp_path / "cfg.yml", tmp_path / "ours")
+        assert result.status == 0, result.err
+        result = shell("mergekit-yaml cfg.yml theirs", tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert_same_tensors(tmp_path / "ours", tmp_path / "theirs")
+
+    def test_mergekits_own_keys_are_honoured(
+        self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Top-level parameters, a tokenizer with a new token, a chat template."""
+        recipe = mk("gen", "--append", "1", "--model", tiny).out
+        recipe += (
+            "parameters: {scale: [{filter: norm, value: 2.0}, {value: 1.0}]}\n"
+            "tokenizer: {source: union, tokens: {'<new>': {source: "
+            f"{{kind: model_token, model: {tiny}, token: word1}}}}}}}}\n"
+            f"base_model: {tiny}\n"
+            "chat_template: '{% for m in messages %}{{ m.content }}{% endfor %}'\n"
+        )
+        (tmp_path / "cfg.yml").write_text(recipe)
+        result = mk("run", "cfg.yml", tmp_path / "ours", cwd=tmp_path)
+        assert result.status == 0, result.err
+        result = shell("mergekit-yaml cfg.yml theirs", tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert_same_tensors(tmp_path / "ours", tmp_path / "theirs")
+        config = json_of(tmp_path / "ours" / "config.json")
+        embeddings = load_tensors(tmp_path / "ours")["model.embed_tokens.weight"]
+        assert config["vocab_size"] == embeddings.shape[0] == 65
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "ours")
+        assert "<new>" in tokenizer.get_vocab()
+        assert tokenizer.chat_template is not None
+
+
+class TestFiles:
+    """What OUT holds besides the weights."""
+
+    @pytest.fixture
+    def out(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> Path:
+        """A model that was made from a directory with files of all kinds."""
+        config = json_of(own_tiny / "config.json")
+        config |= {"made_by": {"someone": [1, 2]}, "_name_or_path": str(own_tiny)}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        (own_tiny / "modeling_custom.py").write_text("raise SystemExit('never run')")
+        (own_tiny / "pytorch_model.bin").write_text("stale")
+        (own_tiny / "interleave.json").write_text("of an earlier expansion")
+        result = mk("run", "interleave: every 4", tmp_path / "my model ü", "--model", own_tiny)
+        assert result.status == 0, result.err
+        return tmp_path / "my model ü"
+
+    def test_exactly_what_belongs_there(self, out: Path, tiny: Path) -> None:
+        """The base's small files, this project's own, no weights of the base's."""
+        base = {file.name for file in tiny.iterdir()}
+        added = {"modeling_custom.py", "interleave.json", "mergekit_config.yml", "layers.svg"}
+        assert {file.name for file in out.iterdir()} == base | added
+        assert (out / "LICENSE").read_text() == "MIT"
+
+    def test_the_config_keeps_every_key(self, out: Path, tiny: Path) -> None:
+        """But the depth, and the path of this machine."""
+        expected = json_of(tiny / "config.json")
+        expected |= {"num_hidden_layers": 10, "made_by": {"someone": [1, 2]}}
+        assert json_of(out / "config.json") == expected
+
+    def test_no_path_of_this_machine(self, out: Path, tmp_path: Path) -> None:
+        """In none of the files."""
+        for file in out.iterdir():
+            assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+    def test_no_path_of_this_machine_from_a_mergekit_config(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Nor where slices and base_model name one."""
+        recipe = mk("gen", "--append", "1", "--model", tiny).out + f"base_model: {tiny}\n"
+        assert mk("run", "-", tmp_path / "a", stdin=recipe).status == 0
+        text = f"model: {tiny}, append: 1, base_model: {tiny}"
+        assert mk("run", text, tmp_path / "b").status == 0
+        for file in [*(tmp_path / "a").iterdir(), *(tmp_path / "b").iterdir()]:
+            assert str(tiny.parent).encode() not in file.read_bytes(), file
+
+    def test_dtype_of_the_base_is_no_conversion(
+        self, mk: Cli, sharded: Path, tmp_path: Path
+    ) -> None:
+        """The card of an identity says so, and what a conversion does."""
+        for dtype, converted in (("bfloat16", False), ("float16", True)):
+            out = tmp_path / dtype
+            assert mk("run", "append: 1", out, "--model", sharded, "--dtype", dtype).status == 0
+            text = (out / "README.md").read_text()
+            assert "computes what its base computes" in text
+            assert ("weights were converted: BF16 → F16." in text) == converted
+
+    def test_a_base_that_holds_earlier_results(self, mk: Cli, own_tiny: Path) -> None:
+        """OUT below its base does not carry other models along, nor itself."""
+        for name in ("a", "b"):
+            assert mk("run", "append: 1", name, cwd=own_tiny).status == 0
+        names = {file.name for file in (own_tiny / "b").iterdir()}
+        assert names == {file.name for file in (own_tiny / "a").iterdir()}
+        assert not any(file.is_dir() for file in (own_tiny / "b").iterdir())
+
+    def test_the_manifest_lists_every_layer(self, out: Path) -> None:
+        """Source, index, new or original, what is zeroed."""
+        manifest = json_of(out / "interleave.json")
+        assert manifest["version"] == 1
+        assert manifest["directive"] == {"model": "own", "interleave": "every 4"}
+        parameters = manifest["parameters"] - manifest["new_parameters"]
+        own = {"model": "own", "layers": 8, "parameters": parameters, "license": "mit"}
+        assert manifest["models"] == [own]
+        assert manifest["identities"] == [4, 9]
+        layers = manifest["layers"]
+        assert [layer["layer"] for layer in layers] == [0, 1, 2, 3, 3, 4, 5, 6, 7, 7]
+        assert [i for i, layer in enumerate(layers) if layer["new"]] == [4, 9]
+        zeroed = ["mlp.down_proj.weight", "self_attn.o_proj.weight"]
+        assert [sorted(layer["zeroed"]) for layer in layers if layer["new"]] == [zeroed] * 2
+        assert manifest["tools"]["mergekit"].startswith("0.1.")
+
+    def test_the_recipe_is_the_layouts(self, out: Path) -> None:
+        """mergekit_config.yml, the model by its directory's name."""
+        document = yaml.safe_load((out / "mergekit_config.yml").read_text())
+        sources = [entry["sources"][0] for entry in document["slices"]]
+        assert [s["layer_range"] for s in sources] == [[0, 4], [3, 4], [4, 8], [7, 8]]
+        assert {s["model"] for s in sources} == {"own"}
+
+    def test_a_layer_that_is_no_identity_is_not_called_one(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Not by any of the card's words."""
+        words = "append: 1, zero: [o_proj]"
+        flags = ("--model", tiny, "--allow-non-identity")
+        assert mk("run", words, tmp_path / "out", *flags).status == 0
+        text = (tmp_path / "out/README.md").read_text()
+        assert "identities" not in text
+        assert "Its outputs differ" in text
+
+    def test_top_level_parameters_are_in_the_manifest(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """A layer that they scale is no original."""
+        words = "append: 1, parameters: {scale: [{filter: q_proj, value: 0.5}]}"
+        assert mk("run", words, tmp_path / "out", "--model", tiny).status == 0
+        layers = json_of(tmp_path / "out/interleave.json")["layers"]
+        assert all(layer["new"] for layer in layers)
+        assert layers[0]["scale"] == [{"filter": "q_proj", "value": 0.5}]
+        assert "Its outputs differ" in (tmp_path / "out/README.md").read_text()
+
+    def test_a_base_model_without_weights(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Config and tokenizer are all that is needed of it."""
+        base = Path(shutil.copytree(tiny, tmp_path / "base"))
+        (base / "model.safetensors").unlink()
+        (base / "LICENSE").write_text("the base's own")
+        words = f"append: 1, model: {tiny}, base_model: {base}"
+        result = mk("run", words, tmp_path / "out")
+        assert (result.status, result.err) == (0, STREAM_HINT)
+        assert (tmp_path / "out/LICENSE").read_text() == "the base's own"
+        assert "| layers | 8 → 9, 1 of them new |" in (tmp_path / "out/README.md").read_text()
+
+    def test_the_card(self, out: Path) -> None:
+        """Is this model's, with the base's license."""
+        text = (out / "README.md").read_text()
+        assert "license: mit" in text
+        assert "# my model ü" in text
+        assert "| layers | 8 → 10, 2 of them new |" in text
+        assert "computes what its base computes" in text
+
+    def test_modes_follow_the_umask(self, out: Path) -> None:
+        """Others may read the weights where the umask lets them."""
+        umask = os.umask(0)
+        os.umask(umask)
+        assert {file.stat().st_mode & 0o777 for file in out.iterdir()} == {0o666 & ~umask}
+
+    def test_base_model_names_the_source(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """In card, recipe and manifest."""
+        out = tmp_path / "out"
+        assert mk("run", "append: 1", out, "--model", tiny, "--base-model", "org/tiny").status == 0
+        assert "base_model:\n- org/tiny\n" in (out / "README.md").read_text()
+        assert "model: org/tiny" in (out / "mergekit_config.yml").read_text()
+        assert json_of(out / "interleave.json")["directive"]["model"] == "org/tiny"
+
+
+class TestWords:
+    """What `run` says."""
+
+    def test_what_it_says(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """What was made, what it can be merged with, what to call it; and one hint at most."""
+        words = ("run", "interleave: every 4", tmp_path / "out", "--model", tiny, "--force")
+        for engine, amounts, said in (
+            ("auto", " parameters, 336 kB written", STREAM_HINT),
+            (
+                "stream",
+                " parameters, 326 kB: 318 kB written, 20.5 kB of zeros that take no room",
+                "",
+            ),
+        ):
+            result = mk(*words, "--engine", engine)
+            made, layout, name = result.out.splitlines()
+            assert made.startswith(f"{tmp_path / 'out'}: 10 layers, 2 of them new; ")
+            assert made.endswith(amounts)
+            fingerprint = json_of(tmp_path / "out/interleave.json")["fingerprint"]
+            assert layout.startswith(f"layout {fingerprint}: only models of the same layout")
+            assert name == "suggested name: tiny_81.6K_10Layers-Interleaved"
+            assert result.err == said
+
+
+class TestRefusals:
+    """What cannot be exact is refused before a byte is written."""
+
+    def refused(
+        self, mk: Cli, tmp_path: Path, *args: object, status: int = 1, stdin: str = ""
+    ) -> str:
+        """Run, expect one error and at most one hint, and nothing at OUT or beside it."""
+        before = sorted(os.listdir(tmp_path))
+        result = mk("run", *args, stdin=stdin)
+        lines = result.err.splitlines()
+        assert result.status == status, result.err
+        assert [line.split(":")[0] for line in lines] in (["error"], ["error", "hint"]), lines
+        assert result.out == ""
+        assert sorted(os.listdir(tmp_path)) == before
+        return result.err
+
+    def test_other_model_types(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """What transformers does not know cannot be measured either."""
+        config = json_of(own_tiny / "config.json") | {"model_type": "novel"}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert result.status == 1
+        assert "transformers cannot build the model" in result.err
+        assert "`novel`" in result.err
+        assert not (tmp_path / "out").exists()
+
+    def test_tensors_that_mergekit_would_drop(self, mk: Cli, tmp_path: Path) -> None:
+        """Its Llama knows no biases; when it learns them, this refusal can go."""
+        base = make_llama(tmp_path / "biased", attention_bias=True)
+        words = ("append: 1", tmp_path / "out", "--model", base, "--engine", "mergekit")
+        err = self.refused(mk, tmp_path, *words)
+        assert "mergekit would drop" in err
+        assert "self_attn.k_proj.bias" in err
+
+    def test_arithmetic_that_only_mergekit_could_do(self, mk: Cli, tmp_path: Path) -> None:
+        """The stream engine copies bytes; neither can convert these."""
+        base = make_llama(tmp_path / "biased", attention_bias=True)
+        words = ("append: 1", tmp_path / "out", "--model", base, "--dtype", "float16")
+        err = self.refused(mk, tmp_path, *words)
+        assert "mergekit would drop" in err
+        assert "is converted from F32 to F16" in err
+
+    def test_tensors_that_the_config_promises(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """A config that states more layers than there are."""
+        config = json_of(own_tiny / "config.json") | {"num_hidden_layers": 9}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "no tensors for layer 8" in err
+
+    def test_models_that_do_not_fit(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Unless the user insists."""
+        other = make_llama(tmp_path / "other", rms_norm_eps=0.1)
+        sources = [
+            {"sources": [{"model": str(model), "layer_range": [0, 4]}]} for model in (tiny, other)
+        ]
+        text = yaml.safe_dump({"slices": sources, "merge_method": "passthrough"})
+        (tmp_path / "cfg.yml").write_text(text)
+        err = self.refused(mk, tmp_path, tmp_path / "cfg.yml", tmp_path / "out")
+        assert "rms_norm_eps is 0.1" in err
+        insisted = mk(
+            "run", tmp_path / "cfg.yml", tmp_path / "out", "--mergekit", "allow-crimes=true"
+        )
+        assert insisted.status == 0, insisted.err
+
+    @pytest.mark.parametrize("tied", ["first", "last"])
+    def test_a_tied_and_an_untied_model(self, mk: Cli, tmp_path: Path, tied: str) -> None:
+        """One config cannot say where the head comes from."""
+        models = [
+            make_llama(tmp_path / name, tie_word_embeddings=name == tied)
+            for name in ("first", "last")
+        ]
+        sources = [{"sources": [{"model": str(m), "layer_range": [0, 4]}]} for m in models]
+        text = yaml.safe_dump({"slices": sources, "merge_method": "passthrough"})
+        err = self.refused(mk, tmp_path, "-", tmp_path / "out", stdin=text)
+        assert "tie_word_embeddings" in err
+
+    def test_models_of_several_dtypes(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Loading would round some of them; with `dtype` it is said to which."""
+        import torch
+
+        other = make_llama(tmp_path / "other", dtype=torch.bfloat16)
+        sources = [{"sources": [{"model": str(m), "layer_range": [0, 4]}]} for m in (tiny, other)]
+        text = yaml.safe_dump({"slices": sources, "merge_method": "passthrough"})
+        err = self.refused(mk, tmp_path, "-", tmp_path / "out", stdin=text)
+        assert "several dtypes: BF16, F32" in err
+        result = mk("run", "-", tmp_path / "out", "--dtype", "float16", stdin=text)
+        assert result.status == 0, result.err
+
+    @pytest.mark.parametrize("name", ["norm", "weight", "e"])
+    @pytest.mark.parametrize("weights", [True, False])
+    def test_names_that_match_more_than_layers(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path, name: str, weights: bool
+    ) -> None:
+        """As mergekit gives the last slice's scales to the final norm and the head, too."""
+        if not weights:
+            (own_tiny / "model.safetensors").unlink()
+        words = f"append: 1, zero: [o_proj, down_proj, {name}], model: {own_tiny}"
+        result = mk("gen", words)
+        assert result.status == 1
+        assert f"'{name}' also matches " in result.err
+        if weights:
+            assert "also matches" in self.refused(mk, tmp_path, words, tmp_path / "out")
+
+    def test_a_zero_that_would_be_nan(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Mergekit multiplies: infinity times 0."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        tensors["model.layers.7.self_attn.o_proj.weight"][0, 0] = torch.inf
+        save_file(tensors, own_tiny / "model.safetensors", metadata={"format": "pt"})
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "model.layers.8.self_attn.o_proj.weight is not zero" in err
+
+    def test_a_config_without_a_layer_count(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Transformers could not load the result either."""
+        config = json_of(own_tiny / "config.json")
+        del config["num_hidden_layers"]
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        flags = ("--model", own_tiny, "--layers", "8")
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", *flags)
+        assert "transformers does not build 8 layers from its config.json" in err
+
+    def test_integers_are_never_converted(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Dtype is for floats."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        name = "model.layers.0.mlp.up_proj.weight"
+        tensors[name] = torch.zeros(48, 32, dtype=torch.int8)
+        save_file(tensors, own_tiny / "model.safetensors", metadata={"format": "pt"})
+        flags = ("--model", own_tiny, "--dtype", "float16")
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", *flags)
+        assert f"{name} is stored as I8" in err
+
+    def test_pickled_weights(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Are not opened."""
+        (own_tiny / "model.safetensors").rename(own_tiny / "pytorch_model.bin")
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "pickles are not loaded" in err
+
+    def test_out_exists(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Until --force; then it is replaced."""
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "config.json").write_text("old")
+        err = self.refused(mk, tmp_path, "append: 1", out, "--model", tiny)
+        assert f"{out}: exists already" in err
+        assert (out / "config.json").read_text() == "old"
+        assert mk("run", "append: 1", out, "--model", tiny, "--force").status == 0
+        assert json_of(out / "config.json")["num_hidden_layers"] == 9
+
+    @pytest.mark.parametrize("name", ["own", "."])
+    def test_out_is_the_source(self, mk: Cli, own_tiny: Path, tmp_path: Path, name: str) -> None:
+        """--force never destroys what is read."""
+        out = (tmp_path / name).resolve()
+        (tmp_path / "config.json").write_text("{}")
+        err = self.refused(mk, tmp_path, "append: 1", out, "--model", own_tiny, "--force")
+        assert "is, or holds, the source model" in err or "holds own" in err
+        assert (own_tiny / "model.safetensors").exists()
+
+    def test_a_filter_that_matches_nothing_is_warned_of(self, mk: Cli, tiny: Path) -> None:
+        """Mergekit's own YAML is taken as it is, but not in silence."""
+        recipe = mk("gen", "--append", "1", "--model", tiny).out
+        result = mk("gen", "-", stdin=recipe.replace("down_proj", "dwon_proj"))
+        assert result.status == 0
+        assert "the filter 'dwon_proj' matches no tensor" in result.err
+
+    def test_a_full_disk(self, shell: Shell, tiny: Path, tmp_path: Path) -> None:
+        """What a file size limit stops half way leaves nothing."""
+        command = f"ulimit -f 40; mk-interleave run 'append: 1' {tmp_path}/out --model {tiny}"
+        result = shell(f"trap '' XFSZ; {command}", tmp_path)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ")
+        assert "Traceback" not in result.stderr
+        assert os.listdir(tmp_path) == []
+
+    def test_no_permission(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A place where nobody may write."""
+        err = self.refused(mk, tmp_path, "append: 1", "/proc/out", "--model", tiny)
+        assert "/proc/out: cannot be written" in err
+
+    @pytest.mark.parametrize(
+        ("option", "reason"),
+        [
+            ("write_model_card=true", "the model card is written by this tool"),
+            ("copy-tokenizer=false", "always copied"),
+            ("safe_serialization=false", "always written as safetensors"),
+            ("async-wriet=true", "no such option"),
+            ("write_threads=many", "valid integer"),
+            ("lazy_unpickle=perhaps", "valid boolean"),
+            ("banana", "expected KEY=VALUE"),
+        ],
+    )
+    def test_mergekits_options(
+        self, mk: Cli, tiny: Path, tmp_path: Path, option: str, reason: str
+    ) -> None:
+        """Those that are decided here are refused with the reason, unknown ones by name."""
+        flags = ("--model", tiny, "--mergekit", option)
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", *flags, status=2)
+        assert reason in err
+
+    @pytest.mark.parametrize(
+        ("args", "reason"),
+        [
+            (["--engine", "steam"], "'steam' is no engine"),
+            (["--out-shard-size", "big"], "'big' is no size"),
+            (["--out-shard-size", "0"], "at least 1 byte"),
+            (["--base-model", "/x"], "no Hub id"),
+            (["extra words"], "expected [DIRECTIVE] OUT, found 3"),
+            (["--append", "1", "--append", "2"], "--append is given twice"),
+            (["--base-model", "name"], "no Hub id"),
+        ],
+    )
+    def test_wrong_words(
+        self, mk: Cli, tiny: Path, tmp_path: Path, args: list[str], reason: str
+    ) -> None:
+        """Exit code 2."""
+        words = ("append: 1", tmp_path / "out", "--model", tiny)
+        assert reason in self.refused(mk, tmp_path, *words, *args, status=2)
+
+    def test_out_is_required(self, mk: Cli, tmp_path: Path) -> None:
+        """With one word, that is OUT."""
+        assert "Missing argument '[DIRECTIVE] OUT'" in self.refused(mk, tmp_path, status=2)
+
+    @pytest.mark.parametrize("word", ["interleave: every 4", "-", "{append: 1}", "cfg.yml"])
+    def test_a_forgotten_out(self, mk: Cli, tiny: Path, tmp_path: Path, word: str) -> None:
+        """A directive is not taken for OUT."""
+        (tmp_path / "cfg.yml").write_text("append: 1")
+        result = mk("run", word, "--model", tiny, "--append", "1", cwd=tmp_path)
+        assert result.status == 2
+        assert f"no OUT: '{word}' is a directive" in result.err
+        assert os.listdir(tmp_path) == ["cfg.yml"]
+
+    def test_a_config_that_states_fewer_layers(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """The rest would be lost without a word."""
+        config = json_of(own_tiny / "config.json") | {"num_hidden_layers": 6}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "tensors for layer 6, though config.json states 6 layers" in err
+
+    def test_force_spares_what_was_put_beside_the_model(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """A run replaces what a run has written."""
+        words = ("append: 1", tmp_path / "out", "--model", tiny, "--force")
+        assert mk("run", *words).status == 0
+        assert mk("run", *words).status == 0
+        (tmp_path / "out" / "NOTES.md").write_text("mine")
+        assert "holds NOTES.md" in self.refused(mk, tmp_path, *words)
+
+    def test_a_device_that_is_none(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Mergekit's own complaint, as one line."""
+        words = ("append: 1", tmp_path / "out", "--model", tiny, "--device", "banana")
+        assert "Expected one of cpu" in self.refused(mk, tmp_path, *words, status=2)
+
+    def test_a_bad_chat_template_wastes_no_weights(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """Mergekit would find out at the very end."""
+        text = f"model: {tiny}, append: 1, chat_template: nonsense"
+        err = self.refused(mk, tmp_path, text, tmp_path / "out")
+        assert "Invalid chat template" in err
+
+    @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+    def test_an_interrupted_run_leaves_nothing(
+        self, tiny: Path, tmp_path: Path, sent: signal.Signals
+    ) -> None:
+        """Ctrl-C is exit code 130 and one line."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"],
+            cwd=tmp_path,
+            env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        staging = tmp_path / ".out.mk-interleave"
+        while not staging.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 128 + sent
+        word = "interrupted" if sent == signal.SIGINT else "terminated"
+        assert err == f"error: {word}\n"
+        assert os.listdir(tmp_path) == []
+
+    def test_a_config_that_transformers_does_not_accept(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """No writer makes a model that cannot be loaded."""
+        config = json_of(own_tiny / "config.json") | {"layer_types": ["full_attention"] * 8}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        assert mk("run", "append: 1", tmp_path / "ok", "--model", own_tiny).status == 0
+        assert len(json_of(tmp_path / "ok/config.json")["layer_types"]) == 9
+        config |= {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1.0}}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert "transformers cannot build the model" in err
+
+    def test_an_interrupt_while_a_string_is_executed(self, tmp_path: Path) -> None:
+        """CPython would end by the signal, handled or not; when that is mended, `_leave` can go."""
+        interrupted = (
+            "import sys\ndef main():\n    try: exec('raise KeyboardInterrupt')\n"
+            "    except KeyboardInterrupt: sys.exit(130)\n"
+        )
+        (tmp_path / "theirs.py").write_text(f"{interrupted}main()\n")
+        (tmp_path / "ours.py").write_text(
+            f"{interrupted}from mergekit_interleave import __main__, cli\n"
+            "cli.main = main\n__main__.main()\n"
+        )
+        for name, status in (("theirs", -signal.SIGINT), ("ours", 130)):
+            result = subprocess.run([sys.executable, "-m", name], cwd=tmp_path, check=False)
+            assert result.returncode == status, name
+
+    def test_custom_code_is_never_run(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """A config that names code is carried on; the code is not executed."""
+        config = json_of(own_tiny / "config.json")
+        config["auto_map"] = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
+        (own_tiny / "config.json").write_text(json.dumps(config))
+        trap = tmp_path / "executed"
+        (own_tiny / "custom.py").write_text(f"open({str(trap)!r}, 'w')")
+        result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny)
+        assert not trap.exists()
+        assert result.status == 0, result.err
+        assert json_of(tmp_path / "out/config.json")["auto_map"] == config["auto_map"]
+
+
+class TestAssembly:
+    """The list of tensors that both engine and output are held to."""
+
+    def test_it_is_what_mergekit_writes(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+        """Names, dtypes and sizes; embeddings first, norm and head last."""
+        models = Models()
+        directive = parse(f"model: {sharded}, append: 1, dtype: float32", "x")
+        layout = resolve(directive, models).layout
+        model = layout.models[0]
+        parts = assemble(layout, {model: models.open(model)}, Dtypes("float32"))
+        assert (
+            mk(
+                "run", "-", tmp_path / "out", stdin=f"model: {sharded}, append: 1, dtype: float32"
+            ).status
+            == 0
+        )
+        written = open_checkpoint(ModelRef(ModelPath(str(tmp_path / "out")))).tensors
+        assert {p.name: (p.dtype, p.nbytes) for p in parts} == {
+            name: (tensor.dtype, tensor.nbytes) for name, tensor in written.items()
+        }
+        assert parts[0].name == "model.embed_tokens.weight"
+        assert parts[-1].name == "model.norm.weight"

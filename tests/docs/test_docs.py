@@ -1,0 +1,120 @@
+"""The pages for people are true: every directive in them is read and expanded."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import published
+import pytest
+import typer
+import yaml
+from harness import Cli
+from schema_check import VALIDATOR, accepts
+
+from mergekit_interleave.cli import main as cli
+from mergekit_interleave.directive import notation
+from mergekit_interleave.directive.directive import MERGEKIT_KEYS, OWN_KEYS
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+import pictures  # noqa: E402 - scripts beside the package
+import reference  # noqa: E402
+
+PAGE = (ROOT / "docs" / "directive.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.mark.parametrize("example", pictures.DEPTHS)
+def test_what_stands_beside_an_example_is_current(mk: Cli, example: str) -> None:
+    """The YAML that `gen` makes of it, and its picture; `explain` finds the same directive."""
+    depth = pictures.DEPTHS[example]
+    written = (EXAMPLES / f"{example}.mergekit.yml").read_text()
+    assert mk("gen", EXAMPLES / f"{example}.yml", "--layers", depth).out == written
+    assert pictures.draw(example) == (EXAMPLES / f"{example}.svg").read_text(encoding="utf-8")
+    found = yaml.safe_load(mk("explain", EXAMPLES / f"{example}.mergekit.yml").out)
+    directive = yaml.safe_load((EXAMPLES / f"{example}.yml").read_text())
+    line = next(key for key in notation.KEYS if key in directive)
+    assert line in found
+    if line != "layout":
+        assert found[line] == directive[line]
+
+
+def test_every_example_has_them() -> None:
+    """All directives in the directory."""
+    names = {file.stem for file in EXAMPLES.glob("*.yml")} - {
+        f"{example}.mergekit" for example in pictures.DEPTHS
+    }
+    assert names == {*pictures.DEPTHS}
+
+
+@pytest.mark.parametrize(
+    ("example", "name"),
+    [("miqu-120b", "wolfram/miqu-1-120b"), ("deep-miqu-103b", "jukofyork/Deep-Miqu-103B")],
+)
+def test_examples_are_what_was_published(example: str, name: str) -> None:
+    """Slice for slice."""
+    merge = next(merge for merge in published.MERGES if merge["name"] == name)
+    written = yaml.safe_load((EXAMPLES / f"{example}.mergekit.yml").read_text())
+    assert written == published.document(merge)
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[" ".join(block.split())[:50] for block in BLOCKS])
+def test_every_example(mk: Cli, block: str) -> None:
+    """Is a directive of its own, by the tool and by the schema, and makes slices."""
+    documents = list(yaml.safe_load_all(block))
+    errors = [error.message for document in documents for error in VALIDATOR.iter_errors(document)]
+    assert accepts(documents[-1]), errors
+    stream = len(documents) > 1
+    missing = [] if stream or "layers" in documents[0] else ["--layers", "32"]
+    if "model" not in block:
+        missing += ["--model", "org/model"]
+    result = mk("gen", "-", *missing, stdin=block)
+    assert result.status == 0, result.err
+    for made in yaml.safe_load_all(result.out):
+        assert "slices" in made or made["merge_method"] == "linear"
+
+
+def test_every_key_has_an_example() -> None:
+    """And stands in the text with a word of its own."""
+    for key in (*notation.KEYS, *OWN_KEYS):
+        assert re.search(rf"^\*\*`{key}\b", PAGE, re.MULTILINE), key
+        assert re.search(rf"^{key}:", "".join(BLOCKS), re.MULTILINE), key
+    for key in MERGEKIT_KEYS:
+        assert f"`{key}`" in PAGE or key == "merge_method", key
+    for flag in notation.FLAGS:
+        assert f"--{flag}" in PAGE, flag
+
+
+REFERENCE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+
+
+def test_the_reference_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what the commands say of themselves, on a terminal of any width: `make docs`."""
+    monkeypatch.setenv("COLUMNS", "40")
+    assert reference.page() == REFERENCE
+
+
+def test_every_option_is_in_the_reference() -> None:
+    """In the section of its command; there is none for what is no command."""
+    group: Any = typer.main.get_command(cli.app)
+    _, *parts = re.split(r"^#+ mk-interleave ?(.*)\n", REFERENCE, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    commands = {"": group} | group.commands
+    assert list(sections) == list(commands)
+    for command, section in zip(commands.values(), sections.values(), strict=True):
+        for param in command.params:
+            words = param.opts if param.param_type_name == "option" else [param.metavar]
+            for word in words:
+                assert re.search(rf"\n\| .*`{re.escape(word)}[ `]", section), word
+        assert " ".join(command.help.split()) in section

@@ -1,0 +1,242 @@
+"""`run` and `verify` of every growth line: the tensors are those that the line means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from harness import Cli, assert_same_tensors, load_tensors, make_llama
+
+from mergekit_interleave.directive import yaml_io
+
+LINES: list[tuple[str, list[int]]] = [
+    ("windows: {size: 4, stride: 2}", [0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7]),
+    ("windows: 5:3", [0, 1, 2, 3, 4, 3, 4, 5, 6, 7]),
+    ("drop: [2, -2]", [0, 1, 6, 7]),
+    ("drop: [[0, 1], [4, 5]]", [1, 2, 3, 5, 6, 7]),
+    ("repeat: [-2, end]", [0, 1, 2, 3, 4, 5, 6, 6, 7, 7]),
+    ("repeat: [25%, 50%]", [0, 1, 2, 2, 3, 3, 4, 5, 6, 7]),
+    ("stack: [[0, 75%], [-4, end]]", [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]),
+    ("stack: [0:2, windows 3:1@2:6, 6:8x2]", [0, 1, 2, 3, 4, 3, 4, 5, 6, 6, 7, 7]),
+    ("layout: [{layers: [0, 4], times: 2, as: block}, [4, 8]]", [*range(4), *range(8)]),
+]
+
+
+@pytest.mark.parametrize(("line", "sources"), LINES, ids=[line for line, _ in LINES])
+def test_layers(mk: Cli, tiny: Path, tmp_path: Path, line: str, sources: list[int]) -> None:
+    """Each layer is the one that the line names, by either engine, and verifies so."""
+    out, other = tmp_path / "out", tmp_path / "other"
+    for place, engine in ((out, "stream"), (other, "mergekit")):
+        result = mk("run", line, place, "--model", tiny, "--engine", engine)
+        assert result.status == 0, result.err
+    assert_same_tensors(out, other)
+    base, made = load_tensors(tiny), load_tensors(out)
+    for index, source in enumerate(sources):
+        for part in ("self_attn.q_proj", "mlp.down_proj", "input_layernorm"):
+            name = f"layers.{index}.{part}.weight"
+            assert torch.equal(made[f"model.{name}"], base[f"model.layers.{source}.{part}.weight"])
+    config = json.loads((out / "config.json").read_text())
+    assert config["num_hidden_layers"] == len(sources)
+    assert mk("verify", out, "--against", tiny).status == 0
+
+
+LAYOUT = """\
+models: {a: one, b: two}
+layout:
+- a 0:4
+- {layers: [b 2:4, a 3:5], scale: {q_proj: sqrt(1/2), "*": 0.5}}
+- {layers: b 4:6x2, zero: [o_proj, down_proj]}
+- b -2:end
+"""
+
+
+def test_steps_of_several_models(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done to each step is done, to each layer of it and to nothing else."""
+    monkeypatch.chdir(tmp_path)
+    make_llama(Path("one"))
+    make_llama(Path("two"))
+    Path("layout.yml").write_text(LAYOUT)
+    result = mk("run", "layout.yml", "out")
+    assert result.status == 0, result.err
+    one, two, out = (load_tensors(Path(name)) for name in ("one", "two", "out"))
+    sources = [*((one, i) for i in range(4)), (two, 2), (two, 3), (one, 3), (one, 4)]
+    sources += [(two, 4), (two, 4), (two, 5), (two, 5), (two, 6), (two, 7)]
+    for index, (source, layer) in enumerate(sources):
+        for part in ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"):
+            factor = 1.0
+            if 4 <= index < 8:
+                factor = 0.5**0.5 if part.endswith("q_proj") else 0.5
+            if 8 <= index < 12 and part.endswith("o_proj"):
+                factor = 0.0
+            wanted = source[f"model.layers.{layer}.{part}.weight"] * factor
+            torch.testing.assert_close(out[f"model.layers.{index}.{part}.weight"], wanted)
+    assert torch.equal(out["model.embed_tokens.weight"], one["model.embed_tokens.weight"])
+    assert torch.equal(out["model.norm.weight"], two["model.norm.weight"])
+    assert mk("verify", "out", "--against", "one", "--against", "two").status == 0
+    # What OUT says of itself reads back as the same.
+    stored = json.loads(Path("out/interleave.json").read_text())["directive"]
+    Path("again.yml").write_text(yaml_io.write(stored))
+    recipe = mk("gen", "again.yml").out
+    assert (
+        yaml.safe_load(recipe)["slices"]
+        == yaml.safe_load(Path("out/mergekit_config.yml").read_text())["slices"]
+    )
+    explained = mk("explain", "out").out
+    assert yaml.safe_load(mk("gen", "-", stdin=explained).out) == yaml.safe_load(recipe)
+
+
+def test_a_scale_that_reaches_outside(mk: Cli, tiny: Path) -> None:
+    """A growth line's is refused; a step's is as in mergekit, with a warning."""
+    result = mk("gen", "append: 1, zero: none, scale: 0.5", "--model", tiny)
+    assert (result.status, "a factor for all tensors also matches" in result.err) == (1, True)
+    result = mk("gen", "layout: [0:8, {layers: 7:8, scale: 0.5}]", "--model", tiny)
+    assert result.status == 0
+    assert "mergekit scales it, too" in result.err
+
+
+def test_names_that_match_nothing(mk: Cli, tiny: Path) -> None:
+    """In `zero` they are refused, in `scale` there is a warning, in steps too."""
+    words = ("--model", tiny)
+    result = mk("gen", "layout: [0:8, {layers: 4:6, zero: [p_roj]}]", *words)
+    assert (result.status, "'p_roj' matches no tensor" in result.err) == (1, True)
+    result = mk("gen", "layout: [0:8, {layers: 4:6, zero: [o_proj]}, 6:8]", *words)
+    assert (result.status, "leaves mlp.down_proj" in result.err) == (1, True)
+    result = mk("gen", "repeat: [4, 6], scale: {p_roj: 0.5}", *words)
+    assert (result.status, "'p_roj' matches no tensor" in result.err) == (0, True)
+    result = mk("gen", "repeat: [4, 6], scale: {o_proj: 0}", *words)
+    assert (result.status, result.err) == (0, "")
+
+
+def test_flags(mk: Cli, tiny: Path) -> None:
+    """Say the same as the document's keys."""
+    one = mk("gen", "repeat: [2, 4], scale: {q_proj: 1/3}, apply_to: all", "--model", tiny)
+    two = mk(
+        "gen", "--repeat", "2:4", "--scale", "q_proj=1/3", "--apply-to", "all", "--model", tiny
+    )
+    assert one.status == two.status == 0
+    assert one.out == two.out
+    assert [mk("gen", flag, value, "--model", tiny).status for flag, value in (
+        ("--windows", "4:2"), ("--drop", "1:2,-2:end"), ("--repeat", "-4:end"),
+    )] == [0, 0, 0]  # fmt: skip
+    result = mk("gen", "layout: [one 0:4, two 0:4]", "--model", tiny)
+    assert (result.status, "names a model for each of its steps" in result.err) == (2, True)
+
+
+def layers(text: str) -> list[tuple[str, list[int], bool]]:
+    """The slices of a mergekit config: model, range, whether they are scaled."""
+    sources = [part["sources"][0] for part in yaml.safe_load(text)["slices"]]
+    return [(x["model"], x["layer_range"], "parameters" in x) for x in sources]
+
+
+def test_what_a_step_says_is_not_overridden(mk: Cli, tiny: Path) -> None:
+    """`zero: none` of a step, where the directive zeroes new layers."""
+    text = "zero: auto, layout: [0:8, {layers: 4:6, zero: none}, 6:8]"
+    slices = layers(mk("gen", text, "--model", tiny).out)
+    assert [(bounds, scaled) for _, bounds, scaled in slices] == [
+        ([0, 8], False), ([4, 6], False), ([6, 8], True)
+    ]  # fmt: skip
+
+
+def test_a_directory_is_one_model_however_it_is_spelled(
+    mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By short names, in steps, with a revision that a directory does not have."""
+    monkeypatch.chdir(tmp_path)
+    make_llama(Path("one"))
+    for text in (
+        "models: {a: one, b: ./one/}, layout: [a 0:8, b 4:8], zero: auto",
+        f"layout: [one 0:8, {tmp_path}/one 4:8], zero: auto",
+        "layout: [one 0:8, one@main 4:8], zero: auto",
+    ):
+        result = mk("gen", text)
+        assert result.status == 0, result.err
+        assert [(model, scaled) for model, _, scaled in layers(result.out)] == [
+            ("one", False), ("one", True)
+        ]  # fmt: skip
+
+
+def test_words_about_nothing(mk: Cli, tiny: Path) -> None:
+    """Nothing new to zero, one name in both, no place for a flag: refused, in flags too."""
+    for words, reason, status in (
+        (["drop: 2:4, scale: {q_proj: 0.5}"], "there is no new layer", 1),
+        (["drop: 2:4", "--zero", "auto"], "there is no new layer", 1),
+        (["layout: [0:4, {layers: 2:8, zero: auto}]", "--scale", "q_proj=0.5"], "no new layer", 1),
+        (["--repeat", "2:4", "--zero", "o_proj,down_proj", "--scale", "o_proj=2"], "both", 2),
+        (["layout: [0:8, {layers: 4:8, zero: auto, scale: {o_proj: 2}}]"], "both", 2),
+        (["--repeat", "2:4", "--apply-to", "all"], "nothing says what", 2),
+        (["--scale", "{q_proj: 1}", "--scale", "k_proj=1", "--repeat", "2:4"], "twice", 2),
+        (["models: {a: x/y}, layout: [a 0:4, b 2:4]"], "b is no short name", 2),
+    ):
+        result = mk("gen", *words, *([] if "layout: [a" in words[0] else ["--model", tiny]))
+        assert (result.status, reason in result.err) == (status, True), result.err
+    for text in ("append: 2, apply_to: last", "interleave: every 4, apply_to: all"):
+        assert mk("gen", text, "--model", tiny).status == 0
+
+
+def test_flags_beside_a_mergekit_config(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """What they would change is said there already; a depth that is not true is an error."""
+    file = tmp_path / "cfg.yml"
+    file.write_text(mk("gen", "--repeat", "2:4", "--model", tiny).out)
+    for flag, value in (("--zero", "auto"), ("--scale", "q_proj=2"), ("--apply-to", "all")):
+        result = mk("gen", file, flag, value)
+        assert (result.status, f"{flag} has no place" in result.err) == (2, True)
+    result = mk("gen", file, "--layers", "9")
+    assert (result.status, "says 8" in result.err) == (1, True)
+    assert mk("gen", file, "--layers", "8").status == 0
+
+
+def test_text_forms_agree(mk: Cli, tiny: Path) -> None:
+    """Spaces, and what is said of a range in two places."""
+    for one, other in (
+        ("repeat: 2:4x 3", "repeat: {layers: [2, 4], times: 3}"),
+        ("layout: [{layers: 2:4@block, times: 3}]", "layout: [2:4x3@block]"),
+        ("layout: [{layers: 2:4x3, as: block}]", "layout: [2:4x3@block]"),
+        ("drop: '2:4, 5:6'", "drop: [[2, 4], [5, 6]]"),
+        ("\ufeffdrop: [2, 4]", "drop: [2, 4]"),
+    ):
+        first, second = (mk("gen", "-", "--model", tiny, stdin=text) for text in (one, other))
+        assert first.status == 0, first.err
+        assert first.out == second.out
+
+
+def test_short_names_stand_for_models_in_mergekits_keys(mk: Cli) -> None:
+    """And `models` with `model` and no growth line waits for a flag."""
+    text = "models: {a: o/x, b: o/y}, layout: [a 0:4, b 2:4], base_model: b, tokenizer_source: a"
+    made = yaml.safe_load(mk("gen", text, "--layers", "4").out)
+    assert (made["base_model"], made["tokenizer_source"]) == ("o/y", "o/x")
+    result = mk("gen", "models: {a: o/x}, model: a", "--drop", "2:3", "--layers", "4")
+    assert [model for model, _, _ in layers(result.out)] == ["o/x", "o/x"]
+
+
+def test_a_directive_for_verify(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--recipe` takes a layout of several models, each against its own."""
+    monkeypatch.chdir(tmp_path)
+    make_llama(Path("one"))
+    make_llama(Path("two"))
+    Path("layout.yml").write_text("models: {a: x/one, b: x/two}\nlayout: [b 0:4, a 2:8]\n")
+    assert mk("run", "layout: [two 0:4, one 2:8]", "out").status == 0
+    words = ("verify", "out", "--recipe", "layout.yml")
+    assert mk(*words, "--against", "two", "--against", "one").status == 0
+    assert mk(*words, "--against", "one", "--against", "two").status == 1
+    result = mk(*words, "--against", "one")
+    assert (result.status, "takes layers of 2 models" in result.err) == (2, True)
+
+
+def test_what_is_stored_reads_back(
+    mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where some models have short names, all of them do: a name without a slash is no model."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two", "three"):
+        make_llama(Path(name))
+    text = "models: {a: one, b: two}, model: a, layout: [0:4, b 2:6, three 6:8]"
+    assert mk("run", text, "out", "--engine", "stream").status == 0
+    stored = json.loads(Path("out/interleave.json").read_text())["directive"]
+    assert stored["models"] == {"a": "one", "b": "two", "m0": "three"}
+    Path("elsewhere").mkdir()
+    Path("elsewhere/c.yml").write_text(yaml_io.write(stored))
+    recipe = mk("gen", "c.yml", cwd=Path("elsewhere")).out
+    assert layers(recipe) == layers(Path("out/mergekit_config.yml").read_text())

@@ -1,0 +1,295 @@
+"""The stream engine: bytes move as they are, zeros are holes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from harness import (
+    STREAM_HINT,
+    Cli,
+    assert_same_tensors,
+    emulate_sharing,
+    load_tensors,
+    make_llama,
+)
+
+from mergekit_interleave.checkpoint.checkpoint import open_checkpoint
+from mergekit_interleave.checkpoint.safetensors_header import Shard, read_tensors
+from mergekit_interleave.directive.growth import Every
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.directive.scale import zeroed_scales
+from mergekit_interleave.engines import copy_range, stream
+from mergekit_interleave.engines.sharding import shards_of
+from mergekit_interleave.errors import CheckpointError, OutputError
+from mergekit_interleave.layout.layout import Edit, expand
+from mergekit_interleave.planning.tensor_plan import Part, assemble
+
+
+def parts_of(path: Path, *names: str) -> tuple[Part, ...]:
+    """What an expansion of a checkpoint is made of, with the named tensors zero in the copies."""
+    base = open_checkpoint(ModelRef(ModelPath(str(path))))
+    layout = expand(Every(2), base.ref, base.depth, lambda _: Edit(zeroed_scales(names)))
+    return assemble(layout, {base.ref: base})
+
+
+def write(parts: Sequence[Part], out: Path, limit: int = 10**9, **how: bool) -> stream.Traffic:
+    """Write them into a new directory."""
+    out.mkdir()
+    shards = shards_of(parts, limit, stream.block_size(out))
+    seen: list[int] = []
+    traffic = stream.write(shards, out, tick=seen.append, **how)
+    assert sum(seen) == sum(part.nbytes for part in parts)
+    return traffic
+
+
+class TestWays:
+    """However the bytes come there."""
+
+    def test_they_are_the_same(
+        self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """By the kernel, by hand, with shared blocks: the files do not differ."""
+        parts = parts_of(sharded, "o_proj")
+        write(parts, tmp_path / "any")
+        write(parts, tmp_path / "hand", reflink=False)
+        monkeypatch.delattr(os, "copy_file_range")
+        write(parts, tmp_path / "old")
+        lengths = emulate_sharing(monkeypatch)
+        traffic = write(parts, tmp_path / "shared")
+        assert 0 < traffic.shared == sum(lengths)
+        for file in (tmp_path / "any").iterdir():
+            for other in ("hand", "old", "shared"):
+                assert (tmp_path / other / file.name).read_bytes() == file.read_bytes()
+
+    def test_nothing_is_shared_by_the_kernel_either(
+        self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """copy_file_range shares blocks where it can, and is not asked where that is not wanted."""
+
+        def refuse(*_: object) -> int:
+            raise AssertionError
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+        monkeypatch.setattr(copy_range.fcntl, "ioctl", refuse)
+        write(parts_of(sharded, "o_proj"), tmp_path / "out", reflink=False)
+
+    def test_a_file_has_its_size_from_the_start(
+        self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where one grows, XFS takes room ahead, and holes fill up."""
+        sizes = []
+        put = copy_range.Pair.put
+
+        def note(self: copy_range.Pair, data: bytes, at: int) -> None:
+            sizes.append(os.fstat(self.target).st_size)
+            put(self, data, at)
+
+        monkeypatch.setattr(copy_range.Pair, "put", note)
+        write(parts_of(tiny, "o_proj"), tmp_path / "out")
+        assert sizes[0] == (tmp_path / "out" / "model.safetensors").stat().st_size
+
+    def test_the_forecast_is_what_comes(
+        self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Byte for byte, with and without shared blocks."""
+        parts = parts_of(sharded, "o_proj")
+        shards = shards_of(parts, 10**9, stream.block_size(tmp_path))
+        emulate_sharing(monkeypatch)
+        for reflink in (True, False):
+            forecast = stream.forecast(shards, tmp_path, reflink=reflink)
+            assert write(parts, tmp_path / str(reflink), reflink=reflink) == forecast
+            files = list((tmp_path / str(reflink)).glob("*.safetensors"))
+            total = forecast.written + forecast.shared + forecast.holes
+            assert total == sum(file.stat().st_size for file in files)
+            assert (forecast.shared > 0) is reflink
+
+    def test_zeros_take_no_room(self, tmp_path: Path) -> None:
+        """Nor at the end of a file."""
+        import torch
+        from safetensors.torch import save_file
+
+        base = make_llama(tmp_path / "base", layers=2)
+        tensors = load_tensors(base)
+        for i in range(2):
+            tensors[f"model.layers.{i}.mlp.down_proj.weight"] = torch.ones(2**20)
+        save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+        traffic = write(parts_of(base, "down_proj"), tmp_path / "out")
+        written = tmp_path / "out" / "model.safetensors"
+        size, taken = written.stat().st_size, written.stat().st_blocks * 512
+        assert traffic.holes == 2**22
+        assert size > 12 * 2**20
+        assert taken < size - 3 * 2**20
+        assert not load_tensors(tmp_path / "out")["model.layers.2.mlp.down_proj.weight"].any()
+
+
+class TestShards:
+    """The files and their index."""
+
+    def test_one_where_the_base_has_one(self, tiny: Path, tmp_path: Path) -> None:
+        """And no index."""
+        write(parts_of(tiny, "o_proj"), tmp_path / "out")
+        assert os.listdir(tmp_path / "out") == ["model.safetensors"]
+
+    def test_the_index(self, tiny: Path, tmp_path: Path) -> None:
+        """Names every tensor, and the size of all."""
+        parts = parts_of(tiny, "o_proj")
+        write(parts, tmp_path / "out", 40_000)
+        index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+        assert index["metadata"]["total_size"] == sum(part.nbytes for part in parts)
+        assert len(read_tensors(tmp_path / "out")) == len(parts) == len(index["weight_map"])
+
+    def test_the_bases_metadata(self, tiny: Path, tmp_path: Path) -> None:
+        """Is read back by the safetensors library."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        tmp_path.joinpath("base").mkdir()
+        for name in ("config.json",):
+            (tmp_path / "base" / name).write_bytes((tiny / name).read_bytes())
+        save_file(load_tensors(tiny), tmp_path / "base" / "model.safetensors", {"made": "here"})
+        write(parts_of(tmp_path / "base", "o_proj"), tmp_path / "out")
+        with safe_open(tmp_path / "out" / "model.safetensors", "pt") as opened:
+            assert opened.metadata() == {"format": "pt", "made": "here"}
+
+
+class TestFaults:
+    """What goes wrong is said, with the file, and nothing goes on."""
+
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The first failure stops the other files as well."""
+        parts = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
+        calls = []
+
+        def full(*_: object) -> int:
+            calls.append(1)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "copy_file_range", full)
+        assert len({part.tensor.file for part in parts}) > 4
+        with pytest.raises(OutputError, match="No space left on device") as error:
+            write(parts, tmp_path / "out")
+        assert "cannot be copied to model-0000" in str(error.value)
+        assert len(calls) <= 2
+
+    def test_a_source_that_shrinks(self, own_tiny: Path, tmp_path: Path) -> None:
+        """Before it is opened."""
+        parts = parts_of(own_tiny, "o_proj")
+        os.truncate(own_tiny / "model.safetensors", 40_000)
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            write(parts, tmp_path / "out")
+
+    def test_a_source_that_shrinks_under_the_hand(
+        self, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is missing is noticed where it is read."""
+        parts = parts_of(own_tiny, "o_proj")
+        monkeypatch.setattr(Shard, "check_unchanged", lambda *_: None)
+        os.truncate(own_tiny / "model.safetensors", 40_000)
+        with pytest.raises(OutputError, match="cut short while it was read"):
+            write(parts, tmp_path / "out")
+
+    def test_interrupted(self, tmp_path: Path) -> None:
+        """Ctrl-C reaches the main thread, and the others stop where they are."""
+        parts = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
+        (tmp_path / "out").mkdir()
+        shards = shards_of(parts, 10**9, 4096)
+        ticks = []
+
+        def interrupt(nbytes: int) -> None:
+            if not ticks:
+                os.kill(os.getpid(), signal.SIGINT)
+            ticks.append(nbytes)
+            time.sleep(0.02)
+
+        with pytest.raises(KeyboardInterrupt):
+            stream.write(shards, tmp_path / "out", tick=interrupt)
+        assert len(os.listdir(tmp_path / "out")) < len(shards) / 2
+
+    def test_the_first_failure_counts(self) -> None:
+        """Those that come after it are its own."""
+        gate = stream._Gate(lambda _: None)  # noqa: SLF001
+        first = OSError("first")
+        assert gate.close(first) is first
+        assert gate.close(OSError("second")) is first
+        with pytest.raises(InterruptedError):
+            gate.tick(1)
+
+    def test_a_base_that_is_swapped(self, own_tiny: Path, tmp_path: Path) -> None:
+        """For one of the same size and time: it is another file."""
+        parts = parts_of(own_tiny, "o_proj")
+        file = own_tiny / "model.safetensors"
+        status = file.stat()
+        (own_tiny / "other").write_bytes(file.read_bytes())
+        os.utime(own_tiny / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
+        (own_tiny / "other").rename(file)
+        with pytest.raises(CheckpointError, match="changed while it was read"):
+            write(parts, tmp_path / "out")
+
+
+class TestInsisted:
+    """`--engine stream`."""
+
+    def test_nothing_heavy_is_imported(self, tiny: Path, tmp_path: Path) -> None:
+        """The seconds that torch, transformers and mergekit take are not spent."""
+        script = (
+            "import sys\nfrom mergekit_interleave.cli import main as cli\n"
+            "words = ['run', 'interleave: every 4', 'out', '--engine', 'stream', '--model']\n"
+            "try: cli.main([*words, sys.argv[1]])\nexcept SystemExit as left: status = left.code\n"
+            "print(*sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)\n"
+            "sys.exit(status)"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", script, tiny],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert not {"torch", "transformers", "mergekit", "numpy"} & set(result.stderr.split())
+        assert "10 layers, 2 of them new" in result.stdout
+
+    def test_it_writes_what_mergekit_writes(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+        """Tensors, config and recipe."""
+        for engine in ("mergekit", "stream"):
+            words = ("run", "interleave: every 2", tmp_path / engine, "--model", sharded)
+            result = mk(*words, "--engine", engine)
+            assert result.status == 0
+            assert result.err == (STREAM_HINT if engine == "mergekit" else "")
+        assert_same_tensors(tmp_path / "stream", tmp_path / "mergekit")
+        for file in ("config.json", "mergekit_config.yml"):
+            ours, theirs = (tmp_path / engine / file for engine in ("stream", "mergekit"))
+            assert ours.read_text() == theirs.read_text()
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            (["--dtype", "float16"], "is converted from F32 to F16"),
+            (["--mergekit", "verbosity=1"], "mergekit's option verbosity has no meaning"),
+            (["--cuda"], "mergekit's option cuda"),
+        ],
+    )
+    def test_what_it_cannot_do_is_refused(
+        self, words: list[str], reason: str, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """And never ignored."""
+        out = tmp_path / "out"
+        command = ["run", "interleave: every 4", out, "--model", tiny, "--engine", "stream"]
+        result = mk(*command, *words)
+        assert result.status != 0
+        assert reason in result.err
+        assert not out.exists()
+
+    def test_mergekits_own_keys(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Only mergekit makes tokenizers."""
+        directive = f"model: {tiny}, interleave: every 4, tokenizer_source: base"
+        result = mk("run", directive, tmp_path / "out", "--engine", "stream")
+        assert (result.status, "tokenizer_source is mergekit's" in result.err) == (1, True)

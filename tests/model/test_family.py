@@ -1,0 +1,121 @@
+"""What is known of families, derived again from the models that transformers builds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from harness import load_tensors, make_llama
+from transformers import AutoModelForCausalLM
+
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.directive.scale import zeroed_scales
+
+FAMILIES = ["llama", "mistral"]
+
+
+def last_block(model: Any) -> Any:
+    """The last layer as a function of the residual stream: (its input, its output)."""
+    seen: dict[str, torch.Tensor] = {}
+    layer = model.model.layers[-1]
+
+    def look(_: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen["in"] = args[0] if args else kwargs["hidden_states"]
+        seen["out"] = output[0] if isinstance(output, tuple) else output
+
+    handle = layer.register_forward_hook(look, with_kwargs=True)
+    model(torch.arange(3, 13).reshape(1, 10))
+    handle.remove()
+    return seen["in"], seen["out"]
+
+
+def family_of(name: str) -> families.Family:
+    """A family that is known."""
+    family = families.family_of(name)
+    assert family is not None
+    return family
+
+
+def writers_of(family: families.Family, path: Path, index: int) -> list[str]:
+    """The residual writers among the stored tensors of a layer."""
+    prefix = f"{family.layers}.{index}."
+    return [n for n in load_tensors(path) if n.startswith(prefix) and family.writes(n)]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A family and a tiny checkpoint of it."""
+    path = tmp_path_factory.mktemp("families") / request.param
+    make_llama(path, layers=2, mistral=request.param == "mistral")
+    return family_of(request.param), path
+
+
+def test_the_names_are_those_of_real_checkpoints(built: tuple[families.Family, Path]) -> None:
+    """Every tensor is a layer's, or stands before or after the layers."""
+    family, path = built
+    names = set(load_tensors(path))
+    layers = {name for name in names if name.startswith(f"{family.layers}.")}
+    assert names - layers == {*family.before_layers, *family.after_layers}
+    for index in range(2):
+        assert len(writers_of(family, path, index)) == 2
+
+
+def test_zeroing_the_writers_makes_an_identity_and_needs_each(
+    built: tuple[families.Family, Path],
+) -> None:
+    """With all of them zero the layer returns its input; with one left it does not.
+
+    And each zeroed tensor still gets a gradient, so that it can be trained.
+    """
+    family, path = built
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tensors = dict(model.named_parameters())
+    writers = writers_of(family, path, 1)
+    kept = {name: tensors[name].detach().clone() for name in writers}
+    for left in [None, *writers]:
+        with torch.no_grad():
+            for name in writers:
+                tensors[name].copy_(kept[name] if name == left else torch.zeros_like(kept[name]))
+        before, after = last_block(model)
+        assert torch.equal(before, after) == (left is None)
+    with torch.no_grad():
+        for name in writers:
+            tensors[name].zero_()
+    model(torch.arange(3, 13).reshape(1, 10)).logits.square().sum().backward()
+    assert all(float(tensors[name].grad.abs().max()) > 0 for name in writers)
+
+
+def test_the_names_to_zero_match_the_writers_and_nothing_else(
+    built: tuple[families.Family, Path],
+) -> None:
+    """A filter is a substring of a whole tensor name."""
+    family, path = built
+    scales = zeroed_scales(family.zero)
+    zeroed = {n for n in load_tensors(path) if any(s.value == 0 and s.matches(n) for s in scales)}
+    assert zeroed == {n for index in range(2) for n in writers_of(family, path, index)}
+
+
+def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
+    """A checkpoint with them, and with another value in them, is the same model."""
+    from safetensors.torch import save_file
+
+    path = make_llama(tmp_path / "old", layers=1)
+    tensors = load_tensors(path)
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.full((4,), 7.0)
+    tokens = torch.arange(3, 13).reshape(1, 10)
+    before = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(tokens).logits
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    after = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(tokens).logits
+    assert torch.equal(before, after)
+
+
+def test_missing_keys_stand_for_what_transformers_says() -> None:
+    """The defaults in `must_agree` are those of the config classes."""
+    from transformers import LlamaConfig, MistralConfig
+
+    for name, config in (("llama", LlamaConfig()), ("mistral", MistralConfig())):
+        for key, default in (family_of(name).must_agree or {}).items():
+            if default is not None:
+                assert getattr(config, key) == default, (name, key)

@@ -1,0 +1,224 @@
+"""Whatever happens to a run, OUT is whole or absent, and the next run clears what it left."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import faults
+import pytest
+from faults import DIRECTIVE, ENGINES, Runner, litter, verified, whole_or_absent
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="root's capabilities are Linux's")
+each = pytest.mark.parametrize("engine", ENGINES)
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    """Starts runs without waiting for imports."""
+    with closing(Runner()) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base; read it, do not change it."""
+    return faults.base(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A directory that holds OUT alone."""
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place"
+
+
+def words(source: Path, out: Path, engine: str) -> tuple[object, ...]:
+    """A run; OUT comes last."""
+    return ("run", "--model", source, "--engine", engine, DIRECTIVE, out)
+
+
+def one_error(said: str) -> bool:
+    """Whether that is one `error:` line, and perhaps a hint."""
+    return re.fullmatch(r"(note: .*\n)*error: .*\n(hint: .*\n)?", said) is not None
+
+
+@each
+def test_kills(engine: str, runner: Runner, source: Path, place: Path) -> None:
+    """Ten of each engine, half of them while a model is replaced; `make faults` does 200."""
+    found = faults.kills(runner, engine, source, place / "out", 10)
+    assert found.keys() <= {"absent", "whole"}, found
+    assert found["absent"]
+
+
+@each
+def test_a_write_that_fails(engine: str, runner: Runner, source: Path, place: Path) -> None:
+    """One error, and nothing is left, the staging directory included."""
+    status, said = runner.run(*words(source, place / "out", engine), most_bytes=2**20)
+    assert (status, one_error(said)) == (1, True), said
+    assert "File too large" in said
+    assert not list(place.iterdir())
+
+
+@each
+def test_a_full_disk(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
+    """Which filled up after free space was looked at."""
+    with faults.small_filesystem(tmp_path / "small", 20) as small:
+        if small is None:
+            pytest.skip("no filesystem may be mounted here")
+        run = words(source, small / "out", engine)
+        status, said = runner.run(*run, fault="no_room_later")
+        assert (status, one_error(said), "No space left" in said) == (1, True, True), said
+        assert not list(small.iterdir())
+        status, said = runner.run(*run)
+        assert (status, "no room: " in said) == (1, True)
+
+
+@each
+@linux
+def test_a_permission_that_is_lost(engine: str, runner: Runner, source: Path, place: Path) -> None:
+    """OUT does not appear; the next run clears what could not be cleared."""
+    run = words(source, place / "out", engine)
+    status, said = runner.run(*run, powerless=True, fault="parent_closed_later")
+    assert (status, "Permission denied" in said) == (1, True), said
+    assert not (place / "out").exists()
+    closed = runner.run(*run, powerless=True)
+    assert (closed[0], "Permission denied" in closed[1]) == (1, True), closed
+    place.chmod(0o755)
+    status, said = runner.run(*run, powerless=True)
+    assert status == 0, said
+    assert not litter(place / "out")
+    assert verified(place / "out", source)
+
+
+@each
+def test_a_source_that_is_cut_short(
+    engine: str, runner: Runner, source: Path, tmp_path: Path, place: Path
+) -> None:
+    """While it is read; mergekit maps its files, so that this can end the process."""
+    own = Path(shutil.copytree(source, tmp_path / "own"))
+    run = words(own, place / "out", engine)
+    status, said = runner.run(*run, fault="source_cut_short", source=str(own))
+    assert status in ((1,) if engine == "stream" else (1, -7)), said
+    assert status == -7 or one_error(said), said
+    assert not (place / "out").exists()
+    shutil.rmtree(own)
+    shutil.copytree(source, own)
+    status, said = runner.run(*run)
+    assert status == 0, said
+    assert not litter(place / "out")
+
+
+@each
+def test_two_at_once(engine: str, runner: Runner, source: Path, place: Path) -> None:
+    """One writes it, the other is refused."""
+    command = [sys.executable, "-m", "mergekit_interleave"]
+    command += map(str, words(source, place / "out", "stream"))
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.3)  # while it starts
+    runner.start(*words(source, place / "out", engine))
+    _, err = process.communicate()
+    ends = [(process.returncode, err), runner.end()]
+    assert sorted(status for status, _ in ends) == [0, 1], ends
+    (said,) = [said for status, said in ends if status]
+    assert one_error(said)
+    assert "another run is writing it" in said or "exists already" in said
+    assert verified(place / "out", source)
+    assert not litter(place / "out")
+
+
+@each
+def test_another_filesystem(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
+    """Than the base's."""
+    with faults.small_filesystem(tmp_path / "small", 200) as small:
+        if small is None:
+            pytest.skip("no filesystem may be mounted here")
+        status, said = runner.run(*words(source, small / "out", engine))
+        assert status == 0, said
+        assert verified(small / "out", source)
+
+
+@each
+def test_odd_names(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
+    """Spaces, quotes, letters of all alphabets, and what looks like a flag or a pattern."""
+    base = Path(shutil.copytree(source, tmp_path / "zwei Wörter 'und' 模型 [a-z]*"))
+    out = tmp_path / 'größer & "tiefer" $HOME' / "-o ut"
+    status, said = runner.run(*words(base, out, engine))
+    assert status == 0, said
+    assert verified(out, base)
+    assert not litter(out)
+
+
+@each
+def test_a_temporary_directory_that_is_full(
+    engine: str, runner: Runner, source: Path, place: Path, tmp_path: Path
+) -> None:
+    """Nothing is kept there."""
+    with faults.small_filesystem(tmp_path / "small", 1) as small:
+        if small is None:
+            pytest.skip("no filesystem may be mounted here")
+        (small / "full").write_bytes(bytes(2**20))
+        environment = {"TMPDIR": str(small)}
+        run = words(source, place / "out", engine)
+        status, said = runner.run(*run, environment=environment)
+        assert status == 0, said
+    assert verified(place / "out", source)
+
+
+def test_a_refusal_with_a_full_temporary_directory(
+    runner: Runner, tmp_path: Path, place: Path
+) -> None:
+    """The reason is given all the same, without the suggestion that needs it."""
+    import toys
+
+    base = tmp_path / "base"
+    toys.build("gpt_neox_japanese").save_pretrained(base)
+    with faults.small_filesystem(tmp_path / "small", 1) as small:
+        if small is None:
+            pytest.skip("no filesystem may be mounted here")
+        (small / "full").write_bytes(bytes(2**20))
+        run = ("run", "append: 1", place / "out", "--model", base)
+        status, said = runner.run(*run, environment={"TMPDIR": str(small)})
+    assert (status, one_error(said), "no config.json can say" in said) == (1, True, True), said
+
+
+def test_a_disk_that_cannot_be_read(source: Path) -> None:
+    """A comparison ends with the name of the file."""
+    from mergekit_interleave.checkpoint.safetensors_header import read_tensors
+    from mergekit_interleave.errors import CheckpointError
+    from mergekit_interleave.verification import tensors as comparison
+
+    class Broken:
+        """A file on a disk that fails."""
+
+        def __init__(self, file: object) -> None:
+            self.fileno = file.fileno  # type: ignore[attr-defined]
+
+        def seek(self, _: int) -> None:
+            pass
+
+        def read(self, _: int) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    tensor = next(iter(read_tensors(source).values()))
+    files = comparison.Files()
+    with tensor.file.open("rb") as file:
+        files.opened[tensor.shard] = Broken(file)  # type: ignore[assignment]
+        with pytest.raises(CheckpointError, match=r"model-00001.*: Input/output error"):
+            files.read(tensor.shard, 0, 10)
+
+
+def test_whole_or_absent(source: Path, place: Path) -> None:
+    """What these tests look with sees a half model."""
+    assert whole_or_absent(place / "out", source)
+    command = [sys.executable, "-m", "mergekit_interleave"]
+    subprocess.run([*command, *map(str, words(source, place / "out", "stream"))], check=True)
+    assert whole_or_absent(place / "out", source)
+    next((place / "out").glob("*.safetensors")).unlink()
+    assert not whole_or_absent(place / "out", source)

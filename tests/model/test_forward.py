@@ -1,0 +1,189 @@
+"""`verify --forward`: what both models compute, in numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Cli, load_tensors, make_llama
+
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.verification import forward
+
+
+def grown(mk: Cli, base: Path, out: Path, directive: str) -> Path:
+    """A deeper model, by the stream engine."""
+    result = mk("run", directive, out, "--model", base, "--engine", "stream")
+    assert result.status == 0, result.err
+    return out
+
+
+def measured(mk: Cli, base: Path, out: Path, *words: object, status: int = 0) -> Any:
+    """What `verify --forward` says of it."""
+    result = mk("verify", out, "--against", base, "--forward", "--json", *words)
+    assert result.status == status, result.err
+    return json.loads(result.out)["forward"]
+
+
+class TestIdentity:
+    """A model that must compute what its base computes."""
+
+    def test_it_does(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Logits, greedy tokens, versions; interleave.json and the card have it, too."""
+        out = grown(mk, tiny, tmp_path / "out", "interleave: every 2")
+        found = measured(mk, tiny, out)
+        assert (found["exact"], found["largest_difference"]) == (True, 0)
+        assert found["largest_logit"] > 0
+        assert (found["greedy_tokens"], found["same_greedy_tokens"]) == (16, True)
+        assert found["perplexity"] == found["base_perplexity"] > 1
+        assert found["tools"].keys() == {"torch", "transformers"}
+        content = json.loads((out / "interleave.json").read_text())
+        assert content["verified"]["forward"] == found
+        assert content["verified"]["weights"]["exact"]
+        assert "Forward pass: float32 logits on 64 random tokens" in (out / "README.md").read_text()
+
+    def test_it_does_not(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """One tensor that is not zero is enough."""
+        from safetensors.torch import save_file
+
+        out = grown(mk, tiny, tmp_path / "out", "interleave: every 2")
+        tensors = load_tensors(out)
+        tensors["model.layers.2.mlp.down_proj.weight"] += 0.01
+        save_file(tensors, out / "model.safetensors", {"format": "pt"})
+        found = forward.compare(tiny, out)
+        assert not found.is_exact
+        assert found.relative > forward.MOST_DIFFERENT
+
+    def test_a_window_is_exceeded(self, mk: Cli, tmp_path: Path) -> None:
+        """Of the longest of its layers."""
+        base = make_llama(
+            tmp_path / "base", mistral=True, sliding_window=96, max_position_embeddings=512
+        )
+        out = grown(mk, base, tmp_path / "out", "interleave: every 4")
+        found = measured(mk, base, out)
+        assert (found["exact"], found["window"], found["random_tokens"]) == (True, 96, 160)
+        assert "more than the window of 96" in (out / "README.md").read_text()
+
+    def test_without_a_tokenizer(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """There is no text, and no perplexity."""
+        for file in own_tiny.glob("token*"):
+            file.unlink()
+        out = grown(mk, own_tiny, tmp_path / "out", "append: 1")
+        found = measured(mk, own_tiny, out)
+        assert (found["exact"], found["text_tokens"]) == (True, 0)
+        assert "perplexity" not in found
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"repetition_penalty": 1.7},
+            {"num_beams": 3, "num_return_sequences": 3},
+            {"do_sample": True, "temperature": 9.0, "top_k": 3},
+            {"stop_strings": ["word1"]},
+            {"eos_token_id": list(range(64))},
+            {"penalty_alpha": 0.6, "top_k": 4},
+            {"max_length": 3},
+        ],
+    )
+    def test_settings_of_its_own(
+        self, settings: dict[str, Any], mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """Are not the question: what both compute is compared, not how they would talk."""
+        file = own_tiny / "generation_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
+        out = grown(mk, own_tiny, tmp_path / "out", "append: 1")
+        found = measured(mk, own_tiny, out)
+        assert (found["exact"], found["greedy_tokens"]) == (True, 16)
+
+
+class TestNoIdentity:
+    """A model that computes something else: numbers, no verdict."""
+
+    def test_copies(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """The difference, and the perplexities."""
+        out = grown(mk, tiny, tmp_path / "out", "repeat: [2, 6]")
+        found = measured(mk, tiny, out)
+        assert "exact" not in found
+        assert found["largest_difference"] > 0
+        assert found["perplexity"] != found["base_perplexity"]
+        assert "perplexity of the text" in (out / "README.md").read_text()
+
+    def test_converted(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Rounding is no identity."""
+        out = tmp_path / "out"
+        assert mk("run", "append: 1, dtype: bfloat16", out, "--model", tiny).status == 0
+        found = measured(mk, tiny, out)
+        assert "exact" not in found
+        assert 0 < found["largest_difference"] < found["largest_logit"]
+
+
+class TestTooLarge:
+    """Weights that do not fit into memory stay on disk."""
+
+    def test_by_the_loaders_own_means(self, mk: Cli, tmp_path: Path) -> None:
+        """Of transformers and accelerate; the outcome is the same."""
+        import torch
+
+        base = make_llama(tmp_path / "base", hidden_size=256, dtype=torch.bfloat16)
+        out = grown(mk, base, tmp_path / "out", "interleave: every 4")
+        assert "offloaded" not in measured(mk, base, out)
+        found = measured(mk, base, out, "--max-memory", "4MB")
+        assert (found["exact"], found["offloaded"]) == (True, True)
+
+
+class TestRefused:
+    """What cannot be compared."""
+
+    def test_what_differs_already(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Is not loaded."""
+        out = grown(mk, tiny, tmp_path / "out", "append: 1")
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+        result = mk("verify", out, "--against", tiny, "--forward")
+        assert (result.status, "forward" in result.out) == (1, False)
+
+    def test_what_transformers_cannot_load(self, tiny: Path, tmp_path: Path) -> None:
+        """With its reason."""
+        (tmp_path / "config.json").write_text('{"model_type": "none_such"}')
+        with pytest.raises(RefusedError, match="cannot be compared with its base"):
+            forward.compare(tiny, tmp_path)
+
+    def test_a_model_that_lacks_a_tensor(self, own_tiny: Path, tiny: Path) -> None:
+        """It would be made up."""
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        del tensors["model.layers.3.mlp.up_proj.weight"]
+        save_file(tensors, own_tiny / "model.safetensors", {"format": "pt"})
+        with pytest.raises(RefusedError, match=r"model\.layers\.3\.mlp\.up_proj\.weight"):
+            forward.compare(tiny, own_tiny)
+
+    def test_logits_that_are_no_numbers(self, own_tiny: Path, tiny: Path) -> None:
+        """Are no difference that could be told."""
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        tensors["model.norm.weight"][0] = math.nan
+        save_file(tensors, own_tiny / "model.safetensors", {"format": "pt"})
+        with pytest.raises(RefusedError, match="no finite numbers"):
+            forward.compare(tiny, own_tiny)
+
+    def test_code_from_elsewhere(self, own_tiny: Path) -> None:
+        """Some keys of a config let transformers fetch it, and nobody has said that it may."""
+        file = own_tiny / "config.json"
+        config = json.loads(file.read_text())
+        file.write_text(json.dumps({**config, "attn_implementation": "somebody/kernel"}))
+        with pytest.raises(RefusedError, match="somebody/kernel"):
+            forward.compare(own_tiny, own_tiny)
+
+    def test_another_tokenizer(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Has other logits."""
+        out = tmp_path / "out"
+        words = "append: 1, tokenizer: {source: base, pad_to_multiple_of: 128}"
+        result = mk("run", words, out, "--model", tiny)
+        assert result.status == 0, result.err
+        result = mk("verify", out, "--against", tiny, "--forward")
+        assert (result.status, "another tokenizer" in result.err) == (1, True)

@@ -1,0 +1,244 @@
+"""Checkpoints and directives that mean harm: one error within seconds, and nothing at OUT.
+
+Both engines read through the same door, which is what these tests hold.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from harness import Cli, load_tensors
+
+HEADER = {"model.norm.weight": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}
+Spoil = Callable[[Path], None]
+
+
+def header(change: Callable[[dict[str, Any]], None]) -> Spoil:
+    """Change the header of the weights, and keep their data."""
+
+    def spoil(base: Path) -> None:
+        file = base / "model.safetensors"
+        content = file.read_bytes()
+        (length,) = struct.unpack("<Q", content[:8])
+        entries = json.loads(content[8 : 8 + length])
+        change(entries)
+        text = json.dumps(entries).encode()
+        file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+    return spoil
+
+
+def entry(**values: Any) -> Spoil:
+    """Change what the header says of one tensor."""
+    return header(lambda entries: entries["model.norm.weight"].update(values))
+
+
+def raw(text: bytes, length: int | None = None) -> Spoil:
+    """Another header altogether."""
+
+    def spoil(base: Path) -> None:
+        size = struct.pack("<Q", len(text) if length is None else length)
+        (base / "model.safetensors").write_bytes(size + text + bytes(64))
+
+    return spoil
+
+
+def index(name: str) -> Spoil:
+    """An index that leads to a file of this name."""
+
+    def spoil(base: Path) -> None:
+        weights = base / "model.safetensors"
+        tensors = load_tensors(base)
+        weights.rename(base.parent / "x.safetensors")
+        content = {"metadata": {}, "weight_map": dict.fromkeys(tensors, name)}
+        (base / "model.safetensors.index.json").write_text(json.dumps(content))
+
+    return spoil
+
+
+def config(**values: Any) -> Spoil:
+    """Change config.json."""
+
+    def spoil(base: Path) -> None:
+        content = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({**content, **values}))
+
+    return spoil
+
+
+def text(name: str, content: str | bytes) -> Spoil:
+    """Another content for a file."""
+
+    def spoil(base: Path) -> None:
+        data = content if isinstance(content, bytes) else content.encode()
+        (base / name).write_bytes(data)
+
+    return spoil
+
+
+def special(make: Callable[[Path], Any]) -> Spoil:
+    """Weights that are no file."""
+
+    def spoil(base: Path) -> None:
+        (base / "model.safetensors").unlink()
+        make(base / "model.safetensors")
+
+    return spoil
+
+
+def fifo_behind_a_link(place: Path) -> None:
+    """A plain name may be a link, but to a regular file."""
+    os.mkfifo(place.parent / "pipe")
+    place.symlink_to(place.parent / "pipe")
+
+
+def without_layer(base: Path) -> None:
+    """The layers that config.json states are not all there."""
+    from safetensors.torch import save_file
+
+    tensors = {n: t for n, t in load_tensors(base).items() if ".layers.5." not in n}
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+HOSTILE: dict[str, Spoil] = {
+    "a shard elsewhere": index("../x.safetensors"),
+    "a shard at an absolute path": index("/etc/x.safetensors"),
+    "a shard below": index("a/x.safetensors"),
+    "a shard behind a backslash": index("..\\x.safetensors"),
+    "a shard that is missing": index("none.safetensors"),
+    "a header of 2^60 bytes": raw(b"{}", 2**60),
+    "a header that is larger than the file": raw(b"{}", 200),
+    "a header that is no JSON": raw(b"{" * 50),
+    "a header in bad UTF-8": raw(b'{"\xff\xfe": 1}'),
+    "a header that is nested deeply": raw(DEEP.encode()),
+    "a name that stands there twice": raw(b'{"a": 1, "a": 1}'),
+    "offsets that overlap": entry(data_offsets=[4, 132]),
+    "offsets past the end": entry(data_offsets=[2**40, 2**40 + 128]),
+    "negative offsets": entry(data_offsets=[-128, 0]),
+    "a shape whose size overflows": entry(shape=[2**40, 2**40]),
+    "a shape that is no shape": entry(shape=[[32]]),
+    "a dtype that is none": entry(dtype=["F32"]),
+    "a gap": header(lambda entries: entries.pop("model.norm.weight")),
+    "an index in deep JSON": text("model.safetensors.index.json", DEEP),
+    "an index in bad UTF-8": text("model.safetensors.index.json", b'{"weight_map": "\xff"}'),
+    "a pipe": special(os.mkfifo),
+    "a pipe behind a link": special(fifo_behind_a_link),
+    "a device": special(lambda place: place.symlink_to("/dev/zero")),
+    "a directory": special(Path.mkdir),
+    "10^12 layers": config(num_hidden_layers=10**12),
+    "more layers than tensors": config(num_hidden_layers=9),
+    "fewer layers than tensors": config(num_hidden_layers=7),
+    "layers that are no number": config(num_hidden_layers="many"),
+    "a config in deep JSON": text("config.json", DEEP),
+    "a config in bad UTF-8": text("config.json", b'{"model_type": "\xff"}'),
+    "a config that is a list": text("config.json", "[]"),
+    "a layer that is missing": without_layer,
+    "deep JSON beside": text("tokenizer_config.json", DEEP),
+}
+"""What is done to a checkpoint."""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_checkpoints(name: str, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+    """The same error from both engines."""
+    HOSTILE[name](own_tiny)
+    before = sorted(os.listdir(tmp_path))
+    errors = set()
+    for engine in ("mergekit", "stream"):
+        started = time.monotonic()
+        words = ("run", "interleave: every 4", tmp_path / "out", "--model", own_tiny)
+        result = mk(*words, "--engine", engine)
+        assert (result.status, result.err.count("error: ")) == (1, 1), result.err
+        assert "unexpected" not in result.err
+        assert len(result.err) < 1200
+        assert time.monotonic() - started < 20
+        errors.add(result.err)
+    assert len(errors) == 1
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+LETTERS = "abcdefghijklmnopqrstuvwx"
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{new}: &{new} [*{old}, *{old}]\n" for old, new in pairwise(LETTERS)
+)
+CARDS = {
+    "no front matter": "# Tiny",
+    "an open one": "---\nlicense: mit\n",
+    "no YAML": "---\n{[\n---\n",
+    "a list": "---\n- 1\n---\n",
+    "a bomb": f"---\n{BOMB}license: *x\n---\n",
+    "an object": "---\nlicense: !!python/object/apply:os.mkdir [trap]\n---\n",
+    "other kinds": "---\nlicense: {a: 1}\nlanguage: [1, [2]]\nlicense_name: 5\n---\n",
+    "deep": f"---\nlicense: {'[' * 3000}{']' * 3000}\n---\n",
+    "long": "---\nlicense: mit\n" + "x: y\n" * 10**6 + "---\n",
+    "bytes": b"---\n\xff\xfe\n---\n",
+}
+"""READMEs of a base."""
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_cards(
+    name: str, mk: Cli, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card that cannot be read never costs the model, and nothing of it is run."""
+    monkeypatch.chdir(tmp_path)
+    text("README.md", CARDS[name])(own_tiny)
+    words = ("run", "append: 1", tmp_path / "out", "--model", own_tiny, "--engine", "stream")
+    started = time.monotonic()
+    result = mk(*words)
+    assert result.status == 0
+    unread = [line for line in result.err.splitlines() if "README.md: no license or" in line]
+    assert result.err.splitlines() == unread
+    assert len(unread) == (name in ("no YAML", "a bomb", "an object", "deep", "bytes"))
+    assert time.monotonic() - started < 10
+    assert (tmp_path / "out/README.md").stat().st_size < 20_000
+    assert "license: mit" not in (tmp_path / "out/README.md").read_text()
+    assert sorted(os.listdir(tmp_path)) == ["out", "own"]
+
+
+DIRECTIVES = [
+    "interleave: !!python/object/apply:os.mkdir [trap]",
+    "!!python/object/new:os.mkdir [trap]",
+    f"append: {'[' * 5000}",
+    "append: " + "9" * 5000,
+    "repeat: {layers: [0, 8], times: 1000000000000}",
+    "interleave: every 1\nmodel: &a [*a]",
+    "interleave: every \ud800",
+    "stack: [[0, 99999999999999999999]]",
+]
+
+
+@pytest.mark.parametrize("words", DIRECTIVES)
+def test_directives(words: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """One error, and nothing is run."""
+    started = time.monotonic()
+    result = mk("run", "-", "out", "--model", tiny, cwd=tmp_path, stdin=words)
+    assert result.status in (1, 2)
+    assert result.err.count("error: ") == 1
+    assert "unexpected" not in result.err
+    assert time.monotonic() - started < 5
+    assert not os.listdir(tmp_path)
+
+
+def test_links_are_followed_once(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+    """The Hub's cache is made of them: what they point to is copied, never the link."""
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate(sorted(own_tiny.iterdir())):
+        file.rename(blobs / str(number))
+        file.symlink_to(Path("..", "blobs", str(number)))
+    for engine in ("stream", "mergekit"):
+        out = tmp_path / engine
+        words = ("run", "append: 1", out, "--model", own_tiny, "--engine", engine)
+        assert mk(*words).status == 0
+        assert not [file for file in out.rglob("*") if file.is_symlink()]
+        assert mk("verify", out, "--against", own_tiny).status == 0

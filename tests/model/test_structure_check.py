@@ -1,0 +1,28 @@
+"""What a class builds of a config.json, without memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import zoo
+from safetensors.torch import load_file
+
+from mergekit_interleave.checkpoint import meta_model
+
+
+@pytest.mark.parametrize("name", ["kolibri1", "mixtral", "deepseek_v4", "nemotron_h", "llama"])
+def test_stored_names_are_those_of_the_file(name: str, tmp_path: Path) -> None:
+    """Renamed and stacked ones, too; of what is stored in parts it is the first."""
+    zoo.quiet()
+    base = zoo.save(name, tmp_path)
+    names = meta_model.stored_names(meta_model.build(base))
+    ours, theirs = map(_unnumbered, (names.values(), load_file(base / "model.safetensors")))
+    assert ours <= theirs
+    assert any(stored != name for name, stored in names.items()) == (name != "llama")
+
+
+def _unnumbered(names: Iterable[str]) -> set[str]:
+    return {re.sub(r"\.\d+(?=\.)", ".*", name) for name in names}

@@ -1,0 +1,281 @@
+"""Which engine writes the weights, and whether there is room for them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from harness import STREAM_HINT, Cli, emulate_sharing, load_tensors, make_llama, write_header
+
+from mergekit_interleave.engines import writer as writers
+
+Leave = Callable[[int], None]
+
+
+@pytest.fixture
+def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Leave:
+    """Says how many bytes the disk has left."""
+    usage = shutil.disk_usage(tmp_path)
+
+    def set_free(nbytes: int) -> None:
+        monkeypatch.setattr(writers.shutil, "disk_usage", lambda _: usage._replace(free=nbytes))
+
+    return set_free
+
+
+class TestRoom:
+    """There is room, or nothing is written."""
+
+    WORDS = ("run", "interleave: every 2", "out", "--model")
+
+    def test_too_little_for_any_engine(
+        self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
+    ) -> None:
+        """The error has the numbers: the tensors, without zeros where they are not written."""
+        leave(200_000)
+        for engine, words in (
+            ("mergekit", r"391 kB are needed"),
+            ("stream", r"36\d kB are needed"),
+            ("auto", r"36\d kB are needed by the stream engine, 391 kB by mergekit"),
+        ):
+            result = mk(*self.WORDS, tiny, "--engine", engine, cwd=tmp_path)
+            assert result.status == 1
+            assert re.search(rf"no room: {words}, 200 kB are free", result.err), result.err
+            assert os.listdir(tmp_path) == []
+
+    def test_small_files_count(self, mk: Cli, own_tiny: Path, tmp_path: Path, leave: Leave) -> None:
+        """They need room, too."""
+        (own_tiny / "vocab.txt").write_bytes(bytes(10**6))
+        leave(10**6)
+        for engine in writers.ENGINES:
+            result = mk(*self.WORDS, own_tiny, "--engine", engine, cwd=tmp_path)
+            assert (result.status, "1.3" in result.err) == (1, True), result.err
+
+    def test_the_fallback_needs_less_as_well(self, mk: Cli, tmp_path: Path, leave: Leave) -> None:
+        """Whatever options mergekit is given, where it cannot write the stream engine does."""
+        base = make_llama(tmp_path / "base", attention_bias=True)
+        words = (*self.WORDS, base, "--mergekit", "async_write=true")
+        leave(380_000)
+        result = mk(*words, cwd=tmp_path)
+        assert result.status == 0, result.err
+        assert "written by the stream engine" in result.err
+
+    def test_enough_for_the_stream_engine_alone(
+        self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
+    ) -> None:
+        """Mergekit writes zeros; the hint says who does not."""
+        leave(370_000)
+        result = mk(*self.WORDS, tiny, cwd=tmp_path)
+        assert result.status == 1
+        assert "hint: --engine stream needs 359 kB: it writes no zeros" in result.err
+        assert os.listdir(tmp_path) == []
+        assert mk(*self.WORDS, tiny, "--engine", "stream", cwd=tmp_path).status == 0
+
+    def test_shared_blocks_need_none(
+        self,
+        mk: Cli,
+        tmp_path: Path,
+        leave: Leave,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What the disk has left is for what is not shared."""
+        base = make_llama(tmp_path / "base", layers=4, hidden_size=128, intermediate_size=512)
+        emulate_sharing(monkeypatch)
+        leave(100_000)
+        words = (*self.WORDS, base, "--engine", "stream")
+        refused = mk(*words, "--no-reflink", cwd=tmp_path)
+        assert (refused.status, "no room: " in refused.err) == (1, True)
+        result = mk(*words, cwd=tmp_path)
+        assert result.status == 0, result.err
+        assert re.search(r": [\d.]+ kB written, [\d.]+ MB shared with the base", result.out)
+
+    def test_700_gb(self, mk: Cli, tmp_path: Path) -> None:
+        """A checkpoint larger than the disk is refused in seconds: of it, headers are read."""
+        assert shutil.disk_usage(tmp_path).free < 8 * 10**11
+        base = sparse_llama(tmp_path / "base", layers=96, hidden=16_384, intermediate=53_248)
+        started = time.monotonic()
+        result = mk(*self.WORDS, base, "--engine", "stream", cwd=tmp_path)
+        assert time.monotonic() - started < 20  # seconds, and not the minutes of a copy
+        assert result.status == 1
+        assert re.search(r"no room: 9\d\d GB are needed, [\d.]+ [GM]B are free", result.err)
+        assert os.listdir(tmp_path) == ["base"]
+
+
+def sparse_llama(path: Path, *, layers: int, hidden: int, intermediate: int) -> Path:
+    """A Llama of which only the headers take room, one shard for each layer."""
+    path.mkdir()
+    square, wide = [hidden, hidden], [intermediate, hidden]
+    layer = {
+        "input_layernorm": [hidden],
+        "post_attention_layernorm": [hidden],
+        "self_attn.q_proj": square,
+        "self_attn.k_proj": square,
+        "self_attn.v_proj": square,
+        "self_attn.o_proj": square,
+        "mlp.gate_proj": wide,
+        "mlp.up_proj": wide,
+        "mlp.down_proj": wide[::-1],
+    }
+    outside = {"embed_tokens": [32_000, hidden], "norm": [hidden]}
+    shards = [{f"model.{name}.weight": shape for name, shape in outside.items()}]
+    shards += [
+        {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
+        for i in range(layers)
+    ]
+    weight_map = {}
+    for i, shard in enumerate(shards):
+        header, offset = {}, 0
+        for name, shape in shard.items():
+            stop = offset + 2 * (shape[0] * shape[-1] if len(shape) > 1 else shape[0])
+            header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, stop]}
+            weight_map[name] = f"model-{i:05d}.safetensors"
+            offset = stop
+        file = path / f"model-{i:05d}.safetensors"
+        write_header(file, header)
+        os.truncate(file, file.stat().st_size + offset)
+    index = {"weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {"model_type": "llama", "num_hidden_layers": layers, "tie_word_embeddings": True}
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+class TestHint:
+    """A run of mergekit's that the stream engine could have done says so."""
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ((), STREAM_HINT),
+            (("--engine", "mergekit"), STREAM_HINT),
+            (("--engine", "stream"), ""),
+            (("--dtype", "bfloat16"), ""),
+            (("--async-write",), ""),
+        ],
+    )
+    def test_where_it_could(
+        self, words: tuple[str, ...], said: str, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """And says nothing where it could not, or did."""
+        result = mk("run", "append: 1", tmp_path / "out", "--model", tiny, *words)
+        assert (result.status, result.err) == (0, said)
+
+
+class TestShards:
+    """How large they are."""
+
+    def test_the_stream_engine_has_as_many_as_the_base(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """However they grow; but not more than is wanted in one."""
+        words = ("run", "append: 1", "--model", tiny, "--engine", "stream", "--out-shard-size")
+        assert mk(*words[:-1], tmp_path / "one").status == 0
+        assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
+        assert mk(*words, "100KB", tmp_path / "more").status == 0
+        sizes = [file.stat().st_size for file in (tmp_path / "more").glob("*.safetensors")]
+        assert len(sizes) > 2
+        assert max(sizes) < 110_000
+
+
+class TestVerify:
+    """What was written is read back."""
+
+    def test_mergekits_zeros_always_are(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """It multiplies, and an infinity times 0 is no zero."""
+        import torch
+        from safetensors.torch import save_file
+
+        tensors = load_tensors(own_tiny)
+        tensors["model.layers.7.self_attn.o_proj.weight"][0, 0] = torch.inf
+        save_file(tensors, own_tiny / "model.safetensors", {"format": "pt"})
+        words = ("run", "append: 1", tmp_path / "out", "--model", own_tiny, "--no-verify")
+        assert "is not zero" in mk(*words).err
+        assert mk(*words, "--engine", "stream").status == 0
+
+    def test_unless_that_is_not_wanted(
+        self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Zeros that came out as something else are found, or not looked at."""
+        monkeypatch.setattr("mergekit_interleave.verification.tensors._not_zero", lambda *_: 0)
+        words = ("run", "append: 1", tmp_path / "out", "--model", tiny, "--engine", "stream")
+        found = mk(*words)
+        assert (found.status, "is not zero" in found.err) == (1, True)
+        assert mk(*words, "--no-verify").status == 0
+
+
+def test_a_source_that_changes_under_mergekit(
+    mk: Cli, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is noticed after it has written, and nothing is at OUT."""
+    from mergekit_interleave.engines import mergekit
+
+    execute = mergekit.execute
+
+    def disturbed(*words: object) -> None:
+        execute(*words)  # type: ignore[arg-type]
+        os.utime(own_tiny / "model.safetensors")
+
+    monkeypatch.setattr(mergekit, "execute", disturbed)
+    result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny)
+    assert (result.status, "changed while it was read" in result.err) == (1, True)
+    assert sorted(os.listdir(tmp_path)) == ["own"]
+
+
+class TestBar:
+    """How far the stream engine is."""
+
+    COMMAND = ("run", "append: 1", "out", "--engine", "stream", "--model")
+
+    def test_on_a_terminal(self, tiny: Path, tmp_path: Path) -> None:
+        """Bytes and rate, on standard error, and the line is cleared at the end."""
+        ours, theirs = pty.openpty()
+        try:
+            size = struct.pack("HHHH", 24, 80, 0, 0)
+            fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+            words = [sys.executable, "-m", "mergekit_interleave", *self.COMMAND, str(tiny)]
+            # Earlier runs in this process have disabled it for theirs.
+            environment = {**os.environ, "TQDM_DISABLE": ""}
+            streams = {"stdout": subprocess.PIPE, "stderr": theirs}
+            subprocess.run(words, cwd=tmp_path, env=environment, check=True, **streams)
+            os.set_blocking(ours, False)
+            said = os.read(ours, 10_000).decode()
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert "weights:   0%" in said
+        assert "B/s" in said
+        assert said.endswith("\r")
+
+    def test_into_a_pipe(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Nothing."""
+        result = mk(*self.COMMAND, tiny, cwd=tmp_path)
+        assert (result.status, result.err) == (0, "")
+
+
+@pytest.mark.parametrize("rows", ["square: 9", "after: -3", "after: 100"])
+def test_a_fill_that_does_not_fit(rows: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Is refused: it would reach into the next tensor, or past the end."""
+    recipe = f"""
+merge_method: passthrough
+slices:
+- sources: [{{model: {tiny}, layer_range: [0, 8]}}]
+- sources:
+  - model: {tiny}
+    layer_range: [7, 8]
+    parameters: {{fill: [{{filter: k_proj, value: 1.5, {rows}}}]}}
+"""
+    result = mk("run", "-", tmp_path / "out", "--engine", "stream", stdin=recipe)
+    assert (result.status, "fill: " in result.err) == (1, True), result.err
+    assert not (tmp_path / "out").exists()

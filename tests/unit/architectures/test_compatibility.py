@@ -1,0 +1,47 @@
+"""Whether the layers of two models can be stacked."""
+
+from __future__ import annotations
+
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.architectures.compatibility import disagreement
+from mergekit_interleave.architectures.family import Family
+
+
+def family_of(name: str) -> Family:
+    """A family that is known."""
+    family = families.family_of(name)
+    assert family is not None
+    return family
+
+
+def test_two_spellings_of_one_thing_agree() -> None:
+    """Transformers 4 and 5, and a key that is left at its default."""
+    family = family_of("llama")
+    old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 8}
+    new = {
+        "rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 500000},
+        "hidden_size": 8,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+    }
+    assert disagreement(old, new, family) is None
+    assert disagreement({}, {"rope_theta": 10000.0, "rope_scaling": None}, family) is None
+
+
+def test_what_is_derived_need_not_be_written() -> None:
+    """Older configs leave out what follows from other keys."""
+    family = family_of("llama")
+    whole = {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 8, "num_key_value_heads": 4}
+    assert disagreement(whole, {"hidden_size": 32, "num_attention_heads": 4}, family) is None
+
+
+def test_what_layers_cannot_be_stacked_over() -> None:
+    """Each is named with its two values."""
+    llama, mistral = family_of("llama"), family_of("mistral")
+    assert disagreement({}, {"hidden_act": "gelu"}, llama) == ("hidden_act", "silu", "gelu")
+    assert disagreement({"sliding_window": 8}, {}, mistral) == ("sliding_window", 8, 4096)
+    found = disagreement({"tie_word_embeddings": True}, {}, llama)
+    assert found == ("tie_word_embeddings", True, False)
+    rope = disagreement({"rope_theta": 1e6}, {}, llama)
+    assert rope is not None
+    assert rope[0] == "rope"

@@ -1,0 +1,260 @@
+"""The directive language: files, inline text and flags become one object, or one error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from directive_texts import BAD_TEXT, GROWTHS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import Directive, from_flags, load, parse
+from mergekit_interleave.directive.growth import (
+    Append,
+    Every,
+    Growth,
+    Repeat,
+    Spelled,
+    Stack,
+)
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.errors import DirectiveError
+
+
+@pytest.mark.parametrize(("text", "flags", "growth"), GROWTHS, ids=[case[0] for case in GROWTHS])
+class TestGrowthLines:
+    """Each growth line, and the flag that says the same."""
+
+    def test_block_style(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """A document of its own."""
+        del flags
+        assert parse(f"{text}\ndtype: bfloat16\n", "x").growth == growth
+
+    def test_one_line(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """`key: value, key: value` without braces."""
+        del flags
+        directive = parse(f"model: org/m, {text}, zero: [a, b], dtype: bfloat16", "x")
+        assert directive.growth == growth
+        assert directive.zero == ("a", "b")
+        assert directive.mergekit == {"dtype": "bfloat16"}
+        assert directive.model == ModelRef(ModelPath("org/m"))
+
+    def test_flag(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """The command line's form."""
+        del text
+        assert from_flags(**flags).growth == growth
+
+    def test_written_and_read_again(self, text: str, flags: dict[str, str], growth: Growth) -> None:
+        """`to_document` is what `parse` reads."""
+        del flags
+        directive = parse(f"model: org/m, layers: 32, {text}, zero: none, dtype: float16", "x")
+        again = parse(yaml.safe_dump(directive.to_document()), "x")
+        assert again == directive
+        assert again.growth == growth
+
+
+class TestDocuments:
+    """What a directive may hold."""
+
+    def test_mergekits_own_keys_pass_through_in_their_order(self) -> None:
+        """Untouched, whatever they hold."""
+        text = (
+            "tokenizer: {source: union}\nout_dtype: float16\nappend: 1\n"
+            "base_model: org/b\nchat_template: auto\nparameters: {scale: 1.5}\n"
+        )
+        assert list(parse(text, "x").mergekit.items()) == [
+            ("tokenizer", {"source": "union"}),
+            ("out_dtype", "float16"),
+            ("base_model", "org/b"),
+            ("chat_template", "auto"),
+            ("parameters", {"scale": 1.5}),
+        ]
+
+    def test_a_mergekit_config_is_a_directive(self) -> None:
+        """Its slices are its growth."""
+        slices: Any = [{"sources": [{"model": "m", "layer_range": [0, 2]}]}]
+        text = yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": "float16"})
+        directive = parse(text, "x")
+        assert directive.growth == Spelled({"slices": slices})
+        assert directive.mergekit == {"dtype": "float16"}
+
+    @pytest.mark.parametrize(
+        ("text", "rule"),
+        [
+            ("interleave: every 4", "auto"),
+            ("append: 1", "auto"),
+            ("repeat: [0, 2]", "none"),
+            ("stack: [[0, 2], [1, 3]]", "none"),
+            ("interleave: every 4, zero: none", "none"),
+            ("repeat: [0, 2], zero: auto", "auto"),
+        ],
+    )
+    def test_zero_is_auto_for_identities_and_none_for_copies(self, text: str, rule: str) -> None:
+        """Unless it is written."""
+        assert parse(text, "x").zero_rule == rule
+
+    def test_flags_win(self) -> None:
+        """A growth flag replaces the growth line; what the flags do not say stays."""
+        written = parse("model: org/a, interleave: every 4, zero: [x], dtype: float16", "x")
+        flags = from_flags(repeat="2:4", model="org/b", dtype="bfloat16")
+        assert written.replaced_by(flags) == Directive(
+            growth=Repeat((2, 4)),
+            model=ModelRef(ModelPath("org/b")),
+            zero=("x",),
+            mergekit={"dtype": "bfloat16"},
+        )
+
+    def test_several_models_by_short_names(self) -> None:
+        """A mapping, or a list whose models are a, b, c; whole names and revisions do, too."""
+        two = [ModelRef(ModelPath("org/m", f"v{i}")) for i in (1, 2)]
+        for models in ("{a: org/m@v1, b: org/m@v2}", "[org/m@v1, org/m@v2]"):
+            growth = parse(f"models: {models}\nlayout: [a 0:4, b 2:6]", "x").growth
+            assert isinstance(growth, Stack)
+            assert list(growth.models) == two
+        assert growth == parse("layout: [org/m@v1 0:4, org/m@v2 2:6]", "x").growth
+        step = "{model: {model: {path: org/m, revision: v2}}, layers: [2, 6]}"
+        assert growth == parse(f"layout: [org/m@v1 0:4, {step}]", "x").growth
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "layout: [a 0:4, {layers: [a 4:8, b 4:8x2@block], scale: {q_proj: 0.84}}, b 8:end]",
+            "layout: [a 0:4, {layers: b -4:end, zero: [o_proj, down_proj]}]",
+            "layout: [a windows 4:2@0:8, {model: b, windows: 2:1, zero: auto}]",
+            "layout: [{model: a}, {model: b, layers: [0, 50%], times: 2, as: block}]",
+            "layout: [a 0:4, {layers: b 4:8, scale: [{filter: q_proj, value: 0.5}]}]",
+            "layout: [a 0:4, b 4:8], scale: {q_proj: 0.5}, apply_to: last",
+        ],
+    )
+    def test_steps_written_and_read_again(self, text: str) -> None:
+        """`to_document` is what `parse` reads, in every form."""
+        directive = parse(f"models: {{a: org/one, b: org/two}}, {text}", "x")
+        assert parse(yaml.safe_dump(directive.to_document()), "x") == directive
+        assert parse(yaml_io.write_lines(directive.to_document()), "x") == directive
+        assert parse(yaml_io.write_inline(directive.to_document()), "x") == directive
+
+    def test_a_growth_flag_needs_one_model(self) -> None:
+        """In place of a layout of several, it must be named."""
+        written = parse("models: {a: org/one, b: org/two}, layout: [a 0:4, b 4:8]", "x")
+        with pytest.raises(DirectiveError, match="needs one model, and the layout names 2"):
+            written.replaced_by(from_flags(every="4"))
+        replaced = written.replaced_by(from_flags(every="4", model="org/two"))
+        assert replaced == Directive(growth=Every(4), model=ModelRef(ModelPath("org/two")))
+
+    def test_keys_that_mergekit_ignores(self, caplog: pytest.LogCaptureFixture) -> None:
+        """People keep anchors there, under one key again and again."""
+        text = (
+            "const_tag: &A org/one\nconst_tag: &S 0.5\nslices:\n- sources:\n"
+            "  - {model: *A, layer_range: [0, 2], parameters: {scale: *S}}\n"
+        )
+        growth = parse(text, "x").growth
+        assert isinstance(growth, Spelled)
+        assert "org/one" in str(growth.document)
+        assert "0.5" in str(growth.document)
+        assert "const_tag: mergekit has no such key" in caplog.text
+        with pytest.raises(DirectiveError, match="stands there twice"):
+            parse(f"{text}dtype: float16\ndtype: float16", "x")
+
+    def test_comments_and_blank_lines_may_surround_the_one_line(self) -> None:
+        """In a file, too."""
+        text = "# grow it\n\ninterleave: every 4, zero: [o_proj, down_proj] # as published\n"
+        assert parse(text, "x").growth == Every(4)
+
+
+class TestBadInput:
+    """Every mistake is one error of exit code 2 that names the key."""
+
+    @pytest.mark.parametrize(("text", "reason"), BAD_TEXT, ids=[t[:40] for t, _ in BAD_TEXT])
+    def test_text(self, text: str, reason: str) -> None:
+        """In a document."""
+        with pytest.raises(DirectiveError, match=reason) as error:
+            parse(text, "the directive")
+        assert error.value.exit_code == 2
+
+    @pytest.mark.parametrize(
+        ("flags", "reason"),
+        [
+            ({"every": "banana"}, "--every: expected a whole number"),
+            ({"every": "0"}, "--every: must be at least 1"),
+            ({"repeat": "24:8"}, "--repeat: .* is reversed"),
+            ({"repeat": "8"}, "--repeat: expected START:STOP"),
+            ({"repeat": "8:24x1"}, "--repeat.times: 1 adds nothing"),
+            ({"repeat": "a 8:24"}, "--repeat: expected"),
+            ({"windows": "20"}, "--windows: expected a size and a stride"),
+            ({"windows": "20:10", "drop": "1:2"}, "two growth flags: --windows and --drop"),
+            ({"drop": "5"}, "--drop"),
+            ({"scale": "o_proj=x"}, "--scale.o_proj: expected a number"),
+            ({"apply_to": "some"}, "--apply-to: expected one of copies, first, last, all"),
+            ({"stack": "0:2,2"}, r"--stack\[1\]: expected START:STOP"),
+            ({"every": "4", "append": "2"}, "two growth flags: --every and --append"),
+            ({"zero": ""}, "--zero: expected"),
+            ({"layers": "many"}, "--layers: expected a whole number"),
+            ({"model": ""}, "--model: expected a model"),
+            ({"dtype": "bfloat"}, "--dtype: 'bfloat'"),
+        ],
+    )
+    def test_flags(self, flags: dict[str, str], reason: str) -> None:
+        """On the command line."""
+        with pytest.raises(DirectiveError, match=reason):
+            from_flags(**flags)
+
+    def test_a_typo_is_answered_with_the_right_word(self) -> None:
+        """For keys and for dtypes."""
+        with pytest.raises(DirectiveError) as error:
+            parse("interleave: every 4, zeros: auto", "x")
+        assert error.value.hint == "did you mean `zero`?"
+        with pytest.raises(DirectiveError) as error:
+            parse("append: 1, dtype: bf16", "x")
+        assert error.value.hint == "did you mean bfloat16?"
+
+    @given(st.text(max_size=60) | st.from_regex(r"(interleave|repeat|stack|zero): .{0,40}"))
+    def test_any_text_is_a_directive_or_an_error(self, text: str) -> None:
+        """Never another exception."""
+        with contextlib.suppress(DirectiveError):
+            assert isinstance(parse(text, "x"), Directive)
+
+
+class TestLoad:
+    """The three doors: a file, standard input, the text itself."""
+
+    def test_a_file_wins_over_inline_text(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Even a file whose name reads like a directive."""
+        monkeypatch.chdir(tmp_path)
+        Path("append: 1").write_text("append: 7")
+        assert load("append: 1", io.StringIO()).growth == Append(7)
+        assert load("append: 2", io.StringIO()).growth == Append(2)
+
+    def test_standard_input(self) -> None:
+        """A dash."""
+        assert load("-", io.StringIO("append: 3")).growth == Append(3)
+
+    def test_text_without_a_colon_is_a_missing_file(self) -> None:
+        """And the error says so."""
+        with pytest.raises(DirectiveError, match=r"recipe\.yml: no such file"):
+            load("recipe.yml", io.StringIO())
+
+    def test_a_directory_is_no_directive(self, tmp_path: Path) -> None:
+        """The hint names the flag that takes it."""
+        with pytest.raises(DirectiveError, match="is a directory") as error:
+            load(str(tmp_path), io.StringIO())
+        assert "--model" in str(error.value.hint)
+
+    def test_a_file_that_is_no_text(self, tmp_path: Path) -> None:
+        """Weights given for a directive."""
+        (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(DirectiveError, match="not UTF-8"):
+            load(str(tmp_path / "x"), io.StringIO())
+
+    def test_inline_text_may_be_long(self) -> None:
+        """Longer than a file name can be."""
+        names = ", ".join(f"name{i}" for i in range(2000))
+        assert len(directives.load(f"append: 1, zero: [{names}]", io.StringIO()).zero or ()) == 2000

@@ -1,0 +1,137 @@
+"""JSON Schema of the directive, and shell completion: what editors and shells offer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import published
+import pytest
+import yaml
+from directive_texts import BAD_TEXT, GROWTHS
+from harness import Cli
+from schema_check import accepts
+
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.json_schema import schema
+from mergekit_interleave.errors import DirectiveError
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_it_is_a_schema() -> None:
+    """Of the draft that it names, with a word on every key."""
+    jsonschema.Draft202012Validator.check_schema(schema())
+    assert {*schema()["properties"]} == {*directives.KNOWN, "name"}
+    assert all(len(entry["description"]) > 8 for entry in schema()["properties"].values())
+
+
+@pytest.mark.parametrize("text", [case[0] for case in GROWTHS])
+def test_growth_lines(text: str) -> None:
+    """What the directive reads, the schema accepts."""
+    assert accepts(yaml_io.read(f"model: org/m, {text}, dtype: bfloat16", "x"))
+
+
+EXAMPLES = [*ROOT.glob("examples/*.yml")]
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=[file.name for file in EXAMPLES])
+def test_examples(file: Path) -> None:
+    """Directives and mergekit configs alike."""
+    assert accepts(yaml.safe_load(file.read_text()))
+
+
+def test_published_merges() -> None:
+    """As mergekit has them."""
+    assert all(accepts(published.document(merge)) for merge in published.MERGES)
+
+
+STRUCTURAL = [
+    (text, reason)
+    for text, reason in BAD_TEXT
+    if re.search(r"unknown key|two growth lines|expected|adds nothing|at least 1", reason)
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), STRUCTURAL, ids=[t[:40] for t, _ in STRUCTURAL])
+def test_most_mistakes_are_seen_in_the_editor(text: str, reason: str) -> None:
+    """What the schema accepts of wrong directives is known, and the tool refuses it."""
+    try:
+        document = yaml_io.read(text, "x")
+    except DirectiveError:
+        return
+    known = ("half", "sqrt", "aN", "every -1", "slices", "both", "models: {a b", "[a 0:4]")
+    assert not accepts(document) or any(word in text for word in known), reason
+
+
+def test_the_command(mk: Cli) -> None:
+    """Prints it."""
+    result = mk("schema")
+    assert (result.status, json.loads(result.out)) == (0, schema())
+
+
+def complete(words: str, shell: str = "bash") -> list[str]:
+    """What a shell is offered at the end of some words."""
+    env = {
+        **os.environ,
+        "_MK_INTERLEAVE_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "mergekit_interleave"],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("mk-interleave ex", ["explain"]),
+        ("mk-interleave plan --ev", ["--every"]),
+        ("mk-interleave run --engine s", ["stream"]),
+        ("mk-interleave gen --apply-to la", ["last"]),
+        ("mk-interleave gen --dtype b", ["bfloat16"]),
+        ("mk-interleave gen --zero g", ["gains"]),
+    ],
+)
+def test_completion(words: str, offered: list[str]) -> None:
+    """Of commands, flags and the words that they take."""
+    assert complete(words) == offered
+
+
+def test_completion_of_the_shell_that_is_named() -> None:
+    """Whichever it is called from."""
+    for shell, sign in (("zsh", "#compdef mk-interleave"), ("fish", "complete --command")):
+        done = subprocess.run(
+            [sys.executable, "-m", "mergekit_interleave", "--show-completion", shell],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert sign in done.stdout, done.stderr
+
+
+def test_completion_of_bash_itself(tmp_path: Path) -> None:
+    """The script that `--show-completion` prints, in a real shell."""
+    script: Any = subprocess.run(
+        [sys.executable, "-m", "mergekit_interleave", "--show-completion", "bash"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    (tmp_path / "mk-interleave").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m mergekit_interleave "$@"\n'
+    )
+    (tmp_path / "mk-interleave").chmod(0o755)
+    ask = (
+        f"{script}\nCOMP_WORDS=(mk-interleave fix); COMP_CWORD=1\n"
+        '_mk_interleave_completion mk-interleave\necho "${COMPREPLY[@]}"\n'
+    )
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", ask], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fix-config", done.stderr

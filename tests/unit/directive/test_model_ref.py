@@ -1,0 +1,60 @@
+"""Model references: kept as written, and never misread by mergekit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from mergekit.common import ModelReference
+
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("org/name", ModelRef(ModelPath("org/name"))),
+        ("org/name@v1", ModelRef(ModelPath("org/name", "v1"))),
+        ("./models/x/", ModelRef(ModelPath("./models/x/"))),
+        ("org/a@v1+org/b@v2", ModelRef(ModelPath("org/a", "v1"), ModelPath("org/b", "v2"))),
+    ],
+)
+def test_strings_are_read_as_mergekit_reads_them(text: str, expected: ModelRef) -> None:
+    """And written back as they were."""
+    assert parse_model(text, "model") == expected
+    assert expected.to_yaml() == text
+    theirs = ModelReference.model_validate(text)
+    assert (theirs.model.path, theirs.model.revision) == (
+        expected.path,
+        expected.model.revision,
+    )
+
+
+def test_an_existing_path_is_that_path(tmp_path: Path) -> None:
+    """Whatever + or @ it holds; it is written in the form that mergekit cannot misread."""
+    path = tmp_path / "a+b@c"
+    path.mkdir()
+    ref = parse_model(str(path), "model")
+    assert ref == ModelRef(ModelPath(str(path)))
+    assert ref.to_yaml() == {"model": {"path": str(path)}}
+    theirs = ModelReference.model_validate(ref.to_yaml())
+    assert theirs.model.path == str(path)
+    assert theirs.lora is None
+
+
+def test_mergekit_misreads_such_a_path_as_a_string() -> None:
+    """The reason for the mapping form; when this fails, it can go."""
+    assert ModelReference.model_validate("/models/a+b").lora is not None
+    assert ModelReference.model_validate("/models/a@b").model.revision == "b"
+
+
+def test_the_mapping_form_is_read() -> None:
+    """With revision, LoRA and architecture."""
+    value = {
+        "model": {"path": "org/a", "revision": "v1"},
+        "lora": "org/b",
+        "override_architecture": "LlamaForCausalLM",
+    }
+    ref = parse_model(value, "model")
+    assert ref == ModelRef(ModelPath("org/a", "v1"), ModelPath("org/b"), "LlamaForCausalLM")
+    assert parse_model(ref.to_yaml(), "model") == ref

@@ -1,0 +1,80 @@
+"""YAML in and out."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.errors import DirectiveError
+
+
+def test_a_range_with_a_colon_is_text() -> None:
+    """PyYAML alone reads 8:24 as the number 504; when that is mended, `resolve` can go."""
+    assert yaml_io.read("repeat: 8:24", "x") == {"repeat": "8:24"}
+    assert yaml.safe_load("repeat: 8:24") == {"repeat": 504}
+
+
+def test_a_block_document_with_commas_is_no_one_line_form() -> None:
+    """What is a mapping already is taken as it is."""
+    assert yaml_io.read("model: a, b", "x") == {"model": "a, b"}
+
+
+def test_a_key_given_twice_is_an_error() -> None:
+    """PyYAML alone would take the last one in silence."""
+    with pytest.raises(DirectiveError, match="line 2, column 1: the key `a` stands there twice"):
+        yaml_io.read("a: 1\na: 2", "x")
+
+
+def test_shared_lists_are_written_out() -> None:
+    """Mergekit's readers are people, too: no anchors, and numbers on one line."""
+    shared = [0, 4]
+    assert yaml_io.write({"a": shared, "b": shared}) == "a: [0, 4]\nb: [0, 4]\n"
+
+
+_TEN = (", ".join([f"*a{i}"] * 10) for i in range(11))
+BOMB = "[&a0 [x], " + ", ".join(f"&a{i} [{ten}]" for i, ten in enumerate(_TEN, start=1)) + "]"
+
+
+class TestAliases:
+    """They are read, and counted as what they stand for."""
+
+    def test_a_few(self) -> None:
+        """Are YAML."""
+        assert yaml_io.read("a: &x [1, 2]\nb: *x\n", "here") == {"a": [1, 2], "b": [1, 2]}
+
+    @pytest.mark.parametrize("text", [f"interleave: {BOMB}", "a: &a [*a]", "&a {b: *a}"])
+    def test_bombs(self, text: str) -> None:
+        """A few lines that stand for billions of values, or for no end of them."""
+        started = time.monotonic()
+        with pytest.raises(DirectiveError, match="not valid YAML: more than 400,000 values"):
+            yaml_io.read(text, "here")
+        assert time.monotonic() - started < 5
+
+    def test_no_objects(self) -> None:
+        """Tags that would make some are refused."""
+        with pytest.raises(DirectiveError, match="not valid YAML"):
+            yaml_io.read("a: !!python/object/apply:os.system [echo]", "here")
+
+
+WORDS = st.text(
+    st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t"), max_size=9
+)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | WORDS,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    )
+)
+def test_one_line_is_one_line(value: object) -> None:
+    """And is read back as the same, whatever stands in it."""
+    text = yaml_io.write_inline({"key": value, "other": 1})
+    assert len(text.split("\n")) == 1
+    assert yaml_io.read(text, "x") == {"key": value, "other": 1}
+    assert yaml_io.read(yaml_io.write_lines({"key": value}), "x") == {"key": value}

@@ -1,0 +1,238 @@
+"""Which tensors stand in which file, in which order, behind which header."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekit_interleave.checkpoint.safetensors_header import Shard, Stamp, Tensor
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.engines import sharding
+from mergekit_interleave.engines.sharding import OutShard, shards_of
+from mergekit_interleave.layout.layout import Constant
+from mergekit_interleave.planning.tensor_plan import Part
+
+BLOCK = 4096
+WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "U8": 1}
+MODEL = ModelRef(ModelPath("base"))
+
+
+def source(name: str = "model.safetensors", **metadata: str) -> Shard:
+    """A file of a base."""
+    return Shard(Path(name), metadata, Stamp(0, 0, 0, 0))
+
+
+def parts_of(
+    shard: Shard, sizes: Sequence[tuple[str, int]], start: int, *, zeroed: str = ""
+) -> list[Part]:
+    """Tensors one behind the other, each of them twice: as it is, and copied or zeroed."""
+    parts = []
+    for i, (dtype, count) in enumerate(sizes):
+        tensor = Tensor(dtype, (count,), start, count * WIDTHS[dtype], shard)
+        start += tensor.nbytes
+        parts += [
+            Part(
+                name=f"{shard.file.stem}.{i}.{copy}",
+                model=MODEL,
+                source=f"{shard.file.stem}.{i}",
+                tensor=tensor,
+                scale=0 if copy and str(i) in zeroed else None,
+                dtype=dtype,
+                through=dtype,
+                shape=tensor.shape,
+                nbytes=tensor.nbytes,
+            )
+            for copy in range(2)
+        ]
+    return parts
+
+
+def entries(shard: OutShard) -> dict[str, dict[str, object]]:
+    """What a header says."""
+    header = shard.header()
+    (length,) = struct.unpack("<Q", header[:8])
+    assert length == len(header) - 8
+    content = json.loads(header[8:])
+    assert isinstance(content, dict)
+    return content
+
+
+def written(shard: OutShard, data: bytes, *, share: bool) -> bytes:
+    """A file, made step by step."""
+    header = shard.header()
+    file = bytearray(header)
+    for step in shard.steps(len(header), share=share):
+        assert step.at == len(file)
+        if step.how == "share":
+            assert (step.at % BLOCK, step.start % BLOCK, step.length % BLOCK) == (0, 0, 0)
+        if step.how in ("share", "copy"):
+            file += data[step.start : step.start + step.length]
+        else:
+            file += (step.data or b"\0") * (step.length // len(step.data or b"\0"))
+    return bytes(file)
+
+
+tensors = st.lists(
+    st.tuples(st.sampled_from(sorted(WIDTHS)), st.sampled_from([0, 1, 3, 512, 2048, 5000])),
+    min_size=1,
+    max_size=6,
+)
+
+
+class TestEveryDistribution:
+    """Whatever the tensors are."""
+
+    @given(
+        sizes=tensors,
+        start=st.integers(8, 9000),
+        limit=st.sampled_from([1, 5000, 10**9]),
+        zeroed=st.sampled_from(["", "0", "024"]),
+        share=st.booleans(),
+    )
+    def test_the_files_hold_what_was_asked_for(
+        self, sizes: list[tuple[str, int]], start: int, limit: int, zeroed: str, *, share: bool
+    ) -> None:
+        """Each tensor once, its bytes those of its source or zeros, aligned and without gaps."""
+        parts = parts_of(source(), sizes, start, zeroed=zeroed)
+        size = start + sum(part.nbytes for part in parts) // 2
+        data = (bytes(range(1, 252)) * (size // 251 + 1))[:size]
+        shards = shards_of(parts, limit, BLOCK)
+        found = {}
+        for shard in shards:
+            content = entries(shard)
+            header = shard.header()
+            assert len(header) % 8 == 0
+            assert content.pop("__metadata__") == {"format": "pt"}
+            file = written(shard, data, share=share)
+            end = 0
+            for name, entry in content.items():
+                begin, stop = entry["data_offsets"]  # type: ignore[misc]
+                assert begin == end, "sorted by offset, without gaps"
+                assert begin % WIDTHS[str(entry["dtype"])] == 0
+                found[name] = file[len(header) + begin : len(header) + stop]
+                end = stop
+            assert len(file) == len(header) + end
+            assert end <= limit or len(content) == 1
+        assert found == {
+            part.name: bytes(part.nbytes)
+            if part.scale == 0
+            else data[part.tensor.start : part.tensor.start + part.nbytes]
+            for part in parts
+        }
+
+
+class TestNames:
+    """What the Hub expects."""
+
+    def test_one_file(self) -> None:
+        """Has no number."""
+        (shard,) = shards_of(parts_of(source(), [("F32", 8)], 8), 10**9, BLOCK)
+        assert shard.name == "model.safetensors"
+
+    def test_several_files(self) -> None:
+        """Are counted."""
+        shards = shards_of(parts_of(source(), [("F32", 8)] * 2, 8), 64, BLOCK)
+        assert [shard.name for shard in shards] == [
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+        ]
+
+    def test_each_file_has_one_source(self) -> None:
+        """In the order in which the sources come."""
+        one, other = source("b.safetensors"), source("a.safetensors")
+        parts = [*parts_of(one, [("F32", 8)], 8), *parts_of(other, [("F32", 8)], 8)]
+        assert [shard.source for shard in shards_of(parts, 10**9, BLOCK)] == [one, other]
+
+
+class TestHeader:
+    """What stands before the data."""
+
+    def test_the_bases_metadata_is_kept(self) -> None:
+        """And the format stated where it states none."""
+        (shard,) = shards_of(parts_of(source(made="by hand"), [("F32", 8)], 8), 10**9, BLOCK)
+        assert entries(shard)["__metadata__"] == {"format": "pt", "made": "by hand"}
+        (shard,) = shards_of(parts_of(source(format="mlx"), [("F32", 8)], 8), 10**9, BLOCK)
+        assert entries(shard)["__metadata__"] == {"format": "mlx"}
+
+    @pytest.mark.parametrize("start", [8, 2344, 4096, 40_000])
+    def test_the_data_starts_where_it_does_in_the_source(self, start: int) -> None:
+        """Within a block."""
+        (shard,) = shards_of(parts_of(source(), [("F32", 8)], start), 10**9, BLOCK)
+        assert (len(shard.header()) - start) % BLOCK == 0
+
+    def test_a_source_that_is_not_aligned_is_not_followed(self) -> None:
+        """The header is a multiple of 8 bytes all the same."""
+        (shard,) = shards_of(parts_of(source(), [("U8", 8)], 13), 10**9, BLOCK)
+        assert len(shard.header()) < 300
+
+
+def test_a_header_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers take 100 MB: there are more files, then."""
+    monkeypatch.setattr(sharding, "_HEADER", 1000)
+    shards = shards_of(parts_of(source(), [("F32", 8)] * 20, 8), 10**9, BLOCK)
+    assert len(shards) > 3
+    assert all(len(shard.header().rstrip()) < 1100 for shard in shards)
+
+
+class TestSharing:
+    """How much can share its blocks."""
+
+    SIZES = (("BF16", 3072), ("BF16", 2048 * 40), ("BF16", 100), ("BF16", 2048 * 60))
+
+    def by_how(self, zeroed: str = "", start: int = 1000) -> dict[str, int]:
+        """How many bytes come there in which way."""
+        (shard,) = shards_of(parts_of(source(), self.SIZES, start, zeroed=zeroed), 10**9, BLOCK)
+        steps = sorted(shard.steps(len(shard.header()), share=True), key=lambda step: step.how)
+        return {
+            how: sum(step.length for step in group)
+            for how, group in groupby(steps, lambda step: step.how)
+        }
+
+    def test_what_fills_whole_blocks_is_shared(self) -> None:
+        """Originals and copies, whatever stands between; small copies and the edges are copied."""
+        shared = self.by_how()
+        assert shared["share"] >= 2 * BLOCK * (40 + 60) - 8 * BLOCK
+        assert shared["copy"] <= 8 * BLOCK + 3072 * 4
+
+    def test_zeros_are_holes(self) -> None:
+        """And bring nothing out of step."""
+        assert self.by_how(zeroed="1")["hole"] == BLOCK * 40
+        assert self.by_how(zeroed="1")["share"] >= BLOCK * (40 + 60 + 60) - 8 * BLOCK
+
+    def test_most_of_it_decides(self) -> None:
+        """A small tensor out of step in front costs nothing but itself."""
+        whole = source()
+        parts = [
+            parts_of(whole, [("BF16", 4)], 900)[0],
+            parts_of(whole, [("BF16", 2**17)], 1008)[0],
+        ]
+        parts[1] = replace(parts[1], name="big", source="big")
+        (shard,) = shards_of(parts, 10**9, BLOCK)
+        steps = shard.steps(len(shard.header()), share=True)
+        assert sum(step.length for step in steps if step.how == "share") > BLOCK * 60
+
+    def test_what_is_not_aligned_is_copied(self) -> None:
+        """All of it."""
+        assert self.by_how(start=1001).keys() == {"copy"}
+
+
+def test_constants_are_filled_in() -> None:
+    """Element by element."""
+    (part, _) = parts_of(source(), [("F32", 6)], 8)
+    constant = Constant(1.5, "x")
+    filled = Part(
+        part.name, MODEL, part.source, part.tensor, None, "F32", "F32", (6,), 24, constant=constant
+    )
+    (shard,) = shards_of([filled], 10**9, BLOCK)
+    header = shard.header()
+    (step,) = [s for s in shard.steps(len(header), share=True) if s.length]
+    assert (step.how, step.at, step.length) == ("fill", len(header), 24)
+    assert step.data == struct.pack("<f", 1.5)

@@ -1,0 +1,285 @@
+"""The layout: what each growth line means."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mergekit_interleave.directive.growth import (
+    Append,
+    Drop,
+    Every,
+    Growth,
+    Part,
+    Repeat,
+    Spread,
+    Stack,
+    Step,
+    Windows,
+    stack_of,
+)
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.directive.scale import Scale, scale_of, zeroed_scales
+from mergekit_interleave.errors import LayoutError
+from mergekit_interleave.layout.layout import Edit, Layer, Layout, Slice, distances, expand
+
+MODEL = ModelRef(ModelPath("org/model"))
+OTHER = ModelRef(ModelPath("org/other"))
+ZEROED = zeroed_scales(["o_proj", "down_proj"])
+
+
+def zeroed(_: Layer) -> Edit:
+    """What is done to every new layer."""
+    return Edit(ZEROED)
+
+
+def ranges(layout: Layout) -> list[tuple[int, int]]:
+    """The slices as bare ranges."""
+    return [(part.start, part.stop) for part in layout.slices]
+
+
+@st.composite
+def identities(draw: Any) -> tuple[Growth, int]:
+    """A growth line that makes identities when its new layers are zeroed, and a depth it fits."""
+    depth = draw(st.integers(1, 60))
+    start = draw(st.integers(0, depth - 1))
+    growth = draw(
+        st.one_of(
+            st.builds(Every, st.integers(1, depth)),
+            st.builds(Spread, st.integers(1, depth)),
+            st.builds(Append, st.integers(1, 9)),
+            st.builds(
+                Repeat,
+                st.tuples(st.just(start), st.integers(start + 1, depth)),
+                st.integers(2, 5),
+                st.booleans(),
+            ),
+        )
+    )
+    return growth, depth
+
+
+class TestExpand:
+    """Growth lines become layouts."""
+
+    def test_every_copies_each_nth_layer_right_after_it(self) -> None:
+        """The published block expansion: [0,4], [3,4] zeroed, [4,8], [7,8] zeroed."""
+        layout = expand(Every(4), MODEL, 8, zeroed)
+        assert ranges(layout) == [(0, 4), (3, 4), (4, 8), (7, 8)]
+        assert [bool(part.scales) for part in layout.slices] == [False, True, False, True]
+
+    def test_every_leaves_a_partial_group_alone(self) -> None:
+        """On 30 layers every 4 places 7 layers; the last two layers get none."""
+        layout = expand(Every(4), MODEL, 30, zeroed)
+        assert [layer.source for layer in layout.new_layers] == [3, 7, 11, 15, 19, 23, 27]
+        assert ranges(layout)[-1] == (28, 30)
+
+    def test_k_layers_are_spread_by_the_floor_rule(self) -> None:
+        """New layer j of k follows layer floor(j*L/k) - 1."""
+        layout = expand(Spread(4), MODEL, 10, zeroed)
+        assert [layer.source for layer in layout.new_layers] == [1, 4, 6, 9]
+
+    def test_append_copies_the_last_layer_at_the_end(self) -> None:
+        """The published appended expansion."""
+        assert ranges(expand(Append(2), MODEL, 32)) == [(0, 32), (31, 32), (31, 32)]
+
+    def test_windows_reach_the_end(self) -> None:
+        """The published self-merges of 80 layers; a last window that would not fit is shorter."""
+        layout = expand(Windows(20, 10), MODEL, 80)
+        assert ranges(layout) == [(i, i + 20) for i in range(0, 61, 10)]
+        assert ranges(expand(Windows(12, 8), MODEL, 32)) == [(0, 12), (8, 20), (16, 28), (24, 32)]
+        assert ranges(expand(Windows(4, 2, (-6, -1)), MODEL, 8)) == [(2, 6), (4, 7)]
+
+    def test_drop_leaves_layers_out(self) -> None:
+        """Ranges in any order, which may overlap."""
+        assert ranges(expand(Drop(((23, 28),)), MODEL, 32)) == [(0, 23), (28, 32)]
+        several = Drop(((-2, "end"), (4, 8), (0, 1), (6, 9)))
+        assert ranges(expand(several, MODEL, 12)) == [(1, 4), (9, 10)]
+        with pytest.raises(LayoutError, match="no layer is left"):
+            expand(Drop(((0, "100%"),)), MODEL, 8)
+
+    def test_steps_take_layers_of_several_models(self) -> None:
+        """Each as it is said, with the depth of its own model."""
+        steps = (
+            Step((Part((0, 2), MODEL),)),
+            Step((Part((-2, "end"), OTHER, times=2), Part((0, 2), OTHER, 2, as_block=True))),
+            Step((Part(Windows(2, 1, (0, 3)), MODEL),)),
+        )
+        layout = expand(Stack(steps), None, {MODEL: 4, OTHER: 8}.__getitem__)
+        assert [(part.model, part.start, part.stop) for part in layout.slices] == [
+            (MODEL, 0, 2),
+            *[(OTHER, i, i + 1) for i in (6, 6, 7, 7)],
+            *[(OTHER, 0, 2)] * 2,
+            *[(MODEL, 0, 2), (MODEL, 1, 3)],
+        ]
+
+    @pytest.mark.parametrize(
+        ("apply_to", "edited"),
+        [
+            ("copies", [3, 4, 6, 7]),
+            ("first", [3, 6]),
+            ("last", [4, 7]),
+            ("all", [2, 3, 4, 5, 6, 7]),
+        ],
+    )
+    def test_to_which_of_equal_layers_an_edit_applies(
+        self, apply_to: str, edited: list[int]
+    ) -> None:
+        """Each of two layers three times: 2, 3, 4 and 5, 6, 7."""
+        layout = expand(Repeat((2, 4), 3), MODEL, 6, zeroed, apply_to=apply_to)
+        assert [layer.index for layer in layout.layers if layer.edit] == edited
+
+    def test_a_step_is_edited_as_a_whole(self) -> None:
+        """Its originals too; the growth line's own edit applies to new layers of other steps."""
+        scaled = Step((Part((2, 6)),), scale=(Scale(0.5),))
+        plain = [Step((Part(bounds),)) for bounds in ((0, 4), (3, 8))]
+        layout = expand(
+            Stack((plain[0], scaled, plain[1])),
+            MODEL,
+            8,
+            zeroed,
+            step_edit=lambda step, _: Edit(step.scale),
+        )
+        assert [(part.start, part.stop, part.scales) for part in layout.slices] == [
+            (0, 4, ()),
+            (2, 6, (Scale(0.5),)),
+            (3, 4, ZEROED),
+            (4, 8, ()),
+        ]
+
+    def test_repeat_puts_copies_side_by_side(self) -> None:
+        """The published interwoven up-scaling: one slice for each copy."""
+        layout = expand(Repeat((2, 4)), MODEL, 6)
+        assert ranges(layout) == [(0, 2), (2, 3), (2, 3), (3, 4), (3, 4), (4, 6)]
+        assert [layer.new for layer in layout.layers] == [0, 0, 0, 1, 0, 1, 0, 0]
+
+    def test_repeat_as_block_repeats_the_range_as_a_whole(self) -> None:
+        """The block stands `times` times in all."""
+        assert ranges(expand(Repeat((2, 4), 3, as_block=True), MODEL, 6)) == [
+            (0, 4),
+            (2, 4),
+            (2, 4),
+            (4, 6),
+        ]
+
+    def test_stack_needs_no_depth(self) -> None:
+        """Ranges that are written out need no config."""
+        layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, None)
+        assert ranges(layout) == [(0, 24), (8, 32)]
+        assert len(layout.new_layers) == 16
+
+    def test_zeroing_a_stack_splits_where_newness_changes(self) -> None:
+        """Only what stands there again is zeroed; what a range adds stays an original."""
+        layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, 32, zeroed)
+        assert ranges(layout) == [(0, 24), (8, 24), (24, 32)]
+        assert [bool(part.scales) for part in layout.slices] == [False, True, False]
+
+    @pytest.mark.parametrize(
+        ("growth", "depth", "reason"),
+        [
+            (Every(9), 8, "only 8 layers"),
+            (Spread(9), 8, "only 8 to copy"),
+            (Repeat((4, 9)), 8, "ends past the last layer"),
+            (stack_of([(0, 4), (2, 9)]), 8, "ends past the last layer"),
+            (stack_of([(0, 8)]), 8, "changes nothing"),
+            (Every(4), None, "not known"),
+            (Append(10**9), 8, "more than"),
+            (Every(1), 10**12, "more than"),
+        ],
+    )
+    def test_what_does_not_fit_the_model_is_refused(
+        self, growth: Growth, depth: int | None, reason: str
+    ) -> None:
+        """One error that says why, before anything is made."""
+        with pytest.raises(LayoutError, match=reason):
+            expand(growth, MODEL, depth)
+
+    @given(identities())
+    def test_without_its_new_layers_an_identity_is_the_base(self, case: tuple[Growth, int]) -> None:
+        """Dropping the new layers gives the base back, layer for layer."""
+        growth, depth = case
+        layout = expand(growth, MODEL, depth, zeroed)
+        kept = [layer.source for layer in layout.layers if not layer.new]
+        assert kept == list(range(depth))
+        assert all(layer.zeroed == ("o_proj", "down_proj") for layer in layout.new_layers)
+
+    @given(identities())
+    def test_the_new_layers_are_as_many_as_the_words_say(self, case: tuple[Growth, int]) -> None:
+        """N // n, k, k, or (times - 1) for each layer of the range."""
+        growth, depth = case
+        layout = expand(growth, MODEL, depth)
+        match growth:
+            case Every(n):
+                expected = depth // n
+            case Spread(count) | Append(count):
+                expected = count
+            case Repeat((int(start), int(stop)), times):
+                expected = (stop - start) * (times - 1)
+        assert len(layout.new_layers) == expected
+        assert len(layout) == len(layout.layers) == depth + expected
+
+    @given(identities())
+    def test_new_layers_come_after_their_originals(self, case: tuple[Growth, int]) -> None:
+        """A copy never stands before its original; side by side it stands right after it."""
+        growth, depth = case
+        layers = expand(growth, MODEL, depth).layers
+        seen: set[int] = set()
+        for layer in layers:
+            assert layer.new == (layer.source in seen)
+            seen.add(layer.source)
+        if isinstance(growth, Every | Spread):
+            assert all(a.source == b.source for a, b in pairwise(layers) if b.new)
+
+    @given(identities())
+    def test_scaling_does_not_change_which_layers_there_are(self, case: tuple[Growth, int]) -> None:
+        """The same layers come out with and without scales, and the same are new."""
+        plain = expand(case[0], MODEL, case[1])
+        scaled = expand(case[0], MODEL, case[1], zeroed)
+        assert [(x.source, x.new) for x in plain.layers] == [
+            (x.source, x.new) for x in scaled.layers
+        ]
+
+
+class TestLayers:
+    """Which layer is the original."""
+
+    def test_the_first_unscaled_occurrence_is_the_original(self) -> None:
+        """A scaled layer is new even where it comes first."""
+        layout = Layout((Slice(MODEL, 0, 1, ZEROED), Slice(MODEL, 0, 2), Slice(MODEL, 0, 1)))
+        assert [layer.new for layer in layout.layers] == [True, False, False, True]
+
+    def test_a_scale_of_one_is_no_scale(self) -> None:
+        """Multiplying by one leaves the original the original."""
+        layout = Layout((Slice(MODEL, 0, 1, (Scale(1.0),)),))
+        assert not layout.layers[0].new
+
+    def test_two_revisions_are_two_models(self) -> None:
+        """The same layer of another revision is an original of its own."""
+        other = ModelRef(ModelPath("org/model", "v2"))
+        layout = Layout((Slice(MODEL, 0, 1), Slice(other, 0, 1)))
+        assert layout.models == (MODEL, other)
+        assert not layout.new_layers
+
+
+class TestScaleOf:
+    """The first scale that matches counts."""
+
+    def test_order_decides(self) -> None:
+        """As in mergekit: a later match does not count, no match is no scale."""
+        scales = (Scale(0.0, "o_proj"), Scale(2.0, "proj"))
+        assert scale_of("model.layers.0.self_attn.o_proj.weight", scales) == 0
+        assert scale_of("model.layers.0.self_attn.q_proj.weight", scales) == 2
+        assert scale_of("model.layers.0.input_layernorm.weight", scales) is None
+
+
+def test_distances_from_the_originals() -> None:
+    """Of copies only; a layer that has no original here has no distance."""
+    assert distances(expand(Repeat((2, 4), 3), MODEL, 6)) == [1, 2, 1, 2]
+    assert distances(expand(stack_of([(0, 4), (2, 6)]), MODEL, 6)) == [2, 2]
+    scaled = Slice(MODEL, 0, 2, (Scale(0.5),))
+    assert distances(Layout((scaled,))) == []
+    assert distances(Layout((scaled, Slice(MODEL, 0, 2)))) == [2, 2]

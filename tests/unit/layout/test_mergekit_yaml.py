@@ -1,0 +1,291 @@
+"""The recipe: a layout as mergekit's YAML, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_setting
+
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.directive.scale import Scale, scale_of, zeroed_scales
+from mergekit_interleave.errors import InterleaveError, RefusedError
+from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.layout import Constant, Layout, Slice
+
+MODEL = ModelRef(ModelPath("org/model"))
+
+names = st.sampled_from(["o_proj", "down_proj", "q_proj", "mlp", "layers.1", "norm"])
+numbers = st.floats(-4, 4, allow_nan=False) | st.just(0.0) | st.just(1.0)
+scales = st.lists(
+    st.builds(Scale, numbers, st.none() | names), max_size=4, unique_by=lambda scale: scale.filter
+).map(tuple)
+models = st.sampled_from(
+    [
+        MODEL,
+        ModelRef(ModelPath("org/model", "v2")),
+        ModelRef(ModelPath("/models/a+b@c")),
+        ModelRef(ModelPath("org/base"), ModelPath("org/lora")),
+        ModelRef(ModelPath("32")),
+    ]
+)
+
+
+@st.composite
+def slices(draw: Any) -> Slice:
+    """Any slice."""
+    start = draw(st.integers(0, 90))
+    return Slice(draw(models), start, start + draw(st.integers(1, 90)), draw(scales))
+
+
+layouts = st.lists(slices(), min_size=1, max_size=12).map(lambda parts: Layout(tuple(parts)))
+
+
+def read(text: str) -> Layout:
+    """A layout from YAML text, without any depth."""
+    return mergekit_yaml.from_document({"slices": yaml.safe_load(text)["slices"]}, lambda _: None)
+
+
+class TestBothWays:
+    """Nothing is lost between a layout and its YAML."""
+
+    @given(layouts)
+    def test_yaml_and_back_is_the_same_layout(self, layout: Layout) -> None:
+        """Models, ranges, scales and slice boundaries all survive, read by plain PyYAML."""
+        assert read(mergekit_yaml.to_yaml(layout, {})) == layout
+
+    @given(layouts)
+    def test_mergekit_accepts_it_and_means_the_same(self, layout: Layout) -> None:
+        """MergeConfiguration takes the YAML, with the models and ranges that were meant."""
+        config = MergeConfiguration.model_validate(
+            yaml.safe_load(mergekit_yaml.to_yaml(layout, {}))
+        )
+        assert config.slices is not None
+        for theirs, ours in zip(config.slices, layout.slices, strict=True):
+            source = theirs.sources[0]
+            assert source.layer_range == (ours.start, ours.stop)
+            assert source.model.model.path == ours.model.path
+            assert source.model.model.revision == ours.model.model.revision
+            assert (source.model.lora is None) == (ours.model.lora is None)
+
+    @given(scales, names)
+    def test_scales_are_evaluated_as_mergekit_does(
+        self, ours: tuple[Scale, ...], name: str
+    ) -> None:
+        """The same value for any tensor, by mergekit's own function."""
+        tensor = f"model.layers.1.{name}.weight"
+        conditions: Any = [ConditionalParameter(value=s.value, filter=s.filter) for s in ours]
+        expected = evaluate_setting(tensor, conditions, validate=float)
+        assert scale_of(tensor, ours) == expected
+
+
+class TestWriting:
+    """The text is the one that people publish."""
+
+    def test_a_zeroed_slice_has_the_published_shape(self) -> None:
+        """Filters first, everything else 1.0, ranges on one line."""
+        layout = Layout((Slice(MODEL, 3, 4, zeroed_scales(["o_proj", "down_proj"])),))
+        assert mergekit_yaml.to_yaml(layout, {"dtype": "bfloat16"}) == (
+            "slices:\n"
+            "- sources:\n"
+            "  - model: org/model\n"
+            "    layer_range: [3, 4]\n"
+            "    parameters:\n"
+            "      scale:\n"
+            "      - filter: o_proj\n"
+            "        value: 0.0\n"
+            "      - filter: down_proj\n"
+            "        value: 0.0\n"
+            "      - value: 1.0\n"
+            "merge_method: passthrough\n"
+            "dtype: bfloat16\n"
+        )
+
+    def test_models_are_renamed_wherever_they_are_named(self) -> None:
+        """In slices, base_model and the tokenizer's settings."""
+        keys = {
+            "base_model": "org/model",
+            "tokenizer": {
+                "source": "org/model",
+                "tokens": {
+                    "<a>": {"source": "org/model"},
+                    "<b>": {"source": {"kind": "model_token", "model": "org/model", "token": "c"}},
+                    "<c>": {"source": {"kind": "zero"}},
+                },
+            },
+        }
+        document = mergekit_yaml.to_document(
+            Layout((Slice(MODEL, 0, 1),)), keys, lambda _: "renamed"
+        )
+        assert "org/model" not in str(document)
+        assert document["tokenizer"] == {
+            "source": "renamed",
+            "tokens": {
+                "<a>": {"source": "renamed"},
+                "<b>": {"source": {"kind": "model_token", "model": "renamed", "token": "c"}},
+                "<c>": {"source": {"kind": "zero"}},
+            },
+        }
+
+
+KEYS = [
+    ({"tokenizer": "banana"}, "tokenizer: expected a mapping"),
+    ({"tokenizer": {"sorce": "union"}}, "tokenizer: unknown key 'sorce'"),
+    ({"tokenizer": {"tokens": {"<a>": {"source": 3}}}}, "tokenizer.tokens: expected a model"),
+    ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "takes one of them"),
+    ({"tokenizer": {"pad_to_multiple_of": "banana"}}, "pad_to_multiple_of: expected a number"),
+    ({"tokenizer": {"tokens": {"<a>": {"source": {"kind": "nope"}}}}}, "kind: expected zero"),
+    ({"tokenizer_source": 3}, "tokenizer_source: expected a model"),
+    ({"parameters": "banana"}, "parameters: expected a mapping"),
+    ({"parameters": {"scal": 1}}, "parameters: unknown key 'scal'"),
+    ({"parameters": {"scale": [1, 2]}}, "a gradient belongs to a slice"),
+    ({"chat_template": {"a": 1}}, "chat_template: expected"),
+    ({"base_model": 3}, "base_model: expected a model"),
+]
+
+
+@pytest.mark.parametrize(("keys", "reason"), KEYS, ids=[reason for _, reason in KEYS])
+def test_mergekits_own_keys_are_checked_before_anything_is_done(
+    keys: dict[str, Any], reason: str
+) -> None:
+    """What mergekit would stop at, or ignore."""
+    with pytest.raises(InterleaveError, match=reason):
+        mergekit_yaml.check_keys_of_mergekit(keys)
+
+
+def test_what_is_filled_is_said_and_read_back() -> None:
+    """In a parameter of this project's own, with a comment for those who know it not."""
+    constants = (Constant(1.0, "layer_scalar"), Constant(200.0, "hc_base", square=4))
+    layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 3, 4, zeroed_scales(["x"]), constants)))
+    text = mergekit_yaml.to_yaml(layout, {})
+    assert text.startswith("# mergekit cannot say it: in the new layers, layer_scalar is filled")
+    assert read(text) == layout
+    with pytest.raises(RefusedError, match="no mergekit config can say it"):
+        mergekit_yaml.check_sayable(layout)
+
+
+class TestReading:
+    """mergekit's own freedoms are read as mergekit reads them."""
+
+    @pytest.mark.parametrize("length", [1, 2, 5])
+    @pytest.mark.parametrize("gradient", [[0, 1], [0.5, 0.25, 1.0], ["1", "2"]])
+    def test_a_gradient_is_resolved_layer_by_layer(self, length: int, gradient: list[Any]) -> None:
+        """The same numbers as mergekit's interpolation."""
+        source = {"model": "m", "layer_range": [0, length], "parameters": {"scale": gradient}}
+        edge = {"model": "m", "layer_range": [0, 2]}
+        slices = [{"sources": [part]} for part in (edge, source, edge)]
+        layout = mergekit_yaml.from_document({"slices": slices}, lambda _: None)
+        for layer in layout.layers[2:-2]:
+            t = layer.source / (length - 1) if length > 1 else 1
+            expected = evaluate_setting("any", gradient, t, validate=float)
+            assert scale_of("any", layer.scales) == pytest.approx(expected)
+
+    def test_a_gradient_that_also_scales_what_lies_outside_is_refused(self) -> None:
+        """Mergekit takes its first value for the final norm, its last for the last layer."""
+        plain = {"model": "m", "layer_range": [0, 2]}
+        scaled = {"model": "m", "layer_range": [1, 2], "parameters": {"scale": [0.5, 1]}}
+        for order in ([plain, scaled], [scaled, plain]):
+            with pytest.raises(InterleaveError, match="first or last slice"):
+                mergekit_yaml.from_document(
+                    {"slices": [{"sources": [part]} for part in order]}, lambda _: None
+                )
+
+    def test_one_directory_is_one_model(self, tmp_path: Path) -> None:
+        """However it is spelled: its second occurrence is a new layer."""
+        names = [str(tmp_path), f"{tmp_path}/"]
+        slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in names]
+        layout = mergekit_yaml.from_document({"slices": slices}, lambda _: None)
+        assert [layer.new for layer in layout.layers] == [False, True]
+
+    def test_top_level_scales_come_last(self) -> None:
+        """They reach every layer that nothing else speaks of."""
+        layout = Layout((Slice(MODEL, 0, 1, (Scale(2.0, "a"),)), Slice(MODEL, 0, 1)))
+        scaled = mergekit_yaml.effective(
+            layout, {"parameters": {"scale": {"filter": "b", "value": 3}}}
+        )
+        assert [scale_of(n, scaled.slices[0].scales) for n in "abc"] == [2, 3, None]
+        assert [layer.new for layer in scaled.layers] == [True, True]
+        assert mergekit_yaml.effective(layout, {}) == layout
+
+    def test_source_settings_come_before_those_of_slice_and_module(self) -> None:
+        """A tensor that the source does not speak of falls through."""
+        source = {
+            "model": "m",
+            "layer_range": [0, 1],
+            "parameters": {"scale": {"filter": "a", "value": 2}},
+        }
+        entry = {
+            "sources": [source],
+            "parameters": {"scale": [{"filter": "b", "value": 3}, {"filter": "a", "value": 9}]},
+        }
+        module = {"slices": [entry], "parameters": {"scale": 4}}
+        layout = mergekit_yaml.from_document({"modules": {"text": module}}, lambda _: None)
+        found = layout.slices[0].scales
+        assert [scale_of(name, found) for name in "abc"] == [2, 3, 4]
+
+    def test_a_star_filter_matches_everything(self) -> None:
+        """Mergekit's `*` is no filter."""
+        setting = [{"filter": "*", "value": 2}]
+        source = {"model": "m", "layer_range": [0, 1], "parameters": {"scale": setting}}
+        layout = mergekit_yaml.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
+        assert layout.slices[0].scales == (Scale(2.0),)
+
+    def test_models_is_one_model_whole(self) -> None:
+        """Mergekit's `models:` with passthrough takes every layer of one model."""
+        layout = mergekit_yaml.from_document({"models": [{"model": "m"}]}, lambda _: 5)
+        assert layout.slices == (Slice(ModelRef(ModelPath("m")), 0, 5),)
+
+    @pytest.mark.parametrize(
+        ("document", "reason"),
+        [
+            ({"slices": []}, "slices: expected a list"),
+            ({"slices": ["x"]}, r"slices\[0\]: expected a mapping"),
+            ({"slices": [{"sources": []}]}, r"slices\[0\].sources: expected a list"),
+            ({"slices": [{"sources": [{}, {}]}]}, "passthrough takes one source, found 2"),
+            ({"slices": [{"sources": [{"layer_range": [0, 1]}]}]}, "model: expected a model"),
+            ({"slices": [{"sources": [{"model": "m"}]}]}, "layer_range: expected"),
+            ({"slices": [{"sources": [{"model": "m", "layer_range": [4, 4]}]}]}, "layer_range"),
+            ({"slices": [{"sources": [{"model": "m", "layer_range": [-1, 4]}]}]}, "layer_range"),
+            ({"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]}, "more than"),
+            ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
+            ({"models": [{"model": "m"}]}, "layers of m is not known"),
+            ({"modules": {"a": {}, "b": {}}}, "b is changed, and only a can be"),
+            ({"slices": [{"source": []}]}, r"slices\[0\]: unknown key 'source'"),
+            (
+                {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},
+                r"sources\[0\]: unknown key 'paramters'",
+            ),
+            (
+                {
+                    "slices": [
+                        {
+                            "sources": [
+                                {"model": "m", "layer_range": [0, 1], "parameters": {"scal": 0}}
+                            ]
+                        }
+                    ]
+                },
+                "parameters: unknown key 'scal'",
+            ),
+            (
+                {"models": [{"model": "m", "parameters": {"scale": [{"filtr": "a", "value": 0}]}}]},
+                "unknown key 'filtr'|not known",
+            ),
+        ],
+    )
+    def test_what_mergekit_would_stop_at_is_one_error(self, document: Any, reason: str) -> None:
+        """The place in the document is named."""
+        with pytest.raises(InterleaveError, match=reason):
+            mergekit_yaml.from_document(document, lambda _: None)
+
+    @pytest.mark.parametrize("value", ["banana", None, True, {"value": []}, [{"value": "x"}]])
+    def test_a_scale_that_is_no_number_is_an_error(self, value: Any) -> None:
+        """With the path to it."""
+        parameters = {"scale": value} if value is not None else {"scale": {"value": None}}
+        source = {"model": "m", "layer_range": [0, 1], "parameters": parameters}
+        with pytest.raises(InterleaveError, match=r"scale.*: expected a number"):
+            mergekit_yaml.from_document({"slices": [{"sources": [source]}]}, lambda _: None)

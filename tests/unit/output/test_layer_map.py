@@ -1,0 +1,256 @@
+"""The layer map, and the strip for terminals."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_layouts import MODEL, OTHER, layouts, models
+from rich.cells import cell_len
+
+from mergekit_interleave.directive.growth import (
+    Append,
+    Every,
+    Growth,
+    Repeat,
+    Spread,
+    Windows,
+    stack_of,
+)
+from mergekit_interleave.directive.scale import zeroed_scales
+from mergekit_interleave.layout.layout import Edit, Layout, Slice, expand
+from mergekit_interleave.output import layer_map as layer_maps
+
+
+def test_brackets_hold_the_new_layers() -> None:
+    """Indices are those of the new model."""
+    layout = expand(Every(4), MODEL, 10, lambda _: Edit(zeroed_scales(["o_proj"])))
+    assert layer_maps.layer_map(layout) == "0-3 [4] 5-8 [9] 10-11"
+
+
+@pytest.mark.parametrize(
+    ("growth", "depth", "words"),
+    [
+        (Every(4), 12, "0-3 [4] 5-8 [9] 10-13 [14]"),
+        (Every(4), 16, "0-3 [4] 5-8 [9] … 15-18 [19]"),
+        (Every(4), 34, "0-3 [4] 5-8 [9] … 35-38 [39] 40-41"),
+        (Spread(3), 8, "0-1 [2] 3-5 [6] 7-9 [10]"),
+        (Spread(6), 21, "0-2 [3] 4-7 [8] 9-11 [12] 13-16 [17] 18-20 [21] 22-25 [26]"),
+        (Append(4), 32, "0-31 [32] [33] [34] [35]"),
+        (Append(5), 32, "0-31 [32] [33] … [36]"),
+        (Repeat((8, 24)), 32, "0-8 [9] 10 [11] 12 … [37] 38 [39] 40-47"),
+        (Repeat((8, 24), 3, as_block=True), 32, "0-23 [24-39] [40-55] 56-63"),
+        (stack_of([(0, 23), (29, 32)]), 32, "0-22 23-25"),
+        (Windows(20, 10), 80,
+         "0-19 [20-29] 30-39 [40-49] 50-59 … [120-129] 130-139"),
+    ],
+)  # fmt: skip
+def test_what_repeats_four_times_is_shown_thrice(growth: Growth, depth: int, words: str) -> None:
+    """The first two and the last; no ellipsis stands for one run alone."""
+    assert layer_maps.layer_map(expand(growth, MODEL, depth)) == words
+
+
+def test_a_pattern_is_at_most_eight_runs() -> None:
+    """A longer one is not seen as such: showing it thrice would not be short."""
+    words = layer_maps.layer_map(expand(Spread(20), MODEL, 65)).split(" … ")
+    assert words == [
+        "0-2 [3] 4-6 [7] 8-10 [11] 12-15 [16] 17-19 [20] 21-23 [24] 25-27 [28] 29-32 [33]",
+        "68-70 [71] 72-74 [75] 76-78 [79] 80-83 [84]",
+    ]
+    lengths = [1, 2, 3, 4, 5, 6, 7, 8, 9] * 4
+    layout = Layout(tuple(Slice(MODEL, 100 * i, 100 * i + n) for i, n in enumerate(lengths)))
+    assert "layers)" in layer_maps.layer_map(layout)
+
+
+def test_another_role_is_another_pattern() -> None:
+    """Even where the map shows both in brackets."""
+    words = "0-3 [4] 5-8 [9] … 15-18 [19] 20-23 [24] 25-28 [29] … 35-38 [39]"
+    assert layer_maps.layer_map(expand(Every(4), MODEL, 32), {4, 9, 14, 19}) == words
+
+
+def test_a_map_without_a_pattern_says_how_much_it_leaves_out() -> None:
+    """The number of layers between those that are shown."""
+    lengths = [1 + i * i % 11 * (i % 7) for i in range(60)]
+    layout = Layout(tuple(Slice(MODEL, 100 * i, 100 * i + n) for i, n in enumerate(lengths)))
+    before, skipped, after = re.split(r" … \((\d+) layers\) … ", layer_maps.layer_map(layout))
+    last = int(re.split(r"[- ]", before)[-1])
+    assert int(re.split(r"[- ]", after)[0]) - last - 1 == int(skipped)
+
+
+@given(layouts(slices=80))
+def test_a_map_is_short_and_true(drawn: tuple[Layout, set[int]]) -> None:
+    """All that it shows are runs, in order, from the first to the last."""
+    layout, identities = drawn
+    text = layer_maps.layer_map(layout, identities)
+    assert len(text) < 400
+    shown = re.sub(r"\(\d+ layers\)|…", "", text).split()
+    runs = [
+        (f"{run.start}-{run.stop - 1}" if run.stop - run.start > 1 else str(run.start), run.role)
+        for run in layer_maps.runs(layout, identities)
+    ]
+    every = [words if role == layer_maps.ORIGINAL else f"[{words}]" for words, role in runs]
+    places = [every.index(words) for words in shown]
+    assert places == sorted(set(places))
+    assert (places[0], places[-1]) == (0, len(every) - 1)
+    assert ("…" in text) == (len(shown) < len(every))
+
+
+def test_runs_say_where_each_layer_comes_from() -> None:
+    """Neighbours that read as one stand together."""
+    runs = list(layer_maps.runs(expand(Repeat((1, 3)), MODEL, 4)))
+    assert [(r.start, r.stop, r.source, r.role) for r in runs] == [
+        (0, 2, 0, "original"),
+        (2, 3, 1, "copy"),
+        (3, 4, 2, "original"),
+        (4, 5, 2, "copy"),
+        (5, 6, 3, "original"),
+    ]
+
+
+def test_another_model_starts_another_run() -> None:
+    """Even where the indices go on."""
+    runs = list(layer_maps.runs(Layout((Slice(MODEL, 0, 2), Slice(OTHER, 2, 4)))))
+    assert [run.model for run in runs] == [MODEL, OTHER]
+
+
+def plain(lines: list[layer_maps.Line]) -> list[str]:
+    """Lines without their styles."""
+    return ["".join(text for text, _ in line) for line in lines]
+
+
+def styles(lines: list[layer_maps.Line]) -> dict[str, set[str]]:
+    """The styles of each character of the rows."""
+    found: dict[str, set[str]] = {}
+    for line in lines[: lines.index(())]:
+        for text, style in line[1:]:
+            for char in text:
+                found.setdefault(char, set()).add(style)
+    return found
+
+
+def test_a_strip_tells_roles_without_colour() -> None:
+    """A character for each, in groups of ten, with a legend of those that occur."""
+    layout = expand(Every(4), MODEL, 8)
+    assert plain(layer_maps.strip(layout, {4})) == [
+        " 0 ████░████▒",
+        "",
+        "█ 8 original  ▒ 1 copy  ░ 1 zeroed",
+    ]
+    assert plain(layer_maps.strip(layout, {4}, ascii_only=True)) == [
+        " 0 ####.####+",
+        "",
+        "# 8 original  + 1 copy  . 1 zeroed",
+    ]
+    assert plain(layer_maps.strip(layout))[-1] == "█ 8 original  ▒ 2 copies"
+
+
+def test_a_strip_of_several_models_has_their_letters() -> None:
+    """A small letter is a copy; of a zeroed layer, the colour says whose it is."""
+    zeroed = zeroed_scales(["o_proj"])
+    layout = Layout((Slice(MODEL, 0, 9), Slice(OTHER, 6, 9), Slice(MODEL, 7, 9),
+                     Slice(OTHER, 8, 9, zeroed)))  # fmt: skip
+    lines = layer_maps.strip(layout, {14}, names=["first", "second"])
+    assert plain(lines) == [
+        " 0 AAAAAAAAAB BBaa·",
+        "",
+        "AB 12 original  ab 2 copies  · 1 zeroed",
+        "A first",
+        "B second",
+    ]
+    found = styles(lines)
+    assert found["A"] == found["a"] != found["B"] == found["·"]
+
+
+def test_a_strip_of_one_model_has_a_colour_for_each_role() -> None:
+    """Three roles, three styles."""
+    found = styles(layer_maps.strip(expand(Every(4), MODEL, 8), {4}))
+    found.pop(" ")
+    assert len({style for both in found.values() for style in both}) == len(found) == 3
+
+
+def test_a_deep_strip_is_readable_at_80_columns() -> None:
+    """Its rows begin at round numbers."""
+    rows = plain(layer_maps.strip(expand(Every(4), MODEL, 96), width=80))[:3]
+    assert [row.split()[0] for row in rows] == ["0", "50", "100"]
+    assert rows[0] == "  0" + " ████▒████▒" * 5
+
+
+def test_a_strip_of_forty_models_has_letters_for_some() -> None:
+    """The others share a sign, and their number is said."""
+    layout = Layout(tuple(Slice(model, 0, 1) for model in models(40)))
+    lines = plain(layer_maps.strip(layout))
+    assert lines[0] == " 0 ABCDEFGHIJ KLMNOPQRST UVWXYZ**** **********"
+    assert lines[-2:] == ["Z org/model-25", "* 14 more models"]
+
+
+def test_a_strip_of_ten_thousand_layers_says_what_it_leaves_out() -> None:
+    """No layer goes missing without a word."""
+    for width in (20, 80, 300):
+        lines = plain(layer_maps.strip(expand(Every(1), MODEL, 5000), width=width))
+        rows = lines[: lines.index("")]
+        (said,) = (row for row in rows if row.startswith("…"))
+        drawn = sum(len(re.findall("[█▒]", row)) for row in rows)
+        assert drawn + int(said.split()[1]) == 10_000
+        after = rows[rows.index(said) + 1]
+        assert int(after.split()[0]) == 500 + int(said.split()[1])
+
+
+@given(layouts(), st.integers(0, 130), st.data())
+def test_no_line_of_a_strip_is_too_long(
+    drawn: tuple[Layout, set[int]], width: int, data: st.DataObject
+) -> None:
+    """Whatever the models are called."""
+    layout, identities = drawn
+    names = data.draw(st.lists(st.text(), min_size=len(layout.models), max_size=len(layout.models)))
+    for ascii_only in (False, True):
+        lines = plain(
+            layer_maps.strip(layout, identities, names=names, width=width, ascii_only=ascii_only)
+        )
+        assert max(map(cell_len, lines)) <= max(width, layer_maps.NARROWEST)
+        assert all(line.isprintable() for line in lines)
+        assert not ascii_only or all(line.isascii() for line in lines)
+
+
+@given(layouts(), st.integers(0, 130))
+def test_a_strip_has_a_character_for_each_layer(drawn: tuple[Layout, set[int]], width: int) -> None:
+    """Each row begins with the index of its first; roles are where they belong."""
+    layout, identities = drawn
+    lines = plain(layer_maps.strip(layout, identities, width=width))
+    seen = ""
+    for line in lines[: lines.index("")]:
+        index, *groups = line.split()
+        assert int(index) == len(seen)
+        assert all(len(group) == 10 for group in groups[:-1])
+        seen += "".join(groups)
+    of_role = {
+        layer_maps.ORIGINAL: "[A-Z█*]",
+        layer_maps.COPY: "[a-z▒+]",
+        layer_maps.ZEROED: "[·░]",
+    }
+    pattern = "".join(of_role[role] for role in layer_maps.roles(layout, identities))
+    assert re.fullmatch(pattern, seen)
+
+
+def test_a_name_cannot_steer_a_terminal() -> None:
+    """What is not seen is replaced, and what is long is cut."""
+    layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
+    names = ["\x1b[31mred\u202e\n", "x" * 10**6]
+    lines = plain(layer_maps.strip(layout, names=names, width=30))
+    assert lines[-2:] == ["A �[31mred��", f"B {'x' * 27}…"]
+
+
+def test_names_are_one_for_each_model() -> None:
+    """A name must not stand beside another's letter."""
+    with pytest.raises(ValueError, match="1 names for 2 models"):
+        layer_maps.strip(Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1))), names=["one"])
+
+
+def test_letters_go_on_after_z() -> None:
+    """As in a spreadsheet, each once."""
+    letters = [layer_maps.letter(i) for i in range(1000)]
+    assert letters[:2] == ["A", "B"]
+    assert letters[24:29] == ["Y", "Z", "AA", "AB", "AC"]
+    assert letters[701:703] == ["ZZ", "AAA"]
+    assert len(set(letters)) == 1000

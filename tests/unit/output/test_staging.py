@@ -1,0 +1,256 @@
+"""OUT appears whole, by one rename, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import save_file
+
+from mergekit_interleave.errors import OutputError
+from mergekit_interleave.output.staging import check_vacant, staged
+
+
+def entries(path: Path) -> list[str]:
+    """What a directory holds."""
+    return sorted(os.listdir(path))
+
+
+class BoomError(Exception):
+    """Something goes wrong in the middle."""
+
+
+def test_out_appears_when_all_is_written(tmp_path: Path) -> None:
+    """Not before, and with nothing left beside it."""
+    out = tmp_path / "out"
+    with staged(out, replace=False) as work:
+        (work / "config.json").write_text("{}")
+        assert not out.exists()
+    assert entries(tmp_path) == ["out"]
+    assert entries(out) == ["config.json"]
+
+
+def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
+    """Not even the parents that were made for it."""
+    with pytest.raises(BoomError), staged(tmp_path / "a/b/out", replace=False) as work:
+        (work / "half").write_text("x")
+        raise BoomError
+    assert entries(tmp_path) == []
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    """By the next run to the same OUT."""
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from mergekit_interleave.output.staging import staged\n"
+        "with staged(Path(sys.argv[1]), replace=False) as work:\n"
+        "    (work / 'litter').mkdir(); os.kill(os.getpid(), 9)\n"
+    )
+    out = tmp_path / "out"
+    subprocess.run([sys.executable, "-c", script, str(out)], check=False)
+    assert entries(tmp_path) == [".out.mk-interleave"]
+    with staged(out, replace=False) as work:
+        assert entries(work) == []
+    assert entries(tmp_path) == ["out"]
+
+
+def test_two_runs_to_one_out(tmp_path: Path) -> None:
+    """The second is refused while the first lives, and does not disturb it."""
+    out = tmp_path / "out"
+    with staged(out, replace=False) as work:
+        (work / "config.json").write_text("{}")
+        with pytest.raises(OutputError, match="another run"), staged(out, replace=False):
+            pass
+    assert entries(out) == ["config.json"]
+
+
+def test_out_is_never_overwritten_without_force(tmp_path: Path) -> None:
+    """Whatever stands there."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OutputError, match="exists already"):
+        check_vacant(out, replace=False)
+    with pytest.raises(OutputError, match="exists already"), staged(out, replace=False):
+        pass
+    assert entries(tmp_path) == ["out"]
+
+
+def test_force_replaces_a_model(tmp_path: Path) -> None:
+    """When the new one is whole."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    with staged(out, replace=True) as work:
+        (work / "config.json").write_text("new")
+        assert (out / "config.json").read_text() == "old"
+    assert (out / "config.json").read_text() == "new"
+    assert entries(tmp_path) == ["out"]
+
+
+def test_force_keeps_the_old_model_when_the_new_one_fails(tmp_path: Path) -> None:
+    """As if nothing had happened."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text("old")
+    with pytest.raises(BoomError), staged(out, replace=True):
+        raise BoomError
+    assert (out / "config.json").read_text() == "old"
+    assert entries(tmp_path) == ["out"]
+
+
+def test_force_never_replaces_what_no_run_has_written(tmp_path: Path) -> None:
+    """A home directory, notes beside a model, a file, a link."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputError, match=r"holds thesis\.tex"):
+        check_vacant(tmp_path, replace=True)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"holds thesis\.tex"):
+        check_vacant(tmp_path, replace=True)
+    (tmp_path / "interleave.json").write_text('{"files": ["config.json", "interleave.json"]}')
+    with pytest.raises(OutputError, match=r"holds thesis\.tex"):
+        check_vacant(tmp_path, replace=True)
+    with pytest.raises(OutputError, match="no directory"):
+        check_vacant(tmp_path / "thesis.tex", replace=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="no directory"):
+        check_vacant(tmp_path / "link", replace=True)
+
+
+def test_force_looks_into_folders(tmp_path: Path) -> None:
+    """What was put into a folder of the model's is not its own."""
+    out = tmp_path / "out"
+    (out / "code").mkdir(parents=True)
+    (out / "interleave.json").write_text('{"files": ["code/a.py", "interleave.json"]}')
+    (out / "code/a.py").write_text("")
+    check_vacant(out, replace=True)
+    (out / "code/mine.txt").write_text("")
+    with pytest.raises(OutputError, match=r"holds code/mine\.txt"):
+        check_vacant(out, replace=True)
+
+
+def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
+    """A run that was killed between its two renames loses nothing."""
+    aside = tmp_path / ".out.replaced"
+    aside.mkdir()
+    (aside / "config.json").write_text("old")
+    with (
+        pytest.raises(OutputError, match="exists already"),
+        staged(tmp_path / "out", replace=False),
+    ):
+        pass
+    assert (tmp_path / "out/config.json").read_text() == "old"
+    assert entries(tmp_path) == ["out"]
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    """One error that names OUT."""
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match=r"cannot be written: .*file is not a directory"),
+        staged(tmp_path / "file/out", replace=False),
+    ):
+        pass
+    with (
+        pytest.raises(OutputError, match="cannot be written"),
+        staged(Path("/proc/out"), replace=False),
+    ):
+        pass
+
+
+def test_files_get_the_modes_that_the_umask_asks_for(tmp_path: Path) -> None:
+    """Safetensors alone makes them unreadable to others; when that is mended, `_settle` can."""
+    import numpy as np
+
+    old = os.umask(0o022)
+    try:
+        with staged(tmp_path / "out", replace=False) as work:
+            save_file({"x": np.zeros(1)}, work / "model.safetensors")
+            assert (work / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files and directories are synced, then renamed, then the parent is synced."""
+    out, events = tmp_path / "out", []
+    sync, rename = os.fsync, Path.rename
+
+    def note_sync(descriptor: int) -> None:
+        events.append(Path(f"/proc/self/fd/{descriptor}").readlink().relative_to(tmp_path))
+        sync(descriptor)
+
+    def note_rename(self: Path, target: Path) -> Path:
+        events.append(Path("renamed"))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(Path, "rename", note_rename)
+    with staged(out, replace=False) as work:
+        (work / "code").mkdir()
+        (work / "code" / "model.py").write_text("x")
+        (work / "config.json").write_text("{}")
+    staging = Path(".out.mk-interleave")
+    assert set(events[:-2]) == {
+        staging, staging / "code", staging / "code" / "model.py", staging / "config.json"
+    }  # fmt: skip
+    assert events[-3:] == [staging, Path("renamed"), Path()]
+
+
+@pytest.mark.parametrize("what", ["directory", "empty directory", "file"])
+@pytest.mark.parametrize("replace", [False, True])
+def test_what_appears_at_out_meanwhile(what: str, tmp_path: Path, *, replace: bool) -> None:
+    """Stays there, unless it is what --force may replace."""
+    out = tmp_path / "out"
+    may = replace and what == "empty directory"
+    with (
+        nullcontext() if may else pytest.raises(OutputError, match=r"out: (exists|is no|holds)"),
+        staged(out, replace=replace) as work,
+    ):
+        (work / "config.json").write_text("{}")
+        if what == "file":
+            out.write_text("mine")
+        else:
+            out.mkdir()
+            if what == "directory":
+                (out / "mine").write_text("mine")
+    assert entries(tmp_path) == ["out"]
+    assert out.is_dir() == (what != "file")
+    if not may:
+        assert out.is_file() or entries(out) == (["mine"] if what == "directory" else [])
+
+
+def test_a_second_interrupt_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It changes nothing: all is removed."""
+    remove = shutil.rmtree
+
+    def interrupted(folder: Path, **how: bool) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        remove(folder, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(BoomError), staged(tmp_path / "out", replace=False) as work:
+        (work / "half").write_text("x")
+        raise BoomError
+    assert entries(tmp_path) == []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_hint_promises_nothing(tmp_path: Path) -> None:
+    """--force is named where it would do."""
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(OutputError) as error:
+        check_vacant(out, replace=False)
+    assert "--force" in str(error.value.hint)
+    (out / "thesis.txt").write_text("x")
+    with pytest.raises(OutputError) as error:
+        check_vacant(out, replace=False)
+    assert "--force" not in str(error.value.hint)

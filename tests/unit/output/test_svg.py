@@ -1,0 +1,230 @@
+"""The picture of a layout as an SVG file."""
+
+from __future__ import annotations
+
+import re
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_layouts import MODEL, OTHER, layouts, models
+
+from mergekit_interleave.directive.growth import Every, Repeat
+from mergekit_interleave.layout.layout import Layout, Slice, expand
+from mergekit_interleave.output import layer_map as layer_maps
+from mergekit_interleave.output import svg
+
+NAMESPACE = "{http://www.w3.org/2000/svg}"
+WHITE, DARK = "#ffffff", "#0d1117"
+
+
+def parsed(text: str) -> ET.Element:
+    """The file as a reader of XML sees it, from bytes as they are on a disk."""
+    return ET.fromstring(text.encode())  # noqa: S314 - it is our own
+
+
+def tags(root: ET.Element, name: str) -> list[ET.Element]:
+    """All elements of a name."""
+    return list(root.iter(NAMESPACE + name))
+
+
+def cells(root: ET.Element) -> list[ET.Element]:
+    """The group of all cells, and of the indices before them."""
+    (found,) = (group for group in tags(root, "g") if "transform" in group.keys())  # noqa: SIM118
+    return list(found)
+
+
+def luminance(colour: str) -> float:
+    """As the Web Content Accessibility Guidelines define it."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+                        for c in channels)  # fmt: skip
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """Likewise."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@given(layouts(), st.data(), st.none() | st.text())
+def test_any_names_make_a_valid_file(
+    drawn: tuple[Layout, set[int]], data: st.DataObject, title: str | None
+) -> None:
+    """Of known elements only, which load nothing and run nothing."""
+    layout, identities = drawn
+    names = data.draw(st.lists(st.text(), min_size=len(layout.models), max_size=len(layout.models)))
+    text = svg.picture(layout, identities, names, title)
+    root = parsed(text)
+    known = {"svg", "title", "desc", "defs", "pattern", "g", "rect", "path", "text", "tspan"}
+    assert {element.tag.removeprefix(NAMESPACE) for element in root.iter()} <= known
+    attributes = {name for element in root.iter() for name in element.keys()}  # noqa: SIM118
+    assert not any(re.match("on|href|style|.*:", name) for name in attributes)
+    ids = [element.get("id", "") for element in tags(root, "pattern")]
+    used = {value[5:-1] for element in root.iter() for value in element.attrib.values()
+            if value.startswith("url(#")}  # fmt: skip
+    assert len(ids) == len(set(ids))
+    assert used <= set(ids)
+
+
+def test_hostile_names_are_text() -> None:
+    """What they hold is shown, as far as XML allows it."""
+    name, title = "</text><script>&amp;\"'\x00\x1b\ud800\ufffe模", "<b>&\x07"
+    layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
+    root = parsed(svg.picture(layout, (), [name, "x" * 10**6], title))
+    shown = [element.text or "" for element in tags(root, "text")]
+    assert "</text><script>&amp;\"'����模" in shown
+    assert shown[0] == tags(root, "title")[0].text == "<b>&�"
+    assert max(map(len, shown)) < 200
+
+
+@given(layouts(slices=30))
+def test_cells_hold_the_sources_in_reading_order(drawn: tuple[Layout, set[int]]) -> None:
+    """With several models, the letter of each; a row's index stands before it."""
+    layout, identities = drawn
+    if len(layout) > 240:
+        layout = Layout(layout.slices[:10])
+    several = len(layout.models) > 1
+    labels, *groups = cells(parsed(svg.picture(layout, identities)))
+    words = [
+        (float(text.get("y", "")), float(text.get("x", "")), text)
+        for group in groups
+        for text in tags(group, "text")
+    ]
+    corners = {(r.get("x"), r.get("y")) for group in groups for r in tags(group, "rect")}
+    # The rows stand 31 apart, and no font moves a text by half of that.
+    words.sort(key=lambda place: (place[0] // 31, place[1]))
+    assert ["".join(text.itertext()) for _, _, text in words] == [
+        (layer_maps.letter(layout.models.index(layer.model)) if several else "") + str(layer.source)
+        for layer in layout.layers
+    ]
+    assert len(corners) == len(layout)
+    assert [text.text for text in labels] == [str(i) for i in range(0, len(layout), 20)]
+
+
+def test_roles_are_told_without_colour() -> None:
+    """Full, hatched with a heavy outline, and empty with a dashed one."""
+    drawn = cells(parsed(svg.picture(expand(Every(4), MODEL, 8), {4})))[1:]
+    full, hatched, empty = (group for group in drawn if tags(group, "rect"))
+    assert [len(group) for group in (full, hatched, empty)] == [8, 1, 1]
+    assert re.fullmatch("#[0-9a-f]{6}", full.get("fill", ""))
+    assert hatched.get("fill", "").startswith("url(#hatch-")
+    assert float(hatched.get("stroke-width", "")) == 2 * float(full.get("stroke-width", ""))
+    assert (empty.get("fill"), "stroke-dasharray" in empty.attrib) == ("none", True)
+    assert not {"stroke-dasharray"} & {*full.attrib, *hatched.attrib}
+
+
+@pytest.mark.parametrize("depth", [1, 20, 120, 121, 500, 501, 5_000])
+def test_nothing_is_outside_of_the_picture(depth: int) -> None:
+    """Nor is a deep model's picture too tall or too large to show."""
+    text = svg.picture(expand(Repeat((0, depth)), MODEL, depth), title="x" * 1000)
+    root = parsed(text)
+    width, height = float(root.get("width", "")), float(root.get("height", ""))
+    assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
+    groups = cells(root)[1:]
+    places = [
+        (float(r.get("x", "")), float(r.get("y", "")), float(r.get("width", "")),
+         float(r.get("height", "")))
+        for group in groups for r in tags(group, "rect")
+    ]  # fmt: skip
+    for group in groups:
+        for path in tags(group, "path"):
+            subpaths = re.findall(
+                r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z", path.get("d", "")
+            )
+            places += [tuple(map(float, place)) for place in subpaths]  # type: ignore[misc]
+    assert len(places) == 2 * depth
+    assert max(x + wide for x, _, wide, _ in places) <= width
+    assert max(y + tall for _, y, _, tall in places) + 32 < height < 1300
+    assert len(text) < 250_000
+
+
+def test_120_layers_are_six_rows() -> None:
+    """Short enough for the head of a page."""
+    root = parsed(svg.picture(expand(Every(4), MODEL, 96)))
+    assert len(cells(root)[0]) == 6
+    assert float(root.get("height", "")) < 250
+
+
+@pytest.mark.parametrize("colour", [*svg._COLOURS, svg._GREY])  # noqa: SLF001
+def test_colours_are_seen_on_a_white_page_and_on_a_dark_one(colour: svg._Colour) -> None:
+    """Outlines 3 to 1, as the guidelines ask; text on a cell 4.5 to 1, on hatching too."""
+    assert min(contrast(colour.line, page) for page in (WHITE, DARK)) >= 3
+    assert contrast(svg._BLACK, colour.mixed(0.5)) >= 4.5  # noqa: SLF001
+    if colour is svg._GREY:  # noqa: SLF001 - it is the text on the page
+        assert min(contrast(colour.fill, page) for page in (WHITE, DARK)) >= 4.3
+    else:
+        assert contrast(colour.ink, colour.fill) >= 4.5
+
+
+def test_models_next_to_each_other_differ_in_colour() -> None:
+    """Eight colours before the first comes again, the letters go on."""
+    layout = Layout(tuple(Slice(model, 0, 1) for model in models(9)))
+    groups = [group for group in cells(parsed(svg.picture(layout)))[1:] if tags(group, "rect")]
+    fills = [group.get("fill") for group in groups]
+    assert (len(set(fills[:8])), fills[8]) == (8, fills[0])
+
+
+def test_the_legend_counts_and_names() -> None:
+    """Of forty models and more, it says how many it does not name."""
+    text = svg.picture(expand(Every(4), MODEL, 32), {4, 9})
+    assert all(f">{words}<" in text for words in ("32 original", "6 copies", "2 zeroed"))
+    assert ">numbers are layers of org/model<" in text
+    layout = Layout(tuple(Slice(model, 0, 1) for model in models(50)))
+    shown = [element.text for element in tags(parsed(svg.picture(layout)), "text")]
+    assert {"org/model-0", "org/model-39", "and 10 more models"} <= set(shown)
+    assert "org/model-40" not in shown
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 50])
+@pytest.mark.parametrize("title", [None, "A title"])
+def test_the_legend_stands_below_the_cells(count: int, title: str | None) -> None:
+    """Each line of it has its place, names are cut where it ends, and a title stands above."""
+    layout = Layout(tuple(Slice(model, 0, 19) for model in models(count)))
+    root = parsed(svg.picture(layout, (), [f"{i}{'n' * 500}" for i in range(count)], title))
+    (drawn,) = (group for group in tags(root, "g") if "transform" in group.keys())  # noqa: SIM118
+    shift = float(drawn.get("transform", "")[len("translate(0 ") : -1])
+    bottom = shift + max(
+        float(r.get("y", "")) + float(r.get("height", "")) for r in tags(drawn, "rect")
+    )
+    legend = root[-1]
+    swatches = [(float(r.get("y", "")), float(r.get("x", ""))) for r in tags(legend, "rect")]
+    words = [text for text in tags(legend, "text") if "font-size" not in text.attrib]
+    places = {(float(text.get("y", "")), float(text.get("x", ""))) for text in words}
+    assert bottom + 8 < min(swatches)[0]
+    assert max(places)[0] + 8 < float(root.get("height", ""))
+    assert len(places) == len(words)
+    # No sans-serif font in use has an n of less than half its size.
+    across = 358 if count > 3 else 716
+    assert all(len(text.text or "") * 6.5 < across for text in words)
+    if title is not None:
+        assert 12 < float(tags(root, "text")[0].get("y", "")) < shift
+
+
+def test_the_picture_is_said_in_words() -> None:
+    """For those who do not see it."""
+    root = parsed(svg.picture(expand(Every(4), MODEL, 32), range(4, 40, 5), ["a base"]))
+    assert root.get("role") == "img"
+    assert tags(root, "title")[0].text == "Layers of the new model"
+    assert tags(root, "desc")[0].text == (
+        "40 layers: 32 original, 8 zeroed. In order, new ones in brackets: "
+        "0-3 [4] 5-8 [9] … 35-38 [39]. From a base."
+    )
+    many = Layout(tuple(Slice(model, 0, 1) for model in models(50)))
+    said = tags(parsed(svg.picture(many)), "desc")[0].text or ""
+    assert said.endswith("; AN org/model-39; 10 more.")
+    layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
+    assert tags(parsed(svg.picture(layout)), "desc")[0].text == (
+        "2 layers: 2 original. In order: 0 1. Models: A org/model; B org/other."
+    )
+
+
+@given(layouts())
+def test_the_same_layout_gives_the_same_bytes(drawn: tuple[Layout, set[int]]) -> None:
+    """In whatever order the identities are told."""
+    layout, identities = drawn
+    again = Layout(tuple(layout.slices))
+    backwards = sorted(identities, reverse=True)
+    assert svg.picture(layout, identities) == svg.picture(again, backwards)

@@ -1,0 +1,377 @@
+"""Kills, full disks and failing calls: whatever happens to a run, OUT is whole or absent.
+
+`test_faults.py` does a little of it; `make faults` does all of it, with what the machine allows: a
+small filesystem where it may mount one, failing system calls where there is strace.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import make_llama
+
+ENGINES = ("stream", "mergekit")
+DIRECTIVE = "interleave: every 2"
+SYSCALLS = {
+    "write": "ENOSPC", "pwrite64": "ENOSPC", "copy_file_range": "EIO", "ftruncate": "ENOSPC",
+    "fsync": "EIO", "rename": "EACCES", "mkdir": "ENOSPC", "chmod": "EPERM",
+}  # fmt: skip
+"""Calls that write, and how a disk lets them fail."""
+
+IMPORTED = (
+    "mergekit.merge", "mergekit.multigpu_executor", "mergekit_interleave.commands.run",
+    "mergekit_interleave.verification.report", "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+"""What a run imports, which takes longer than the run."""
+
+
+def base(folder: Path) -> Path:
+    """A model large enough that writing it takes a while: 15 MB in several shards."""
+    return make_llama(
+        folder / "base",
+        hidden_size=256,
+        intermediate_size=512,
+        vocab_size=2048,
+        layers=6,
+        shard_size="3MB",
+    )
+
+
+@dataclass
+class Runner:
+    """Starts runs at once: a process that has imported everything forks for each.
+
+    Attributes:
+        process: That process.
+    """
+
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start it."""
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def close(self) -> None:
+        """End it."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+    def start(self, *words: object, **how: Any) -> int:
+        """Start the command line, and return its process.
+
+        Args:
+            words: Its arguments.
+            how: See `_child`.
+        """
+        assert self.process.stdin
+        order = {"words": list(map(str, words)), **how}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return int(self._line())
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the run; its exit code, negative where a signal ended it, and what it said."""
+        status, said = json.loads(self._line())
+        return os.waitstatus_to_exitcode(status), said
+
+    def run(self, *words: object, **how: Any) -> tuple[int, str]:
+        """Start it and wait."""
+        self.start(*words, **how)
+        return self.end()
+
+    def _line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+
+def _serve() -> None:
+    """Fork for each line of standard input."""
+    import torch
+
+    for name in IMPORTED:
+        importlib.import_module(name)
+    torch.set_num_threads(1)  # threads do not survive a fork
+    for line in sys.stdin:
+        with tempfile.TemporaryFile("w+") as said:
+            pid = os.fork()
+            if pid == 0:
+                _child(json.loads(line), said)
+            print(pid, flush=True)
+            _, status = os.waitpid(pid, 0)
+            said.seek(0)
+            print(json.dumps([status, said.read()]), flush=True)
+
+
+def _child(order: dict[str, Any], said: Any) -> None:
+    """Run a command line as the process that it is to be.
+
+    Its order may hold `powerless` (permissions bind root, too), `environment`, `most_bytes` of one
+    file, and `fault`, the name of a function of this module that is called first.
+    """
+    from mergekit_interleave.__main__ import main
+
+    os.dup2(said.fileno(), 1)
+    os.dup2(said.fileno(), 2)
+    os.environ.update(order.get("environment", {}))
+    tempfile.tempdir = None
+    if "most_bytes" in order:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["most_bytes"],) * 2)
+    if "fault" in order:
+        globals()[order["fault"]](order)
+    if order.get("powerless"):
+        _give_up_capabilities()
+    sys.argv = ["mk-interleave", *order["words"]]
+    try:
+        main()
+    except SystemExit as error:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(error.code if isinstance(error.code, int) else 1)
+    finally:
+        os._exit(99)
+
+
+def _give_up_capabilities() -> None:
+    """Be root in name alone, whom a permission stops as it stops anybody.
+
+    Another user might not reach this Python's own files, which root's home may hold. Any process
+    may do this; see capset(2).
+    """
+    version = 0x20080522
+    header, none = struct.pack("=Ii", version, 0), bytes(2 * 3 * 4)
+    assert ctypes.CDLL(None).capset(header, none) == 0
+
+
+def no_room_later(_: dict[str, Any]) -> None:
+    """The disk fills up after free space was looked at."""
+    from mergekit_interleave.engines.writer import Writer
+
+    Writer.check_room = Writer._check_free = lambda *_: None  # noqa: SLF001
+
+
+def parent_closed_later(order: dict[str, Any]) -> None:
+    """The permission to write beside OUT is lost while the weights are written."""
+    from mergekit_interleave.engines.writer import Writer
+
+    write = Writer.write
+
+    def closing(writer: Any) -> Any:
+        outcome = write(writer)
+        Path(order["words"][-1]).parent.chmod(0o555)
+        return outcome
+
+    Writer.write = closing
+
+
+def source_cut_short(order: dict[str, Any]) -> None:
+    """A shard of the base loses its second half before the weights are written."""
+    from mergekit_interleave.engines.writer import Writer
+
+    write = Writer.write
+
+    def cutting(writer: Any) -> Any:
+        shard = sorted(Path(order["source"]).glob("*.safetensors"))[1]
+        os.truncate(shard, shard.stat().st_size // 2)
+        return write(writer)
+
+    Writer.write = cutting
+
+
+def verified(out: Path, source: Path) -> bool:
+    """Whether `verify` says that OUT is whole."""
+    from mergekit_interleave.cli import main as cli
+
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said), redirect_stderr(said):
+            cli.main(["verify", str(out), "--against", str(source)])
+    except SystemExit as error:
+        return not error.code
+    return False
+
+
+def whole_or_absent(out: Path, source: Path) -> bool:
+    """Whether nothing half made stands at OUT."""
+    return verified(out, source) if os.path.lexists(out) else True
+
+
+def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> Counter[str]:
+    """Kill runs at moments spread over one, half of them over a model that is to be replaced.
+
+    After each, OUT must be absent or whole, and the next run must succeed and leave nothing beside.
+
+    Args:
+        runner: What starts them.
+        engine: Whose.
+        source: The base.
+        out: OUT, in a directory of its own.
+        count: How often.
+
+    Returns:
+        How often OUT was absent, whole, and anything else.
+    """
+    words = ("run", DIRECTIVE, out, "--model", source, "--engine", engine)
+    durations = []
+    for _ in range(3):
+        started = time.monotonic()
+        status, said = runner.run(*words, "--force")
+        if status:
+            raise AssertionError(said)
+        durations.append(time.monotonic() - started)
+    found: Counter[str] = Counter()
+    rng = random.Random(0)  # noqa: S311 - moments, not secrets
+    for number in range(count):
+        replaced = number % 2 == 1
+        if not replaced:
+            shutil.rmtree(out, ignore_errors=True)
+        pid = runner.start(*words, *(["--force"] if replaced else []))
+        time.sleep((number + rng.random()) / count * sorted(durations)[1] * 1.2)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        runner.end()
+        there = os.path.lexists(out)
+        if not whole_or_absent(out, source):
+            found["half a model"] += 1
+        else:
+            found["whole" if there else "absent"] += 1
+        status, said = runner.run(*words, "--force")
+        if status or not verified(out, source):
+            found[f"the next run: {said}"] += 1
+        if litter(out):
+            found[f"left beside: {litter(out)}"] += 1
+    return found
+
+
+def litter(out: Path) -> list[str]:
+    """What stands beside OUT."""
+    return sorted(entry.name for entry in out.parent.iterdir() if entry != out)
+
+
+def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[str]:
+    """Let single system calls of whole runs fail.
+
+    Args:
+        engine: Whose.
+        source: The base.
+        out: OUT, in a directory of its own.
+        count: How many runs for each call.
+
+    Returns:
+        What came of it; `wrong` where it is not what it must be.
+    """
+    found: Counter[str] = Counter()
+    words = [sys.executable, "-m", "mergekit_interleave", "run", DIRECTIVE, str(out)]
+    words += ["--model", str(source), "--engine", engine]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    for call, error in SYSCALLS.items():
+        strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
+        log = out.parent.with_name("calls")
+        counted = [*strace[:3], "-o", str(log), *strace[5:], *words]
+        subprocess.run(counted, env=environment, check=True, capture_output=True)
+        calls = len(log.read_text().splitlines())
+        shutil.rmtree(out)
+        for number in range(min(count, calls)):
+            when = 1 + number * calls // min(count, calls)
+            inject = ["-e", f"inject={call}:error={error}:when={when}"]
+            done = subprocess.run(
+                [*strace, *inject, *words],
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            right = whole_or_absent(out, source) and "Traceback" not in done.stderr
+            made = done.returncode == 0 or "standard output" in done.stderr
+            right = right and made == os.path.lexists(out) and not litter(out)
+            came = "refused" if done.returncode else "survived"
+            found[came if right else "wrong"] += 1
+            if not right:
+                print(f"{engine}: {call} {when}: {done.returncode} {litter(out)} {done.stderr}")
+            shutil.rmtree(out, ignore_errors=True)
+            for name in litter(out):
+                shutil.rmtree(out.with_name(name), ignore_errors=True)
+    return found
+
+
+@contextmanager
+def small_filesystem(folder: Path, megabytes: int) -> Iterator[Path | None]:
+    """A filesystem that is soon full; None where none may be mounted."""
+    folder.mkdir()
+    size = f"size={megabytes}m"
+    mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    if os.geteuid() or not shutil.which("mount") or subprocess.run(mount, check=False).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def main() -> int:
+    """Do all of it; 1 where anything is not as it must be."""
+    bad = 0
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch, closing(Runner()) as runner:
+        folder = Path(scratch)
+        source = base(folder)
+        for engine in ENGINES:
+            place = folder / engine
+            place.mkdir()
+            found = kills(runner, engine, source, place / "out", 200)
+            print(f"{engine}: 200 kills: {dict(found)}", flush=True)
+            bad += sum(count for what, count in found.items() if what not in ("absent", "whole"))
+            shutil.rmtree(place / "out")
+            with small_filesystem(folder / f"small-{engine}", 20) as small:
+                if small is None:
+                    print(f"{engine}: a full filesystem: may not be mounted here")
+                    continue
+                words = ("run", DIRECTIVE, small / "out", "--model", source, "--engine", engine)
+                status, said = runner.run(*words, fault="no_room_later")
+                right = status == 1 and not list(small.iterdir()) and "No space left" in said
+                print(f"{engine}: a full filesystem: {said.strip() if right else 'wrong: ' + said}")
+                bad += not right
+            if not shutil.which("strace"):
+                print(f"{engine}: failing calls: there is no strace")
+                continue
+            found = failing_calls(engine, source, place / "out", 20 if engine == "stream" else 5)
+            print(f"{engine}: failing calls: {dict(found)}", flush=True)
+            bad += found["wrong"]
+    print("all is as it must be" if not bad else f"{bad} are not as they must be")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", action="store_true", help="fork for each line of input")
+    if parser.parse_args().serve:
+        _serve()
+    else:
+        sys.exit(main())

@@ -1,0 +1,539 @@
+"""What `run` makes of every type, beside what mergekit makes of `gen`'s YAML.
+
+Run as a script, it expands every causal-LM type that transformers can build at toy size, and models
+of images and words, and writes the table in docs/architectures.md and mergekit's part of the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import composites
+import torch
+import toys
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.cli import main as cli
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.planning import mergekit_support
+from mergekit_interleave.training import settings as trainer_settings
+from mergekit_interleave.training import target as targets
+
+EVERY = "interleave: every 2"
+PLANS = {
+    "every 2": EVERY,
+    "thrice": "repeat: {layers: [3, 5], times: 3}, zero: auto",
+    "one copy": "stack: [[0, 5], [4, 8]], zero: auto",
+    "every 1": "interleave: every 1",
+    "block": "repeat: {layers: [3, 6], as: block}, zero: auto",
+    "gains": "interleave: every 2, zero: gains",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of expanding a type.
+
+    Attributes:
+        result: `exact`, `refused`, `wrong` or `failed`.
+        detail: The engine, the reason or the error.
+        hint: What the error said to do.
+    """
+
+    result: str
+    detail: str
+    hint: str = ""
+
+
+def names() -> list[str]:
+    """All types that this transformers could have, variants, and models of images and words."""
+    causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *toys.VARIANTS} - {*composites.OWN}
+    return [*sorted(causal), *composites.OWN]
+
+
+def build(name: str) -> Any:
+    """A toy model; see `toys` and `composites`.
+
+    Raises:
+        Exception: transformers cannot build the type.
+    """
+    return composites.build(name) if name in composites.OWN else toys.build(name)
+
+
+def save(name: str, path: Path) -> Path:
+    """A toy checkpoint, under the names of published ones."""
+    build(name).save_pretrained(path)
+    if name in composites.PUBLISHED:
+        ours, published = composites.PUBLISHED[name]
+        file = path / "model.safetensors"
+        tensors = {n.replace(ours, published): t for n, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    return path
+
+
+def expand(base: Path, plan: str, out: Path) -> Outcome:
+    """Expand a checkpoint with `run` and compare the result with it.
+
+    Args:
+        base: The checkpoint.
+        plan: An identity directive.
+        out: Where to put the result.
+    """
+    status, said = _mk("run", plan, str(out), "--model", str(base))
+    if status:
+        error = _line(said, "error: ") or said.strip()[-200:]
+        reason = error.replace(f"{base}: ", "").split("is refused: ")[-1]
+        expected = "is refused: " in error or "no config.json can say" in error
+        hint = _line(said, "hint: ").removeprefix("this would do: ")
+        return Outcome("refused" if expected else "failed", reason, hint)
+    difference = compare(base, out)
+    if difference:
+        return Outcome("wrong", difference)
+    return Outcome("exact", "stream engine" if "stream engine" in said else "mergekit")
+
+
+def compare(base: Path, out: Path) -> str:
+    """How two checkpoints differ in what they compute; nothing where they do not."""
+    before, after = load(base), load(out)
+    for given in _inputs(before):
+        expected, found = _logits(before, given), _logits(after, given)
+        difference = float((expected - found).abs().max() / expected.abs().max())
+        if difference > 1e-5:
+            return f"logits differ by {difference:.0e}"
+    same = all(torch.equal(_text(before, cache=c), _text(after, cache=c)) for c in (True, False))
+    return "" if same else "greedy text differs"
+
+
+def in_vain(base: Path, out: Path) -> list[str]:
+    """The zeroed tensors that no new layer needs to be zero, or that get no gradient in any.
+
+    Args:
+        base: The checkpoint.
+        out: What `run` made of it.
+    """
+    model, layers = load(out), json.loads((out / "interleave.json").read_text())["layers"]
+    source, given = load(base).state_dict(), {"input_ids": toys.tokens()}
+    has_gradients = _backward(model)
+    expected = _logits(model, given)
+    alive: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        origin = _origin(name, layers)
+        before = source.get(origin or "", parameter)
+        if parameter.any() or before.shape != parameter.shape or not before.any():
+            continue
+        if "encoder_attn" in name or "cross_attn" in name:  # words alone have none to attend to
+            continue
+        with torch.no_grad():
+            parameter.copy_(before)
+            needed = not torch.equal(expected, _logits(model, given))
+            parameter.zero_()
+        trained = not has_gradients or (parameter.grad is not None and bool(parameter.grad.any()))
+        tensor = re.sub(r"\.\d+\.", ".", name, count=1)
+        alive[tensor] = alive.get(tensor, False) or (needed and trained)
+    return [tensor for tensor, is_alive in alive.items() if not is_alive]
+
+
+def _backward(model: Any) -> bool:
+    """Whether gradients can be had: some types change their weights where they do not train."""
+    for training in (False, True):
+        with contextlib.suppress(Exception):
+            model.train(training)
+            for given in _inputs(model):
+                model(**given).logits.square().sum().backward()
+            model.eval()
+            return True
+        model.zero_grad()
+    model.eval()
+    return False
+
+
+def _inputs(model: Any) -> list[dict[str, torch.Tensor]]:
+    """Words, and where it takes them words with an image."""
+    picture = composites.with_an_image(model) if hasattr(model.config, "vision_config") else None
+    return [{"input_ids": toys.tokens()}, *([picture] if picture else [])]
+
+
+def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
+    """The name in the base of a new layer's tensor in memory."""
+    match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
+    if match is None or int(match[2]) >= len(layers) or not layers[int(match[2])]["new"]:
+        return None
+    return f"{match[1]}.{layers[int(match[2])]['layer']}.{match[3]}"
+
+
+def verdict(base: Path, plan: str, folder: Path) -> str:
+    """What plain `mergekit-yaml` makes of the recipe, and `fix-config` of that."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    with gen_allowed():
+        status, _, recipe = _mk_out("gen", plan, "--model", str(base))
+    if status:
+        return families.WRONG_TENSORS
+    out, file = folder / "mergekit", folder / "recipe.yml"
+    file.write_text(recipe)
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):
+        made = MergeConfiguration.model_validate(yaml.safe_load(recipe))
+        run_merge(made, str(out), MergeOptions(quiet=True, copy_tokenizer=False))
+    with contextlib.suppress(Exception):
+        if not compare(base, out):
+            return families.EXACT
+    status, _ = _mk("fix-config", str(out), "--recipe", str(file))
+    with contextlib.suppress(Exception):
+        if not status and not compare(base, out):
+            return families.BROKEN_CONFIG
+    return families.WRONG_TENSORS
+
+
+@contextlib.contextmanager
+def gen_allowed() -> Iterator[None]:
+    """Let `gen` write what the data says that mergekit cannot do: that is to be found out."""
+    check, mergekit_support.check = mergekit_support.check, lambda *_: None
+    try:
+        yield
+    finally:
+        mergekit_support.check = check
+
+
+def _mk(*words: str) -> tuple[int, str]:
+    status, said, _ = _mk_out(*words)
+    return status, said
+
+
+def _mk_out(*words: str) -> tuple[int, str, str]:
+    said, out = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
+        try:
+            cli.main([*words])
+        except SystemExit as left:
+            return int(left.code or 0), said.getvalue(), out.getvalue()
+
+
+def _line(said: str, start: str) -> str:
+    lines = (line for line in said.splitlines() if line.startswith(start))
+    return next(lines, "").removeprefix(start)
+
+
+def load(path: Path) -> Any:
+    """A model by the class that saved it, nothing missing and nothing left over."""
+    architectures = json.loads((path / "config.json").read_text()).get("architectures") or [""]
+    own = getattr(transformers, architectures[0], None)
+    model, info = (own or AutoModelForCausalLM).from_pretrained(
+        path, dtype=torch.float32, output_loading_info=True
+    )
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise AssertionError(f"{info['missing_keys']} {info['unexpected_keys']}")
+    return model.eval()
+
+
+def _logits(model: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model(**given).logits
+    if not torch.isfinite(logits).all():
+        raise ValueError("its logits are not finite")
+    return logits
+
+
+def _text(model: Any, *, cache: bool) -> torch.Tensor:
+    """Greedy text."""
+    text: torch.Tensor = model.generate(
+        toys.tokens()[:1, : toys.TOKENS // 2],
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        pad_token_id=0,
+        use_cache=cache,
+    )
+    return text
+
+
+def quiet() -> None:
+    """Transformers' words and bars are not the subject."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True)
+class Row:
+    """What comes of one type.
+
+    Attributes:
+        name: Its name, or that of a variant.
+        outcomes: What comes of each plan.
+        mergekit: What `mergekit-yaml` alone makes of the first plan that is exact.
+        nearby: What comes of the directive that is suggested in place of a refused one.
+    """
+
+    name: str
+    outcomes: dict[str, Outcome]
+    mergekit: str
+    nearby: Outcome
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the first plan is."""
+        return self.outcomes["every 2"].result == "exact"
+
+    def __str__(self) -> str:
+        """The row of the table."""
+        cells = [self.name]
+        for plan in PLANS:
+            outcome = self.outcomes.get(plan)
+            cells.append(outcome.result if outcome else "-")
+        found = [o for o in self.outcomes.values() if o.result != "exact"]
+        engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "-")
+        works = next((o.hint for o in found if o.hint), "")
+        reasons = {re.sub(r"\d+", "N", o.detail): o.detail for o in reversed(found)}
+        words = [*reversed(reasons.values())]
+        words = [word.removeprefix("no config.json can say this layout: ") for word in words]
+        words += [f"`{works}` does"] if works and self.nearby.result == "exact" else []
+        cells += [engine.removesuffix(" engine"), self.mergekit or "-", "; ".join(words)]
+        return f"| {' | '.join(cells)} |"
+
+
+def examine(name: str, folder: Path) -> Row:
+    """What comes of a type.
+
+    Args:
+        name: See `names`.
+        folder: Where to work.
+
+    Raises:
+        Exception: transformers cannot build it.
+    """
+    base = save(name, folder / "base")
+    _logits(load(base), {"input_ids": toys.tokens()})
+    family = families.family_of_config(json.loads((base / "config.json").read_text()))
+    row = Row(name, {}, "", Outcome("", ""))
+    for plan, directive in PLANS.items():
+        if plan == "gains" and (family is None or family.gains is None):
+            continue
+        out = folder / "out"
+        try:
+            outcome = expand(base, directive, out)
+            fault = ""
+            if outcome.result == "exact" and plan == "every 2":
+                fault = _fault(base, out, folder / "again", outcome.detail)
+            if outcome.result == "exact" and plan == "gains":
+                fault = untrainable(out)
+            outcome = Outcome("wrong", fault) if fault else outcome
+        except Exception as error:  # noqa: BLE001 - the table says so
+            outcome = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
+        shutil.rmtree(out, ignore_errors=True)
+        row.outcomes[plan] = outcome
+    exact = [PLANS[plan] for plan, found in row.outcomes.items() if found.result == "exact"]
+    hints = [found.hint for found in row.outcomes.values() if found.hint]
+    nearby = expand(base, hints[0], folder / "nearby") if hints else Outcome("", "")
+    exact += hints[:1] if nearby.result == "exact" else []
+    return Row(name, row.outcomes, verdict(base, exact[0], folder) if exact else "", nearby)
+
+
+def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
+    """What is wrong with an expansion that is exact."""
+    dead = in_vain(base, out)
+    if dead:
+        return f"zeroed in vain: {dead[0]}"
+    if engine == "mergekit" and not engines_agree(base, out, again):
+        return "the engines' tensors differ"
+    fault = untrainable(out)
+    if fault:
+        return f"train: {fault}"
+    for words in ((), ("--against", str(base), "--forward")):
+        status, said = _mk("verify", str(out), *words)
+        if status:
+            return f"verify: {_line(said, 'error: ')}"
+    return ""
+
+
+def untrainable(out: Path) -> str:
+    """What is wrong with how the new layers of a model are trained; nothing where all is right.
+
+    The settings for transformers and PEFT are run as they are given out.
+    """
+    try:
+        trained = targets.read(out, Models())
+    except RefusedError as error:
+        return "" if _is_shared(load(out)) else str(error)
+    for name in ("transformers", "peft"):
+        model = _told(trainer_settings.settings(trained, name).text)
+        inner = getattr(model, "get_base_model", lambda own=model: own)()
+        new = {*trained.new}
+        theirs = _layers(inner, trained.depth)
+        own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        layers = {index for parameter in own for index in theirs.get(parameter, [-1])}
+        if layers != new:
+            return f"{name}: trains {sorted(layers)}, not {sorted(new)}"
+        whole = {parameter for parameter, indices in theirs.items() if indices <= new}
+        if name == "transformers" and own != whole:
+            return f"{name}: does not train all of the new layers"
+        if _backward(model):
+            parameters = [p for p in model.parameters() if p.grad is not None and p.grad.any()]
+            alive = {index for p in parameters for index in theirs[id(p)]}
+            if alive != new:
+                return f"{name}: layers {sorted(new - alive)} get no gradient"
+    return ""
+
+
+def _layers(model: Any, depth: int) -> dict[int, set[int]]:
+    """The layers that each parameter is in, by transformers' own account."""
+    found: dict[int, set[int]] = {}
+    for layers in _stacks(model, depth):
+        for index, layer in enumerate(layers):
+            for parameter in layer.parameters():
+                found.setdefault(id(parameter), set()).add(index)
+    return found
+
+
+def _is_shared(model: Any) -> bool:
+    """Whether layers share parameters."""
+    depth = model.config.get_text_config().num_hidden_layers
+    return any(len(layers) > 1 for layers in _layers(model, depth).values())
+
+
+def _told(text: str) -> Any:
+    """The model that a piece of Python makes, as a test can compute with it."""
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(text, names)  # noqa: S102 - it is what users are told to run
+    return names["model"].float().eval()
+
+
+def _stacks(model: Any, depth: int) -> list[Any]:
+    """The layers of a model, by what its class calls its decoder."""
+    decoder, inner = model, model.get_decoder()
+    while inner is not decoder and hasattr(inner, "get_decoder"):  # some call a head so
+        decoder, inner = inner, inner.get_decoder()
+    lists = [m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)]
+    return [layers for layers in lists if len(layers) == depth]
+
+
+def engines_agree(base: Path, out: Path, again: Path) -> bool:
+    """Whether the stream engine writes the tensors that mergekit wrote."""
+    words = ("run", EVERY, str(again), "--model", str(base), "--engine", "stream", "--no-verify")
+    status, _ = _mk(*words)
+    if status:
+        return False
+    ours, theirs = (
+        {n: t for file in path.glob("*.safetensors") for n, t in load_file(file).items()}
+        for path in (again, out)
+    )
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(ours[name], theirs[name]) for name in ours
+    )
+
+
+def main(target: Path) -> int:
+    """Examine every type and write the table; 1 where anything is neither exact nor refused."""
+    rows, unbuilt = [], []
+    with ProcessPoolExecutor(initializer=quiet) as pool:
+        for found in pool.map(_examined, names()):
+            print(found, flush=True)
+            if isinstance(found, Row):
+                rows.append(found)
+            else:
+                unbuilt.append(found)
+    fill_in({row.name: row.mergekit for row in rows if row.mergekit})
+    target.parent.mkdir(exist_ok=True)
+    words = {
+        "version": transformers.__version__,
+        "count": len(rows),
+        "exact": sum(row.is_exact for row in rows),
+        "plans": "\n".join(f"- {name}: `{plan}`" for name, plan in PLANS.items()),
+        "names": " | ".join(PLANS),
+        "dashes": " | ".join("---" for _ in PLANS),
+        "rows": "\n".join(map(str, rows)),
+        "unbuilt": "\n".join(unbuilt),
+    }
+    target.write_text(_PAGE.format(**words), encoding="utf-8")
+    results = {outcome.result for row in rows for outcome in row.outcomes.values()}
+    results |= {row.nearby.result for row in rows}
+    return 1 if results - {"exact", "refused", ""} else 0
+
+
+def _examined(name: str) -> Row | str:
+    """The row of a type, or the row that says why it cannot be built."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return examine(name, Path(folder))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+            reason = " ".join(str(error).split())[:100].replace("|", "/")
+            return f"| {name} | {type(error).__name__}: {reason} |"
+
+
+def fill_in(verdicts: dict[str, str]) -> None:
+    """Write what mergekit alone makes of each type into the data file, one line for each."""
+    file = Path(families.__file__).parent / "data" / "architectures.json"
+    facts = json.loads(file.read_text(encoding="utf-8"))
+    for section in ("composites", "families"):
+        for name, entry in facts[section].items():
+            if name in verdicts:
+                entry["mergekit"] = verdicts[name]
+    file.write_text(lines(facts), encoding="utf-8")
+
+
+def lines(facts: dict[str, Any]) -> str:
+    """The data file: a line for each family, and for each other fact."""
+    parts = []
+    for key, value in facts.items():
+        text = json.dumps(value)
+        if isinstance(value, dict):
+            entries = (f"    {json.dumps(n)}: {json.dumps(entry)}" for n, entry in value.items())
+            text = "{\n" + ",\n".join(entries) + "\n  }"
+        parts.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+_PAGE = """# Architectures
+
+What `mk-interleave run` makes of each type that transformers {version} builds at toy size: {count}
+types and variants of types, {exact} of them exact when every second layer gets a copy. The plans:
+
+{plans}
+
+*Exact*: float32 logits within 1e-5 of their size of the base's, on more tokens than any window or
+indexer takes in, and the same greedy text with the cache and without; each zeroed tensor gets a
+gradient, and is needed. *Refused*: before a byte is written. A dash: not to be had of this type.
+
+The engine is mergekit where it writes the right tensors, else the stream engine. The next column
+says what `mergekit-yaml` alone makes of `gen`'s YAML: `exact`, a broken `config` that `fix-config`
+mends, or wrong `tensors` or none, and then `gen` refuses. The last one says why a plan was refused
+and, where there is one, which directive does work. `type:variant` is a type with other settings.
+Made by `make zoo`.
+
+| type | {names} | engine | mergekit-yaml | why refused |
+| --- | {dashes} | --- | --- | --- |
+{rows}
+
+## Not built
+
+Nothing is said here of these types: generic settings do not make toy models of them.
+
+| type | why |
+| --- | --- |
+{unbuilt}
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
