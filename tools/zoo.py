@@ -325,7 +325,7 @@ def examine(name: str, folder: Path) -> Row:
     family = families.family_of_config(json.loads((base / "config.json").read_text()))
     row = Row(name, {}, "", Outcome("", ""))
     for plan, directive in PLANS.items():
-        if plan == "gains" and (family is None or family.gains is None):
+        if plan == "gains" and (family is None or family.output_norms is None):
             continue
         out = folder / "out"
         try:
@@ -488,7 +488,7 @@ def fill_in(verdicts: dict[str, str]) -> None:
     for section in ("composites", "families"):
         for name, entry in facts[section].items():
             if name in verdicts:
-                entry["mergekit"] = verdicts[name]
+                entry["mergekit_yaml_result"] = verdicts[name]
     file.write_text(lines(facts), encoding="utf-8")
 
 

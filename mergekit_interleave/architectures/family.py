@@ -14,7 +14,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Gains:
+class OutputNorms:
     """The norms between a layer's projections and the residual stream.
 
     Attributes:
@@ -88,16 +88,16 @@ class ConfigFacts:
         depth_alone: Keys that must state it too where a decoder stands without its encoder.
         depth_list: The list whose length is the number of layers, where no key counts.
         multiples: Keys that state a multiple of it.
-        lists: Keys that hold one entry for each layer, computed by transformers where they are
-            absent.
+        per_layer_lists: Keys that hold one entry for each layer, computed by transformers where
+            they are absent.
         lists_if_given: Keys that do, and are nothing where they are absent. A string has a letter
             for each layer.
-        cycled: Whether `lists` may be shorter, and are then repeated over the layers.
+        cycled: Whether `per_layer_lists` may be shorter, and are then repeated over the layers.
         indices: Keys that hold the indices of certain layers.
         indices_from_1: Keys that do, and count from 1.
         originals_from_1: Keys that do, and of which new layers are none.
-        spelled_runs: Keys that hold a list of `lists` as runs: [[[kind], count], ...].
-        first: Keys that state how many layers at the start are of a kind.
+        spelled_runs: Keys that hold a list of `per_layer_lists` as runs: [[[kind], count], ...].
+        leading_counts: Keys that state how many layers at the start are of a kind.
         first_default: Keys that do where no list says it.
         dense_steps: Whether dense layers are placed by decoder_sparse_step and mlp_only_layers.
         periods: Rules that place layers at regular distances: the name by which `placement` knows
@@ -109,14 +109,14 @@ class ConfigFacts:
     depth_alone: tuple[str, ...] = ()
     depth_list: str | None = None
     multiples: tuple[str, ...] = ()
-    lists: tuple[str, ...] = ()
+    per_layer_lists: tuple[str, ...] = ()
     lists_if_given: tuple[str, ...] = ()
     cycled: bool = False
     indices: tuple[str, ...] = ()
     indices_from_1: tuple[str, ...] = ()
     originals_from_1: tuple[str, ...] = ()
     spelled_runs: Mapping[str, str] = field(default_factory=dict)
-    first: tuple[str, ...] = ()
+    leading_counts: tuple[str, ...] = ()
     first_default: tuple[str, ...] = ()
     dense_steps: bool = False
     periods: tuple[Sequence[str], ...] = ()
@@ -142,22 +142,22 @@ class Family:
             along which axis.
         needed: A part of a tensor's name without which a checkpoint would be computed anew from
             the indices of its layers.
-        beyond: Whether tensors of layers past the last are those of a head that predicts several
-            tokens, which moves on with the depth.
-        zero: The parts of tensor names that match the residual writers of a layer and no other
-            tensor of the model. Zeroing them all makes the layer an identity, and each still
-            gets gradients.
+        has_mtp_layers: Whether tensors of layers past the last are those of a head that predicts
+            several tokens, which moves on with the depth.
+        residual_writers: The parts of tensor names that match the residual writers of a layer and
+            no other tensor of the model. Zeroing them all makes the layer an identity, and each
+            still gets gradients.
         constants: What must be filled besides, so that it does: for each part of a name, the
             `value`, and, where only a part of the tensor is filled, the key of config.json that
             states `after` or `square`; see `layout.Constant`.
-        gains: The norms that can be closed instead of zeroing what they follow, where there are
-            such norms: they make zeroed projections take large first steps.
+        output_norms: The norms that can be closed instead of zeroing what they follow, where there
+            are such norms: they make zeroed projections take large first steps.
         lending: Layers that use what earlier ones computed.
         shared_tail: Last layers that use keys and values of earlier ones.
-        unlike: `first` or `last`, where that layer has tensors unlike all others, so that there can
-            be no copy of it.
-        mergekit: What `mergekit-yaml` alone makes of the recipe; where it was not measured, it is
-            not trusted.
+        irregular_layers: `first` or `last`, where that layer has tensors unlike all others, so that
+            there can be no copy of it.
+        mergekit_yaml_result: What `mergekit-yaml` alone makes of the recipe; where it was not
+            measured, it is not trusted.
         mergekit_loses: Keys of config.json that give the model tensors which mergekit loses.
         measured: Whether nothing is known of the type, so that its result must be measured.
         refused: Why no layer of the type can be copied exactly, if none can.
@@ -182,14 +182,14 @@ class Family:
     first_only: tuple[str, ...] = ()
     packed: Mapping[str, int] = field(default_factory=dict)
     needed: str | None = None
-    beyond: bool = False
-    zero: tuple[str, ...] = ("o_proj", "down_proj")
+    has_mtp_layers: bool = False
+    residual_writers: tuple[str, ...] = ("o_proj", "down_proj")
     constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    gains: Gains | None = None
+    output_norms: OutputNorms | None = None
     lending: Lending | None = None
     shared_tail: SharedTail | None = None
-    unlike: tuple[str, ...] = ()
-    mergekit: str = WRONG_TENSORS
+    irregular_layers: tuple[str, ...] = ()
+    mergekit_yaml_result: str = WRONG_TENSORS
     mergekit_loses: tuple[str, ...] = ()
     measured: bool = False
     refused: str | None = None
@@ -205,23 +205,23 @@ class Family:
 
     def writes(self, tensor: str) -> bool:
         """Whether a tensor of a layer is a residual writer."""
-        return any(name in tensor for name in self.zero)
+        return any(name in tensor for name in self.residual_writers)
 
     def is_loaded(self, tensor: str) -> bool:
         """Whether a model of this family loads the tensor at all."""
         return not any(part in tensor for part in self.never_loaded)
 
-    def has_gains(self, tensors: Iterable[str]) -> bool:
+    def has_output_norms(self, tensors: Iterable[str]) -> bool:
         """Whether a layer of these tensors has the norms that `gains` tells of, all of them."""
         tensors = list(tensors)
-        return self.gains is not None and all(
-            any(name in tensor for tensor in tensors) for name in self.gains.names
+        return self.output_norms is not None and all(
+            any(name in tensor for tensor in tensors) for name in self.output_norms.names
         )
 
     def verdict(self, config: Mapping[str, Any]) -> str:
         """What `mergekit-yaml` alone makes of a model with this config.json."""
         lost = any(config.get(key) for key in self.mergekit_loses)
-        return WRONG_TENSORS if lost else self.mergekit
+        return WRONG_TENSORS if lost else self.mergekit_yaml_result
 
     def reason_to_refuse(self, config: Mapping[str, Any]) -> str | None:
         """Why a model with this config.json cannot be expanded exactly, if it cannot."""
@@ -262,7 +262,7 @@ def family_of(model_type: str) -> Family | None:
     return Family(model_type=model_type, facts=facts, **known)
 
 
-_OBJECTS = {"gains": Gains, "lending": Lending, "shared_tail": SharedTail}
+_OBJECTS = {"output_norms": OutputNorms, "lending": Lending, "shared_tail": SharedTail}
 
 
 @cache
@@ -302,7 +302,7 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
     return family and replace(
         family,
         model_type=model_type,
-        mergekit=composite.get("mergekit", WRONG_TENSORS),
+        mergekit_yaml_result=composite.get("mergekit_yaml_result", WRONG_TENSORS),
         modules=composite.get("modules", {}),
         deepstack=composite.get("deepstack"),
         must_agree=None,
@@ -350,7 +350,9 @@ def unknown_family(model_type: str, config: Mapping[str, Any], layers: str) -> F
     """
     depth = next((key for key in depth_keys() if config.get(key) is not None), "")
     facts = ConfigFacts(depth=(depth,))
-    return Family(model_type, facts, layers, zero=assumed_family().zero, measured=True)
+    return Family(
+        model_type, facts, layers, residual_writers=assumed_family().residual_writers, measured=True
+    )
 
 
 def is_plain(tensor: str) -> bool:

@@ -49,7 +49,7 @@ WEIGHT_PATTERNS = (
 
 
 @contextmanager
-def interpreted(path: Path, name: str = CONFIG) -> Iterator[None]:
+def config_errors(path: Path, name: str = CONFIG) -> Iterator[None]:
     """While a config.json is interpreted: whatever it holds that is not as its type has it.
 
     Its keys are many, each with a kind of its own, and any of them may hold anything.
@@ -297,7 +297,7 @@ class Checkpoint:
         for index in range(min(self.depth, len(stored) + 1)):
             self.layer_tensors(index)
         beyond = [index for index in stored if index is not None and index >= self.depth]
-        if beyond and not (self.family and self.family.beyond):
+        if beyond and not (self.family and self.family.has_mtp_layers):
             raise CheckpointError(
                 f"{self.path}: tensors for layer {min(beyond)}, though {CONFIG} states "
                 f"{self.depth} layers"

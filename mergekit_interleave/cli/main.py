@@ -307,7 +307,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     mergekit_options |= dict(map(_key_value, mergekit or []))
     wanted = _read(directive, flags)
     options = run_command.Options(
-        weights=writers.How(
+        weights=writers.WriteOptions(
             engine=engine,
             shard_size=None
             if out_shard_size is None

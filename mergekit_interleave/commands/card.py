@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave._files import replace_file
-from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint, interpreted
+from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.engines.writer import MERGEKIT
@@ -26,17 +26,17 @@ from mergekit_interleave.output import (
     verification_text,
 )
 from mergekit_interleave.output.card_data import facts
-from mergekit_interleave.output.model_card import Facts
-from mergekit_interleave.output.recorded_layout import Claim
+from mergekit_interleave.output.model_card import CardData
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import public_names, zeroing
 from mergekit_interleave.verification import expected as expectations
 from mergekit_interleave.verification import report as verification
-from mergekit_interleave.verification.expected import Expected
+from mergekit_interleave.verification.expected import ExpectedModel
 
 log = logging.getLogger(__name__)
 
 
-def rewrite(directory: Path, *, force: bool = False) -> Facts:
+def rewrite(directory: Path, *, force: bool = False) -> CardData:
     """Write the card of a model anew, after a look at what it holds.
 
     Args:
@@ -63,13 +63,13 @@ def rewrite(directory: Path, *, force: bool = False) -> Facts:
     packed = manifest.is_packed(result)
     content = {
         **_content(directory, claimed, result),
-        **manifest.totals(expected.layout, expected.parts, packed=packed),
+        **manifest.totals(expected.layout, expected.specs, packed=packed),
     }
     if trained and verification_text.TRAINED not in content.get("verified", {}):
         content["verified"] = {}  # what was verified was of other bytes
     title = directory.resolve().name or "model"
     found = facts(directory, title, content, claimed.layout, trained=trained)
-    with interpreted(directory, manifest.FILE):
+    with config_errors(directory, manifest.FILE):
         text, picture = model_card.write(found), model_card.picture(found)
     replace_file(page, text)
     replace_file(drawing, picture)
@@ -95,7 +95,7 @@ def _check_own(page: Path, drawing: Path, *, force: bool) -> None:
         )
 
 
-def _look(directory: Path, models: Models) -> tuple[Expected, bool]:
+def _look(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
     """What the model must be, and whether its new layers were trained since.
 
     Raises:
@@ -115,7 +115,7 @@ def _look(directory: Path, models: Models) -> tuple[Expected, bool]:
     return lenient.expected, trained
 
 
-def _content(directory: Path, claimed: Claim, result: Checkpoint) -> Mapping[str, Any]:
+def _content(directory: Path, claimed: RecordedLayout, result: Checkpoint) -> Mapping[str, Any]:
     """What interleave.json says; where there is none, what it would say, as far as is known."""
     if claimed.manifest is not None:
         return claimed.manifest.content

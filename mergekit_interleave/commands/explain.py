@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import IO
 
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import notation, yaml_io
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import Spelled, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, needs_depth
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO, GAINS
 from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
@@ -153,7 +153,7 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     if not isinstance(document, dict):
         raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
     directive = directives.of_document(document, where)
-    if not isinstance(directive.growth, Spelled):
+    if not isinstance(directive.growth, ExplicitSlices):
         return text.rstrip() + "\n"  # a directive already
     layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)
     found = list(directives_of(layout, models.known(layout)))
@@ -183,7 +183,7 @@ def _with_keys(one: Directive, written: Directive) -> Directive:
     return replace(one, mergekit=written.mergekit, name=written.name)
 
 
-def _modules_return(growth: Spelled, layout: Layout, models: _Opened) -> bool:
+def _modules_return(growth: ExplicitSlices, layout: Layout, models: _Opened) -> bool:
     """Whether a directive gets the modules back that a config spells out."""
     modules = growth.document.get("modules")
     if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
@@ -231,7 +231,7 @@ class _Opened:
         checkpoint = self.open(layout.models[0])
         if checkpoint is not None and checkpoint.family is not None:
             for word in (AUTO, GAINS):
-                with suppress(InterleaveError), interpreted(checkpoint.path):
+                with suppress(InterleaveError), config_errors(checkpoint.path):
                     edit = edit_of(word, checkpoint)
                     if edit is not None:
                         known[word] = edit
@@ -251,7 +251,9 @@ class _Opened:
     def _closes(self, model: ModelRef, names: tuple[str, ...]) -> bool:
         checkpoint = self.open(model)
         family = families.assumed_family() if checkpoint is None else checkpoint.family
-        return family is not None and not family.constants and {*names} == {*family.zero}
+        return (
+            family is not None and not family.constants and {*names} == {*family.residual_writers}
+        )
 
     def _reaches_out(self, layout: Layout) -> bool:
         try:

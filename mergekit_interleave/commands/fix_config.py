@@ -120,10 +120,10 @@ def _check_weights(
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
         if len(sources) == 1:
-            structure_check.check(first, layout, Path(folder), placement.borrowers)
+            structure_check.check(first, layout, Path(folder), placement.kv_sharing_layers)
         wanted = meta_model.shapes(Path(folder), trusted=first.trusted)
     if all(source.has_weights for source in sources.values()):
-        parts = assemble(layout, sources, borrowers=placement.borrowers)
+        parts = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)
         stored = {part.name: part.shape for part in parts}
         if written == stored:
             return

@@ -17,10 +17,10 @@ from typing import Any
 from mergekit_interleave._units import amount, count, decimal
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.checkpoint.checkpoint import interpreted
+from mergekit_interleave.checkpoint.checkpoint import config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import Spelled, Stack, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack, needs_depth
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import writer as writers
 from mergekit_interleave.engines.stream import Traffic
@@ -30,7 +30,12 @@ from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output import manifest
 from mergekit_interleave.planning import grown_config, zeroing
-from mergekit_interleave.planning.expansion_plan import Preflight, Sources, open_sources, preflight
+from mergekit_interleave.planning.expansion_plan import (
+    ExpansionPlan,
+    Sources,
+    open_sources,
+    plan_expansion,
+)
 from mergekit_interleave.planning.resolve import Expansion, resolve
 
 
@@ -136,10 +141,10 @@ def plan(
         expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
         sources = open_sources(expansion, models)
         first = models.open(expansion.layout.models[0])
-        with interpreted(first.path):
+        with config_errors(first.path):
             found = _from_config(expansion, sources)
             if all(models.open(model).has_weights for model in expansion.layout.models):
-                found = _from_weights(found, preflight(expansion, models, None), here)
+                found = _from_weights(found, plan_expansion(expansion, models, None), here)
             else:
                 found = _counted(found, sources, here)
         if found.writing is not None and found.writing.free < _least(found.writing):
@@ -157,7 +162,7 @@ def _is_readable(directive: Directive, models: Models) -> bool:
     named: Sequence[ModelRef] = () if directive.model is None else (directive.model,)
     if isinstance(directive.growth, Stack):
         named = (*named, *directive.growth.models)
-    if isinstance(directive.growth, Spelled):
+    if isinstance(directive.growth, ExplicitSlices):
         spelled = mergekit_yaml.from_document(directive.growth.document, lambda _: directive.layers)
         named = (*named, *spelled.models)
     try:
@@ -243,10 +248,10 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
     )
 
 
-def _from_weights(found: Plan, made: Preflight, here: Path) -> Plan:
+def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
     """What the tensors tell besides."""
     new = {layer.index for layer in found.layout.new_layers}
-    writer = writers.Writer(made, here, writers.How())
+    writer = writers.Writer(made, here, writers.WriteOptions())
     against_mergekit, against_stream = writer.against_mergekit, writer.against_stream
     engine, why = writers.MERGEKIT, f"{_RIGHT}; --engine stream writes the same"
     if against_mergekit is not None:
@@ -257,17 +262,17 @@ def _from_weights(found: Plan, made: Preflight, here: Path) -> Plan:
     if against_mergekit is None:
         memory[writers.MERGEKIT] = writers.mergekit_memory(writer.whole)
     if against_stream is None:
-        memory[writers.STREAM] = writers.stream_memory(len(made.parts))
+        memory[writers.STREAM] = writers.stream_memory(len(made.specs))
     return dataclasses.replace(
         found,
         identities=made.identities,
         parameters=Parameters(
             before=sum(tensor.elements for tensor in made.first.tensors.values()),
             after=made.parameters,
-            new=sum(math.prod(part.shape) for part in made.parts if part.layer in new),
+            new=sum(math.prod(part.shape) for part in made.specs if part.layer in new),
         ),
         writing=Writing(
-            nbytes=sum(part.nbytes for part in made.parts),
+            nbytes=sum(part.nbytes for part in made.specs),
             mergekit=writer.whole if against_mergekit is None else None,
             stream=writer.forecast if against_stream is None else None,
             engine=engine,

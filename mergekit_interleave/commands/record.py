@@ -17,13 +17,13 @@ from mergekit_interleave.output import (
     verification_text,
 )
 from mergekit_interleave.output.card_data import facts
-from mergekit_interleave.output.model_card import Facts
-from mergekit_interleave.verification.report import Report
+from mergekit_interleave.output.model_card import CardData
+from mergekit_interleave.verification.report import VerifyReport
 
 log = logging.getLogger(__name__)
 
 
-def record(out: Path, report: Report, measured: Mapping[str, Any] | None = None) -> None:
+def record(out: Path, report: VerifyReport, measured: Mapping[str, Any] | None = None) -> None:
     """Write what was verified into interleave.json and the card; that it cannot is no failure.
 
     Nothing is written where OUT was held to other words than its own, or failed against others than
@@ -70,7 +70,7 @@ def _reverify(out: Path, page: Path, content: Mapping[str, Any]) -> None:
         _redraw(out / model_card.PICTURE, found)
 
 
-def _redraw(drawing: Path, found: Facts) -> None:
+def _redraw(drawing: Path, found: CardData) -> None:
     """Draw a picture anew that is as it was drawn of the same layers; another is somebody's own."""
     if drawing.is_symlink() or not drawing.is_file() or drawing.stat().st_size > MAX_CONFIG:
         return

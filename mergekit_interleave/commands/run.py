@@ -21,7 +21,7 @@ from mergekit_interleave.checkpoint.safetensors_header import (
 )
 from mergekit_interleave.engines import mergekit
 from mergekit_interleave.engines import writer as writers
-from mergekit_interleave.engines.writer import MERGEKIT, How, Outcome
+from mergekit_interleave.engines.writer import MERGEKIT, WriteOptions, WriteResult
 from mergekit_interleave.errors import (
     OutputError,
     RefusedError,
@@ -32,12 +32,12 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_data, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
-from mergekit_interleave.planning.expansion_plan import Preflight, preflight, vocab_size
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
 from mergekit_interleave.planning.resolve import Expansion, resolve
-from mergekit_interleave.planning.tensor_plan import Part
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import forward
 from mergekit_interleave.verification import report as verification
-from mergekit_interleave.verification.tensors import Comparison, Leeway, compare
+from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Options:
         allow_non_identity: See `expand.resolve`, which is asked again once they are read.
     """
 
-    weights: How = field(default_factory=How)
+    weights: WriteOptions = field(default_factory=WriteOptions)
     replace: bool = False
     base_model: str | None = None
     verify: bool = True
@@ -67,7 +67,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What was made.
 
     Attributes:
@@ -80,12 +80,12 @@ class Report:
 
     layout: Layout
     written: Comparison
-    outcome: Outcome
+    outcome: WriteResult
     parameters: int | None
     name: str | None
 
 
-def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
+def run(expansion: Expansion, models: Models, out: Path, options: Options) -> RunReport:
     """Make the deeper model.
 
     Args:
@@ -107,7 +107,7 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Re
         raise
 
 
-def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> Report:
+def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> RunReport:
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
@@ -116,7 +116,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         scratch = work / _UNPICKLED
         if options.allow_pickle:
             expansion = _unpickled(expansion, models, scratch, options)
-        plan = preflight(expansion, models, out, base_model=options.base_model, mix=how.mixes)
+        plan = plan_expansion(expansion, models, out, base_model=options.base_model, mix=how.mixes)
         measured = plan.first.require_family().measured
         writer = writers.Writer(plan, work, how)
         writer.check_room()
@@ -133,12 +133,12 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
                 hint="zero the new layers' residual writers",
             )
         outcome = writer.write()
-        check_unchanged(part.tensor for part in plan.parts)
+        check_unchanged(spec.tensor for spec in plan.specs)
         written = _check_weights(plan, work, options, outcome)
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
-            verified[verification_text.WEIGHTS] = verification.outcome(written, against, plan.parts)
+            verified[verification_text.WEIGHTS] = verification.outcome(written, against, plan.specs)
         if measured:
             verified[verification_text.FORWARD] = _measure(plan, work)
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
@@ -149,7 +149,7 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         name = card_data.write(work, out.name, content)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    return Report(plan.layout, written, outcome, content.get("parameters"), name)
+    return RunReport(plan.layout, written, outcome, content.get("parameters"), name)
 
 
 def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:
@@ -166,7 +166,7 @@ def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Opt
     )
 
 
-def _check_classes(plan: Preflight, work: Path) -> None:
+def _check_classes(plan: ExpansionPlan, work: Path) -> None:
     """What the class that loads the result makes of it; the data alone says it, if it is right.
 
     Loading transformers for it takes longer than the stream engine may, which does without.
@@ -174,17 +174,19 @@ def _check_classes(plan: Preflight, work: Path) -> None:
     if len(plan.sources) > 1:  # several are stacked only where all layers are alike
         meta_model.shapes(work, trusted=plan.first.trusted)
     else:
-        structure_check.check(plan.first, plan.layout, work, plan.placement.borrowers)
+        structure_check.check(plan.first, plan.layout, work, plan.placement.kv_sharing_layers)
 
 
-def _copy_small_files(plan: Preflight, work: Path) -> None:
+def _copy_small_files(plan: ExpansionPlan, work: Path) -> None:
     for name, content in plan.carried():
         target = work / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
 
 
-def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outcome) -> Comparison:
+def _check_weights(
+    plan: ExpansionPlan, work: Path, options: Options, outcome: WriteResult
+) -> Comparison:
     """Compare what was written with what was to be written.
 
     Raises:
@@ -193,18 +195,18 @@ def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outco
     any_dtype = plan.uses_lora and "lora_merge_dtype" in options.weights.mergekit
     new_vocabulary = mergekit_yaml.changes_vocabulary(plan.mergekit)
 
-    def unread(part: Part) -> str | None:
+    def unread(spec: TensorSpec) -> str | None:
         # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
-        if options.verify or (outcome.engine == MERGEKIT and part.scale == 0):
-            return plan.reason_unread(part)
+        if options.verify or (outcome.engine == MERGEKIT and spec.scale == 0):
+            return plan.reason_unread(spec)
         return "not asked for"
 
-    leeway = Leeway(
+    leeway = Tolerance(
         unread=unread,
         any_dtype=lambda _: any_dtype,
-        any_rows=lambda part: new_vocabulary and part.layer is None,
+        any_rows=lambda spec: new_vocabulary and spec.layer is None,
     )
-    written = compare(iterate_tensors(work), plan.parts, leeway)
+    written = compare(iterate_tensors(work), plan.specs, leeway)
     if written.differences:
         first, *more = written.differences
         others = f", and {len(more)} more are wrong" if more else ""
@@ -217,7 +219,7 @@ def _check_weights(plan: Preflight, work: Path, options: Options, outcome: Outco
     return written
 
 
-def _measure(plan: Preflight, work: Path) -> dict[str, Any]:
+def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:
     """Whether the result computes what its base computes, where nothing is known of the type.
 
     Raises:

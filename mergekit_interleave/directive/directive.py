@@ -18,7 +18,14 @@ from string import ascii_lowercase
 from typing import IO, Any
 
 from mergekit_interleave.directive import notation, yaml_io
-from mergekit_interleave.directive.growth import Append, Every, Growth, Spelled, Spread, Stack
+from mergekit_interleave.directive.growth import (
+    Append,
+    Every,
+    ExplicitSlices,
+    Growth,
+    Spread,
+    Stack,
+)
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file, parse_model
 from mergekit_interleave.directive.notation import Named, positive
 from mergekit_interleave.directive.scale import (
@@ -101,7 +108,7 @@ class Directive:
         """Whether the growth line leaves it to `model` whose layers it speaks of."""
         if isinstance(self.growth, Stack):
             return any(part.model is None for part in self.growth.parts)
-        return not isinstance(self.growth, Spelled)
+        return not isinstance(self.growth, ExplicitSlices)
 
     def check(self) -> None:
         """Check that its words speak of something: what does not is a slip of the pen.
@@ -136,7 +143,7 @@ class Directive:
         }
         if flags.growth is not None:
             changes["models"] = flags.models
-            if isinstance(self.growth, Spelled) and not flags.model:
+            if isinstance(self.growth, ExplicitSlices) and not flags.model:
                 changes["model"] = _sole_model(self.growth)
             elif isinstance(self.growth, Stack) and not (self.model or flags.model):
                 changes["model"] = _sole(self.growth.models, "the layout")
@@ -196,7 +203,7 @@ def _sole(models: Collection[ModelRef], where: str) -> ModelRef | None:
     return next(iter(models), None)
 
 
-def _sole_model(spelled: Spelled) -> ModelRef | None:
+def _sole_model(spelled: ExplicitSlices) -> ModelRef | None:
     """The one model that a mergekit config names, for a growth flag in place of its slices."""
     found: dict[object, ModelRef] = {}
 
@@ -363,7 +370,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
             )
     if spelled:
         return Directive(
-            growth=Spelled({spelled[0]: document[spelled[0]]}),
+            growth=ExplicitSlices({spelled[0]: document[spelled[0]]}),
             mergekit=_mergekit_keys(document, parse_model),
             name=_name(document),
         )

@@ -133,13 +133,13 @@ class Stack:
 
 
 @dataclass(frozen=True)
-class Spelled:
+class ExplicitSlices:
     """A mergekit config: its `slices:`, `models:` or `modules:`, as written."""
 
     document: Mapping[str, object]
 
 
-Growth: TypeAlias = Every | Spread | Append | Repeat | Windows | Drop | Stack | Spelled
+Growth: TypeAlias = Every | Spread | Append | Repeat | Windows | Drop | Stack | ExplicitSlices
 
 
 def stack_of(ranges: Iterable[Range]) -> Stack:
@@ -154,7 +154,7 @@ def needs_depth(growth: Growth) -> bool:
             return _is_relative(growth)
         case Stack():
             return any(_is_relative(part.layers) for part in growth.parts)
-    return not isinstance(growth, Spelled)
+    return not isinstance(growth, ExplicitSlices)
 
 
 def _is_relative(layers: Range | Windows) -> bool:

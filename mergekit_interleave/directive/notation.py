@@ -11,10 +11,10 @@ from mergekit_interleave.directive.growth import (
     Append,
     Drop,
     Every,
+    ExplicitSlices,
     Growth,
     Part,
     Repeat,
-    Spelled,
     Spread,
     Stack,
     Step,
@@ -350,7 +350,7 @@ def document(growth: Growth, called: Callable[[ModelRef], object]) -> dict[str, 
             key = "stack" if growth.is_plain else "layout"
             entries = [_step_documents(step, called) for step in steps]
             return {key: [entry for group in entries for entry in group]}
-        case Spelled(written):
+        case ExplicitSlices(written):
             return dict(written)
 
 

@@ -27,7 +27,7 @@ from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError, nearest
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.planning.tensor_plan import DTYPES, Part
+from mergekit_interleave.planning.tensor_plan import DTYPES, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Job:
 
     Attributes:
         layout: The layers.
-        parts: Every tensor that the result must have.
+        specs: Every tensor that the result must have.
         mergekit: mergekit's own keys of the directive.
         modules: See `recipe.to_document`.
         checkpoints: The source models.
@@ -56,7 +56,7 @@ class Job:
     """
 
     layout: Layout
-    parts: Sequence[Part]
+    specs: Sequence[TensorSpec]
     mergekit: Mapping[str, object]
     modules: Mapping[str, int | None]
     checkpoints: Mapping[ModelRef, Checkpoint]
@@ -129,7 +129,7 @@ def plan(job: Job, out: Path) -> Sequence[Any]:
     Raises:
         RefusedError: mergekit would write other tensors than the layout calls for.
     """
-    reason = reason_against(job.parts)
+    reason = reason_against(job.specs)
     if reason is not None:
         raise RefusedError(f"mergekit cannot {reason}")
     options = _merge_options(job)
@@ -170,15 +170,15 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def reason_against(parts: Sequence[Part]) -> str | None:
+def reason_against(specs: Sequence[TensorSpec]) -> str | None:
     """What of these tensors no mergekit config can say, if there is anything."""
-    for part in parts:
-        if part.constant is not None:
-            return f"fill {part.name} with {part.constant.value:g}"
-        if part.packing is not None:
-            return f"arrange the layers' blocks of {part.name}"
-        if part.scale is not None and part.tensor.dtype not in DTYPES.values():
-            return f"scale {part.name}, which is stored as {part.tensor.dtype}"
+    for spec in specs:
+        if spec.constant is not None:
+            return f"fill {spec.name} with {spec.constant.value:g}"
+        if spec.packing is not None:
+            return f"arrange the layers' blocks of {spec.name}"
+        if spec.scale is not None and spec.tensor.dtype not in DTYPES.values():
+            return f"scale {spec.name}, which is stored as {spec.tensor.dtype}"
     return None
 
 
@@ -220,7 +220,7 @@ def _merge_options(job: Job) -> Any:
     from mergekit.options import MergeOptions  # noqa: PLC0415
 
     repeats = len({(layer.model, layer.source) for layer in job.layout.layers}) < len(job.layout)
-    lora_dtypes = {part.tensor.dtype for part in job.parts if part.model.lora}
+    lora_dtypes = {spec.tensor.dtype for spec in job.specs if spec.model.lora}
     names = {stored: name for name, stored in DTYPES.items()}
     decided: dict[str, object] = {
         "clone_tensors": repeats,
@@ -274,13 +274,13 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
             names = {weight.name, *(weight.aliases or ()), *(weight.tied_names or ())}
             planned[target.tensor_name] = (model.model.path, frozenset(names))
     wrong = [
-        part.name
-        for part in job.parts
-        if part.name not in planned
-        or planned[part.name][0] != str(job.checkpoints[part.model].store)
-        or part.source not in planned[part.name][1]
+        spec.name
+        for spec in job.specs
+        if spec.name not in planned
+        or planned[spec.name][0] != str(job.checkpoints[spec.model].store)
+        or spec.source not in planned[spec.name][1]
     ]
-    wrong += sorted(planned.keys() - {part.name for part in job.parts})
+    wrong += sorted(planned.keys() - {spec.name for spec in job.specs})
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004
         raise RefusedError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from mergekit_interleave.checkpoint.safetensors_header import WEIGHTS, Shard
-from mergekit_interleave.planning.tensor_plan import Fill, Part, Piece, Range
+from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, Piece, TensorSpec
 
 _ALIGNMENT = 8
 """What safetensors aligns data to; no element is wider."""
@@ -33,35 +33,35 @@ class OutShard:
 
     Attributes:
         name: Its name in OUT.
-        parts: Its tensors, all from one source shard, in the order of their data.
+        specs: Its tensors, all from one source shard, in the order of their data.
         block: To what the data is aligned as it is in the source, in bytes.
     """
 
     name: str
-    parts: Sequence[Part]
+    specs: Sequence[TensorSpec]
     block: int
 
     @property
     def source(self) -> Shard:
         """The shard that its tensors come from."""
-        return self.parts[0].tensor.shard
+        return self.specs[0].tensor.shard
 
     @property
     def nbytes(self) -> int:
         """The size of its data."""
-        return sum(part.nbytes for part in self.parts)
+        return sum(spec.nbytes for spec in self.specs)
 
     def header(self) -> bytes:
         """What stands before the data: 8 bytes of length, and as many of JSON and padding."""
         entries: dict[str, object] = {"__metadata__": {"format": "pt", **self.source.metadata}}
         offset = 0
-        for part in self.parts:
-            entries[part.name] = {
-                "dtype": part.dtype,
-                "shape": part.shape,
-                "data_offsets": (offset, offset + part.nbytes),
+        for spec in self.specs:
+            entries[spec.name] = {
+                "dtype": spec.dtype,
+                "shape": spec.shape,
+                "data_offsets": (offset, offset + spec.nbytes),
             }
-            offset += part.nbytes
+            offset += spec.nbytes
         text = json.dumps(entries, separators=(",", ":")).encode()
         start = self._start
         start, step = (0, _ALIGNMENT) if start is None else (start, self.block)
@@ -73,14 +73,14 @@ class OutShard:
         """Where the data is to start within a block, so that most of it can share its blocks."""
         in_step: dict[int, int] = {}
         offset = 0
-        for part in self.parts:
-            start = (part.tensor.start - offset) % self.block
-            if part.is_whole and start % _ALIGNMENT == 0:
-                in_step[start] = in_step.get(start, 0) + part.nbytes
-            offset += part.nbytes
+        for spec in self.specs:
+            start = (spec.tensor.start - offset) % self.block
+            if spec.is_whole and start % _ALIGNMENT == 0:
+                in_step[start] = in_step.get(start, 0) + spec.nbytes
+            offset += spec.nbytes
         return max(in_step, key=in_step.__getitem__, default=None)
 
-    def steps(self, at: int, *, share: bool) -> Iterator[Step]:
+    def steps(self, at: int, *, share: bool) -> Iterator[WriteStep]:
         """How its data is made, in order.
 
         Args:
@@ -88,10 +88,10 @@ class OutShard:
             share: Whether to share blocks with the source where both lie alike.
         """
         end = at + self.nbytes
-        for piece in _joined(piece for part in self.parts for piece in part.pieces()):
+        for piece in _joined(piece for spec in self.specs for piece in spec.pieces()):
             if isinstance(piece, Fill):
                 length = len(piece.data) * piece.times
-                yield Step("fill" if any(piece.data) else "hole", at, length, data=piece.data)
+                yield WriteStep("fill" if any(piece.data) else "hole", at, length, data=piece.data)
             else:
                 length = piece.length
                 before, blocks = _whole_blocks(piece, at, self.block) if share else (0, 0)
@@ -99,13 +99,13 @@ class OutShard:
                 done = before + blocks
                 for how, offset, size in (*ends, ("copy", done, length - done)):
                     if size:
-                        yield Step(how, at + offset, size, piece.start + offset)
+                        yield WriteStep(how, at + offset, size, piece.start + offset)
             at += length
         if at != end:
             raise ValueError(f"{self.name}: its pieces do not fill it")
 
 
-class Step(NamedTuple):
+class WriteStep(NamedTuple):
     """Some bytes of a file.
 
     Attributes:
@@ -126,21 +126,21 @@ class Step(NamedTuple):
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Neighbours in the source that stay neighbours are one piece."""
-    whole: Range | None = None
+    whole: ByteRange | None = None
     for piece in pieces:
-        if whole and isinstance(piece, Range) and piece.start == whole.start + whole.length:
-            whole = Range(whole.start, whole.length + piece.length)
+        if whole and isinstance(piece, ByteRange) and piece.start == whole.start + whole.length:
+            whole = ByteRange(whole.start, whole.length + piece.length)
             continue
         if whole:
             yield whole
-        whole = piece if isinstance(piece, Range) else None
+        whole = piece if isinstance(piece, ByteRange) else None
         if isinstance(piece, Fill):
             yield piece
     if whole:
         yield whole
 
 
-def _whole_blocks(piece: Range, at: int, block: int) -> tuple[int, int]:
+def _whole_blocks(piece: ByteRange, at: int, block: int) -> tuple[int, int]:
     """The whole blocks that a range has in the source and in the target: offset and length."""
     if (at - piece.start) % block:
         return 0, 0
@@ -149,17 +149,17 @@ def _whole_blocks(piece: Range, at: int, block: int) -> tuple[int, int]:
     return (before, length) if length else (0, 0)
 
 
-def shards_of(parts: Sequence[Part], limit: int, block: int) -> list[OutShard]:
+def shards_of(specs: Sequence[TensorSpec], limit: int, block: int) -> list[OutShard]:
     """Distribute the tensors of a model over files.
 
     Args:
-        parts: Every tensor of the model; none needs arithmetic.
+        specs: Every tensor of the model; none needs arithmetic.
         limit: The most bytes of data in one shard, unless a single tensor is larger.
         block: The block size of the filesystem, a multiple of 8.
     """
-    groups: dict[Shard, list[Part]] = {}
-    for part in parts:
-        groups.setdefault(part.tensor.shard, []).append(part)
+    groups: dict[Shard, list[TensorSpec]] = {}
+    for spec in specs:
+        groups.setdefault(spec.tensor.shard, []).append(spec)
     cut = [shard for group in groups.values() for shard in _cut(_in_order(group, block), limit)]
     names = [f"model-{i + 1:05d}-of-{len(cut):05d}.safetensors" for i in range(len(cut))]
     if len(cut) == 1:
@@ -170,40 +170,40 @@ def shards_of(parts: Sequence[Part], limit: int, block: int) -> list[OutShard]:
     ]
 
 
-def _in_order(parts: Sequence[Part], block: int) -> list[Part]:
+def _in_order(specs: Sequence[TensorSpec], block: int) -> list[TensorSpec]:
     placed: set[str] = set()
-    in_step: list[Part] = []
-    behind: list[Part] = []
-    for part in sorted(parts, key=lambda part: part.tensor.start):
-        is_first = part.source not in placed
-        (in_step if is_first or part.nbytes % block == 0 else behind).append(part)
-        placed.add(part.source)
+    in_step: list[TensorSpec] = []
+    behind: list[TensorSpec] = []
+    for spec in sorted(specs, key=lambda spec: spec.tensor.start):
+        is_first = spec.source not in placed
+        (in_step if is_first or spec.nbytes % block == 0 else behind).append(spec)
+        placed.add(spec.source)
     return in_step + behind
 
 
-def _cut(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
-    shard: list[Part] = []
+def _cut(specs: Sequence[TensorSpec], limit: int) -> Iterator[list[TensorSpec]]:
+    shard: list[TensorSpec] = []
     size = header = 0
-    for part in parts:
+    for spec in specs:
         # At most: the name, escaped, and numbers of up to 20 digits.
-        entry = len(json.dumps(part.name)) + 22 * len(part.shape) + 100
-        if shard and (size + part.nbytes > limit or header + entry > _HEADER):
+        entry = len(json.dumps(spec.name)) + 22 * len(spec.shape) + 100
+        if shard and (size + spec.nbytes > limit or header + entry > _HEADER):
             yield shard
             shard, size, header = [], 0, 0
-        shard.append(part)
-        size += part.nbytes
+        shard.append(spec)
+        size += spec.nbytes
         header += entry
     yield shard
 
 
-def _with_aligned_elements(parts: list[Part]) -> list[Part]:
+def _with_aligned_elements(specs: list[TensorSpec]) -> list[TensorSpec]:
     """The parts in an order in which each starts at a multiple of its element's size.
 
     That is theirs, unless narrow ones of an odd size stand before wide ones.
     """
     offset = 0
-    for part in parts:
-        if offset % max(part.tensor.width, 1):
-            return sorted(parts, key=lambda part: part.tensor.width, reverse=True)
-        offset += part.nbytes
-    return parts
+    for spec in specs:
+        if offset % max(spec.tensor.width, 1):
+            return sorted(specs, key=lambda spec: spec.tensor.width, reverse=True)
+        offset += spec.nbytes
+    return specs

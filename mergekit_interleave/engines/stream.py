@@ -21,24 +21,24 @@ from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.safetensors_header import INDEX
 from mergekit_interleave.engines import copy_range
 from mergekit_interleave.engines.copy_range import Pair, Tick
-from mergekit_interleave.engines.sharding import OutShard, Step
+from mergekit_interleave.engines.sharding import OutShard, WriteStep
 from mergekit_interleave.errors import OutputError
-from mergekit_interleave.planning.tensor_plan import Part
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 _AT_ONCE = 2
 """Files written at the same time: two take three quarters of the time of one, three hardly less."""
 
 
-def reason_against(parts: Sequence[Part]) -> str | None:
+def reason_against(specs: Sequence[TensorSpec]) -> str | None:
     """Why these tensors need arithmetic, if they do."""
-    for part in parts:
-        if part.scale not in (None, 0, 1):
-            return f"{part.name} is multiplied by {part.scale:g}"
-        if len(part.dtypes) > 1:
-            first, *others = part.dtypes
-            return f"{part.name} is converted from {first} to {' and '.join(others)}"
-        if part.model.lora is not None:
-            return f"{part.name} is merged with a LoRA"
+    for spec in specs:
+        if spec.scale not in (None, 0, 1):
+            return f"{spec.name} is multiplied by {spec.scale:g}"
+        if len(spec.dtypes) > 1:
+            first, *others = spec.dtypes
+            return f"{spec.name} is converted from {first} to {' and '.join(others)}"
+        if spec.model.lora is not None:
+            return f"{spec.name} is merged with a LoRA"
     return None
 
 
@@ -68,10 +68,10 @@ class Traffic:
         return not self.shared and not self.holes
 
     def __str__(self) -> str:
-        parts = [f"{amount(self.written)} written"]
-        parts += [f"{amount(self.shared)} shared with the base"] if self.shared else []
-        parts += [f"{amount(self.holes)} of zeros that take no room"] if self.holes else []
-        return ", ".join(parts)
+        specs = [f"{amount(self.written)} written"]
+        specs += [f"{amount(self.shared)} shared with the base"] if self.shared else []
+        specs += [f"{amount(self.holes)} of zeros that take no room"] if self.holes else []
+        return ", ".join(specs)
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
@@ -178,8 +178,8 @@ def _index(shards: Sequence[OutShard]) -> Iterator[str]:
     comma = ""
     for shard in shards:
         name = json.dumps(shard.name)
-        for part in shard.parts:
-            yield f"{comma}\n    {json.dumps(part.name)}: {name}"
+        for spec in shard.specs:
+            yield f"{comma}\n    {json.dumps(spec.name)}: {name}"
             comma = ","
     yield "\n  }\n}\n"
 
@@ -213,7 +213,7 @@ def _fill(pair: Pair, shard: OutShard, *, reflink: bool) -> Traffic:
     return traffic
 
 
-def _take(pair: Pair, step: Step, *, reflink: bool) -> str:
+def _take(pair: Pair, step: WriteStep, *, reflink: bool) -> str:
     """Take a step, and say how."""
     match step.how:
         case "hole":

@@ -23,7 +23,7 @@ from mergekit_interleave.errors import (
     RefusedError,
 )
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.planning.expansion_plan import Preflight
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def no_bar(_: int) -> AbstractContextManager[Tick]:
 
 
 @dataclass(frozen=True)
-class How:
+class WriteOptions:
     """How to write the weights.
 
     Attributes:
@@ -76,7 +76,7 @@ class How:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class WriteResult:
     """What was written.
 
     Attributes:
@@ -92,7 +92,7 @@ class Outcome:
     streamable: bool = False
 
 
-def check(how: How, expansion: Expansion) -> None:
+def check(how: WriteOptions, expansion: Expansion) -> None:
     """Check, before anything is fetched, that the engine knows what it is told.
 
     Raises:
@@ -108,7 +108,7 @@ def check(how: How, expansion: Expansion) -> None:
         mergekit.check_options(how.mergekit)
 
 
-def _check_stream(how: How, expansion: Expansion) -> None:
+def _check_stream(how: WriteOptions, expansion: Expansion) -> None:
     """What the stream engine knows nothing of is refused, never ignored."""
     for name in how.mergekit:
         if name not in ("trust_remote_code", "allow_crimes"):  # which are not about writing
@@ -154,9 +154,9 @@ class Writer:
         how: How.
     """
 
-    plan: Preflight
+    plan: ExpansionPlan
     work: Path
-    how: How
+    how: WriteOptions
 
     def check_room(self) -> None:
         """Check that there is room for the result, by whichever engine needs less.
@@ -175,7 +175,7 @@ class Writer:
             words += f" by the stream engine, {amount(whole)} by mergekit"
         self._check_free(needed, words)
 
-    def write(self) -> Outcome:
+    def write(self) -> WriteResult:
         """Write.
 
         Raises:
@@ -186,18 +186,18 @@ class Writer:
             if self.how.streams:
                 if self.against_stream is not None:
                     raise self.against_stream
-                return Outcome(STREAM, self._stream())
+                return WriteResult(STREAM, self._stream())
             return self._by_mergekit()
         except OSError as error:
             raise OutputError(
                 f"the weights cannot be written: {error.strerror or error}"
             ) from error
 
-    def _by_mergekit(self) -> Outcome:
+    def _by_mergekit(self) -> WriteResult:
         plan, how, scratch = self.plan, self.how, self.work / ".lora"
         job = mergekit.Job(
             layout=plan.expansion.layout,
-            parts=plan.parts,
+            specs=plan.specs,
             mergekit=plan.mergekit,
             modules=plan.expansion.modules,
             checkpoints={**plan.sources, plan.base.ref: plan.base},
@@ -217,7 +217,7 @@ class Writer:
                     hint="leave `dtype` out: every tensor keeps its own" if converts else None,
                 ) from refused
             log.info("written by the stream engine: %s", refused)
-            return Outcome(STREAM, self._stream(), beyond=str(refused))
+            return WriteResult(STREAM, self._stream(), beyond=str(refused))
         self._check_free(
             self.whole,
             f"{amount(self.whole)} are needed",
@@ -230,7 +230,7 @@ class Writer:
         shutil.rmtree(scratch, ignore_errors=True)
         files = self.work.glob("*.safetensors")
         written = Traffic(sum(file.stat().st_size for file in files))
-        return Outcome(MERGEKIT, written, streamable=self.streamable)
+        return WriteResult(MERGEKIT, written, streamable=self.streamable)
 
     def _stream(self) -> Traffic:
         with self.how.bar(sum(shard.nbytes for shard in self._shards)) as tick:
@@ -239,7 +239,7 @@ class Writer:
     @cached_property
     def against_mergekit(self) -> str | None:
         """Why mergekit cannot write it, as far as that is known without asking it."""
-        reason = mergekit.reason_against(self.plan.parts)
+        reason = mergekit.reason_against(self.plan.specs)
         if reason is not None:
             return reason
         first = self.plan.first
@@ -264,7 +264,7 @@ class Writer:
 
     @cached_property
     def _arithmetic(self) -> str | None:
-        return stream.reason_against(self.plan.parts)
+        return stream.reason_against(self.plan.specs)
 
     @property
     def streamable(self) -> bool:
@@ -274,7 +274,7 @@ class Writer:
     @cached_property
     def _shards(self) -> list[OutShard]:
         limit = self.how.shard_size or _LARGEST_SHARD
-        return sharding.shards_of(self.plan.parts, limit, stream.block_size(self.work))
+        return sharding.shards_of(self.plan.specs, limit, stream.block_size(self.work))
 
     @cached_property
     def forecast(self) -> Traffic:
@@ -285,7 +285,7 @@ class Writer:
     def whole(self) -> int:
         """The bytes that mergekit writes: all tensors, and those that a LoRA is merged into."""
         merged = (model for reference, model in self.plan.sources.items() if reference.lora)
-        return sum(part.nbytes for part in self.plan.parts) + sum(
+        return sum(part.nbytes for part in self.plan.specs) + sum(
             tensor.nbytes for model in merged for tensor in model.tensors.values()
         )
 

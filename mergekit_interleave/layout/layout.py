@@ -206,7 +206,7 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
     """The layout that a growth line gives on a model.
 
     Args:
-        growth: What to do; not `Spelled`, which is a layout already.
+        growth: What to do; not `ExplicitSlices`, which is a layout already.
         model: The source model; None where the growth line names its own.
         depth: Its number of layers. None where it is not known, which not every line can bear.
         edit: What is done to a new layer; None makes plain copies.

@@ -11,11 +11,11 @@ from typing import Any
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
 from mergekit_interleave.checkpoint import hub
-from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, interpreted
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.growth import Spelled
+from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
@@ -25,8 +25,8 @@ from mergekit_interleave.output import (
     model_card,
     verification_text,
 )
-from mergekit_interleave.output.model_card import Facts, Source
-from mergekit_interleave.output.recorded_layout import Claim
+from mergekit_interleave.output.model_card import CardData, CardSource
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import public_names, zeroing
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def write(directory: Path, title: str, content: Mapping[str, Any]) -> str | None
     """
     try:
         own = manifest.of_content(content, directory / manifest.FILE)
-        found = facts(directory, title, content, Claim(own.directive, own).layout)
+        found = facts(directory, title, content, RecordedLayout(own.directive, own).layout)
         text = model_card.write(found)
         (directory / model_card.PICTURE).write_text(model_card.picture(found), encoding="utf-8")
         (directory / model_card.FILE).write_text(text, encoding="utf-8")
@@ -64,7 +64,7 @@ def facts(
     layout: Layout,
     *,
     trained: bool = False,
-) -> Facts:
+) -> CardData:
     """What a card says of a model.
 
     Args:
@@ -77,24 +77,24 @@ def facts(
     Raises:
         CheckpointError: interleave.json holds what none has.
     """
-    with interpreted(directory, manifest.FILE):
+    with config_errors(directory, manifest.FILE):
         return _facts(directory, title, content, layout, trained=trained)
 
 
 def _facts(
     directory: Path, title: str, content: Mapping[str, Any], layout: Layout, *, trained: bool
-) -> Facts:
+) -> CardData:
     config = read_json(directory / CONFIG, most=MAX_CONFIG)
     directive = dict(content["directive"])
     growth = directives.from_document(directive).growth
-    spelled = isinstance(growth, Spelled)
+    spelled = isinstance(growth, ExplicitSlices)
     verified = dict(content.get("verified", {}))
     total, new = content.get("parameters"), content.get("new_parameters")
     own = directory / mergekit_yaml.FILE
     written = own.read_text(encoding="utf-8") if own.is_file() else None
     edits = {layer.index: layer.edit for layer in layout.new_layers if layer.edit}
     family = families.family_of_config(config)
-    return Facts(
+    return CardData(
         title=title,
         layout=layout,
         growth=None if spelled else growth,
@@ -114,7 +114,7 @@ def _facts(
         dtypes=[str(dtype) for dtype in content.get("dtypes", ())],
         conversion=content.get("converted"),
         beyond_mergekit=content.get("beyond_mergekit"),
-        remote="auto_map" in config,
+        has_remote_code="auto_map" in config,
         verified=verified,
     )
 
@@ -136,7 +136,7 @@ def _status(
     return model_card.UNKNOWN if equal is None else model_card.CHANGED
 
 
-def _sources(entries: Sequence[Mapping[str, Any]]) -> list[Source]:
+def _sources(entries: Sequence[Mapping[str, Any]]) -> list[CardSource]:
     models = [parse_model(entry["model"], "models") for entry in entries]
     revisions = {(model.model.path, model.model.revision) for model in models}
     paths = Counter(path for path, _ in revisions)
@@ -146,11 +146,11 @@ def _sources(entries: Sequence[Mapping[str, Any]]) -> list[Source]:
     ]
 
 
-def _source(entry: Mapping[str, Any], title: str) -> Source:
+def _source(entry: Mapping[str, Any], title: str) -> CardSource:
     """A source model, by what interleave.json says of it."""
     ids = [entry.get(key) for key in ("hub_id", "lora_hub_id")]
     own, lora = (id_ if isinstance(id_, str) and hub.is_hub_id(id_) else None for id_ in ids)
-    return Source(
+    return CardSource(
         name=title,
         hub_id=own,
         lora=lora,

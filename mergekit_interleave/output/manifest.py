@@ -19,15 +19,15 @@ from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import read_json, to_json
 from mergekit_interleave.directive.directive import MERGEKIT_KEYS, Directive, from_document
-from mergekit_interleave.directive.growth import Spelled
+from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_metadata
 from mergekit_interleave.output.verification_text import FORWARD
-from mergekit_interleave.planning.expansion_plan import Preflight
-from mergekit_interleave.planning.tensor_plan import Part
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 FILE = "interleave.json"
 VERSION = 1
@@ -53,7 +53,7 @@ def fingerprint(layout: Layout) -> str:
 
 
 def describe(
-    plan: Preflight, engine: str, beyond_mergekit: str | None, verified: Mapping[str, Any]
+    plan: ExpansionPlan, engine: str, beyond_mergekit: str | None, verified: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The content of interleave.json; which `files` stand in OUT is known only later.
 
@@ -76,7 +76,7 @@ def describe(
         "directive": directive_of(plan),
         "models": [_source(model, plan, cards) for model in models],
         **facts(plan),
-        "layers": layers(plan.layout, plan.parts),
+        "layers": layers(plan.layout, plan.specs),
         "inherited": inherited,
         "engine": engine,
         **({"beyond_mergekit": beyond_mergekit} if beyond_mergekit else {}),
@@ -85,32 +85,32 @@ def describe(
     }
 
 
-def facts(plan: Preflight) -> dict[str, Any]:
+def facts(plan: ExpansionPlan) -> dict[str, Any]:
     """What interleave.json says of the model as a whole."""
-    found = totals(plan.layout, plan.parts, packed=is_packed(plan.first))
+    found = totals(plan.layout, plan.specs, packed=is_packed(plan.first))
     found["identities"] = sorted(plan.identities)
     found["equal"] = plan.is_identity
     return found | ({"converted": plan.conversion} if plan.conversion else {})
 
 
-def totals(layout: Layout, parts: Sequence[Part], *, packed: bool) -> dict[str, Any]:
+def totals(layout: Layout, specs: Sequence[TensorSpec], *, packed: bool) -> dict[str, Any]:
     """What interleave.json says of all the tensors together.
 
     Args:
         layout: The layers.
-        parts: Their tensors.
+        specs: Their tensors.
         packed: Whether a stored number may be several, so that they cannot be counted.
     """
     new = {layer.index for layer in layout.new_layers}
     stored: Counter[str] = Counter()
-    for part in parts:
-        stored[part.dtypes[-1]] += part.nbytes
+    for spec in specs:
+        stored[spec.dtypes[-1]] += spec.nbytes
     found: dict[str, Any] = {
         "bytes": stored.total(),
         "dtypes": [dtype for dtype, _ in stored.most_common()],
     }
     if not packed:
-        sizes = [(part.layer in new, math.prod(part.shape)) for part in parts]
+        sizes = [(spec.layer in new, math.prod(spec.shape)) for spec in specs]
         found["parameters"] = sum(size for _, size in sizes)
         found["new_parameters"] = sum(size for is_new, size in sizes if is_new)
     return found
@@ -123,23 +123,23 @@ def is_packed(checkpoint: Checkpoint) -> bool:
     )
 
 
-def layers(layout: Layout, parts: Iterable[Part]) -> list[dict[str, Any]]:
+def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
     """What interleave.json says of each layer.
 
     Args:
         layout: The layers.
-        parts: Their tensors.
+        specs: Their tensors.
     """
     models = layout.models
     zeroed: dict[int, list[str]] = {layer.index: [] for layer in layout.layers}
     filled: dict[int, dict[str, float]] = {layer.index: {} for layer in layout.layers}
-    for part in parts:
-        if part.layer is not None:
-            tensor = re.split(rf"\.{part.layer}\.", part.name, maxsplit=1)[-1]
-            if part.constant is not None:
-                filled[part.layer][tensor] = part.constant.value
-            elif part.scale == 0:
-                zeroed[part.layer].append(tensor)
+    for spec in specs:
+        if spec.layer is not None:
+            tensor = re.split(rf"\.{spec.layer}\.", spec.name, maxsplit=1)[-1]
+            if spec.constant is not None:
+                filled[spec.layer][tensor] = spec.constant.value
+            elif spec.scale == 0:
+                zeroed[spec.layer].append(tensor)
     return [
         {
             "model": models.index(layer.model),
@@ -154,19 +154,19 @@ def layers(layout: Layout, parts: Iterable[Part]) -> list[dict[str, Any]]:
     ]
 
 
-def directive_of(plan: Preflight) -> dict[str, Any]:
+def directive_of(plan: ExpansionPlan) -> dict[str, Any]:
     """The directive with its models under their public names; spelled slices are the recipe."""
     directive = plan.expansion.directive
     written = mergekit_yaml.to_document(
         plan.expansion.layout, plan.mergekit, plan.public, plan.expansion.modules
     )
-    if isinstance(directive.growth, Spelled):
+    if isinstance(directive.growth, ExplicitSlices):
         return written
     return directive.to_document(plan.public) | {key: written[key] for key in plan.mergekit}
 
 
 def _source(
-    model: ModelRef, plan: Preflight, cards: Mapping[str, Mapping[str, Any]]
+    model: ModelRef, plan: ExpansionPlan, cards: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     checkpoint = plan.sources[model]
     source: dict[str, Any] = {"model": plan.public(model), "layers": checkpoint.depth}

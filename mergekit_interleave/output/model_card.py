@@ -31,7 +31,7 @@ _SEAL = "<!-- as mk-interleave wrote it: "
 
 
 @dataclass(frozen=True)
-class Source:
+class CardSource:
     """A model that layers were taken from.
 
     Attributes:
@@ -75,7 +75,7 @@ _STATUS = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class CardData:
     """What a card says.
 
     Attributes:
@@ -99,14 +99,14 @@ class Facts:
         dtypes: In which they are stored, in safetensors' spelling.
         conversion: From which dtypes to which the weights were converted, if they were.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
-        remote: Whether it brings code of its own.
+        has_remote_code: Whether it brings code of its own.
         verified: What was compared, and what came of it, as interleave.json has it.
     """
 
     title: str
     layout: Layout
     growth: Growth | None
-    sources: Sequence[Source]
+    sources: Sequence[CardSource]
     identities: Collection[int]
     status: str
     norms: bool
@@ -122,7 +122,7 @@ class Facts:
     dtypes: Sequence[str] = ()
     conversion: str | None = None
     beyond_mergekit: str | None = None
-    remote: bool = False
+    has_remote_code: bool = False
     verified: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -159,14 +159,14 @@ _LONGEST_NAME = 96
 """The Hub takes no longer name."""
 
 
-def picture(facts: Facts) -> str:
+def picture(facts: CardData) -> str:
     """The layer map as an SVG file."""
     names = [source.name for source in facts.sources]
     title = "As it was made, before it was trained" if facts.is_trained else None
     return svg.picture(facts.layout, facts.identities, names, title)
 
 
-def write(facts: Facts) -> str:
+def write(facts: CardData) -> str:
     """The card as Markdown with front matter."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
 
@@ -217,7 +217,7 @@ def _verified(verified: Mapping[str, Any]) -> str:
     return "\n".join(lines) or "Nothing: `mk-interleave verify` does it."
 
 
-def _tag(facts: Facts) -> str:
+def _tag(facts: CardData) -> str:
     """The field's word for what was done."""
     layout = facts.layout
     if len(layout.models) > 1:
@@ -229,7 +229,7 @@ def _tag(facts: Facts) -> str:
     return "depth-up-scaling"
 
 
-def _status(facts: Facts) -> str:
+def _status(facts: CardData) -> str:
     words = _STATUS[facts.status].format(
         bases=_bases(facts),
         rounding=" but for rounding" if facts.conversion else "",
@@ -239,11 +239,11 @@ def _status(facts: Facts) -> str:
     return f"**Status: {facts.status}.** {words}{converted}"
 
 
-def _bases(facts: Facts) -> str:
+def _bases(facts: CardData) -> str:
     return "its base's" if len(facts.sources) == 1 else "its bases'"
 
 
-def _body(facts: Facts) -> str:
+def _body(facts: CardData) -> str:
     parts = [
         f"# {facts.title}",
         f"{_sentence(facts)}\n\n{_status(facts)}",
@@ -258,7 +258,7 @@ def _body(facts: Facts) -> str:
     return "\n\n".join(parts) + "\n\n"
 
 
-def _sentence(facts: Facts) -> str:
+def _sentence(facts: CardData) -> str:
     said = " and ".join(_link(source) for source in facts.sources)
     what = describe.sentence(facts.layout, facts.growth, facts.depth, facts.identities)
     since = ", and trained since" if facts.is_trained else ""
@@ -267,15 +267,15 @@ def _sentence(facts: Facts) -> str:
     return f"{', '.join([said, *sizes, *_growth(facts)])}: {what}{since}."
 
 
-def _link(source: Source) -> str:
+def _link(source: CardSource) -> str:
     return f"[{source.name}]({HUB}/{source.hub_id})" if source.hub_id else f"`{source.name}`"
 
 
-def _before(facts: Facts) -> str:
+def _before(facts: CardData) -> str:
     return " + ".join("?" if s.depth is None else str(s.depth) for s in facts.sources)
 
 
-def _growth(facts: Facts) -> list[str]:
+def _growth(facts: CardData) -> list[str]:
     old = facts.sources[0].parameters
     if facts.parameters is None or len(facts.sources) > 1 or not old:
         return []
@@ -283,7 +283,7 @@ def _growth(facts: Facts) -> list[str]:
     return [f"{count(old)} → {count(total)} parameters ({(total - old) / old:+.1%})"]
 
 
-def _table(facts: Facts) -> str:
+def _table(facts: CardData) -> str:
     layout = facts.layout
     new = [layer.index for layer in layout.new_layers]
     rows = [("layers", f"{_before(facts)} → {len(layout)}, {len(new)} of them new")]
@@ -313,7 +313,7 @@ _BAR = r"\|"
 """A bar within a cell of a table."""
 
 
-def _licenses(facts: Facts) -> list[str]:
+def _licenses(facts: CardData) -> list[str]:
     """Where one license speaks for all, the front matter has it, but for what it is called."""
     stated = facts.inherited.get("license")
     if stated and stated != "other":
@@ -327,7 +327,7 @@ def _licenses(facts: Facts) -> list[str]:
     return ["; ".join(f"{_link(s)}: {s.license or 'none stated'}" for s in facts.sources)]
 
 
-def _layers(facts: Facts) -> str:
+def _layers(facts: CardData) -> str:
     models = [f"{layer_maps.letter(i)} {source.name}" for i, source in enumerate(facts.sources)]
     lines = [
         f"layers   {layer_maps.layer_map(facts.layout, facts.identities)}",
@@ -342,11 +342,11 @@ def _layers(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def _loading(facts: Facts) -> str:
+def _loading(facts: CardData) -> str:
     return f"## Load it\n\n{_python(facts, 'auto')}"
 
 
-def _training(facts: Facts) -> str:
+def _training(facts: CardData) -> str:
     coarse = {"BF16", "F16"} & {*facts.dtypes}
     snippet = _python(
         facts,
@@ -368,7 +368,7 @@ def _training(facts: Facts) -> str:
     return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
 
 
-def _of_lora(facts: Facts) -> str:
+def _of_lora(facts: CardData) -> str:
     """What a LoRA of layers that start as identities must have."""
     if facts.norms:
         return (
@@ -384,8 +384,8 @@ def _of_lora(facts: Facts) -> str:
     return ""
 
 
-def _python(facts: Facts, dtype: str, before: str = "", after: str = "") -> str:
-    code = ", trust_remote_code=True" if facts.remote else ""
+def _python(facts: CardData, dtype: str, before: str = "", after: str = "") -> str:
+    code = ", trust_remote_code=True" if facts.has_remote_code else ""
     arguments = f'{json.dumps(facts.title, ensure_ascii=False)}, dtype="{dtype}"{code}'
     return (
         f"```python\n{before}from transformers import {facts.task.load}\n\n"
@@ -393,7 +393,7 @@ def _python(facts: Facts, dtype: str, before: str = "", after: str = "") -> str:
     )
 
 
-def _recipe(facts: Facts) -> str:
+def _recipe(facts: CardData) -> str:
     mergekit = "[mergekit](https://github.com/arcee-ai/mergekit)"
     parts = ["## Recipe"]
     if facts.directive is not None:
@@ -414,7 +414,7 @@ def _recipe(facts: Facts) -> str:
     return "\n\n".join([*parts, " ".join([*ends, f"`{facts.says}` lists every layer."])])
 
 
-def _gives(facts: Facts) -> str:
+def _gives(facts: CardData) -> str:
     return "gave the weights that were trained" if facts.is_trained else "gives these weights"
 
 
@@ -428,7 +428,7 @@ _PAPERS = {
 }
 
 
-def _references(facts: Facts) -> str:
+def _references(facts: CardData) -> str:
     papers = [_PAPERS[key] for key in (_tag(facts), "mergekit") if key in _PAPERS]
     lines = [f"- {title}, [arXiv:{id_}](https://arxiv.org/abs/{id_})" for title, id_ in papers]
     return "\n".join(["## References", "", *lines])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import Spelled
+from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import CheckpointError, DirectiveError
 from mergekit_interleave.layout import mergekit_yaml
@@ -17,7 +17,7 @@ from mergekit_interleave.output.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Claim:
+class RecordedLayout:
     """What a directory says that it is.
 
     Attributes:
@@ -44,7 +44,7 @@ class Claim:
         Raises:
             DirectiveError: The directive says them of no model in particular.
         """
-        if not isinstance(self.directive.growth, Spelled):
+        if not isinstance(self.directive.growth, ExplicitSlices):
             raise DirectiveError(
                 "a directive's layers depend on its model", hint="name it: --against MODEL"
             )
@@ -67,7 +67,7 @@ def check_directory(directory: Path) -> None:
         raise CheckpointError(f"{directory}: no such directory")
 
 
-def read(directory: Path, file: Path | None = None) -> Claim:
+def read(directory: Path, file: Path | None = None) -> RecordedLayout:
     """Read what a directory says that it is.
 
     Args:
@@ -87,13 +87,13 @@ def read(directory: Path, file: Path | None = None) -> Claim:
         )
     if found.suffix == ".json":
         own = manifest.read(found)
-        return Claim(own.directive, own)
+        return RecordedLayout(own.directive, own)
     try:
         directive = directives.load_file(found)
     except DirectiveError as error:
         if file is not None:
             raise
         raise CheckpointError(str(error)) from error  # it is the model that is wrong
-    if file is None and not isinstance(directive.growth, Spelled):
+    if file is None and not isinstance(directive.growth, ExplicitSlices):
         raise CheckpointError(f"{found}: is no mergekit config")
-    return Claim(directive, None)
+    return RecordedLayout(directive, None)

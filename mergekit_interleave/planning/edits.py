@@ -105,7 +105,7 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] 
         if rule == GAINS:
             raise LayoutError(f"zero: gains: {reason}, so its norms are not known")
         family = families.assumed_family()
-        names = ", ".join(family.zero)
+        names = ", ".join(family.residual_writers)
         if checkpoint is not None and checkpoint.has_weights:
             zeroing.check_plain(checkpoint)
         log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
@@ -116,7 +116,7 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] 
     projections = zeroing.projections_edit(family, setting)
     if rule == AUTO:
         return lambda _: projections
-    if checkpoint is None or family.gains is None:
+    if checkpoint is None or family.output_norms is None:
         raise LayoutError(
             f"zero: gains: model type {family.model_type} has no norms between its projections "
             "and the residual stream",
@@ -149,7 +149,7 @@ def _check_zeroing(
     first = layers[0]
     if isinstance(rule, tuple):
         zeroing.warn_of_dead_tensors(first.edit, tensors[first.source], family)
-    if family.gains is not None and not zeroing.closes_gains(first.edit, family):
+    if family.output_norms is not None and not zeroing.closes_gains(first.edit, family):
         log.warning(
             "model type %s norms what its projections add to the stream: zeroed, they take "
             "large first steps in training; `zero: gains` closes the norms instead",
@@ -211,7 +211,7 @@ def warn_of_idle_filters(
             continue
         scales = [scale for part in layout.slices if part.model == model for scale in part.scales]
         for name in dict.fromkeys(scale.filter for scale in scales if scale.filter is not None):
-            own = checkpoint.family.zero if checkpoint.family else ()
+            own = checkpoint.family.residual_writers if checkpoint.family else ()
             known = name in own or name in checked
             if tensors and not known and not any(name in tensor for tensor in tensors):
                 log.warning("the filter %r matches no tensor of %s", name, model)

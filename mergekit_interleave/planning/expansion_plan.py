@@ -14,7 +14,7 @@ from typing import Any
 
 from mergekit_interleave.architectures import compatibility
 from mergekit_interleave.checkpoint import extra_files
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.model_ref import ModelRef
@@ -25,14 +25,14 @@ from mergekit_interleave.planning import grown_config, zeroing
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.public_names import PublicNames
 from mergekit_interleave.planning.resolve import Expansion
-from mergekit_interleave.planning.tensor_plan import DTYPES, Dtypes, Part, assemble
+from mergekit_interleave.planning.tensor_plan import DTYPES, Dtypes, TensorSpec, assemble
 
 TOKENIZER = "made for another tokenizer"
 """Why embeddings and head cannot be compared."""
 
 
 @dataclass(frozen=True)
-class Preflight:
+class ExpansionPlan:
     """What is to be made, settled.
 
     Attributes:
@@ -41,7 +41,7 @@ class Preflight:
         base: The model that gives config, tokenizer and small files.
         public: What to call the models before the world.
         placement: What config.json must say of the layers.
-        parts: Every tensor of the result.
+        specs: Every tensor of the result.
         dtype: The dtype to state in config.json, where it is not the base's.
         small_files: The base's files to carry, by their names below it.
     """
@@ -51,7 +51,7 @@ class Preflight:
     base: Checkpoint
     public: PublicNames
     placement: Placement
-    parts: Sequence[Part]
+    specs: Sequence[TensorSpec]
     dtype: str | None
     small_files: Sequence[tuple[str, Path]]
 
@@ -80,20 +80,20 @@ class Preflight:
     @property
     def parameters(self) -> int:
         """How many numbers the result holds."""
-        return sum(math.prod(part.shape) for part in self.parts)
+        return sum(math.prod(spec.shape) for spec in self.specs)
 
     @property
     def uses_lora(self) -> bool:
         """Whether a LoRA is merged into a source first."""
         return any(model.lora for model in self.sources)
 
-    def reason_unread(self, part: Part) -> str | None:
+    def reason_unread(self, spec: TensorSpec) -> str | None:
         """Why a tensor of the result cannot be compared with its source, None where it can."""
-        if part.model.lora is not None:
+        if spec.model.lora is not None:
             return "a LoRA was merged into it"
-        rows = (self._vocabulary,) if self._vocabulary else part.shape[:1]
-        if mergekit_yaml.changes_vocabulary(self.mergekit) and part.layer is None:
-            return TOKENIZER if part.shape[:1] == rows else None
+        rows = (self._vocabulary,) if self._vocabulary else spec.shape[:1]
+        if mergekit_yaml.changes_vocabulary(self.mergekit) and spec.layer is None:
+            return TOKENIZER if spec.shape[:1] == rows else None
         return None
 
     @cached_property
@@ -106,12 +106,12 @@ class Preflight:
     @property
     def conversion(self) -> str | None:
         """From which dtypes to which any tensor is converted, if one is."""
-        changed = {" → ".join(part.dtypes) for part in self.parts if len(part.dtypes) > 1}
+        changed = {" → ".join(spec.dtypes) for spec in self.specs if len(spec.dtypes) > 1}
         return ", ".join(sorted(changed)) or None
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
-        with interpreted(self.first.path):
+        with config_errors(self.first.path):
             config = grown_config.deepened(
                 self.first, self.layout, self.placement, onto=self.base.config
             )
@@ -124,7 +124,7 @@ class Preflight:
             CheckpointError: One cannot be read, or holds what its kind does not have.
         """
         for name, file in self.small_files:
-            with interpreted(self.base.path, name):
+            with config_errors(self.base.path, name):
                 content = extra_files.read(name, file, self.base)
                 if content is not None:
                     content = grown_config.moved_file(name, content, self.first, self.layout)
@@ -139,9 +139,9 @@ class Preflight:
             checkpoint = self.sources[layer.model]
             names = checkpoint.layer_tensors(layer.source)
             family = checkpoint.require_family()
-            standing = zeroing.standing(layer.edit, names, family)
+            unzeroed_writers = zeroing.unzeroed_writers(layer.edit, names, family)
             # Of an unknown type it is not known; what is zeroed is believed, and measured.
-            if not standing or (family.measured and layer.zeroed):
+            if not unzeroed_writers or (family.measured and layer.zeroed):
                 found.add(layer.index)
         return frozenset(found)
 
@@ -156,11 +156,11 @@ class Preflight:
             and not mergekit_yaml.changes_tokenizer(self.mergekit)
             and kept == list(range(self.first.depth))
             and self.identities == {layer.index for layer in layers if layer.new}
-            and all(part.scale in (None, 1) for part in self.parts if part.layer is None)
+            and all(spec.scale in (None, 1) for spec in self.specs if spec.layer is None)
         )
 
 
-def vocab_size(tensors: Mapping[str, Tensor], plan: Preflight) -> int:
+def vocab_size(tensors: Mapping[str, Tensor], plan: ExpansionPlan) -> int:
     """The rows of the embeddings that mergekit made for another tokenizer.
 
     Args:
@@ -176,14 +176,14 @@ def vocab_size(tensors: Mapping[str, Tensor], plan: Preflight) -> int:
     return tensors[before[0]].shape[0]
 
 
-def preflight(
+def plan_expansion(
     expansion: Expansion,
     models: Models,
     out: Path | None,
     *,
     base_model: str | None = None,
     mix: bool = False,
-) -> Preflight:
+) -> ExpansionPlan:
     """Settle what is to be made.
 
     Args:
@@ -197,8 +197,8 @@ def preflight(
         InterleaveError: It cannot be made.
     """
     first = models.open(expansion.layout.models[0])
-    with interpreted(first.path):
-        return _preflight(expansion, models, out, base_model, mix=mix)
+    with config_errors(first.path):
+        return _plan_expansion(expansion, models, out, base_model, mix=mix)
 
 
 @dataclass(frozen=True)
@@ -239,9 +239,9 @@ def open_sources(
     return Sources(sources, base, PublicNames.of(opened, base_model))
 
 
-def _preflight(
+def _plan_expansion(
     expansion: Expansion, models: Models, out: Path | None, base_model: str | None, *, mix: bool
-) -> Preflight:
+) -> ExpansionPlan:
     keys = expansion.directive.mergekit
     opened = open_sources(expansion, models, base_model=base_model, mix=mix)
     base = opened.base
@@ -259,17 +259,19 @@ def _preflight(
     wanted = mergekit_yaml.dtype_of(keys)
     layout = mergekit_yaml.effective(expansion.layout, keys)
     placement = grown_config.placement_of(sources, layout)
-    parts = assemble(layout, sources, Dtypes(*mergekit_yaml.dtypes_of(keys)), placement.borrowers)
-    _check_needed(parts, base)
+    specs = assemble(
+        layout, sources, Dtypes(*mergekit_yaml.dtypes_of(keys)), placement.kv_sharing_layers
+    )
+    _check_needed(specs, base)
     tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
-    return Preflight(
+    return ExpansionPlan(
         expansion=expansion,
         sources=sources,
         base=base,
         public=opened.public,
         placement=placement,
-        parts=parts,
-        dtype=wanted or _dtype_of(parts, base),
+        specs=specs,
+        dtype=wanted or _dtype_of(specs, base),
         small_files=tuple(extra_files.collect(base, without=tokenizer)),
     )
 
@@ -309,10 +311,10 @@ def _check_metadata(checkpoint: Checkpoint) -> None:
                 )
 
 
-def _check_needed(parts: Sequence[Part], base: Checkpoint) -> None:
+def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
     """Some tensors, where they are not stored, are computed from the index of their layer."""
     needed = base.require_family().needed
-    if needed is not None and not any(needed in part.name for part in parts):
+    if needed is not None and not any(needed in spec.name for spec in specs):
         raise RefusedError(
             f"{base.ref}: its tensors lack {needed}, which would be computed anew for the new "
             "indices of its layers",
@@ -328,11 +330,11 @@ def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
         raise OutputError(f"{out}: is, or holds, the source model {checkpoint.ref}")
 
 
-def _dtype_of(parts: Sequence[Part], base: Checkpoint) -> str | None:
+def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
     """The dtype to state where the base's config does not speak for all the weights."""
-    stored = {part.dtype for part in parts}
+    stored = {spec.dtype for spec in specs}
     stated = grown_config.stated_dtype(base.config)
-    if all(part.model == base.ref for part in parts) or stated is None:
+    if all(spec.model == base.ref for spec in specs) or stated is None:
         return None
     if len(stored) > 1:
         raise RefusedError(

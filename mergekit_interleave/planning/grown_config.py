@@ -15,7 +15,7 @@ from mergekit_interleave.checkpoint.safetensors_header import to_json
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import RefusedError, UnsayableError
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.planning.per_layer_config import Placement, Source, place
+from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
 
@@ -73,7 +73,7 @@ def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
         )
 
 
-def source_of(base: Checkpoint) -> Source:
+def source_of(base: Checkpoint) -> SourceConfig:
     """What a config says of its own layers."""
 
     def computed(key: str) -> object:
@@ -81,7 +81,7 @@ def source_of(base: Checkpoint) -> Source:
         composite = base.require_family().composite
         return getattr(config.get_text_config() if composite else config, key, None)
 
-    return Source(base.layer_config, base.require_family(), base.depth, computed)
+    return SourceConfig(base.layer_config, base.require_family(), base.depth, computed)
 
 
 def setting_of(base: Checkpoint, key: str) -> Any:
@@ -90,8 +90,8 @@ def setting_of(base: Checkpoint, key: str) -> Any:
 
 
 def layers_with_gains(base: Checkpoint) -> frozenset[int]:
-    """The layers whose projections are followed by norms; see `architecture.Gains`."""
-    gains = base.require_family().gains
+    """The layers whose projections are followed by norms; see `OutputNorms`."""
+    gains = base.require_family().output_norms
     if gains is None:
         return frozenset()
     if gains.key is None:

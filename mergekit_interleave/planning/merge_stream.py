@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import notation, yaml_io
@@ -130,7 +130,7 @@ class Results:
         with suppress(InterleaveError):
             sources = {model: self._models.open(model) for model in layout.models}
             first = sources[layout.models[0]]
-            with interpreted(first.path):
+            with config_errors(first.path):
                 placement = grown_config.placement_of(sources, layout)
                 return grown_config.deepened(first, layout, placement)
         return {"num_hidden_layers": len(layout)}

@@ -26,16 +26,16 @@ class Placement:
 
     Attributes:
         config: The keys that it changes.
-        borrowers: The indices of the new layers that use what their original computed, and lack
-            the tensors for it.
+        kv_sharing_layers: The indices of the new layers that use what their original computed, and
+            lack the tensors for it.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    borrowers: frozenset[int] = frozenset()
+    kv_sharing_layers: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceConfig:
     """What the config of the source model says.
 
     Attributes:
@@ -69,7 +69,7 @@ class Source:
             RefusedError: There are fewer entries than layers.
         """
         entries = self.config.get(key)
-        if not entries and key in self.facts.lists:
+        if not entries and key in self.facts.per_layer_lists:
             entries = self.computed(key)
         if not isinstance(entries, list | str) or not entries:
             return []
@@ -80,7 +80,7 @@ class Source:
         return list(entries[: self.depth])
 
 
-def place(source: Source, layout: Layout) -> Placement:
+def place(source: SourceConfig, layout: Layout) -> Placement:
     """Say a layout in the words of config.json.
 
     Args:
@@ -112,10 +112,10 @@ def place(source: Source, layout: Layout) -> Placement:
     return Placement(placed | tail, lent | shared)
 
 
-def _check_unlike(source: Source, layers: Sequence[Layer]) -> None:
+def _check_unlike(source: SourceConfig, layers: Sequence[Layer]) -> None:
     """The first or last layer may be built unlike all others, wherever it came from."""
     for which, index, place in (("first", 0, 0), ("last", source.depth - 1, len(layers) - 1)):
-        if which in source.family.unlike:
+        if which in source.family.irregular_layers:
             for layer in layers:
                 if (layer.source == index) != (layer.index == place):
                     raise UnsayableError(
@@ -125,11 +125,11 @@ def _check_unlike(source: Source, layers: Sequence[Layer]) -> None:
                     )
 
 
-def _lists(source: Source, sources: Sequence[int]) -> dict[str, Any]:
+def _lists(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
     """What is said layer by layer."""
     facts = source.facts
     placed: dict[str, Any] = {}
-    for key in dict.fromkeys((*facts.lists, *facts.lists_if_given, *_ANY_CONFIG)):
+    for key in dict.fromkeys((*facts.per_layer_lists, *facts.lists_if_given, *_ANY_CONFIG)):
         entries = source.entries(key)
         if entries:
             chosen = [entries[index] for index in sources]
@@ -146,7 +146,7 @@ def _lists(source: Source, sources: Sequence[int]) -> dict[str, Any]:
     return placed
 
 
-def _indices(source: Source, sources: Sequence[int]) -> dict[str, Any]:
+def _indices(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
     """Which layers are of a kind, by their indices."""
     facts = source.facts
     placed: dict[str, Any] = {}
@@ -169,11 +169,11 @@ def _put(placed: dict[str, Any], config: Mapping[str, Any], key: str, value: obj
     placed[outer] = {**placed.get(outer, config[outer]), inner: value} if inner else value
 
 
-def _counts(source: Source, sources: Sequence[int]) -> dict[str, int]:
+def _counts(source: SourceConfig, sources: Sequence[int]) -> dict[str, int]:
     """How many layers at the start are of a kind."""
     facts, counts = source.facts, {}
-    for key in (*facts.first, *facts.first_default):
-        most = source.value(key) if key in facts.first else source.config.get(key)
+    for key in (*facts.leading_counts, *facts.first_default):
+        most = source.value(key) if key in facts.leading_counts else source.config.get(key)
         if most is None:
             continue
         of_a_kind = [source < int(most) for source in sources]
@@ -181,7 +181,7 @@ def _counts(source: Source, sources: Sequence[int]) -> dict[str, int]:
         if all(of_a_kind[:count]):
             # A count past the last layer stays past it.
             counts[key] = count if count < len(sources) else max(int(most), count)
-        elif key in facts.first:
+        elif key in facts.leading_counts:
             raise UnsayableError(
                 f"{key} counts layers at the start, and they would stand elsewhere"
             )
@@ -198,7 +198,7 @@ _RULES: Mapping[str, Callable[..., bool]] = {
 
 
 def _solved(
-    rule: str, keys: Sequence[str], source: Source, layers: Sequence[Layer]
+    rule: str, keys: Sequence[str], source: SourceConfig, layers: Sequence[Layer]
 ) -> dict[str, int]:
     """Numbers with which a rule holds for the layers that it held for."""
     holds, given = _RULES[rule], [source.value(key) for key in keys]
@@ -239,14 +239,16 @@ def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[in
 
 def _is_identity(layer: Layer, family: Family) -> bool:
     """Whether a new layer passes its input on, as far as names tell."""
-    gains = family.gains
+    gains = family.output_norms
     closed = gains is not None and all(
         names_zero(layer.scales, name) or constant_of(name, layer.constants) for name in gains.names
     )
-    return layer.new and (closed or all(names_zero(layer.scales, name) for name in family.zero))
+    return layer.new and (
+        closed or all(names_zero(layer.scales, name) for name in family.residual_writers)
+    )
 
 
-def _lent(source: Source, layers: Sequence[Layer]) -> frozenset[int]:
+def _lent(source: SourceConfig, layers: Sequence[Layer]) -> frozenset[int]:
     """The identities that would compute for originals that use what an earlier layer computed."""
     lending = source.family.lending
     entries = source.entries(lending.list) if lending else []
@@ -266,7 +268,9 @@ def _lent(source: Source, layers: Sequence[Layer]) -> frozenset[int]:
     return frozenset(found)
 
 
-def _shared_tail(source: Source, layers: Sequence[Layer]) -> tuple[dict[str, int], frozenset[int]]:
+def _shared_tail(
+    source: SourceConfig, layers: Sequence[Layer]
+) -> tuple[dict[str, int], frozenset[int]]:
     """How many last layers share keys and values now, and which of them are copies of sharers."""
     rule, family = source.family.shared_tail, source.family
     count = int(source.value(rule.count) or 0) if rule else 0
@@ -279,12 +283,12 @@ def _shared_tail(source: Source, layers: Sequence[Layer]) -> tuple[dict[str, int
         for kind in kinds[first:]
     }
     tail = len(layers)
-    borrowers = set()
+    kv_sharing_layers = set()
     for layer in reversed(layers):
         if layer.source < first:
             if layer.source not in lenders.values() or not _is_identity(layer, family):
                 break
-            borrowers.add(layer.index)
+            kv_sharing_layers.add(layer.index)
         tail = layer.index
     lending = {kinds[layer.source]: layer for layer in layers[:tail]}
     wrong = [layer for layer in layers[:tail] if layer.source >= first]
@@ -301,4 +305,4 @@ def _shared_tail(source: Source, layers: Sequence[Layer]) -> tuple[dict[str, int
             f"{' and '.join(map(str, sorted(lenders.values())))}; a copy of layer {layer.source} "
             f"cannot stand where the new layer {layer.index} would"
         )
-    return {rule.count: len(layers) - tail}, frozenset(borrowers)
+    return {rule.count: len(layers) - tail}, frozenset(kv_sharing_layers)

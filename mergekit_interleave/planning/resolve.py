@@ -15,14 +15,14 @@ from pathlib import Path
 
 from mergekit_interleave.checkpoint.checkpoint import (
     Checkpoint,
-    interpreted,
+    config_errors,
     is_checkpoint,
 )
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import layer_range
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import Spelled, Stack, Step, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack, Step, needs_depth
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.directive.scale import COPIES, NONE
 from mergekit_interleave.errors import (
@@ -92,14 +92,14 @@ def resolve(
     mergekit_yaml.check_keys_of_mergekit(directive.mergekit)
     models.cached_only = directive.layers is not None
     place = Path() if directive.model is None else models.place(directive.model)
-    with interpreted(place):
+    with config_errors(place):
         return _resolve(directive, models, strict=strict, allow_non_identity=allow_non_identity)
 
 
 def _resolve(
     directive: Directive, models: Models, *, strict: bool, allow_non_identity: bool
 ) -> Expansion:
-    if isinstance(directive.growth, Spelled):
+    if isinstance(directive.growth, ExplicitSlices):
         directive, layout = _spelled(directive, directive.growth, models, strict=strict)
         first = _opened(layout.models[0], models)
         return Expansion(directive, layout, first.modules if first else {})
@@ -154,7 +154,7 @@ def _completed(directive: Directive) -> Directive:
     """The directive with its model found, and with interleave.yml read where it is needed."""
     if directive.growth is None and os.path.isfile(PROJECT_FILE):
         directive = directives.load_file(Path(PROJECT_FILE)).replaced_by(directive)
-    if isinstance(directive.growth, Spelled):
+    if isinstance(directive.growth, ExplicitSlices):
         for name in ("zero", "scale", "apply_to"):
             if getattr(directive, name) is not None:
                 raise DirectiveError(
@@ -251,7 +251,7 @@ def _opened(model: ModelRef, models: Models) -> Checkpoint | None:
 
 
 def _spelled(
-    directive: Directive, growth: Spelled, models: Models, *, strict: bool
+    directive: Directive, growth: ExplicitSlices, models: Models, *, strict: bool
 ) -> tuple[Directive, Layout]:
     """The layout of a mergekit config; --model takes the place of its only model everywhere."""
 

@@ -14,14 +14,16 @@ from mergekit_interleave.layout.layout import Layout
 _Layers = Mapping[int, Mapping[str, tuple[int, ...]]]
 
 
-def check(base: Checkpoint, layout: Layout, out: Path, borrowers: Collection[int] = ()) -> None:
+def check(
+    base: Checkpoint, layout: Layout, out: Path, kv_sharing_layers: Collection[int] = ()
+) -> None:
     """Compare the layers of the two models.
 
     Args:
         base: The only source model.
         layout: The layers of the result.
         out: A directory that holds the new config.json.
-        borrowers: The indices of the new layers that lack what they use of others.
+        kv_sharing_layers: The indices of the new layers that lack what they use of others.
 
     Raises:
         UnsayableError: A layer would be built unlike its source.
@@ -44,10 +46,10 @@ def check(base: Checkpoint, layout: Layout, out: Path, borrowers: Collection[int
         )
     for stack in grown:
         for layer in layout.layers:
-            without = lacking if layer.index in borrowers else []
+            without = lacking if layer.index in kv_sharing_layers else []
             # A class may tie what only one layer has stored to all of them.
             own = family.first_only if layer.new else ()
-            if layer.index in borrowers and family.shared_tail is not None:
+            if layer.index in kv_sharing_layers and family.shared_tail is not None:
                 own += tuple(family.shared_tail.widened(base.layer_config))
             ours = _but(own, after[stack][layer.index])
             theirs = _but((*own, *without), before[stack][layer.source])

@@ -74,7 +74,7 @@ def _is_built(base: Checkpoint, layout: Layout, placement: Placement) -> bool:
         try:
             config = grown_config.deepened(base, layout, placement)
             Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            structure_check.check(base, layout, Path(folder), placement.borrowers)
+            structure_check.check(base, layout, Path(folder), placement.kv_sharing_layers)
         except InterleaveError:
             return False
     return True

@@ -59,7 +59,7 @@ class Packing:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class TensorSpec:
     """One tensor of the new model.
 
     Attributes:
@@ -117,10 +117,10 @@ class Part:
         elif self.packing is not None:
             yield from _blocks(self.tensor, self.packing)
         else:
-            yield Range(self.tensor.start, self.nbytes)
+            yield ByteRange(self.tensor.start, self.nbytes)
 
 
-class Range(NamedTuple):
+class ByteRange(NamedTuple):
     """Bytes of the file that holds the source tensor."""
 
     start: int
@@ -139,7 +139,7 @@ class Fill(NamedTuple):
         return len(self.data) * self.times
 
 
-Piece: TypeAlias = Range | Fill
+Piece: TypeAlias = ByteRange | Fill
 
 _ENCODINGS: Mapping[str, Callable[[float], bytes]] = {
     "F64": lambda value: struct.pack("<d", value),
@@ -155,23 +155,23 @@ def _filled(tensor: Tensor, constant: Constant) -> Iterator[Piece]:
     columns = math.prod(tensor.shape[1:])
     if constant.square is None:
         kept = (constant.after or 0) * columns
-        yield Range(tensor.start, kept * size)
+        yield ByteRange(tensor.start, kept * size)
         yield Fill(value, tensor.elements - kept)
         return
     rows = constant.square**2
-    yield Range(tensor.start, tensor.nbytes - rows * columns * size)
+    yield ByteRange(tensor.start, tensor.nbytes - rows * columns * size)
     for row in range(rows):
         on_diagonal = row % (constant.square + 1) == 0
         yield Fill(value if on_diagonal else zero, columns)
 
 
-def _blocks(tensor: Tensor, packing: Packing) -> Iterator[Range]:
+def _blocks(tensor: Tensor, packing: Packing) -> Iterator[ByteRange]:
     inner = tensor.nbytes // math.prod(tensor.shape[: packing.axis])
     width = inner // packing.blocks
     runs = _runs(packing.order)
     for outer in range(tensor.start, tensor.start + tensor.nbytes, inner):
         for first, count in runs:
-            yield Range(outer + first * width, count * width)
+            yield ByteRange(outer + first * width, count * width)
 
 
 def _runs(order: Sequence[int]) -> list[tuple[int, int]]:
@@ -189,15 +189,15 @@ def assemble(
     layout: Layout,
     checkpoints: Mapping[ModelRef, Checkpoint],
     dtypes: Dtypes = KEPT,
-    borrowers: Collection[int] = (),
-) -> tuple[Part, ...]:
+    kv_sharing_layers: Collection[int] = (),
+) -> tuple[TensorSpec, ...]:
     """List every tensor of the new model.
 
     Args:
         layout: The layers.
         checkpoints: Each of its models, all of one known family.
         dtypes: What tensors are converted to.
-        borrowers: The indices of the new layers that use what their original computed.
+        kv_sharing_layers: The indices of the new layers that use what their original computed.
 
     Raises:
         CheckpointError: A source has no tensors for one of the layers.
@@ -211,37 +211,37 @@ def assemble(
     return (
         *_outside(before, first, layout, checkpoints[first.model], dtypes),
         *(
-            part
+            spec
             for layer in layout.layers
-            for part in _layer(layer, checkpoints[layer.model], dtypes, borrowers)
+            for spec in _layer(layer, checkpoints[layer.model], dtypes, kv_sharing_layers)
         ),
         *_outside(after, last, layout, checkpoints[last.model], dtypes),
     )
 
 
 def _layer(
-    layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, borrowers: Collection[int]
-) -> Iterator[Part]:
+    layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, kv_sharing_layers: Collection[int]
+) -> Iterator[TensorSpec]:
     family = checkpoint.require_family()
     lacking = family.first_only if layer.new else ()
     for rule in (family.lending, family.shared_tail):
-        if layer.index in borrowers and rule is not None:
+        if layer.index in kv_sharing_layers and rule is not None:
             lacking += rule.without
     wide: Mapping[str, int] = {}
-    if layer.index in borrowers and family.shared_tail is not None:
+    if layer.index in kv_sharing_layers and family.shared_tail is not None:
         wide = family.shared_tail.widened(checkpoint.layer_config)
     for source in checkpoint.layer_tensors(layer.source):
         if not any(name in source for name in lacking):
-            part = _part(checkpoint, source, layer.scales, dtypes, layer)
+            spec = _spec(checkpoint, source, layer.scales, dtypes, layer)
             axis = next((axis for name, axis in wide.items() if name in source), None)
             # The second half repeats the first: zeros there would never be trained.
-            yield part if axis is None else _packed(part, Packing(axis, 1, (0, 0)))
+            yield spec if axis is None else _packed(spec, Packing(axis, 1, (0, 0)))
 
 
 def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> None:
     """Where it is not known which tensors come before the layers, all must be scaled alike."""
     for name in outside:
-        one, other = (scale_of(name, part.scales) for part in (first, last))
+        one, other = (scale_of(name, spec.scales) for spec in (first, last))
         if (1 if one is None else one) != (1 if other is None else other):
             raise RefusedError(
                 f"a scale of the first or last slice would reach {name}, which belongs to no layer",
@@ -251,28 +251,28 @@ def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> No
 
 def _outside(
     names: Sequence[str], origin: Slice, layout: Layout, checkpoint: Checkpoint, dtypes: Dtypes
-) -> Iterator[Part]:
+) -> Iterator[TensorSpec]:
     family, depth = checkpoint.require_family(), checkpoint.depth
     scaled = set(checkpoint.scaled(names))
     for source in names:
         index = checkpoint.layer_of(source)
-        part = _part(checkpoint, source, origin.scales if source in scaled else (), dtypes)
+        spec = _spec(checkpoint, source, origin.scales if source in scaled else (), dtypes)
         axis = next((axis for name, axis in family.packed.items() if name in source), None)
         if index is not None:
-            yield replace(part, name=checkpoint.renamed(source, index + len(layout) - depth))
+            yield replace(spec, name=checkpoint.renamed(source, index + len(layout) - depth))
         elif axis is not None:
-            yield _packed(part, Packing(axis, depth, tuple(la.source for la in layout.layers)))
+            yield _packed(spec, Packing(axis, depth, tuple(la.source for la in layout.layers)))
         else:
-            yield part
+            yield spec
 
 
-def _part(
+def _spec(
     checkpoint: Checkpoint,
     source: str,
     scales: Scales,
     dtypes: Dtypes,
     layer: Layer | None = None,
-) -> Part:
+) -> TensorSpec:
     """A tensor of a source, as it is outside the layers or in one of them."""
     tensor = checkpoint.tensors[source]
     through, written = _converted(tensor, source, dtypes)
@@ -283,7 +283,7 @@ def _part(
     if scale == 0:
         found = quantization_of(checkpoint.config).zero_byte(source, tensor, checkpoint.tensors)
         scale, zero = (None, 0) if found is None else (0, found)
-    return Part(
+    return TensorSpec(
         name=source if layer is None else checkpoint.renamed(source, layer.index),
         model=checkpoint.ref,
         source=source,
@@ -317,16 +317,16 @@ def _constant(source: str, tensor: Tensor, layer: Layer) -> Constant | None:
     return constant
 
 
-def _packed(part: Part, packing: Packing) -> Part:
-    if part.shape[packing.axis] % packing.blocks:
+def _packed(spec: TensorSpec, packing: Packing) -> TensorSpec:
+    if spec.shape[packing.axis] % packing.blocks:
         raise RefusedError(
-            f"{part.source} is {list(part.shape)}, which holds no block for each of "
+            f"{spec.source} is {list(spec.shape)}, which holds no block for each of "
             f"{packing.blocks} layers"
         )
-    shape = list(part.shape)
+    shape = list(spec.shape)
     shape[packing.axis] = shape[packing.axis] // packing.blocks * len(packing.order)
-    nbytes = part.nbytes // packing.blocks * len(packing.order)
-    return replace(part, shape=tuple(shape), nbytes=nbytes, packing=packing)
+    nbytes = spec.nbytes // packing.blocks * len(packing.order)
+    return replace(spec, shape=tuple(shape), nbytes=nbytes, packing=packing)
 
 
 def _converted(tensor: Tensor, name: str, dtypes: Dtypes) -> tuple[str, str]:

@@ -25,7 +25,7 @@ def projections_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
         family: The model's family.
         setting: Gives what its config says under a key.
     """
-    return Edit(zeroed_scales(family.zero), _constants(family, setting))
+    return Edit(zeroed_scales(family.residual_writers), _constants(family, setting))
 
 
 def gains_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
@@ -35,9 +35,9 @@ def gains_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
         family: The model's family; it has such norms.
         setting: Gives what its config says under a key.
     """
-    if family.gains is None:
+    if family.output_norms is None:
         raise TypeError("the family has no such norms")
-    names, value = family.gains.all, family.gains.value
+    names, value = family.output_norms.all, family.output_norms.value
     constants = _constants(family, setting)
     if value == 0:
         return Edit(zeroed_scales(names), constants)
@@ -56,7 +56,7 @@ def _constants(family: Family, setting: Callable[[str], Any]) -> tuple[Constant,
     )
 
 
-def standing(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
+def unzeroed_writers(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
     """The tensors that keep a layer from being an identity; none where it is one.
 
     Args:
@@ -78,9 +78,9 @@ def standing(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
             return constant.value == value and constant.whole
         return value == 0 and scale_of(tensor, edit.scales) == 0
 
-    if family.gains is not None and family.has_gains(tensors):
-        gains = [t for t in tensors if any(name in t for name in family.gains.all)]
-        if all(holds(tensor, family.gains.value) for tensor in gains):
+    if family.output_norms is not None and family.has_output_norms(tensors):
+        gains = [t for t in tensors if any(name in t for name in family.output_norms.all)]
+        if all(holds(tensor, family.output_norms.value) for tensor in gains):
             return unfilled
     return [t for t in tensors if family.writes(t) and not holds(t, 0)] + unfilled
 
@@ -103,7 +103,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
 
 def closes_gains(edit: Edit, family: Family) -> bool:
     """Whether an edit closes the norms that follow the projections."""
-    names = family.gains.names if family.gains else ()
+    names = family.output_norms.names if family.output_norms else ()
     return any(
         constant_of(name, edit.constants) or scale_of(name, edit.scales) == 0 for name in names
     )
@@ -111,7 +111,7 @@ def closes_gains(edit: Edit, family: Family) -> bool:
 
 def warn_of_dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> None:
     """Two zeros in a row give each other no gradient: what is not a writer need not be zero."""
-    kept = family.zero + (family.gains.all if family.gains else ())
+    kept = family.residual_writers + (family.output_norms.all if family.output_norms else ())
     dead = [
         tensor
         for tensor in tensors
@@ -159,7 +159,7 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
         LayoutError: A residual writer is left standing.
     """
     names = _zeroed_names(edit.scales)
-    left = standing(edit, tensors, family) if tensors else _standing_names(edit, family)
+    left = unzeroed_writers(edit, tensors, family) if tensors else _unzeroed_names(edit, family)
     if names and left:
         raise LayoutError(
             f"zero: [{', '.join(names)}] leaves {_short(left)[0]} standing, "
@@ -168,14 +168,16 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
         )
 
 
-def _standing_names(edit: Edit, family: Family) -> list[str]:
+def _unzeroed_names(edit: Edit, family: Family) -> list[str]:
     """What keeps a layer from being an identity, as far as names alone tell."""
-    gains = family.gains.names if family.gains else ()
+    gains = family.output_norms.names if family.output_norms else ()
     closed = [constant_of(name, edit.constants) or names_zero(edit.scales, name) for name in gains]
     left = [name for name in family.constants if not constant_of(name, edit.constants)]
     if closed and all(closed):
         return left
-    return [writer for writer in family.zero if not names_zero(edit.scales, writer)] + left
+    return [
+        writer for writer in family.residual_writers if not names_zero(edit.scales, writer)
+    ] + left
 
 
 def identities(layout: Layout, family_of: Callable[[ModelRef], Family]) -> frozenset[int]:
@@ -189,7 +191,7 @@ def identities(layout: Layout, family_of: Callable[[ModelRef], Family]) -> froze
     start = 0
     for part in layout.slices:
         edit = Edit(part.scales, part.constants)
-        if edit and not _standing_names(edit, family_of(part.model)):
+        if edit and not _unzeroed_names(edit, family_of(part.model)):
             found.update(range(start, start + len(part)))
         start += len(part)
     return frozenset(found)
@@ -226,7 +228,7 @@ def _zeroed_names(scales: Scales) -> list[str]:
 def _right_list(family: Family) -> str:
     if family.constants:
         return f"for {family.model_type} write `zero: auto`, which also fills {_filled(family)}"
-    return f"for {family.model_type} write `zero: [{', '.join(family.zero)}]`"
+    return f"for {family.model_type} write `zero: [{', '.join(family.residual_writers)}]`"
 
 
 def _filled(family: Family) -> str:

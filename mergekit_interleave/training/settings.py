@@ -149,10 +149,11 @@ def _in_memory(trainee: Trainee) -> Iterator[str]:
         "the same in one line: mergekit_interleave.freeze_original_layers(model), before an "
         "optimizer or Trainer is made"
     )
-    if trainee.coarse:
+    if trainee.half_dtype:
         yield (
-            f"the weights load as {trainee.coarse}, in which most steps of a usual learning rate "
-            'are rounded away: dtype="float32" for what is trained, and bf16=True for the Trainer'
+            f"the weights load as {trainee.half_dtype}, in which most steps of a usual learning "
+            'rate are rounded away: dtype="float32" for what is trained, and bf16=True for the '
+            "Trainer"
         )
 
 
@@ -178,7 +179,7 @@ def _peft(trainee: Trainee) -> Settings:
 
 
 def _loaded(trainee: Trainee) -> str:
-    code = ", trust_remote_code=True" if trainee.remote else ""
+    code = ", trust_remote_code=True" if trainee.has_remote_code else ""
     return f"model = {trainee.task.load}.from_pretrained({_literal(trainee.directory)}{code})\n"
 
 
@@ -309,7 +310,7 @@ def _axolotl_lora(trainee: Trainee) -> Settings:
 
 def _model(trainee: Trainee, key: str) -> dict[str, object]:
     """What to load; a model's own code is nowhere run unasked."""
-    return {key: trainee.directory, "trust_remote_code": trainee.remote or None}
+    return {key: trainee.directory, "trust_remote_code": trainee.has_remote_code or None}
 
 
 _RANK = 16
@@ -386,7 +387,7 @@ def _unsloth(trainee: Trainee) -> Settings:
             hint="--for peft, or --for transformers",
         )
     loader = "FastLanguageModel" if plain else "FastModel"
-    code = "    trust_remote_code=True,\n" if trainee.remote else ""
+    code = "    trust_remote_code=True,\n" if trainee.has_remote_code else ""
     text = (
         f"from unsloth import {loader}\n\n"
         f"model, tokenizer = {loader}.from_pretrained(\n"

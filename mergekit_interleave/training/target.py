@@ -15,10 +15,10 @@ from typing import Any
 from mergekit_interleave.architectures import task as tasks
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.layer_names import check_apart, inside, stacks_of, within
 from mergekit_interleave.checkpoint.models import Models
-from mergekit_interleave.directive.growth import Spelled
+from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.layout.layout import Layout
@@ -45,9 +45,9 @@ class Trainee:
         stacked: The names of the parameters that hold the matrices of several experts.
         closed: The names of the parameters in the new layers whose zeros, or gains, let nothing
             pass; of each branch the last one.
-        coarse: The dtype of 16 bits that the new layers load as, such as `bfloat16`.
+        half_dtype: The dtype of 16 bits that the new layers load as, such as `bfloat16`.
         quantized: Whether its weights are integers.
-        remote: Whether it brings code of its own.
+        has_remote_code: Whether it brings code of its own.
     """
 
     directory: str
@@ -62,9 +62,9 @@ class Trainee:
     linear: frozenset[str]
     stacked: frozenset[str]
     closed: frozenset[str]
-    coarse: str | None
+    half_dtype: str | None
     quantized: bool
-    remote: bool
+    has_remote_code: bool
 
     @cached_property
     def trained(self) -> frozenset[str]:
@@ -103,7 +103,7 @@ def read(directory: Path, models: Models, file: Path | None = None) -> Trainee:
     if not str(directory).isprintable():
         raise CheckpointError(f"{directory!r}: no trainer can be told such a name")
     claimed = recorded_layout.read(directory, file)
-    if not isinstance(claimed.directive.growth, Spelled):
+    if not isinstance(claimed.directive.growth, ExplicitSlices):
         raise DirectiveError(
             f"{file}: a directive's layers depend on its model",
             hint="`mk-interleave gen` writes them out: --recipe with what it wrote",
@@ -118,7 +118,7 @@ def read(directory: Path, models: Models, file: Path | None = None) -> Trainee:
             f"{directory}: its config.json states {result.depth} layers, and its layout has "
             f"{len(layout)}"
         )
-    with interpreted(directory):
+    with config_errors(directory):
         return _read(directory, result, layout, new)
 
 
@@ -156,9 +156,9 @@ def _read(directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, .
             if parameter.ndim == _MATRICES and not name.startswith(convolutions)
         ),
         closed=frozenset(_closed(meta_model.stored_names(model), found, layout, result)),
-        coarse=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _COARSE), None),
+        half_dtype=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _COARSE), None),
         quantized=result.is_quantized,
-        remote="auto_map" in result.config,
+        has_remote_code="auto_map" in result.config,
     )
 
 
@@ -191,11 +191,11 @@ def _closed(
 ) -> Iterable[str]:
     family = result.require_family()
     identities = zeroing.identities(layout, lambda _: family)
-    gains = family.gains.all if family.gains else ()
+    gains = family.output_norms.all if family.output_norms else ()
     for layer in layout.new_layers:
         shut = layer.zeroed
         if layer.index in identities:
-            shut = gains if zeroing.closes_gains(layer.edit, family) else family.zero
+            shut = gains if zeroing.closes_gains(layer.edit, family) else family.residual_writers
         for name in within(stored, stacks, [layer.index]):
             if any(part in stored[name] for part in shut):
                 yield name

@@ -13,44 +13,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, interpreted
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import Spelled, Stack
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, Slice
-from mergekit_interleave.output.recorded_layout import Claim
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
-from mergekit_interleave.planning.expansion_plan import Preflight, preflight
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
 from mergekit_interleave.planning.resolve import Expansion, resolve
-from mergekit_interleave.planning.tensor_plan import Part, assemble
+from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 ORIGINAL = "an original, and its base is not at hand"
 ROUNDED = "computed from numbers that are not stored"
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedModel:
     """What a directory must hold.
 
     Attributes:
         layout: The layers.
-        parts: Every tensor.
+        specs: Every tensor.
         config: Its config.json; None where that is not known.
         unread: Why a tensor cannot be compared, None where it can.
         plan: How it was made, where its sources are at hand.
     """
 
     layout: Layout
-    parts: Sequence[Part]
+    specs: Sequence[TensorSpec]
     config: Mapping[str, Any] | None
-    unread: Callable[[Part], str | None]
-    plan: Preflight | None = None
+    unread: Callable[[TensorSpec], str | None]
+    plan: ExpansionPlan | None = None
 
 
-def of_sources(claim: Claim, against: Sequence[ModelRef], models: Models) -> Expected:
+def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> ExpectedModel:
     """What a directory must hold, from its sources.
 
     Args:
@@ -64,7 +64,7 @@ def of_sources(claim: Claim, against: Sequence[ModelRef], models: Models) -> Exp
     """
     expansion = _expansion(claim, against, models)
     models.fetch_small_files(models.open(expansion.base))
-    plan = preflight(expansion, models, None, mix=True)
+    plan = plan_expansion(expansion, models, None, mix=True)
     if claim.manifest is not None:
         for model, depth in zip(plan.layout.models, claim.manifest.depths, strict=True):
             if plan.sources[model].depth != depth:
@@ -72,9 +72,9 @@ def of_sources(claim: Claim, against: Sequence[ModelRef], models: Models) -> Exp
                     f"{model}: has {plan.sources[model].depth} layers, and what the model was made "
                     f"of had {depth}"
                 )
-    return Expected(
+    return ExpectedModel(
         layout=plan.layout,
-        parts=plan.parts,
+        specs=plan.specs,
         config=plan.config(),
         unread=plan.reason_unread,
         plan=plan,
@@ -97,10 +97,10 @@ def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
     return dataclasses.replace(directive, growth=growth, model=models.get(None), models={})
 
 
-def _expansion(claim: Claim, against: Sequence[ModelRef], models: Models) -> Expansion:
+def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> Expansion:
     """The claim, made of these models."""
     directive = claim.directive
-    if not isinstance(directive.growth, Spelled):
+    if not isinstance(directive.growth, ExplicitSlices):
         wanted = _made_of(directive, against)
         return resolve(wanted, models, strict=True, allow_non_identity=True)
     spelled = mergekit_yaml.from_document(
@@ -130,7 +130,7 @@ def _expansion(claim: Claim, against: Sequence[ModelRef], models: Models) -> Exp
     return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
 
 
-def of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
+def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
     """What a directory must hold, from its own originals.
 
     Args:
@@ -141,11 +141,11 @@ def of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
     Raises:
         InterleaveError: It cannot be told.
     """
-    with interpreted(directory):
+    with config_errors(directory):
         return _of_itself(claim, directory, models)
 
 
-def _of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
+def _of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
     own = ModelRef(ModelPath(str(directory)))
     result, layout = models.open(own), claim.layout
     if result.depth != len(layout):
@@ -154,17 +154,17 @@ def _of_itself(claim: Claim, directory: Path, models: Models) -> Expected:
             f"{len(layout)}"
         )
     within = _within(layout, own)
-    parts = assemble(within, {own: result}, borrowers=_borrowers(result, within))
+    specs = assemble(within, {own: result}, kv_sharing_layers=_kv_sharing_layers(result, within))
     converted_late = "out_dtype" in claim.directive.mergekit
 
-    def unread(part: Part) -> str | None:
-        if part.is_computed and converted_late:
+    def unread(spec: TensorSpec) -> str | None:
+        if spec.is_computed and converted_late:
             return ROUNDED
-        return ORIGINAL if part.is_whole and part.source == part.name else None
+        return ORIGINAL if spec.is_whole and spec.source == spec.name else None
 
-    return Expected(
+    return ExpectedModel(
         layout=layout,
-        parts=[_unscaled(part) for part in parts],
+        specs=[_unscaled(spec) for spec in specs],
         config=_own_config(result, within),
         unread=unread,
     )
@@ -182,14 +182,14 @@ def _within(layout: Layout, own: ModelRef) -> Layout:
     return Layout(tuple(slices))
 
 
-def _unscaled(part: Part) -> Part:
+def _unscaled(spec: TensorSpec) -> TensorSpec:
     """What is made of itself was scaled already; its zeros must still be zeros."""
-    if part.source != part.name or part.scale in (None, 0):
-        return part
-    return dataclasses.replace(part, scale=None)
+    if spec.source != spec.name or spec.scale in (None, 0):
+        return spec
+    return dataclasses.replace(spec, scale=None)
 
 
-def _borrowers(result: Checkpoint, within: Layout) -> frozenset[int]:
+def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
     """The layers that lack what their originals have: the config no longer says which they are."""
     family = result.require_family()
     rules = [rule for rule in (family.lending, family.shared_tail) if rule is not None]

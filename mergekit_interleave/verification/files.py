@@ -10,20 +10,22 @@ from typing import Any
 
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, interpreted
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import manifest, model_card, recorded_layout
-from mergekit_interleave.output.recorded_layout import Claim
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
-from mergekit_interleave.planning.expansion_plan import Preflight
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.tensor_plan import DTYPES
-from mergekit_interleave.verification.expected import Expected
+from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Difference
 
 
-def of_words(out: Path, claimed: Claim, expected: Expected, *, trained: bool) -> list[Difference]:
+def of_words(
+    out: Path, claimed: RecordedLayout, expected: ExpectedModel, *, trained: bool
+) -> list[Difference]:
     """Whether what was written about a model agrees with itself.
 
     Args:
@@ -42,7 +44,7 @@ def of_words(out: Path, claimed: Claim, expected: Expected, *, trained: bool) ->
 
 def of_config(
     out: Path,
-    expected: Expected,
+    expected: ExpectedModel,
     *,
     trained: bool,
     trusted: bool,
@@ -58,7 +60,7 @@ def of_config(
         stored: The dtypes that it may state because a trainer has stored tensors in them.
     """
     try:
-        with interpreted(out):
+        with config_errors(out):
             return list(_config(out, expected, stored, trained=trained, trusted=trusted))
     except CheckpointError as error:
         return [Difference(str(error))]
@@ -79,26 +81,28 @@ def of_weights(out: Path) -> Iterator[Difference]:
         yield Difference("adapter_config.json: loads an adapter, of which no layout tells")
 
 
-def _manifest(own: manifest.Manifest, expected: Expected, *, trained: bool) -> Iterator[Difference]:
+def _manifest(
+    own: manifest.Manifest, expected: ExpectedModel, *, trained: bool
+) -> Iterator[Difference]:
     """Whether interleave.json agrees with itself, with the tensors, and with how they were made."""
     if own.content.get("fingerprint") != manifest.fingerprint(expected.layout):
         yield Difference(f"{manifest.FILE}: its fingerprint is not that of its layers")
     plan = expected.plan
-    found = manifest.totals(expected.layout, expected.parts, packed=False)
+    found = manifest.totals(expected.layout, expected.specs, packed=False)
     found |= {} if plan is None else manifest.facts(plan)
     for key, value in ({} if trained else found).items():
         if own.content.get(key, value) != value:
             said = json.dumps(own.content[key])
             yield Difference(f"{manifest.FILE}: {key} is said to be {said:.100}")
     says = own.content["layers"]
-    for index, layer in enumerate(manifest.layers(expected.layout, expected.parts)):
+    for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
         for key in layer.keys() | says[index].keys():
             if layer.get(key) != says[index].get(key):
                 said = json.dumps(says[index].get(key))
                 yield Difference(f"{manifest.FILE}: layer {index}: {key} is said to be {said:.100}")
 
 
-def _files(out: Path, own: manifest.Manifest, plan: Preflight | None) -> Iterator[Difference]:
+def _files(out: Path, own: manifest.Manifest, plan: ExpansionPlan | None) -> Iterator[Difference]:
     """Whether the files are there that a run has written, and the small ones are the base's."""
     for name in own.files:
         # Card and picture are for people, who may put others in their place.
@@ -115,7 +119,7 @@ def _holds(file: Path, content: bytes) -> bool:
     return file.stat().st_size == len(content) and file.read_bytes() == content
 
 
-def _recipe(out: Path, claimed: Claim, expected: Expected) -> Iterator[Difference]:
+def _recipe(out: Path, claimed: RecordedLayout, expected: ExpectedModel) -> Iterator[Difference]:
     """Whether mergekit_config.yml says the same layers."""
     if not (out / mergekit_yaml.FILE).is_file():
         return
@@ -141,7 +145,7 @@ _IDLE_TRAINED = {*_IDLE, "use_cache", "bos_token_id", "eos_token_id", "pad_token
 
 
 def _config(
-    out: Path, expected: Expected, stored: Collection[str], *, trained: bool, trusted: bool
+    out: Path, expected: ExpectedModel, stored: Collection[str], *, trained: bool, trusted: bool
 ) -> Iterator[Difference]:
     if expected.config is None:
         return
@@ -180,8 +184,8 @@ def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:
 
 def _is_too_deep(config: Mapping[str, Any]) -> bool:
     """Whether a class asked about so many layers would not come to an end."""
-    parts = (config, *(part for part in config.values() if isinstance(part, Mapping)))
-    depths = [part.get(key) for part in parts for key in families.depth_keys()]
+    specs = (config, *(part for part in config.values() if isinstance(part, Mapping)))
+    depths = [part.get(key) for part in specs for key in families.depth_keys()]
     return any(isinstance(depth, int) and depth > MAX_LAYERS for depth in depths)
 
 

@@ -50,7 +50,7 @@ _WINDOWS = (
 
 
 @dataclass(frozen=True)
-class Measured:
+class ForwardComparison:
     """What came of asking both.
 
     Attributes:
@@ -111,7 +111,7 @@ class Measured:
 
 def compare(
     base: Path, out: Path, *, trust_remote_code: bool = False, most_memory: int | None = None
-) -> Measured:
+) -> ForwardComparison:
     """Ask both models the same.
 
     Args:
@@ -185,7 +185,7 @@ class _Answers(NamedTuple):
 
 def _measured(
     questions: _Questions, ours: _Answers, theirs: _Answers, *, window: int, offloaded: bool
-) -> Measured:
+) -> ForwardComparison:
     pairs = list(zip(ours.logits, theirs.logits, strict=True))
     if ours.words is not None and pairs[0][0].shape == pairs[0][1].shape:
         # After the first word that differs, they have read different texts.
@@ -194,7 +194,7 @@ def _measured(
     if any(one.shape != other.shape for one, other in pairs):
         raise RefusedError("they have vocabularies of different sizes")
     both = (ours.perplexity, theirs.perplexity)
-    return Measured(
+    return ForwardComparison(
         tokens=questions.random.shape[1],
         window=window,
         text=0 if questions.text is None else questions.text.shape[1],

@@ -23,12 +23,12 @@ from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import recorded_layout, verification_text
 from mergekit_interleave.output.manifest import Manifest
 from mergekit_interleave.planning.expansion_plan import TOKENIZER
-from mergekit_interleave.planning.tensor_plan import Part
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import expected as expectations
 from mergekit_interleave.verification import files as consistency
 from mergekit_interleave.verification import forward
-from mergekit_interleave.verification.expected import Expected
-from mergekit_interleave.verification.tensors import Comparison, Difference, Leeway, compare
+from mergekit_interleave.verification.expected import ExpectedModel
+from mergekit_interleave.verification.tensors import Comparison, Difference, Tolerance, compare
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ TRAINED = "a new layer, which was trained"
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """What was verified, and what came of it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Report:
     weights: Comparison | None
     differences: Sequence[Difference]
     trained: bool
-    expected: Expected
+    expected: ExpectedModel
     own: Manifest | None = None
     wider: int = 0
 
@@ -69,15 +69,15 @@ class Report:
 
     def outcome(self) -> dict[str, Any]:
         """What interleave.json keeps of it."""
-        parts, differences = self.expected.parts, len(self.differences)
-        found = outcome(self.weights, self.against, parts, differences)
+        specs, differences = self.expected.specs, len(self.differences)
+        found = outcome(self.weights, self.against, specs, differences)
         return {**found, "wider": self.wider} if self.wider else found
 
 
 def outcome(
     weights: Comparison | None,
     against: Sequence[str],
-    parts: Sequence[Part],
+    specs: Sequence[TensorSpec],
     differences: int = 0,
 ) -> dict[str, Any]:
     """What interleave.json keeps of a comparison.
@@ -85,10 +85,10 @@ def outcome(
     Args:
         weights: What came of the tensors, None where they could not be read.
         against: What the sources are called.
-        parts: What the tensors must be.
+        specs: What the tensors must be.
         differences: How many things are not as they must be.
     """
-    computed = sum(part.is_computed for part in parts)
+    computed = sum(spec.is_computed for spec in specs)
     found: dict[str, Any] = {"exact": not differences, "differences": differences}
     found |= {"against": list(against)} if against else {}
     if weights is not None:
@@ -109,7 +109,7 @@ def verify(
     against: Sequence[ModelRef] = (),
     layout_from: Path | None = None,
     trained: bool = False,
-) -> Report:
+) -> VerifyReport:
     """Compare a model with its sources, or with itself.
 
     Args:
@@ -130,7 +130,7 @@ def verify(
     else:
         expected = expectations.of_itself(claimed, out, models)
     differences: list[Difference] = []
-    wider: dict[str, Part] = {}
+    wider: dict[str, TensorSpec] = {}
     if layout_from is None:
         differences += consistency.of_words(out, claimed, expected, trained=trained)
     weights = None
@@ -141,32 +141,32 @@ def verify(
         differences.append(Difference(str(error)))
     else:
         wider = _wider(expected, found) if trained else {}
-        parts = [wider.get(part.name, part) for part in expected.parts]
+        specs = [wider.get(spec.name, spec) for spec in expected.specs]
         lacking = _may_lack(out, found, trusted=trusted) if trained else None
-        weights = compare(found.items(), parts, _leeway(expected, lacking))
+        weights = compare(found.items(), specs, _leeway(expected, lacking))
         differences += weights.differences
         expected = _with_vocabulary(expected, found, differences)
-    stored = {part.dtype for part in wider.values()}
+    stored = {spec.dtype for spec in wider.values()}
     differences += consistency.of_config(
         out, expected, trained=trained, trusted=trusted, stored=stored
     )
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
     own = claimed.manifest if layout_from is None else None
-    return Report(names, weights, differences, trained, expected, own, len(wider))
+    return VerifyReport(names, weights, differences, trained, expected, own, len(wider))
 
 
-def _wider(expected: Expected, found: Mapping[str, Tensor]) -> dict[str, Part]:
+def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
     """What a trainer has stored in a wider dtype, in which its numbers must be the same."""
     new = {layer.index for layer in expected.layout.new_layers}
     wider = {}
-    for part in expected.parts:
-        tensor = found.get(part.name)
-        if tensor is None or part.layer in new or not part.is_whole:
+    for spec in expected.specs:
+        tensor = found.get(spec.name)
+        if tensor is None or spec.layer in new or not spec.is_whole:
             continue
-        if tensor.dtype in _WIDER.get(part.dtype, ()):
-            nbytes = part.tensor.elements * tensor.width
-            wider[part.name] = dataclasses.replace(part, dtype=tensor.dtype, nbytes=nbytes)
+        if tensor.dtype in _WIDER.get(spec.dtype, ()):
+            nbytes = spec.tensor.elements * tensor.width
+            wider[spec.name] = dataclasses.replace(spec, dtype=tensor.dtype, nbytes=nbytes)
     return wider
 
 
@@ -174,13 +174,13 @@ _WIDER = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
 
 
 def _with_vocabulary(
-    expected: Expected, found: Mapping[str, Tensor], differences: list[Difference]
-) -> Expected:
+    expected: ExpectedModel, found: Mapping[str, Tensor], differences: list[Difference]
+) -> ExpectedModel:
     """What must be, where mergekit has made embeddings and head for another tokenizer."""
     plan = expected.plan
     if plan is None or not mergekit_yaml.changes_vocabulary(plan.mergekit):
         return expected
-    made = [part.name for part in plan.parts if plan.reason_unread(part) == TOKENIZER]
+    made = [spec.name for spec in plan.specs if plan.reason_unread(spec) == TOKENIZER]
     rows = {found[name].shape[0] for name in made if name in found}
     if len(rows) > 1:
         differences.append(Difference("embeddings and head differ in their numbers of rows"))
@@ -189,17 +189,17 @@ def _with_vocabulary(
     return dataclasses.replace(expected, config=plan.config(rows.pop()))
 
 
-def _leeway(expected: Expected, may_lack: Callable[[str], bool] | None) -> Leeway:
+def _leeway(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> Tolerance:
     """What may be otherwise; after training, what transformers does not save may be missing."""
     new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
 
-    def unread(part: Part) -> str | None:
-        return TRAINED if part.layer in new else expected.unread(part)
+    def unread(spec: TensorSpec) -> str | None:
+        return TRAINED if spec.layer in new else expected.unread(spec)
 
-    return Leeway(
+    return Tolerance(
         unread=unread,
-        any_dtype=lambda part: part.layer in new or part.model.lora is not None,
-        any_rows=lambda part: part.layer is None and expected.unread(part) == TOKENIZER,
+        any_dtype=lambda spec: spec.layer in new or spec.model.lora is not None,
+        any_rows=lambda spec: spec.layer is None and expected.unread(spec) == TOKENIZER,
         may_lack=may_lack or (lambda _: False),
     )
 
@@ -219,7 +219,7 @@ def _may_lack(out: Path, found: Mapping[str, Tensor], *, trusted: bool) -> Calla
     return may_lack
 
 
-def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[str, Any]:
+def measure(out: Path, report: VerifyReport, most_memory: int | None = None) -> dict[str, Any]:
     """Compare what a model computes with what its base computes.
 
     Args:
@@ -245,7 +245,7 @@ def measure(out: Path, report: Report, most_memory: int | None = None) -> dict[s
 _SHOWN = 10
 
 
-def words(out: Path, report: Report, measured: Mapping[str, Any] | None) -> Iterator[str]:
+def words(out: Path, report: VerifyReport, measured: Mapping[str, Any] | None) -> Iterator[str]:
     """A report as lines for a person.
 
     Args:
@@ -274,7 +274,7 @@ def words(out: Path, report: Report, measured: Mapping[str, Any] | None) -> Iter
         yield f"forward: {verification_text.forward(measured)}"
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: VerifyReport) -> str:
     """What a report without differences says."""
     weights = report.weights
     if weights is None or not weights.compared:
@@ -286,14 +286,14 @@ def _verdict(report: Report) -> str:
     return "exactly what its layout says"
 
 
-def as_json(report: Report, measured: Mapping[str, Any] | None) -> dict[str, Any]:
+def as_json(report: VerifyReport, measured: Mapping[str, Any] | None) -> dict[str, Any]:
     """A report as a program reads it."""
     found = {**report.outcome(), "trained": report.trained}
     found["differences"] = [difference._asdict() for difference in report.differences]
     return found if measured is None else {**found, "forward": dict(measured)}
 
 
-def check(out: Path, report: Report, measured: Mapping[str, Any] | None) -> None:
+def check(out: Path, report: VerifyReport, measured: Mapping[str, Any] | None) -> None:
     """Check that nothing was found.
 
     Raises:

@@ -16,7 +16,7 @@ from typing import IO, NamedTuple
 
 from mergekit_interleave.checkpoint.safetensors_header import Shard, Tensor, next_data
 from mergekit_interleave.errors import CheckpointError
-from mergekit_interleave.planning.tensor_plan import SIZES, Fill, Part, Range
+from mergekit_interleave.planning.tensor_plan import SIZES, ByteRange, Fill, TensorSpec
 from mergekit_interleave.verification import arithmetic, shared_blocks
 
 _BLOCK = 2**18
@@ -72,7 +72,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Leeway:
+class Tolerance:
     """What may be otherwise than the parts say.
 
     Attributes:
@@ -82,28 +82,28 @@ class Leeway:
         may_lack: Whether a tensor of this name may be missing.
     """
 
-    unread: Callable[[Part], str | None] = lambda _: None
-    any_dtype: Callable[[Part], bool] = lambda _: False
-    any_rows: Callable[[Part], bool] = lambda _: False
+    unread: Callable[[TensorSpec], str | None] = lambda _: None
+    any_dtype: Callable[[TensorSpec], bool] = lambda _: False
+    any_rows: Callable[[TensorSpec], bool] = lambda _: False
     may_lack: Callable[[str], bool] = lambda _: False
 
 
 def compare(
     found: Iterable[tuple[str, Tensor]],
-    parts: Sequence[Part],
-    leeway: Leeway = Leeway(),
+    specs: Sequence[TensorSpec],
+    leeway: Tolerance = Tolerance(),
 ) -> Comparison:
     """Compare the tensors of a directory with what they must be.
 
     Args:
         found: The tensors, by name.
-        parts: What they must be.
+        specs: What they must be.
         leeway: What may be otherwise.
 
     Raises:
         CheckpointError: A source cannot be read, or has changed.
     """
-    expected = {part.name: part for part in parts}
+    expected = {spec.name: spec for spec in specs}
     pairs: list[_Pair] = []
     unread: dict[str, int] = {}
     differences: list[Difference] = []
@@ -111,37 +111,37 @@ def compare(
     for name, tensor in found:
         tensors, parameters = tensors + 1, parameters + tensor.elements
         nbytes += tensor.nbytes
-        part = expected.pop(name, None)
-        if part is None:
+        spec = expected.pop(name, None)
+        if spec is None:
             differences.append(Difference("is one too many", name))
-        elif not _is_alike(tensor, part, leeway):
+        elif not _is_alike(tensor, spec, leeway):
             differences.append(
                 Difference(
-                    f"is {tensor.dtype} {list(tensor.shape)}, not {part.dtype} {list(part.shape)}",
+                    f"is {tensor.dtype} {list(tensor.shape)}, not {spec.dtype} {list(spec.shape)}",
                     name,
-                    part.layer,
+                    spec.layer,
                 )
             )
-        elif (reason := leeway.unread(part)) is not None:
+        elif (reason := leeway.unread(spec)) is not None:
             unread[reason] = unread.get(reason, 0) + 1
         else:
-            pairs.append(_Pair(tensor, part))
+            pairs.append(_Pair(tensor, spec))
     differences += [
-        Difference("is missing", name, part.layer)
-        for name, part in expected.items()
+        Difference("is missing", name, spec.layer)
+        for name, spec in expected.items()
         if not leeway.may_lack(name)
     ]
     differences += _read(pairs)
-    order = {part.name: number for number, part in enumerate(parts)}
+    order = {spec.name: number for number, spec in enumerate(specs)}
     differences.sort(key=lambda difference: order.get(difference.tensor or "", len(order)))
     compared = sum(pair.found.nbytes for pair in pairs)
     return Comparison(parameters, nbytes, tensors, compared, unread, differences)
 
 
-def _is_alike(tensor: Tensor, part: Part, leeway: Leeway) -> bool:
-    skip = 1 if leeway.any_rows(part) else 0
-    return tensor.shape[skip:] == part.shape[skip:] and (
-        tensor.dtype == part.dtype or leeway.any_dtype(part)
+def _is_alike(tensor: Tensor, spec: TensorSpec, leeway: Tolerance) -> bool:
+    skip = 1 if leeway.any_rows(spec) else 0
+    return tensor.shape[skip:] == spec.shape[skip:] and (
+        tensor.dtype == spec.dtype or leeway.any_dtype(spec)
     )
 
 
@@ -149,24 +149,24 @@ class _Pair(NamedTuple):
     """A tensor, and what it must be."""
 
     found: Tensor
-    part: Part
+    spec: TensorSpec
 
     def difference(self, at: int) -> Difference:
         """What is wrong, where the byte at a place of it is."""
-        part = self.part
-        if part.scale == 0:
+        spec = self.spec
+        if spec.scale == 0:
             what = "is not zero"
-        elif part.constant is not None:
-            what = f"is not {part.source}, filled with {part.constant.value:g}"
-        elif part.is_computed:
-            times = "" if part.scale in (None, 1) else f", times {part.scale:g}"
-            what = f"is not {part.source} as {part.dtype}{times}"
+        elif spec.constant is not None:
+            what = f"is not {spec.source}, filled with {spec.constant.value:g}"
+        elif spec.is_computed:
+            times = "" if spec.scale in (None, 1) else f", times {spec.scale:g}"
+            what = f"is not {spec.source} as {spec.dtype}{times}"
         else:
-            what = f"differs from {'its source' if part.source == part.name else part.source}"
+            what = f"differs from {'its source' if spec.source == spec.name else spec.source}"
         shape, element = self.found.shape, at // max(self.found.width, 1)
         place = [element // math.prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]
         where = f", first at {place}" if place else ""
-        return Difference(f"{what}{where}", self.part.name, self.part.layer)
+        return Difference(f"{what}{where}", self.spec.name, self.spec.layer)
 
 
 class _Job(NamedTuple):
@@ -182,7 +182,7 @@ class _Job(NamedTuple):
     pair: _Pair
     at: int
     length: int
-    piece: Range | Fill | None
+    piece: ByteRange | Fill | None
 
 
 def _jobs(pairs: Iterable[_Pair]) -> Iterator[_Job]:
@@ -191,18 +191,18 @@ def _jobs(pairs: Iterable[_Pair]) -> Iterator[_Job]:
         for length, piece in _stretches(pair):
             for done in range(0, length, _SPAN):
                 rest = min(length - done, _SPAN)
-                if isinstance(piece, Range):
-                    yield _Job(pair, at + done, rest, Range(piece.start + done, rest))
+                if isinstance(piece, ByteRange):
+                    yield _Job(pair, at + done, rest, ByteRange(piece.start + done, rest))
                 else:
                     yield _Job(pair, at + done, rest, piece)
             at += length
 
 
-def _stretches(pair: _Pair) -> Iterator[tuple[int, Range | Fill | None]]:
-    if pair.part.is_computed:
+def _stretches(pair: _Pair) -> Iterator[tuple[int, ByteRange | Fill | None]]:
+    if pair.spec.is_computed:
         yield pair.found.nbytes, None
         return
-    for piece in pair.part.pieces():
+    for piece in pair.spec.pieces():
         yield piece.length, piece
 
 
@@ -214,7 +214,7 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
     def work() -> None:
         with closing(Files()) as files:
             while (job := take()) is not None:
-                name, at = job.pair.part.name, _first(job, files)
+                name, at = job.pair.spec.name, _first(job, files)
                 with lock:
                     if at is not None and (name not in wrong or at < wrong[name][0]):
                         wrong[name] = (at, job.pair)
@@ -223,7 +223,7 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
         """The next job that may tell something new."""
         with lock:
             for job in () if stopped.is_set() else jobs:
-                first, _ = wrong.get(job.pair.part.name, (math.inf, None))
+                first, _ = wrong.get(job.pair.spec.name, (math.inf, None))
                 if job.at < first:
                     return job
         return None
@@ -292,19 +292,19 @@ class Files:
 
 def _first(job: _Job, files: Files) -> int | None:
     """Where in its tensor the first byte of a stretch is that is not as it must be."""
-    (found, part), piece = job.pair, job.piece
+    (found, spec), piece = job.pair, job.piece
     for start, stop in _unproven(job, files):
         for done in range(start, stop, _BLOCK):
             at, length = job.at + done, min(stop - done, _BLOCK)
             ours = files.read(found.shard, found.start + at, length)
-            if part.scale == 0:
-                wrong = _not_zero(ours, found, part.zero)
+            if spec.scale == 0:
+                wrong = _not_zero(ours, found, spec.zero)
             elif isinstance(piece, Fill):
                 wrong = _unlike(ours, piece.data * (length // len(piece.data)))
-            elif isinstance(piece, Range):
-                wrong = _unlike(ours, files.read(part.tensor.shard, piece.start + done, length))
+            elif isinstance(piece, ByteRange):
+                wrong = _unlike(ours, files.read(spec.tensor.shard, piece.start + done, length))
             else:
-                wrong = _unlike(ours, _computed(part, at, length, files))
+                wrong = _unlike(ours, _computed(spec, at, length, files))
             if wrong is not None:
                 return at + wrong
     return None
@@ -312,17 +312,17 @@ def _first(job: _Job, files: Files) -> int | None:
 
 def _unproven(job: _Job, files: Files) -> Iterator[tuple[int, int]]:
     """What of a stretch must be read: no hole where zeros are wanted, no block that is shared."""
-    (found, part), piece = job.pair, job.piece
+    (found, spec), piece = job.pair, job.piece
     start, ours = found.start + job.at, files.of(found.shard).fileno()
-    if part.scale == 0 and not part.zero:
+    if spec.scale == 0 and not spec.zero:
         done = 0
         while done < job.length:
             # The next data may start within an element.
             done = max(done, next_data(ours, start + done) - start) // _BLOCK * _BLOCK
             yield done, min(done + _BLOCK, job.length)
             done += _BLOCK
-    elif isinstance(piece, Range) and job.length > _BLOCK:
-        theirs = files.of(part.tensor.shard).fileno()
+    elif isinstance(piece, ByteRange) and job.length > _BLOCK:
+        theirs = files.of(spec.tensor.shard).fileno()
         for at, length in shared_blocks.unshared(ours, start, theirs, piece.start, job.length):
             yield at, at + length
     else:
@@ -355,9 +355,9 @@ def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
     )
 
 
-def _computed(part: Part, at: int, length: int, files: Files) -> bytes:
+def _computed(spec: TensorSpec, at: int, length: int, files: Files) -> bytes:
     """What a stretch of a tensor that is scaled or converted must be."""
-    tensor, width = part.tensor, part.nbytes // max(math.prod(part.shape), 1)
+    tensor, width = spec.tensor, spec.nbytes // max(math.prod(spec.shape), 1)
     first, count = at // width, length // width
     data = files.read(tensor.shard, tensor.start + first * tensor.width, count * tensor.width)
-    return arithmetic.computed(data, tensor.dtype, part.scale, part.through, part.dtype)
+    return arithmetic.computed(data, tensor.dtype, spec.scale, spec.through, spec.dtype)

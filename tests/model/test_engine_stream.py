@@ -31,23 +31,25 @@ from mergekit_interleave.engines import copy_range, stream
 from mergekit_interleave.engines.sharding import shards_of
 from mergekit_interleave.errors import CheckpointError, OutputError
 from mergekit_interleave.layout.layout import Edit, expand
-from mergekit_interleave.planning.tensor_plan import Part, assemble
+from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 
-def parts_of(path: Path, *names: str) -> tuple[Part, ...]:
+def parts_of(path: Path, *names: str) -> tuple[TensorSpec, ...]:
     """What an expansion of a checkpoint is made of, with the named tensors zero in the copies."""
     base = open_checkpoint(ModelRef(ModelPath(str(path))))
     layout = expand(Every(2), base.ref, base.depth, lambda _: Edit(zeroed_scales(names)))
     return assemble(layout, {base.ref: base})
 
 
-def write(parts: Sequence[Part], out: Path, limit: int = 10**9, **how: bool) -> stream.Traffic:
+def write(
+    specs: Sequence[TensorSpec], out: Path, limit: int = 10**9, **how: bool
+) -> stream.Traffic:
     """Write them into a new directory."""
     out.mkdir()
-    shards = shards_of(parts, limit, stream.block_size(out))
+    shards = shards_of(specs, limit, stream.block_size(out))
     seen: list[int] = []
     traffic = stream.write(shards, out, tick=seen.append, **how)
-    assert sum(seen) == sum(part.nbytes for part in parts)
+    assert sum(seen) == sum(spec.nbytes for spec in specs)
     return traffic
 
 
@@ -58,13 +60,13 @@ class TestWays:
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """By the kernel, by hand, with shared blocks: the files do not differ."""
-        parts = parts_of(sharded, "o_proj")
-        write(parts, tmp_path / "any")
-        write(parts, tmp_path / "hand", reflink=False)
+        specs = parts_of(sharded, "o_proj")
+        write(specs, tmp_path / "any")
+        write(specs, tmp_path / "hand", reflink=False)
         monkeypatch.delattr(os, "copy_file_range")
-        write(parts, tmp_path / "old")
+        write(specs, tmp_path / "old")
         lengths = emulate_sharing(monkeypatch)
-        traffic = write(parts, tmp_path / "shared")
+        traffic = write(specs, tmp_path / "shared")
         assert 0 < traffic.shared == sum(lengths)
         for file in (tmp_path / "any").iterdir():
             for other in ("hand", "old", "shared"):
@@ -101,12 +103,12 @@ class TestWays:
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Byte for byte, with and without shared blocks."""
-        parts = parts_of(sharded, "o_proj")
-        shards = shards_of(parts, 10**9, stream.block_size(tmp_path))
+        specs = parts_of(sharded, "o_proj")
+        shards = shards_of(specs, 10**9, stream.block_size(tmp_path))
         emulate_sharing(monkeypatch)
         for reflink in (True, False):
             forecast = stream.forecast(shards, tmp_path, reflink=reflink)
-            assert write(parts, tmp_path / str(reflink), reflink=reflink) == forecast
+            assert write(specs, tmp_path / str(reflink), reflink=reflink) == forecast
             files = list((tmp_path / str(reflink)).glob("*.safetensors"))
             total = forecast.written + forecast.shared + forecast.holes
             assert total == sum(file.stat().st_size for file in files)
@@ -141,11 +143,11 @@ class TestShards:
 
     def test_the_index(self, tiny: Path, tmp_path: Path) -> None:
         """Names every tensor, and the size of all."""
-        parts = parts_of(tiny, "o_proj")
-        write(parts, tmp_path / "out", 40_000)
+        specs = parts_of(tiny, "o_proj")
+        write(specs, tmp_path / "out", 40_000)
         index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
-        assert index["metadata"]["total_size"] == sum(part.nbytes for part in parts)
-        assert len(read_tensors(tmp_path / "out")) == len(parts) == len(index["weight_map"])
+        assert index["metadata"]["total_size"] == sum(spec.nbytes for spec in specs)
+        assert len(read_tensors(tmp_path / "out")) == len(specs) == len(index["weight_map"])
 
     def test_the_bases_metadata(self, tiny: Path, tmp_path: Path) -> None:
         """Is read back by the safetensors library."""
@@ -166,7 +168,7 @@ class TestFaults:
 
     def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The first failure stops the other files as well."""
-        parts = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
+        specs = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
         calls = []
 
         def full(*_: object) -> int:
@@ -174,34 +176,34 @@ class TestFaults:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         monkeypatch.setattr(os, "copy_file_range", full)
-        assert len({part.tensor.file for part in parts}) > 4
+        assert len({spec.tensor.file for spec in specs}) > 4
         with pytest.raises(OutputError, match="No space left on device") as error:
-            write(parts, tmp_path / "out")
+            write(specs, tmp_path / "out")
         assert "cannot be copied to model-0000" in str(error.value)
         assert len(calls) <= 2
 
     def test_a_source_that_shrinks(self, own_tiny: Path, tmp_path: Path) -> None:
         """Before it is opened."""
-        parts = parts_of(own_tiny, "o_proj")
+        specs = parts_of(own_tiny, "o_proj")
         os.truncate(own_tiny / "model.safetensors", 40_000)
         with pytest.raises(CheckpointError, match="changed while it was read"):
-            write(parts, tmp_path / "out")
+            write(specs, tmp_path / "out")
 
     def test_a_source_that_shrinks_under_the_hand(
         self, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What is missing is noticed where it is read."""
-        parts = parts_of(own_tiny, "o_proj")
+        specs = parts_of(own_tiny, "o_proj")
         monkeypatch.setattr(Shard, "check_unchanged", lambda *_: None)
         os.truncate(own_tiny / "model.safetensors", 40_000)
         with pytest.raises(OutputError, match="cut short while it was read"):
-            write(parts, tmp_path / "out")
+            write(specs, tmp_path / "out")
 
     def test_interrupted(self, tmp_path: Path) -> None:
         """Ctrl-C reaches the main thread, and the others stop where they are."""
-        parts = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
+        specs = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
         (tmp_path / "out").mkdir()
-        shards = shards_of(parts, 10**9, 4096)
+        shards = shards_of(specs, 10**9, 4096)
         ticks = []
 
         def interrupt(nbytes: int) -> None:
@@ -225,14 +227,14 @@ class TestFaults:
 
     def test_a_base_that_is_swapped(self, own_tiny: Path, tmp_path: Path) -> None:
         """For one of the same size and time: it is another file."""
-        parts = parts_of(own_tiny, "o_proj")
+        specs = parts_of(own_tiny, "o_proj")
         file = own_tiny / "model.safetensors"
         status = file.stat()
         (own_tiny / "other").write_bytes(file.read_bytes())
         os.utime(own_tiny / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
         (own_tiny / "other").rename(file)
         with pytest.raises(CheckpointError, match="changed while it was read"):
-            write(parts, tmp_path / "out")
+            write(specs, tmp_path / "out")
 
 
 class TestInsisted:

@@ -92,7 +92,7 @@ def test_the_names_to_zero_match_the_writers_and_nothing_else(
 ) -> None:
     """A filter is a substring of a whole tensor name."""
     family, path = built
-    scales = zeroed_scales(family.zero)
+    scales = zeroed_scales(family.residual_writers)
     zeroed = {n for n in load_tensors(path) if any(s.value == 0 and s.matches(n) for s in scales)}
     assert zeroed == {n for index in range(2) for n in writers_of(family, path, index)}
 

@@ -21,7 +21,7 @@ from harness import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_interleave.checkpoint.checkpoint import interpreted
+from mergekit_interleave.checkpoint.checkpoint import config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive.directive import Directive
@@ -30,7 +30,7 @@ from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning import grown_config
-from mergekit_interleave.planning.expansion_plan import preflight
+from mergekit_interleave.planning.expansion_plan import plan_expansion
 from mergekit_interleave.planning.resolve import Expansion, resolve
 from mergekit_interleave.verification import expected as expectations
 
@@ -135,7 +135,7 @@ def expanded(words: Directive, model: Path) -> None:
     document = mergekit_yaml.to_document(expansion.layout, expansion.directive.mergekit)
     again = mergekit_yaml.from_document({"slices": document["slices"]}, lambda _: None)
     assert again.layers == expansion.layout.layers
-    plan = preflight(Expansion(expansion.directive, expansion.layout), models, None)
+    plan = plan_expansion(Expansion(expansion.directive, expansion.layout), models, None)
     assert len(plan.layout) == len(expansion.layout)
     json.dumps(plan.config())
 
@@ -219,7 +219,7 @@ class TestSmallFiles:
         base = models.open(ModelRef(ModelPath(str(toy("llama")))))
         words = directives.parse("interleave: every 2", "x")
         layout = resolve(words.replaced_by(Directive(model=base.ref)), models).layout
-        with suppress(InterleaveError), interpreted(base.path, name):
+        with suppress(InterleaveError), config_errors(base.path, name):
             grown_config.moved_file(name, json.dumps(content).encode(), base, layout)
 
 

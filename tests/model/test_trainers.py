@@ -346,7 +346,7 @@ def test_quantized_weights_get_a_lora() -> None:
 
 def test_code_of_the_models_own_is_loaded_as_such() -> None:
     """Each trainer that does not run it unasked is asked."""
-    model = trainee(10, (4, 9), remote=True)
+    model = trainee(10, (4, 9), has_remote_code=True)
     text = trainer_settings.settings(model, "transformers").text
     assert 'from_pretrained("deeper", trust_remote_code=True)' in text
     for name, trainer in trainer_settings.TRAINERS.items():

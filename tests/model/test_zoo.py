@@ -307,7 +307,7 @@ class TestGen:
         assert "vision_tower:" in result.out
         assert mk("gen", tmp_path / "cfg.yml").out == result.out
         outcome = zoo.expand(base, str(tmp_path / "cfg.yml"), tmp_path / "out")
-        assert outcome == zoo.Outcome("exact", "mergekit")
+        assert outcome == zoo.WriteResult("exact", "mergekit")
 
 
 def test_every_reason_is_used_and_known() -> None:

@@ -19,9 +19,9 @@ from mergekit_interleave.directive.directive import Directive, from_flags, load,
 from mergekit_interleave.directive.growth import (
     Append,
     Every,
+    ExplicitSlices,
     Growth,
     Repeat,
-    Spelled,
     Stack,
 )
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
@@ -82,7 +82,7 @@ class TestDocuments:
         slices: Any = [{"sources": [{"model": "m", "layer_range": [0, 2]}]}]
         text = yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": "float16"})
         directive = parse(text, "x")
-        assert directive.growth == Spelled({"slices": slices})
+        assert directive.growth == ExplicitSlices({"slices": slices})
         assert directive.mergekit == {"dtype": "float16"}
 
     @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ class TestDocuments:
             "  - {model: *A, layer_range: [0, 2], parameters: {scale: *S}}\n"
         )
         growth = parse(text, "x").growth
-        assert isinstance(growth, Spelled)
+        assert isinstance(growth, ExplicitSlices)
         assert "org/one" in str(growth.document)
         assert "0.5" in str(growth.document)
         assert "const_tag: mergekit has no such key" in caplog.text

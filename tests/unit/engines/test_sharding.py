@@ -18,7 +18,7 @@ from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.engines import sharding
 from mergekit_interleave.engines.sharding import OutShard, shards_of
 from mergekit_interleave.layout.layout import Constant
-from mergekit_interleave.planning.tensor_plan import Part
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 BLOCK = 4096
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "U8": 1}
@@ -32,14 +32,14 @@ def source(name: str = "model.safetensors", **metadata: str) -> Shard:
 
 def parts_of(
     shard: Shard, sizes: Sequence[tuple[str, int]], start: int, *, zeroed: str = ""
-) -> list[Part]:
+) -> list[TensorSpec]:
     """Tensors one behind the other, each of them twice: as it is, and copied or zeroed."""
-    parts = []
+    specs = []
     for i, (dtype, count) in enumerate(sizes):
         tensor = Tensor(dtype, (count,), start, count * WIDTHS[dtype], shard)
         start += tensor.nbytes
-        parts += [
-            Part(
+        specs += [
+            TensorSpec(
                 name=f"{shard.file.stem}.{i}.{copy}",
                 model=MODEL,
                 source=f"{shard.file.stem}.{i}",
@@ -52,7 +52,7 @@ def parts_of(
             )
             for copy in range(2)
         ]
-    return parts
+    return specs
 
 
 def entries(shard: OutShard) -> dict[str, dict[str, object]]:
@@ -101,10 +101,10 @@ class TestEveryDistribution:
         self, sizes: list[tuple[str, int]], start: int, limit: int, zeroed: str, *, share: bool
     ) -> None:
         """Each tensor once, its bytes those of its source or zeros, aligned and without gaps."""
-        parts = parts_of(source(), sizes, start, zeroed=zeroed)
-        size = start + sum(part.nbytes for part in parts) // 2
+        specs = parts_of(source(), sizes, start, zeroed=zeroed)
+        size = start + sum(spec.nbytes for spec in specs) // 2
         data = (bytes(range(1, 252)) * (size // 251 + 1))[:size]
-        shards = shards_of(parts, limit, BLOCK)
+        shards = shards_of(specs, limit, BLOCK)
         found = {}
         for shard in shards:
             content = entries(shard)
@@ -122,10 +122,10 @@ class TestEveryDistribution:
             assert len(file) == len(header) + end
             assert end <= limit or len(content) == 1
         assert found == {
-            part.name: bytes(part.nbytes)
-            if part.scale == 0
-            else data[part.tensor.start : part.tensor.start + part.nbytes]
-            for part in parts
+            spec.name: bytes(spec.nbytes)
+            if spec.scale == 0
+            else data[spec.tensor.start : spec.tensor.start + spec.nbytes]
+            for spec in specs
         }
 
 
@@ -148,8 +148,8 @@ class TestNames:
     def test_each_file_has_one_source(self) -> None:
         """In the order in which the sources come."""
         one, other = source("b.safetensors"), source("a.safetensors")
-        parts = [*parts_of(one, [("F32", 8)], 8), *parts_of(other, [("F32", 8)], 8)]
-        assert [shard.source for shard in shards_of(parts, 10**9, BLOCK)] == [one, other]
+        specs = [*parts_of(one, [("F32", 8)], 8), *parts_of(other, [("F32", 8)], 8)]
+        assert [shard.source for shard in shards_of(specs, 10**9, BLOCK)] == [one, other]
 
 
 class TestHeader:
@@ -210,12 +210,12 @@ class TestSharing:
     def test_most_of_it_decides(self) -> None:
         """A small tensor out of step in front costs nothing but itself."""
         whole = source()
-        parts = [
+        specs = [
             parts_of(whole, [("BF16", 4)], 900)[0],
             parts_of(whole, [("BF16", 2**17)], 1008)[0],
         ]
-        parts[1] = replace(parts[1], name="big", source="big")
-        (shard,) = shards_of(parts, 10**9, BLOCK)
+        specs[1] = replace(specs[1], name="big", source="big")
+        (shard,) = shards_of(specs, 10**9, BLOCK)
         steps = shard.steps(len(shard.header()), share=True)
         assert sum(step.length for step in steps if step.how == "share") > BLOCK * 60
 
@@ -226,10 +226,10 @@ class TestSharing:
 
 def test_constants_are_filled_in() -> None:
     """Element by element."""
-    (part, _) = parts_of(source(), [("F32", 6)], 8)
+    (spec, _) = parts_of(source(), [("F32", 6)], 8)
     constant = Constant(1.5, "x")
-    filled = Part(
-        part.name, MODEL, part.source, part.tensor, None, "F32", "F32", (6,), 24, constant=constant
+    filled = TensorSpec(
+        spec.name, MODEL, spec.source, spec.tensor, None, "F32", "F32", (6,), 24, constant=constant
     )
     (shard,) = shards_of([filled], 10**9, BLOCK)
     header = shard.header()

@@ -22,7 +22,7 @@ from mergekit_interleave.layout.layout import Edit, Layout, Slice, expand
 from mergekit_interleave.output import card_metadata, model_card
 
 MODEL = ModelRef(ModelPath("org/base"))
-BASE = model_card.Source("org/base", "org/base", None, "0" * 40, 8, 100, "mit")
+BASE = model_card.CardSource("org/base", "org/base", None, "0" * 40, 8, 100, "mit")
 WEIGHTS = {
     "exact": True,
     "differences": 0,
@@ -34,7 +34,7 @@ WEIGHTS = {
 }
 
 
-def facts(**changes: Any) -> model_card.Facts:
+def facts(**changes: Any) -> model_card.CardData:
     """Some facts."""
     settings: dict[str, Any] = {
         "title": "deeper",
@@ -59,10 +59,10 @@ def facts(**changes: Any) -> model_card.Facts:
         "verified": {"weights": WEIGHTS},
         **changes,
     }
-    return model_card.Facts(**settings)
+    return model_card.CardData(**settings)
 
 
-def copies(**changes: Any) -> model_card.Facts:
+def copies(**changes: Any) -> model_card.CardData:
     """An up-scaling."""
     layout = expand(Repeat((2, 4)), MODEL, 8)
     growth = Repeat((2, 4))
@@ -103,7 +103,7 @@ def test_without_a_hub_id_no_base_model_is_named() -> None:
 def test_each_base_model_is_named_once() -> None:
     """In the order of the layers, with the LoRAs that were merged in."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(ModelRef(ModelPath("org/b")), 0, 2)))
-    sources = [BASE, model_card.Source("org/b+org/lora", "org/b", "org/lora"), BASE]
+    sources = [BASE, model_card.CardSource("org/b+org/lora", "org/b", "org/lora"), BASE]
     found = facts(
         layout=layout, growth=None, sources=sources, identities=(), status=model_card.CHANGED
     )
@@ -220,7 +220,7 @@ def test_fewer_layers_are_no_expansion() -> None:
 def test_what_is_not_known_is_left_out() -> None:
     """Of a directory whose sources are not at hand."""
     found = facts(
-        sources=[model_card.Source("base")], parameters=None, nbytes=None,
+        sources=[model_card.CardSource("base")], parameters=None, nbytes=None,
         status=model_card.UNKNOWN,
         directive=None, recipe=None, says="mergekit_config.yml", inherited={}, verified={},
         task=Task(), tools={},
@@ -245,7 +245,7 @@ def test_a_license_of_its_own_has_name_and_place() -> None:
 
 def test_licenses_that_differ_are_listed() -> None:
     """With each source."""
-    other = model_card.Source("org/b", "org/b", license="llama2")
+    other = model_card.CardSource("org/b", "org/b", license="llama2")
     inherited = {"license": "other", "license_name": "x", "license_link": "https://x"}
     text = model_card.write(facts(sources=[BASE, other], inherited=inherited))
     assert "/org/base): mit; [org/b](https://huggingface.co/org/b): llama2 |" in text
@@ -270,7 +270,7 @@ def test_licenses_that_differ_are_listed() -> None:
         ),
     ],
 )
-def test_suggested_names(found: model_card.Facts, name: str) -> None:
+def test_suggested_names(found: model_card.CardData, name: str) -> None:
     """Size, depth and placement, as published models have them."""
     assert found.name == name
 
@@ -278,7 +278,7 @@ def test_suggested_names(found: model_card.Facts, name: str) -> None:
 @given(st.lists(st.text(max_size=120), min_size=1, max_size=5))
 def test_suggested_names_are_names(names: list[str]) -> None:
     """That the Hub takes, whatever the sources are called."""
-    validate_repo_id(facts(sources=[model_card.Source(name) for name in names]).name)
+    validate_repo_id(facts(sources=[model_card.CardSource(name) for name in names]).name)
 
 
 @given(st.text(max_size=40))

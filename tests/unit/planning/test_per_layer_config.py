@@ -15,7 +15,7 @@ from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.directive.scale import zeroed_scales
 from mergekit_interleave.errors import UnsayableError
 from mergekit_interleave.layout.layout import Edit, expand
-from mergekit_interleave.planning.per_layer_config import Placement, Source, place
+from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
 MODEL = ModelRef(ModelPath("m"))
 DEPTH = 8
@@ -28,7 +28,7 @@ def placed(
     """What a model of 8 layers must say after growth; by default new layers are identities."""
     family = families.family_of(model_type)
     assert family is not None
-    source = Source(config, family, DEPTH, lambda _: None)
+    source = SourceConfig(config, family, DEPTH, lambda _: None)
     return place(source, expand(growth, MODEL, DEPTH, edit and (lambda _: edit)))
 
 
@@ -113,19 +113,19 @@ class TestLending:
     def test_a_copy_between_lender_and_borrowers_borrows(self) -> None:
         """It would lend in place of its original, and computes from another input."""
         result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, Repeat((1, 2)))
-        assert result.borrowers == {2}
+        assert result.kv_sharing_layers == {2}
         assert result.config["indexer_types"][:4] == ["full", "full", "shared", "shared"]
 
     def test_a_copy_that_nobody_borrows_from_stays_as_it_is(self) -> None:
         """Before another lender, or behind all borrowers."""
         for growth in (Repeat((0, 1)), Append(2)):
             result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, growth)
-            assert not result.borrowers
+            assert not result.kv_sharing_layers
 
     def test_plain_copies_stay_as_they_are(self) -> None:
         """They are no identities, and need not leave the outputs as they were."""
         result = placed("hy_v4", {"indexer_types": [*self.TYPES]}, Repeat((1, 2)), None)
-        assert not result.borrowers
+        assert not result.kv_sharing_layers
 
 
 class TestSharedTail:
@@ -143,13 +143,13 @@ class TestSharedTail:
         )
         result = placed("gemma4_text", self.CONFIG, Repeat((6, 8)))
         assert result.config["num_kv_shared_layers"] == 5
-        assert not result.borrowers
+        assert not result.kv_sharing_layers
 
     def test_a_copy_of_the_last_lender_shares_too(self) -> None:
         """At the boundary it can, and needs no keys and values of its own."""
         result = placed("gemma4_text", self.CONFIG, Repeat((4, 5)))
         assert result.config["num_kv_shared_layers"] == 4
-        assert result.borrowers == {5}
+        assert result.kv_sharing_layers == {5}
 
     def test_a_copy_of_another_lender_is_refused(self) -> None:
         """It would lend in place of its original; the keys and the layers are named."""

@@ -27,10 +27,12 @@ def test_by_name_alone_the_norms_that_every_model_has_are_enough() -> None:
     """Of a type whose other norms not every model of it has, where the tensors are not at hand."""
     family = families.family_of("gemma4_text")
     assert family is not None
-    assert family.gains is not None
-    assert family.gains.also
+    assert family.output_norms is not None
+    assert family.output_norms.also
     constants = tuple(Constant(rule["value"], name) for name, rule in family.constants.items())
-    edit = Edit(zeroed_scales(family.gains.names), constants)
+    edit = Edit(zeroed_scales(family.output_norms.names), constants)
     zeroing.check_identity(edit, [], family)
     with pytest.raises(LayoutError, match="leaves"):
-        zeroing.check_identity(Edit(zeroed_scales(family.gains.names[:1]), constants), [], family)
+        zeroing.check_identity(
+            Edit(zeroed_scales(family.output_norms.names[:1]), constants), [], family
+        )

@@ -11,9 +11,9 @@ from mergekit_interleave.checkpoint.safetensors_header import Tensor, read_tenso
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.layout.layout import Constant
-from mergekit_interleave.planning.tensor_plan import Packing, Part
+from mergekit_interleave.planning.tensor_plan import Packing, TensorSpec
 from mergekit_interleave.verification import tensors as comparison
-from mergekit_interleave.verification.tensors import Leeway, compare
+from mergekit_interleave.verification.tensors import Tolerance, compare
 
 MODEL = ModelRef(ModelPath("m"))
 
@@ -26,7 +26,7 @@ def stored(folder: Path, data: bytes, shape: tuple[int, ...], dtype: str = "U8")
     return read_tensors(folder)["w"]
 
 
-def part(tensor: Tensor, **how: object) -> Part:
+def spec(tensor: Tensor, **how: object) -> TensorSpec:
     """What a tensor becomes."""
     given = {
         "name": "w",
@@ -39,10 +39,10 @@ def part(tensor: Tensor, **how: object) -> Part:
         "shape": tensor.shape,
         "nbytes": tensor.nbytes,
     }
-    return Part(**{**given, **how})  # type: ignore[arg-type]
+    return TensorSpec(**{**given, **how})  # type: ignore[arg-type]
 
 
-def differences(found: Tensor, expected: Part) -> list[str]:
+def differences(found: Tensor, expected: TensorSpec) -> list[str]:
     """What is said of it."""
     return [str(difference) for difference in compare([("w", found)], [expected]).differences]
 
@@ -57,7 +57,7 @@ def test_the_first_difference_counts(at: int, tmp_path: Path) -> None:
         data[place] = 1
     found = stored(tmp_path / "b", bytes(data), (5, 2**20))
     row, column = divmod(at, 2**20)
-    assert differences(found, part(source)) == [
+    assert differences(found, spec(source)) == [
         f"w differs from its source, first at [{row}, {column}]"
     ]
 
@@ -71,7 +71,7 @@ def test_the_first_of_many_jobs(span: int, tmp_path: Path, monkeypatch: pytest.M
         data = bytearray(2**22)
         data[first:] = b"\x01" * (2**22 - first)
         found = stored(tmp_path / "b", bytes(data), (2**22,))
-        assert differences(found, part(source)) == [
+        assert differences(found, spec(source)) == [
             f"w differs from its source, first at [{first}]"
         ]
 
@@ -80,7 +80,7 @@ def test_blocks_in_another_order(tmp_path: Path) -> None:
     """Each must stand in its place."""
     source = stored(tmp_path / "a", bytes(range(12)), (3, 4))
     packing = Packing(axis=0, blocks=3, order=(0, 1, 1, 2))
-    wanted = part(source, packing=packing, shape=(4, 4), nbytes=16)
+    wanted = spec(source, packing=packing, shape=(4, 4), nbytes=16)
     right = bytes([*range(8), *range(4, 12)])
     assert not differences(stored(tmp_path / "b", right, (4, 4)), wanted)
     wrong = bytes([*range(8), *range(8, 12), *range(4, 8)])
@@ -91,7 +91,7 @@ def test_blocks_in_another_order(tmp_path: Path) -> None:
 def test_constants(tmp_path: Path) -> None:
     """Those rows that are filled, and those that are not."""
     source = stored(tmp_path / "a", bytes(range(16)), (2, 2), "F32")
-    wanted = part(source, constant=Constant(1.0, "w", after=1))
+    wanted = spec(source, constant=Constant(1.0, "w", after=1))
     one = b"\0\0\x80\x3f"
     assert not differences(stored(tmp_path / "b", bytes(range(8)) + one * 2, (2, 2), "F32"), wanted)
     for wrong, place in ((b"\x09" + bytes(range(1, 8)) + one * 2, "[0, 0]"),
@@ -118,15 +118,15 @@ def test_zeros(dtype: str, data: bytes, is_zero: bool, tmp_path: Path) -> None:
     """Of floats, negative ones, too."""
     width = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I8": 1}[dtype]
     tensor = stored(tmp_path / "b", data, (len(data) // width,), dtype)
-    assert (not differences(tensor, part(tensor, scale=0))) == is_zero
+    assert (not differences(tensor, spec(tensor, scale=0))) == is_zero
 
 
 def test_zeros_of_a_quantized_format(tmp_path: Path) -> None:
     """May be another byte."""
     tensor = stored(tmp_path / "b", b"\x88" * 8, (8,))
-    assert not differences(tensor, part(tensor, scale=0, zero=0x88))
-    assert differences(tensor, part(tensor, scale=0, zero=0x77))
-    assert differences(tensor, part(tensor, scale=0))
+    assert not differences(tensor, spec(tensor, scale=0, zero=0x88))
+    assert differences(tensor, spec(tensor, scale=0, zero=0x77))
+    assert differences(tensor, spec(tensor, scale=0))
 
 
 def test_a_hole_is_zero(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_hole_is_zero(tmp_path: Path) -> None:
             file.seek(offset + place)
             file.write(b"\x01")
         tensor = read_tensors(tmp_path / "b")["w"]
-        said = differences(tensor, part(tensor, scale=0))
+        said = differences(tensor, spec(tensor, scale=0))
         assert said == [f"w is not zero, first at [{place // 4}]"]
 
 
@@ -166,23 +166,23 @@ def test_a_file_that_changes(tmp_path: Path) -> None:
         with changed.file.open("ab") as file:
             file.write(b"more")
         with pytest.raises(CheckpointError, match="changed while it was read"):
-            compare([("w", found)], [part(source)])
+            compare([("w", found)], [spec(source)])
         with changed.file.open("r+b") as file:
             file.truncate(before.st_size)
         import os
 
         os.utime(changed.file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert not differences(found, part(source))
+    assert not differences(found, spec(source))
 
 
 def test_what_is_not_read(tmp_path: Path) -> None:
     """Is counted by its reason; its name, dtype and shape are still looked at."""
     source = stored(tmp_path / "a", bytes(8), (8,))
     found = stored(tmp_path / "b", b"\1" * 8, (8,))
-    result = compare([("w", found)], [part(source)], Leeway(unread=lambda _: "why"))
+    result = compare([("w", found)], [spec(source)], Tolerance(unread=lambda _: "why"))
     assert (result.differences, result.unread, result.compared) == ([], {"why": 1}, 0)
-    other = part(source, shape=(4, 2))
-    assert compare([("w", found)], [other], Leeway(unread=lambda _: "why")).differences
+    other = spec(source, shape=(4, 2))
+    assert compare([("w", found)], [other], Tolerance(unread=lambda _: "why")).differences
 
 
 def test_a_failure_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +190,7 @@ def test_a_failure_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     pairs = []
     for number in range(200):
         tensor = stored(tmp_path / str(number), bytes(4), (4,))
-        pairs.append((f"w{number}", tensor, part(tensor, name=f"w{number}")))
+        pairs.append((f"w{number}", tensor, spec(tensor, name=f"w{number}")))
     read, count = comparison.Files.read, []
 
     def failing(files: comparison.Files, *where: object) -> bytes:
@@ -235,7 +235,7 @@ def test_every_byte_counts(
         "filled": [*numbers[:80], *[1.5] * 176],
         "packed": [n for row in reversed(range(16)) for n in numbers[row * 16 : row * 16 + 16]],
     }.get(kind, numbers)
-    wanted, letter = part(source, **KINDS[kind]), "d" if kind == "converted" else "f"
+    wanted, letter = spec(source, **KINDS[kind]), "d" if kind == "converted" else "f"
     for wrong in (None, 0, 3, 5, 16, 77, 79, 80, 81, 128, 200, 255):
         written = list(right)
         if wrong is not None:
