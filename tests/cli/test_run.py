@@ -724,7 +724,7 @@ class TestRefusals:
         )
         (tmp_path / "theirs.py").write_text(f"{interrupted}main()\n")
         (tmp_path / "ours.py").write_text(
-            f"{interrupted}from mergekit_interleave import __main__, cli\n"
+            f"{interrupted}from mergekit_interleave import __main__\nfrom mergekit_interleave.cli import main as cli\n"
             "cli.main = main\n__main__.main()\n"
         )
         for name, status in (("theirs", -signal.SIGINT), ("ours", 130)):

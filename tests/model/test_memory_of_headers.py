@@ -75,7 +75,7 @@ def headers(path: Path) -> int:
 # What the operating system tells of a child counts the fork of this large process, too.
 SCRIPT = """
 import sys
-from mergekit_interleave import cli
+from mergekit_interleave.cli import main as cli
 try:
     cli.main(sys.argv[1:])
 finally:
