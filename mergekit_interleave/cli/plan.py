@@ -16,7 +16,7 @@ EXAMPLE = "mk-interleave plan --every 4 --svg layers.svg"
 
 
 @options.takes_words
-def plan(
+def plan(  # noqa: PLR0913 - one parameter for each flag
     directive: Directive = None,
     *,
     flags: Flags,

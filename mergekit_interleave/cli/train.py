@@ -14,7 +14,7 @@ from mergekit_interleave.cli.options import AsJson
 EXAMPLE = "mk-interleave train deeper --for axolotl > train.yml"
 
 
-def train(
+def train(  # noqa: PLR0913 - one parameter for each flag
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
         "A model that `run` or mergekit-yaml has made.")],
     *,

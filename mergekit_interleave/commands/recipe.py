@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Recipe(str):
@@ -12,9 +16,11 @@ class Recipe(str):
         warnings: What to beware of, one sentence each.
     """
 
+    __slots__ = ("warnings",)
+
     warnings: tuple[str, ...]
 
-    def __new__(cls, text: str, warnings: Iterable[str] = ()) -> Recipe:
+    def __new__(cls, text: str, warnings: Iterable[str] = ()) -> Self:
         """Keep the warnings beside the text."""
         recipe = super().__new__(cls, text)
         recipe.warnings = tuple(warnings)

@@ -102,10 +102,10 @@ class RunReport:
         numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
         size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
         new = f"{len(self.layout)} layers, {len(self.layout.new_layers)} of them new"
+        same = "only models of the same layout can be merged with this one"
         lines = [
             f"{self.out}: {new}; {numbers}{size}{traffic}",
-            f"layout {self.fingerprint}: only models of the same layout can be merged with this "
-            "one",
+            f"layout {self.fingerprint}: {same}",
         ]
         return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
 

@@ -13,7 +13,6 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.record import record
-from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.verification import report as reports
 from mergekit_interleave.verification.report import VerifyReport
@@ -65,21 +64,20 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         )
     memory = inputs.parse_size(max_memory, "--max-memory")
     place, sources = Path(out), inputs.parse_models(against, "--against")
-    with restored_settings():
-        with _scratch(wanted=allow_pickle) as scratch:
-            report = reports.verify(
-                place,
-                Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
-                against=sources,
-                layout_from=None if recipe is None else Path(recipe),
-                trained=trained,
-            )
-            if sources:
-                record(place, report)
-            if forward and report.is_exact:
-                measured = reports.measure(place, report, memory)
-                record(place, report, measured)
-                report = dataclasses.replace(report, forward=measured)
+    with restored_settings(), _scratch(wanted=allow_pickle) as scratch:
+        report = reports.verify(
+            place,
+            Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
+            against=sources,
+            layout_from=None if recipe is None else Path(recipe),
+            trained=trained,
+        )
+        if sources:
+            record(place, report)
+        if forward and report.is_exact:
+            measured = reports.measure(place, report, memory)
+            record(place, report, measured)
+            report = dataclasses.replace(report, forward=measured)
     return report
 
 
