@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.schema import schema as schema
     from mergekit_interleave.commands.train import TrainerSettings as TrainerSettings
     from mergekit_interleave.commands.train import train as train
-    from mergekit_interleave.commands.verify import VerifyReport as VerifyReport
     from mergekit_interleave.commands.verify import verify as verify
     from mergekit_interleave.directive.directive import Directive as Directive
     from mergekit_interleave.errors import CheckpointError as CheckpointError
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from mergekit_interleave.errors import RefusedError as RefusedError
     from mergekit_interleave.errors import UnreachableError as UnreachableError
     from mergekit_interleave.training.freeze import freeze_original_layers as freeze_original_layers
+    from mergekit_interleave.verification.report import VerifyReport as VerifyReport
 
 _MODULES = {
     "commands.card": ("card", "CardReport"),
@@ -47,7 +47,7 @@ _MODULES = {
     "commands.run": ("run", "RunReport"),
     "commands.schema": ("schema",),
     "commands.train": ("train", "TrainerSettings"),
-    "commands.verify": ("verify", "VerifyReport"),
+    "commands.verify": ("verify",),
     "directive.directive": ("Directive",),
     "errors": (
         "CheckpointError",
@@ -59,6 +59,7 @@ _MODULES = {
         "UnreachableError",
     ),
     "training.freeze": ("freeze_original_layers",),
+    "verification.report": ("VerifyReport",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
