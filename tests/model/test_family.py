@@ -40,7 +40,7 @@ def family_of(name: str) -> families.Family:
 
 def writers_of(family: families.Family, path: Path, index: int) -> list[str]:
     """The residual writers among the stored tensors of a layer."""
-    prefix = f"{family.layers}.{index}."
+    prefix = f"{family.layer_prefix}.{index}."
     return [n for n in load_tensors(path) if n.startswith(prefix) and family.writes(n)]
 
 
@@ -56,7 +56,7 @@ def test_the_names_are_those_of_real_checkpoints(built: tuple[families.Family, P
     """Every tensor is a layer's, or stands before or after the layers."""
     family, path = built
     names = set(load_tensors(path))
-    layers = {name for name in names if name.startswith(f"{family.layers}.")}
+    layers = {name for name in names if name.startswith(f"{family.layer_prefix}.")}
     assert names - layers == {*family.before_layers, *family.after_layers}
     for index in range(2):
         assert len(writers_of(family, path, index)) == 2
