@@ -265,14 +265,14 @@ class Family:
 
 
 class Composite(TypedDict, total=False):
-    """A model that holds a language model among other models, of images or sound.
+    """A model that contains a language model and others, of images or sound.
 
     Attributes:
-        family: The family of its language model, where its config.json does not state one.
+        family: The family of its language model; the `model_type` of the nested config comes first.
         mergekit_yaml_result: As in a family, for the whole model.
         mergekit_modules: The modules by which mergekit knows the model, each with its number of
-            layers, or the key of config.json that states it; null for the language model. Without
-            them, mergekit reads the model as one without modules.
+            layers, or the key of config.json that states it; null for the language model. Left out
+            where mergekit has no modules for the type.
         deepstack: The list of config.json with one entry for each of the first layers that gets
             image features added to its output, so that none of these layers may be moved.
     """
