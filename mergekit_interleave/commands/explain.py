@@ -265,7 +265,9 @@ class _Opened:
         checkpoint = self.open(model)
         family = families.assumed_family() if checkpoint is None else checkpoint.family
         return (
-            family is not None and not family.constants and {*names} == {*family.residual_writers}
+            family is not None
+            and not family.identity_constants
+            and {*names} == {*family.residual_writers}
         )
 
     def _reaches_out(self, layout: Layout) -> bool:

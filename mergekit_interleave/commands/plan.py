@@ -371,7 +371,7 @@ def _counted(found: Plan, sources: Sources, here: Path) -> Plan:
         return dataclasses.replace(found, parameters=parameters)
     nbytes = parameters.after * width
     family = first.require_family()
-    wrong = family.verdict(first.layer_config) == families.WRONG_TENSORS
+    wrong = family.mergekit_result(first.layer_config) == families.WRONG_TENSORS
     engine = writers.STREAM if wrong else writers.MERGEKIT
     writing = Writing(
         nbytes=nbytes,

@@ -261,7 +261,7 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
         if options.allow_pickle:
             expansion = _unpickled(expansion, models, scratch, options)
         plan = plan_expansion(expansion, models, out, base_model=options.base_model, mix=how.mixes)
-        measured = plan.first.require_family().measured
+        measured = plan.first.require_family().is_unknown
         writer = writers.Writer(plan, work, how)
         writer.check_room()
         if not how.streams:

@@ -244,7 +244,7 @@ class Writer:
             return reason
         first = self.plan.first
         family = first.family
-        if family and family.verdict(first.layer_config) == families.WRONG_TENSORS:
+        if family and family.mergekit_result(first.layer_config) == families.WRONG_TENSORS:
             return f"write the right tensors of model type {first.model_type}"
         return None
 
