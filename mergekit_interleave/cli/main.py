@@ -36,6 +36,7 @@ from mergekit_interleave.errors import (
     InterleaveError,
     OutputError,
 )
+from mergekit_interleave.training.trainers import registry
 
 if TYPE_CHECKING:
     from mergekit_interleave.commands.plan import Plan
@@ -530,10 +531,7 @@ def train(
         "A model that `run` or mergekit-yaml has made.")],
     *,
     trainer: Annotated[str, typer.Option("--for", metavar="NAME", help=
-        "What trains it: transformers, trl, peft, llamafactory, axolotl, ms-swift, unsloth, "
-        "torchtune or litgpt.", autocompletion=_offering(
-            "transformers", "trl", "peft", "llamafactory", "axolotl", "ms-swift", "unsloth",
-            "torchtune", "litgpt"))],
+        f"What trains it: {registry.in_words()}.", autocompletion=_offering(*registry.TRAINERS))],
     method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
         "Train the new layers themselves, or a LoRA of them; the former, where the trainer can.",
         autocompletion=_offering("full", "lora"))] = None,
@@ -544,14 +542,15 @@ def train(
         "Run code that the model brings. Nothing is run without it.")] = False,
 ) -> None:  # fmt: skip
     """Write a trainer's settings by which it trains the new layers, and nothing else."""
-    from mergekit_interleave.checkpoint.models import Models  # noqa: PLC0415
-    from mergekit_interleave.training import settings as trainer_settings  # noqa: PLC0415
-    from mergekit_interleave.training import target as targets  # noqa: PLC0415
+    from mergekit_interleave.commands import train as train_command  # noqa: PLC0415
 
-    trainer_settings.check(trainer, method)
-    models = Models(trust_remote_code=trust_remote_code)
-    file = None if recipe is None else Path(recipe)
-    found = trainer_settings.settings(targets.read(Path(directory), models, file), trainer, method)
+    found = train_command.train(
+        directory,
+        trainer=trainer,
+        method=method,
+        recipe=recipe,
+        trust_remote_code=trust_remote_code,
+    )
     sys.stdout.write(found.text)
     sys.stdout.flush()
     for note in found.notes:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -23,46 +24,46 @@ from transformers import AutoModelForCausalLM
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.cli import main as cli
 from mergekit_interleave.errors import DirectiveError, RefusedError
-from mergekit_interleave.training import lora_target, selectors
-from mergekit_interleave.training import settings as trainer_settings
-from mergekit_interleave.training.target import Trainee
+from mergekit_interleave.training import lora_target, peft_rules, settings
+from mergekit_interleave.training.target import TrainingTarget
+from mergekit_interleave.training.trainers import axolotl, llamafactory, ms_swift, registry
 
 PROJECTIONS = [
     *[f"self_attn.{name}_proj" for name in "qkvo"],
     *[f"mlp.{name}_proj" for name in ("gate", "up", "down")],
 ]
-NAMES = [name for name in trainer_settings.TRAINERS if name not in ("torchtune", "litgpt")]
+NAMES = [name for name in registry.TRAINERS if name not in ("torchtune", "litgpt")]
 
 
-def trainee(depth: int = 50, new: tuple[int, ...] = (4, 14), **changes: Any) -> Trainee:
+def trainee(depth: int = 50, new: tuple[int, ...] = (4, 14), **changes: Any) -> TrainingTarget:
     """A Llama, by its names alone."""
     stack = "model.layers"
     modules = [f"{stack}.{i}.{name}" for i in range(depth) for name in PROJECTIONS]
     norms = [f"{stack}.{i}.input_layernorm.weight" for i in range(depth)]
     weights = [f"{name}.weight" for name in modules]
     closed = [w for w in weights if w.endswith(("o_proj.weight", "down_proj.weight"))]
-    settings: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "directory": "deeper",
         "model_type": "llama",
         "task": Task("text-generation"),
         "depth": depth,
-        "counted": depth,
-        "new": new,
+        "config": SimpleNamespace(num_hidden_layers=depth),
+        "new_layers": new,
         "stacks": (stack,),
         "parameters": ("model.embed_tokens.weight", *weights, *norms),
         "modules": ("model", *modules, *(f"{stack}.{i}" for i in range(depth))),
         "linear": frozenset(modules),
-        "stacked": frozenset(),
-        "closed": frozenset(w for w in closed if int(w.split(".")[2]) in new),
-        "coarse": None,
-        "quantized": False,
-        "remote": False,
+        "experts": frozenset(),
+        "zeroed": frozenset(w for w in closed if int(w.split(".")[2]) in new),
+        "half_dtype": None,
+        "is_quantized": False,
+        "has_remote_code": False,
         **changes,
     }
-    return Trainee(**settings)
+    return TrainingTarget(**fields)
 
 
-def with_a_tower(**changes: Any) -> Trainee:
+def with_a_tower(**changes: Any) -> TrainingTarget:
     """The same in a model of images, whose tower is as deep and has the same names."""
     own = trainee(**changes)
     stack, tower = "model.language_model.layers", "model.vision_tower.encoder.layers"
@@ -78,17 +79,17 @@ def with_a_tower(**changes: Any) -> Trainee:
         parameters=(*moved(own.parameters, tower), *moved(own.parameters, stack)),
         modules=(*moved(own.modules, tower), *moved(own.modules, stack)),
         linear=frozenset([*moved(own.linear, tower), *moved(own.linear, stack)]),
-        closed=frozenset(moved(own.closed, stack)),
+        zeroed=frozenset(moved(own.zeroed, stack)),
     )
 
 
-def with_experts(own: Trainee, layers: Iterable[int] | None = None) -> Trainee:
+def with_experts(own: TrainingTarget, layers: Iterable[int] | None = None) -> TrainingTarget:
     """The same with experts, stacked as transformers 5 does it."""
     names = [f"model.layers.{i}.mlp.experts.down_proj" for i in layers or range(own.depth)]
-    return replace(own, parameters=(*own.parameters, *names), stacked=frozenset(names))
+    return replace(own, parameters=(*own.parameters, *names), experts=frozenset(names))
 
 
-def selected(name: str, text: str, of: Trainee) -> set[str]:
+def selected(name: str, text: str, of: TrainingTarget) -> set[str]:
     """What a trainer makes of its settings: the weights that it trains or adapts."""
     if name == "ms-swift":
         return by_swift(text, of)
@@ -97,7 +98,7 @@ def selected(name: str, text: str, of: Trainee) -> set[str]:
     said = yaml.safe_load(text)
     match name:
         case "axolotl" if "adapter" not in said:
-            return selectors.axolotl(of.parameters, said["unfrozen_parameters"])
+            return axolotl.trained_parameters(of.parameters, said["unfrozen_parameters"])
         case "axolotl":
             return adapted(
                 of,
@@ -114,7 +115,7 @@ def selected(name: str, text: str, of: Trainee) -> set[str]:
             return adapted(of, one, said.get("lora_target_parameters", []))
 
 
-def by_swift(text: str, of: Trainee) -> set[str]:
+def by_swift(text: str, of: TrainingTarget) -> set[str]:
     """What ms-swift makes of words of a shell."""
     words = shlex.split(text.replace("\\\n", " "))
     flags = [i for i, word in enumerate(words) if word.startswith("--")]
@@ -124,40 +125,40 @@ def by_swift(text: str, of: Trainee) -> set[str]:
     }
     if said["tuner_type"] == ["full"]:
         assert said["freeze_parameters_ratio"] == ["1"]
-        return selectors.swift(of.parameters, said["trainable_parameters"])
+        return ms_swift.trained_parameters(of.parameters, said["trainable_parameters"])
     targets = said["target_regex"][0] if "target_regex" in said else said["target_modules"]
     return adapted(of, targets, said.get("target_parameters", []))
 
 
-def by_llamafactory(said: dict[str, Any], of: Trainee) -> set[str]:
+def by_llamafactory(said: dict[str, Any], of: TrainingTarget) -> set[str]:
     """What LLaMA-Factory makes of its YAML, in a model of images, too."""
     if said["finetuning_type"] == "freeze":
         pro, count = said.get("use_llama_pro", False), said["freeze_trainable_layers"]
-        layers = selectors.llamafactory_layers(of.depth, count, llama_pro=pro)
+        layers = llamafactory.freeze_mode_layers(of.depth, count, llama_pro=pro)
         modules = said["freeze_trainable_modules"]
         named = [""] if modules == "all" else modules.split(",")
-        return selectors.llamafactory(of.parameters, layers, named)
+        return llamafactory.trained_parameters(of.parameters, layers, named)
     targets = said["lora_target"].split(",")
     if of.task.tag == "image-text-to-text":
-        return {f"{module}.weight" for module in selectors.llamafactory_lora(of.linear, targets)}
+        return {f"{module}.weight" for module in llamafactory.adapted_modules(of.linear, targets)}
     return adapted(of, targets, [])
 
 
 def adapted(
-    of: Trainee,
+    of: TrainingTarget,
     targets: Any,
     parameters: list[str],
     layers: list[int] | None = None,
     pattern: str | None = None,
 ) -> set[str]:
     """What PEFT makes of its words."""
-    found = selectors.peft_modules(of.modules, targets, layers, pattern)
-    return {f"{name}.weight" for name in found} | selectors.peft_parameters(
+    found = peft_rules.adapted_modules(of.modules, targets, layers, pattern)
+    return {f"{name}.weight" for name in found} | peft_rules.adapted_parameters(
         of.parameters, parameters
     )
 
 
-def executed(text: str, of: Trainee) -> set[str]:
+def executed(text: str, of: TrainingTarget) -> set[str]:
     """What the arguments in a piece of Python say; the libraries run it in `test_zoo`."""
     tree = ast.parse(text)
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
@@ -185,14 +186,14 @@ def executed(text: str, of: Trainee) -> set[str]:
 @pytest.mark.parametrize(
     "model", [trainee(), trainee(new=(4,)), with_a_tower()], ids=["llama", "one", "a tower beside"]
 )
-def test_settings_select_the_new_layers(name: str, method: str, model: Trainee) -> None:
+def test_settings_select_the_new_layers(name: str, method: str, model: TrainingTarget) -> None:
     """4 and not 40 to 49, and no layer of a tower; or the trainer is said to have no words."""
     unsayable = (name, method) == ("llamafactory", "full")  # of these three
-    if trainer_settings.TRAINERS[name].form(method) is None or unsayable:
+    if method not in registry.TRAINERS[name].methods or unsayable:
         with pytest.raises(RefusedError):
-            trainer_settings.settings(model, name, method)
+            settings.write(model, name, method)
         return
-    text = trainer_settings.settings(model, name, method).text
+    text = settings.write(model, name, method).text
     expected = model.trained if method == "full" else model.adapted
     assert selected(name, text, model) == expected
 
@@ -201,9 +202,9 @@ def test_settings_select_the_new_layers(name: str, method: str, model: Trainee) 
 def test_without_a_method_it_is_the_best_a_trainer_has(name: str) -> None:
     """Full training, but for those that have only adapters."""
     model = trainee(depth=10, new=(4, 9))
-    best = trainer_settings.settings(model, name)
+    best = settings.write(model, name)
     assert best.method == ("lora" if name in ("peft", "unsloth") else "full")
-    assert best.text == trainer_settings.settings(model, name, best.method).text
+    assert best.text == settings.write(model, name, best.method).text
 
 
 class TestLlamaFactory:
@@ -219,7 +220,7 @@ class TestLlamaFactory:
     )
     def test_what_it_can_say(self, depth: int, new: tuple[int, ...], said: dict[str, Any]) -> None:
         """One in each group, the last, the first."""
-        found = yaml.safe_load(trainer_settings.settings(trainee(depth, new), "llamafactory").text)
+        found = yaml.safe_load(settings.write(trainee(depth, new), "llamafactory").text)
         fixed = {
             "model_name_or_path": "deeper",
             "finetuning_type": "freeze",
@@ -230,30 +231,32 @@ class TestLlamaFactory:
     def test_what_it_cannot_say_is_its_lora_form(self) -> None:
         """And the reason is among the notes; asked for in so many words, it is refused."""
         model = trainee(37, (4, 9, 14, 19, 24, 29, 34))
-        found = trainer_settings.settings(model, "llamafactory")
+        found = settings.write(model, "llamafactory")
         assert yaml.safe_load(found.text)["finetuning_type"] == "lora"
         assert (
             "the new ones are 4, 9, 14, 19, 24, 29, 34; so this is the LoRA form" in found.notes[0]
         )
         with pytest.raises(RefusedError, match="of these 37 layers the new ones are"):
-            trainer_settings.settings(model, "llamafactory", "full")
+            settings.write(model, "llamafactory", "full")
 
     def test_its_own_count_of_layers(self) -> None:
         """LongCat Flash states two for each of its layers: others would be trained."""
-        found = trainer_settings.settings(trainee(10, (4, 9), counted=20), "llamafactory")
+        found = settings.write(
+            trainee(10, (4, 9), config=SimpleNamespace(num_hidden_layers=20)), "llamafactory"
+        )
         assert found.method == "lora"
         assert "counts 20 layers, where there are 10" in found.notes[0]
 
     def test_experts_held_one_by_one(self) -> None:
         """As transformers 4.x holds them: the fourth expert is not the fourth layer."""
         model = with_experts(trainee(10, (4, 9)))
-        said = yaml.safe_load(trainer_settings.settings(model, "llamafactory").text)
+        said = yaml.safe_load(settings.write(model, "llamafactory").text)
         modules = said["freeze_trainable_modules"].split(",")
         assert modules == ["self_attn", "mlp", "input_layernorm"]
         older = [f"model.layers.{i}.mlp.experts.{j}.w1" for i in range(10) for j in range(16)]
-        found = selectors.llamafactory(older, (4, 9), modules)
+        found = llamafactory.trained_parameters(older, (4, 9), modules)
         assert found == {*model.within(older)}
-        assert found < selectors.llamafactory(older, (4, 9))
+        assert found < llamafactory.trained_parameters(older, (4, 9))
 
     def test_modules_that_the_first_layers_lack(self) -> None:
         """It refuses them when it starts."""
@@ -261,12 +264,12 @@ class TestLlamaFactory:
         later = tuple(name.replace("mlp.experts", "moe.experts") for name in model.parameters)
         model = replace(model, parameters=later)
         with pytest.raises(RefusedError, match="first two layers, which have no moe"):
-            trainer_settings.settings(model, "llamafactory", "full")
+            settings.write(model, "llamafactory", "full")
 
     def test_a_tower_of_the_same_indices_is_noticed(self) -> None:
         """It looks for the index anywhere in a name."""
         with pytest.raises(RefusedError, match=r"may also train model\.vision_tower"):
-            trainer_settings.settings(with_a_tower(depth=10, new=(4, 9)), "llamafactory", "full")
+            settings.write(with_a_tower(depth=10, new=(4, 9)), "llamafactory", "full")
 
 
 def test_what_lets_nothing_pass_and_can_have_no_lora_is_trained_in_full() -> None:
@@ -274,32 +277,32 @@ def test_what_lets_nothing_pass_and_can_have_no_lora_is_trained_in_full() -> Non
     own = trainee()
     norms = frozenset(n for n in own.within(own.parameters) if "layernorm" in n)
     modules = (*own.modules, *(name.removesuffix(".weight") for name in norms))
-    model = replace(own, closed=norms, modules=modules)
-    text = trainer_settings.settings(model, "peft").text
+    model = replace(own, zeroed=norms, modules=modules)
+    text = settings.write(model, "peft").text
     assert "modules_to_save" in text
     saved = lora_target.choose(model, lora_target.by_layers(model)).saved
     assert {*saved} == {name.removesuffix(".weight") for name in norms}
     with pytest.raises(RefusedError, match="unsloth trains nothing else"):
-        trainer_settings.settings(model, "unsloth")
+        settings.write(model, "unsloth")
 
 
 def test_stacked_experts_are_said_as_parameters() -> None:
     """And so is whatever PEFT would rename into theirs; dropout is not for parameters."""
     model = with_experts(trainee())
     for name in NAMES:
-        text = trainer_settings.settings(model, name, "lora").text if name != "transformers" else ""
+        text = settings.write(model, name, "lora").text if name != "transformers" else ""
         if name not in ("transformers", "llamafactory"):
             assert selected(name, text, model) == model.adapted
             assert "dropout" in text
-    said = yaml.safe_load(trainer_settings.settings(model, "axolotl", "lora").text)
-    assert not {*said["lora_target_modules"]} & selectors.PEFT_RENAMED
+    said = yaml.safe_load(settings.write(model, "axolotl", "lora").text)
+    assert not {*said["lora_target_modules"]} & peft_rules.EXPERT_NAMES
 
 
 def test_identities_come_with_a_warning() -> None:
     """DoRA divides by their norm; copies have none of it."""
     model = trainee()
-    assert "DoRA: NaN" in " ".join(trainer_settings.settings(model, "peft").notes)
-    assert not trainer_settings.settings(replace(model, closed=frozenset()), "peft").notes
+    assert "DoRA: NaN" in " ".join(settings.write(model, "peft").notes)
+    assert not settings.write(replace(model, zeroed=frozenset()), "peft").notes
 
 
 DEAD = {
@@ -336,34 +339,34 @@ def test_what_the_warning_says_of_peft(kind: str, deeper: Path) -> None:
 
 def test_quantized_weights_get_a_lora() -> None:
     """Integers have no gradients."""
-    model = trainee(quantized=True)
-    found = trainer_settings.settings(model, "axolotl")
+    model = trainee(is_quantized=True)
+    found = settings.write(model, "axolotl")
     assert found.method == "lora"
     assert "the weights are quantized" in found.notes[0]
     with pytest.raises(RefusedError, match="quantized"):
-        trainer_settings.settings(model, "transformers")
+        settings.write(model, "transformers")
 
 
 def test_code_of_the_models_own_is_loaded_as_such() -> None:
     """Each trainer that does not run it unasked is asked."""
     model = trainee(10, (4, 9), has_remote_code=True)
-    text = trainer_settings.settings(model, "transformers").text
+    text = settings.write(model, "transformers").text
     assert 'from_pretrained("deeper", trust_remote_code=True)' in text
-    for name, trainer in trainer_settings.TRAINERS.items():
-        for method in filter(trainer.form, trainer_settings.METHODS):
-            said = "trust_remote_code" in trainer_settings.settings(model, name, method).text
+    for name, trainer in registry.TRAINERS.items():
+        for method in trainer.methods:
+            said = "trust_remote_code" in settings.write(model, name, method).text
             assert said == (name != "ms-swift"), name  # which always runs it
 
 
 def test_axolotl_has_no_rank_of_its_own() -> None:
     """PEFT does not take the None that it would hand on."""
-    said = yaml.safe_load(trainer_settings.settings(trainee(), "axolotl", "lora").text)
+    said = yaml.safe_load(settings.write(trainee(), "axolotl", "lora").text)
     assert (said["lora_r"], said["lora_alpha"]) == (16, 32)
 
 
 def test_unsloth_is_told_not_to_quantize() -> None:
     """It would by default, and the originals would not be the base's."""
-    assert "load_in_4bit=False" in trainer_settings.settings(trainee(), "unsloth").text
+    assert "load_in_4bit=False" in settings.write(trainee(), "unsloth").text
 
 
 def test_steps_that_are_rounded_away(mk: Cli, tmp_path: Path) -> None:
@@ -377,10 +380,10 @@ def test_steps_that_are_rounded_away(mk: Cli, tmp_path: Path) -> None:
 def test_unknown_names_are_usage_errors() -> None:
     """With the list of those that are known."""
     with pytest.raises(DirectiveError, match="no trainer") as caught:
-        trainer_settings.check("deepspeed")
+        registry.find("deepspeed")
     assert "axolotl" in str(caught.value.hint)
     with pytest.raises(DirectiveError, match="no method"):
-        trainer_settings.check("peft", "dora")
+        registry.find("peft", "dora")
 
 
 @pytest.mark.parametrize("name", ["torchtune", "litgpt"])
