@@ -64,7 +64,7 @@ def write(target: TrainingTarget, name: str, method: str | None = None) -> Train
         if not others:
             raise
         found = _write(target, trainer, others[0])
-        return replace(found, notes=(f"{error}; so this is the LoRA form", *found.notes))
+        return replace(found, notes=(f"{error}; these are the LoRA settings instead", *found.notes))
 
 
 def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSettings:
@@ -77,9 +77,9 @@ def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSett
 def _notes(target: TrainingTarget, method: str) -> Iterable[str]:
     if method == LORA and target.zeroed & target.adapted:
         yield (
-            "matrices of the new layers are zero: nothing that divides by them (DoRA: NaN), "
-            "multiplies or factors them (PiSSA, LoftQ, IA3, OFT, BOFT, HRA: no gradient), and "
-            "never a LoRA without these output projections"
+            "some matrices of the new layers are zero: DoRA divides by them (NaN); PiSSA, LoftQ, "
+            "IA3, OFT, BOFT and HRA multiply or factor them (no gradient); and a LoRA that leaves "
+            "out the output projections gets no gradient"
         )
 
 
@@ -99,7 +99,7 @@ def check_selection(target: TrainingTarget, selected: set[str], title: str) -> N
     """
     if selected != target.trained:
         odd = min(selected ^ target.trained)
-        what = "may also train" if odd in selected else "would not train"
+        what = "would also train" if odd in selected else "would not train"
         raise RefusedError(f"{title} {what} {odd}")
 
 
@@ -152,13 +152,13 @@ def lora_notes(lora: LoraTarget) -> Iterator[str]:
     """What to know about a LoRA before training it."""
     if lora.saved:
         yield (
-            f"{lora.saved[0]} and its like let nothing pass and cannot have a LoRA; they are "
-            "trained in full beside it, or it would get no gradient"
+            f"{lora.saved[0]} and similar modules are zero and cannot have a LoRA; they are "
+            "trained in full, because the LoRA would get no gradient otherwise"
         )
     if lora.parameters:
         yield (
-            "experts are named as transformers 5 holds them, all in one parameter; 4.x has a "
-            "module for each, which these words do not reach"
+            "experts are named as in transformers 5, where one parameter holds all of them; "
+            "transformers 4 has one module per expert, which these settings do not reach"
         )
 
 

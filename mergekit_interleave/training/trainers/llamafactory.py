@@ -87,7 +87,7 @@ def full(target: TrainingTarget) -> TrainerSettings:
     unknown = {*modules} - {"", *known_modules(target.parameters)}
     if unknown:
         raise RefusedError(
-            "LLaMA-Factory takes only modules of the first two layers, which have no "
+            "LLaMA-Factory accepts only modules of the first two layers, which have no "
             f"{min(unknown)}"
         )
     selected = trained_parameters(target.parameters, target.new_layers, modules)
@@ -109,7 +109,7 @@ def _formula(target: TrainingTarget) -> tuple[int, bool]:
     counted, count = layer_count(target.config), len(target.new_layers)
     if counted != target.depth:
         raise RefusedError(
-            f"LLaMA-Factory's freeze mode counts {counted or 'no'} layers, where there are "
+            f"LLaMA-Factory's freeze mode counts {counted or 'no'} layers, but the model has "
             f"{target.depth}"
         )
     for number, llama_pro in ((count, True), (count, False), (-count, False)):
@@ -117,9 +117,9 @@ def _formula(target: TrainingTarget) -> tuple[int, bool]:
         if layers == target.new_layers:
             return number, llama_pro
     raise RefusedError(
-        f"LLaMA-Factory's freeze mode trains the last layer of each of {count} groups of the "
-        f"same size, or the first or last {count} layers; of these {target.depth} layers the "
-        f"new ones are {_listed(target.new_layers)}"
+        f"LLaMA-Factory's freeze mode trains the last layer of each of {count} equal groups, or "
+        f"the first or last {count} layers; of these {target.depth} layers the new ones are "
+        f"{_listed(target.new_layers)}"
     )
 
 
@@ -139,7 +139,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     owners = _owners(chosen)
     notes = [*lora_notes(chosen)]
     if owners:
-        notes.append(f"{owners[0]} and its like are trained in full: it has no LoRA of them")
+        notes.append(f"{owners[0]} and similar modules are trained in full, not by a LoRA")
     text = yaml_text(
         {
             **model_keys(target, "model_name_or_path"),

@@ -57,6 +57,6 @@ def lora(target: TrainingTarget) -> TrainerSettings:
 
 
 _MODEL_TYPE = (
-    "if ms-swift cannot tell the model's type, since several of its types have the same class: "
-    "--model_type, with that of the base"
+    "if ms-swift cannot tell the model type, because several of its types share a class, add "
+    "--model_type with the type of the base"
 )

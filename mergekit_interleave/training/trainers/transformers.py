@@ -26,12 +26,11 @@ def full(target: TrainingTarget) -> TrainerSettings:
 
 def _notes(target: TrainingTarget) -> Iterator[str]:
     yield (
-        "the same in one line: mergekit_interleave.freeze_original_layers(model), before an "
-        "optimizer or Trainer is made"
+        "mergekit_interleave.freeze_original_layers(model) does the same in one line; call it "
+        "before you create an optimizer or a Trainer"
     )
     if target.half_dtype:
         yield (
-            f"the weights load as {target.half_dtype}, in which most steps of a usual learning "
-            'rate are rounded away: dtype="float32" for what is trained, and bf16=True for the '
-            "Trainer"
+            f"the weights load as {target.half_dtype}, which rounds away most steps of a usual "
+            'learning rate: load them with dtype="float32", and give the Trainer bf16=True'
         )

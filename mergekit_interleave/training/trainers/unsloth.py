@@ -26,8 +26,8 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     chosen = lora_target.choose(target, forms)
     if chosen.saved:
         raise RefusedError(
-            f"unsloth: {chosen.saved[0]} and its like let nothing pass, cannot have a LoRA, and "
-            "unsloth trains nothing else",
+            f"unsloth: {chosen.saved[0]} and similar modules are zero and cannot have a LoRA, and "
+            "unsloth cannot train them in full",
             hint="--for peft, or --for transformers",
         )
     loader = "FastLanguageModel" if by_index else "FastModel"
@@ -39,7 +39,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
         f"    load_in_4bit=False,\n{code})\n"
         f"model = {loader}.get_peft_model(\n    model,\n{lora_arguments(chosen)})\n"
     )
-    note = "load_in_4bit=True needs less memory, and the frozen layers are then not the base's"
+    note = "load_in_4bit=True needs less memory, but the frozen layers then differ from the base's"
     return TrainerSettings(text, LORA, (note, *lora_notes(chosen)))
 
 
