@@ -10,6 +10,8 @@ from mergekit_interleave.training import settings, target
 from mergekit_interleave.training.settings import TrainerSettings
 from mergekit_interleave.training.trainers import registry
 
+__all__ = ["TrainerSettings", "train"]
+
 
 def train(
     directory: str | os.PathLike[str],
