@@ -336,6 +336,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
     report = run_command.run(expansion, models, Path(out), options)
+    _warn(report.warnings)
     new = len(report.layout.new_layers)
     traffic = report.outcome.traffic
     numbers = "" if report.parameters is None else f"{report.parameters:,} parameters, "
@@ -476,11 +477,11 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
             trained=trained,
         )
         if against:
-            record(place, report)
+            _warn(record(place, report))
         measured = None
         if forward and report.is_exact:
             measured = verification.measure(place, report, most_memory)
-            record(place, report, measured)
+            _warn(record(place, report, measured))
     if as_json:
         print(json.dumps(verification.as_json(report, measured), indent=2))  # noqa: T201
     else:
@@ -511,14 +512,13 @@ def card(
 ) -> None:  # fmt: skip
     """Write the model card and the layer map anew, from interleave.json and what it now holds."""
     from mergekit_interleave.commands import card as card_command  # noqa: PLC0415
-    from mergekit_interleave.output.model_card import FILE, PICTURE  # noqa: PLC0415
 
-    written = card_command.rewrite(Path(directory), force=force)
-    for name in (FILE, PICTURE):
+    report = card_command.card(directory, force=force)
+    _warn(report.warnings)
+    for name in report.files:
         print(f"{name}: written")  # noqa: T201
-    print(f"suggested name: {written.name}")  # noqa: T201
-    if not written.base_models:
-        note = "no base_model, since its Hub id is not known; `run --base-model org/name` states it"
+    print(f"suggested name: {report.name}")  # noqa: T201
+    for note in report.notes:
         print(f"note: {note}", file=sys.stderr)  # noqa: T201
 
 
@@ -684,6 +684,11 @@ def _size(text: str, flag: str) -> int:
     if size < 1:
         raise DirectiveError(f"{flag}: must be at least 1 byte")
     return size
+
+
+def _warn(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
 
 
 def _terminated(number: int, _: object) -> NoReturn:

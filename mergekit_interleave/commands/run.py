@@ -29,7 +29,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_data, manifest, verification_text
+from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
@@ -76,6 +76,7 @@ class RunReport:
         outcome: How it came there.
         parameters: How many numbers it holds; None where integers hold several each.
         name: The name that is suggested for it; None where its card could not be written.
+        warnings: What could not be read or written of model cards.
     """
 
     layout: Layout
@@ -83,6 +84,7 @@ class RunReport:
     outcome: WriteResult
     parameters: int | None
     name: str | None
+    warnings: tuple[str, ...] = ()
 
 
 def run(expansion: Expansion, models: Models, out: Path, options: Options) -> RunReport:
@@ -145,11 +147,13 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
-        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified)
-        name = card_data.write(work, out.name, content)
+        warnings: list[str] = []
+        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
+        name, content = card_files.write_new(work, out.name, content, warnings.append)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    return RunReport(plan.layout, written, outcome, content.get("parameters"), name)
+    parameters = content.get("parameters")
+    return RunReport(plan.layout, written, outcome, parameters, name, tuple(warnings))
 
 
 def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import card_lint
 import pytest
 import stored
 import yaml
@@ -21,7 +23,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
 
-from mergekit_interleave.output import card_metadata, model_card
+from mergekit_interleave.commands import card as card_command
+from mergekit_interleave.output import card_files, model_card
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HUB_IDS = {
@@ -58,9 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-NO_LINK = (
-    "note: no base_model, since its Hub id is not known; `run --base-model org/name` states it\n"
-)
+NO_LINK = "note: no base_model: its Hub id is unknown; `run --base-model org/name` states it\n"
 
 
 @pytest.mark.parametrize("example", HUB_IDS)
@@ -77,7 +78,7 @@ def test_the_cards_of_all_examples(example: str, cache: Path, shell: Shell, tmp_
         assert (again.returncode, again.stderr) == (0, "")
         assert (tmp_path / "out" / "README.md").read_bytes() == written
     text = (tmp_path / "out" / "README.md").read_text()
-    assert not list(card_metadata.problems(text, tmp_path / "out"))
+    assert not list(card_lint.problems(text, tmp_path / "out"))
     assert str(tmp_path) not in text
     assert str(cache) not in text
     assert "Untitled" not in text
@@ -146,13 +147,70 @@ class TestCard:
         before = files(deeper)
         result = mk("card", deeper)
         assert (result.status, result.out) == (1, "")
-        assert result.err.splitlines() == [
-            f"error: {page}: is not as mk-interleave wrote it",
-            "hint: --force replaces it all the same",
-        ]
+        error, hint = result.err.splitlines()
+        assert error.startswith(f"error: {page}: ")
+        assert hint.startswith("hint: --force ")
         assert files(deeper) == before
         assert mk("card", deeper, "--force").status == 0
         assert page.read_text() == written
+
+    def test_an_edited_picture(self, mk: Cli, deeper: Path) -> None:
+        """It is kept without --force, by `card` and by `verify`."""
+        (deeper / "layers.svg").write_text("<svg/>")
+        before = files(deeper)
+        result = mk("card", deeper)
+        assert (result.status, str(deeper / "layers.svg") in result.err) == (1, True)
+        assert files(deeper) == before
+        assert mk("card", deeper, "--force").status == 0
+        assert (deeper / "layers.svg").read_text() != "<svg/>"
+
+    def test_verify_keeps_an_edited_card(self, mk: Cli, deeper: Path, tiny: Path) -> None:
+        """It warns, and only interleave.json records the result."""
+        page = deeper / "README.md"
+        page.write_text(page.read_text() + "\nMine.\n")
+        edited = page.read_bytes()
+        train(deeper)
+        result = mk("verify", deeper, "--against", tiny, "--trained")
+        assert result.status == 0
+        assert result.err.startswith(f"warning: {page}: ")
+        assert page.read_bytes() == edited
+        assert "trained" in json.loads((deeper / "interleave.json").read_text())["verified"]
+        assert "before training" in (deeper / "layers.svg").read_text()
+
+    def test_a_model_of_release_0_1(self, mk: Cli, deeper: Path, tiny: Path) -> None:
+        """Its card ends with a digest of itself; its interleave.json records none."""
+        content = json.loads((deeper / "interleave.json").read_text())
+        del content["generated"]
+        page, picture = deeper / "README.md", (deeper / "layers.svg").read_bytes()
+        old = "# deeper\n"
+        seal = hashlib.sha256(old.encode()).hexdigest()[:16]
+
+        def restore(text: str) -> None:
+            (deeper / "interleave.json").write_text(json.dumps(content))
+            (deeper / "layers.svg").write_bytes(picture)
+            page.write_text(f"{text}<!-- as mk-interleave wrote it: {seal} -->\n")
+
+        for command in (("card",), ("verify", "--against", tiny)):
+            restore(old)
+            assert mk(command[0], deeper, *command[1:]).status == 0
+            assert "## Verification" in page.read_text()
+            assert mk("card", deeper).status == 0
+            restore("# Mine\n")
+            edited = page.read_bytes()
+            assert mk(command[0], deeper, *command[1:]).status == (command[0] == "card")
+            assert page.read_bytes() == edited
+
+    def test_as_json(self, deeper: Path) -> None:
+        """The function returns what it wrote, as JSON values too."""
+        report = card_command.card(deeper)
+        assert report.files == ("README.md", "layers.svg")
+        assert json.loads(json.dumps(report.as_dict())) == {
+            "files": ["README.md", "layers.svg"],
+            "name": report.name,
+            "base_models": [],
+            "warnings": [],
+            "notes": list(report.notes),
+        }
 
     def test_under_another_name(self, mk: Cli, deeper: Path, tmp_path: Path) -> None:
         """The title is the directory's."""
@@ -169,9 +227,9 @@ class TestCard:
         train(trained)
         assert mk("card", trained).status == 0
         text = (trained / "README.md").read_text()
-        assert "**Status: trained since it was made.**" in text
+        assert "**Status: trained, not verified.**" in text
         assert "| verified | nothing yet |" in text
-        assert "to the bit" not in text
+        assert "bit for bit" not in text
 
     def test_where_a_trainer_has_saved_it(
         self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path
@@ -184,22 +242,22 @@ class TestCard:
         assert "copy interleave.json of the expansion there" in refused.err
         shutil.copy(deeper / "interleave.json", trained)
         assert mk("card", trained).status == 0
-        assert "**Status: trained since it was made.**" in (trained / "README.md").read_text()
+        assert "**Status: trained, not verified.**" in (trained / "README.md").read_text()
         assert mk("verify", trained, "--against", tiny, "--trained").status == 0
         text = (trained / "README.md").read_text()
         assert "**Status: trained.**" in text
-        assert "block expansion, and trained since." in text
-        assert "trained" in (trained / "layers.svg").read_text()
+        assert "block expansion, then trained." in text
+        assert "before training" in (trained / "layers.svg").read_text()
         assert mk("card", trained).status == 0
         assert (trained / "README.md").read_text() == text
-        assert not list(card_metadata.problems(text, trained))
+        assert not list(card_lint.problems(text, trained))
 
     def test_trained_where_it_lay(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """The proof rewrites card and picture, which are still as they were made."""
         train(deeper)
         assert mk("verify", deeper, "--against", tiny, "--trained").status == 0
         assert "**Status: trained.**" in (deeper / "README.md").read_text()
-        assert "before it was trained" in (deeper / "layers.svg").read_text()
+        assert "before training" in (deeper / "layers.svg").read_text()
 
     def test_what_verify_has_found_wrong(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """Is no longer called equal to its base."""
@@ -208,8 +266,8 @@ class TestCard:
         save_file(tensors, deeper / "model.safetensors", metadata={"format": "pt"})
         assert mk("verify", deeper, "--against", tiny).status == 1
         text = (deeper / "README.md").read_text()
-        assert "**Status: not what its layout says.**" in text
-        assert "| verified | **wrong** in 1 place |" in text
+        assert "**Status: verification failed.**" in text
+        assert "| verified | **failed** with 1 difference |" in text
 
     def test_what_verify_has_found_after_training(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """Is said, and the status with it."""
@@ -218,7 +276,8 @@ class TestCard:
         text = (deeper / "README.md").read_text()
         assert "**Status: trained.**" in text
         assert "the base's own, layer for layer" in text
-        assert model_card.is_sealed(text)
+        content = json.loads((deeper / "interleave.json").read_text())
+        assert all(card_files.is_generated(deeper / name, content) for name in card_files.FILES)
         assert mk("card", deeper).status == 0
         assert (deeper / "README.md").read_text() == text
 
@@ -251,11 +310,11 @@ class TestCard:
         result = mk("card", tmp_path / "merged", "--force")
         assert (result.status, result.err) == (0, NO_LINK)
         text = (tmp_path / "merged" / "README.md").read_text()
-        assert not list(card_metadata.problems(text, tmp_path / "merged"))
+        assert not list(card_lint.problems(text, tmp_path / "merged"))
         assert str(tmp_path) not in text
-        assert "**Status: untrained, and equal to its base.**" in text
+        assert "**Status: untrained, equal to its base.**" in text
         assert "license: mit" in text
-        assert re.search(r"^`tiny`, .*: 8 → 10 layers in 3 slices", text, re.MULTILINE)
+        assert re.search(r"^Made from `tiny` .*: 8 → 10 layers in 3 slices", text, re.MULTILINE)
 
     def test_what_mergekit_wrote_elsewhere(
         self, mk: Cli, tiny: Path, shell: Shell, tmp_path: Path
@@ -269,16 +328,16 @@ class TestCard:
         result = mk("card", tmp_path / "merged", "--force")
         assert (result.status, result.err) == (0, NO_LINK)
         text = (tmp_path / "merged" / "README.md").read_text()
-        assert not list(card_metadata.problems(text, tmp_path / "merged"))
-        assert "`gone`, ? → 10 layers" in text
-        assert "is not known" in text
+        assert not list(card_lint.problems(text, tmp_path / "merged"))
+        assert "Made from `gone` (? → 10 layers" in text
+        assert "**Status: untrained.**" in text
         assert str(tmp_path) not in text
 
     @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"x" * 2**20])
     def test_a_card_that_is_no_text(self, mk: Cli, deeper: Path, content: bytes) -> None:
         """Is someone's; with --force it goes."""
         (deeper / "README.md").write_bytes(content)
-        assert "is not as mk-interleave wrote it" in mk("card", deeper).err
+        assert str(deeper / "README.md") in mk("card", deeper).err
         assert mk("card", deeper, "--force").status == 0
 
     def test_what_is_no_file(self, mk: Cli, deeper: Path) -> None:
@@ -286,7 +345,7 @@ class TestCard:
         (deeper / "README.md").unlink()
         os.mkfifo(deeper / "README.md")
         picture = (deeper / "layers.svg").read_bytes()
-        assert "is no file" in mk("card", deeper, "--force").err
+        assert str(deeper / "README.md") in mk("card", deeper, "--force").err
         assert (deeper / "layers.svg").read_bytes() == picture
 
     def test_links_are_not_written_through(self, mk: Cli, deeper: Path, tmp_path: Path) -> None:
@@ -356,7 +415,7 @@ class TestRun:
         def fail(*_: object) -> str:
             raise ValueError("the moon is full")
 
-        monkeypatch.setattr(model_card, "write", fail)
+        monkeypatch.setattr(model_card, "render", fail)
         out = tmp_path / "out"
         result = mk("run", "append: 1", out, "--model", tiny, "--engine", "stream")
         assert result.status == 0
@@ -398,7 +457,7 @@ class TestRun:
         assert mk("run", "append: 1", out, "--model", own_tiny, "--engine", "stream").status == 0
         text = (out / "README.md").read_text()
         assert "license:" not in text.partition("\n---")[0]
-        assert "| license | not known: its sources' cards state none |" in text
+        assert "| license | unknown: " in text
 
     def test_a_base_whose_card_is_broken(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
         """That its license does not pass on is said."""
@@ -406,8 +465,29 @@ class TestRun:
         out = tmp_path / "out"
         said = mk("run", "append: 1", out, "--model", own_tiny, "--engine", "stream")
         assert said.status == 0
-        assert "README.md: no license or language passes on from it: " in said.err
-        assert "| license | not known" in (out / "README.md").read_text()
+        assert "warning: " in said.err
+        assert str(own_tiny / "README.md") in said.err
+        assert "| license | unknown: " in (out / "README.md").read_text()
+
+    @pytest.mark.parametrize(
+        "front",
+        [
+            "license: my-own\nlicense_link: LICENSE",
+            "license: other\nlicense_link: /home/someone/LICENSE",
+            "license: [mit, 5]\nlanguage: {a: b}\npipeline_tag: [a, b]",
+            "license: other\nlicense_name: a b c\nlicense_link: javascript:alert(1)",
+            "base_model: ./local\nbase_model_relation: none\ntags: none\nlibrary_name: 5",
+        ],
+    )
+    def test_a_base_whose_card_is_invalid(
+        self, front: str, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """The Hub would accept the card that is made from it."""
+        (own_tiny / "README.md").write_text(f"---\n{front}\n---\n# Tiny\n")
+        out = tmp_path / "out"
+        result = mk("run", "append: 1", out, "--model", own_tiny, "--engine", "stream")
+        assert (result.status, result.err) == (0, "")
+        assert not list(card_lint.problems((out / "README.md").read_text(), out))
 
     def test_a_base_that_was_expanded_before(self, mk: Cli, deeper: Path, tmp_path: Path) -> None:
         """Its picture is not carried along; its card passes on what is the base's, no lineage."""

@@ -1,8 +1,9 @@
-"""The front matter of cards: what passes on, and what the Hub would not take."""
+"""The front matter of model cards, and what a model takes from its sources."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +20,33 @@ GOOD: dict[str, Any] = {
 }
 
 
-def text(front: dict[str, Any], body: str = "# Title\n") -> str:
-    """A card."""
-    return f"---\n{yaml.safe_dump(front)}---\n\n{body}"
+def read(directory: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """The front matter of a directory's card, and the warnings about it."""
+    warnings: list[str] = []
+    return card_metadata.read(directory, warnings.append), warnings
 
 
 @pytest.mark.parametrize("content", ["---\n{\n---\n", "---\n- a\n---\n", "no front matter", ""])
 def test_a_card_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> None:
-    """Broken front matter costs the inherited fields, not the card."""
-    assert card_metadata.read(tmp_path) == {}
+    """Malformed front matter gives one warning and no fields."""
+    assert read(tmp_path) == ({}, [])
     (tmp_path / "README.md").write_text(content)
-    assert card_metadata.read(tmp_path) == {}
+    fields, warnings = read(tmp_path)
+    assert fields == {}
+    assert len(warnings) == ("{" in content)
+    assert all(f"{tmp_path / 'README.md'}: " in warning for warning in warnings)
 
 
 def test_a_card_with_a_mark_of_its_bytes_is_read(tmp_path: Path) -> None:
     """As some editors write them."""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8-sig")
-    assert card_metadata.read(tmp_path) == {"license": "mit"}
+    assert read(tmp_path) == ({"license": "mit"}, [])
 
 
 def test_a_card_is_read(tmp_path: Path) -> None:
     """Its front matter alone."""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# x\n---\nlicense: gpl\n---\n")
-    assert card_metadata.read(tmp_path) == {"license": "mit"}
+    assert read(tmp_path) == ({"license": "mit"}, [])
 
 
 class TestInherited:
@@ -128,63 +133,13 @@ class TestInherited:
         cards = {"a": {"license": "MIT"}, "b": {"license": ["mit"]}}
         assert card_metadata.inherited(cards, "a", ())["license"] == "mit"
 
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"base_model": "/models/llama"}, "base_model: '/models/llama' is no Hub id"),
-        ({"base_model": ["./x"]}, "is no Hub id"),
-        ({"base_model": ["a/b", "a/b"]}, "listed twice"),
-        ({"base_model": [5]}, "is no Hub id"),
-        ({"base_model_relation": "expanded"}, "base_model_relation: none of"),
-        ({"base_model_relation": None}, "base_model_relation: none of"),
-        ({"license": "my-own"}, "license: the Hub does not know 'my-own'"),
-        ({"license": "other"}, "license_name: is missing"),
-        ({"license": "other", "license_name": "x"}, "license_link: is missing"),
-        ({"license_link": "LICENSE"}, "license_link: there is no LICENSE"),
-        ({"tags": []}, "tags: there are none"),
-        ({"tags": "merge"}, "tags: there are none"),
-        ({"language": 5}, "language: is no word"),
-        ({"pipeline_tag": {}}, "pipeline_tag: is no word"),
-        ({"library_name": ["a", "b"]}, "library_name: is no word"),
-    ],
-)
-def test_what_the_hub_would_not_take(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    """Is found without asking it."""
-    found = list(card_metadata.problems(text({**GOOD, **change}), tmp_path))
-    assert any(problem in words for words in found), found
-
-
-@pytest.mark.parametrize(
-    ("body", "problem"),
-    [
-        ("# T\nmade from /home/someone/models/llama\n", "names a directory: /home/someone"),
-        ("# T\n`F:\\models\\llama`\n", r"names a directory: F:\models\llama"),
-        ("# Untitled Model (1)\n", "no title"),
-        ("no heading\n", "no title"),
-        ("# T\n![map](layers.svg)\n", "layers.svg, which is not there"),
-    ],
-)
-def test_what_a_reader_would_stumble_over(body: str, problem: str, tmp_path: Path) -> None:
-    """Paths of another's machine, no title, links that lead nowhere."""
-    found = list(card_metadata.problems(text(GOOD, body), tmp_path))
-    assert any(problem in words for words in found), found
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "# T\n[x](https://huggingface.co/org/base) and https://arxiv.org/abs/2401.02415\n",
-        "# T\norg/base, text/plain, 4/5, and/or, ~/x, ./a/b, 0-3 [4] / 5\n",
-        "# T\n[here](#below)\n",
-    ],
-)
-def test_what_is_in_order(body: str, tmp_path: Path) -> None:
-    """Links and names of models are no paths."""
-    assert not list(card_metadata.problems(text(GOOD, body), tmp_path))
-
-
-def test_what_is_no_card(tmp_path: Path) -> None:
-    """No front matter, or none that is YAML."""
-    assert list(card_metadata.problems("# T\n", tmp_path)) == ["there is no front matter"]
-    assert list(card_metadata.problems("---\n{\n---\n# T\n", tmp_path))
+    def test_only_strings_of_known_keys_come_from_interleave_json(self) -> None:
+        """Any other entry is dropped, so that the card stays valid."""
+        odd = {
+            "license": "mit",
+            "language": ["en"],
+            "pipeline_tag": 5,
+            "library_name": [],
+            "a": "b",
+        }
+        assert card_metadata.filtered(odd) == {"license": "mit", "language": ["en"]}
