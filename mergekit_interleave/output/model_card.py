@@ -192,10 +192,9 @@ def _training(data: CardData) -> str:
         "\nfreeze_original_layers(model)  # call it before creating an optimizer or a trainer",
     )
     which = (
-        f"`freeze_original_layers` (`pip install mergekit-interleave`) reads from `{data.says}` "
-        "which layers are new. `mk-interleave train DIR --for TRAINER` writes settings that train "
-        "only these layers, for axolotl, transformers, trl, peft, llamafactory, ms-swift or "
-        "unsloth."
+        f"`freeze_original_layers` reads from `{data.says}` which layers are new. `mk-interleave "
+        "train DIR --for TRAINER` writes settings that train only these layers, for axolotl, "
+        "transformers, trl, peft, llamafactory, ms-swift or unsloth."
     )
     afterwards = (
         "After training, `mk-interleave verify TRAINED --against BASE --trained --recipe "
