@@ -1,4 +1,4 @@
-"""The model card: what it says, and that what it says is valid."""
+"""The text and the front matter of model cards."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def facts(**changes: Any) -> card_data.CardData:
 
 
 def copies(**changes: Any) -> card_data.CardData:
-    """An up-scaling."""
+    """The data of an up-scaled model's card."""
     layout = expand(Repeat((2, 4)), MODEL, 8)
     growth = Repeat((2, 4))
     settings = {"status": card_data.CHANGED, **changes}
@@ -75,7 +75,7 @@ def copies(**changes: Any) -> card_data.CardData:
 
 
 def test_the_front_matter_is_read_by_huggingface_hub() -> None:
-    """License and language are the base's, the task is the config's."""
+    """License and language come from the base, the task from config.json."""
     data = ModelCard(model_card.render(facts())).data.to_dict()
     assert data == {
         "base_model": ["org/base"],
@@ -88,8 +88,8 @@ def test_the_front_matter_is_read_by_huggingface_hub() -> None:
     }
 
 
-def test_what_the_bases_card_says_wins() -> None:
-    """Over what config.json tells."""
+def test_the_front_matter_of_the_base_takes_precedence() -> None:
+    """It replaces what config.json implies."""
     inherited = {"pipeline_tag": "feature-extraction", "library_name": "sentence-transformers"}
     data = ModelCard(model_card.render(facts(inherited=inherited))).data.to_dict()
     assert data["pipeline_tag"] == "feature-extraction"
@@ -97,7 +97,7 @@ def test_what_the_bases_card_says_wins() -> None:
 
 
 def test_without_a_hub_id_no_base_model_is_named() -> None:
-    """An invented lineage would be worse than none."""
+    """The card does not invent a base model."""
     text = model_card.render(facts(sources=[replace(BASE, name="base", hub_id=None)]))
     assert "base_model" not in ModelCard(text).data.to_dict()
     assert "Made from `base` (8 → 10 layers" in text
@@ -105,7 +105,7 @@ def test_without_a_hub_id_no_base_model_is_named() -> None:
 
 
 def test_each_base_model_is_named_once() -> None:
-    """In the order of the layers, with the LoRAs that were merged in."""
+    """They are in the order of the layers, with the LoRAs merged into them."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(ModelRef(ModelPath("org/b")), 0, 2)))
     sources = [BASE, card_data.CardSource("org/b+org/lora", "org/b", "org/lora"), BASE]
     found = facts(
@@ -116,8 +116,8 @@ def test_each_base_model_is_named_once() -> None:
     assert "frankenmerge" in data["tags"]
 
 
-def test_the_body_says_what_the_model_is() -> None:
-    """Depth, growth, new layers, what was verified, the recipe, what it can be merged with."""
+def test_the_body_describes_the_model() -> None:
+    """It has depth, growth, new layers, verification, recipe and fingerprint."""
     text = model_card.render(facts())
     assert (
         "Made from [org/base](https://huggingface.co/org/base) (8 → 10 layers, 100 → 110 "
@@ -134,8 +134,8 @@ def test_the_body_says_what_the_model_is() -> None:
     assert "arxiv.org/abs/2403.13257" in text
 
 
-def test_its_depth_is_said_once() -> None:
-    """Of slices the sentence says it."""
+def test_the_depth_is_not_repeated() -> None:
+    """The description of slices contains it already."""
     layout = Layout((Slice(MODEL, 0, 6), Slice(MODEL, 2, 8)))
     found = facts(layout=layout, growth=None, identities=(), status=card_data.CHANGED)
     assert (
@@ -144,7 +144,7 @@ def test_its_depth_is_said_once() -> None:
 
 
 def test_copies_are_not_called_identities() -> None:
-    """An up-scaling changes the outputs, cites another paper, and needs no warning of LoRA."""
+    """An up-scaled model's outputs differ; its card cites another paper and omits the LoRA warning."""
     text = model_card.render(copies())
     assert "**Status: untrained, outputs differ from its base.**" in text
     assert "depth-up-scaling" in ModelCard(text).data.tags
@@ -156,8 +156,8 @@ def test_copies_are_not_called_identities() -> None:
 @pytest.mark.parametrize(
     "status", [card_data.TRAINED, card_data.UNVERIFIED, card_data.WRONG, card_data.UNKNOWN]
 )
-def test_no_more_is_said_than_is_known(status: str) -> None:
-    """What was trained, or is wrong, is not called equal to its base."""
+def test_only_an_equal_model_is_called_equal(status: str) -> None:
+    """A trained, failed or unknown model is not called equal to its base."""
     text = model_card.render(facts(status=status))
     assert f"**Status: {status}.**" in text
     assert "equal to its base" not in text
@@ -165,8 +165,8 @@ def test_no_more_is_said_than_is_known(status: str) -> None:
     assert ("DoRA" in text) == (status in (card_data.WRONG, card_data.UNKNOWN))
 
 
-def test_what_was_trained_is_told_as_past() -> None:
-    """What it was made as is no longer what it is."""
+def test_a_trained_model_is_described_before_training() -> None:
+    """Layers and recipe are those before training."""
     text = model_card.render(facts(status=card_data.TRAINED))
     assert "block expansion, then trained." in text
     assert "the weights before training:" in text
@@ -176,8 +176,8 @@ def test_what_was_trained_is_told_as_past() -> None:
     assert "training" not in model_card.picture(facts())
 
 
-def test_coarse_weights_are_trained_in_float32() -> None:
-    """16 bits would round most steps away."""
+def test_half_precision_weights_are_trained_in_float32() -> None:
+    """16 bits would round most updates away."""
     lines = model_card.render(facts(dtypes=["BF16"])).splitlines()
     assert [re.findall(r'dtype="(\w+)"', line)[0] for line in lines if "dtype=" in line] == [
         "auto",
@@ -186,7 +186,7 @@ def test_coarse_weights_are_trained_in_float32() -> None:
 
 
 def test_a_conversion_rounds() -> None:
-    """And then nothing is equal to the last bit."""
+    """A converted model equals its base only up to rounding."""
     text = model_card.render(
         facts(conversion="F32 → BF16", verified={"weights": WEIGHTS | {"computed": 3}})
     )
@@ -194,23 +194,23 @@ def test_a_conversion_rounds() -> None:
     assert "byte for byte (3 of them recomputed)" in text
 
 
-def test_what_could_not_be_compared_was_not() -> None:
-    """All tensors of a model with a LoRA."""
+def test_nothing_was_comparable() -> None:
+    """No tensor of a model with a merged LoRA can be compared."""
     unread = {"not_compared": {"a LoRA was merged into it": 12}, "compared": 0}
     assert "| verified | no tensors compared |" in model_card.render(
         facts(verified={"weights": WEIGHTS | unread})
     )
 
 
-def test_closed_norms_have_another_warning() -> None:
-    """Of them the output projections are no remedy."""
+def test_zeroed_norms_have_another_warning() -> None:
+    """A LoRA of the output projections does not help."""
     text = model_card.render(facts(norms=True))
     assert "must be trained in full" in text
     assert "DoRA" not in text
 
 
 def test_fewer_layers_are_no_expansion() -> None:
-    """Nothing is new where layers were only left out, and there is nothing to train."""
+    """A pruned model has no new layers and nothing to train."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 4, 8)))
     found = facts(
         layout=layout, growth=None, identities=(), status=card_data.CHANGED, parameters=(90, 0)
@@ -221,8 +221,8 @@ def test_fewer_layers_are_no_expansion() -> None:
     assert found.name == "base_90_6Layers-Pruned"
 
 
-def test_what_is_not_known_is_left_out() -> None:
-    """Of a directory whose sources are not at hand."""
+def test_unknown_values_are_left_out() -> None:
+    """The sources of the directory are unavailable."""
     found = facts(
         sources=[card_data.CardSource("base")], parameters=None, nbytes=None,
         status=card_data.UNKNOWN,
@@ -239,8 +239,8 @@ def test_what_is_not_known_is_left_out() -> None:
     assert found.name == "base_10Layers-Interleaved"
 
 
-def test_a_license_of_its_own_has_name_and_place() -> None:
-    """`other` alone says nothing."""
+def test_a_custom_license_has_a_name_and_a_link() -> None:
+    """`other` alone does not identify it."""
     link = "https://x/(1)"
     inherited = {"license": "other", "license_name": "foo-1", "license_link": link}
     text = model_card.render(facts(sources=[replace(BASE, license="other")], inherited=inherited))
@@ -248,7 +248,7 @@ def test_a_license_of_its_own_has_name_and_place() -> None:
 
 
 def test_licenses_that_differ_are_listed() -> None:
-    """With each source."""
+    """Each source is listed with its license."""
     other = card_data.CardSource("org/b", "org/b", license="llama2")
     inherited = {"license": "other", "license_name": "x", "license_link": "https://x"}
     text = model_card.render(facts(sources=[BASE, other], inherited=inherited))
@@ -275,19 +275,19 @@ def test_licenses_that_differ_are_listed() -> None:
     ],
 )
 def test_suggested_names(found: card_data.CardData, name: str) -> None:
-    """Size, depth and placement, as published models have them."""
+    """They have size, depth and placement, as names of published models do."""
     assert found.name == name
 
 
 @given(st.lists(st.text(max_size=120), min_size=1, max_size=5))
-def test_suggested_names_are_names(names: list[str]) -> None:
-    """That the Hub takes, whatever the sources are called."""
+def test_suggested_names_are_valid(names: list[str]) -> None:
+    """The Hub accepts them, whatever the names of the sources are."""
     validate_repo_id(facts(sources=[card_data.CardSource(name) for name in names]).name)
 
 
 @given(st.text(max_size=40))
 def test_cards_of_odd_names_stay_cards(name: str) -> None:
-    """A title or a source's name breaks neither front matter nor table."""
+    """No title or source name breaks the front matter or the table."""
     text = model_card.render(facts(title="x" + name, sources=[replace(BASE, name=name or "x")]))
     assert ModelCard(text).data.to_dict()["base_model_relation"] == "merge"
     rows = text.partition("| --- | --- |\n")[2].partition("\n\n")[0].split("\n")
@@ -295,7 +295,7 @@ def test_cards_of_odd_names_stay_cards(name: str) -> None:
 
 
 def test_a_card_shows_each_check() -> None:
-    """One line for each; without any it names the command."""
+    """Each has a line; without any, the card names the command."""
     assert "Nothing yet: run `mk-interleave verify`." in model_card.render(facts(verified={}))
     text = model_card.render(facts())
     assert "- Weights: all tensors (240 bytes) compared with `org/base`: byte for byte" in text
@@ -313,7 +313,7 @@ class TestGenerated:
 
     @pytest.mark.parametrize("name", card_files.FILES)
     def test_unedited(self, name: str, tmp_path: Path) -> None:
-        """Other line ends are no edit."""
+        """A file with other line ends is unedited."""
         content, file = self.written(tmp_path), tmp_path / name
         assert card_files.is_generated(file, content)
         file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
@@ -357,13 +357,13 @@ class TestGenerated:
         assert not card_files.is_generated(page, {})
 
 
-def test_the_picture_is_of_the_layers() -> None:
-    """An SVG file."""
+def test_the_picture_is_svg() -> None:
+    """It is an SVG document."""
     assert ET.fromstring(model_card.picture(facts())).tag.endswith("svg")  # noqa: S314 - our own
 
 
-def test_the_offline_check_finds_nothing(tmp_path: Path) -> None:
-    """In any of these."""
+def test_generated_cards_pass_the_lint(tmp_path: Path) -> None:
+    """Any status passes."""
     (tmp_path / "layers.svg").touch()
     for found in (facts(), copies(), facts(status=card_data.TRAINED), facts(verified={})):
         assert not list(card_lint.problems(model_card.render(found), tmp_path))

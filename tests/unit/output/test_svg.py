@@ -39,8 +39,10 @@ def rectangles(groups: list[ET.Element]) -> list[tuple[float, ...]]:
     """Left, top, width and height of each cell, whether a rectangle or part of a path."""
     found: list[tuple[float, ...]] = []
     for group in groups:
-        for rect in tags(group, "rect"):
-            found.append(tuple(float(rect.get(k, "")) for k in ("x", "y", "width", "height")))
+        found += [
+            tuple(float(rect.get(key, "")) for key in ("x", "y", "width", "height"))
+            for rect in tags(group, "rect")
+        ]
         for path in tags(group, "path"):
             parts = re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z", path.get("d", ""))
             found += [tuple(map(float, part)) for part in parts]
