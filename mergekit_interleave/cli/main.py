@@ -515,9 +515,8 @@ def card(
 
     report = card_command.card(directory, force=force)
     _warn(report.warnings)
-    for name in report.files:
-        print(f"{name}: written")  # noqa: T201
-    print(f"suggested name: {report.name}")  # noqa: T201
+    for line in report.lines():
+        print(line)  # noqa: T201
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)  # noqa: T201
 

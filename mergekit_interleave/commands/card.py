@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +36,26 @@ class CardReport:
     """What `card` wrote.
 
     Attributes:
-        files: The names of the files in the model's directory.
-        name: The name that is suggested for the model.
-        base_models: The Hub ids that the card names as its base models.
-        warnings: What could not be read of the sources' cards.
+        files: The names of the files.
+        name: The suggested name of the model.
+        base_models: The Hub ids of its bases.
+        warnings: What to beware of, one sentence each.
+        notes: What else to know, one sentence each.
     """
 
     files: tuple[str, ...]
     name: str
     base_models: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What to know about the card."""
-        if self.base_models:
-            return ()
-        return ("no base_model: its Hub id is unknown; `run --base-model org/name` states it",)
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        return [*(f"{name}: written" for name in self.files), f"suggested name: {self.name}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in {**asdict(self), "notes": self.notes}.items()
-        }
+        """The report as JSON values, as `card --json` prints it."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 
 def card(directory: str | os.PathLike[str], *, force: bool = False) -> CardReport:
@@ -105,7 +101,14 @@ def card(directory: str | os.PathLike[str], *, force: bool = False) -> CardRepor
     file = place / manifest.FILE
     if before and before.get(card_files.KEY) != digests and not file.is_symlink():
         replace_file(file, to_json({**before, card_files.KEY: digests}))
-    return CardReport(tuple(texts), data.name, tuple(data.base_models), tuple(warnings))
+    note = "no base_model: its Hub id is unknown; `run --base-model org/name` states it"
+    return CardReport(
+        files=tuple(texts),
+        name=data.name,
+        base_models=tuple(data.base_models),
+        warnings=tuple(warnings),
+        notes=() if data.base_models else (note,),
+    )
 
 
 def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:

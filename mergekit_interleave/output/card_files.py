@@ -29,8 +29,8 @@ def generate(data: CardData) -> dict[str, str]:
 
 
 def write_new(
-    directory: Path, title: str, content: Mapping[str, Any], warn: Callable[[str], object]
-) -> tuple[str | None, Mapping[str, Any]]:
+    directory: Path, title: str, content: dict[str, Any], warn: Callable[[str], object]
+) -> tuple[str | None, dict[str, Any]]:
     """Write both files into the directory of a new model.
 
     Args:
@@ -75,7 +75,8 @@ def is_generated(file: Path, content: Mapping[str, Any]) -> bool:
     if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_CONFIG:
         return False
     text = file.read_text(encoding="utf-8", errors="replace")
-    return _digest(text) == recorded(content).get(file.name, _digest_of_0_1(text))
+    expected: object = recorded(content).get(file.name, _digest_of_0_1(text))
+    return _digest(text) == expected
 
 
 def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: bool) -> None:

@@ -144,7 +144,7 @@ def test_the_depth_is_not_repeated() -> None:
 
 
 def test_copies_are_not_called_identities() -> None:
-    """An up-scaled model's outputs differ; its card cites another paper and omits the LoRA warning."""
+    """The card of an up-scaled model cites another paper and omits the LoRA warning."""
     text = model_card.render(copies())
     assert "**Status: untrained, outputs differ from its base.**" in text
     assert "depth-up-scaling" in ModelCard(text).data.tags
