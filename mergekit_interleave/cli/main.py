@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
@@ -447,6 +446,7 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         "Say all of it as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Check that OUT is what its layout says: every tensor, byte for byte, and config.json."""
+    from mergekit_interleave._interrupts import scratch_directory  # noqa: PLC0415
     from mergekit_interleave.checkpoint.models import Models  # noqa: PLC0415
     from mergekit_interleave.commands.record import record  # noqa: PLC0415
     from mergekit_interleave.verification import report as verification  # noqa: PLC0415
@@ -463,8 +463,7 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
     with ExitStack() as stack:
         scratch = None
         if allow_pickle:
-            folder = tempfile.TemporaryDirectory(prefix="mk-interleave-")
-            scratch = Path(stack.enter_context(folder))
+            scratch = stack.enter_context(scratch_directory())
         report = verification.verify(
             place,
             Models(

@@ -112,7 +112,9 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
     check_vacant(out, replace=options.replace)
     how = options.weights
     writers.check(how, expansion)
-    with staged(out, replace=options.replace) as work:
+
+    def write(work: Path) -> RunReport:
+        nonlocal expansion
         scratch = work / _UNPICKLED
         if options.allow_pickle:
             expansion = _unpickled(expansion, models, scratch, options)
@@ -149,7 +151,12 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
         name = card_data.write(work, out.name, content)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    return RunReport(plan.layout, written, outcome, content.get("parameters"), name)
+        return RunReport(plan.layout, written, outcome, content.get("parameters"), name)
+
+    result = staged(out, write, replace=options.replace)
+    for warning in result.warnings:
+        log.warning("%s", warning)
+    return result.value
 
 
 def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:
