@@ -29,6 +29,7 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE
+from mergekit_interleave.engines import registry as engines
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -249,8 +250,8 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     flags: Flags,
     allow_non_identity: NonIdentity = False,
     engine: Annotated[str, typer.Option(
-        metavar="auto|mergekit|stream", help="What writes the weights.",
-        autocompletion=_offering("auto", "mergekit", "stream"))] = "auto",
+        metavar="|".join(engines.names()), help="What writes the weights.",
+        autocompletion=_offering(*engines.names()))] = engines.AUTO,
     out_shard_size: Annotated[str | None, typer.Option(
         metavar="SIZE", show_default=False, help="The most bytes of one shard, such as 5GB, 500MB "
         "or mergekit's 5B; 5GB, and by the stream engine where the base's are cut.")] = None,
@@ -285,14 +286,11 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     """Make the deeper model at OUT, with config, tokenizer and model card."""
     from mergekit_interleave.checkpoint.models import Models  # noqa: PLC0415
     from mergekit_interleave.commands import run as run_command  # noqa: PLC0415
-    from mergekit_interleave.engines import writer as writers  # noqa: PLC0415
+    from mergekit_interleave.engines.protocol import WriteOptions  # noqa: PLC0415
     from mergekit_interleave.output import manifest  # noqa: PLC0415
     from mergekit_interleave.planning.resolve import resolve  # noqa: PLC0415
 
-    if engine not in writers.ENGINES:
-        raise DirectiveError(
-            f"--engine: {engine!r} is no engine", hint=f"use one of {', '.join(writers.ENGINES)}"
-        )
+    engines.rows(engine)  # or there is no such engine
     directive, out = _directive_and_out(words)
     given = {
         "cuda": cuda,
@@ -306,7 +304,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     mergekit_options |= dict(map(_key_value, mergekit or []))
     wanted = _read(directive, flags)
     options = run_command.Options(
-        weights=writers.WriteOptions(
+        weights=WriteOptions(
             engine=engine,
             shard_size=None
             if out_shard_size is None

@@ -15,7 +15,7 @@ from mergekit_interleave._files import replace_file
 from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
-from mergekit_interleave.engines.writer import MERGEKIT
+from mergekit_interleave.engines.registry import MERGEKIT
 from mergekit_interleave.errors import CheckpointError, InterleaveError, OutputError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import (

@@ -19,9 +19,9 @@ from mergekit_interleave.checkpoint.safetensors_header import (
     read_tensors,
     to_json,
 )
-from mergekit_interleave.engines import mergekit
-from mergekit_interleave.engines import writer as writers
-from mergekit_interleave.engines.writer import MERGEKIT, WriteOptions, WriteResult
+from mergekit_interleave.engines import mergekit, registry, select
+from mergekit_interleave.engines.protocol import WriteOptions, WriteResult
+from mergekit_interleave.engines.writer import Writer
 from mergekit_interleave.errors import (
     OutputError,
     RefusedError,
@@ -100,9 +100,9 @@ def run(expansion: Expansion, models: Models, out: Path, options: Options) -> Ru
     try:
         return _run(expansion, models, out, options)
     except UnsayableError as error:
-        mergekit.quieten(options.weights.mergekit.get("verbosity"))
         base = models.open(expansion.layout.models[0])
-        works = suggest.suggestion(base, expansion.directive, expansion.layout)
+        with mergekit.quiet(options.weights.mergekit.get("verbosity")):
+            works = suggest.suggestion(base, expansion.directive, expansion.layout)
         error.hint = f"this would do: {works}" if works else None
         raise
 
@@ -111,23 +111,24 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
     out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
-    writers.check(how, expansion)
+    select.check(how, expansion)
 
     def write(work: Path) -> RunReport:
         nonlocal expansion
         scratch = work / _UNPICKLED
         if options.allow_pickle:
             expansion = _unpickled(expansion, models, scratch, options)
-        plan = plan_expansion(expansion, models, out, base_model=options.base_model, mix=how.mixes)
+        plan = plan_expansion(
+            expansion, models, out, base_model=options.base_model, mix=mergekit.mixes(how.mergekit)
+        )
         measured = plan.first.require_family().measured
-        writer = writers.Writer(plan, work, how)
+        writer = Writer(plan, work, how)
         writer.check_room()
-        if not how.streams:
-            mergekit.quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
-        if measured or not how.streams:
-            _check_classes(plan, work)
+        if measured or how.loads_transformers:
+            with mergekit.quiet(how.mergekit.get("verbosity")):
+                _check_classes(plan, work)
         if measured and not plan.is_identity:
             raise RefusedError(
                 f"nothing is known of model type {plan.first.model_type!r}: only an expansion "
@@ -135,6 +136,8 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
                 hint="zero the new layers' residual writers",
             )
         outcome = writer.write()
+        for note in outcome.notes:
+            log.info("%s", note)
         check_unchanged(spec.tensor for spec in plan.specs)
         written = _check_weights(plan, work, options, outcome)
         verified: dict[str, Any] = {}
@@ -204,7 +207,7 @@ def _check_weights(
 
     def unread(spec: TensorSpec) -> str | None:
         # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
-        if options.verify or (outcome.engine == MERGEKIT and spec.scale == 0):
+        if options.verify or (registry.ENGINES[outcome.engine].multiplies and spec.scale == 0):
             return plan.reason_unread(spec)
         return "not asked for"
 
