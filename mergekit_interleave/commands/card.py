@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave._files import replace_file
 from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.engines.registry import MERGEKIT
 from mergekit_interleave.errors import CheckpointError, InterleaveError, OutputError, RefusedError
@@ -34,6 +36,50 @@ from mergekit_interleave.verification import report as verification
 from mergekit_interleave.verification.expected import ExpectedModel
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CardReport:
+    """What was written.
+
+    Attributes:
+        files: The names of the files.
+        name: The suggested name of the model.
+        base_models: The Hub ids of its bases.
+        warnings: What to beware of, one sentence each.
+        notes: What else to know, one sentence each.
+    """
+
+    files: tuple[str, ...]
+    name: str
+    base_models: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        return [*(f"{name}: written" for name in self.files), f"suggested name: {self.name}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, as `card --json` prints it."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+
+
+def card(directory: StrPath, *, force: bool = False) -> CardReport:
+    """Write the model card and the layer map again, from interleave.json and the weights.
+
+    Args:
+        directory: The model.
+        force: Replace a card that was edited, or that another tool wrote.
+    """
+    written = rewrite(Path(directory), force=force)
+    note = "no base_model, since its Hub id is not known; `run --base-model org/name` states it"
+    return CardReport(
+        files=(model_card.FILE, model_card.PICTURE),
+        name=written.name,
+        base_models=tuple(written.base_models),
+        notes=() if written.base_models else (note,),
+    )
 
 
 def rewrite(directory: Path, *, force: bool = False) -> CardData:

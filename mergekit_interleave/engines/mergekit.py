@@ -93,7 +93,7 @@ def unsupported(plan: ExpansionPlan) -> str | None:
 def unsupported_type(first: Checkpoint) -> str | None:
     """Why mergekit cannot write models of a type, as far as that is known."""
     family = first.family
-    if family and family.verdict(first.layer_config) == families.WRONG_TENSORS:
+    if family and family.mergekit_result(first.layer_config) == families.WRONG_TENSORS:
         return f"cannot write the right tensors of model type {first.model_type}"
     return None
 
@@ -129,7 +129,7 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
         shard_size=options.shard_size or _SHARD_SIZE,
         lora_cache=scratch,
     )
-    with quiet(options.mergekit.get("verbosity")):
+    with _same_handlers():
         targets = plan_tensors(job, out)
         needed = estimate(plan, out, options).traffic.written
         check_free(out, needed, f"{amount(needed)} are needed")
@@ -145,7 +145,7 @@ def check_options(options: Mapping[str, object]) -> None:
         DirectiveError: mergekit has no such option, does not accept a value, or this tool
             decides it.
     """
-    import torch  # noqa: PLC0415 - seconds, see `quiet`
+    import torch  # noqa: PLC0415 - seconds, see `quieten`
     from mergekit.common import dtype_from_name  # noqa: PLC0415
     from mergekit.options import MergeOptions  # noqa: PLC0415
     from pydantic import ValidationError  # noqa: PLC0415
@@ -172,30 +172,12 @@ def check_options(options: Mapping[str, object]) -> None:
         raise DirectiveError(f"--mergekit: {_sentence(error).partition(' at start')[0]}") from error
 
 
-@contextmanager
-def quiet(verbosity: object) -> Iterator[None]:
+def quieten(verbosity: object) -> None:
     """Show what mergekit and transformers log only where `--mergekit verbosity` asks for it.
 
-    Afterwards all loggers are as they were before.
+    The caller restores the levels of the loggers.
     """
     import transformers  # noqa: PLC0415 - seconds that no other command should wait for
-
-    root = logging.getLogger()
-    loggers = [root, logging.getLogger("mergekit")]
-    levels = [logger.level for logger in loggers]
-    handlers, shown = [*root.handlers], transformers.logging.get_verbosity()
-    try:
-        _quieten(verbosity)
-        yield
-    finally:
-        transformers.logging.set_verbosity(shown)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        root.handlers[:] = handlers
-
-
-def _quieten(verbosity: object) -> None:
-    import transformers  # noqa: PLC0415
 
     if not int(str(verbosity or 0)):
         transformers.logging.set_verbosity_error()
@@ -230,7 +212,7 @@ def plan_tensors(job: Job, out: Path) -> Sequence[Any]:
         raise RefusedError(f"mergekit cannot {reason}")
     options = _merge_options(job)
     options.apply_global_options()
-    _quieten(options.verbosity)  # again: the line above makes every library log
+    quieten(options.verbosity)  # again: the line above makes every library log
     with _quiet():
         try:
             targets = _targets(job, options, out)
@@ -257,6 +239,17 @@ def execute(targets: Sequence[Any], job: Job) -> None:
             raise OutputError(f"mergekit stopped: {_sentence(error)}") from error
         finally:
             _fresh_loaders(options)
+
+
+@contextmanager
+def _same_handlers() -> Iterator[None]:
+    """Remove the log handlers that `apply_global_options` installs."""
+    root = logging.getLogger()
+    handlers = [*root.handlers]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
 
 
 @contextmanager

@@ -191,7 +191,7 @@ def _closed(
 ) -> Iterable[str]:
     family = result.require_family()
     identities = zeroing.identities(layout, lambda _: family)
-    gains = family.output_norms.all if family.output_norms else ()
+    gains = family.output_norms.all_names if family.output_norms else ()
     for layer in layout.new_layers:
         shut = layer.zeroed
         if layer.index in identities:
