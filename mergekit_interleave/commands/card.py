@@ -13,7 +13,7 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import to_json
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
-from mergekit_interleave.engines.writer import MERGEKIT
+from mergekit_interleave.engines.registry import MERGEKIT
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import (
