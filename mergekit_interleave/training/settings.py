@@ -30,15 +30,17 @@ class TrainerSettings:
         text: The settings: YAML, command-line arguments or Python, as the trainer takes them.
         method: How they train the new layers: `full` or `lora`.
         notes: What to know before using them.
+        warnings: What is wrong with the files that were read.
     """
 
     text: str
     method: str
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""
-        return {**asdict(self), "notes": [*self.notes]}
+        return {**asdict(self), "notes": [*self.notes], "warnings": [*self.warnings]}
 
 
 def write(target: TrainingTarget, name: str, method: str | None = None) -> TrainerSettings:
@@ -71,7 +73,8 @@ def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSett
     if method == FULL and target.is_quantized:
         raise RefusedError("the weights are quantized, and only a LoRA beside them can be trained")
     found = trainer.writer(method)(target)
-    return replace(found, notes=(*found.notes, *_notes(target, method)))
+    notes = (*found.notes, *_notes(target, method))
+    return replace(found, notes=notes, warnings=target.warnings)
 
 
 def _notes(target: TrainingTarget, method: str) -> Iterable[str]:
