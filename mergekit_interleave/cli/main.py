@@ -28,8 +28,9 @@ from mergekit_interleave._units import amount, parse_amount
 from mergekit_interleave._version import __version__
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.directive.model_ref import parse_model
-from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE
+from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE, NORMS
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -127,19 +128,11 @@ NonIdentity = Annotated[
     ),
 ]
 _FLAGS = {
-    "every": _growth("A new layer, zeroed, after every Nth layer.", "N"),
-    "add": _growth("K new layers, zeroed, evenly spread.", "K"),
-    "append": _growth("K copies of the last layer, zeroed, at the end.", "K"),
-    "repeat": _growth(
-        "A range twice, layer by layer; 8:24x3@block: as a block, 3 times.", "START:STOP"
-    ),
-    "stack": _growth("Ranges one after another, such as 0:24,8:32.", "RANGE,..."),
-    "windows": _growth("Windows of SIZE layers, each STRIDE further.", "SIZE:STRIDE"),
-    "drop": _growth("Leave layers out, such as 23:28.", "RANGE,..."),
+    **{flag.name: _growth(flag.help, flag.metavar) for flag in registry.flags().values()},
     "zero": _growth(
-        "What new layers zero: auto, none, gains, or names: o_proj,down_proj.",
+        "What new layers zero: auto, none, gains (or norms), or names: o_proj,down_proj.",
         "NAMES",
-        (AUTO, NONE, GAINS, "o_proj,down_proj"),
+        (AUTO, NONE, GAINS, NORMS, "o_proj,down_proj"),
     ),
     "scale": _growth("What new layers are multiplied by: q_proj=0.84,k_proj=0.84.", "NAME=X,..."),
     "apply_to": _growth(

@@ -20,7 +20,7 @@ from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, Stack, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import writer as writers
 from mergekit_interleave.engines.stream import Traffic
@@ -154,7 +154,7 @@ def plan(
 
 def _needs_no_config(directive: Directive) -> bool:
     growth = directive.growth
-    return growth is not None and (directive.layers is not None or not needs_depth(growth))
+    return growth is not None and (directive.layers is not None or not growth.needs_depth)
 
 
 def _is_readable(directive: Directive, models: Models) -> bool:
