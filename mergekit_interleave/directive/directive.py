@@ -17,9 +17,14 @@ from string import ascii_lowercase
 from typing import IO, Any
 
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.growth import ExplicitSlices, Growth, registry, windows
+from mergekit_interleave.directive.growth import (
+    ExplicitSlices,
+    Growth,
+    explicit_slices,
+    registry,
+    windows,
+)
 from mergekit_interleave.directive.growth.base import Named, positive
-from mergekit_interleave.directive.growth.explicit_slices import KEYS as SPELLED_KEYS
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file, parse_model
 from mergekit_interleave.directive.scale import (
     APPLY_TO,
@@ -55,6 +60,7 @@ MERGEKIT_KEYS = (
 NAME = "name"
 """What mergekit-multi calls the result of a document; it means nothing to others."""
 
+SPELLED_KEYS = explicit_slices.KEYS
 OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from itertools import pairwise
 
 from mergekit_interleave.directive.growth import Growth
-from mergekit_interleave.directive.growth.base import SCALED, ZEROED, Summary
+from mergekit_interleave.directive.growth.explained import SCALED, ZEROED, Summary
 from mergekit_interleave.layout.layout import Layout, joined
 
 

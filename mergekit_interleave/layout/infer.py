@@ -15,7 +15,7 @@ from string import ascii_lowercase
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import Growth, Step, registry
-from mergekit_interleave.directive.growth.base import EditedSlices, Pattern
+from mergekit_interleave.directive.growth.explained import EditedSlices, Pattern
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import (
     APPLY_TO,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive.growth.base import (
     COUNT,
@@ -12,13 +13,14 @@ from mergekit_interleave.directive.growth.base import (
     Growth,
     Line,
     Named,
-    Pattern,
     Schema,
-    Summary,
     positive,
 )
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern, Summary
 
 KEY = "append"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive.growth.base import (
     Flag,
     Growth,
     Line,
     Named,
-    Pattern,
     Schema,
     any_of,
     not_empty,
@@ -20,6 +20,9 @@ from mergekit_interleave.directive.growth.base import (
 from mergekit_interleave.directive.layer_range import Range, is_range, parse_range, resolve
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import LayoutError
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern
 
 KEY = "drop"
 
@@ -34,7 +37,7 @@ class Drop(Growth):
         """The layers between the ranges."""
         dropped = sorted(resolve(part, depth, model) for part in self.dropped)
         kept = 0
-        kept_ranges = []
+        kept_ranges: list[tuple[int, int]] = []
         for start, stop in [*dropped, (depth, depth)]:
             kept_ranges += not_empty(kept, start)
             kept = max(kept, stop)

@@ -5,21 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive.growth.base import (
     Flag,
     Growth,
     Line,
     Named,
-    Pattern,
     Schema,
-    Summary,
     not_empty,
     positive,
 )
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO
 from mergekit_interleave.errors import DirectiveError, LayoutError
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern, Summary
 
 KEY = "interleave"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive.growth import windows
 from mergekit_interleave.directive.growth.base import (
     Growth,
     Line,
     Named,
-    Pattern,
     Schema,
     any_of,
     positive,
@@ -30,6 +30,9 @@ from mergekit_interleave.directive.growth.windows import Windows, parse_windows
 from mergekit_interleave.directive.layer_range import END
 from mergekit_interleave.directive.scale import check_apart, parse_scale, parse_zero
 from mergekit_interleave.errors import DirectiveError, check_keys
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern
 
 KEY = "layout"
 

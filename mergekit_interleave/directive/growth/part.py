@@ -76,7 +76,7 @@ def repeated(start: int, stop: int, times: int, *, as_block: bool) -> Iterator[t
     return ((i, i + 1) for i in range(start, stop) for _ in range(times))
 
 
-_LAYERS = re.compile(rf"(?P<range>{RANGE})(?:x(?P<times>\d+))?(?:@(?P<form>layers|block))?")
+_LAYERS = rf"(?P<range>{RANGE})(?:x(?P<times>\d+))?(?:@(?P<form>layers|block))?"
 
 
 def parse_text(text: str, where: str) -> tuple[str | None, Part]:
@@ -92,7 +92,7 @@ def parse_text(text: str, where: str) -> tuple[str | None, Part]:
     model, _, word = before.strip().rpartition(" ")
     if word == KEY:
         return model.strip() or None, Part(parse_windows(last, where))
-    match = _LAYERS.fullmatch(last)
+    match = re.fullmatch(_LAYERS, last)
     if match is None or before.rstrip().endswith(","):
         if re.fullmatch(r"[^:]+:[^:]+", last):
             parse_range(last, where)  # raises the error that names the wrong bound

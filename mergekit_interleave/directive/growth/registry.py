@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import (
@@ -14,8 +15,11 @@ from mergekit_interleave.directive.growth import (
     stack,
     windows,
 )
-from mergekit_interleave.directive.growth.base import Flag, Growth, Line, Pattern
+from mergekit_interleave.directive.growth.base import Flag, Growth, Line
 from mergekit_interleave.directive.model_ref import parse_model
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern
 
 LINES: dict[str, Line] = {
     line.key: line

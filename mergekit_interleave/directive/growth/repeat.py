@@ -6,15 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, repeat
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive.growth.base import (
     Flag,
     Growth,
     Line,
     Named,
-    Pattern,
     Schema,
-    Summary,
     any_of,
     not_empty,
     positive,
@@ -31,6 +30,9 @@ from mergekit_interleave.directive.growth.windows import Windows
 from mergekit_interleave.directive.layer_range import RANGE, Range, parse_range, resolve
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import DirectiveError, check_keys
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern, Summary
 
 KEY = "repeat"
 _TWICE = 2

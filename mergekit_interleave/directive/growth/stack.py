@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive.growth.base import (
     Depths,
@@ -11,7 +12,6 @@ from mergekit_interleave.directive.growth.base import (
     Growth,
     Line,
     Named,
-    Pattern,
     Schema,
     any_of,
     ref,
@@ -29,6 +29,9 @@ from mergekit_interleave.directive.layer_range import Range
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import Scales, Zero, scale_document, zero_document
 from mergekit_interleave.errors import DirectiveError
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern
 
 KEY = "stack"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mergekit_interleave.directive.growth.base import (
     COUNT,
@@ -13,10 +14,8 @@ from mergekit_interleave.directive.growth.base import (
     Growth,
     Line,
     Named,
-    Pattern,
     Ranges,
     Schema,
-    Summary,
     any_of,
     positive,
     ref,
@@ -31,6 +30,9 @@ from mergekit_interleave.directive.layer_range import (
 )
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import DirectiveError, check_keys
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern, Summary
 
 KEY = "windows"
 """The key, and the word before windows in a list of ranges: `windows 20:10`."""
@@ -94,7 +96,7 @@ class Windows(Growth):
         )
 
 
-_TEXT = re.compile(rf"(?P<size>\d+):(?P<stride>\d+)(?:@(?P<over>{RANGE}))?")
+_TEXT = rf"(?P<size>\d+):(?P<stride>\d+)(?:@(?P<over>{RANGE}))?"
 
 
 def parse_windows(value: object, where: str) -> Windows:
@@ -104,7 +106,7 @@ def parse_windows(value: object, where: str) -> Windows:
         DirectiveError: They are none, or leave out layers.
     """
     if isinstance(value, str):
-        match = _TEXT.fullmatch(value.replace(" ", ""))
+        match = re.fullmatch(_TEXT, value.replace(" ", ""))
         if match is not None:
             over = parse_range(match["over"], where) if match["over"] else _ALL
             return _checked(match["size"], match["stride"], over, where)
