@@ -24,7 +24,7 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         autocompletion=options.offering(*registry.TRAINERS))],
     method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
         "Train the new layers themselves, or a LoRA of them. Default: full, where the trainer "
-        "can.", autocompletion=options.offering("full", "lora"))] = None,
+        "can.", autocompletion=options.offering(*registry.METHODS))] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
         "The file that states which layers are new, where DIR does not: an interleave.json or a "
         "mergekit config.")] = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from mergekit_interleave._files import replace_file
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import to_json
+from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
-from mergekit_interleave.engines.writer import MERGEKIT
+from mergekit_interleave.engines.registry import MERGEKIT
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import (
@@ -58,7 +58,7 @@ class CardReport:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 
-def card(directory: str | os.PathLike[str], *, force: bool = False) -> CardReport:
+def card(directory: StrPath, *, force: bool = False) -> CardReport:
     """Generate the model card and the layer map of a model again.
 
     Both are derived from interleave.json and from what the directory holds now.

@@ -23,16 +23,10 @@ from mergekit_interleave.checkpoint.safetensors_header import (
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath
-from mergekit_interleave.engines import writer as writers
-from mergekit_interleave.engines.mergekit import quieten
-from mergekit_interleave.engines.writer import (
-    AUTO,
-    ENGINES,
-    MERGEKIT,
-    Bar,
-    WriteOptions,
-    WriteResult,
-)
+from mergekit_interleave.engines import registry, select
+from mergekit_interleave.engines.mergekit import mixes, quieten
+from mergekit_interleave.engines.protocol import Bar, WriteOptions, WriteResult, no_bar
+from mergekit_interleave.engines.writer import Writer
 from mergekit_interleave.errors import (
     DirectiveError,
     OutputError,
@@ -132,7 +126,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     directive: DirectiveLike | None = None,
     out: StrPath | None = None,
     *,
-    engine: str = AUTO,
+    engine: str = registry.AUTO,
     out_shard_size: int | str | None = None,
     reflink: bool = True,
     verify: bool = True,
@@ -183,10 +177,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be made exactly; nothing is at `out`.
     """
-    if engine not in ENGINES:
-        raise DirectiveError(
-            f"--engine: {engine!r} is no engine", hint=f"use one of {', '.join(ENGINES)}"
-        )
+    registry.rows(engine)  # or there is no such engine
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
     stated = {
@@ -205,7 +196,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
             shard_size=inputs.parse_size(out_shard_size, "--out-shard-size"),
             reflink=reflink,
             mergekit=options,
-            bar=progress or writers.no_bar,
+            bar=progress or no_bar,
         ),
         replace=force,
         base_model=base_model,
@@ -255,20 +246,24 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
-    writers.check(how, expansion)
-    with staged(out, replace=options.replace) as work:
+    select.check(how, expansion)
+
+    def write(work: Path) -> RunReport:
+        nonlocal expansion
         scratch = work / _UNPICKLED
         if options.allow_pickle:
             expansion = _unpickled(expansion, models, scratch, options)
-        plan = plan_expansion(expansion, models, out, base_model=options.base_model, mix=how.mixes)
+        plan = plan_expansion(
+            expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
+        )
         measured = plan.first.require_family().is_unknown
-        writer = writers.Writer(plan, work, how)
+        writer = Writer(plan, work, how)
         writer.check_room()
-        if not how.streams:
+        if how.loads_transformers:
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
-        if measured or not how.streams:
+        if measured or how.loads_transformers:
             _check_classes(plan, work)
         if measured and not plan.is_identity:
             raise RefusedError(
@@ -294,8 +289,19 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
         name, content = card_files.write_new(work, out.name, content, warnings.append)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    parameters = content.get("parameters")
-    return RunReport(place, plan.layout, written, outcome, parameters, name, tuple(warnings))
+        return RunReport(
+            out=place,
+            layout=plan.layout,
+            written=written,
+            outcome=outcome,
+            parameters=content.get("parameters"),
+            name=name,
+            warnings=tuple(warnings),
+            notes=outcome.notes,
+        )
+
+    result = staged(out, write, replace=options.replace)
+    return dataclasses.replace(result.value, warnings=(*result.value.warnings, *result.warnings))
 
 
 def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: _Options) -> Expansion:
@@ -343,7 +349,7 @@ def _check_weights(
 
     def unread(spec: TensorSpec) -> str | None:
         # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
-        if options.verify or (outcome.engine == MERGEKIT and spec.scale == 0):
+        if options.verify or (registry.ENGINES[outcome.engine].multiplies and spec.scale == 0):
             return plan.reason_unread(spec)
         return "not asked for"
 

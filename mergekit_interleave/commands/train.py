@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.training import settings, target
 from mergekit_interleave.training.settings import TrainerSettings
 from mergekit_interleave.training.trainers import registry
@@ -14,11 +14,11 @@ __all__ = ["TrainerSettings", "train"]
 
 
 def train(
-    directory: str | os.PathLike[str],
+    directory: StrPath,
     *,
     trainer: str,
     method: str | None = None,
-    recipe: str | os.PathLike[str] | None = None,
+    recipe: StrPath | None = None,
     trust_remote_code: bool = False,
 ) -> TrainerSettings:
     """Write the settings with which a trainer trains the new layers and nothing else.

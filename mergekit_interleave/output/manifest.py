@@ -21,6 +21,7 @@ from mergekit_interleave.checkpoint.safetensors_header import read_json, to_json
 from mergekit_interleave.directive.directive import MERGEKIT_KEYS, Directive, from_document
 from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file
+from mergekit_interleave.engines import registry
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
@@ -189,9 +190,10 @@ def _source(
 
 
 def tools(engine: str) -> dict[str, str]:
-    """The versions of the tools that made the model; the stream engine needs no other package."""
-    names = ("mergekit", "torch", "transformers", "safetensors") if engine == "mergekit" else ()
-    return {"mergekit-interleave": __version__, **{name: metadata.version(name) for name in names}}
+    """The versions of what made the model; the stream engine is this project's own."""
+    packages = registry.ENGINES[engine].packages
+    versions = {name: metadata.version(name) for name in packages}
+    return {"mergekit-interleave": __version__, **versions}
 
 
 @dataclass(frozen=True)

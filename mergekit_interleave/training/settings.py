@@ -30,7 +30,7 @@ class TrainerSettings:
         text: The settings: YAML, command-line arguments or Python, as the trainer takes them.
         method: How they train the new layers: `full` or `lora`.
         notes: What to know before using them.
-        warnings: What was noticed while the model was read.
+        warnings: What is wrong with the files that were read.
     """
 
     text: str
@@ -73,7 +73,8 @@ def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSett
     if method == FULL and target.is_quantized:
         raise RefusedError("the weights are quantized, and only a LoRA beside them can be trained")
     found = trainer.writer(method)(target)
-    return replace(found, notes=(*found.notes, *_notes(target, method)))
+    notes = (*found.notes, *_notes(target, method))
+    return replace(found, notes=notes, warnings=target.warnings)
 
 
 def _notes(target: TrainingTarget, method: str) -> Iterable[str]:

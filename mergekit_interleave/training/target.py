@@ -48,6 +48,7 @@ class TrainingTarget:
         half_dtype: The 16-bit dtype that the new layers load as, such as `bfloat16`.
         is_quantized: Whether the weights are integers.
         has_remote_code: Whether the model brings code of its own.
+        warnings: What is wrong with the file that records the layers.
     """
 
     directory: str
@@ -65,6 +66,7 @@ class TrainingTarget:
     half_dtype: str | None
     is_quantized: bool
     has_remote_code: bool
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def trained(self) -> frozenset[str]:

@@ -59,6 +59,7 @@ def test_train_writes_its_settings(mk: Cli, deeper: Path) -> None:
         "text": "model.layers.4.\nmodel.layers.9.\n",
         "method": "full",
         "notes": [],
+        "warnings": [],
     }
     assert mk("train", deeper, "--for", "sandbox").out == found.text
     with pytest.raises(RefusedError, match="Sandbox: it has no LoRA") as caught:

@@ -7,9 +7,8 @@ reads this list every time it starts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from mergekit_interleave.errors import DirectiveError, RefusedError
 
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 FULL, LORA = METHODS = ("full", "lora")
 
 
-@dataclass(frozen=True)
-class Trainer:
+class Trainer(NamedTuple):
     """What a trainer can do.
 
     Attributes:
