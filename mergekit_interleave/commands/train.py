@@ -1,4 +1,4 @@
-"""Write a trainer's settings for the new layers of a model."""
+"""`train`: a trainer's settings that train the new layers and nothing else."""
 
 from __future__ import annotations
 
