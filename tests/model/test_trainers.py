@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.cli import main as cli
+from mergekit_interleave.commands.train import train
 from mergekit_interleave.errors import DirectiveError, RefusedError
 from mergekit_interleave.training import lora_target, peft_rules, settings
 from mergekit_interleave.training.target import TrainingTarget
@@ -404,6 +406,22 @@ def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cli.main([*words, "--engine", "stream"])
     assert not exit_info.value.code
     return folder / "deeper"
+
+
+def test_the_function_changes_no_log_level(
+    deeper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` prints nothing, and leaves the log level of transformers as it was."""
+    log = logging.getLogger("transformers")
+    before = log.level
+    try:
+        log.setLevel(logging.INFO)
+        found = train(deeper, trainer="axolotl")
+        assert log.level == logging.INFO
+    finally:
+        log.setLevel(before)
+    assert yaml.safe_load(found.text)["base_model"] == str(deeper)
+    assert capsys.readouterr().out == ""
 
 
 def test_settings_and_nothing_else_go_to_standard_output(mk: Cli, deeper: Path) -> None:
