@@ -77,7 +77,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             measured = reports.measure(place, report, memory)
             warnings += record(place, report, measured)
             report = dataclasses.replace(report, forward=measured)
-    return dataclasses.replace(report, warnings=(*report.warnings, *warnings))
+    return dataclasses.replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *warnings))))
 
 
 @contextmanager

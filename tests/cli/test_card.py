@@ -176,6 +176,8 @@ class TestCard:
         assert page.read_bytes() == edited
         assert "trained" in json.loads((deeper / "interleave.json").read_text())["verified"]
         assert "before training" in (deeper / "layers.svg").read_text()
+        both = mk("verify", deeper, "--against", tiny, "--trained", "--forward")
+        assert both.err.count("warning: ") == 1
 
     def test_a_model_of_release_0_1(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """Its card ends with a digest of itself; its interleave.json records none."""
