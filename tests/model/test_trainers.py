@@ -453,6 +453,18 @@ def test_the_recipe(mk: Cli, deeper: Path, tmp_path: Path) -> None:
     assert "hint: `mk-interleave gen`" in asked.err
 
 
+def test_warnings_of_the_recipe(mk: Cli, deeper: Path, tmp_path: Path) -> None:
+    """A key that mergekit ignores is a warning in the settings, and one line of the command."""
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text((deeper / "mergekit_config.yml").read_text() + "colour: blue\n")
+    found = train(deeper, trainer="axolotl", recipe=recipe)
+    assert len(found.warnings) == 1
+    assert "colour" in found.warnings[0]
+    result = mk("train", deeper, "--for", "axolotl", "--recipe", recipe)
+    assert (result.status, result.out) == (0, found.text)
+    assert result.err.splitlines() == [f"warning: {found.warnings[0]}"]
+
+
 def test_models_with_nothing_to_train(mk: Cli, deeper: Path, tmp_path: Path) -> None:
     """A base has no new layers; a config.json may state another depth than the layout."""
     result = mk("train", deeper.parent / "base", "--for", "trl")
