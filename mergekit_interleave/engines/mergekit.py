@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
@@ -34,7 +35,7 @@ from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
-from mergekit_interleave.planning.tensor_plan import DTYPES, TensorSpec
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 _SHARD_SIZE = 5 * 10**9
 """mergekit's own default."""
@@ -266,7 +267,7 @@ def reason_against(specs: Sequence[TensorSpec]) -> str | None:
             return f"fill {spec.name} with {spec.constant.value:g}"
         if spec.packing is not None:
             return f"arrange the layers' blocks of {spec.name}"
-        if spec.scale is not None and spec.tensor.dtype not in DTYPES.values():
+        if spec.scale is not None and not _dtypes.is_float(spec.tensor.dtype):
             return f"scale {spec.name}, which is stored as {spec.tensor.dtype}"
     return None
 
@@ -310,11 +311,10 @@ def _merge_options(job: Job) -> Any:
 
     repeats = len({(layer.model, layer.source) for layer in job.layout.layers}) < len(job.layout)
     lora_dtypes = {spec.tensor.dtype for spec in job.specs if spec.model.lora}
-    names = {stored: name for name, stored in DTYPES.items()}
     decided: dict[str, object] = {
         "clone_tensors": repeats,
         "lora_merge_cache": None if job.lora_cache is None else str(job.lora_cache),
-        "lora_merge_dtype": names.get(lora_dtypes.pop()) if len(lora_dtypes) == 1 else None,
+        "lora_merge_dtype": _dtypes.name_of(lora_dtypes.pop()) if len(lora_dtypes) == 1 else None,
         "out_shard_size": job.shard_size,
         "quiet": not sys.stderr.isatty(),
     }

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount, count
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.directive.growth import Growth
@@ -347,7 +348,7 @@ def _loading(facts: CardData) -> str:
 
 
 def _training(facts: CardData) -> str:
-    coarse = {"BF16", "F16"} & {*facts.dtypes}
+    coarse = any(map(_dtypes.is_half, facts.dtypes))
     snippet = _python(
         facts,
         "float32" if coarse else "auto",  # 16 bits round most steps of training away

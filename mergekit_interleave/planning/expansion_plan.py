@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.architectures import compatibility
 from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
@@ -25,7 +26,7 @@ from mergekit_interleave.planning import grown_config, zeroing
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.public_names import PublicNames
 from mergekit_interleave.planning.resolve import Expansion
-from mergekit_interleave.planning.tensor_plan import DTYPES, Dtypes, TensorSpec, assemble
+from mergekit_interleave.planning.tensor_plan import Dtypes, TensorSpec, assemble
 
 TOKENIZER = "made for another tokenizer"
 """Why embeddings and head cannot be compared."""
@@ -341,5 +342,5 @@ def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
             f"the models are stored in several dtypes: {', '.join(sorted(stored))}",
             hint="state the one to write: `dtype: bfloat16`",
         )
-    found = {name: dtype for dtype, name in DTYPES.items()}.get(stored.pop())
+    found = _dtypes.name_of(stored.pop())
     return None if found == stated else found

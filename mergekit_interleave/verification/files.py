@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
@@ -18,7 +19,6 @@ from mergekit_interleave.output import manifest, model_card, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.planning.tensor_plan import DTYPES
 from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Difference
 
@@ -166,7 +166,8 @@ def _config(
             named = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
             wrong = named or unlike
     for key, (wanted, got) in wrong.items():
-        if key.rpartition(".")[2] in _DTYPE and DTYPES.get(str(got)) in stored:
+        dtype = _dtypes.NAMED.get(str(got))
+        if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
         yield Difference(
             f"{CONFIG}: {key} is {json.dumps(got):.100}, not {json.dumps(wanted):.100}"
