@@ -380,9 +380,9 @@ def untrainable(out: Path) -> str:
     except RefusedError as error:
         return "" if _is_shared(load(out)) else str(error)
     for name in ("transformers", "peft"):
-        model = _told(trainer_settings.settings(trained, name).text)
+        model = _told(trainer_settings.write(trained, name).text)
         inner = getattr(model, "get_base_model", lambda own=model: own)()
-        new = {*trained.new}
+        new = {*trained.new_layers}
         theirs = _layers(inner, trained.depth)
         own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         layers = {index for parameter in own for index in theirs.get(parameter, [-1])}

@@ -22,9 +22,9 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import directive as directives
-from mergekit_interleave.directive import notation, yaml_io
+from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, registry
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO, GAINS
 from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
@@ -92,7 +92,7 @@ def _stored(directory: Path) -> Directive | None:
         stored = manifest.read(file).content["directive"]
         directive = directives.of_document(stored, str(file))
         # What needs no model's config to be expanded would be expanded without its type, too.
-        needed = directive.growth is not None and needs_depth(directive.growth)
+        needed = directive.growth is not None and directive.growth.needs_depth
         return directive if needed else None
     return None
 
@@ -137,7 +137,7 @@ def _documents(text: str) -> list[str]:
 
 
 def _is_ours(keys: Mapping[str, str | None]) -> bool:
-    return notation.has_line(keys) or _is_spelled(keys)
+    return registry.has_line(keys) or _is_spelled(keys)
 
 
 def _is_spelled(keys: Mapping[str, str | None]) -> bool:
@@ -145,7 +145,7 @@ def _is_spelled(keys: Mapping[str, str | None]) -> bool:
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
-    alone = _is_spelled(keys) and not notation.has_line(keys)
+    alone = _is_spelled(keys) and not registry.has_line(keys)
     return alone and keys.get("merge_method", "passthrough") == "passthrough"
 
 
@@ -162,10 +162,12 @@ def _part_of_stream(text: str, where: str, models: _Opened) -> str:
 
 def _explained(text: str, where: str, models: _Opened, stored: Directive | None = None) -> str:
     """One document; as it was stored, where no directive can be told from its slices."""
-    document = yaml_io.read(text, where, directives.KNOWN)
+    document = yaml_io.read(text, where, directives.known_keys())
     if not isinstance(document, dict):
         raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
     directive = directives.of_document(document, where)
+    for warning in directive.warnings:
+        log.warning("%s", warning)
     if not isinstance(directive.growth, ExplicitSlices):
         return text.rstrip() + "\n"  # a directive already
     layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)

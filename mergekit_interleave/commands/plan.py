@@ -24,7 +24,7 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, Stack, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry, select
 from mergekit_interleave.engines.protocol import Traffic
@@ -215,7 +215,7 @@ def _plan(directive: Directive, models: Models, here: Path, *, allow_non_identit
 
 def _needs_no_config(directive: Directive) -> bool:
     growth = directive.growth
-    return growth is not None and (directive.layers is not None or not needs_depth(growth))
+    return growth is not None and (directive.layers is not None or not growth.needs_depth)
 
 
 def _is_readable(directive: Directive, models: Models) -> bool:

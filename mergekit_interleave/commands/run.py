@@ -35,7 +35,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_data, manifest, verification_text
+from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
@@ -284,13 +284,20 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
-        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified)
-        name = card_data.write(work, out.name, content)
+        warnings: list[str] = []
+        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
+        name, content = card_files.write_new(work, out.name, content, warnings.append)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-        parameters = content.get("parameters")
         return RunReport(
-            place, plan.layout, written, outcome, parameters, name, notes=outcome.notes
+            out=place,
+            layout=plan.layout,
+            written=written,
+            outcome=outcome,
+            parameters=content.get("parameters"),
+            name=name,
+            warnings=tuple(warnings),
+            notes=outcome.notes,
         )
 
     result = staged(out, write, replace=options.replace)

@@ -72,13 +72,12 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             layout_from=None if recipe is None else Path(recipe),
             trained=trained,
         )
-        if sources:
-            record(place, report)
+        warnings = record(place, report) if sources else ()
         if forward and report.is_exact:
             measured = reports.measure(place, report, memory)
-            record(place, report, measured)
+            warnings += record(place, report, measured)
             report = dataclasses.replace(report, forward=measured)
-    return report
+    return dataclasses.replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *warnings))))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import layer_range
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, Stack, Step, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack, Step
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.directive.scale import COPIES, NONE
 from mergekit_interleave.errors import (
@@ -89,6 +89,8 @@ def resolve(
         LayoutError: The directive does not fit the model.
     """
     directive = _completed(directive)
+    for warning in directive.warnings:
+        log.warning("%s", warning)
     mergekit_yaml.check_keys_of_mergekit(directive.mergekit)
     models.cached_only = directive.layers is not None
     place = Path() if directive.model is None else models.place(directive.model)
@@ -220,8 +222,8 @@ def _needs_depth(directive: Directive, model: ModelRef) -> bool:
     if isinstance(directive.growth, Stack):
         parts = directive.growth.parts
         own = Stack((Step(tuple(p for p in parts if (p.model or directive.model) == model)),))
-        return needs_depth(own)
-    return directive.growth is not None and needs_depth(directive.growth)
+        return own.needs_depth
+    return directive.growth is not None and directive.growth.needs_depth
 
 
 def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool) -> int | None:
