@@ -21,11 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mergekit_interleave import _dtypes
+from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave.errors import CheckpointError
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS = _out_files.WEIGHTS
+INDEX = _out_files.INDEX
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import _dtypes
+from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
@@ -15,7 +15,7 @@ from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import manifest, model_card, recorded_layout
+from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
@@ -105,8 +105,7 @@ def _manifest(
 def _files(out: Path, own: manifest.Manifest, plan: ExpansionPlan | None) -> Iterator[Difference]:
     """Whether the files are there that a run has written, and the small ones are the base's."""
     for name in own.files:
-        # Card and picture are for people, who may put others in their place.
-        if name not in (model_card.FILE, model_card.PICTURE) and not (out / name).is_file():
+        if not _out_files.is_replaceable(name) and not (out / name).is_file():
             yield Difference(f"{name}: is missing")
     if plan is None:
         return
