@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mergekit_interleave import _out_files
 from mergekit_interleave.checkpoint.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -93,7 +94,7 @@ class Models:
             with suppress(CheckpointError):
                 fetch_files(
                     checkpoint.pinned,
-                    wanted=["README.md"],
+                    wanted=[_out_files.CARD],
                     cached_only=self.cached_only,
                     cache_dir=self.cache_dir,
                 )

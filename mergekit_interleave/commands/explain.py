@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from mergekit_interleave import _out_files
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
@@ -37,7 +38,7 @@ from mergekit_interleave.planning.edits import edit_of
 
 log = logging.getLogger(__name__)
 
-CARD = "README.md"
+CARD = _out_files.CARD
 
 
 def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:

@@ -6,6 +6,7 @@ The weights are not changed: they must be those of the recipe, or nothing is wri
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from mergekit_interleave.planning import grown_config, structure_check
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.resolve import Expansion, resolve
 from mergekit_interleave.planning.tensor_plan import assemble
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
     models.fetch_small_files(base)
     tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
     missing = {
-        name: extra_files.read(name, file, base)
-        for name, file in extra_files.collect(base, without=tokenizer)
+        name: extra_files.read(name, file, base, log.warning)
+        for name, file in extra_files.collect(base, without=tokenizer, warn=log.warning)
         if not (directory / name).exists()
     }
     added = {

@@ -16,6 +16,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import IO, Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import (
     ExplicitSlices,
@@ -40,7 +41,7 @@ from mergekit_interleave.directive.scale import (
 )
 from mergekit_interleave.errors import DirectiveError, check_keys, nearest
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+DTYPES = tuple(_dtypes.NAMED)
 """What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
 
 _INLINE = "the directive"
@@ -505,14 +506,7 @@ def parse_layers(value: object, where: str) -> int:
 def _dtype(value: object, where: str) -> str:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     if name not in DTYPES:
-        close = {
-            "bf16": "bfloat16",
-            "fp16": "float16",
-            "half": "float16",
-            "fp32": "float32",
-            "float": "float32",
-        }
-        guess = close.get(str(name)) or nearest(str(name), DTYPES)
+        guess = _dtypes.ALIASES.get(str(name)) or nearest(str(name), DTYPES)
         raise DirectiveError(
             f"{where}: {value!r} is no dtype that weights can be written in",
             hint=f"did you mean {guess}?" if guess else f"use one of {', '.join(DTYPES)}",

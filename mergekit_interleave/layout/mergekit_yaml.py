@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.directive import yaml_io
@@ -19,7 +20,7 @@ from mergekit_interleave.directive.scale import Scale, Scales
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
 from mergekit_interleave.layout.layout import Constant, Layout, Slice
 
-FILE = "mergekit_config.yml"
+FILE = _out_files.RECIPE
 """Where mergekit, and OUT, keep the recipe."""
 
 

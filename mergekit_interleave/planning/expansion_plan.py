@@ -5,6 +5,7 @@ Cheap checks come before anything is fetched, and everything is checked before a
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.architectures import compatibility
 from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
@@ -25,7 +27,9 @@ from mergekit_interleave.planning import grown_config, zeroing
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.public_names import PublicNames
 from mergekit_interleave.planning.resolve import Expansion
-from mergekit_interleave.planning.tensor_plan import DTYPES, Dtypes, TensorSpec, assemble
+from mergekit_interleave.planning.tensor_plan import Dtypes, TensorSpec, assemble
+
+log = logging.getLogger(__name__)
 
 TOKENIZER = "made for another tokenizer"
 """Why embeddings and head cannot be compared."""
@@ -125,7 +129,7 @@ class ExpansionPlan:
         """
         for name, file in self.small_files:
             with config_errors(self.base.path, name):
-                content = extra_files.read(name, file, self.base)
+                content = extra_files.read(name, file, self.base, log.warning)
                 if content is not None:
                     content = grown_config.moved_file(name, content, self.first, self.layout)
             if content is not None:
@@ -272,7 +276,7 @@ def _plan_expansion(
         placement=placement,
         specs=specs,
         dtype=wanted or _dtype_of(specs, base),
-        small_files=tuple(extra_files.collect(base, without=tokenizer)),
+        small_files=tuple(extra_files.collect(base, without=tokenizer, warn=log.warning)),
     )
 
 
@@ -341,5 +345,5 @@ def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
             f"the models are stored in several dtypes: {', '.join(sorted(stored))}",
             hint="state the one to write: `dtype: bfloat16`",
         )
-    found = {name: dtype for dtype, name in DTYPES.items()}.get(stored.pop())
+    found = _dtypes.name_of(stored.pop())
     return None if found == stated else found
