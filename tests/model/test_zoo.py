@@ -96,10 +96,10 @@ def test_closed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
     assert "post_feedforward_layernorm.weight" in closed
     said = mk("gen", "interleave: every 3, zero: gains", "--model", base)
     if name == "gemma2":
-        assert (said.status, "no mergekit config can say it" in said.err) == (1, True)
+        assert (said.status, "mergekit config" in said.err) == (1, True)
         assert "`mk-interleave run`" in said.err
         recipe = (out / "mergekit_config.yml").read_text()
-        assert recipe.startswith("# mergekit cannot say it: in the new layers, post_attention")
+        assert recipe.startswith("# not supported by mergekit: in the new layers, post_attention")
     if name == "olmo2":
         assert said.status == 0, said.err
 

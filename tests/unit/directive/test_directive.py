@@ -163,7 +163,7 @@ class TestDocuments:
         assert "const_tag" in warning
         assert dataclasses.replace(directive, warnings=()) == directive
         assert directive.replaced_by(from_flags(model="org/two")).warnings == (warning,)
-        with pytest.raises(DirectiveError, match="stands there twice"):
+        with pytest.raises(DirectiveError, match="`dtype` is given twice"):
             parse(f"{text}dtype: float16\ndtype: float16", "x")
 
     def test_comments_and_blank_lines_may_surround_the_one_line(self) -> None:

@@ -26,7 +26,7 @@ def test_a_block_document_with_commas_is_no_one_line_form() -> None:
 
 def test_a_key_given_twice_is_an_error() -> None:
     """PyYAML alone would take the last one in silence."""
-    with pytest.raises(DirectiveError, match="line 2, column 1: the key `a` stands there twice"):
+    with pytest.raises(DirectiveError, match=r"line 2, column 1: .*`a`"):
         yaml_io.read("a: 1\na: 2", "x")
 
 
@@ -51,7 +51,7 @@ class TestAliases:
     def test_bombs(self, text: str) -> None:
         """A few lines that stand for billions of values, or for no end of them."""
         started = time.monotonic()
-        with pytest.raises(DirectiveError, match="not valid YAML: more than 400,000 values"):
+        with pytest.raises(DirectiveError, match="more than 400,000 values"):
             yaml_io.read(text, "here")
         assert time.monotonic() - started < 5
 

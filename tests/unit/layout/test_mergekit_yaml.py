@@ -136,13 +136,13 @@ KEYS = [
     ({"tokenizer": "banana"}, "tokenizer: expected a mapping"),
     ({"tokenizer": {"sorce": "union"}}, "tokenizer: unknown key 'sorce'"),
     ({"tokenizer": {"tokens": {"<a>": {"source": 3}}}}, "tokenizer.tokens: expected a model"),
-    ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "takes one of them"),
+    ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "tokenizer, tokenizer_source"),
     ({"tokenizer": {"pad_to_multiple_of": "banana"}}, "pad_to_multiple_of: expected a number"),
     ({"tokenizer": {"tokens": {"<a>": {"source": {"kind": "nope"}}}}}, "kind: expected zero"),
     ({"tokenizer_source": 3}, "tokenizer_source: expected a model"),
     ({"parameters": "banana"}, "parameters: expected a mapping"),
     ({"parameters": {"scal": 1}}, "parameters: unknown key 'scal'"),
-    ({"parameters": {"scale": [1, 2]}}, "a gradient belongs to a slice"),
+    ({"parameters": {"scale": [1, 2]}}, "parameters.scale: .*gradient"),
     ({"chat_template": {"a": 1}}, "chat_template: expected"),
     ({"base_model": 3}, "base_model: expected a model"),
 ]
@@ -162,9 +162,9 @@ def test_what_is_filled_is_said_and_read_back() -> None:
     constants = (Constant(1.0, "layer_scalar"), Constant(200.0, "hc_base", square=4))
     layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 3, 4, zeroed_scales(["x"]), constants)))
     text = mergekit_yaml.to_yaml(layout, {})
-    assert text.startswith("# mergekit cannot say it: in the new layers, layer_scalar is filled")
+    assert text.startswith("# not supported by mergekit: in the new layers, layer_scalar is filled")
     assert read(text) == layout
-    with pytest.raises(RefusedError, match="no mergekit config can say it"):
+    with pytest.raises(RefusedError, match="layer_scalar"):
         mergekit_yaml.check_sayable(layout)
 
 
@@ -253,7 +253,7 @@ class TestReading:
             ({"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]}, "more than"),
             ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
             ({"models": [{"model": "m"}]}, "layers of m is not known"),
-            ({"modules": {"a": {}, "b": {}}}, "b is changed, and only a can be"),
+            ({"modules": {"a": {}, "b": {}}}, "modules: b .* a "),
             ({"slices": [{"source": []}]}, r"slices\[0\]: unknown key 'source'"),
             (
                 {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},
