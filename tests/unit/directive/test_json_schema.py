@@ -30,6 +30,7 @@ def test_it_is_a_schema() -> None:
     """Of the draft that it names, with a word on every key."""
     jsonschema.Draft202012Validator.check_schema(schema())
     assert {*schema()["properties"]} == {*directives.known_keys(), "name"}
+    assert {"gains", "norms"} <= {*schema()["$defs"]["zero"]["anyOf"][0]["enum"]}
     assert all(len(entry["description"]) > 8 for entry in schema()["properties"].values())
 
 
@@ -101,6 +102,7 @@ def complete(words: str, shell: str = "bash") -> list[str]:
         ("mk-interleave gen --apply-to la", ["last"]),
         ("mk-interleave gen --dtype b", ["bfloat16"]),
         ("mk-interleave gen --zero g", ["gains"]),
+        ("mk-interleave gen --zero n", ["none", "norms"]),
     ],
 )
 def test_completion(words: str, offered: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`zero` and `scale`: the words, and what they mean for a tensor."""
+"""`zero` and `scale`: how they are read, and their effect on a tensor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergekit_interleave.directive.directive import from_flags
 from mergekit_interleave.directive.scale import (
+    GAINS,
     KEEP,
     Scale,
     parse_factor,
     parse_scale,
     parse_scale_flag,
+    parse_zero,
     scale_document,
     scale_of,
     zeroed_scales,
@@ -91,6 +94,13 @@ def test_the_flag() -> None:
     for wrong in ("q_proj=", "=1", "a=1,a=2", "", "a=1,b"):
         with pytest.raises(DirectiveError, match="x"):
             parse_scale_flag(wrong, "x")
+
+
+@pytest.mark.parametrize("written", ["gains", "norms", " Norms "])
+def test_norms_is_another_word_for_gains(written: str) -> None:
+    """`gains` is the canonical word."""
+    assert parse_zero(written, "x") == GAINS
+    assert from_flags(zero=written).to_document() == {"zero": "gains"}
 
 
 @given(SCALES)
