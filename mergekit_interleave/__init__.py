@@ -1,22 +1,80 @@
-"""Grow language models deeper with mergekit: one line in, a verified model out."""
+"""Grow language models deeper with mergekit: one line in, a verified model out.
+
+Every command of `mk-interleave` is a function here, with the same words as keyword arguments.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._version import __version__
 
 if TYPE_CHECKING:
-    from mergekit_interleave.training.freeze import freeze_original_layers
+    from mergekit_interleave.commands.card import CardReport as CardReport
+    from mergekit_interleave.commands.card import card as card
+    from mergekit_interleave.commands.explain import explain as explain
+    from mergekit_interleave.commands.fix_config import FixConfigReport as FixConfigReport
+    from mergekit_interleave.commands.fix_config import fix_config as fix_config
+    from mergekit_interleave.commands.gen import gen as gen
+    from mergekit_interleave.commands.plan import Plan as Plan
+    from mergekit_interleave.commands.plan import plan as plan
+    from mergekit_interleave.commands.recipe import Recipe as Recipe
+    from mergekit_interleave.commands.run import RunReport as RunReport
+    from mergekit_interleave.commands.run import run as run
+    from mergekit_interleave.commands.schema import schema as schema
+    from mergekit_interleave.commands.train import TrainerSettings as TrainerSettings
+    from mergekit_interleave.commands.train import train as train
+    from mergekit_interleave.commands.verify import verify as verify
+    from mergekit_interleave.directive.directive import Directive as Directive
+    from mergekit_interleave.errors import CheckpointError as CheckpointError
+    from mergekit_interleave.errors import DirectiveError as DirectiveError
+    from mergekit_interleave.errors import InterleaveError as InterleaveError
+    from mergekit_interleave.errors import LayoutError as LayoutError
+    from mergekit_interleave.errors import OutputError as OutputError
+    from mergekit_interleave.errors import RefusedError as RefusedError
+    from mergekit_interleave.errors import UnreachableError as UnreachableError
+    from mergekit_interleave.training.freeze import freeze_original_layers as freeze_original_layers
+    from mergekit_interleave.verification.report import VerifyReport as VerifyReport
 
+_MODULES = {
+    "commands.card": ("card", "CardReport"),
+    "commands.explain": ("explain",),
+    "commands.fix_config": ("fix_config", "FixConfigReport"),
+    "commands.gen": ("gen",),
+    "commands.plan": ("plan", "Plan"),
+    "commands.recipe": ("Recipe",),
+    "commands.run": ("run", "RunReport"),
+    "commands.schema": ("schema",),
+    "commands.train": ("train", "TrainerSettings"),
+    "commands.verify": ("verify",),
+    "directive.directive": ("Directive",),
+    "errors": (
+        "CheckpointError",
+        "DirectiveError",
+        "InterleaveError",
+        "LayoutError",
+        "OutputError",
+        "RefusedError",
+        "UnreachableError",
+    ),
+    "training.freeze": ("freeze_original_layers",),
+    "verification.report": ("VerifyReport",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["__version__", "freeze_original_layers"]
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - names, every one of them
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is public when it is asked for: `gen` is to start at once."""
-    if name == "freeze_original_layers":
-        from mergekit_interleave.training.freeze import freeze_original_layers  # noqa: PLC0415
+    """Import a public name when it is used first, so that importing the package costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return freeze_original_layers
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted(__all__)

@@ -15,19 +15,20 @@ from unittest import mock
 import typer
 from rich import markup
 
-from mergekit_interleave.cli import main as cli
+from mergekit_interleave.cli import _typer_internals
+from mergekit_interleave.cli.app import application
 
 PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 EXAMPLE = "Example: "
 ESCAPED = r"\|"
-NAMED_SHELL = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+NAMED_SHELL = {_typer_internals.NAMED_SHELL: "1"}
 """Makes the options for completion those that take the name of a shell, wherever this runs."""
 
 
 def page() -> str:
     """The whole page: the program, then each command in the order of its help."""
     with mock.patch.dict(os.environ, NAMED_SHELL):
-        group: Any = typer.main.get_command(cli.app)
+        group: Any = typer.main.get_command(application())
     program = group.make_context("mk-interleave", [], resilient_parsing=True)
     said = ["<!-- Written by tools/reference.py: `make docs`. -->", *_section(group, program, 1)]
     for name in group.list_commands(program):

@@ -42,8 +42,8 @@ def stacks_of(names: Iterable[str], depth: int, config: Mapping[str, Any]) -> tu
         return tuple(whole)
     # A model of images beside it may be as deep, and its names may end alike.
     family = families.family_of_config(config)
-    own = (family.layers, *family.beside) if family else ()
-    for known in (families.other_stacks(), own):
+    own = (family.layer_prefix, *family.parallel_prefixes) if family else ()
+    for known in (families.composite_layer_prefixes(), own):
         named = [stack for stack in whole if any(_ends(stack, name) for name in known)]
         if named:
             return tuple(named)

@@ -6,7 +6,9 @@ the documents that are no passthrough merge stay as they are. The network is nev
 
 from __future__ import annotations
 
+import io
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -17,6 +19,8 @@ from typing import IO
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands.inputs import StrPath
+from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
@@ -36,16 +40,25 @@ log = logging.getLogger(__name__)
 CARD = "README.md"
 
 
-def explain(source: str, stdin: IO[str]) -> str:
-    """The text of the shortest directive, with a sentence of what it does as a comment.
+def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:
+    """Write the shortest directive that expands to the same slices as a mergekit config.
 
     Args:
-        source: A file, a model's directory, or `-`.
-        stdin: Standard input.
+        source: A file's name, a model's directory, or an open file.
+        stdin: What `-` reads.
+
+    Returns:
+        The directive, after a comment that says what it does; a `str` with `warnings`.
 
     Raises:
         InterleaveError: There is no passthrough config in it.
     """
+    if isinstance(source, str | os.PathLike):
+        return Recipe(_explain(os.fspath(source), stdin or io.StringIO()))
+    return Recipe(_explain("-", source))
+
+
+def _explain(source: str, stdin: IO[str]) -> str:
     text, where, stored = _read(source, stdin)
     documents = _documents(text)
     known = [yaml_io.keys(part) for part in documents]
@@ -254,7 +267,9 @@ class _Opened:
         checkpoint = self.open(model)
         family = families.assumed_family() if checkpoint is None else checkpoint.family
         return (
-            family is not None and not family.constants and {*names} == {*family.residual_writers}
+            family is not None
+            and not family.identity_constants
+            and {*names} == {*family.residual_writers}
         )
 
     def _reaches_out(self, layout: Layout) -> bool:

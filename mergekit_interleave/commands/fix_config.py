@@ -1,58 +1,121 @@
-"""`fix-config`: the config.json that plain `mergekit-yaml` left broken, or did not write.
+"""`fix-config`: write the config.json that plain `mergekit-yaml` left broken or did not write.
 
-The weights are taken as they are: they must be those of the recipe, or nothing is mended.
+The weights are not changed: they must be those of the recipe, or nothing is written.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave._files import replace_file
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint import extra_files, meta_model, quantization
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import read_json, read_tensors, to_json
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._settings import restored_settings
+from mergekit_interleave.commands.inputs import ModelLike, StrPath
+from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive.model_ref import ModelRef, parse_model
-from mergekit_interleave.errors import CheckpointError, OutputError, RefusedError
+from mergekit_interleave.errors import CheckpointError, DirectiveError, OutputError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning import grown_config, structure_check
 from mergekit_interleave.planning.per_layer_config import Placement
-from mergekit_interleave.planning.resolve import Expansion
+from mergekit_interleave.planning.resolve import Expansion, resolve
 from mergekit_interleave.planning.tensor_plan import assemble
 
 
 @dataclass(frozen=True)
-class Mended:
+class FixConfigReport:
     """What was changed.
 
     Attributes:
+        directory: The model.
+        layers: The number of its layers.
         written: Whether there was no config.json before.
-        changes: Each key of config.json with what it was and is.
-        added: The base's small files that were missing.
+        changes: The changed keys of config.json, each with its old and new value.
+        added: The names of the base's files that were missing.
+        warnings: What to beware of, one sentence each.
     """
 
+    directory: Path
+    layers: int
     written: bool
     changes: Mapping[str, tuple[object, object]]
     added: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        if self.written:
+            lines = [f"config.json: written, for {self.layers} layers"]
+        else:
+            lines = [
+                f"config.json: {key}: {json.dumps(old)} -> {json.dumps(new)}"
+                for key, (old, new) in self.changes.items()
+            ]
+        lines += [f"{name}: added" for name in self.added]
+        return lines or [f"{self.directory}: its config.json is correct"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, as `fix-config --json` prints it."""
+        return {
+            "directory": str(self.directory),
+            "layers": self.layers,
+            "written": self.written,
+            "config": {key: {"from": old, "to": new} for key, (old, new) in self.changes.items()},
+            "added": list(self.added),
+            "warnings": list(self.warnings),
+        }
 
 
-def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
-    """Write the config.json that the recipe of a directory calls for.
+def fix_config(
+    directory: StrPath, *, recipe: StrPath | None = None, model: ModelLike | None = None
+) -> FixConfigReport:
+    """Fix the config.json that mergekit-yaml left broken or did not write.
 
     Args:
-        directory: What `mergekit-yaml` wrote.
-        expansion: Its recipe.
-        models: Where the source models are opened.
+        directory: What mergekit-yaml wrote.
+        recipe: The YAML that it was made from; mergekit_config.yml in the directory, unless
+            mergekit stopped before it wrote that.
+        model: The source model, where it is not where the recipe says.
+
+    Returns:
+        What was changed.
 
     Raises:
-        InterleaveError: It cannot be mended, and nothing is changed.
+        DirectiveError: No recipe is given, and there is none in the directory.
+        RefusedError: The weights are not those of the recipe; nothing is changed.
+        InterleaveError: The config.json cannot be written; nothing is changed.
     """
+    place = Path(directory)
+    own = place / mergekit_yaml.FILE
+    recorded_layout.check_directory(place)
+    if recipe is None and not own.is_file():
+        raise DirectiveError(
+            f"{directory}: no {mergekit_yaml.FILE} there, which would state the layers",
+            hint="name the YAML that it was made from: --recipe FILE",
+        )
+    models = Models()
+    wanted = inputs.parse(directives.load_file(Path(recipe or own)), {"model": model})
+    with restored_settings():
+        try:
+            expansion = resolve(wanted, models, strict=True)
+        except CheckpointError as error:
+            if model is None:
+                error.hint = "the recipe's model is not there: --model DIR says where it is"
+            raise
+        return _fix(place, expansion, models)
+
+
+def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigReport:
     keys = expansion.directive.mergekit
     layout = mergekit_yaml.effective(expansion.layout, keys)
     sources = {model: models.open(model) for model in layout.models}
@@ -88,15 +151,18 @@ def mend(directory: Path, expansion: Expansion, models: Models) -> Mended:
         replace_file(directory / CONFIG, to_json(config))
     except OSError as error:
         raise OutputError(f"{directory}: {error.strerror or error}") from error
-    return Mended(
-        not before,
-        {key: pair for key, pair in grown_config.differences(before, config) if pair[0] != pair[1]},
-        tuple(added),
+    differences = grown_config.differences(before, config)
+    return FixConfigReport(
+        directory,
+        len(layout),
+        written=not before,
+        changes={key: (old, new) for key, (old, new) in differences if old != new},
+        added=tuple(added),
     )
 
 
 def _before(file: Path) -> dict[str, Any]:
-    """What stands there; nothing, where that is no config."""
+    """The present config; empty where there is none that can be read."""
     try:
         return read_json(file)
     except CheckpointError:
@@ -112,22 +178,22 @@ def _check_weights(
 ) -> None:
     """Check that the weights have the names and shapes that the recipe calls for.
 
-    Those of the checkpoint where it is at hand, or, in the layers, those of the model in memory:
-    mergekit may write either.
+    They are those of the checkpoint where its weights are available; else, in the layers, those of
+    the model in memory. mergekit may write either.
     """
     first = sources[layout.models[0]]
     written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    with scratch_directory() as folder:
+        (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
         if len(sources) == 1:
-            structure_check.check(first, layout, Path(folder), placement.kv_sharing_layers)
-        wanted = meta_model.shapes(Path(folder), trusted=first.trusted)
+            structure_check.check(first, layout, folder, placement.kv_sharing_layers)
+        wanted = meta_model.shapes(folder, trusted=first.trusted)
     if all(source.has_weights for source in sources.values()):
         parts = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)
         stored = {part.name: part.shape for part in parts}
         if written == stored:
             return
-        if quantization.KEY in first.config:  # in memory there may be no trace of the scales
+        if quantization.KEY in first.config:  # the model in memory may lack the scales
             wanted = stored
     result = Checkpoint(first.ref, directory, config, is_local=True)
     found, expected = (
@@ -136,7 +202,7 @@ def _check_weights(
     )
     wrong = sorted(name for name, _ in found.items() ^ expected.items())
     if wrong:
-        what = "missing" if wrong[0] not in found else "one too many, or of another shape"
+        what = "missing" if wrong[0] not in found else "unexpected, or of another shape"
         raise RefusedError(
             f"{directory}: its weights are not those of its recipe: {wrong[0]} is {what}",
             hint="`mk-interleave run` takes the same recipe and writes the model",

@@ -1,4 +1,4 @@
-"""`plan`: what `run` would make of a directive, before anything is written."""
+"""`plan`: what `run` would make of a directive; nothing is written."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._units import amount, count, decimal
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import config_errors
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._settings import restored_settings
+from mergekit_interleave.commands.inputs import DirectiveLike
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.engines import writer as writers
-from mergekit_interleave.engines.stream import Traffic
+from mergekit_interleave.engines import registry, select
+from mergekit_interleave.engines.protocol import Traffic
+from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.layout import describe, mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
-from mergekit_interleave.output import manifest
+from mergekit_interleave.output import manifest, svg
 from mergekit_interleave.planning import grown_config, zeroing
 from mergekit_interleave.planning.expansion_plan import (
     ExpansionPlan,
@@ -37,6 +41,11 @@ from mergekit_interleave.planning.expansion_plan import (
     plan_expansion,
 )
 from mergekit_interleave.planning.resolve import Expansion, resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mergekit_interleave.commands.inputs import Words
 
 
 @dataclass(frozen=True)
@@ -80,76 +89,127 @@ class Writing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would come of a directive.
+    """What `run` would make of a directive. In a notebook it is shown as its layer map.
 
     Attributes:
-        directive: What was asked for, its model found.
-        layout: The layers.
-        names: What the models are called in OUT, in the order of their first layers.
-        depths: How many layers each of them has, None where that is not known.
+        directive: The directive, with its model found.
+        layout: The layers of the result.
+        names: The public names of the models, in the order of their first layers.
+        depths: The number of layers of each model; None where it is not known.
         identities: The indices of the new layers that pass their input on unchanged.
-        parameters: How many numbers there are; None where the class cannot be asked.
-        writing: What it takes to write them; None where nothing is known of their bytes.
-        config: What changes in config.json, by key: what it was, and what it will be; None where
-            there is none to read.
-        warnings: What to beware of.
-        counted: Whether the weights were at hand; if not, config.json alone told.
+        parameters: The numbers of parameters; None where they cannot be counted.
+        writing: What it takes to write the weights; None where their sizes are not known.
+        config: The keys of config.json that change, each with its old and new value; None where
+            there is no config.json to read.
+        warnings: What to beware of, one sentence each.
+        counted: Whether the weights were read; if not, sizes are derived from config.json.
     """
 
     directive: Directive
     layout: Layout
-    names: Sequence[str]
-    depths: Sequence[int | None]
+    names: tuple[str, ...]
+    depths: tuple[int | None, ...]
     identities: frozenset[int]
     parameters: Parameters | None
     writing: Writing | None
     config: Mapping[str, tuple[object, object]] | None
-    warnings: Sequence[str]
+    warnings: tuple[str, ...]
     counted: bool
 
     @cached_property
     def sentence(self) -> str:
-        """What it is, in words."""
+        """The result in one sentence."""
         sole = self.depths[0] if len(self.depths) == 1 else None
         return describe.sentence(self.layout, self.directive.growth, sole, self.identities)
 
     @property
     def distance(self) -> tuple[float, int] | None:
-        """How many layers on a copy stands from its original: the mean, and the most."""
+        """How many layers a copy is from its original: the mean and the maximum."""
         found = distances(self.layout)
         return (sum(found) / len(found), max(found)) if found else None
 
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the layout: only models of the same layout can be merged."""
+        return manifest.fingerprint(self.layout)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """The plan as text: lines, each with its name."""
+        return list(_lines(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values, as `plan --json` prints it."""
+        return _as_dict(self)
+
+    def strip(self, width: int, *, ascii_only: bool = False) -> list[layer_maps.Line]:
+        """The layer map for a terminal: lines of text, each with its style as rich names it.
+
+        Args:
+            width: The width of the terminal in characters.
+            ascii_only: Use no character beyond ASCII.
+        """
+        return layer_maps.strip(
+            self.layout,
+            self.identities,
+            names=self.names,
+            width=max(width, layer_maps.NARROWEST),
+            ascii_only=ascii_only,
+        )
+
+    def svg(self) -> str:
+        """The layer map as an SVG picture, as `plan --svg` writes it."""
+        return svg.picture(self.layout, self.identities, self.names)
+
+    def _repr_svg_(self) -> str:
+        """What a notebook shows."""
+        return self.svg()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:<11} {words}" for name, words in self.lines())
+
 
 def plan(
-    directive: Directive, models: Models, here: Path, *, allow_non_identity: bool = False
+    directive: DirectiveLike | None = None,
+    *,
+    allow_non_identity: bool = False,
+    trust_remote_code: bool = False,
+    **words: Unpack[Words],
 ) -> Plan:
-    """Find out what `run` would make.
+    """Find out what `run` would make of a directive. Nothing is written.
 
     Args:
-        directive: The user's words.
-        models: Where models are opened.
-        here: Where it would be written, or beside it.
-        allow_non_identity: As `run` has it.
+        directive: Text, a path, an open file, a mapping, or a `Directive`.
+        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        trust_remote_code: Run code that the models bring. Nothing is run without it.
+        words: Keywords that replace what the directive says; see `Words`.
+
+    Returns:
+        The plan: its layers, parameters, bytes, changes of config.json, and warnings.
 
     Raises:
-        InterleaveError: It would be refused.
+        InterleaveError: `run` would refuse the directive or the model.
     """
-    with _warnings() as warnings:
-        if _needs_no_config(directive) and not _is_readable(directive, models):
-            found = _from_words(directive, models, allow_non_identity=allow_non_identity)
-            return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
-        expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
-        sources = open_sources(expansion, models)
-        first = models.open(expansion.layout.models[0])
-        with config_errors(first.path):
-            found = _from_config(expansion, sources)
-            if all(models.open(model).has_weights for model in expansion.layout.models):
-                found = _from_weights(found, plan_expansion(expansion, models, None), here)
-            else:
-                found = _counted(found, sources, here)
+    wanted = inputs.parse(inputs.read(directive), words)
+    models = Models(trust_remote_code=trust_remote_code)
+    here = Path.cwd()
+    with restored_settings(), _warnings() as warnings:
+        found = _plan(wanted, models, here, allow_non_identity=allow_non_identity)
         if found.writing is not None and found.writing.free < _least(found.writing):
             logging.getLogger(__name__).warning("there is no room for it here")
     return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
+
+
+def _plan(directive: Directive, models: Models, here: Path, *, allow_non_identity: bool) -> Plan:
+    if _needs_no_config(directive) and not _is_readable(directive, models):
+        return _from_words(directive, models, allow_non_identity=allow_non_identity)
+    expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
+    sources = open_sources(expansion, models)
+    first = models.open(expansion.layout.models[0])
+    with config_errors(first.path):
+        found = _from_config(expansion, sources)
+        if all(models.open(model).has_weights for model in expansion.layout.models):
+            return _from_weights(found, plan_expansion(expansion, models, None), here)
+        return _counted(found, sources, here)
 
 
 def _needs_no_config(directive: Directive) -> bool:
@@ -187,8 +247,8 @@ def _from_words(directive: Directive, models: Models, *, allow_non_identity: boo
     return Plan(
         directive=expansion.directive,
         layout=layout,
-        names=[str(model) for model in layout.models],
-        depths=[depth_of(model) for model in layout.models],
+        names=tuple(str(model) for model in layout.models),
+        depths=tuple(depth_of(model) for model in layout.models),
         identities=zeroing.identities(layout, lambda _: families.assumed_family()),
         parameters=None,
         writing=None,
@@ -237,8 +297,8 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
     return Plan(
         directive=expansion.directive,
         layout=layout,
-        names=[sources.public.title(model) for model in layout.models],
-        depths=[sources.models[model].depth for model in layout.models],
+        names=tuple(sources.public.title(model) for model in layout.models),
+        depths=tuple(sources.models[model].depth for model in layout.models),
         identities=zeroing.identities(layout, lambda model: sources.models[model].require_family()),
         parameters=None,
         writing=None,
@@ -251,18 +311,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
     """What the tensors tell besides."""
     new = {layer.index for layer in found.layout.new_layers}
-    writer = writers.Writer(made, here, writers.WriteOptions())
-    against_mergekit, against_stream = writer.against_mergekit, writer.against_stream
-    engine, why = writers.MERGEKIT, f"{_RIGHT}; --engine stream writes the same"
-    if against_mergekit is not None:
-        engine, why = writers.STREAM, f"because mergekit cannot {against_mergekit}"
-    elif against_stream is not None:
-        why = f"because {against_stream}"
-    memory = {}
-    if against_mergekit is None:
-        memory[writers.MERGEKIT] = writers.mergekit_memory(writer.whole)
-    if against_stream is None:
-        memory[writers.STREAM] = writers.stream_memory(len(made.specs))
+    choice = select.choose(made, here)
     return dataclasses.replace(
         found,
         identities=made.identities,
@@ -271,21 +320,25 @@ def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
             after=made.parameters,
             new=sum(math.prod(part.shape) for part in made.specs if part.layer in new),
         ),
-        writing=Writing(
-            nbytes=sum(part.nbytes for part in made.specs),
-            mergekit=writer.whole if against_mergekit is None else None,
-            stream=writer.forecast if against_stream is None else None,
-            engine=engine,
-            why=why,
-            memory=memory,
-            free=shutil.disk_usage(here).free,
-        ),
+        writing=_writing(choice, sum(part.nbytes for part in made.specs), here),
         config=dict(grown_config.differences(made.base.config, made.config())),
         counted=True,
     )
 
 
-_RIGHT = "which writes the right tensors of this type"
+def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
+    needs = choice.estimates
+    mergekit, stream = needs.get(registry.MERGEKIT), needs.get(registry.STREAM)
+    return Writing(
+        nbytes=nbytes,
+        mergekit=None if mergekit is None else mergekit.traffic.written,
+        stream=None if stream is None else stream.traffic,
+        engine=choice.engine,
+        why=choice.why,
+        memory={name: estimate.memory for name, estimate in needs.items()},
+        free=shutil.disk_usage(here).free,
+    )
+
 
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -311,20 +364,7 @@ def _counted(found: Plan, sources: Sources, here: Path) -> Plan:
     if width is None or first.is_quantized:
         return dataclasses.replace(found, parameters=parameters)
     nbytes = parameters.after * width
-    family = first.require_family()
-    wrong = family.verdict(first.layer_config) == families.WRONG_TENSORS
-    engine = writers.STREAM if wrong else writers.MERGEKIT
-    writing = Writing(
-        nbytes=nbytes,
-        mergekit=None if wrong else nbytes,
-        stream=None,
-        engine=engine,
-        why=f"because mergekit cannot write the right tensors of model type {first.model_type}"
-        if wrong
-        else _RIGHT,
-        memory={writers.MERGEKIT: writers.mergekit_memory(nbytes)} if not wrong else {},
-        free=shutil.disk_usage(here).free,
-    )
+    writing = _writing(select.choose_by_config(first, nbytes), nbytes, here)
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 
 
@@ -335,8 +375,7 @@ def _least(writing: Writing) -> int:
     return writing.mergekit or writing.nbytes
 
 
-def words(found: Plan) -> Iterator[tuple[str, str]]:
-    """The plan as lines, each with its name."""
+def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     layout = found.layout
     new = len(layout.new_layers)
     yield "what", found.sentence
@@ -401,8 +440,7 @@ def _short(value: object) -> str:
 _LONGEST = 60
 
 
-def as_json(found: Plan) -> dict[str, Any]:
-    """The plan for programs."""
+def _as_dict(found: Plan) -> dict[str, Any]:
     layout, writing = found.layout, found.writing
     models, distance = layout.models, found.distance
     return {

@@ -1,15 +1,16 @@
-"""`run`: preflight, staging, engine, config, small files, card, check, one rename."""
+"""`run`: plan, stage, write, check, and move the finished model to OUT in one rename."""
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG
 from mergekit_interleave.checkpoint.models import Models
@@ -19,17 +20,22 @@ from mergekit_interleave.checkpoint.safetensors_header import (
     read_tensors,
     to_json,
 )
-from mergekit_interleave.engines import mergekit
-from mergekit_interleave.engines import writer as writers
-from mergekit_interleave.engines.writer import MERGEKIT, WriteOptions, WriteResult
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._settings import restored_settings
+from mergekit_interleave.commands.inputs import DirectiveLike, StrPath
+from mergekit_interleave.engines import registry, select
+from mergekit_interleave.engines.mergekit import mixes, quieten
+from mergekit_interleave.engines.protocol import Bar, WriteOptions, WriteResult, no_bar
+from mergekit_interleave.engines.writer import Writer
 from mergekit_interleave.errors import (
+    DirectiveError,
     OutputError,
     RefusedError,
     UnsayableError,
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_data, manifest, verification_text
+from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
@@ -39,92 +45,225 @@ from mergekit_interleave.verification import forward
 from mergekit_interleave.verification import report as verification
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mergekit_interleave.commands.inputs import Words
 
 _UNPICKLED = ".unpickled"
 """Where pickled weights are written as safetensors, within the directory that becomes OUT."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to run.
-
-    Attributes:
-        weights: How to write the weights.
-        replace: Replace a model that stands at OUT.
-        base_model: The Hub id of the base, where its directory does not tell.
-        verify: Read back what was written, and compare it with the sources.
-        allow_pickle: Read pickled weights.
-        allow_non_identity: See `expand.resolve`, which is asked again once they are read.
-    """
-
-    weights: WriteOptions = field(default_factory=WriteOptions)
-    replace: bool = False
-    base_model: str | None = None
-    verify: bool = True
-    allow_pickle: bool = False
-    allow_non_identity: bool = False
-
-
-@dataclass(frozen=True)
 class RunReport:
-    """What was made.
+    """The model that was written.
 
     Attributes:
+        out: Its directory.
         layout: Its layers.
-        written: What came of reading it back.
-        outcome: How it came there.
-        parameters: How many numbers it holds; None where integers hold several each.
-        name: The name that is suggested for it; None where its card could not be written.
+        written: The comparison of the written tensors with the sources.
+        outcome: The engine that wrote them, and how their bytes got there.
+        parameters: The number of its parameters; None where integers hold several each.
+        name: The suggested name; None where no model card could be written.
+        warnings: What to beware of, one sentence each.
+        notes: What else to know, one sentence each.
     """
 
+    out: Path
     layout: Layout
     written: Comparison
     outcome: WriteResult
     parameters: int | None
     name: str | None
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the layout: only models of the same layout can be merged."""
+        return manifest.fingerprint(self.layout)
+
+    @property
+    def hint(self) -> str | None:
+        """What would have been better, if anything."""
+        if self.outcome.streamable:
+            return "--engine stream writes the same tensors, faster and in constant memory"
+        return None
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        traffic = self.outcome.traffic
+        numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
+        size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
+        new = f"{len(self.layout)} layers, {len(self.layout.new_layers)} of them new"
+        same = "only models of the same layout can be merged with this one"
+        lines = [
+            f"{self.out}: {new}; {numbers}{size}{traffic}",
+            f"layout {self.fingerprint}: {same}",
+        ]
+        return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, as `run --json` prints it."""
+        return {
+            "out": str(self.out),
+            "layers": len(self.layout),
+            "new_layers": [layer.index for layer in self.layout.new_layers],
+            "fingerprint": self.fingerprint,
+            "parameters": self.parameters,
+            "tensors": self.written.tensors,
+            "bytes": self.written.nbytes,
+            "compared": self.written.compared,
+            "engine": self.outcome.engine,
+            "traffic": dataclasses.asdict(self.outcome.traffic),
+            "name": self.name,
+            "warnings": list(self.warnings),
+            "notes": list(self.notes),
+        }
 
 
-def run(expansion: Expansion, models: Models, out: Path, options: Options) -> RunReport:
-    """Make the deeper model.
+def run(  # noqa: PLR0913 - one parameter for each option
+    directive: DirectiveLike | None = None,
+    out: StrPath | None = None,
+    *,
+    engine: str = registry.AUTO,
+    out_shard_size: int | str | None = None,
+    reflink: bool = True,
+    verify: bool = True,
+    force: bool = False,
+    base_model: str | None = None,
+    allow_pickle: bool = False,
+    allow_non_identity: bool = False,
+    trust_remote_code: bool = False,
+    cuda: bool = False,
+    device: str | None = None,
+    low_cpu_memory: bool = False,
+    lazy_unpickle: bool = False,
+    async_write: bool = False,
+    mergekit: Mapping[str, object] | None = None,
+    progress: Bar | None = None,
+    **words: Unpack[Words],
+) -> RunReport:
+    """Write the deeper model to a directory, with config, tokenizer and model card.
+
+    The directory appears when the model is complete and checked, or not at all.
 
     Args:
-        expansion: What to make.
-        models: Where its source models are opened.
-        out: Where it is to appear.
-        options: How.
+        directive: Text, a path, an open file, a mapping, or a `Directive`; also a mergekit
+            passthrough config.
+        out: The directory to write.
+        engine: What writes the weights: `auto`, `mergekit` or `stream`.
+        out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
+        reflink: Let the stream engine share blocks with the base where the filesystem can.
+        verify: Read back what was written and compare it with the sources.
+        force: Replace a model that exists at `out`, and nothing else.
+        base_model: The Hub id by which OUT names a local source model.
+        allow_pickle: Read numbers out of pickled weights, and nothing else.
+        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        trust_remote_code: Run code that the models bring. Nothing is run without it.
+        cuda: Let mergekit do arithmetic on the GPU.
+        device: The device on which mergekit does arithmetic.
+        low_cpu_memory: Let mergekit keep intermediate values on the device.
+        lazy_unpickle: Let mergekit load pickles lazily.
+        async_write: Let mergekit write shards while it makes the next ones.
+        mergekit: Other options of mergekit-yaml, by name.
+        progress: Called with the number of bytes to write; a context manager whose value is called
+            with the bytes of each step.
+        words: Keywords that replace what the directive says; see `Words`.
+
+    Returns:
+        What was written, and the result of comparing it with its sources.
 
     Raises:
-        InterleaveError: It cannot be made, and nothing is at OUT.
+        InterleaveError: The model cannot be made exactly; nothing is at `out`.
     """
-    try:
-        return _run(expansion, models, out, options)
-    except UnsayableError as error:
-        mergekit.quieten(options.weights.mergekit.get("verbosity"))
-        base = models.open(expansion.layout.models[0])
-        works = suggest.suggestion(base, expansion.directive, expansion.layout)
-        error.hint = f"this would do: {works}" if works else None
-        raise
+    registry.rows(engine)  # or there is no such engine
+    if not out:
+        raise DirectiveError("OUT is empty", hint="name the directory to write")
+    stated = {
+        "cuda": cuda,
+        "device": device,
+        "low_cpu_memory": low_cpu_memory,
+        "lazy_unpickle": lazy_unpickle,
+        "async_write": async_write,
+        "trust_remote_code": trust_remote_code,
+    }
+    options = {name: value for name, value in stated.items() if value} | dict(mergekit or {})
+    wanted = inputs.parse(inputs.read(directive), words)
+    how = _Options(
+        weights=WriteOptions(
+            engine=engine,
+            shard_size=inputs.parse_size(out_shard_size, "--out-shard-size"),
+            reflink=reflink,
+            mergekit=options,
+            bar=progress or no_bar,
+        ),
+        replace=force,
+        base_model=base_model,
+        verify=verify,
+        allow_pickle=allow_pickle,
+        allow_non_identity=allow_non_identity,
+    )
+    cache_dir = options.get("transformers_cache")
+    models = Models(
+        cache_dir=None if cache_dir is None else str(cache_dir),
+        trust_remote_code=trust_remote_code,
+    )
+    with restored_settings():
+        expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
+        try:
+            return _run(expansion, models, Path(out), how)
+        except UnsayableError as error:
+            quieten(how.weights.mergekit.get("verbosity"))
+            base = models.open(expansion.layout.models[0])
+            works = suggest.suggestion(base, expansion.directive, expansion.layout)
+            error.hint = f"this would do: {works}" if works else None
+            raise
 
 
-def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> RunReport:
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
+@dataclass(frozen=True)
+class _Options:
+    """How to run.
+
+    Attributes:
+        weights: How to write the weights.
+        replace: Replace a model that exists at OUT.
+        base_model: The Hub id of the base, where its directory does not tell.
+        verify: Read back what was written, and compare it with the sources.
+        allow_pickle: Read pickled weights.
+        allow_non_identity: See `resolve`, which is called again once they are read.
+    """
+
+    weights: WriteOptions
+    replace: bool
+    base_model: str | None
+    verify: bool
+    allow_pickle: bool
+    allow_non_identity: bool
+
+
+def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -> RunReport:
+    out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
-    writers.check(how, expansion)
-    with staged(out, replace=options.replace) as work:
+    select.check(how, expansion)
+
+    def write(work: Path) -> RunReport:
+        nonlocal expansion
         scratch = work / _UNPICKLED
         if options.allow_pickle:
             expansion = _unpickled(expansion, models, scratch, options)
-        plan = plan_expansion(expansion, models, out, base_model=options.base_model, mix=how.mixes)
-        measured = plan.first.require_family().measured
-        writer = writers.Writer(plan, work, how)
+        plan = plan_expansion(
+            expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
+        )
+        measured = plan.first.require_family().is_unknown
+        writer = Writer(plan, work, how)
         writer.check_room()
-        if not how.streams:
-            mergekit.quieten(how.mergekit.get("verbosity"))
+        if how.loads_transformers:
+            quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
-        if measured or not how.streams:
+        if measured or how.loads_transformers:
             _check_classes(plan, work)
         if measured and not plan.is_identity:
             raise RefusedError(
@@ -145,14 +284,27 @@ def _run(expansion: Expansion, models: Models, out: Path, options: Options) -> R
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
-        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified)
-        name = card_data.write(work, out.name, content)
+        warnings: list[str] = []
+        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
+        name, content = card_files.write_new(work, out.name, content, warnings.append)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    return RunReport(plan.layout, written, outcome, content.get("parameters"), name)
+        return RunReport(
+            out=place,
+            layout=plan.layout,
+            written=written,
+            outcome=outcome,
+            parameters=content.get("parameters"),
+            name=name,
+            warnings=tuple(warnings),
+            notes=outcome.notes,
+        )
+
+    result = staged(out, write, replace=options.replace)
+    return dataclasses.replace(result.value, warnings=(*result.value.warnings, *result.warnings))
 
 
-def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: Options) -> Expansion:
+def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: _Options) -> Expansion:
     """The same, where names were not yet checked against tensors that were pickled."""
     models.unpickle_into = scratch
     found = [models.with_weights(model) for model in expansion.layout.models]
@@ -185,7 +337,7 @@ def _copy_small_files(plan: ExpansionPlan, work: Path) -> None:
 
 
 def _check_weights(
-    plan: ExpansionPlan, work: Path, options: Options, outcome: WriteResult
+    plan: ExpansionPlan, work: Path, options: _Options, outcome: WriteResult
 ) -> Comparison:
     """Compare what was written with what was to be written.
 
@@ -197,7 +349,7 @@ def _check_weights(
 
     def unread(spec: TensorSpec) -> str | None:
         # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
-        if options.verify or (outcome.engine == MERGEKIT and spec.scale == 0):
+        if options.verify or (registry.ENGINES[outcome.engine].multiplies and spec.scale == 0):
             return plan.reason_unread(spec)
         return "not asked for"
 

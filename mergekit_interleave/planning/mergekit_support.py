@@ -56,7 +56,7 @@ def check(expansion: Expansion, models: Models) -> None:
     placed = _placed(checkpoint, expansion.layout)
     _check_tensors(checkpoint, checkpoint.require_family())
     config = checkpoint.layer_config
-    if checkpoint.family.verdict(config) != families.EXACT or any(
+    if checkpoint.family.mergekit_result(config) != families.EXACT or any(
         config.get(key) != value for key, value in placed.items()
     ):
         log.warning(
@@ -82,7 +82,7 @@ def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
 
 def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
     if checkpoint.is_quantized or (
-        family.verdict(checkpoint.layer_config) == families.WRONG_TENSORS
+        family.mergekit_result(checkpoint.layer_config) == families.WRONG_TENSORS
     ):
         kind = ", quantized" if checkpoint.is_quantized else ""
         raise RefusedError(
@@ -90,7 +90,7 @@ def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
             f"{kind}, or none",
             hint=_BY_RUN,
         )
-    if family.modules and not checkpoint.modules:
+    if family.mergekit_modules and not checkpoint.modules:
         raise RefusedError(
             f"{checkpoint.ref}: its config.json does not say how many layers its other models "
             "have, which a mergekit config must",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
@@ -70,11 +69,11 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
 
 
 def _is_built(base: Checkpoint, layout: Layout, placement: Placement) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_directory() as folder:
         try:
             config = grown_config.deepened(base, layout, placement)
-            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            structure_check.check(base, layout, Path(folder), placement.kv_sharing_layers)
+            (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            structure_check.check(base, layout, folder, placement.kv_sharing_layers)
         except InterleaveError:
             return False
     return True

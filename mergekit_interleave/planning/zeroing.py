@@ -37,7 +37,7 @@ def gains_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
     """
     if family.output_norms is None:
         raise TypeError("the family has no such norms")
-    names, value = family.output_norms.all, family.output_norms.value
+    names, value = family.output_norms.all_names, family.output_norms.closed_value
     constants = _constants(family, setting)
     if value == 0:
         return Edit(zeroed_scales(names), constants)
@@ -52,7 +52,7 @@ def _constants(family: Family, setting: Callable[[str], Any]) -> tuple[Constant,
             after=int(setting(rule["after"])) if "after" in rule else None,
             square=int(setting(rule["square"])) if "square" in rule else None,
         )
-        for name, rule in family.constants.items()
+        for name, rule in family.identity_constants.items()
     )
 
 
@@ -68,7 +68,7 @@ def unzeroed_writers(edit: Edit, tensors: Collection[str], family: Family) -> li
     unfilled = [
         tensor
         for tensor in tensors
-        for name, rule in family.constants.items()
+        for name, rule in family.identity_constants.items()
         if name in tensor and getattr(filled[tensor], "value", None) != rule["value"]
     ]
 
@@ -79,8 +79,8 @@ def unzeroed_writers(edit: Edit, tensors: Collection[str], family: Family) -> li
         return value == 0 and scale_of(tensor, edit.scales) == 0
 
     if family.output_norms is not None and family.has_output_norms(tensors):
-        gains = [t for t in tensors if any(name in t for name in family.output_norms.all)]
-        if all(holds(tensor, family.output_norms.value) for tensor in gains):
+        gains = [t for t in tensors if any(name in t for name in family.output_norms.all_names)]
+        if all(holds(tensor, family.output_norms.closed_value) for tensor in gains):
             return unfilled
     return [t for t in tensors if family.writes(t) and not holds(t, 0)] + unfilled
 
@@ -93,7 +93,7 @@ def check_plain(checkpoint: Checkpoint) -> None:
     """
     for index in range(checkpoint.depth):
         for name in checkpoint.layer_tensors(index):
-            if not families.is_plain(_short([name])[0]):
+            if not families.is_standard_tensor(_short([name])[0]):
                 raise LayoutError(
                     f"zero: auto: nothing is known of model type {checkpoint.model_type!r}, and "
                     f"{name} is no tensor of a Llama's",
@@ -111,7 +111,7 @@ def closes_gains(edit: Edit, family: Family) -> bool:
 
 def warn_of_dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> None:
     """Two zeros in a row give each other no gradient: what is not a writer need not be zero."""
-    kept = family.residual_writers + (family.output_norms.all if family.output_norms else ())
+    kept = family.residual_writers + (family.output_norms.all_names if family.output_norms else ())
     dead = [
         tensor
         for tensor in tensors
@@ -172,7 +172,7 @@ def _unzeroed_names(edit: Edit, family: Family) -> list[str]:
     """What keeps a layer from being an identity, as far as names alone tell."""
     gains = family.output_norms.names if family.output_norms else ()
     closed = [constant_of(name, edit.constants) or names_zero(edit.scales, name) for name in gains]
-    left = [name for name in family.constants if not constant_of(name, edit.constants)]
+    left = [name for name in family.identity_constants if not constant_of(name, edit.constants)]
     if closed and all(closed):
         return left
     return [
@@ -226,13 +226,13 @@ def _zeroed_names(scales: Scales) -> list[str]:
 
 
 def _right_list(family: Family) -> str:
-    if family.constants:
+    if family.identity_constants:
         return f"for {family.model_type} write `zero: auto`, which also fills {_filled(family)}"
     return f"for {family.model_type} write `zero: [{', '.join(family.residual_writers)}]`"
 
 
 def _filled(family: Family) -> str:
-    return ", ".join(name.strip(".") for name in family.constants)
+    return ", ".join(name.strip(".") for name in family.identity_constants)
 
 
 def _short(tensors: Collection[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,41 +29,46 @@ from mergekit_interleave.verification import forward
 from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Comparison, Difference, Tolerance, compare
 
-log = logging.getLogger(__name__)
-
 TRAINED = "a new layer, which was trained"
+"""Why a tensor was not compared."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was verified, and what came of it.
+    """What was verified, and the result.
 
     Attributes:
-        against: What the sources are called; none where the model was compared with itself.
-        weights: What came of the tensors; None where those of the model cannot be read.
-        differences: All that is not as it must be, config.json included.
-        trained: Whether new layers were free to differ.
-        expected: What it must be.
-        own: Its interleave.json, where that has said so.
-        wider: How many tensors a trainer has stored in a wider dtype.
+        out: The model's directory.
+        against: The names of the sources; empty where the model was compared with itself.
+        weights: The comparison of the tensors; None where those of the model cannot be read.
+        differences: Everything that is not as it must be, config.json included.
+        trained: Whether new layers were allowed to differ.
+        expected: What the model must be.
+        own: Its interleave.json, where that states the layout.
+        wider: The number of tensors that a trainer has stored in a wider dtype.
+        forward: The result of a forward pass, as interleave.json keeps it; None without one.
+        warnings: What to beware of, one sentence each.
     """
 
-    against: Sequence[str]
+    out: Path
+    against: tuple[str, ...]
     weights: Comparison | None
-    differences: Sequence[Difference]
+    differences: tuple[Difference, ...]
     trained: bool
     expected: ExpectedModel
     own: Manifest | None = None
     wider: int = 0
+    forward: Mapping[str, Any] | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_exact(self) -> bool:
-        """Whether the model is what its layout says."""
-        return not self.differences
+        """Whether the model is what its layout says, and computes what its base computes."""
+        return not self.differences and (self.forward or {}).get("exact") is not False
 
     @property
     def kind(self) -> str:
-        """The word under which interleave.json keeps it."""
+        """The key under which interleave.json keeps the result."""
         return verification_text.TRAINED if self.trained else verification_text.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
@@ -72,6 +76,31 @@ class VerifyReport:
         specs, differences = self.expected.specs, len(self.differences)
         found = outcome(self.weights, self.against, specs, differences)
         return {**found, "wider": self.wider} if self.wider else found
+
+    def lines(self) -> list[str]:
+        """The report as lines of text."""
+        return list(_lines(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as JSON values, as `verify --json` prints it."""
+        found = {**self.outcome(), "trained": self.trained}
+        found["differences"] = [difference._asdict() for difference in self.differences]
+        if self.forward is not None:
+            found["forward"] = dict(self.forward)
+        return {**found, "warnings": list(self.warnings)}
+
+    def check(self) -> None:
+        """Check that the model is what it must be.
+
+        Raises:
+            RefusedError: It is not.
+        """
+        if self.differences:
+            count = len(self.differences)
+            places = "1 place" if count == 1 else f"{count} places"
+            raise RefusedError(f"{self.out}: is not what its layout says, in {places}")
+        if not self.is_exact:
+            raise RefusedError(f"{self.out}: does not compute what its base computes")
 
 
 def outcome(
@@ -153,7 +182,9 @@ def verify(
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
     own = claimed.manifest if layout_from is None else None
-    return VerifyReport(names, weights, differences, trained, expected, own, len(wider))
+    return VerifyReport(
+        out, tuple(names), weights, tuple(differences), trained, expected, own, len(wider)
+    )
 
 
 def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
@@ -245,22 +276,15 @@ def measure(out: Path, report: VerifyReport, most_memory: int | None = None) -> 
 _SHOWN = 10
 
 
-def words(out: Path, report: VerifyReport, measured: Mapping[str, Any] | None) -> Iterator[str]:
-    """A report as lines for a person.
-
-    Args:
-        out: The model's directory.
-        report: What came of its weights.
-        measured: What came of a forward pass, if there was one.
-    """
+def _lines(report: VerifyReport) -> Iterator[str]:
     layout, weights = report.expected.layout, report.weights
     for difference in report.differences[:_SHOWN]:
         yield str(difference)
     if len(report.differences) > _SHOWN:
         yield f"and {len(report.differences) - _SHOWN} more"
-    if report.is_exact:
+    if not report.differences:
         new = f"{len(layout)} layers, {len(layout.new_layers)} of them new"
-        yield f"{out}: {new}: {_verdict(report)}"
+        yield f"{report.out}: {new}: {_verdict(report)}"
     if weights is not None:
         against = " and ".join(report.against) or "one another"
         compared = weights.tensors - sum(weights.unread.values())
@@ -270,38 +294,17 @@ def words(out: Path, report: VerifyReport, measured: Mapping[str, Any] | None) -
         )
         for reason, count in weights.unread.items():
             yield f"         {count:,} not: {reason}"
-    if measured is not None:
-        yield f"forward: {verification_text.forward(measured)}"
+    if report.forward is not None:
+        yield f"forward: {verification_text.forward(report.forward)}"
 
 
 def _verdict(report: VerifyReport) -> str:
     """What a report without differences says."""
     weights = report.weights
     if weights is None or not weights.compared:
-        return "nothing of it could be compared"
+        return "nothing could be compared"
     if not report.against:
-        return "nothing speaks against it"
+        return "no inconsistencies found (pass --against BASE for a full check)"
     if weights.unread and not report.trained:
         return "what its layout says, as far as it was compared"
     return "exactly what its layout says"
-
-
-def as_json(report: VerifyReport, measured: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A report as a program reads it."""
-    found = {**report.outcome(), "trained": report.trained}
-    found["differences"] = [difference._asdict() for difference in report.differences]
-    return found if measured is None else {**found, "forward": dict(measured)}
-
-
-def check(out: Path, report: VerifyReport, measured: Mapping[str, Any] | None) -> None:
-    """Check that nothing was found.
-
-    Raises:
-        RefusedError: Something was.
-    """
-    if not report.is_exact:
-        count = len(report.differences)
-        places = "1 place" if count == 1 else f"{count} places"
-        raise RefusedError(f"{out}: is not what its layout says, in {places}")
-    if measured is not None and measured.get("exact") is False:
-        raise RefusedError(f"{out}: does not compute what its base computes")

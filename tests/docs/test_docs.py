@@ -14,7 +14,7 @@ import yaml
 from harness import Cli
 from schema_check import VALIDATOR, accepts
 
-from mergekit_interleave.cli import main as cli
+from mergekit_interleave.cli.app import application
 from mergekit_interleave.directive.directive import MERGEKIT_KEYS, OWN_KEYS
 from mergekit_interleave.directive.growth import registry
 
@@ -107,7 +107,7 @@ def test_the_reference_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_option_is_in_the_reference() -> None:
     """In the section of its command; there is none for what is no command."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(application())
     _, *parts = re.split(r"^#+ mk-interleave ?(.*)\n", REFERENCE, flags=re.MULTILINE)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))
     commands = {"": group} | group.commands

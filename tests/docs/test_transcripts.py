@@ -17,7 +17,7 @@ import typer
 import zoo
 from harness import Cli, make_llama
 
-from mergekit_interleave.cli import main as cli
+from mergekit_interleave.cli.app import application
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/guide.md", "docs/training.md", "docs/directive.md", "docs/cli.md")
@@ -121,7 +121,7 @@ def _spoken(page: str) -> list[str]:
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS, "CHANGELOG.md"])
 def test_commands_within_a_sentence_exist(page: str) -> None:
     """And have the flags that they are said to have."""
-    group: Any = typer.main.get_command(cli.app)
+    group: Any = typer.main.get_command(application())
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for command in _spoken(page):
         program, *words = shlex.split(command.partition("|")[0].replace("...", "").replace("'", ""))

@@ -67,6 +67,6 @@ LINE = Line(
     KEY,
     _read,
     _schema,
-    flags=(Flag("append", "K", "K copies of the last layer, zeroed, at the end."),),
+    flags=(Flag("append", "K", "Append K zeroed copies of the last layer."),),
     propose=_propose,
 )

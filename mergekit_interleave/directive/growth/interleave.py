@@ -130,13 +130,13 @@ LINE = Line(
         Flag(
             "every",
             "N",
-            "A new layer, zeroed, after every Nth layer.",
+            "Insert a new, zeroed layer after every Nth layer.",
             lambda text, where: Every(positive(text, where)),
         ),
         Flag(
             "add",
             "K",
-            "K new layers, zeroed, evenly spread.",
+            "Insert K new, zeroed layers, evenly spread.",
             lambda text, where: Spread(positive(text, where)),
         ),
     ),

@@ -139,7 +139,7 @@ LINE = Line(
         Flag(
             "repeat",
             "START:STOP",
-            "A range twice, layer by layer; 8:24x3@block: as a block, 3 times.",
+            "Repeat a range, layer by layer; 8:24x3@block: as a block, 3 times.",
         ),
     ),
     definitions=definitions,

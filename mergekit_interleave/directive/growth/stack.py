@@ -182,7 +182,7 @@ LINE = Line(
     KEY,
     _read,
     _schema,
-    flags=(Flag("stack", "RANGE,...", "Ranges one after another, such as 0:24,8:32."),),
+    flags=(Flag("stack", "RANGE,...", "Stack ranges one after another, such as 0:24,8:32."),),
     definitions=definitions,
     propose=_propose,
 )

@@ -204,7 +204,7 @@ LINE = Line(
     KEY,
     _read,
     _schema,
-    flags=(Flag(KEY, "SIZE:STRIDE", "Windows of SIZE layers, each STRIDE further."),),
+    flags=(Flag(KEY, "SIZE:STRIDE", "Stack windows of SIZE layers, each STRIDE further."),),
     definitions=_definitions,
     propose=_propose,
 )

@@ -1,0 +1,33 @@
+"""`mk-interleave fix-config`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import mergekit_interleave as api
+from mergekit_interleave.cli import options, text
+from mergekit_interleave.cli.options import AsJson, Model
+
+EXAMPLE = "mk-interleave fix-config deeper"
+
+
+def fix_config(
+    directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
+        "What mergekit-yaml wrote.")],
+    *,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
+        "The YAML it was made from; mergekit_config.yml in DIR, unless mergekit stopped before "
+        "it wrote that.")] = None,
+    model: Model = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Fix the config.json that mergekit-yaml left broken or did not write."""
+    report = api.fix_config(directory, recipe=recipe, model=options.joined("model", model))
+    text.tell("warning", report.warnings)
+    if as_json:
+        text.show_json(report.as_dict())
+    else:
+        for line in report.lines():
+            text.show(line)

@@ -1,0 +1,29 @@
+"""`mk-interleave gen`."""
+
+from __future__ import annotations
+
+import sys
+
+import mergekit_interleave as api
+from mergekit_interleave.cli import options, text
+from mergekit_interleave.cli.options import Directive, Flags, NonIdentity
+from mergekit_interleave.errors import OutputError
+
+EXAMPLE = "mk-interleave gen --every 4 > cfg.yml"
+
+
+@options.takes_words
+def gen(
+    directive: Directive = None,
+    *,
+    flags: Flags,
+    allow_non_identity: NonIdentity = False,
+) -> None:
+    """Write the mergekit YAML to standard output, ready for mergekit-yaml."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed")
+    recipe = api.gen(
+        options.opened(directive), allow_non_identity=allow_non_identity, **options.words(flags)
+    )
+    text.tell("warning", recipe.warnings)
+    text.write(recipe)

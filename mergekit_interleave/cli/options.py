@@ -1,0 +1,145 @@
+"""Options that several commands share, and the flags that state what a directive states."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.growth import registry
+from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE, NORMS
+from mergekit_interleave.errors import DirectiveError
+
+if TYPE_CHECKING:
+    from mergekit_interleave.commands.inputs import Words
+
+QUOTES = "quote a directive that contains spaces: 'interleave: every 4'"
+
+Directive = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[DIRECTIVE]",
+        help="A file, - for standard input, or the directive itself. Flags replace what it says.",
+        show_default=False,
+    ),
+]
+
+
+def offering(*values: str) -> Callable[[str], list[str]]:
+    """Completion that offers some values of an option."""
+
+    def begun(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return begun
+
+
+def _growth(help_text: str, metavar: str, values: Sequence[str] = ()) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        help=help_text,
+        metavar=metavar,
+        rich_help_panel="What to grow",
+        autocompletion=offering(*values),
+    )
+    return option
+
+
+NonIdentity = Annotated[
+    bool,
+    typer.Option(
+        "--allow-non-identity",
+        help="Accept names to zero that leave the new layers no identities.",
+        rich_help_panel="What to grow",
+    ),
+]
+_FLAGS = {
+    **{flag.name: _growth(flag.help, flag.metavar) for flag in registry.flags().values()},
+    "zero": _growth(
+        "What new layers zero: auto, none, norms, or names: o_proj,down_proj.",
+        "NAMES",
+        (AUTO, NONE, NORMS, GAINS, "o_proj,down_proj"),
+    ),
+    "scale": _growth("Multiply tensors of new layers: q_proj=0.84,k_proj=0.84.", "NAME=X,..."),
+    "apply_to": _growth(
+        "Which layers --zero and --scale apply to: copies, first, last or all.",
+        "WHICH",
+        APPLY_TO,
+    ),
+    "model": typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
+    "layers": typer.Option(
+        help="Its number of layers, if its config.json cannot be read.", metavar="N"
+    ),
+    "dtype": typer.Option(
+        help="Convert the weights, for example to bfloat16.",
+        metavar="DTYPE",
+        autocompletion=offering(*directives.DTYPES),
+    ),
+}
+"""The flags that state the same as the keys of a directive."""
+
+Model = Annotated[list[str] | None, _FLAGS["model"]]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run code that the models bring. Nothing is run without it."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")]
+
+Flags = Mapping[str, "list[str] | None"]
+
+
+def takes_words(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags that state what a directive states; it gets them as `flags`."""
+    signature = inspect.signature(command, eval_str=True)
+    added = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[list[str] | None, option],
+        )
+        for name, option in _FLAGS.items()
+    ]
+    own = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
+    first = [parameter for parameter in own if parameter.kind != inspect.Parameter.KEYWORD_ONLY]
+    parameters = [*first, *added, *own[len(first) :]]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> None:
+        flags = {name: given.pop(name) for name in _FLAGS}
+        command(**given, flags=flags)
+
+    called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del called.__wrapped__  # or the signature would be looked for there
+    return called
+
+
+def words(flags: Flags) -> Words:
+    """The flags as keywords of the Python API."""
+    return cast("Words", {name: joined(name, values) for name, values in flags.items()})
+
+
+def joined(name: str, values: list[str] | None) -> str | None:
+    """The value of a flag; only flags whose values are lists may be given several times."""
+    if not values:
+        return None
+    structured = any(map(yaml_io.is_structured, values))
+    if len(values) > 1 and (structured or name not in ("stack", "drop", "zero", "scale")):
+        raise DirectiveError(f"--{name.replace('_', '-')} is given twice", hint="keep one")
+    return ",".join(values)
+
+
+def opened(source: str | None) -> str | IO[str] | None:
+    """What the Python API takes: standard input in place of `-`."""
+    if source != "-":
+        return source
+    return sys.stdin if sys.stdin is not None else io.StringIO()

@@ -1,0 +1,157 @@
+"""`mk-interleave run`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Annotated, NoReturn
+
+import typer
+
+import mergekit_interleave as api
+from mergekit_interleave.cli import options, text
+from mergekit_interleave.cli.options import AsJson, Flags, NonIdentity
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.engines import registry as engines
+from mergekit_interleave.errors import DirectiveError
+
+EXAMPLE = "mk-interleave run 'interleave: every 4' deeper --model org/name"
+
+_MERGEKIT = "mergekit's options"
+
+
+@options.takes_words
+def run(  # noqa: PLR0913 - one parameter for each flag
+    words: Annotated[list[str], typer.Argument(metavar="[DIRECTIVE] OUT", show_default=False, help=
+        "DIRECTIVE is a file (a directive or a mergekit passthrough YAML), - for standard input, "
+        "or the directive itself; flags replace what it says. OUT is the directory of the new "
+        "model, which appears when it is complete, or not at all.")],
+    *,
+    flags: Flags,
+    allow_non_identity: NonIdentity = False,
+    engine: Annotated[str, typer.Option(
+        metavar="|".join(engines.names()), help="What writes the weights.",
+        autocompletion=options.offering(*engines.names()))] = engines.AUTO,
+    out_shard_size: Annotated[str | None, typer.Option(
+        metavar="SIZE", show_default=False, help="The maximum size of a shard, such as 5GB, 500MB "
+        "or mergekit's 5B. Default: 5GB; the stream engine keeps the base's shards.")] = None,
+    no_reflink: Annotated[bool, typer.Option("--no-reflink", help=
+        "Let the stream engine copy every byte, even where the filesystem could share blocks with "
+        "the base.")] = False,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help=
+        "Do not read back what was written.")] = False,
+    force: Annotated[bool, typer.Option(
+        "--force", help="Replace a model that exists at OUT, and nothing else.")] = False,
+    base_model: Annotated[str | None, typer.Option(
+        metavar="ORG/NAME", help="The Hub id by which OUT names a local source model.")] = None,
+    cuda: Annotated[bool, typer.Option("--cuda", help=
+        "Do arithmetic on the GPU.", rich_help_panel=_MERGEKIT)] = False,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help=
+        "Do arithmetic on this device.", rich_help_panel=_MERGEKIT)] = None,
+    low_cpu_memory: Annotated[bool, typer.Option("--low-cpu-memory", help=
+        "Keep intermediate values on the device.", rich_help_panel=_MERGEKIT)] = False,
+    lazy_unpickle: Annotated[bool, typer.Option("--lazy-unpickle", help=
+        "Load pickles lazily, if at all.", rich_help_panel=_MERGEKIT)] = False,
+    async_write: Annotated[bool, typer.Option("--async-write", help=
+        "Write shards while the next are made.", rich_help_panel=_MERGEKIT)] = False,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=
+        "Read numbers out of pickled weights, and nothing else.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
+        "Run code that the model brings. Nothing is run without it.",
+        rich_help_panel=_MERGEKIT)] = False,
+    mergekit: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=
+        "Any other option of mergekit-yaml; may be given again.",
+        rich_help_panel=_MERGEKIT)] = None,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Write the deeper model to OUT, with config, tokenizer and model card."""
+    directive, out = _directive_and_out(words)
+    stated = options.words(flags)
+    others = dict(map(_key_value, mergekit or []))
+    _clean_up_on_signals()
+    _show_bars_on_terminals_only()
+    report = api.run(
+        options.opened(directive),
+        out,
+        engine=engine,
+        out_shard_size=out_shard_size,
+        reflink=not no_reflink,
+        verify=not no_verify,
+        force=force,
+        base_model=base_model,
+        allow_pickle=allow_pickle,
+        allow_non_identity=allow_non_identity,
+        trust_remote_code=trust_remote_code,
+        cuda=cuda,
+        device=device,
+        low_cpu_memory=low_cpu_memory,
+        lazy_unpickle=lazy_unpickle,
+        async_write=async_write,
+        mergekit=others,
+        progress=_bar,
+        **stated,
+    )
+    text.tell("warning", report.warnings)
+    text.tell("note", report.notes)
+    if as_json:
+        text.show_json(report.as_dict())
+    else:
+        for line in report.lines():
+            text.show(line)
+    text.tell("hint", [report.hint])
+
+
+def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
+    """The arguments of `run`: the last is always OUT."""
+    *directive, out = words
+    if len(directive) > 1:
+        raise DirectiveError(
+            f"expected [DIRECTIVE] OUT, found {len(words)} words", hint=options.QUOTES
+        )
+    if not directive and (out == "-" or directives.is_inline(out) or os.path.isfile(out)):
+        raise DirectiveError(
+            f"no OUT: {out!r} is a directive", hint=f"mk-interleave run {out!r} OUT"
+        )
+    return (directive[0] if directive else None), out
+
+
+def _key_value(text_given: str) -> tuple[str, str]:
+    key, equals, value = text_given.partition("=")
+    if not key or not equals:
+        raise DirectiveError(f"--mergekit: expected KEY=VALUE, found {text_given!r}")
+    return key.replace("-", "_"), value
+
+
+def _clean_up_on_signals() -> None:
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminated)
+
+
+def _terminated(number: int, _: object) -> NoReturn:
+    """Exit as after Ctrl-C, so that the staging directory is removed."""
+    with suppress(OSError):  # the terminal may be gone
+        os.write(2, b"error: terminated\n")  # print() may be what was interrupted
+    sys.exit(128 + number)
+
+
+def _show_bars_on_terminals_only() -> None:
+    if sys.stderr is None or not sys.stderr.isatty():
+        # Not every bar of mergekit's and the Hub client's listens to an option.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@contextmanager
+def _bar(total: int) -> Iterator[Callable[[int], object]]:
+    """On a terminal, a bar with bytes, rate and time left."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from tqdm import tqdm  # noqa: PLC0415
+
+    with tqdm(total=total, desc="weights", unit="B", unit_scale=True, leave=False) as bar:
+        yield bar.update

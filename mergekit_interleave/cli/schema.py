@@ -1,0 +1,13 @@
+"""`mk-interleave schema`."""
+
+from __future__ import annotations
+
+import mergekit_interleave as api
+from mergekit_interleave.cli import text
+
+EXAMPLE = "mk-interleave schema > interleave.schema.json"
+
+
+def schema() -> None:
+    """Write the JSON Schema of a directive, by which editors complete and check it."""
+    text.show_json(api.schema())

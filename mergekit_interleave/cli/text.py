@@ -1,0 +1,46 @@
+"""Print results to standard output, and what else there is to know to standard error."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable, Mapping
+
+
+def show(line: str) -> None:
+    """Print a line of the result."""
+    print(printable(line))  # noqa: T201
+
+
+def show_json(report: Mapping[str, object]) -> None:
+    """Print a report as JSON."""
+    print(json.dumps(report, indent=2))  # noqa: T201
+
+
+def write(text: str) -> None:
+    """Write a result that is a text as it is."""
+    sys.stdout.write(text)
+
+
+def tell(kind: str, sentences: Iterable[str | None]) -> None:
+    """Print `warning:`, `note:` or `hint:` lines to standard error."""
+    for sentence in sentences:
+        if sentence is not None:
+            print(f"{kind}: {sentence}", file=sys.stderr)  # noqa: T201
+
+
+def printable(line: str) -> str:
+    """Escape what could move the cursor, or cannot be encoded: names may come from a file."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # it may be closed
+    return shown.encode(encoding, "replace").decode(encoding)
+
+
+class LogLines(logging.Handler):
+    """Prints log records as `warning:` lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one."""
+        kind = "note" if record.levelno < logging.WARNING else record.levelname.lower()
+        tell(kind, [record.getMessage()])

@@ -1,0 +1,49 @@
+"""`mk-interleave train`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+import mergekit_interleave as api
+from mergekit_interleave.cli import options, text
+from mergekit_interleave.cli.options import AsJson
+from mergekit_interleave.training.trainers import registry
+
+EXAMPLE = "mk-interleave train deeper --for axolotl > train.yml"
+
+
+def train(  # noqa: PLR0913 - one parameter for each flag
+    directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
+        "A model that `run` or mergekit-yaml has made.")],
+    *,
+    trainer: Annotated[str, typer.Option("--for", metavar="NAME", help=
+        f"The trainer: {registry.in_words()}.",
+        autocompletion=options.offering(*registry.TRAINERS))],
+    method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
+        "Train the new layers themselves, or a LoRA of them. Default: full, where the trainer "
+        "can.", autocompletion=options.offering(*registry.METHODS))] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
+        "The file that states which layers are new, where DIR does not: an interleave.json or a "
+        "mergekit config.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
+        "Run code that the model brings. Nothing is run without it.")] = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Write a trainer's settings that train the new layers and nothing else."""
+    settings = api.train(
+        directory,
+        trainer=trainer,
+        method=method,
+        recipe=recipe,
+        trust_remote_code=trust_remote_code,
+    )
+    text.tell("warning", settings.warnings)
+    if as_json:
+        text.show_json(settings.as_dict())
+    else:
+        text.write(settings.text)
+    sys.stdout.flush()
+    text.tell("note", settings.notes)

@@ -1,0 +1,33 @@
+"""Leave the process as it was: libraries are silenced only while a command uses them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_LOGGERS = ("", "mergekit", "transformers", "accelerate")
+
+
+@contextmanager
+def restored_settings() -> Iterator[None]:
+    """Restore the log levels and progress bars of the libraries at the end."""
+    levels = {name: logging.getLogger(name).level for name in _LOGGERS}
+    bars = _transformers_bars()
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if bars and not _transformers_bars():
+            with warnings.catch_warnings():  # huggingface_hub warns where a variable forbids bars
+                warnings.simplefilter("ignore")
+                sys.modules["transformers.utils.logging"].enable_progress_bar()
+
+
+def _transformers_bars() -> bool:
+    """Whether transformers shows progress bars, as it does by default."""
+    loaded = sys.modules.get("transformers.utils.logging")
+    return True if loaded is None else bool(loaded.is_progress_bar_enabled())

@@ -1,0 +1,54 @@
+"""`gen`: the mergekit YAML of a directive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands.inputs import DirectiveLike, Text
+from mergekit_interleave.commands.recipe import Recipe
+from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.planning import merge_stream, mergekit_support
+from mergekit_interleave.planning.resolve import resolve
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mergekit_interleave.commands.inputs import Words
+
+
+def gen(
+    directive: DirectiveLike | None = None,
+    *,
+    allow_non_identity: bool = False,
+    **words: Unpack[Words],
+) -> Recipe:
+    """Write the mergekit YAML of a directive, ready for mergekit-yaml.
+
+    A file of several documents, as mergekit-multi reads it, is written with its growth lines
+    expanded.
+
+    Args:
+        directive: Text, a path, an open file, a mapping, or a `Directive`.
+        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        words: Keywords that replace what the directive says; see `Words`.
+
+    Returns:
+        The YAML, a `str` with `warnings`.
+
+    Raises:
+        DirectiveError: The directive is wrong whatever the model is.
+        LayoutError: The directive does not fit the model.
+        CheckpointError: The model must be read, and cannot be.
+    """
+    models = Models()
+    source = inputs.read(directive)
+    if isinstance(source, Text) and merge_stream.is_stream(*source):
+        if inputs.any_given(words):
+            raise DirectiveError("growth flags cannot be used with a multi-document file")
+        return Recipe(merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
+    wanted = inputs.parse(source, words)
+    expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
+    mergekit_support.check(expansion, models)
+    return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name))

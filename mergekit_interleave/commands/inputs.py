@@ -1,0 +1,187 @@
+"""Read what the commands take: a directive in any of its forms, and the keywords beside it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import IO, NamedTuple, TypeAlias, TypedDict, cast
+
+from mergekit_interleave._units import parse_amount
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.model_ref import ModelRef, parse_model
+from mergekit_interleave.errors import DirectiveError
+
+StrPath: TypeAlias = "str | os.PathLike[str]"
+
+DirectiveLike: TypeAlias = "Directive | Mapping[str, object] | StrPath | IO[str]"
+"""A directive: its text, a file's name, an open file, a mapping as YAML would have it, or parsed.
+
+Text that names an existing file is that file, as on the command line.
+"""
+
+ModelLike: TypeAlias = "StrPath | Mapping[str, object]"
+"""A model: a directory, a Hub id (`org/name@revision`), or mergekit's mapping form."""
+
+_INLINE = "the directive"
+
+Ranges: TypeAlias = "str | Sequence[object] | Mapping[str, object]"
+
+
+class Words(TypedDict, total=False):
+    """Keywords that say the same as the keys of a directive. They replace what it says.
+
+    Attributes:
+        model: The source model: a directory or a Hub id.
+        layers: Its number of layers, for a model whose config.json cannot be read.
+        zero: What the new layers zero: `auto`, `none`, `gains`, or names of tensors.
+        scale: What the tensors of the new layers are multiplied by: a factor, or names and factors.
+        apply_to: Which layers `zero` and `scale` apply to: `copies`, `first`, `last` or `all`.
+        dtype: The dtype to convert the weights to, such as `bfloat16`.
+        every: Insert a new layer after every Nth layer.
+        add: Insert K new layers, evenly spread.
+        append: Append K copies of the last layer.
+        repeat: Repeat a range of layers: `"8:24x2"`, `[8, 24]`, or a mapping.
+        stack: Stack ranges one after another: `"0:24,8:32"` or `[[0, 24], [8, 32]]`.
+        windows: Stack overlapping windows: `"16:8"` or `{"size": 16, "stride": 8}`.
+        drop: Leave out ranges of layers: `"23:28"` or `[23, 28]`.
+    """
+
+    model: ModelLike | None
+    layers: int | str | None
+    zero: str | Sequence[str] | None
+    scale: float | str | Mapping[str, float | str] | Sequence[Mapping[str, object]] | None
+    apply_to: str | None
+    dtype: str | None
+    every: int | str | None
+    add: int | str | None
+    append: int | str | None
+    repeat: Ranges | None
+    stack: Ranges | None
+    windows: Ranges | None
+    drop: Ranges | None
+
+
+class Text(NamedTuple):
+    """The text of a directive that was not parsed yet.
+
+    Attributes:
+        text: The text.
+        where: Its name in error messages.
+    """
+
+    text: str
+    where: str
+
+
+def read(directive: DirectiveLike | None) -> Directive | Text | None:
+    """Read the text of a directive, or check a mapping.
+
+    Raises:
+        DirectiveError: The file cannot be read, or the mapping is no directive.
+    """
+    if directive is None or isinstance(directive, Directive):
+        return directive
+    if isinstance(directive, Mapping):
+        return directives.of_document(_plain(directive), _INLINE)
+    return read_text(directive)
+
+
+def read_text(source: StrPath | IO[str]) -> Text:
+    """Read a file by its name or from an open one; other text is the directive itself.
+
+    Raises:
+        DirectiveError: The file cannot be read, or there is none of that name.
+    """
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source)
+        if name == "-":
+            raise DirectiveError("'-' is no file's name", hint="for standard input, pass sys.stdin")
+        return Text(*directives.read_text(name, io.StringIO()))
+    if not hasattr(source, "read"):
+        raise DirectiveError(
+            f"expected a directive, found {source!r:.80}",
+            hint="pass its text, a mapping, a path, an open file or a Directive",
+        )
+    return Text(*directives.read_text("-", source))
+
+
+def parse(read_in: Directive | Text | None, words: Words) -> Directive:
+    """Parse a directive and replace what the keywords state.
+
+    Args:
+        read_in: What `read` returned.
+        words: The keywords.
+
+    Raises:
+        DirectiveError: The text or a keyword is wrong, or two keywords are growth lines.
+    """
+    if isinstance(read_in, Text):
+        read_in = directives.parse(*read_in)
+    stated = directives.from_flags(**_flags(words))
+    return stated if read_in is None else read_in.replaced_by(stated)
+
+
+def parse_models(models: ModelLike | Sequence[ModelLike] | None, where: str) -> list[ModelRef]:
+    """Parse one model or several.
+
+    Raises:
+        DirectiveError: One of them is no model's name.
+    """
+    if models is None:
+        return []
+    if isinstance(models, str | os.PathLike | Mapping):
+        models = [models]
+    return [parse_model(_plain(model), where) for model in models]
+
+
+def any_given(words: Words) -> bool:
+    """Whether any keyword is given."""
+    return any(value is not None for value in words.values())
+
+
+def parse_size(size: int | str | None, where: str) -> int | None:
+    """Read a number of bytes, such as 5GB.
+
+    Raises:
+        DirectiveError: It is no size, or not positive.
+    """
+    if size is None:
+        return None
+    nbytes = parse_amount(size) if isinstance(size, str) else size
+    if nbytes is None:
+        raise DirectiveError(
+            f"{where}: {size!r} is not a size", hint="for example 5B, 5GB or 500MB"
+        )
+    if nbytes < 1:
+        raise DirectiveError(f"{where}: must be at least 1 byte")
+    return nbytes
+
+
+def _flags(words: Words) -> dict[str, str | None]:
+    """The keywords as the command line writes them."""
+    return {name: _flag(name, value) for name, value in words.items() if value is not None}
+
+
+def _flag(name: str, value: object) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        return value
+    value = _plain(value)
+    if name == "model":  # a mapping is read as it is
+        return cast("str", value)
+    if name == "zero" and isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value, default=str)  # JSON is YAML
+
+
+def _plain(value: object) -> object:
+    """The value with lists and dicts in place of tuples, mappings and paths."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

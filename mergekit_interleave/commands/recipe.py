@@ -1,0 +1,31 @@
+"""YAML text with the warnings that were found while it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Recipe(str):
+    """A text that is a `str` in every way, and knows its warnings.
+
+    Attributes:
+        warnings: What to beware of, one sentence each.
+    """
+
+    __slots__ = ("warnings",)
+
+    warnings: tuple[str, ...]
+
+    def __new__(cls, text: str, warnings: Iterable[str] = ()) -> Self:
+        """Keep the warnings beside the text."""
+        recipe = super().__new__(cls, text)
+        recipe.warnings = tuple(warnings)
+        return recipe
+
+    def as_dict(self) -> dict[str, object]:
+        """The text and the warnings, for JSON."""
+        return {"text": str(self), "warnings": list(self.warnings)}

@@ -1,0 +1,12 @@
+"""`schema`: the JSON Schema of a directive."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mergekit_interleave.directive import json_schema
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of a directive, by which editors complete and check it."""
+    return dict(json_schema.schema())

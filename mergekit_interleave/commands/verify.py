@@ -1,0 +1,90 @@
+"""`verify`: compare a model with its layout, its sources, and what its base computes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mergekit_interleave._interrupts import scratch_directory
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._settings import restored_settings
+from mergekit_interleave.commands.inputs import ModelLike, StrPath
+from mergekit_interleave.commands.record import record
+from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.verification import report as reports
+from mergekit_interleave.verification.report import VerifyReport
+
+
+def verify(  # noqa: PLR0913 - one parameter for each option
+    out: StrPath,
+    *,
+    against: ModelLike | Sequence[ModelLike] | None = None,
+    forward: bool = False,
+    trained: bool = False,
+    recipe: StrPath | None = None,
+    max_memory: int | str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> VerifyReport:
+    """Check that a model is what its layout says: every tensor, byte for byte, and config.json.
+
+    Differences are in the report; `VerifyReport.check` raises them. What was verified against the
+    sources is recorded in interleave.json and the model card.
+
+    Args:
+        out: A model that `run` or mergekit-yaml has made.
+        against: Its base, a directory or a Hub id; of several models all of them, in the order of
+            interleave.json. Without it the model is compared with itself.
+        forward: Load both models, and compare logits and greedy text.
+        trained: Accept any values in new layers; all others must be the base's, to the bit.
+        recipe: The file that states the layout where the model does not: an interleave.json, a
+            mergekit config or a directive.
+        max_memory: The maximum memory for weights in the forward pass, in bytes or as text such as
+            `8GB`; the rest stays on disk.
+        allow_pickle: Read numbers out of a base's pickled weights, and nothing else.
+        trust_remote_code: Run code that the models bring. Nothing is run without it.
+
+    Returns:
+        The differences, and what was compared.
+
+    Raises:
+        DirectiveError: `forward` or `trained` is given without `against`.
+        CheckpointError: A model cannot be read, or nothing states its layout.
+        RefusedError: The forward passes cannot be compared.
+    """
+    if forward and not against:
+        raise DirectiveError("--forward needs the base", hint="name it: --against MODEL")
+    if trained and not against:
+        raise DirectiveError(
+            "--trained: without the base there is nothing to compare with",
+            hint="name it: --against MODEL",
+        )
+    memory = inputs.parse_size(max_memory, "--max-memory")
+    place, sources = Path(out), inputs.parse_models(against, "--against")
+    with restored_settings(), _scratch(wanted=allow_pickle) as scratch:
+        report = reports.verify(
+            place,
+            Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
+            against=sources,
+            layout_from=None if recipe is None else Path(recipe),
+            trained=trained,
+        )
+        warnings = record(place, report) if sources else ()
+        if forward and report.is_exact:
+            measured = reports.measure(place, report, memory)
+            warnings += record(place, report, measured)
+            report = dataclasses.replace(report, forward=measured)
+    return dataclasses.replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *warnings))))
+
+
+@contextmanager
+def _scratch(*, wanted: bool) -> Iterator[Path | None]:
+    """A directory for tensors that are read out of pickles."""
+    if not wanted:
+        yield None
+        return
+    with scratch_directory() as folder:
+        yield folder
