@@ -209,7 +209,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         cache_dir=None if cache_dir is None else str(cache_dir),
         trust_remote_code=trust_remote_code,
     )
-    with restored_settings():
+    with restored_settings(bars=progress is not None):
         expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
         try:
             return _run(expansion, models, Path(out), how)

@@ -28,7 +28,13 @@ from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry
-from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions, check_free
+from mergekit_interleave.engines.protocol import (
+    Estimate,
+    Traffic,
+    WriteOptions,
+    check_free,
+    no_bar,
+)
 from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError, nearest
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
@@ -64,6 +70,7 @@ class Job:
         options: mergekit's options by their names, text or values.
         shard_size: The most bytes of one shard.
         lora_cache: A directory to merge LoRAs in.
+        quiet: Show no progress bars.
     """
 
     layout: Layout
@@ -74,6 +81,7 @@ class Job:
     options: Mapping[str, object] = field(default_factory=dict)
     shard_size: int = _SHARD_SIZE
     lora_cache: Path | None = None
+    quiet: bool = True
 
 
 def check(options: WriteOptions, expansion: Expansion) -> None:  # noqa: ARG001 - the protocol's
@@ -128,6 +136,7 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
         options=options.mergekit,
         shard_size=options.shard_size or _SHARD_SIZE,
         lora_cache=scratch,
+        quiet=options.bar is no_bar or not sys.stderr.isatty(),
     )
     with _same_handlers():
         targets = plan_tensors(job, out)
@@ -316,7 +325,7 @@ def _merge_options(job: Job) -> Any:
         "lora_merge_cache": None if job.lora_cache is None else str(job.lora_cache),
         "lora_merge_dtype": names.get(lora_dtypes.pop()) if len(lora_dtypes) == 1 else None,
         "out_shard_size": job.shard_size,
-        "quiet": not sys.stderr.isatty(),
+        "quiet": job.quiet,
     }
     return MergeOptions(**{**decided, **job.options})
 
