@@ -38,6 +38,7 @@ from mergekit_interleave.errors import (
     OutputError,
     RefusedError,
     UnsayableError,
+    collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
@@ -45,7 +46,7 @@ from mergekit_interleave.output import card_data, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
-from mergekit_interleave.planning.resolve import Expansion, resolve
+from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import forward
 from mergekit_interleave.verification import report as verification
@@ -218,8 +219,9 @@ def run(  # noqa: PLR0913 - one parameter for each option
         cache_dir=None if cache_dir is None else str(cache_dir),
         trust_remote_code=trust_remote_code,
     )
-    with restored_settings():
+    with restored_settings(), collected_warnings() as warnings:
         expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
+        warnings.extend(expansion.warnings)
         try:
             return _run(expansion, models, Path(out), how)
         except UnsayableError as error:
@@ -259,7 +261,8 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
     with staged(out, replace=options.replace) as work:
         scratch = work / _UNPICKLED
         if options.allow_pickle:
-            expansion = _unpickled(expansion, models, scratch, options)
+            models = models.unpickling_into(scratch)
+            expansion = _unpickled(expansion, models, options)
         plan = plan_expansion(expansion, models, out, base_model=options.base_model, mix=how.mixes)
         measured = plan.first.require_family().measured
         writer = writers.Writer(plan, work, how)
@@ -293,12 +296,20 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
         name = card_data.write(work, out.name, content)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    return RunReport(place, plan.layout, written, outcome, content.get("parameters"), name)
+    return RunReport(
+        out=place,
+        layout=plan.layout,
+        written=written,
+        outcome=outcome,
+        parameters=content.get("parameters"),
+        name=name,
+        warnings=plan.warnings,
+    )
 
 
-def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: _Options) -> Expansion:
+def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expansion:
     """The same, where names were not yet checked against tensors that were pickled."""
-    models.unpickle_into = scratch
+    models = models_for(expansion.directive, models)
     found = [models.with_weights(model) for model in expansion.layout.models]
     if not any(checkpoint.unpickled for checkpoint in found):
         return expansion
