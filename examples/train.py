@@ -1,6 +1,6 @@
-"""Grow a trained model by a fifth, train its new layers and no other, and show what came of it.
+"""Grow a model by a fifth, train only its new layers, and show the result.
 
-OUT gets the deeper model in `expanded`, the trained one in `trained`, and a picture, `loss.png`.
+OUT receives the deeper model in `expanded`, the trained one in `trained`, and a plot, `loss.png`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from mergekit_interleave import freeze_original_layers
 
 TEXT = Path(__file__).parent / "data" / "compleat-angler.txt"
 HELD_OUT = "\nCHAP. XII.\n"
-"""From here on nothing is trained on: the last two chapters, about a tenth of the book."""
+"""The text from here on is held out: the last two chapters, about a tenth of the book."""
 SEED = 1653
 LENGTH = 256
 BATCH = 2
 WARMUP = 9
 RATE = 2e-3
 BFLOAT16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "bf16"))
-"""Does this CPU compute in bfloat16? Training is more than twice as fast then."""
+"""Whether this CPU computes in bfloat16, which makes training more than twice as fast."""
 
 BLUE, ORANGE, GREY = "#0b5fa5", "#c2410c", "#6b7280"
 
 
 def main(base: Path, out: Path) -> int:
-    """Expand BASE, train the new layers, and return 0 where all that must hold does."""
+    """Expand BASE, train the new layers, and return 0 if all checks pass."""
     expanded, trained = out / "expanded", out / "trained"
     disable_progress_bar()
     torch.manual_seed(SEED)
@@ -62,11 +62,11 @@ def main(base: Path, out: Path) -> int:
     losses = train(model, train_on)
     print(f"{len(losses)} steps in {time.monotonic() - began:.0f} seconds\n")
 
-    # Trained in float32, stored as its base is: what was not trained comes back to the last bit.
+    # Stored in the base's dtype again, untrained tensors are unchanged to the last bit.
     model.to(AutoConfig.from_pretrained(base).dtype).save_pretrained(trained)
     tokenizer.save_pretrained(trained)
 
-    model = load(trained)  # what counts is what was stored
+    model = load(trained)  # evaluate what was stored
     after = loss_of(model, held_out)
     moved = [float((model.get_parameter(n) - start[n]).detach().abs().max()) for n in names]
     recipe = ["--trained", "--recipe", expanded / "interleave.json"]
@@ -76,14 +76,14 @@ def main(base: Path, out: Path) -> int:
 
     print(f"\noriginal tensors unchanged to the last bit: {'yes' if unchanged else 'NO'}")
     print(f"new tensors changed: {changed} of {len(names)}, by {max(moved):.3g} at most")
-    print(f"loss on the last two chapters, which it was not trained on: base {base_loss:.4f},")
+    print(f"loss on the last two chapters, which are held out: base {base_loss:.4f},")
     print(f"expanded {before:.4f}, trained {after:.4f}; picture: {out / 'loss.png'}")
     good = unchanged and changed == len(names) and before == base_loss and after < before
     return 0 if good else 1
 
 
 def command(*words: object) -> int:
-    """Show and run a command of this project, and return its exit code."""
+    """Print and run a command of this project, and return its exit code."""
     line = [str(word) for word in words]
     print("$ mk-interleave", *(f"'{word}'" if " " in word else word for word in line), flush=True)
     whole = [sys.executable, "-m", "mergekit_interleave", *line]
@@ -91,24 +91,24 @@ def command(*words: object) -> int:
 
 
 def split(text: Path) -> tuple[str, str]:
-    """What is trained on, and what is held out."""
+    """Split the text into training text and held-out text."""
     first, _, last = text.read_text(encoding="utf-8").partition(HELD_OUT)
     return first, last
 
 
 def windows(tokenizer: Any, text: str) -> Any:
-    """The tokens of a text in rows of LENGTH; the rest, less than a row, is left out."""
+    """Tokenize a text into rows of LENGTH tokens; an incomplete last row is dropped."""
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"])
     return tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
 
 
 def load(path: Path) -> Any:
-    """A model in float32, in which small steps of training are not lost."""
+    """Load a model in float32, which keeps small training steps."""
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
 def loss_of(model: Any, rows: Any) -> float:
-    """The mean loss per token, in float32: two models that compute the same have the same."""
+    """The mean loss per token in float32; models with equal outputs have equal losses."""
     model.eval()
     with torch.no_grad():
         losses = [float(model(input_ids=row, labels=row).loss) for row in rows.split(1)]
@@ -116,7 +116,7 @@ def loss_of(model: Any, rows: Any) -> float:
 
 
 def train(model: Any, rows: Any) -> list[float]:
-    """Train what requires a gradient on each row once, and return the loss of each step."""
+    """Train on each row once, and return the loss of each step."""
     model.train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE)
@@ -138,7 +138,7 @@ def train(model: Any, rows: Any) -> list[float]:
 
 
 def draw(file: Path, losses: list[float], base: float, before: float, after: float) -> None:
-    """Draw the loss of each step, and on the held-out text before and after."""
+    """Plot the loss of each step, and on the held-out text before and after training."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     steps = range(1, len(losses) + 1)
@@ -168,6 +168,8 @@ def draw(file: Path, losses: list[float], base: float, before: float, after: flo
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("base", metavar="BASE", type=Path, help="a model's directory")
-    parser.add_argument("out", metavar="OUT", type=Path, help="where to write, and to replace")
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="output directory, replaced if it exists"
+    )
     arguments = parser.parse_args()
     sys.exit(main(arguments.base, arguments.out))

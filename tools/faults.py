@@ -172,9 +172,9 @@ def _give_up_capabilities() -> None:
 
 def no_room_later(_: dict[str, Any]) -> None:
     """The disk fills up after free space was looked at."""
-    from mergekit_interleave.engines.writer import Writer
+    from mergekit_interleave.engines import mergekit, select
 
-    Writer.check_room = Writer._check_free = lambda *_: None  # noqa: SLF001
+    select.check_free = mergekit.check_free = lambda *_: None
 
 
 def parent_closed_later(order: dict[str, Any]) -> None:

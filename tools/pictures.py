@@ -6,7 +6,6 @@ Usage: pictures.py [DIRECTORY]
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 from pathlib import Path
 
@@ -22,11 +21,11 @@ DEPTHS = {
     "miqu-120b": 80,
     "deep-miqu-103b": 80,
 }
-"""How deep the models of each example are; their configs need not be fetched for it."""
+"""The number of layers of each example's models, so that no config is fetched."""
 
 
 def draw(example: str) -> str:
-    """The picture of a directive's layers."""
+    """Draw the layers of an example."""
     directive = load_file(EXAMPLES / f"{example}.yml")
     wanted = dataclasses.replace(directive, layers=DEPTHS[example])
     layout = resolve(wanted, Models(cached_only=True)).layout
@@ -35,8 +34,7 @@ def draw(example: str) -> str:
 
 
 def main(folder: Path) -> None:
-    """Write a picture of each."""
-    logging.getLogger("mergekit_interleave").setLevel(logging.ERROR)
+    """Write the picture of each example."""
     for example in DEPTHS:
         (folder / f"{example}.svg").write_text(draw(example), encoding="utf-8")
 

@@ -1,12 +1,17 @@
-"""What `run` makes of every type, beside what mergekit makes of `gen`'s YAML.
+"""Expand a toy model of every type with `run`, and with mergekit from the YAML of `gen`.
 
-Run as a script, it expands every causal-LM type that transformers can build at toy size, and models
-of images and words, and writes the table in docs/architectures.md and mergekit's part of the data.
+Usage: zoo.py PAGE [TYPE]
+
+Without TYPE, it checks every causal-LM type that transformers can build at toy size and models of
+images and text, and writes the table in PAGE and the `mergekit_yaml_result` of the data. With TYPE,
+it prints the rows of that type and its variants, and writes nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import difflib
 import io
 import json
 import re
@@ -20,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import architecture_data
 import composites
 import torch
 import toys
@@ -50,12 +56,12 @@ PLANS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of expanding a type.
+    """The result of expanding a type.
 
     Attributes:
         result: `exact`, `refused`, `wrong` or `failed`.
         detail: The engine, the reason or the error.
-        hint: What the error said to do.
+        hint: The hint of the error.
     """
 
     result: str
@@ -64,7 +70,7 @@ class Outcome:
 
 
 def names() -> list[str]:
-    """All types that this transformers could have, variants, and models of images and words."""
+    """All causal-LM types of this transformers, variants, and models of images and text."""
     causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *toys.VARIANTS} - {*composites.OWN}
     return [*sorted(causal), *composites.OWN]
 
@@ -79,7 +85,7 @@ def build(name: str) -> Any:
 
 
 def save(name: str, path: Path) -> Path:
-    """A toy checkpoint, under the names of published ones."""
+    """Save a toy checkpoint, with tensor names as in published ones."""
     build(name).save_pretrained(path)
     if name in composites.PUBLISHED:
         ours, published = composites.PUBLISHED[name]
@@ -101,17 +107,17 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
     if status:
         error = _line(said, "error: ") or said.strip()[-200:]
         reason = error.replace(f"{base}: ", "").split("is refused: ")[-1]
-        expected = "is refused: " in error or "no config.json can say" in error
+        expected = "is refused: " in error or " this layout: " in error
         hint = _line(said, "hint: ").removeprefix("this would do: ")
         return Outcome("refused" if expected else "failed", reason, hint)
     difference = compare(base, out)
     if difference:
         return Outcome("wrong", difference)
-    return Outcome("exact", "stream engine" if "stream engine" in said else "mergekit")
+    return Outcome("exact", json.loads((out / "interleave.json").read_text())["engine"])
 
 
 def compare(base: Path, out: Path) -> str:
-    """How two checkpoints differ in what they compute; nothing where they do not."""
+    """How the outputs of two checkpoints differ; empty if they do not."""
     before, after = load(base), load(out)
     for given in _inputs(before):
         expected, found = _logits(before, given), _logits(after, given)
@@ -123,11 +129,11 @@ def compare(base: Path, out: Path) -> str:
 
 
 def in_vain(base: Path, out: Path) -> list[str]:
-    """The zeroed tensors that no new layer needs to be zero, or that get no gradient in any.
+    """The zeroed tensors that no new layer needs to be zero, or that get no gradient in any layer.
 
     Args:
         base: The checkpoint.
-        out: What `run` made of it.
+        out: The expanded checkpoint.
     """
     model, layers = load(out), json.loads((out / "interleave.json").read_text())["layers"]
     source, given = load(base).state_dict(), {"input_ids": toys.tokens()}
@@ -139,7 +145,7 @@ def in_vain(base: Path, out: Path) -> list[str]:
         before = source.get(origin or "", parameter)
         if parameter.any() or before.shape != parameter.shape or not before.any():
             continue
-        if "encoder_attn" in name or "cross_attn" in name:  # words alone have none to attend to
+        if "encoder_attn" in name or "cross_attn" in name:  # text alone has nothing to attend to
             continue
         with torch.no_grad():
             parameter.copy_(before)
@@ -152,7 +158,7 @@ def in_vain(base: Path, out: Path) -> list[str]:
 
 
 def _backward(model: Any) -> bool:
-    """Whether gradients can be had: some types change their weights where they do not train."""
+    """Whether a backward pass works: outside training, some types change their weights in place."""
     for training in (False, True):
         with contextlib.suppress(Exception):
             model.train(training)
@@ -166,21 +172,21 @@ def _backward(model: Any) -> bool:
 
 
 def _inputs(model: Any) -> list[dict[str, torch.Tensor]]:
-    """Words, and where it takes them words with an image."""
+    """Text, and text with an image if the model takes images."""
     picture = composites.with_an_image(model) if hasattr(model.config, "vision_config") else None
     return [{"input_ids": toys.tokens()}, *([picture] if picture else [])]
 
 
 def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
-    """The name in the base of a new layer's tensor in memory."""
+    """The name in the base of the tensor that a new layer's tensor was copied from."""
     match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
     if match is None or int(match[2]) >= len(layers) or not layers[int(match[2])]["new"]:
         return None
     return f"{match[1]}.{layers[int(match[2])]['layer']}.{match[3]}"
 
 
-def verdict(base: Path, plan: str, folder: Path) -> str:
-    """What plain `mergekit-yaml` makes of the recipe, and `fix-config` of that."""
+def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitResult:
+    """What plain `mergekit-yaml` writes for the recipe, and whether `fix-config` repairs it."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -206,7 +212,7 @@ def verdict(base: Path, plan: str, folder: Path) -> str:
 
 @contextlib.contextmanager
 def gen_allowed() -> Iterator[None]:
-    """Let `gen` write what the data says that mergekit cannot do: that is to be found out."""
+    """Let `gen` write recipes that the data says mergekit cannot follow, since that is measured."""
     check, mergekit_support.check = mergekit_support.check, lambda *_: None
     try:
         yield
@@ -234,7 +240,7 @@ def _line(said: str, start: str) -> str:
 
 
 def load(path: Path) -> Any:
-    """A model by the class that saved it, nothing missing and nothing left over."""
+    """Load a model with the class that saved it; no tensor is missing or left over."""
     architectures = json.loads((path / "config.json").read_text()).get("architectures") or [""]
     own = getattr(transformers, architectures[0], None)
     model, info = (own or AutoModelForCausalLM).from_pretrained(
@@ -267,20 +273,20 @@ def _text(model: Any, *, cache: bool) -> torch.Tensor:
 
 
 def quiet() -> None:
-    """Transformers' words and bars are not the subject."""
+    """Turn off the messages and progress bars of transformers."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
 class Row:
-    """What comes of one type.
+    """The results of one type.
 
     Attributes:
         name: Its name, or that of a variant.
-        outcomes: What comes of each plan.
-        mergekit: What `mergekit-yaml` alone makes of the first plan that is exact.
-        nearby: What comes of the directive that is suggested in place of a refused one.
+        outcomes: The result of each plan.
+        mergekit: What plain `mergekit-yaml` writes for the first plan that is exact.
+        nearby: The result of the directive that is suggested in place of a refused one.
     """
 
     name: str
@@ -304,14 +310,14 @@ class Row:
         works = next((o.hint for o in found if o.hint), "")
         reasons = {re.sub(r"\d+", "N", o.detail): o.detail for o in reversed(found)}
         words = [*reversed(reasons.values())]
-        words = [word.removeprefix("no config.json can say this layout: ") for word in words]
-        words += [f"`{works}` does"] if works and self.nearby.result == "exact" else []
-        cells += [engine.removesuffix(" engine"), self.mergekit or "-", "; ".join(words)]
+        words = [word.split(" this layout: ")[-1] for word in words]
+        words += [f"`{works}` works"] if works and self.nearby.result == "exact" else []
+        cells += [engine, self.mergekit or "-", "; ".join(words)]
         return f"| {' | '.join(cells)} |"
 
 
 def examine(name: str, folder: Path) -> Row:
-    """What comes of a type.
+    """Expand a type by each plan.
 
     Args:
         name: See `names`.
@@ -344,11 +350,11 @@ def examine(name: str, folder: Path) -> Row:
     hints = [found.hint for found in row.outcomes.values() if found.hint]
     nearby = expand(base, hints[0], folder / "nearby") if hints else Outcome("", "")
     exact += hints[:1] if nearby.result == "exact" else []
-    return Row(name, row.outcomes, verdict(base, exact[0], folder) if exact else "", nearby)
+    return Row(name, row.outcomes, mergekit_result(base, exact[0], folder) if exact else "", nearby)
 
 
 def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
-    """What is wrong with an expansion that is exact."""
+    """What else is wrong with an exact expansion; empty if nothing is."""
     dead = in_vain(base, out)
     if dead:
         return f"zeroed in vain: {dead[0]}"
@@ -365,18 +371,18 @@ def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
 
 
 def untrainable(out: Path) -> str:
-    """What is wrong with how the new layers of a model are trained; nothing where all is right.
+    """What is wrong with the settings to train the new layers; empty if nothing is.
 
-    The settings for transformers and PEFT are run as they are given out.
+    The settings for transformers and PEFT are run as `train` prints them.
     """
     try:
         trained = targets.read(out, Models())
     except RefusedError as error:
         return "" if _is_shared(load(out)) else str(error)
     for name in ("transformers", "peft"):
-        model = _told(trainer_settings.settings(trained, name).text)
+        model = _told(trainer_settings.write(trained, name).text)
         inner = getattr(model, "get_base_model", lambda own=model: own)()
-        new = {*trained.new}
+        new = {*trained.new_layers}
         theirs = _layers(inner, trained.depth)
         own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         layers = {index for parameter in own for index in theirs.get(parameter, [-1])}
@@ -394,7 +400,7 @@ def untrainable(out: Path) -> str:
 
 
 def _layers(model: Any, depth: int) -> dict[int, set[int]]:
-    """The layers that each parameter is in, by transformers' own account."""
+    """The layers that each parameter is in, by the modules of the model."""
     found: dict[int, set[int]] = {}
     for layers in _stacks(model, depth):
         for index, layer in enumerate(layers):
@@ -410,18 +416,18 @@ def _is_shared(model: Any) -> bool:
 
 
 def _told(text: str) -> Any:
-    """The model that a piece of Python makes, as a test can compute with it."""
+    """The model that a piece of Python makes, in float32 for evaluation."""
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(text, names)  # noqa: S102 - it is what users are told to run
+        exec(text, names)  # noqa: S102 - users are told to run it
     return names["model"].float().eval()
 
 
 def _stacks(model: Any, depth: int) -> list[Any]:
-    """The layers of a model, by what its class calls its decoder."""
+    """The layer lists of the module that the model calls its decoder."""
     decoder, inner = model, model.get_decoder()
-    while inner is not decoder and hasattr(inner, "get_decoder"):  # some call a head so
+    while inner is not decoder and hasattr(inner, "get_decoder"):  # some types name the head so
         decoder, inner = inner, inner.get_decoder()
     lists = [m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)]
     return [layers for layers in lists if len(layers) == depth]
@@ -442,8 +448,60 @@ def engines_agree(base: Path, out: Path, again: Path) -> bool:
     )
 
 
-def main(target: Path) -> int:
-    """Examine every type and write the table; 1 where anything is neither exact nor refused."""
+def main() -> int:
+    """Check one type or all; 1 where a result is neither exact nor refused."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("page", type=Path, help="where to write the table")
+    parser.add_argument("type", nargs="?", default="", help="check only this type")
+    words = parser.parse_args()
+    faults = architecture_data.problems(json.loads(families.DATA.read_text(encoding="utf-8")))
+    if faults:
+        print(*faults, sep="\n")
+        return 1
+    return check_one(words.type) if words.type else check_all(words.page)
+
+
+def check_one(model_type: str) -> int:
+    """Print the rows of a type and its variants.
+
+    Args:
+        model_type: The type, or one variant: `type:variant`.
+    """
+    quiet()
+    chosen = [name for name in names() if model_type in (name, name.partition(":")[0])]
+    if not chosen:
+        close = difflib.get_close_matches(model_type, names())
+        print(f"transformers {transformers.__version__} has no causal LM of type {model_type!r}")
+        print(f"close names: {', '.join(close)}" if close else "no name is close")
+        return 1
+    print(_head())
+    found = [_examined(name) for name in chosen]
+    for row in found:
+        print(row, flush=True)
+    rows = [row for row in found if isinstance(row, Row)]
+    for row in rows:
+        recorded = _recorded(row.name)
+        if row.mergekit and recorded and row.mergekit != recorded:
+            print(
+                f"mergekit_yaml_result of {row.name}: {recorded} in the data, {row.mergekit} here"
+            )
+        if row.mergekit and not recorded:
+            print(f'add "mergekit_yaml_result": "{row.mergekit}" to the entry of {row.name}')
+    return 1 if len(rows) < len(found) or _has_faults(rows) else 0
+
+
+def _recorded(name: str) -> str | None:
+    """The `mergekit_yaml_result` in the entry of a type; variants have no entry."""
+    data = json.loads(families.DATA.read_text(encoding="utf-8"))
+    entry = data["composites"].get(name) or data["families"].get(name)
+    if entry is None:
+        return "" if ":" not in name else None
+    recorded: str | None = entry.get("mergekit_yaml_result")
+    return recorded
+
+
+def check_all(page: Path) -> int:
+    """Check every type, and write the table and mergekit's results."""
     rows, unbuilt = [], []
     with ProcessPoolExecutor(initializer=quiet) as pool:
         for found in pool.map(_examined, names()):
@@ -453,25 +511,35 @@ def main(target: Path) -> int:
             else:
                 unbuilt.append(found)
     fill_in({row.name: row.mergekit for row in rows if row.mergekit})
-    target.parent.mkdir(exist_ok=True)
+    page.parent.mkdir(exist_ok=True)
     words = {
         "version": transformers.__version__,
         "count": len(rows),
         "exact": sum(row.is_exact for row in rows),
         "plans": "\n".join(f"- {name}: `{plan}`" for name, plan in PLANS.items()),
-        "names": " | ".join(PLANS),
-        "dashes": " | ".join("---" for _ in PLANS),
+        "head": _head(),
         "rows": "\n".join(map(str, rows)),
         "unbuilt": "\n".join(unbuilt),
     }
-    target.write_text(_PAGE.format(**words), encoding="utf-8")
+    page.write_text(_PAGE.format(**words), encoding="utf-8")
+    return 1 if _has_faults(rows) else 0
+
+
+def _head() -> str:
+    """The first two lines of the table."""
+    columns = ["type", *PLANS, "engine", "mergekit-yaml", "why refused"]
+    return f"| {' | '.join(columns)} |\n| {' | '.join('---' for _ in columns)} |"
+
+
+def _has_faults(rows: list[Row]) -> bool:
+    """Whether a result is neither exact nor refused."""
     results = {outcome.result for row in rows for outcome in row.outcomes.values()}
     results |= {row.nearby.result for row in rows}
-    return 1 if results - {"exact", "refused", ""} else 0
+    return bool(results - {"exact", "refused", ""})
 
 
 def _examined(name: str) -> Row | str:
-    """The row of a type, or the row that says why it cannot be built."""
+    """The row of a type, or a row with the reason why it cannot be built."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -481,19 +549,19 @@ def _examined(name: str) -> Row | str:
             return f"| {name} | {type(error).__name__}: {reason} |"
 
 
-def fill_in(verdicts: dict[str, str]) -> None:
-    """Write what mergekit alone makes of each type into the data file, one line for each."""
-    file = Path(families.__file__).parent / "data" / "architectures.json"
+def fill_in(results: dict[str, str]) -> None:
+    """Write the `mergekit_yaml_result` of each type into the data file, one line per type."""
+    file = families.DATA
     facts = json.loads(file.read_text(encoding="utf-8"))
     for section in ("composites", "families"):
         for name, entry in facts[section].items():
-            if name in verdicts:
-                entry["mergekit_yaml_result"] = verdicts[name]
+            if name in results:
+                entry["mergekit_yaml_result"] = results[name]
     file.write_text(lines(facts), encoding="utf-8")
 
 
 def lines(facts: dict[str, Any]) -> str:
-    """The data file: a line for each family, and for each other fact."""
+    """The text of the data file: one line for each entry."""
     parts = []
     for key, value in facts.items():
         text = json.dumps(value)
@@ -506,28 +574,28 @@ def lines(facts: dict[str, Any]) -> str:
 
 _PAGE = """# Architectures
 
-What `mk-interleave run` makes of each type that transformers {version} builds at toy size: {count}
-types and variants of types, {exact} of them exact when every second layer gets a copy. The plans:
+What `mk-interleave run` does with each type that transformers {version} builds at toy size: {count}
+types and variants of types. {exact} are exact when every second layer gets a copy. The plans:
 
 {plans}
 
-*Exact*: float32 logits within 1e-5 of their size of the base's, on more tokens than any window or
-indexer takes in, and the same greedy text with the cache and without; each zeroed tensor gets a
-gradient, and is needed. *Refused*: before a byte is written. A dash: not to be had of this type.
+*Exact*: the float32 logits differ from the base's by at most 1e-5 of their size, on more tokens
+than any window or indexer covers; greedy text is the same with the cache and without; each zeroed
+tensor must be zero and gets a gradient. *Refused*: before a byte is written. A dash: does not apply
+to this type.
 
-The engine is mergekit where it writes the right tensors, else the stream engine. The next column
-says what `mergekit-yaml` alone makes of `gen`'s YAML: `exact`, a broken `config` that `fix-config`
-mends, or wrong `tensors` or none, and then `gen` refuses. The last one says why a plan was refused
-and, where there is one, which directive does work. `type:variant` is a type with other settings.
-Made by `make zoo`.
+The engine is mergekit where it writes the right tensors, else the stream engine. The next column is
+what plain `mergekit-yaml` writes for the YAML of `gen`: `exact`; a broken `config`, which
+`fix-config` repairs; or wrong `tensors` or none, in which case `gen` refuses. The last column says
+why a plan was refused and which directive works instead, if there is one. `type:variant` is a type
+with other settings. Written by `make zoo`.
 
-| type | {names} | engine | mergekit-yaml | why refused |
-| --- | {dashes} | --- | --- | --- |
+{head}
 {rows}
 
 ## Not built
 
-Nothing is said here of these types: generic settings do not make toy models of them.
+These types are not checked: generic settings do not build toy models of them.
 
 | type | why |
 | --- | --- |
@@ -536,4 +604,4 @@ Nothing is said here of these types: generic settings do not make toy models of 
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main())

@@ -1,4 +1,5 @@
 """What is known of each model type: data, and typed access to it.
 
-A new model type is an entry in `data/architectures.json`; `make zoo TYPE=name` checks it.
+A new model type is one entry in `data/architectures.json`, whose keys `data/README.md` explains;
+`make zoo TYPE=name` checks it.
 """

@@ -11,10 +11,10 @@ from mergekit_interleave.architectures.family import Family
 def disagreement(
     one: Mapping[str, Any], other: Mapping[str, Any], family: Family
 ) -> tuple[str, object, object] | None:
-    """The first thing in which two configs differ so that their layers cannot be stacked.
+    """The first setting whose difference prevents stacking the layers of two models.
 
     Returns:
-        Its name and the two values, or None where the layers fit.
+        The setting and its two values, or None if the layers can be stacked.
     """
     for key, default in (family.must_agree or {}).items():
         ours, theirs = _setting(one, key, default), _setting(other, key, default)
@@ -25,7 +25,7 @@ def disagreement(
 
 
 def _setting(config: Mapping[str, Any], key: str, default: object) -> object:
-    """A setting, or what stands for it where it is missing or null."""
+    """The value of a setting, or its default if it is missing or null."""
     if config.get(key) is not None or key == "sliding_window":
         return config.get(key, default)
     heads = config.get("num_attention_heads")
@@ -35,7 +35,7 @@ def _setting(config: Mapping[str, Any], key: str, default: object) -> object:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The rotary settings in one spelling: transformers 5 has them together, 4 apart."""
+    """The rotary settings in one form: transformers 5 keeps them in one mapping, 4 in two keys."""
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     rope["rope_type"] = rope.get("rope_type", rope.pop("type", "default"))
     rope["rope_theta"] = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))

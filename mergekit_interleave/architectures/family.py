@@ -1,276 +1,378 @@
-"""What is known of a model family, read from `data/architectures.json`.
+"""Typed access to `data/architectures.json`: what is known of each model type.
 
-The facts are data; a test derives them again from the models that transformers builds.
+The docstrings below document every key of that file. `data/README.md` is generated from them, and
+tests check the file against the types here. The file is read lazily: `gen` must start fast.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
+
+MergekitResult = Literal["exact", "config", "tensors"]
+
+EXACT: MergekitResult = "exact"
+BROKEN_CONFIG: MergekitResult = "config"
+WRONG_TENSORS: MergekitResult = "tensors"
+"""What plain `mergekit-yaml` writes: the right model, a broken config.json, or wrong tensors."""
 
 
 @dataclass(frozen=True)
 class OutputNorms:
-    """The norms between a layer's projections and the residual stream.
+    """The norms between a layer's projections and the residual stream (`output_norms`).
 
     Attributes:
-        names: Parts of the names of their weights.
-        also: Parts of the names of those that not every model of the type has.
-        value: The weight with which such a norm lets nothing pass.
-        key: The list that tells which layers have them, where not all have.
-        kinds: Its entries for those that do.
+        names: Substrings of the names of their weights.
+        optional_names: Substrings of the names of further ones, which some models or layers lack.
+        closed_value: The weight with which the norm outputs zero: 0, or -1 where the model
+            multiplies by 1 + weight.
+        types_key: The per-layer list that tells which layers have these norms; without it, all do.
+        types: The entries of that list whose layers have them.
     """
 
     names: tuple[str, ...]
-    also: tuple[str, ...] = ()
-    value: float = 0.0
-    key: str | None = None
-    kinds: tuple[str, ...] = ()
+    optional_names: tuple[str, ...] = ()
+    closed_value: float = 0.0
+    types_key: str | None = None
+    types: tuple[str, ...] = ()
 
     @property
-    def all(self) -> tuple[str, ...]:
-        """`names` and `also`."""
-        return self.names + self.also
+    def all_names(self) -> tuple[str, ...]:
+        """`names` and `optional_names`."""
+        return self.names + self.optional_names
 
 
 @dataclass(frozen=True)
-class Lending:
-    """Layers that use what an earlier layer computed, by a list that says which.
+class IndexerSharing:
+    """Layers that reuse the indexer result of an earlier layer (`indexer_sharing`).
 
     Attributes:
-        list: The key of the list.
-        lend: Its entry for a layer that computes.
-        borrow: Its entry for a layer that uses what the last one computed.
-        without: Parts of the names of the tensors that a borrowing layer does not have.
+        types_key: The per-layer list that tells which layers compute and which reuse.
+        full: Its entry for a layer that computes.
+        shared: Its entry for a layer that reuses the result of the last computing layer.
+        absent_tensors: Substrings of the names of the tensors that a reusing layer lacks.
     """
 
-    list: str
-    lend: str
-    borrow: str
-    without: tuple[str, ...]
+    types_key: str
+    full: str
+    shared: str
+    absent_tensors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class SharedTail:
-    """The last layers use keys and values of the last layer of their kind before them.
+class KVSharing:
+    """Last layers that reuse keys and values of an earlier layer of their type (`kv_sharing`).
 
     Attributes:
-        count: The key that says how many layers do.
-        kinds: The key of the list of kinds.
-        without: Parts of the names of the tensors that these layers do not have.
-        wide_when: The key that says that these layers are twice as wide inside.
-        wide: Parts of the names of the tensors that are, and along which axis.
+        count_key: The key that counts these last layers.
+        types_key: The per-layer list of layer types.
+        absent_tensors: Substrings of the names of the tensors that these layers lack.
+        double_wide_key: The key that, if true, makes the MLP of these layers twice as wide.
+        double_wide_tensors: Substrings of the names of the tensors that are then twice as wide,
+            each with its wide axis.
     """
 
-    count: str
-    kinds: str
-    without: tuple[str, ...]
-    wide_when: str | None = None
-    wide: Mapping[str, int] = field(default_factory=dict)
+    count_key: str
+    types_key: str
+    absent_tensors: tuple[str, ...]
+    double_wide_key: str | None = None
+    double_wide_tensors: Mapping[str, int] = field(default_factory=dict)
 
     def widened(self, config: Mapping[str, Any]) -> Mapping[str, int]:
-        """The tensors that are twice as wide in these layers, and along which axis."""
-        return self.wide if self.wide_when and config.get(self.wide_when) else {}
+        """The tensors that are twice as wide in these layers, each with its wide axis."""
+        is_wide = self.double_wide_key and config.get(self.double_wide_key)
+        return self.double_wide_tensors if is_wide else {}
 
 
 @dataclass(frozen=True)
 class ConfigFacts:
-    """Where the config.json of a model type speaks of single layers, and of how many there are.
+    """The keys of a type's config.json that depend on the number or the order of its layers.
 
-    `a.b` is key b of the mapping a.
+    `a.b` means key b of the mapping a.
 
     Attributes:
         depth: The keys that state the number of layers.
-        depth_alone: Keys that must state it too where a decoder stands without its encoder.
-        depth_list: The list whose length is the number of layers, where no key counts.
-        multiples: Keys that state a multiple of it.
-        per_layer_lists: Keys that hold one entry for each layer, computed by transformers where
-            they are absent.
-        lists_if_given: Keys that do, and are nothing where they are absent. A string has a letter
-            for each layer.
-        cycled: Whether `per_layer_lists` may be shorter, and are then repeated over the layers.
-        indices: Keys that hold the indices of certain layers.
-        indices_from_1: Keys that do, and count from 1.
-        originals_from_1: Keys that do, and of which new layers are none.
-        spelled_runs: Keys that hold a list of `per_layer_lists` as runs: [[[kind], count], ...].
-        leading_counts: Keys that state how many layers at the start are of a kind.
-        first_default: Keys that do where no list says it.
-        dense_steps: Whether dense layers are placed by decoder_sparse_step and mlp_only_layers.
-        periods: Rules that place layers at regular distances: the name by which `placement` knows
-            the rule, and the keys of its numbers.
-        scale_depth: Whether the residual is scaled by scale_depth over the root of the depth.
+        encoder_depth: Keys that must state it too, because the decoder is saved without its encoder
+            and its cache is sized by the encoder's depth.
+        depth_list: The list whose length is the number of layers, where no key states it.
+        depth_multiples: Keys that state a multiple of the number of layers.
+        per_layer_lists: Lists with one entry per layer. If config.json lacks one, the config class
+            of transformers computes it.
+        optional_per_layer_lists: Lists (or strings of one letter per layer) with one entry per
+            layer that have no effect if config.json lacks them.
+        cyclic_lists: Whether a list of `per_layer_lists` may be shorter than the layers, and is
+            then repeated.
+        layer_indices: Lists of layer indices.
+        layer_indices_from_1: Lists of layer indices that count from 1.
+        original_indices_from_1: Lists of layer indices that count from 1 and never name a new
+            layer.
+        run_length_lists: Keys that spell a list of `per_layer_lists` as [[[type], count], ...],
+            each with the key of that list.
+        leading_counts: Keys that count the layers of a type at the start of the model.
+        fallback_leading_counts: Keys that do so only if no per-layer list is given; they are left
+            unchanged where the grown model has no such count.
+        uses_decoder_sparse_step: Whether dense layers are placed by decoder_sparse_step and
+            mlp_only_layers.
+        periodic_rules: Rules that place layers at regular distances, each as [rule, key, ...]. For
+            layer i: `offset`, i % period == offset; `span`, every interval-th layer from start to
+            end; `block`, a block starts at each multiple of size; `halving`, the stream is halved
+            after each size layers.
+        uses_scale_depth: Whether residuals are scaled by scale_depth / sqrt(number of layers).
     """
 
     depth: tuple[str, ...] = ("num_hidden_layers",)
-    depth_alone: tuple[str, ...] = ()
+    encoder_depth: tuple[str, ...] = ()
     depth_list: str | None = None
-    multiples: tuple[str, ...] = ()
+    depth_multiples: tuple[str, ...] = ()
     per_layer_lists: tuple[str, ...] = ()
-    lists_if_given: tuple[str, ...] = ()
-    cycled: bool = False
-    indices: tuple[str, ...] = ()
-    indices_from_1: tuple[str, ...] = ()
-    originals_from_1: tuple[str, ...] = ()
-    spelled_runs: Mapping[str, str] = field(default_factory=dict)
+    optional_per_layer_lists: tuple[str, ...] = ()
+    cyclic_lists: bool = False
+    layer_indices: tuple[str, ...] = ()
+    layer_indices_from_1: tuple[str, ...] = ()
+    original_indices_from_1: tuple[str, ...] = ()
+    run_length_lists: Mapping[str, str] = field(default_factory=dict)
     leading_counts: tuple[str, ...] = ()
-    first_default: tuple[str, ...] = ()
-    dense_steps: bool = False
-    periods: tuple[Sequence[str], ...] = ()
-    scale_depth: bool = False
+    fallback_leading_counts: tuple[str, ...] = ()
+    uses_decoder_sparse_step: bool = False
+    periodic_rules: tuple[tuple[str, ...], ...] = ()
+    uses_scale_depth: bool = False
 
 
-EXACT, BROKEN_CONFIG, WRONG_TENSORS = "exact", "config", "tensors"
-"""What plain `mergekit-yaml` makes of a recipe."""
+class _ConstantValue(TypedDict):
+    value: float
+
+
+class IdentityConstant(_ConstantValue, total=False):
+    """What a tensor of an identity layer is filled with (`identity_constants`).
+
+    Attributes:
+        value: The number.
+        after: The key of config.json that states how many leading rows keep their values.
+        square: The key of config.json that states n; the last n * n rows are filled as a flattened
+            n x n matrix with `value` on its diagonal and 0 elsewhere.
+    """
+
+    after: str
+    square: str
 
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of one model type.
+    """What is known of one model type: an entry of `families` holds what differs from the defaults.
 
     Attributes:
-        model_type: Its name in config.json.
-        facts: Where its config.json speaks of layers.
-        layers: What stands before the layer index in a tensor's name.
-        beside: What stands before an index that goes with the layers, elsewhere in the model, and
-            by how much the layer's own index is higher.
-        first_only: Parts of the names of tensors that no copy of a layer has.
-        packed: Parts of the names of tensors outside the layers that hold a block for each, and
-            along which axis.
-        needed: A part of a tensor's name without which a checkpoint would be computed anew from
-            the indices of its layers.
-        has_mtp_layers: Whether tensors of layers past the last are those of a head that predicts
-            several tokens, which moves on with the depth.
-        residual_writers: The parts of tensor names that match the residual writers of a layer and
-            no other tensor of the model. Zeroing them all makes the layer an identity, and each
-            still gets gradients.
-        constants: What must be filled besides, so that it does: for each part of a name, the
-            `value`, and, where only a part of the tensor is filled, the key of config.json that
-            states `after` or `square`; see `layout.Constant`.
-        output_norms: The norms that can be closed instead of zeroing what they follow, where there
-            are such norms: they make zeroed projections take large first steps.
-        lending: Layers that use what earlier ones computed.
-        shared_tail: Last layers that use keys and values of earlier ones.
-        irregular_layers: `first` or `last`, where that layer has tensors unlike all others, so that
-            there can be no copy of it.
-        mergekit_yaml_result: What `mergekit-yaml` alone makes of the recipe; where it was not
-            measured, it is not trusted.
-        mergekit_loses: Keys of config.json that give the model tensors which mergekit loses.
-        measured: Whether nothing is known of the type, so that its result must be measured.
-        refused: Why no layer of the type can be copied exactly, if none can.
-        unless: Keys of config.json that make it so where they are true.
-        when: Keys that make it so where they have not this value.
-        before_layers: The tensors that come before the layers, the embeddings.
-        after_layers: The tensors that come after them, the final norm and the head.
-        never_loaded: Parts of the names of tensors that old checkpoints hold and no model loads.
-        must_agree: What two models must agree in for their layers to be stacked: keys of
-            config.json with the value that a missing key stands for; None where stacking several
-            models of the type is not known to be exact.
-        composite: Whether it is one model among others, of images or sounds.
-        modules: What mergekit calls these, and how many layers each has, or the key that says so;
-            None for the one that is grown.
-        deepstack: The list as many as whose entries layers at the start take features of images.
+        model_type: The `model_type` of config.json; the name of the entry.
+        facts: The keys of config.json that depend on the layers; an entry holds them beside the
+            rest.
+        layer_prefix: What precedes the layer index in tensor names.
+        parallel_prefixes: Further prefixes of tensors that are indexed by layer, each with how much
+            higher the layer's own index is.
+        never_copied: Substrings of the names of tensors that a copy of a layer does not get.
+        per_layer_blocks: Substrings of the names of tensors outside the layers that hold one block
+            per layer, each with the axis along which the blocks lie.
+        required_buffer: A substring of the name of a buffer that is derived from the layer index: a
+            checkpoint without it cannot be grown, since transformers would recompute the buffer.
+        has_mtp_layers: Whether tensors of layers past the last belong to a multi-token prediction
+            head, whose index moves on with the depth.
+        residual_writers: Substrings that match the weights which write to the residual stream, and
+            no other tensor. With all of them zero the layer is an identity, and each still gets
+            gradients. Names are those in checkpoints and in memory, so a type may need both.
+        identity_constants: Substrings of the names of tensors that must be filled as well to make a
+            layer an identity, each with its constant.
+        output_norms: The norms between projections and residual stream; `zero: gains` closes them
+            instead of zeroing the projections, which would take large first steps.
+        indexer_sharing: Layers that reuse the indexer result of an earlier one.
+        kv_sharing: Last layers that reuse keys and values of earlier ones.
+        irregular_layers: `first` or `last`, if that layer has other tensors than the rest, so that
+            it must keep its place and cannot be copied.
+        mergekit_yaml_result: What plain `mergekit-yaml` writes for the recipe of `gen`: `exact`, a
+            broken `config`, or wrong `tensors`. `make zoo` measures and writes it.
+        mergekit_drops: Keys of config.json that, if true, add tensors which mergekit drops.
+        is_unknown: Whether nothing is known of the type, so that its result must be measured.
+        refused: The reason why no layer of the type can be copied exactly, a key of `reasons`.
+        refused_if: Keys of config.json that, if true, refuse the model, each with its reason.
+        refused_unless: Keys of config.json that must have a value, each with [value, reason]; a
+            missing key counts as the value.
+        before_layers: The tensors before the layers: the embeddings.
+        after_layers: The tensors after the layers: the final norm and the head.
+        never_loaded: Substrings of the names of tensors in old checkpoints that no model loads.
+        must_agree: The keys of config.json in which two models must agree for their layers to be
+            stacked, each with the value of a missing key. Without it, models of the type are not
+            stacked on each other.
+        composite: Whether the language model is part of a larger model, of images or sound.
+        mergekit_modules: Of a composite: see `composites`.
+        deepstack: Of a composite: see `composites`.
     """
 
     model_type: str
     facts: ConfigFacts = ConfigFacts()
-    layers: str = "model.layers"
-    beside: Mapping[str, int] = field(default_factory=dict)
-    first_only: tuple[str, ...] = ()
-    packed: Mapping[str, int] = field(default_factory=dict)
-    needed: str | None = None
+    layer_prefix: str = "model.layers"
+    parallel_prefixes: Mapping[str, int] = field(default_factory=dict)
+    never_copied: tuple[str, ...] = ()
+    per_layer_blocks: Mapping[str, int] = field(default_factory=dict)
+    required_buffer: str | None = None
     has_mtp_layers: bool = False
     residual_writers: tuple[str, ...] = ("o_proj", "down_proj")
-    constants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    identity_constants: Mapping[str, IdentityConstant] = field(default_factory=dict)
     output_norms: OutputNorms | None = None
-    lending: Lending | None = None
-    shared_tail: SharedTail | None = None
-    irregular_layers: tuple[str, ...] = ()
-    mergekit_yaml_result: str = WRONG_TENSORS
-    mergekit_loses: tuple[str, ...] = ()
-    measured: bool = False
+    indexer_sharing: IndexerSharing | None = None
+    kv_sharing: KVSharing | None = None
+    irregular_layers: tuple[Literal["first", "last"], ...] = ()
+    mergekit_yaml_result: MergekitResult = WRONG_TENSORS
+    mergekit_drops: tuple[str, ...] = ()
+    is_unknown: bool = False
     refused: str | None = None
-    unless: Mapping[str, str] = field(default_factory=dict)
-    when: Mapping[str, tuple[object, str]] = field(default_factory=dict)
+    refused_if: Mapping[str, str] = field(default_factory=dict)
+    refused_unless: Mapping[str, tuple[object, str]] = field(default_factory=dict)
     before_layers: tuple[str, ...] = ()
     after_layers: tuple[str, ...] = ()
     never_loaded: tuple[str, ...] = ()
     must_agree: Mapping[str, object] | None = None
     composite: bool = False
-    modules: Mapping[str, int | str | None] = field(default_factory=dict)
+    mergekit_modules: Mapping[str, int | str | None] = field(default_factory=dict)
     deepstack: str | None = None
 
     def writes(self, tensor: str) -> bool:
-        """Whether a tensor of a layer is a residual writer."""
+        """Whether a layer's tensor writes to the residual stream."""
         return any(name in tensor for name in self.residual_writers)
 
     def is_loaded(self, tensor: str) -> bool:
-        """Whether a model of this family loads the tensor at all."""
+        """Whether models of this family load the tensor."""
         return not any(part in tensor for part in self.never_loaded)
 
     def has_output_norms(self, tensors: Iterable[str]) -> bool:
-        """Whether a layer of these tensors has the norms that `gains` tells of, all of them."""
+        """Whether these tensors of a layer include all norms of `output_norms.names`."""
         tensors = list(tensors)
         return self.output_norms is not None and all(
             any(name in tensor for tensor in tensors) for name in self.output_norms.names
         )
 
-    def verdict(self, config: Mapping[str, Any]) -> str:
-        """What `mergekit-yaml` alone makes of a model with this config.json."""
-        lost = any(config.get(key) for key in self.mergekit_loses)
-        return WRONG_TENSORS if lost else self.mergekit_yaml_result
+    def mergekit_result(self, config: Mapping[str, Any]) -> MergekitResult:
+        """What plain `mergekit-yaml` writes for a model with this config.json."""
+        drops = any(config.get(key) for key in self.mergekit_drops)
+        return WRONG_TENSORS if drops else self.mergekit_yaml_result
 
     def reason_to_refuse(self, config: Mapping[str, Any]) -> str | None:
         """Why a model with this config.json cannot be expanded exactly, if it cannot."""
         reasons = [self.refused]
-        reasons += [why for key, why in self.unless.items() if config.get(key)]
-        reasons += [why for key, (v, why) in self.when.items() if config.get(key, v) != v]
-        return next((_facts()["reasons"][why] for why in reasons if why is not None), None)
+        reasons += [why for key, why in self.refused_if.items() if config.get(key)]
+        reasons += [why for key, (v, why) in self.refused_unless.items() if config.get(key, v) != v]
+        return next((_data()["reasons"][why] for why in reasons if why is not None), None)
+
+
+class Composite(TypedDict, total=False):
+    """A model that contains a language model and others, of images or sound.
+
+    Attributes:
+        family: The family of its language model; the `model_type` of the nested config comes first.
+        mergekit_yaml_result: As in a family, for the whole model.
+        mergekit_modules: The modules by which mergekit knows the model, each with its number of
+            layers, or the key of config.json that states it; null for the language model. Left out
+            where mergekit has no modules for the type.
+        deepstack: The list of config.json with one entry for each of the first layers that gets
+            image features added to its output, so that none of these layers may be moved.
+    """
+
+    family: str
+    mergekit_yaml_result: MergekitResult
+    mergekit_modules: dict[str, int | str | None]
+    deepstack: str
+
+
+class QuantizationRule(TypedDict, total=False):
+    """How a quantization method stores a projection that is zero.
+
+    A tensor of plain floats that neither pattern matches is zeroed; any other type is an error.
+
+    Attributes:
+        zero: A regular expression for the names of the tensors to fill with the byte for zero.
+        keep: A regular expression for the names of the tensors beside them that keep their values.
+        codes: The byte for zero where it is not 0, by the suffix of a tensor's name whose presence
+            tells so.
+    """
+
+    zero: str
+    keep: str
+    codes: dict[str, int]
+
+
+class ArchitectureData(TypedDict):
+    """The sections of `architectures.json`.
+
+    Attributes:
+        assumed_family: The family whose tensor names are assumed of an unknown model type.
+        depth_keys: The keys by which any config.json may state its number of layers.
+        nested_configs: The keys under which a composite's config.json holds that of its language
+            model.
+        composite_layer_prefixes: What may precede the layer index in tensor names of a composite.
+        standard_layer_tensors: The tensors of a Llama layer, without `.weight` or `.bias`. `zero:
+            auto` refuses an unknown type with others, since they may write to the residual stream.
+        composites: The composites, by model type.
+        quantized: The quantization methods, by the `quant_method` of config.json.
+        reasons: Why a model is refused, by the names that families use.
+        families: The model types, by name, with the keys below that differ from their defaults.
+    """
+
+    assumed_family: str
+    depth_keys: list[str]
+    nested_configs: list[str]
+    composite_layer_prefixes: list[str]
+    standard_layer_tensors: list[str]
+    composites: dict[str, Composite]
+    quantized: dict[str, QuantizationRule]
+    reasons: dict[str, str]
+    families: dict[str, dict[str, Any]]
+
+
+DATA = Path(__file__).parent / "data" / "architectures.json"
 
 
 @cache
-def _facts() -> dict[str, Any]:
-    # importlib.resources would be a tenth of the start-up time.
-    file = Path(__file__).parent / "data" / "architectures.json"
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return facts
+def _data() -> ArchitectureData:
+    # importlib.resources would take a tenth of the start-up time.
+    data: ArchitectureData = json.loads(DATA.read_text(encoding="utf-8"))
+    return data
 
 
-def quantized(method: str) -> dict[str, Any] | None:
-    """How a quantizer stores a zero, if it is known; see `quantization`."""
-    rules: dict[str, Any] | None = _facts()["quantized"].get(method)
-    return rules
+def quantized(method: str) -> QuantizationRule | None:
+    """How a quantization method stores zeros, None if the method is not known."""
+    return _data()["quantized"].get(method)
 
 
 def known_types() -> tuple[str, ...]:
-    """The model types that something is known of."""
-    return tuple(_facts()["families"])
+    """The model types in the data."""
+    return tuple(_data()["families"])
 
 
 @cache
 def family_of(model_type: str) -> Family | None:
-    """What is known of a model type, if anything is."""
-    own = _facts()["families"].get(model_type)
-    if own is None:
+    """The family of a model type, None if the type is not in the data."""
+    entry = _data()["families"].get(model_type)
+    if entry is None:
         return None
-    known = {key: _frozen(key, value) for key, value in own.items()}
+    known = {key: _frozen(key, value) for key, value in entry.items()}
     keys = {item.name for item in fields(ConfigFacts)}
     facts = ConfigFacts(**{key: known.pop(key) for key in keys & known.keys()})
     return Family(model_type=model_type, facts=facts, **known)
 
 
-_OBJECTS = {"output_norms": OutputNorms, "lending": Lending, "shared_tail": SharedTail}
+_OBJECTS = {
+    "output_norms": OutputNorms,
+    "indexer_sharing": IndexerSharing,
+    "kv_sharing": KVSharing,
+}
 
 
 @cache
 def may_be_outside(part: str | None) -> bool:
-    """Whether a part of a tensor's name may speak of a tensor outside the layers, of any type.
+    """Whether a substring occurs in the name of a tensor outside the layers, of any known type.
 
     Args:
-        part: The part; None is all of any name.
+        part: The substring; None matches every name.
     """
     families = filter(None, map(family_of, known_types()))
     names = {name for f in families for name in (*f.before_layers, *f.after_layers)}
@@ -280,7 +382,7 @@ def may_be_outside(part: str | None) -> bool:
 def _frozen(key: str, value: Any) -> Any:
     """A value of the data file as the classes above hold it."""
     if isinstance(value, list):
-        return tuple(value)
+        return tuple(_frozen("", entry) for entry in value)
     if isinstance(value, dict):
         entries = {name: _frozen("", entry) for name, entry in value.items()}
         return _OBJECTS[key](**entries) if key in _OBJECTS else entries
@@ -288,12 +390,12 @@ def _frozen(key: str, value: Any) -> Any:
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family | None:
-    """What is known of the model type that a config.json states, if anything is.
+    """The family of the model type that a config.json states, None if it is not in the data.
 
-    A model that holds a language model among others is of the language model's family.
+    A composite is of the family of its language model.
     """
     model_type = str(config.get("model_type") or "")
-    composite = _facts()["composites"].get(model_type)
+    composite = _data()["composites"].get(model_type)
     if composite is None:
         return family_of(model_type)
     nested = nested_config(config)
@@ -303,7 +405,7 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
         family,
         model_type=model_type,
         mergekit_yaml_result=composite.get("mergekit_yaml_result", WRONG_TENSORS),
-        modules=composite.get("modules", {}),
+        mergekit_modules=composite.get("mergekit_modules", {}),
         deepstack=composite.get("deepstack"),
         must_agree=None,
         composite=True,
@@ -311,20 +413,20 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
 
 
 def nested_config(config: Mapping[str, Any]) -> str | None:
-    """The key of the part of a config.json that speaks of the layers, None where all of it does."""
-    nested = _facts()["nested_configs"]
+    """The key under which a config.json describes the layers, None if it does at its top level."""
+    nested = _data()["nested_configs"]
     return next((key for key in nested if isinstance(config.get(key), Mapping)), None)
 
 
 def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config.json that speaks of the layers."""
+    """The part of a config.json that describes the layers."""
     nested = nested_config(config)
     part: Mapping[str, Any] = config[nested] if nested else config
     return part
 
 
 def stated(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a key of a config.json, or of a key of a mapping in it: `a.b`."""
+    """The value of a key of a config.json; `a.b` is key b of the mapping a."""
     outer, _, inner = key.partition(".")
     value = config.get(outer)
     return value.get(inner) if inner and isinstance(value, Mapping) else value
@@ -332,47 +434,46 @@ def stated(config: Mapping[str, Any], key: str) -> Any:
 
 def depth_keys() -> tuple[str, ...]:
     """The keys by which any config.json may state its number of layers."""
-    return tuple(_facts()["depth_keys"])
+    return tuple(_data()["depth_keys"])
 
 
-def other_stacks() -> tuple[str, ...]:
-    """What may stand before a layer's index where a language model is one of several."""
-    return tuple(_facts()["stacks"])
+def composite_layer_prefixes() -> tuple[str, ...]:
+    """What may precede the layer index in tensor names of a composite."""
+    return tuple(_data()["composite_layer_prefixes"])
 
 
 def unknown_family(model_type: str, config: Mapping[str, Any], layers: str) -> Family:
-    """What is assumed of a model type of which nothing is known.
+    """The family that is assumed for a model type that is not in the data.
 
     Args:
-        model_type: Its name.
-        config: The part of its config.json that speaks of the layers.
-        layers: What stands before the layer index in the names of its tensors.
+        model_type: The type.
+        config: The part of its config.json that describes the layers.
+        layers: What precedes the layer index in its tensor names.
     """
     depth = next((key for key in depth_keys() if config.get(key) is not None), "")
+    writers = assumed_family().residual_writers
     facts = ConfigFacts(depth=(depth,))
-    return Family(
-        model_type, facts, layers, residual_writers=assumed_family().residual_writers, measured=True
-    )
+    return Family(model_type, facts, layers, residual_writers=writers, is_unknown=True)
 
 
-def is_plain(tensor: str) -> bool:
-    """Whether a Llama's layer has a tensor of this name, without what stands before the layer."""
-    return tensor.rpartition(".")[0] in _facts()["plain"]
+def is_standard_tensor(tensor: str) -> bool:
+    """Whether a Llama layer has a tensor of this name, given without its layer prefix."""
+    return tensor.rpartition(".")[0] in _data()["standard_layer_tensors"]
 
 
 def assumed_family() -> Family:
-    """The family whose names are taken where the model's own is not known."""
-    family = family_of(_facts()["assumed"])
+    """The family whose tensor names are assumed of an unknown model type."""
+    family = family_of(_data()["assumed_family"])
     if family is None:
-        raise TypeError("the assumed family is one of the known ones")
+        raise TypeError("the assumed family is missing from the data")
     return family
 
 
 def depth_of(config: Mapping[str, Any], family: Family | None = None) -> object:
-    """The layer count that a config.json states, None where it states none.
+    """The number of layers that a config.json states, None if it states none.
 
     Args:
-        config: The config, or the part of it that speaks of the layers.
+        config: The part of the config.json that describes the layers.
         family: The model's family, if it is known.
     """
     if family is not None and family.facts.depth_list:

@@ -1,6 +1,6 @@
-"""What a model is for, and which class loads it, by the class that config.json names.
+"""What a model is for and which class loads it, by the class that its config.json names.
 
-The facts are in `data/tasks.json`; a test derives them again from transformers' own tables.
+The facts are in `data/tasks.json`; a test derives them again from the tables of transformers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from mergekit_interleave.architectures import family as families
+
+
+class _Loaded(TypedDict):
+    tag: str
+    load: str
+
+
+class TaskEntry(_Loaded, total=False):
+    """What a class of models is for; the entry's name is how the names of such classes end.
+
+    The first entry that matches decides.
+
+    Attributes:
+        tag: The `pipeline_tag` of the Hub.
+        load: The class of transformers that loads such models.
+        composite: Whether the entry matches composites only.
+    """
+
+    composite: bool
 
 
 @dataclass(frozen=True)
@@ -20,8 +39,8 @@ class Task:
     """What a model is for.
 
     Attributes:
-        tag: The Hub's `pipeline_tag`; None where it cannot be told.
-        load: The class of transformers that loads it.
+        tag: The `pipeline_tag` of the Hub; None if config.json does not tell it.
+        load: The class of transformers that loads the model.
     """
 
     tag: str | None = None
@@ -42,8 +61,10 @@ def task_of(config: Mapping[str, Any]) -> Task:
     return Task()
 
 
+DATA = Path(__file__).parent / "data" / "tasks.json"
+
+
 @cache
-def _tasks() -> dict[str, dict[str, Any]]:
-    file = Path(__file__).parent / "data" / "tasks.json"
-    tasks: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+def _tasks() -> dict[str, TaskEntry]:
+    tasks: dict[str, TaskEntry] = json.loads(DATA.read_text(encoding="utf-8"))
     return tasks

@@ -145,7 +145,7 @@ class Checkpoint:
 
         None are known where its config.json does not say how many layers each has.
         """
-        modules = self.family.modules if self.family else {}
+        modules = self.family.mergekit_modules if self.family else {}
         keys = {name: key for name, key in modules.items() if isinstance(key, str)}
         counts = {name: families.stated(self.config, key) for name, key in keys.items()}
         if None in counts.values():
@@ -203,12 +203,12 @@ class Checkpoint:
             depth = families.depth_of(self.layer_config)
             whole = [stack for stack, found in indices.items() if len(found) == depth]
             return dict.fromkeys(whole if len(whole) == 1 else indices, 0)
-        stacks: dict[str, int] = {family.layers: 0, **family.beside}
+        stacks: dict[str, int] = {family.layer_prefix: 0, **family.parallel_prefixes}
         shorter = [
             {prefix.split(".", words)[-1]: shift for prefix, shift in stacks.items()}
-            for words in range(family.layers.count(".") + 1)
+            for words in range(family.layer_prefix.count(".") + 1)
         ]
-        others = [{prefix: 0} for prefix in families.other_stacks()]
+        others = [{prefix: 0} for prefix in families.composite_layer_prefixes()]
         return next(
             (known for known in (*others, *shorter) if self._has(next(iter(known)))), stacks
         )
@@ -230,7 +230,7 @@ class Checkpoint:
     @property
     def stack_names(self) -> set[str]:
         """What may stand before a layer's index in the names of this model's modules."""
-        known = {self.require_family().layers, *families.other_stacks()}
+        known = {self.require_family().layer_prefix, *families.composite_layer_prefixes()}
         return known | set(self._stacks) if self.has_weights else known
 
     def layer_of(self, name: str) -> int | None:

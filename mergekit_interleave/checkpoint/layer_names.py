@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.errors import RefusedError
@@ -19,7 +20,8 @@ _Value = TypeVar("_Value")
 _INDEX = r"\.([0-9]{1,9})(?=\.|$)"
 
 
-class LayerName(NamedTuple):
+@dataclass(frozen=True)
+class LayerName:
     """The name of a layer, or of a tensor of one.
 
     Attributes:
@@ -110,8 +112,8 @@ def stacks_of(names: Iterable[str], depth: int, config: Mapping[str, Any]) -> tu
         return tuple(whole)
     # A model of images beside it may be as deep, and its names may end alike.
     family = families.family_of_config(config)
-    own = (family.layers, *family.beside) if family else ()
-    for known in (families.other_stacks(), own):
+    own = (family.layer_prefix, *family.parallel_prefixes) if family else ()
+    for known in (families.composite_layer_prefixes(), own):
         named = [stack for stack in whole if any(_ends(stack, name) for name in known)]
         if named:
             return tuple(named)

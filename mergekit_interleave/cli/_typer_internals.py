@@ -19,7 +19,7 @@ class _Plain:
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
-            param._runtime_param = _AsTyped()  # noqa: SLF001
+            param._runtime_param = AsTyped()  # noqa: SLF001
             if param.metavar is None:
                 param.display_type_rich = _no_type
         return params
@@ -42,7 +42,7 @@ class PlainGroup(_Plain, TyperGroup):
     """A group of such commands."""
 
 
-class _AsTyped:
+class AsTyped:
     """Takes the place of typer's adapter."""
 
     def coerce(self, value: object, param: object, ctx: object) -> object:  # noqa: ARG002

@@ -13,7 +13,8 @@ import typer
 
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE
+from mergekit_interleave.directive.growth import registry
+from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE, NORMS
 from mergekit_interleave.errors import DirectiveError
 
 if TYPE_CHECKING:
@@ -59,19 +60,11 @@ NonIdentity = Annotated[
     ),
 ]
 _FLAGS = {
-    "every": _growth("Insert a new, zeroed layer after every Nth layer.", "N"),
-    "add": _growth("Insert K new, zeroed layers, evenly spread.", "K"),
-    "append": _growth("Append K zeroed copies of the last layer.", "K"),
-    "repeat": _growth(
-        "Repeat a range, layer by layer; 8:24x3@block: as a block, 3 times.", "START:STOP"
-    ),
-    "stack": _growth("Stack ranges one after another, such as 0:24,8:32.", "RANGE,..."),
-    "windows": _growth("Stack windows of SIZE layers, each STRIDE further.", "SIZE:STRIDE"),
-    "drop": _growth("Leave out layers, such as 23:28.", "RANGE,..."),
+    **{flag.name: _growth(flag.help, flag.metavar) for flag in registry.flags().values()},
     "zero": _growth(
-        "What new layers zero: auto, none, gains, or names: o_proj,down_proj.",
+        "What new layers zero: auto, none, norms, or names: o_proj,down_proj.",
         "NAMES",
-        (AUTO, NONE, GAINS, "o_proj,down_proj"),
+        (AUTO, NONE, NORMS, GAINS, "o_proj,down_proj"),
     ),
     "scale": _growth("Multiply tensors of new layers: q_proj=0.84,k_proj=0.84.", "NAME=X,..."),
     "apply_to": _growth(

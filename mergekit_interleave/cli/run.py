@@ -15,6 +15,7 @@ import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
 from mergekit_interleave.cli.options import AsJson, Flags, NonIdentity
 from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.engines import registry as engines
 from mergekit_interleave.errors import DirectiveError
 
 EXAMPLE = "mk-interleave run 'interleave: every 4' deeper --model org/name"
@@ -32,8 +33,8 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     flags: Flags,
     allow_non_identity: NonIdentity = False,
     engine: Annotated[str, typer.Option(
-        metavar="auto|mergekit|stream", help="What writes the weights.",
-        autocompletion=options.offering("auto", "mergekit", "stream"))] = "auto",
+        metavar="|".join(engines.names()), help="What writes the weights.",
+        autocompletion=options.offering(*engines.names()))] = engines.AUTO,
     out_shard_size: Annotated[str | None, typer.Option(
         metavar="SIZE", show_default=False, help="The maximum size of a shard, such as 5GB, 500MB "
         "or mergekit's 5B. Default: 5GB; the stream engine keeps the base's shards.")] = None,

@@ -10,6 +10,7 @@ import typer
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
 from mergekit_interleave.cli.options import AsJson
+from mergekit_interleave.training.trainers import registry
 
 EXAMPLE = "mk-interleave train deeper --for axolotl > train.yml"
 
@@ -19,13 +20,11 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         "A model that `run` or mergekit-yaml has made.")],
     *,
     trainer: Annotated[str, typer.Option("--for", metavar="NAME", help=
-        "The trainer: transformers, trl, peft, llamafactory, axolotl, ms-swift, unsloth, "
-        "torchtune or litgpt.", autocompletion=options.offering(
-            "transformers", "trl", "peft", "llamafactory", "axolotl", "ms-swift", "unsloth",
-            "torchtune", "litgpt"))],
+        f"The trainer: {registry.in_words()}.",
+        autocompletion=options.offering(*registry.TRAINERS))],
     method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
         "Train the new layers themselves, or a LoRA of them. Default: full, where the trainer "
-        "can.", autocompletion=options.offering("full", "lora"))] = None,
+        "can.", autocompletion=options.offering(*registry.METHODS))] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
         "The file that states which layers are new, where DIR does not: an interleave.json or a "
         "mergekit config.")] = None,

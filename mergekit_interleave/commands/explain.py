@@ -21,9 +21,9 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import directive as directives
-from mergekit_interleave.directive import notation, yaml_io
+from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, registry
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO, GAINS
 from mergekit_interleave.errors import (
@@ -71,10 +71,10 @@ def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
     if _FENCE.search(text) and not any(_is_ours(keys) for keys in known):
         text, where = _fenced(text, where, warn), f"{where}, in its block of YAML"
         documents = _documents(text)
-    models = _Opened(where)
+    models = _Opened(where, warn)
     if len(documents) <= 1:  # or it is the one-line form, or no YAML, which is said later
         return _explained(text, where, models, stored)
-    return "".join(_part_of_stream(part, where, models, warn) for part in documents)
+    return "".join(_part_of_stream(part, where, models) for part in documents)
 
 
 def _read(source: str, stdin: IO[str]) -> tuple[str, str, Directive | None]:
@@ -98,7 +98,7 @@ def _stored(directory: Path) -> Directive | None:
         stored = manifest.read(file).content["directive"]
         directive = directives.of_document(stored, str(file))
         # What needs no model's config to be expanded would be expanded without its type, too.
-        needed = directive.growth is not None and needs_depth(directive.growth)
+        needed = directive.growth is not None and directive.growth.needs_depth
         return directive if needed else None
     return None
 
@@ -143,7 +143,7 @@ def _documents(text: str) -> list[str]:
 
 
 def _is_ours(keys: Mapping[str, str | None]) -> bool:
-    return notation.has_line(keys) or _is_spelled(keys)
+    return registry.has_line(keys) or _is_spelled(keys)
 
 
 def _is_spelled(keys: Mapping[str, str | None]) -> bool:
@@ -151,27 +151,29 @@ def _is_spelled(keys: Mapping[str, str | None]) -> bool:
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
-    alone = _is_spelled(keys) and not notation.has_line(keys)
+    alone = _is_spelled(keys) and not registry.has_line(keys)
     return alone and keys.get("merge_method", "passthrough") == "passthrough"
 
 
-def _part_of_stream(text: str, where: str, models: _Opened, warn: Warn) -> str:
+def _part_of_stream(text: str, where: str, models: _Opened) -> str:
     written = text
     if _is_passthrough(yaml_io.keys(text)):
         try:
             written = _explained(text, where, models)
         except CheckpointError as error:  # a document alone would be refused
-            warn(f"{error}; that document stays as it is")
+            models.warn(f"{error}; that document stays as it is")
     models.results.learn(text, where)
     return text if written == text else merge_stream.begin(text) + written + merge_stream.end(text)
 
 
 def _explained(text: str, where: str, models: _Opened, stored: Directive | None = None) -> str:
     """One document; as it was stored, where no directive can be told from its slices."""
-    document = yaml_io.read(text, where, directives.KNOWN)
+    document = yaml_io.read(text, where, directives.known_keys())
     if not isinstance(document, dict):
         raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
     directive = directives.of_document(document, where)
+    for warning in directive.warnings:
+        models.warn(warning)
     if not isinstance(directive.growth, ExplicitSlices):
         return text.rstrip() + "\n"  # a directive already
     layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)
@@ -215,10 +217,12 @@ class _Opened:
     """What can be known of models without asking the network.
 
     Args:
-        where: What is read, a stream perhaps, whose documents may be models of one another.
+        where: What is read: perhaps a stream, whose documents may be models of one another.
+        warn: Called with each warning.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, warn: Warn) -> None:
+        self.warn = warn
         self.results = merge_stream.Results(where, Models(cached_only=True))
 
     def open(self, model: ModelRef) -> Checkpoint | None:
@@ -263,7 +267,9 @@ class _Opened:
         checkpoint = self.open(model)
         family = families.assumed_family() if checkpoint is None else checkpoint.family
         return (
-            family is not None and not family.constants and {*names} == {*family.residual_writers}
+            family is not None
+            and not family.identity_constants
+            and {*names} == {*family.residual_writers}
         )
 
     def _reaches_out(self, layout: Layout) -> bool:

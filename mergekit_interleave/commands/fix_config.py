@@ -6,13 +6,13 @@ The weights are not changed: they must be those of the recipe, or nothing is wri
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave._files import replace_file
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint import extra_files, meta_model, quantization
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
@@ -181,11 +181,11 @@ def _check_weights(
     """
     first = sources[layout.models[0]]
     written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
+    with scratch_directory() as folder:
+        (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
         if len(sources) == 1:
-            structure_check.check(first, layout, Path(folder), placement.kv_sharing_layers)
-        wanted = meta_model.shapes(Path(folder), trusted=first.trusted)
+            structure_check.check(first, layout, folder, placement.kv_sharing_layers)
+        wanted = meta_model.shapes(folder, trusted=first.trusted)
     if all(source.has_weights for source in sources.values()):
         parts = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)
         stored = {part.name: part.shape for part in parts}

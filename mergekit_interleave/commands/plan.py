@@ -20,10 +20,11 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, Stack, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.engines import writer as writers
-from mergekit_interleave.engines.stream import Traffic
+from mergekit_interleave.engines import registry, select
+from mergekit_interleave.engines.protocol import Traffic
+from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
 from mergekit_interleave.layout import describe, mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, distances
@@ -220,7 +221,7 @@ def _plan(
 
 def _needs_no_config(directive: Directive) -> bool:
     growth = directive.growth
-    return growth is not None and (directive.layers is not None or not needs_depth(growth))
+    return growth is not None and (directive.layers is not None or not growth.needs_depth)
 
 
 def _is_readable(directive: Directive, models: Models) -> bool:
@@ -274,18 +275,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
     """What the tensors tell besides."""
     new = {layer.index for layer in found.layout.new_layers}
-    writer = writers.Writer(made, here, writers.WriteOptions())
-    against_mergekit, against_stream = writer.against_mergekit, writer.against_stream
-    engine, why = writers.MERGEKIT, f"{_RIGHT}; --engine stream writes the same"
-    if against_mergekit is not None:
-        engine, why = writers.STREAM, f"because mergekit cannot {against_mergekit}"
-    elif against_stream is not None:
-        why = f"because {against_stream}"
-    memory = {}
-    if against_mergekit is None:
-        memory[writers.MERGEKIT] = writers.mergekit_memory(writer.whole)
-    if against_stream is None:
-        memory[writers.STREAM] = writers.stream_memory(len(made.specs))
+    choice = select.choose(made, here)
     return dataclasses.replace(
         found,
         identities=made.identities,
@@ -294,21 +284,25 @@ def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
             after=made.parameters,
             new=sum(math.prod(part.shape) for part in made.specs if part.layer in new),
         ),
-        writing=Writing(
-            nbytes=sum(part.nbytes for part in made.specs),
-            mergekit=writer.whole if against_mergekit is None else None,
-            stream=writer.forecast if against_stream is None else None,
-            engine=engine,
-            why=why,
-            memory=memory,
-            free=shutil.disk_usage(here).free,
-        ),
+        writing=_writing(choice, sum(part.nbytes for part in made.specs), here),
         config=dict(grown_config.differences(made.base.config, made.config())),
         counted=True,
     )
 
 
-_RIGHT = "which writes the right tensors of this type"
+def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
+    needs = choice.estimates
+    mergekit, stream = needs.get(registry.MERGEKIT), needs.get(registry.STREAM)
+    return Writing(
+        nbytes=nbytes,
+        mergekit=None if mergekit is None else mergekit.traffic.written,
+        stream=None if stream is None else stream.traffic,
+        engine=choice.engine,
+        why=choice.why,
+        memory={name: estimate.memory for name, estimate in needs.items()},
+        free=shutil.disk_usage(here).free,
+    )
+
 
 _BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -334,20 +328,7 @@ def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
     if width is None or first.is_quantized:
         return dataclasses.replace(found, parameters=parameters)
     nbytes = parameters.after * width
-    family = first.require_family()
-    wrong = family.verdict(first.layer_config) == families.WRONG_TENSORS
-    engine = writers.STREAM if wrong else writers.MERGEKIT
-    writing = Writing(
-        nbytes=nbytes,
-        mergekit=None if wrong else nbytes,
-        stream=None,
-        engine=engine,
-        why=f"because mergekit cannot write the right tensors of model type {first.model_type}"
-        if wrong
-        else _RIGHT,
-        memory={writers.MERGEKIT: writers.mergekit_memory(nbytes)} if not wrong else {},
-        free=shutil.disk_usage(here).free,
-    )
+    writing = _writing(select.choose_by_config(first, nbytes), nbytes, here)
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 
 

@@ -1,88 +1,65 @@
-"""Write what was verified into interleave.json and the card."""
+"""What `verify` writes: its result into interleave.json, and into the card if it is unedited."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave._files import replace_file
-from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG
-from mergekit_interleave.output import (
-    manifest,
-    model_card,
-    recorded_layout,
-    verification_text,
-)
-from mergekit_interleave.output.card_data import facts
-from mergekit_interleave.output.model_card import CardData
+from mergekit_interleave.checkpoint.safetensors_header import to_json
+from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
+from mergekit_interleave.output.card_data import card_data
 from mergekit_interleave.verification.report import VerifyReport
 
-log = logging.getLogger(__name__)
 
+def record(
+    out: Path, report: VerifyReport, measured: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Write what was verified into interleave.json and the card.
 
-def record(out: Path, report: VerifyReport, measured: Mapping[str, Any] | None = None) -> None:
-    """Write what was verified into interleave.json and the card; that it cannot is no failure.
-
-    Nothing is written where OUT was held to other words than its own, or failed against others than
-    those that it was made of: that says nothing of OUT.
+    Nothing is written if OUT was compared with another layout than its own, or differs from models
+    other than its recorded sources: such a result says nothing about OUT.
 
     Args:
         out: The model's directory.
-        report: What came of its weights.
-        measured: What came of a forward pass, where that is to be written.
+        report: The comparison of its weights.
+        measured: The comparison of a forward pass, to record instead.
+
+    Returns:
+        Warnings: failing to write costs no result.
     """
     own = report.own
     stated = [] if own is None else [_last(name) for name in own.models]
     if own is None or not (report.is_exact or stated == [_last(name) for name in report.against]):
-        return
+        return ()
     kind, found = report.kind, report.outcome()
     if measured is not None:
         kind, found = verification_text.FORWARD, dict(measured)
     try:
-        verified = manifest.record(out, kind, found)
-        page = out / model_card.FILE
-        if verified is not None and page.is_file() and not page.is_symlink():
-            if page.stat().st_size > MAX_CONFIG:
-                return
-            _reverify(out, page, {**own.content, "verified": verified})
-    except Exception as error:  # noqa: BLE001 - whatever it is, the answer is worth more
-        log.warning("what was verified could not be written down: %s", error)
+        return _record(out, kind, found)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the result is worth more
+        return (f"what was verified could not be recorded: {error}",)
 
 
-def _reverify(out: Path, page: Path, content: Mapping[str, Any]) -> None:
-    """Write into a card what was verified; of one that someone has edited only that is touched."""
-    text = page.read_text(encoding="utf-8")
-    found = None
-    if model_card.is_sealed(text):
-        title = next(line[2:] for line in text.splitlines() if line.startswith("# "))
-        found = facts(out, title, content, recorded_layout.read(out).layout)
-    new = (
-        model_card.reverified(text, content["verified"])
-        if found is None
-        else model_card.write(found)
-    )
-    if new != text:
-        replace_file(page, new)
-    if found is not None:
-        _redraw(out / model_card.PICTURE, found)
-
-
-def _redraw(drawing: Path, found: CardData) -> None:
-    """Draw a picture anew that is as it was drawn of the same layers; another is somebody's own."""
-    if drawing.is_symlink() or not drawing.is_file() or drawing.stat().st_size > MAX_CONFIG:
-        return
-    new = model_card.picture(found)
-    drawn = {
-        model_card.picture(replace(found, status=status))
-        for status in (model_card.EQUAL, model_card.TRAINED)
-    }
-    if drawing.read_text(encoding="utf-8", errors="replace") in drawn - {new}:
-        replace_file(drawing, new)
+def _record(out: Path, kind: str, outcome: Mapping[str, Any]) -> tuple[str, ...]:
+    content = manifest.record(out, kind, outcome)
+    if content is None:
+        return ()
+    names = [name for name in card_files.FILES if card_files.is_generated(out / name, content)]
+    if names:
+        data = card_data(out, out.resolve().name, content, recorded_layout.read(out).layout)
+        texts = {name: text for name, text in card_files.generate(data).items() if name in names}
+        for name, text in texts.items():
+            replace_file(out / name, text)
+        recorded = {**card_files.recorded(content), **card_files.digests(texts)}
+        replace_file(out / manifest.FILE, to_json({**content, card_files.KEY: recorded}))
+    page = out / card_files.FILES[0]
+    if page.exists() and page.name not in names:
+        return (f"{page}: was edited, so {manifest.FILE} alone records what was verified",)
+    return ()
 
 
 def _last(name: str) -> str:
-    """A model's name without its owner and revision: a copy of it may have no other."""
+    """A model's name without owner and revision, which a copy of it may lack."""
     return name.partition("@")[0].rpartition("/")[2]

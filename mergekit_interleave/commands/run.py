@@ -23,16 +23,10 @@ from mergekit_interleave.checkpoint.safetensors_header import (
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath
-from mergekit_interleave.engines import writer as writers
-from mergekit_interleave.engines.mergekit import quieten
-from mergekit_interleave.engines.writer import (
-    AUTO,
-    ENGINES,
-    MERGEKIT,
-    Bar,
-    WriteOptions,
-    WriteResult,
-)
+from mergekit_interleave.engines import registry, select
+from mergekit_interleave.engines.mergekit import mixes, quieten
+from mergekit_interleave.engines.protocol import Bar, WriteOptions, WriteResult, no_bar
+from mergekit_interleave.engines.writer import Writer
 from mergekit_interleave.errors import (
     DirectiveError,
     OutputError,
@@ -42,7 +36,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_data, manifest, verification_text
+from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
@@ -133,7 +127,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     directive: DirectiveLike | None = None,
     out: StrPath | None = None,
     *,
-    engine: str = AUTO,
+    engine: str = registry.AUTO,
     out_shard_size: int | str | None = None,
     reflink: bool = True,
     verify: bool = True,
@@ -184,10 +178,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be made exactly; nothing is at `out`.
     """
-    if engine not in ENGINES:
-        raise DirectiveError(
-            f"--engine: {engine!r} is no engine", hint=f"use one of {', '.join(ENGINES)}"
-        )
+    registry.rows(engine)  # or there is no such engine
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
     stated = {
@@ -206,7 +197,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
             shard_size=inputs.parse_size(out_shard_size, "--out-shard-size"),
             reflink=reflink,
             mergekit=options,
-            bar=progress or writers.no_bar,
+            bar=progress or no_bar,
         ),
         replace=force,
         base_model=base_model,
@@ -257,21 +248,25 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
-    writers.check(how, expansion)
-    with staged(out, replace=options.replace) as work:
+    select.check(how, expansion)
+
+    def write(work: Path) -> RunReport:
+        nonlocal expansion, models
         scratch = work / _UNPICKLED
         if options.allow_pickle:
             models = models.unpickling_into(scratch)
             expansion = _unpickled(expansion, models, options)
-        plan = plan_expansion(expansion, models, out, base_model=options.base_model, mix=how.mixes)
-        measured = plan.first.require_family().measured
-        writer = writers.Writer(plan, work, how)
+        plan = plan_expansion(
+            expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
+        )
+        measured = plan.first.require_family().is_unknown
+        writer = Writer(plan, work, how)
         writer.check_room()
-        if not how.streams:
+        if how.loads_transformers:
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work)
-        if measured or not how.streams:
+        if measured or how.loads_transformers:
             _check_classes(plan, work)
         if measured and not plan.is_identity:
             raise RefusedError(
@@ -292,19 +287,24 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
-        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified)
-        name = card_data.write(work, out.name, content)
+        warnings: list[str] = []
+        content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
+        name, content = card_files.write_new(work, out.name, content, warnings.append)
         files = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": files})
-    return RunReport(
-        out=place,
-        layout=plan.layout,
-        written=written,
-        outcome=outcome,
-        parameters=content.get("parameters"),
-        name=name,
-        warnings=plan.warnings,
-    )
+        return RunReport(
+            out=place,
+            layout=plan.layout,
+            written=written,
+            outcome=outcome,
+            parameters=content.get("parameters"),
+            name=name,
+            warnings=(*plan.warnings, *warnings),
+            notes=outcome.notes,
+        )
+
+    result = staged(out, write, replace=options.replace)
+    return dataclasses.replace(result.value, warnings=(*result.value.warnings, *result.warnings))
 
 
 def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expansion:
@@ -352,7 +352,7 @@ def _check_weights(
 
     def unread(spec: TensorSpec) -> str | None:
         # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
-        if options.verify or (outcome.engine == MERGEKIT and spec.scale == 0):
+        if options.verify or (registry.ENGINES[outcome.engine].multiplies and spec.scale == 0):
             return plan.reason_unread(spec)
         return "not asked for"
 

@@ -1,37 +1,16 @@
-"""`train`: a trainer's settings that train the new layers and nothing else."""
+"""Write a trainer's settings for the new layers of a model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.training import settings, target
+from mergekit_interleave.training.settings import TrainerSettings
+from mergekit_interleave.training.trainers import registry
 
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """The settings of a trainer.
-
-    Attributes:
-        trainer: The trainer.
-        text: The settings: YAML, shell words or Python, as the trainer takes them.
-        method: How the new layers are trained: `full` or `lora`.
-        notes: What else to know, one sentence each.
-        warnings: What to beware of, one sentence each.
-    """
-
-    trainer: str
-    text: str
-    method: str
-    notes: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values, as `train --json` prints them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+__all__ = ["TrainerSettings", "train"]
 
 
 def train(
@@ -42,9 +21,28 @@ def train(
     recipe: StrPath | None = None,
     trust_remote_code: bool = False,
 ) -> TrainerSettings:
-    """Write a trainer's settings that train the new layers and nothing else."""
-    settings.check(trainer, method)
+    """Write the settings with which a trainer trains the new layers and nothing else.
+
+    Nothing is trained, and no weights are read.
+
+    Args:
+        directory: The model's directory, written by `run` or by mergekit-yaml.
+        trainer: transformers, trl, peft, llamafactory, axolotl, ms-swift or unsloth.
+        method: `full` trains the new layers themselves, `lora` a LoRA of them. Without it the
+            method is `full` where the trainer can train these layers so, else `lora`.
+        recipe: The file that records which layers are new, if the directory has none: an
+            interleave.json or a mergekit config.
+        trust_remote_code: Run code that the model brings.
+
+    Returns:
+        The settings as `text`, with the `method` that was used and `notes` on it.
+
+    Raises:
+        DirectiveError: There is no such trainer or method, or `recipe` is no such file.
+        CheckpointError: The directory is no model, or does not record which layers are new.
+        RefusedError: No layer is new, or the trainer cannot train exactly the new layers.
+    """
+    registry.find(trainer, method)
     models = Models(trust_remote_code=trust_remote_code)
     file = None if recipe is None else Path(recipe)
-    found = settings.settings(target.read(Path(directory), models, file), trainer, method)
-    return TrainerSettings(trainer, found.text, found.method, found.notes)
+    return settings.write(target.read(Path(directory), models, file), trainer, method)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
@@ -72,13 +72,12 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             layout_from=None if recipe is None else Path(recipe),
             trained=trained,
         )
-        if sources:
-            record(place, report)
+        warnings = record(place, report) if sources else ()
         if forward and report.is_exact:
             measured = reports.measure(place, report, memory)
-            record(place, report, measured)
+            warnings += record(place, report, measured)
             report = dataclasses.replace(report, forward=measured)
-    return report
+    return dataclasses.replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *warnings))))
 
 
 @contextmanager
@@ -87,5 +86,5 @@ def _scratch(*, wanted: bool) -> Iterator[Path | None]:
     if not wanted:
         yield None
         return
-    with tempfile.TemporaryDirectory(prefix="mk-interleave-") as folder:
-        yield Path(folder)
+    with scratch_directory() as folder:
+        yield folder

@@ -8,7 +8,6 @@ passthrough config is a directive too: its growth is the slices it spells out.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,20 +16,18 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import IO, Any
 
-from mergekit_interleave.directive import notation, yaml_io
+from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import (
-    Append,
-    Every,
     ExplicitSlices,
     Growth,
-    Spread,
-    Stack,
+    explicit_slices,
+    registry,
+    windows,
 )
+from mergekit_interleave.directive.growth.base import Named, positive
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file, parse_model
-from mergekit_interleave.directive.notation import Named, positive
 from mergekit_interleave.directive.scale import (
     APPLY_TO,
-    AUTO,
     NONE,
     Scales,
     Zero,
@@ -42,8 +39,6 @@ from mergekit_interleave.directive.scale import (
     zero_document,
 )
 from mergekit_interleave.errors import DirectiveError, check_keys, nearest
-
-log = logging.getLogger(__name__)
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 """What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
@@ -65,9 +60,8 @@ MERGEKIT_KEYS = (
 NAME = "name"
 """What mergekit-multi calls the result of a document; it means nothing to others."""
 
+SPELLED_KEYS = explicit_slices.KEYS
 OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
-SPELLED_KEYS = ("slices", "models", "modules")
-"""In which a mergekit config says its layers."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +78,7 @@ class Directive:
         apply_to: To which of the equal layers of a growth line the two apply; None is the copies.
         mergekit: mergekit's own keys, in the order they were written.
         name: What mergekit-multi calls the result.
+        warnings: What the user should know of the text. Equal directives may differ in it.
     """
 
     growth: Growth | None = None
@@ -95,28 +90,27 @@ class Directive:
     apply_to: str | None = None
     mergekit: Mapping[str, object] = field(default_factory=dict)
     name: str | None = None
+    warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def zero_rule(self) -> Zero:
-        """What to zero: as written, else `auto` where a plain copy would change the model."""
+        """What to zero: as written, else what the growth line zeroes by default."""
         if self.zero is not None:
             return self.zero
-        return AUTO if isinstance(self.growth, Every | Spread | Append) else NONE
+        return NONE if self.growth is None else self.growth.default_zero
 
     @property
     def needs_model(self) -> bool:
-        """Whether the growth line leaves it to `model` whose layers it speaks of."""
-        if isinstance(self.growth, Stack):
-            return any(part.model is None for part in self.growth.parts)
-        return not isinstance(self.growth, ExplicitSlices)
+        """Whether some layers are of `model`."""
+        return self.growth is None or self.growth.needs_model
 
     def check(self) -> None:
-        """Check that its words speak of something: what does not is a slip of the pen.
+        """Reject keys that would have no effect.
 
         Raises:
-            DirectiveError: A model is not used, or it is said where to zero or scale, but not what.
+            DirectiveError: A model is not used, or `apply_to` has nothing to apply.
         """
-        used = self.growth.models if isinstance(self.growth, Stack) else ()
+        used = () if self.growth is None else self.growth.models
         if self.models and not used and self.growth is not None:
             raise DirectiveError(
                 "models: the growth line is of one model", hint="write `model:`, or use `layout:`"
@@ -143,18 +137,21 @@ class Directive:
         }
         if flags.growth is not None:
             changes["models"] = flags.models
-            if isinstance(self.growth, ExplicitSlices) and not flags.model:
+            if self.growth is not None and not (self.model or flags.model):
                 changes["model"] = _sole_model(self.growth)
-            elif isinstance(self.growth, Stack) and not (self.model or flags.model):
-                changes["model"] = _sole(self.growth.models, "the layout")
-        return dataclasses.replace(self, mergekit={**self.mergekit, **flags.mergekit}, **changes)
+        return dataclasses.replace(
+            self,
+            mergekit={**self.mergekit, **flags.mergekit},
+            warnings=(*self.warnings, *flags.warnings),
+            **changes,
+        )
 
     def _short_names(self) -> dict[str, ModelRef]:
         """All models by short names, if any has one: a name that is none would be taken for one."""
         models = dict(self.models)
         if not models:
             return models
-        used = [*(self.growth.models if isinstance(self.growth, Stack) else ())]
+        used = [*(() if self.growth is None else self.growth.models)]
         used += [] if self.model is None else [self.model]
         free = (name for i in count() for name in (f"m{i}",) if name not in self.models)
         for model in used:
@@ -184,7 +181,7 @@ class Directive:
         if self.layers is not None:
             document["layers"] = self.layers
         if self.growth is not None:
-            document |= notation.document(self.growth, called)
+            document |= self.growth.to_document(called)
         if self.zero is not None:
             document["zero"] = zero_document(self.zero)
         if self.scale is not None:
@@ -194,33 +191,16 @@ class Directive:
         return {**document, **self.mergekit}
 
 
-def _sole(models: Collection[ModelRef], where: str) -> ModelRef | None:
+def _sole_model(growth: Growth) -> ModelRef | None:
+    """The one model that a growth names, for a growth flag that takes its place."""
+    models = growth.models
     if len(models) > 1:
+        where = "the mergekit config" if isinstance(growth, ExplicitSlices) else "the layout"
         raise DirectiveError(
             f"a growth flag needs one model, and {where} names {len(models)}",
             hint="name it: --model",
         )
     return next(iter(models), None)
-
-
-def _sole_model(spelled: ExplicitSlices) -> ModelRef | None:
-    """The one model that a mergekit config names, for a growth flag in place of its slices."""
-    found: dict[object, ModelRef] = {}
-
-    def look(value: object) -> None:
-        if isinstance(value, list):
-            for entry in value:
-                look(entry)
-        elif isinstance(value, Mapping):
-            for key, entry in value.items():
-                if key == "model":
-                    model = parse_model(entry, "model")
-                    found.setdefault(model.identity, model)
-                elif key != "parameters":
-                    look(entry)
-
-    look(spelled.document)
-    return _sole(found.values(), "the mergekit config")
 
 
 def load(source: str, stdin: IO[str]) -> Directive:
@@ -317,7 +297,7 @@ def parse(text: str, where: str) -> Directive:
     Raises:
         DirectiveError: The text is no directive.
     """
-    return of_document(yaml_io.read(text, where, KNOWN), where)
+    return of_document(yaml_io.read(text, where, known_keys()), where)
 
 
 def of_document(document: object, where: str) -> Directive:
@@ -350,7 +330,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     Raises:
         DirectiveError: A key or value is not one of a directive, or there are two growth lines.
     """
-    lines = [key for key in notation.KEYS if key in document]
+    lines = [key for key in registry.LINES if key in document]
     # `models:` is mergekit's list of whole models, and beside a growth line short names.
     spelled = [key for key in SPELLED_KEYS if key in document]
     if lines or isinstance(document.get("models"), Mapping):
@@ -359,10 +339,10 @@ def from_document(document: Mapping[Any, object]) -> Directive:
         two = (lines + spelled)[:2]
         raise DirectiveError(f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one")
     own = [key for key in OWN_KEYS if key not in spelled]
-    known = (*notation.KEYS, *own, *MERGEKIT_KEYS, *spelled, NAME)
-    _check_known(document, known, spelled=bool(spelled))
+    known = (*registry.LINES, *own, *MERGEKIT_KEYS, *spelled, NAME)
+    ignored = _check_known(document, known, spelled=bool(spelled))
     for key, value in document.items():
-        if value is None and key in KNOWN:
+        if value is None and key in known_keys():
             raise DirectiveError(f"{key}: has no value")
         if spelled and key in own:
             raise DirectiveError(
@@ -373,6 +353,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
             growth=ExplicitSlices({spelled[0]: document[spelled[0]]}),
             mergekit=_mergekit_keys(document, parse_model),
             name=_name(document),
+            warnings=tuple(f"{key}: mergekit has no such key, and ignores it" for key in ignored),
         )
     directive = _grown(document, lines[0] if lines else None)
     if directive.growth is not None:
@@ -398,7 +379,7 @@ def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
         return found.setdefault(model.identity, model)
 
     return Directive(
-        growth=None if line is None else notation.read(line, document[line], named),
+        growth=None if line is None else registry.LINES[line].read(document[line], line, named),
         model=named(document["model"], "model") if "model" in document else None,
         models=models,
         layers=parse_layers(document["layers"], "layers") if "layers" in document else None,
@@ -421,21 +402,29 @@ def _name(document: Mapping[Any, object]) -> str | None:
     return None if name is None else str(name)
 
 
-KNOWN = (*notation.KEYS, *OWN_KEYS, *MERGEKIT_KEYS, *SPELLED_KEYS, NAME)
-"""All keys of directives and of mergekit configs."""
+def known_keys() -> tuple[str, ...]:
+    """All keys of directives and of mergekit configs."""
+    return (*registry.LINES, *OWN_KEYS, *MERGEKIT_KEYS, *SPELLED_KEYS, NAME)
 
 
-def _check_known(document: Mapping[Any, object], known: Collection[str], *, spelled: bool) -> None:
-    """Mergekit ignores what it does not know, and people keep anchors under such keys."""
+def _check_known(
+    document: Mapping[Any, object], known: Collection[str], *, spelled: bool
+) -> list[str]:
+    """Check the keys of a document, and return those that mergekit ignores.
+
+    People keep anchors under such keys in mergekit configs.
+    """
+    ignored = []
     for key in document:
         if key in ("times", "as") and "repeat" in document:
             raise DirectiveError(
                 f"unknown key '{key}'", hint="write `repeat: {layers: [8, 24], times: 3}`"
             )
         if spelled and key not in known and not nearest(str(key), known):
-            log.warning("%s: mergekit has no such key, and ignores it", key)
+            ignored.append(str(key))
         else:
             check_keys([key], known)
+    return ignored
 
 
 def _short_names(value: object, where: str) -> dict[str, ModelRef]:
@@ -453,7 +442,7 @@ def _short_names(value: object, where: str) -> dict[str, ModelRef]:
             raise DirectiveError(
                 f"{where}: {name!r:.80} is no short name", hint="such as a, or big"
             )
-        if name == notation.WINDOWS:
+        if name == windows.KEY:
             raise DirectiveError(f"{where}: `{name}` is a word of the layout")
         found = parse_model(model, f"{where}.{name}")
         same = (known for known in models.values() if known.identity == found.identity)
@@ -471,14 +460,14 @@ def from_flags(**flags: str | None) -> Directive:
     """Read the command line's flags; they say the same things as the document's keys.
 
     Args:
-        flags: What was typed, by the name of the flag; see `FLAGS`.
+        flags: The text of each flag by its name: `OWN_FLAGS` and `growth.registry.flags()`.
 
     Raises:
         DirectiveError: A flag's value is wrong, or there are two growth flags.
     """
     given = {name: value for name, value in flags.items() if value is not None}
-    check_keys(given, FLAGS)
-    lines = [name for name in notation.FLAGS if name in given]
+    check_keys(given, (*registry.flags(), *OWN_FLAGS))
+    lines = [name for name in registry.flags() if name in given]
     if len(lines) > 1:
         raise DirectiveError(f"two growth flags: --{lines[0]} and --{lines[1]}")
     read: dict[str, Callable[[str, str], object]] = {
@@ -494,14 +483,14 @@ def from_flags(**flags: str | None) -> Directive:
         if name in given
     }
     return Directive(
-        growth=notation.from_flag(lines[0], given[lines[0]]) if lines else None,
+        growth=registry.from_flag(lines[0], given[lines[0]]) if lines else None,
         mergekit={"dtype": _dtype(given["dtype"], "--dtype")} if "dtype" in given else {},
         **stated,  # type: ignore[arg-type]
     )
 
 
-FLAGS = (*notation.FLAGS, "model", "layers", "zero", "scale", "apply_to", "dtype")
-"""The flags that say what a directive says."""
+OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "dtype")
+"""The flags that say what a directive says, besides the growth flags of the registry."""
 
 
 def parse_layers(value: object, where: str) -> int:

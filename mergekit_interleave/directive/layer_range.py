@@ -25,6 +25,9 @@ END = "end"
 BOUND = r"-?\d{1,18}|\d{1,3}(?:\.\d{1,9})?%|end"
 """A bound as text."""
 
+RANGE = rf"(?:{BOUND}):(?:{BOUND})"
+"""A range as text."""
+
 _EXAMPLES = "a layer's index, -4 from the end, 50% or end"
 
 
@@ -56,6 +59,11 @@ def _share(bound: str) -> Fraction:
     from fractions import Fraction  # noqa: PLC0415 - few ranges need it, and each start would wait
 
     return Fraction(bound[:-1]) / 100
+
+
+def is_range(value: object) -> bool:
+    """Whether a value has the form of a range: a list, or text with a colon."""
+    return isinstance(value, list) or (isinstance(value, str) and ":" in value)
 
 
 def parse_range(value: object, where: str) -> Range:

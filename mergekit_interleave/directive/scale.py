@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 AUTO = "auto"
 NONE = "none"
 GAINS = "gains"
+NORMS = "norms"
+"""Another word for `gains`."""
+
 Zero: TypeAlias = "str | tuple[str, ...]"
 """`auto`, `none`, `gains`, or the name filters of the tensors to zero."""
 
@@ -75,9 +78,9 @@ def parse_zero(value: object, where: str) -> Zero:
     Raises:
         DirectiveError: The value is none of these.
     """
-    words = (AUTO, NONE, GAINS)
+    words = {AUTO: AUTO, NONE: NONE, GAINS: GAINS, NORMS: GAINS}
     if isinstance(value, str) and value.strip().lower() in words:
-        return value.strip().lower()
+        return words[value.strip().lower()]
     names = value.strip("[] ").split(",") if isinstance(value, str) else value
     if isinstance(names, list) and names and all(isinstance(n, str) and n.strip() for n in names):
         stripped = tuple(name.strip() for name in names)

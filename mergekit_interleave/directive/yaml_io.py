@@ -1,17 +1,16 @@
 """YAML as this project reads and writes it.
 
-Reading is safe loading with two changes: a key given twice is an error, and `8:24` is text, not
-the number 504 that YAML 1.1 sees in base 60. Besides, a document may be written on one line
-without braces, `key: value, key: value`. Writing keeps short lists of numbers on one line.
+Reading is PyYAML's safe loading with two changes: a repeated key is an error, and `8:24` is text,
+where YAML 1.1 reads 504 in base 60. A document may also be one line without braces,
+`key: value, key: value`. Writing keeps lists of numbers on one line.
 """
 
 from __future__ import annotations
 
-import functools
+import io
 import re
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
-from itertools import count, pairwise
+from collections.abc import Collection, Mapping
+from itertools import pairwise
 from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +27,23 @@ else:  # ten times faster, and not in every build of PyYAML
 _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
-class _Loader(SafeLoader):
+class _Resolver:
+    """Takes `8:24` for text."""
+
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         if kind is yaml.ScalarNode and value and _BASE_60.fullmatch(value):
             return "tag:yaml.org,2002:str"
-        return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
+        return str(super().resolve(kind, value, implicit))  # type: ignore[misc]
 
+
+class _Loader(_Resolver, SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001 - PyYAML's signature
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key `{key.value}` stands there twice", key.start_mark
+                        None, None, f"the key `{key.value}` is given twice", key.start_mark
                     )
                 seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
@@ -66,7 +69,7 @@ def read(text: str, where: str, known: Collection[str] | None = None) -> object:
     Args:
         text: YAML.
         where: What to call the text in errors.
-        known: The only keys that must not stand there twice at the top, if any may.
+        known: The only top-level keys that must not be repeated; None means all keys.
 
     Raises:
         DirectiveError: The text is not one safe YAML document.
@@ -90,10 +93,10 @@ def read(text: str, where: str, known: Collection[str] | None = None) -> object:
 
 
 def documents(text: str, where: str) -> list[str]:
-    """The documents of a stream, each as it is written, `---` included.
+    """Split a stream into its documents, each as it is written, with its `---`.
 
     Raises:
-        DirectiveError: The text is no YAML.
+        DirectiveError: The text is not YAML.
     """
     try:
         starts = [
@@ -107,7 +110,7 @@ def documents(text: str, where: str) -> list[str]:
 
 
 def keys(text: str) -> Mapping[str, str | None]:
-    """The keys of one document, and their values where those are words; nothing is built."""
+    """The keys of one document, and the values that are scalars, without constructing objects."""
     try:
         _check_nesting(text)
         node = yaml.compose(text, Loader=SafeLoader)
@@ -117,7 +120,7 @@ def keys(text: str) -> Mapping[str, str | None]:
 
 
 def _keys(node: yaml.Node | None, seen: set[int]) -> dict[str, str | None]:
-    """The keys of a mapping, and of those that it is merged with."""
+    """The keys of a mapping and of the mappings that `<<` merges into it."""
     found: dict[str, str | None] = {}
     if isinstance(node, yaml.SequenceNode):
         for part in node.value:
@@ -134,7 +137,7 @@ def _keys(node: yaml.Node | None, seen: set[int]) -> dict[str, str | None]:
 
 
 def is_structured(text: str) -> bool:
-    """Whether a word of the command line is a list or a mapping."""
+    """Whether an argument of the command line is a YAML list or mapping."""
     return text.lstrip().startswith(("[", "{"))
 
 
@@ -152,128 +155,82 @@ def write(document: dict[str, object]) -> str:
 
 
 def write_inline(document: dict[str, object]) -> str:
-    """The same on one line, without the braces: `key: value, key: value`."""
-    return " ".join(_flow(document, {}, set()))[1:-1]
+    """Like `write`, on one line without braces: `key: value, key: value`."""
+    return _flow(document, width=_NO_LIMIT, one_line=True)[1:-1]
 
 
 def write_lines(document: Mapping[str, object]) -> str:
-    """The same with one line for each key, `key: [value, ...]`, broken where it gets long.
+    """Like `write`, with one line for each key, `key: [value, ...]`; long lines are broken.
 
-    What is long and stands there again is an alias.
+    A long value that occurs again is written as an alias.
     """
-    times: dict[str, int] = {}
-    _count_equal(list(document.values()), times)
-    names = (f"{letter}{number or ''}" for number in count() for letter in ascii_lowercase)
-    often = (text for text, number in times.items() if number > 1 and len(text) > _LONG)
-    anchors = dict(zip(often, names, strict=False))
-    written: set[str] = set()
-    return "".join(_line(key, value, anchors, written) for key, value in document.items())
+    return _flow(_with_shared(document, {}), width=_WIDTH, one_line=False) + "\n"
 
 
-_WIDTH = 100
-_LONG = 24  # characters; less is quicker read than looked up
+_WIDTH = 88  # PyYAML breaks a line after the entry that exceeds it
+_NO_LIMIT = 10**9
+_LONG = 24  # characters; a shorter value is easier to read than an alias
 
 
-def _count_equal(value: object, times: dict[str, int]) -> None:
-    inner = value.values() if isinstance(value, Mapping) else value
-    if isinstance(value, str) or not isinstance(inner, Iterable):
-        return
-    text = repr(value)
-    times[text] = times.get(text, 0) + 1
-    if times[text] == 1:  # or what is within counts as often as what holds it
-        for entry in inner:
-            _count_equal(entry, times)
-
-
-def _line(key: str, value: object, anchors: Mapping[str, str], written: set[str]) -> str:
-    text = f"{_scalar(key)}:"
-    length = len(text)
-    for piece in _pieces(value, anchors, written):
-        fits = length + 1 + len(piece) <= _WIDTH
-        text += f" {piece}" if fits else f"\n  {piece}"
-        length = length + 1 + len(piece) if fits else 2 + len(piece)
-    return text + "\n"
-
-
-def _pieces(value: object, anchors: Mapping[str, str], written: set[str]) -> list[str]:
-    """A value in flow style, in pieces between which a line may be broken."""
-    anchor = anchors.get(repr(value)) if isinstance(value, Mapping | list) else None
-    if anchor is None:
-        return _flow(value, anchors, written)
-    if anchor in written:
-        return [f"*{anchor}"]
-    written.add(anchor)
-    first, *rest = _flow(value, anchors, written)
-    return [f"&{anchor} {first}", *rest]
-
-
-def _flow(value: object, anchors: Mapping[str, str], written: set[str]) -> list[str]:
+def _with_shared(value: Any, seen: dict[str, Any]) -> Any:
+    """A copy of the value in which equal long parts are the same object."""
     if isinstance(value, Mapping):
-        named = [_pieces(entry, anchors, written) for entry in value.values()]
-        entries = [
-            [f"{_scalar(key)}: {first}", *rest]
-            for key, (first, *rest) in zip(value, named, strict=True)
-        ]
-        brackets = "{}"
+        value = {key: _with_shared(entry, seen) for key, entry in value.items()}
     elif isinstance(value, list):
-        numbers = bool(value) and all(isinstance(entry, int | float) for entry in value)
-        entries = [_pieces(entry, anchors, written) for entry in value]
-        if numbers:  # which read as one
-            entries = [[", ".join(piece for entry in entries for piece in entry)]]
-        brackets = "[]"
+        value = [_with_shared(entry, seen) for entry in value]
     else:
-        return [_scalar(value)]
-    if not entries:
-        return [brackets]
-    pieces = [piece for entry in entries[:-1] for piece in (*entry[:-1], f"{entry[-1]},")]
-    pieces += entries[-1]
-    pieces[0] = brackets[0] + pieces[0]
-    pieces[-1] += brackets[1]
-    return pieces
+        return value
+    text = repr(value)
+    return seen.setdefault(text, value) if len(text) > _LONG else value
 
 
-def _scalar(value: object) -> str:
-    """A value without collections, plain where it is read back as the same, within brackets too."""
-    if isinstance(value, str):
-        return _word(value)
-    return _emitted(value)
-
-
-@functools.cache
-def _word(text: str) -> str:
-    if _PLAIN.fullmatch(text):
-        with suppress(*_UNREADABLE):
-            if _load(f"[{text}, {{{text}: 0}}]") == [text, {text: 0}]:
-                return text
-    return _emitted(text)
-
-
-def _emitted(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    quotes = '"' if isinstance(value, str) and "\n" in value else None  # or it takes several lines
-    text: str = yaml.dump(
-        [value],
-        Dumper=SafeDumper,
-        default_style=quotes,
-        default_flow_style=True,
-        allow_unicode=True,
-        width=10**9,
+def _flow(document: Mapping[str, object], *, width: int, one_line: bool) -> str:
+    stream = io.StringIO()
+    dumper = _FlowDumper(
+        stream, default_flow_style=True, allow_unicode=True, sort_keys=False, width=width
     )
-    return text.strip()[1:-1]
+    node = dumper.represent_mapping("tag:yaml.org,2002:map", document, flow_style=one_line)
+    dumper.open()
+    dumper.serialize(node)
+    dumper.close()
+    return stream.getvalue().rstrip("\n")
 
 
-# The emitter puts quotes around what has a colon; these words need none.
-_PLAIN = re.compile(r"[\w./][\w./:%@+-]*( [\w./:%@+-]+)*", re.ASCII)
+class _FlowDumper(_Resolver, yaml.SafeDumper):
+    """Writes values in brackets, with words such as `8:24` unquoted and whole on one line."""
+
+    def generate_anchor(self, node: yaml.Node) -> str:  # noqa: ARG002 - PyYAML's signature
+        number, letter = divmod(self.last_anchor_id, len(ascii_lowercase))
+        self.last_anchor_id += 1
+        return f"{ascii_lowercase[letter]}{number or ''}"
+
+    def analyze_scalar(self, text: str) -> Any:
+        analysis = super().analyze_scalar(text)
+        if re.fullmatch(r"[^:](:?[^:])*", text) and ": " not in text:
+            # A colon that ends no key is harmless, and PyYAML puts quotes around it in brackets.
+            plain = super().analyze_scalar(text.replace(":", "."))
+            analysis.allow_flow_plain = plain.allow_flow_plain
+        analysis.allow_block_plain = analysis.allow_flow_plain
+        analysis.allow_single_quoted &= not analysis.multiline
+        return analysis
+
+    def process_scalar(self) -> None:
+        width, self.best_width = self.best_width, _NO_LIMIT
+        super().process_scalar()
+        self.best_width = width
+
+    def write_indent(self) -> None:
+        if not (self.flow_level and getattr(self.event, "tag", "").endswith((":int", ":float"))):
+            super().write_indent()
 
 
-# Besides YAML's own errors: a nesting too deep for the parser, and a value that looks like a
-# date or a number and is none.
+# Besides YAML's own errors: RecursionError where the nesting is too deep, and ValueError where a
+# value only looks like a date or a number.
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError)
 
 
 _MAX_VALUES = 400_000
-"""The most values of a document, its aliases written out: a merge of 10,000 layers has 300,000."""
+"""The most values of a document with its aliases expanded: a merge of 10,000 layers has 300,000."""
 
 
 def _load(text: str, known: Collection[str] | None = None) -> object:
@@ -284,9 +241,9 @@ def _load(text: str, known: Collection[str] | None = None) -> object:
         if node is None:
             return None
         if _count(node, {}) > _MAX_VALUES:
-            raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values, its aliases written out")
+            raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values with its aliases expanded")
         if known is not None and isinstance(node, yaml.MappingNode):
-            # People keep anchors under a key that means nothing, again and again.
+            # People keep anchors under a key that is ignored, and repeat that key.
             node.value = _without_repeated(node.value, known)
         return loader.construct_document(node)
     finally:
@@ -296,7 +253,7 @@ def _load(text: str, known: Collection[str] | None = None) -> object:
 def _without_repeated(
     pairs: list[tuple[yaml.Node, yaml.Node]], known: Collection[str]
 ) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The pairs of a mapping without all but the last of those whose key is not known."""
+    """The pairs of a mapping; of repeated keys that are not known, only the last."""
     last = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
     return [
         (key, value)
@@ -306,7 +263,7 @@ def _without_repeated(
 
 
 def _check_nesting(text: str) -> None:
-    """Libyaml composes by recursion, and a deep nest ends the process."""
+    """Raise an error for deep nesting, for which libyaml's recursion would crash the process."""
     depth = 0
     for event in yaml.parse(text, Loader=SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -321,9 +278,9 @@ _MAX_DEPTH = 100
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node holds, each alias counted as what it stands for."""
+    """The number of values in a node, with its aliases expanded."""
     if id(node) not in known:
-        known[id(node)] = _MAX_VALUES + 1  # what holds itself has no end
+        known[id(node)] = _MAX_VALUES + 1  # for a node that contains itself
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergekit_interleave._interrupts import uninterrupted
+
 if sys.platform == "linux":
     import fcntl
 
@@ -131,10 +133,15 @@ class Pair:
 
 
 def can_share(source: Path, folder: Path, block: int) -> bool:
-    """Whether files in a directory can share blocks with a file: by doing it once."""
-    try:
+    """Whether files in a directory can share blocks with a file; found out by trying it."""
+
+    def shares() -> bool:
         with source.open("rb") as opened, tempfile.TemporaryFile(dir=folder) as target:
             pair = Pair(opened.fileno(), target.fileno(), lambda _: None)
             return os.fstat(pair.source).st_size >= block and pair.share(0, 0, block)
+
+    try:
+        # Uninterrupted: where a file cannot be made without a name, it has one for a moment.
+        return uninterrupted(shares)
     except OSError:
         return False

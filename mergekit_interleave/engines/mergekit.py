@@ -14,6 +14,7 @@ failure of mergekit's comes after the weights. What is worked around here, each 
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +23,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave._units import amount
+from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.engines import registry
+from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions, check_free
 from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError, nearest
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import Expansion
 from mergekit_interleave.planning.tensor_plan import DTYPES, TensorSpec
 
-log = logging.getLogger(__name__)
+_SHARD_SIZE = 5 * 10**9
+"""mergekit's own default."""
+
+_LIBRARIES = 9 * 10**8
+"""Measured bytes of memory that torch and transformers take."""
 
 DECIDED_HERE = {
     "write_model_card": "the model card is written by this tool",
@@ -61,8 +72,70 @@ class Job:
     modules: Mapping[str, int | None]
     checkpoints: Mapping[ModelRef, Checkpoint]
     options: Mapping[str, object] = field(default_factory=dict)
-    shard_size: int = 5 * 10**9
+    shard_size: int = _SHARD_SIZE
     lora_cache: Path | None = None
+
+
+def check(options: WriteOptions, expansion: Expansion) -> None:  # noqa: ARG001 - the protocol's
+    """Check the options before anything is fetched; see `protocol.Engine`."""
+    if options.engine == registry.MERGEKIT and not options.reflink:
+        raise DirectiveError("--no-reflink: mergekit shares no blocks", hint="leave it out")
+    if options.mergekit:  # checking them takes seconds
+        check_options(options.mergekit)
+
+
+def unsupported(plan: ExpansionPlan) -> str | None:
+    """Why mergekit cannot write a plan, as far as that is known without asking it."""
+    reason = reason_against(plan.specs)
+    return f"cannot {reason}" if reason else unsupported_type(plan.first)
+
+
+def unsupported_type(first: Checkpoint) -> str | None:
+    """Why mergekit cannot write models of a type, as far as that is known."""
+    family = first.family
+    if family and family.mergekit_result(first.layer_config) == families.WRONG_TENSORS:
+        return f"cannot write the right tensors of model type {first.model_type}"
+    return None
+
+
+def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:  # noqa: ARG001
+    """What mergekit writes: all tensors, and the models that it merges a LoRA into."""
+    merged = (model for reference, model in plan.sources.items() if reference.lora)
+    nbytes = sum(spec.nbytes for spec in plan.specs) + sum(
+        tensor.nbytes for model in merged for tensor in model.tensors.values()
+    )
+    return Estimate(Traffic(nbytes), memory(nbytes))
+
+
+def memory(nbytes: int) -> int:
+    """About how many bytes of memory a `run` takes: mergekit holds one shard.
+
+    Args:
+        nbytes: The bytes of all tensors. docs/performance.md has what was measured.
+    """
+    return _LIBRARIES + min(nbytes, _SHARD_SIZE)
+
+
+def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
+    """Let mergekit write the weights of a plan; see `protocol.Engine`."""
+    scratch = out / ".lora"
+    job = Job(
+        layout=plan.expansion.layout,
+        specs=plan.specs,
+        mergekit=plan.mergekit,
+        modules=plan.expansion.modules,
+        checkpoints={**plan.sources, plan.base.ref: plan.base},
+        options=options.mergekit,
+        shard_size=options.shard_size or _SHARD_SIZE,
+        lora_cache=scratch,
+    )
+    with _same_handlers():
+        targets = plan_tensors(job, out)
+        needed = estimate(plan, out, options).traffic.written
+        check_free(out, needed, f"{amount(needed)} are needed")
+        execute(targets, job)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return Traffic(sum(file.stat().st_size for file in out.glob("*.safetensors")))
 
 
 def check_options(options: Mapping[str, object]) -> None:
@@ -100,7 +173,10 @@ def check_options(options: Mapping[str, object]) -> None:
 
 
 def quieten(verbosity: object) -> None:
-    """Show what mergekit and transformers say only where `--mergekit verbosity` asks for it."""
+    """Show what mergekit and transformers log only where `--mergekit verbosity` asks for it.
+
+    The caller restores the levels of the loggers.
+    """
     import transformers  # noqa: PLC0415 - seconds that no other command should wait for
 
     if not int(str(verbosity or 0)):
@@ -110,13 +186,15 @@ def quieten(verbosity: object) -> None:
 
 
 def mixes(options: Mapping[str, object]) -> bool:
-    """Whether the options ask to stack models that do not fit."""
+    """Whether the options ask to stack models that do not fit together."""
+    if not options:
+        return False
     from mergekit.options import MergeOptions  # noqa: PLC0415
 
     return bool(MergeOptions(**options).allow_crimes)
 
 
-def plan(job: Job, out: Path) -> Sequence[Any]:
+def plan_tensors(job: Job, out: Path) -> Sequence[Any]:
     """Let mergekit plan the weights, and make the tokenizer where that is its to make.
 
     Args:
@@ -134,7 +212,7 @@ def plan(job: Job, out: Path) -> Sequence[Any]:
         raise RefusedError(f"mergekit cannot {reason}")
     options = _merge_options(job)
     options.apply_global_options()
-    quieten(options.verbosity)  # again: the line above lets every library speak
+    quieten(options.verbosity)  # again: the line above makes every library log
     with _quiet():
         try:
             targets = _targets(job, options, out)
@@ -161,6 +239,17 @@ def execute(targets: Sequence[Any], job: Job) -> None:
             raise OutputError(f"mergekit stopped: {_sentence(error)}") from error
         finally:
             _fresh_loaders(options)
+
+
+@contextmanager
+def _same_handlers() -> Iterator[None]:
+    """Remove the log handlers that `apply_global_options` installs."""
+    root = logging.getLogger()
+    handlers = [*root.handlers]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
 
 
 @contextmanager

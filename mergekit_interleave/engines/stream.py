@@ -1,8 +1,8 @@
-"""This project's own engine: bytes are moved as they are.
+"""This project's own engine: it copies bytes as they are.
 
-It does no arithmetic: every tensor of the result is made of bytes of a source tensor, zeros and
-stated constants. Blocks are shared where the filesystem can, other bytes move inside the kernel,
-zeros are holes, and nothing is kept in memory but the headers.
+It does no arithmetic: every tensor of the result is made of bytes of a source tensor, of zeros and
+of stated constants. Blocks are shared where the filesystem can, other bytes are copied inside the
+kernel, zeros become holes, and only the headers are kept in memory.
 """
 
 from __future__ import annotations
@@ -11,26 +11,64 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
 
 from mergekit_interleave._files import sync
-from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.safetensors_header import INDEX
-from mergekit_interleave.engines import copy_range
+from mergekit_interleave.engines import copy_range, sharding
 from mergekit_interleave.engines.copy_range import Pair, Tick
+from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions
 from mergekit_interleave.engines.sharding import OutShard, WriteStep
-from mergekit_interleave.errors import OutputError
+from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import Expansion
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 _AT_ONCE = 2
-"""Files written at the same time: two take three quarters of the time of one, three hardly less."""
+"""Files written at once. Two take three quarters of the time of one; more gain hardly anything."""
 
 
-def reason_against(specs: Sequence[TensorSpec]) -> str | None:
-    """Why these tensors need arithmetic, if they do."""
+_LARGEST_SHARD = 50 * 10**9
+"""The largest file that the Hub takes; up to it, the result has as many shards as the base."""
+
+_PYTHON, _PER_TENSOR = 32 * 10**6, 1_100
+"""Measured bytes of memory: of the process, and for each tensor, whose place alone is kept."""
+
+_MERGEKITS_KEYS = ("tokenizer", "tokenizer_source", "chat_template", "parameters")
+
+
+def check(options: WriteOptions, expansion: Expansion) -> None:
+    """Refuse what this engine does not know, rather than ignore it; see `protocol.Engine`."""
+    for name in options.mergekit:
+        if name not in ("trust_remote_code", "allow_crimes"):  # these do not concern writing
+            raise DirectiveError(
+                f"--engine stream: mergekit's option {name} has no effect there",
+                hint="leave either out",
+            )
+    reason = _needs_mergekit(expansion)
+    if reason is not None:
+        raise RefusedError(f"--engine stream {reason}", hint="leave --engine out")
+
+
+def unsupported(plan: ExpansionPlan) -> str | None:
+    """Why this engine cannot write a plan, as a predicate; see `protocol.Engine`."""
+    reason = _arithmetic(plan.specs)
+    if reason is not None:
+        return f"does no arithmetic: {reason}"
+    return _needs_mergekit(plan.expansion)
+
+
+def _needs_mergekit(expansion: Expansion) -> str | None:
+    for key in _MERGEKITS_KEYS:
+        if key in expansion.directive.mergekit:
+            return f"cannot apply `{key}`, which only mergekit can"
+    return None
+
+
+def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
+    """Which of these tensors needs arithmetic, and why."""
     for spec in specs:
         if spec.scale not in (None, 0, 1):
             return f"{spec.name} is multiplied by {spec.scale:g}"
@@ -42,50 +80,49 @@ def reason_against(specs: Sequence[TensorSpec]) -> str | None:
     return None
 
 
+def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
+    """What it takes to write a plan; see `protocol.Engine`."""
+    traffic = forecast(_shards(plan, folder, options), folder, reflink=options.reflink)
+    return Estimate(traffic, memory(len(plan.specs)))
+
+
+def memory(tensors: int) -> int:
+    """About how many bytes of memory a `run` takes.
+
+    Args:
+        tensors: How many tensors there are.
+    """
+    return _PYTHON + tensors * _PER_TENSOR
+
+
+def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
+    """Write the weights of a plan; see `protocol.Engine`."""
+    reason = unsupported(plan)
+    if reason is not None:
+        raise RefusedError(f"--engine stream {reason}", hint="leave --engine out: mergekit can")
+    shards = _shards(plan, out, options)
+    with options.bar(sum(shard.nbytes for shard in shards)) as tick:
+        return write_shards(shards, out, reflink=options.reflink, tick=tick)
+
+
+def _shards(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:
+    limit = options.shard_size or _LARGEST_SHARD
+    return sharding.shards_of(plan.specs, limit, block_size(folder))
+
+
 def block_size(folder: Path) -> int:
     """The block size of a directory's filesystem, in bytes, as far as data is aligned to it."""
     size = os.statvfs(folder).f_frsize if hasattr(os, "statvfs") else 0
     return min(max(size, 2**12), 2**16)
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """The bytes of some files, by how they come there.
-
-    Attributes:
-        written: Take room of their own.
-        shared: Share their blocks with a source.
-        holes: Zeros that take no room.
-    """
-
-    written: int = 0
-    shared: int = 0
-    holes: int = 0
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether all was written."""
-        return not self.shared and not self.holes
-
-    def __str__(self) -> str:
-        specs = [f"{amount(self.written)} written"]
-        specs += [f"{amount(self.shared)} shared with the base"] if self.shared else []
-        specs += [f"{amount(self.holes)} of zeros that take no room"] if self.holes else []
-        return ", ".join(specs)
-
-    def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(
-            self.written + other.written, self.shared + other.shared, self.holes + other.holes
-        )
-
-
 def forecast(shards: Sequence[OutShard], folder: Path, *, reflink: bool = True) -> Traffic:
-    """What it takes to write some shards into a directory.
+    """How the bytes of some shards would get into a directory.
 
     Args:
         shards: What would be written.
-        folder: Where; a file without a name is made there for a moment.
-        reflink: Whether blocks are shared where that can be done.
+        folder: The directory; a file without a name is made there for a moment.
+        reflink: Whether blocks are shared where the filesystem can.
     """
     sharing = {
         source: reflink and copy_range.can_share(source.file, folder, block)
@@ -109,23 +146,23 @@ def _as_traffic(how: str, length: int) -> Traffic:
     return Traffic(written=length)
 
 
-def write(
+def write_shards(
     shards: Sequence[OutShard],
     out: Path,
     *,
     reflink: bool = True,
     tick: Tick = lambda _: None,
 ) -> Traffic:
-    """Write the weights into a directory.
+    """Write some shards into a directory.
 
     Args:
         shards: What is written.
         out: The directory.
-        reflink: Share blocks with the sources where that can be done.
-        tick: Is told of bytes that are in place.
+        reflink: Share blocks with the sources where the filesystem can.
+        tick: Is called with the number of bytes that were written.
 
     Returns:
-        How its bytes came there.
+        How the bytes got there.
 
     Raises:
         CheckpointError: A source has changed.
@@ -143,7 +180,7 @@ def write(
             pool.shutdown(cancel_futures=True)
             raise first from None
     for shard in shards:
-        sync(out / shard.name)  # here, so that whoever watches sees that it is not done
+        sync(out / shard.name)  # while the bar is shown: this takes its time
     if len(shards) > 1:
         with (out / INDEX).open("w", encoding="utf-8") as file:
             file.writelines(_index(shards))
@@ -151,7 +188,7 @@ def write(
 
 
 class _Gate:
-    """Passes ticks on, one at a time; after the first failure, all that still tick fail, too."""
+    """Passes ticks on, one at a time; after the first failure, every thread that ticks fails."""
 
     def __init__(self, tick: Tick) -> None:
         self._tick = tick
@@ -165,14 +202,14 @@ class _Gate:
             self._tick(nbytes)
 
     def close(self, failure: BaseException) -> BaseException:
-        """Let no more ticks through; returns the first failure."""
+        """Refuse all further ticks; returns the first failure."""
         with self._lock:
             self._failure = self._failure or failure
             return self._failure
 
 
 def _index(shards: Sequence[OutShard]) -> Iterator[str]:
-    """model.safetensors.index.json, line for line."""
+    """The lines of model.safetensors.index.json."""
     total = {"total_size": sum(shard.nbytes for shard in shards)}
     yield f'{{\n  "metadata": {json.dumps(total)},\n  "weight_map": {{'
     comma = ""
@@ -204,7 +241,7 @@ def _write_shard(shard: OutShard, out: Path, *, reflink: bool, gate: _Gate) -> T
 def _fill(pair: Pair, shard: OutShard, *, reflink: bool) -> Traffic:
     """Write header and data of a shard."""
     header = shard.header()
-    # Its full size first: where a file grows, XFS takes room ahead, which would fill the holes.
+    # Set the full size first: XFS reserves space for a growing file, which would fill the holes.
     os.truncate(pair.target, len(header) + shard.nbytes)
     pair.put(header, 0)
     traffic = Traffic(len(header))
@@ -214,7 +251,7 @@ def _fill(pair: Pair, shard: OutShard, *, reflink: bool) -> Traffic:
 
 
 def _take(pair: Pair, step: WriteStep, *, reflink: bool) -> str:
-    """Take a step, and say how."""
+    """Take a step; returns how it was done."""
     match step.how:
         case "hole":
             pair.tick(step.length)

@@ -10,23 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain, groupby, islice, repeat
+from itertools import groupby, islice
 from typing import TypeAlias
 
 from mergekit_interleave._limits import MAX_LAYERS
-from mergekit_interleave.directive.growth import (
-    Append,
-    Drop,
-    Every,
-    Growth,
-    Part,
-    Repeat,
-    Spread,
-    Stack,
-    Step,
-    Windows,
-)
-from mergekit_interleave.directive.layer_range import resolve, unknown_depth
+from mergekit_interleave.directive.growth import Growth, Step
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import ALL, COPIES, FIRST, LAST, Scales
 from mergekit_interleave.errors import LayoutError
@@ -223,7 +211,7 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
     slices: list[Slice] = []
     settled: set[int] = set()
     total = 0
-    for source, start, stop, step in _ranges(growth, model, depth_of):
+    for source, start, stop, step in growth.slices(model, depth_of):
         if total + stop - start > MAX_LAYERS:
             raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
         whole = Slice(source, start, stop)
@@ -236,109 +224,11 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
             slices += _split(whole, (step_edit(step, layer) for layer in layers))
             settled.update(range(total, total + stop - start))
         total += stop - start
-    if not slices:
-        raise LayoutError("drop: no layer is left")
     layout = Layout(tuple(slices))
     sole = layout.models[0] if len(layout.models) == 1 else None
     if sole is not None and (known := depth_of(sole)) is not None and layout.is_base(known):
-        raise LayoutError(_changes_nothing(growth, known))
+        raise LayoutError(growth.why_unchanged(known))
     return _edit_new_layers(layout, edit, apply_to, settled) if edit is not None else layout
-
-
-_Ranges: TypeAlias = Iterator[tuple[ModelRef, int, int, Step | None]]
-
-
-def _ranges(
-    growth: Growth, model: ModelRef | None, depth_of: Callable[[ModelRef], int | None]
-) -> _Ranges:
-    """Each slice, whose it is, and the step that it comes from."""
-    if isinstance(growth, Stack):
-        for step in growth.steps:
-            for part in step.parts:
-                source = part.model or model
-                if source is None:
-                    raise TypeError("a part of no model")
-                for start, stop in _part(part, source, depth_of(source)):
-                    yield source, start, stop, step
-        return
-    if model is None:
-        raise TypeError("a growth line of no model")
-    for start, stop in _of_one(growth, model, depth_of(model)):
-        yield model, start, stop, None
-
-
-def _part(part: Part, model: ModelRef, depth: int | None) -> Iterator[tuple[int, int]]:
-    if isinstance(part.layers, Windows):
-        return _windows(part.layers, model, depth)
-    start, stop = resolve(part.layers, depth, model)
-    return _again(start, stop, part.times, as_block=part.as_block)
-
-
-def _again(start: int, stop: int, times: int, *, as_block: bool) -> Iterator[tuple[int, int]]:
-    if times == 1 or as_block:
-        return repeat((start, stop), times)
-    return ((i, i + 1) for i in range(start, stop) for _ in range(times))
-
-
-def _windows(windows: Windows, model: ModelRef, depth: int | None) -> Iterator[tuple[int, int]]:
-    start, end = resolve(windows.layers, depth, model)
-    stop = start
-    while stop < end:
-        stop = min(start + windows.size, end)
-        yield start, stop
-        start += windows.stride
-
-
-def _of_one(growth: Growth, model: ModelRef, depth: int | None) -> Iterator[tuple[int, int]]:
-    if isinstance(growth, Windows):
-        return _windows(growth, model, depth)
-    if depth is None:
-        raise unknown_depth(model, "the growth line depends on it")
-    match growth:
-        case Every(n):
-            return _copies_after(range(n - 1, depth, n), depth)
-        case Spread(count):
-            if count > depth:
-                raise LayoutError(
-                    f"interleave: {count} layers: the model has only {depth} to copy",
-                    hint=f"`interleave: {depth} layers` is the most",
-                )
-            return _copies_after((j * depth // count - 1 for j in range(1, count + 1)), depth)
-        case Append(count):
-            return chain([(0, depth)], repeat((depth - 1, depth), count))
-        case Repeat(layers, times, as_block):
-            start, stop = resolve(layers, depth, model)
-            if as_block:
-                again = repeat((start, stop), times - 1)
-                return chain([(0, stop)], again, _tail(stop, depth))
-            copies = _again(start, stop, times, as_block=False)
-            return chain(_tail(0, start), copies, _tail(stop, depth))
-        case Drop(ranges):
-            return _without((resolve(part, depth, model) for part in ranges), depth)
-    raise TypeError("slices that are spelled out are read by `recipe`, not expanded")
-
-
-def _copies_after(indices: Iterable[int], depth: int) -> Iterator[tuple[int, int]]:
-    """The whole model, with a copy of each given layer right after it."""
-    start = 0
-    for index in indices:
-        yield start, index + 1
-        yield index, index + 1
-        start = index + 1
-    yield from _tail(start, depth)
-
-
-def _without(dropped: Iterable[tuple[int, int]], depth: int) -> Iterator[tuple[int, int]]:
-    """The whole model but for some ranges."""
-    kept = 0
-    for start, stop in sorted(dropped):
-        yield from _tail(kept, start)
-        kept = max(kept, stop)
-    yield from _tail(kept, depth)
-
-
-def _tail(start: int, stop: int) -> list[tuple[int, int]]:
-    return [(start, stop)] if start < stop else []
 
 
 def _split(part: Slice, edits: Iterable[Edit]) -> Iterator[Slice]:
@@ -387,9 +277,3 @@ def chosen(layout: Layout, apply_to: str, settled: Collection[int] = ()) -> set[
                 equal.setdefault((model, layer.source), []).append(layer.index)
     which = {FIRST: slice(1, 2), LAST: slice(-1, None), ALL: slice(None)}[apply_to]
     return {i for indices in equal.values() if len(indices) > 1 for i in indices[which]}
-
-
-def _changes_nothing(growth: Growth, depth: int) -> str:
-    if isinstance(growth, Every):
-        return f"interleave: every {growth.n}: the model has only {depth} layers, so none is added"
-    return f"the directive adds and changes nothing: it gives the {depth} layers back as they are"

@@ -1,63 +1,152 @@
-"""What a model card says of a model, taken from interleave.json."""
+"""What a model card says, derived from interleave.json and config.json."""
 
 from __future__ import annotations
 
-import logging
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave._units import count
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
+from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.growth import ExplicitSlices
+from mergekit_interleave.directive.growth import ExplicitSlices, Growth
 from mergekit_interleave.directive.model_ref import parse_model
-from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout import describe, mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import (
-    card_metadata,
-    manifest,
-    model_card,
-    verification_text,
-)
-from mergekit_interleave.output.model_card import CardData, CardSource
-from mergekit_interleave.output.recorded_layout import RecordedLayout
+from mergekit_interleave.output import card_metadata, manifest, verification_text
 from mergekit_interleave.planning import public_names, zeroing
 
-log = logging.getLogger(__name__)
 
+@dataclass(frozen=True)
+class CardSource:
+    """A source model.
 
-def write(directory: Path, title: str, content: Mapping[str, Any]) -> str | None:
-    """Write card and picture beside a model that was just made.
-
-    Args:
-        directory: Where it is: config.json and recipe are there.
-        title: What to call it.
-        content: That of its interleave.json.
-
-    Returns:
-        The name that is suggested for it; None where the card could not be written.
+    Attributes:
+        name: Its public name.
+        hub_id: Its Hub id, if known.
+        lora: The Hub id of the LoRA merged into it, if known.
+        commit: Its commit on the Hub, if known.
+        depth: Its number of layers, if known.
+        parameters: Its number of parameters, if known.
+        license: The license stated on its card, if any.
     """
-    try:
-        own = manifest.of_content(content, directory / manifest.FILE)
-        found = facts(directory, title, content, RecordedLayout(own.directive, own).layout)
-        text = model_card.write(found)
-        (directory / model_card.PICTURE).write_text(model_card.picture(found), encoding="utf-8")
-        (directory / model_card.FILE).write_text(text, encoding="utf-8")
-        for problem in card_metadata.problems(text, directory):
-            log.warning("the model card: %s", problem)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the weights are worth more
-        log.warning("the model card could not be written: %s", error)
-        return None
-    return found.name
+
+    name: str
+    hub_id: str | None = None
+    lora: str | None = None
+    commit: str | None = None
+    depth: int | None = None
+    parameters: int | None = None
+    license: str | None = None
 
 
-def facts(
+EQUAL, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, WRONG = (
+    "untrained, equal to its base",
+    "untrained, outputs differ from its base",
+    "untrained",
+    "trained",
+    "trained, not verified",
+    "verification failed",
+)
+"""How the model compares with its base."""
+
+
+@dataclass(frozen=True)
+class CardData:
+    """What a card says.
+
+    Attributes:
+        title: The model's name.
+        layout: Its layers.
+        growth: The growth line of its directive, if it has one.
+        sources: Its source models, in the order of their first layers.
+        identities: The indices of the new layers that pass their input on unchanged.
+        status: How it compares with its base, one of the constants above.
+        norms: Whether new layers are zeroed in their output norms, not in their projections.
+        fingerprint: The fingerprint of its layout.
+        task: Its task, and the class that loads it.
+        inherited: The front matter taken from the cards of its sources.
+        directive: Its directive as YAML, without local paths; None if the recipe is all there is.
+        recipe: Its mergekit YAML, without local paths; None if unknown.
+        says: The file that records its layers.
+        tools: The versions of the tools that made it, if known.
+        verified: A summary of what was verified.
+        checks: What was verified, one sentence for each check.
+        parameters: The number of its parameters and of its new layers' parameters, if known.
+        nbytes: The size of its weights, if known.
+        dtypes: The dtypes of its weights, as safetensors spells them.
+        conversion: The conversion of its weights between dtypes, if there was one.
+        beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
+        has_remote_code: Whether it needs `trust_remote_code`.
+    """
+
+    title: str
+    layout: Layout
+    growth: Growth | None
+    sources: Sequence[CardSource]
+    identities: Collection[int]
+    status: str
+    norms: bool
+    fingerprint: str
+    task: Task
+    inherited: Mapping[str, Any]
+    directive: str | None
+    recipe: str | None
+    says: str
+    tools: Mapping[str, str]
+    verified: str
+    checks: Sequence[str]
+    parameters: tuple[int, int] | None = None
+    nbytes: int | None = None
+    dtypes: Sequence[str] = ()
+    conversion: str | None = None
+    beyond_mergekit: str | None = None
+    has_remote_code: bool = False
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its new layers have changed since it was made."""
+        return self.status in (TRAINED, UNVERIFIED)
+
+    @property
+    def base_models(self) -> list[str]:
+        """The known Hub ids of its sources and their LoRAs, each once."""
+        ids = (id_ for source in self.sources for id_ in (source.hub_id, source.lora) if id_)
+        return list(dict.fromkeys(ids))
+
+    @property
+    def depth(self) -> int | None:
+        """The number of layers of its only source; None with several, or if unknown."""
+        return self.sources[0].depth if len(self.sources) == 1 else None
+
+    @property
+    def name(self) -> str:
+        """A suggested name: base, size, depth and placement of the new layers."""
+        size = [] if self.parameters is None else [count(self.parameters[0])]
+        where = describe.placement(self.layout, self.identities)
+        tail = "_".join(["", *size, f"{len(self.layout)}Layers-{where}"])
+        bases = [re.sub(r"\+.*", "", source.name).rpartition("/")[2] for source in self.sources]
+        base = "-".join(bases) if len(bases) < _MANY else f"{bases[0]}-and-{len(bases) - 1}-more"
+        base = re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII)
+        base = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", base)).strip("-.")
+        return (base[: _LONGEST_NAME - len(tail)].rstrip("-.") or "model") + tail
+
+
+_MANY = 3
+_LONGEST_NAME = 96
+"""The Hub's limit."""
+
+
+def card_data(
     directory: Path,
     title: str,
     content: Mapping[str, Any],
@@ -65,23 +154,23 @@ def facts(
     *,
     trained: bool = False,
 ) -> CardData:
-    """What a card says of a model.
+    """Derive what the card of a model says.
 
     Args:
-        directory: Where it is.
-        title: What to call it.
-        content: That of its interleave.json.
+        directory: The model.
+        title: Its name.
+        content: The content of its interleave.json.
         layout: Its layers.
-        trained: Whether new layers were trained since.
+        trained: Whether its new layers have changed since it was made.
 
     Raises:
-        CheckpointError: interleave.json holds what none has.
+        CheckpointError: interleave.json is malformed.
     """
     with config_errors(directory, manifest.FILE):
-        return _facts(directory, title, content, layout, trained=trained)
+        return _card_data(directory, title, content, layout, trained=trained)
 
 
-def _facts(
+def _card_data(
     directory: Path, title: str, content: Mapping[str, Any], layout: Layout, *, trained: bool
 ) -> CardData:
     config = read_json(directory / CONFIG, most=MAX_CONFIG)
@@ -89,7 +178,7 @@ def _facts(
     growth = directives.from_document(directive).growth
     spelled = isinstance(growth, ExplicitSlices)
     verified = dict(content.get("verified", {}))
-    total, new = content.get("parameters"), content.get("new_parameters")
+    total, new = _number(content.get("parameters")), _number(content.get("new_parameters"))
     own = directory / mergekit_yaml.FILE
     written = own.read_text(encoding="utf-8") if own.is_file() else None
     edits = {layer.index: layer.edit for layer in layout.new_layers if layer.edit}
@@ -104,36 +193,41 @@ def _facts(
         norms=family is not None and any(zeroing.closes_gains(e, family) for e in edits.values()),
         fingerprint=manifest.fingerprint(layout),
         task=tasks.task_of(config),
-        inherited=dict(content.get("inherited", {})),
+        inherited=card_metadata.filtered(content.get("inherited", {})),
         directive=None if spelled else yaml_io.write(directive),
         recipe=content.get("recipe", written),
         says=content.get("says", manifest.FILE),
         tools={str(name): str(version) for name, version in content.get("tools", {}).items()},
-        parameters=None if total is None or new is None else (int(total), int(new)),
-        nbytes=content.get("bytes"),
+        verified=verification_text.short(verified),
+        checks=verification_text.sentences(verified),
+        parameters=(total, new or 0) if total else None,
+        nbytes=_number(content.get("bytes")),
         dtypes=[str(dtype) for dtype in content.get("dtypes", ())],
         conversion=content.get("converted"),
         beyond_mergekit=content.get("beyond_mergekit"),
         has_remote_code="auto_map" in config,
-        verified=verified,
     )
+
+
+def _number(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _status(
     content: Mapping[str, Any], layout: Layout, verified: Mapping[str, Any], *, trained: bool
 ) -> str:
-    """What the model is like beside its base, by what was verified and what its making tells."""
+    """How the model compares with its base, from its making and its verification."""
     if any(outcome.get("exact") is False for outcome in verified.values()):
-        return model_card.WRONG
+        return WRONG
     if verification_text.TRAINED in verified:
-        return model_card.TRAINED
+        return TRAINED
     if trained:
-        return model_card.TOUCHED
+        return UNVERIFIED
     kept = [layer.source for layer in layout.layers if not layer.new]
     equal = content.get("equal")
     if equal is True and kept == [*range(len(kept))] and len(layout.models) == 1:
-        return model_card.EQUAL
-    return model_card.UNKNOWN if equal is None else model_card.CHANGED
+        return EQUAL
+    return UNKNOWN if equal is None else CHANGED
 
 
 def _sources(entries: Sequence[Mapping[str, Any]]) -> list[CardSource]:
@@ -146,16 +240,15 @@ def _sources(entries: Sequence[Mapping[str, Any]]) -> list[CardSource]:
     ]
 
 
-def _source(entry: Mapping[str, Any], title: str) -> CardSource:
-    """A source model, by what interleave.json says of it."""
+def _source(entry: Mapping[str, Any], name: str) -> CardSource:
     ids = [entry.get(key) for key in ("hub_id", "lora_hub_id")]
     own, lora = (id_ if isinstance(id_, str) and hub.is_hub_id(id_) else None for id_ in ids)
     return CardSource(
-        name=title,
+        name=name,
         hub_id=own,
         lora=lora,
         commit=entry.get("commit"),
-        depth=entry.get("layers"),
-        parameters=entry.get("parameters"),
+        depth=_number(entry.get("layers")),
+        parameters=_number(entry.get("parameters")),
         license=entry.get("license"),
     )

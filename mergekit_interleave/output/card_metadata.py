@@ -1,39 +1,40 @@
-"""The front matter of model cards: what the bases' own say, what of it passes on, what is valid.
-
-The Hub checks a card when it is pushed. Here it is checked before, without a network.
-"""
+"""The front matter of model cards: read that of the sources, and pass on what is valid."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.output import layer_map as layer_maps
-
-log = logging.getLogger(__name__)
 
 CARD = "README.md"
 
 HUB = "https://huggingface.co"
 
-RELATIONS = ("adapter", "merge", "quantized", "finetune")
+INHERITED = (
+    "license", "license_name", "license_link", "language", "pipeline_tag", "library_name",
+)  # fmt: skip
+"""The keys that a model takes from the cards of its sources."""
 
 _LONGEST = 2**20
-"""Characters of a card that are looked at: the Hub itself takes no longer front matter."""
+"""Characters of a card that are read: the Hub accepts no longer front matter."""
 
 _LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
-def read(directory: Path) -> Mapping[str, Any]:
-    """The front matter of a directory's README.md; empty where there is none that can be read."""
+def read(directory: Path, warn: Callable[[str], object]) -> Mapping[str, Any]:
+    """The front matter of a directory's README.md; empty if it has none.
+
+    Args:
+        directory: The model.
+        warn: Called if the front matter cannot be read.
+    """
     file = directory / CARD
     if not file.is_file():
         return {}
@@ -42,15 +43,15 @@ def read(directory: Path) -> Mapping[str, Any]:
             return split(opened.read(_LONGEST), str(file))[0]
     except (OSError, ValueError, InterleaveError) as error:
         reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
-        log.warning("%s: no license or language passes on from it: %s", file, reason)
+        warn(f"{file}: no license or language is taken from it: {reason}")
         return {}
 
 
 def split(text: str, where: str) -> tuple[Mapping[str, Any], str]:
-    """The front matter of a card, and the rest of it.
+    """Split a card into its front matter and its text.
 
     Raises:
-        DirectiveError: It is no YAML.
+        DirectiveError: The front matter is not valid YAML.
     """
     begin, _, rest = text.partition("---\n")
     front, end, body = rest.partition("\n---")
@@ -61,16 +62,16 @@ def split(text: str, where: str) -> tuple[Mapping[str, Any], str]:
 def inherited(
     cards: Mapping[str, Mapping[str, Any]], base: str, files: Collection[str]
 ) -> dict[str, Any]:
-    """What passes on to a model that is made of others, as far as their cards say it.
+    """The front matter that a model takes from the cards of its sources.
 
     Args:
-        cards: The front matter of each source, by what it is called.
-        base: The one whose tokenizer and language it has.
-        files: The names of the files that it has from there.
+        cards: The front matter of each source, by its public name.
+        base: The source of its tokenizer, and so of its language.
+        files: The names of the files copied from there.
     """
     own = cards.get(base, {})
     found = _license(cards, base, files)
-    languages = list(dict.fromkeys(filter(_is_identifier, _words(own.get("language")))))
+    languages = list(dict.fromkeys(filter(_is_identifier, _strings(own.get("language")))))
     if languages:
         found["language"] = languages if isinstance(own["language"], list) else languages[0]
     for key in ("pipeline_tag", "library_name"):
@@ -79,15 +80,20 @@ def inherited(
     return found
 
 
+def filtered(inherited: Mapping[str, Any]) -> dict[str, Any]:
+    """The inherited entries of an interleave.json that a card can hold."""
+    return {key: inherited[key] for key in INHERITED if _strings(inherited.get(key))}
+
+
 def _is_identifier(word: object) -> bool:
-    """Whether it is one word, as tags and languages are."""
+    """Whether a value is a single word, as tags and languages are."""
     return isinstance(word, str) and re.fullmatch(r"[\w.+-]{1,80}", word, re.ASCII) is not None
 
 
 def _license(
     cards: Mapping[str, Mapping[str, Any]], base: str, files: Collection[str]
 ) -> dict[str, Any]:
-    """The license of all sources; where they differ, `other`, and the card lists them."""
+    """The license of all sources; `other` if they differ, and then the card lists them."""
     licenses = [license_of(card) for card in cards.values()]
     own = cards.get(base, {})
     if None in licenses or not licenses:
@@ -106,7 +112,7 @@ def _license(
 
 
 def _link(link: object, base: str, files: Collection[str], *, alone: bool) -> str | None:
-    """Where a license that has no identifier is to be read: a file beside the card, or a page."""
+    """Where to read a license without an identifier: a file beside the card, or a page."""
     if isinstance(link, str) and (re.fullmatch(r"https?://[!-;=?-~]+", link) or link in files):
         return link
     own = next((name for name in _LICENSE_FILES if name in files), None) if alone else None
@@ -114,95 +120,31 @@ def _link(link: object, base: str, files: Collection[str], *, alone: bool) -> st
 
 
 def license_of(card: Mapping[str, Any]) -> str | None:
-    """The license that a card states, if it states one; of several, all in one line."""
-    stated = ", ".join(_words(card.get("license")))
+    """The license that a card states, or several in one line; None if it states none."""
+    stated = ", ".join(_strings(card.get("license")))
     known = stated.lower() in known_licenses()
     return (stated.lower() if known else layer_maps.legible(stated)[:80]) or None
 
 
 @cache
 def known_licenses() -> frozenset[str]:
-    """The identifiers that the Hub knows."""
+    """The license identifiers that the Hub accepts."""
     file = Path(__file__).parent / "data" / "licenses.json"
     return frozenset(json.loads(file.read_text(encoding="utf-8"))["identifiers"])
 
 
-def _words(said: object) -> list[str]:
-    """Some words, one or a list; none where it is anything else. YAML takes Norwegian for a no."""
-    items: list[object] = said if isinstance(said, list) else [said]
+def _strings(value: object) -> list[str]:
+    """A string or a list of strings, as a list; empty for anything else.
+
+    YAML reads `no`, the code for Norwegian, as false.
+    """
+    items: list[object] = value if isinstance(value, list) else [value]
     words = ["no" if item is False else item for item in items]
     found = [word for word in words if isinstance(word, str) and word]
     return found if len(found) == len(words) else []
 
 
 def _slug(name: str) -> str:
-    """A name as an identifier."""
+    """Turn a name into an identifier."""
     last = name.rpartition("/")[2]
     return re.sub(r"[^\w.-]+", "-", last, flags=re.ASCII).strip("-")[:80].lower() or "custom"
-
-
-def problems(text: str, directory: Path) -> Iterator[str]:
-    """What is wrong with a card, as far as can be told without a network.
-
-    Args:
-        text: The card.
-        directory: Where it is to stand.
-    """
-    try:
-        front, body = split(text, CARD)
-    except InterleaveError as error:
-        yield str(error)
-        return
-    if not front:
-        yield "there is no front matter"
-        return
-    yield from _problems(front, directory)
-    for path in dict.fromkeys(_PATHS.findall(text)):
-        yield f"it names a directory: {path}"
-    if "Untitled" in body or not re.search(r"^# \S", body, re.MULTILINE):
-        yield "it has no title"
-    for link in re.findall(r"\]\(([^)\s]+)\)", body):
-        if "://" not in link and not link.startswith("#") and not (directory / link).exists():
-            yield f"it leads to {link}, which is not there"
-
-
-_PATHS = re.compile(r"(?<![\w:/.~%-])(?:/(?:[\w.+-]+/)+[\w.+-]+|[A-Za-z]:\\[^\s`\"']+)")
-"""Absolute paths of this or another kind of system."""
-
-
-def _problems(front: Mapping[str, Any], directory: Path) -> Iterator[str]:
-    yield from _of_lineage(front)
-    yield from _of_license(front, directory)
-    if not isinstance(front.get("tags"), list) or not _words(front["tags"]):
-        yield "tags: there are none"
-    for key in ("pipeline_tag", "library_name"):
-        if key in front and not _is_identifier(front[key]):
-            yield f"{key}: is no word"
-    languages = _words(front.get("language", "en"))
-    if not languages or not all(map(_is_identifier, languages)):
-        yield "language: is no word"
-
-
-def _of_lineage(front: Mapping[str, Any]) -> Iterator[str]:
-    stated = front.get("base_model", [])
-    models = stated if isinstance(stated, list) else [stated]
-    for model in models:
-        if not isinstance(model, str) or not hub.is_hub_id(model):
-            yield f"base_model: {model!r} is no Hub id"
-    if len(set(map(str, models))) < len(models):
-        yield "base_model: one is listed twice"
-    if front.get("base_model_relation") not in RELATIONS:
-        yield f"base_model_relation: none of {', '.join(RELATIONS)}"
-
-
-def _of_license(front: Mapping[str, Any], directory: Path) -> Iterator[str]:
-    stated = front.get("license")
-    if stated is not None and stated not in known_licenses():
-        yield f"license: the Hub does not know {stated!r}"
-    if stated == "other":
-        for key in ("license_name", "license_link"):
-            if not front.get(key):
-                yield f"{key}: is missing"
-    link = str(front.get("license_link") or "")
-    if link and "://" not in link and not (directory / link).exists():
-        yield f"license_link: there is no {link}"

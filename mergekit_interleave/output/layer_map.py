@@ -1,4 +1,4 @@
-"""A layout as a picture: in one line, and for a terminal. `svg` draws it as a file."""
+"""Draw a layout as a line of text, and as a picture for a terminal; `svg` draws it as a file."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ORIGINAL, COPY, ZEROED = "original", "copy", "zeroed"
 ROLES = (ORIGINAL, COPY, ZEROED)
 
 Span: TypeAlias = tuple[str, str]
-"""Text, and its style in the words of `rich`; an empty style is none."""
+"""A text, and its `rich` style; an empty style is none."""
 
 Line: TypeAlias = tuple[Span, ...]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring layers of the new model with one role, from neighbouring layers of a model.
+    """A range of layers of the same role, copied from a range of layers of one model.
 
     Ranges are half-open. The role is `original`, `zeroed` (a new layer that is an identity) or
     `copy` (any other new layer).
@@ -37,7 +37,7 @@ class Run:
 
 
 def runs(layout: Layout, identities: Collection[int] = ()) -> Iterator[Run]:
-    """The layers in the longest runs that read as one.
+    """Split the layers into the longest possible runs.
 
     Args:
         layout: The layers.
@@ -53,7 +53,7 @@ def runs(layout: Layout, identities: Collection[int] = ()) -> Iterator[Run]:
 
 
 def roles(layout: Layout, identities: Collection[int] = ()) -> list[str]:
-    """The role of each layer, as `Run` has it."""
+    """The role of each layer, as in `Run`."""
     zeroed = frozenset(identities)
 
     def role(layer: Layer) -> str:
@@ -65,7 +65,7 @@ def roles(layout: Layout, identities: Collection[int] = ()) -> list[str]:
 
 
 def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
-    """How many layers have each role that occurs, in words: `32 original`, `8 zeroed`."""
+    """The number of layers of each role that occurs, as text: `32 original`, `8 zeroed`."""
     found = Counter(roles(layout, identities))
     plural = {COPY: "copies"}
     return {
@@ -82,11 +82,11 @@ _PIECES, _FIRST, _LAST = 32, 16, 8
 
 
 def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
-    """The new model's layers on one line: `0-3 [4] 5-8 [9]`; brackets hold the new layers.
+    """The layers on one line, with the new ones in brackets: `0-3 [4] 5-8 [9]`.
 
-    Where the lengths and roles of neighbouring runs repeat four times or more, only the first
-    two and the last repeat are shown: `0-3 [4] 5-8 [9] … 35-38 [39]`. Of a map that is long even
-    so, only the beginning and the end are shown, and how many layers stand between them.
+    If the lengths and roles of consecutive runs repeat four times or more, only the first two and
+    the last repeat are shown: `0-3 [4] 5-8 [9] … 35-38 [39]`. If the map is still long, only its
+    beginning and its end are shown, with the number of layers between them.
 
     Args:
         layout: The layers.
@@ -107,7 +107,7 @@ def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
 
 
 def sources(layout: Layout) -> str:
-    """The source layers on one line: `0-23 8-31`, those of several models behind its letter."""
+    """The source layers on one line: `0-23 8-31`; with several models, `A 0-23, B 8-31`."""
     several = len(layout.models) > 1
     letters = {model: f"{letter(i)} " if several else "" for i, model in enumerate(layout.models)}
     shown = [
@@ -130,14 +130,14 @@ def _indices(run: Run) -> str:
 
 
 def _repetitive(found: Sequence[Run]) -> Iterator[tuple[int, int]]:
-    """The ranges of runs that say nothing new: the third to the last but one of some repeats."""
+    """The ranges of runs to leave out: the third to the last but one of each series of repeats."""
     keys = [(run.stop - run.start, run.role) for run in found]
     reach = {period: _reach(keys, period) for period in range(1, _LONGEST_PATTERN + 1)}
     at = 0
     while at < len(keys):
         repeats = {period: ahead[at] // period + 1 for period, ahead in reach.items()}
-        # The pattern that spares most, and of these the shortest. Nothing is spared where an
-        # ellipsis would stand for one run alone.
+        # Take the pattern that leaves out most runs, and of these the shortest. An ellipsis that
+        # replaces a single run saves nothing.
         period = max(repeats, key=lambda p: ((repeats[p] - 3) * p, -p))
         if repeats[period] >= _REPEATS and (repeats[period] - 3) * period > 1:
             stop = at + repeats[period] * period
@@ -148,7 +148,7 @@ def _repetitive(found: Sequence[Run]) -> Iterator[tuple[int, int]]:
 
 
 def _reach(keys: Sequence[object], period: int) -> list[int]:
-    """For each place, how many keys from there on equal the one a period later."""
+    """For each position, the number of consecutive keys that equal the key one period later."""
     ahead = [0] * (len(keys) + 1)
     for i in range(len(keys) - period - 1, -1, -1):
         ahead[i] = ahead[i + 1] + 1 if keys[i] == keys[i + period] else 0
@@ -158,10 +158,10 @@ def _reach(keys: Sequence[object], period: int) -> list[int]:
 # For a terminal.
 
 NARROWEST = 20
-"""No strip is narrower: a group of ten with its index must fit."""
+"""The least width of a strip: an index and a group of ten must fit."""
 
 MOST_LAYERS = 1_000
-"""Of a longer layout only the beginning and the end are drawn."""
+"""A strip shows only the beginning and the end of a longer layout."""
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _GLYPHS = {ORIGINAL: "█", COPY: "▒", ZEROED: "░"}
@@ -180,18 +180,17 @@ def strip(
     width: int = 80,
     ascii_only: bool = False,
 ) -> list[Line]:
-    """The layers as lines of text for a terminal, one character for each, and a legend below.
+    """Draw the layers for a terminal, one character each, with a legend below.
 
-    The character alone says the role, and which of several models; colour says it again. Layers
-    stand in groups of ten, and each line begins with the index of its first layer.
+    The character shows the role, and the model if there are several; colour repeats it. Layers
+    are in groups of ten, and each line begins with the index of its first layer.
 
     Args:
         layout: The layers.
         identities: The indices of the new layers that pass their input on unchanged.
-        names: What to call each of the layout's models, in their order. None is named where
-            there is one model only.
-        width: How many columns there are; less than `NARROWEST` counts as that.
-        ascii_only: Whether to do without block characters.
+        names: The name of each model of the layout; a single model is not named.
+        width: The number of columns, at least `NARROWEST`.
+        ascii_only: Whether to avoid other characters than ASCII.
     """
     width = max(width, NARROWEST)
     models = {model: i for i, model in enumerate(layout.models)}
@@ -221,7 +220,7 @@ def _role_glyph(role: str, *, ascii_only: bool) -> Span:
 
 
 def _model_glyph(model: int, role: str, *, ascii_only: bool) -> Span:
-    """A letter, small for a copy; models that no letter is left for share a sign."""
+    """A letter, in lower case for a copy; models beyond the 26th share a sign."""
     style = _MODEL_STYLES[model % len(_MODEL_STYLES)] if model < len(_LETTERS) else ""
     if role == ZEROED:
         return "." if ascii_only else "·", style
@@ -233,7 +232,7 @@ def _model_glyph(model: int, role: str, *, ascii_only: bool) -> Span:
 def _rows(glyphs: Sequence[Span], width: int, ellipsis: str) -> Iterator[Line]:
     count = len(glyphs)
     indent = len(str(count))
-    fitting = (width - indent) // 11  # ten and a space before them
+    fitting = (width - indent) // 11  # a space and ten characters
     per_row = 10 * max(groups for groups in (1, 2, 5, 10) if groups <= fitting)
     starts = list(range(0, count, per_row))
     skipped: range | None = None
@@ -254,7 +253,7 @@ def _rows(glyphs: Sequence[Span], width: int, ellipsis: str) -> Iterator[Line]:
 
 
 def _wrap(entries: Iterable[Line], width: int) -> Iterator[Line]:
-    """Entries side by side, two spaces apart, on as many lines as they need."""
+    """Put entries side by side, two spaces apart, on as many lines as needed."""
     line: list[Span] = []
     for entry in entries:
         wide = sum(columns(text) for text, _ in (*line, *entry))
@@ -277,18 +276,18 @@ def _model_lines(names: Sequence[str], width: int, *, ascii_only: bool) -> Itera
         yield ((f"* {len(names) - len(_LETTERS)} more models", ""),)
 
 
-# Names, for every kind of picture.
+# Names, for all pictures.
 
 
 def model_names(layout: Layout, names: Sequence[str] = ()) -> list[str]:
-    """What to call the models in a picture, with nothing in it that would not be seen.
+    """The names of the models in a picture, in printable characters.
 
     Args:
         layout: The layers.
-        names: What to call each of the layout's models, in their order; none, as it has them.
+        names: The name of each model; empty for the names in the layout.
 
     Raises:
-        ValueError: There are names, but not one for each model.
+        ValueError: The number of names is not the number of models.
     """
     called = list(names) or [str(model) for model in layout.models]
     if len(called) != len(layout.models):
@@ -303,20 +302,20 @@ def letter(model: int) -> str:
 
 
 def legible(text: str) -> str:
-    """Text without control characters, surrogates and whatever else is not seen.
+    """Replace characters that are not printable, such as control characters and surrogates.
 
-    They could move a terminal's cursor or turn the direction of writing, and XML forbids many.
+    They could move a terminal's cursor or reverse the text, and XML forbids many of them.
     """
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def columns(text: str) -> int:
-    """How many columns of a terminal a text takes at the most."""
+    """The most terminal columns that a text takes."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def shorten(text: str, room: float, measure: Callable[[str], float], ellipsis: str = "…") -> str:
-    """A text cut at the end, where it needs more room than there is."""
+    """Cut a text at its end if it needs more room than there is."""
     if measure(text[:_LONGEST_NAME]) <= room and len(text) <= _LONGEST_NAME:
         return text
     room -= measure(ellipsis)
@@ -330,4 +329,4 @@ def shorten(text: str, room: float, measure: Callable[[str], float], ellipsis: s
 
 
 _LONGEST_NAME = 1_000
-"""Characters of a name that are looked at: no line has room for more."""
+"""Characters of a name that are measured: no line has room for more."""

@@ -1,4 +1,4 @@
-"""interleave.json: what the new model is, layer for layer, for whoever holds it later."""
+"""interleave.json: the record of a model, layer by layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from mergekit_interleave.checkpoint.safetensors_header import read_json, to_json
 from mergekit_interleave.directive.directive import MERGEKIT_KEYS, Directive, from_document
 from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file
+from mergekit_interleave.engines import registry
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
@@ -34,9 +35,9 @@ VERSION = 1
 
 
 def fingerprint(layout: Layout) -> str:
-    """A name for the layout that does not depend on what its models are called.
+    """A digest of the layout that does not depend on the names of its models.
 
-    Only models of the same fingerprint can be merged with each other layer by layer.
+    Only models with the same fingerprint can be merged layer by layer.
     """
     models = layout.models
     layers = [
@@ -53,19 +54,24 @@ def fingerprint(layout: Layout) -> str:
 
 
 def describe(
-    plan: ExpansionPlan, engine: str, beyond_mergekit: str | None, verified: Mapping[str, Any]
+    plan: ExpansionPlan,
+    engine: str,
+    beyond_mergekit: str | None,
+    verified: Mapping[str, Any],
+    warn: Callable[[str], object],
 ) -> dict[str, Any]:
-    """The content of interleave.json; which `files` stand in OUT is known only later.
+    """The content of interleave.json, without the list of `files` in OUT.
 
     Args:
-        plan: What was made.
-        engine: What wrote the weights.
-        beyond_mergekit: Why mergekit alone cannot, if it cannot.
-        verified: What was compared, and what came of it.
+        plan: The plan of the model.
+        engine: The engine that wrote the weights.
+        beyond_mergekit: Why mergekit alone cannot make them, if it cannot.
+        verified: The outcome of each verification, by its kind.
+        warn: Called if the card of a source cannot be read.
     """
     models = plan.layout.models
     cards = {
-        plan.public.title(source.ref): card_metadata.read(source.path)
+        plan.public.title(source.ref): card_metadata.read(source.path, warn)
         for source in {**plan.sources, plan.base.ref: plan.base}.values()
     }
     carried = [name for name, _ in plan.small_files]
@@ -86,7 +92,7 @@ def describe(
 
 
 def facts(plan: ExpansionPlan) -> dict[str, Any]:
-    """What interleave.json says of the model as a whole."""
+    """The entries about the model as a whole."""
     found = totals(plan.layout, plan.specs, packed=is_packed(plan.first))
     found["identities"] = sorted(plan.identities)
     found["equal"] = plan.is_identity
@@ -94,12 +100,12 @@ def facts(plan: ExpansionPlan) -> dict[str, Any]:
 
 
 def totals(layout: Layout, specs: Sequence[TensorSpec], *, packed: bool) -> dict[str, Any]:
-    """What interleave.json says of all the tensors together.
+    """The entries about all tensors together: size, dtypes and parameters.
 
     Args:
         layout: The layers.
         specs: Their tensors.
-        packed: Whether a stored number may be several, so that they cannot be counted.
+        packed: Whether a stored integer may hold several parameters, so that they are not counted.
     """
     new = {layer.index for layer in layout.new_layers}
     stored: Counter[str] = Counter()
@@ -117,14 +123,14 @@ def totals(layout: Layout, specs: Sequence[TensorSpec], *, packed: bool) -> dict
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:
-    """Whether weights are stored as integers that may hold several numbers each."""
+    """Whether a stored integer may hold several parameters."""
     return checkpoint.is_quantized and any(
         tensor.dtype[:1] in ("I", "U") for tensor in checkpoint.tensors.values()
     )
 
 
 def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
-    """What interleave.json says of each layer.
+    """The entries about each layer.
 
     Args:
         layout: The layers.
@@ -155,7 +161,7 @@ def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
 
 
 def directive_of(plan: ExpansionPlan) -> dict[str, Any]:
-    """The directive with its models under their public names; spelled slices are the recipe."""
+    """The directive with public model names; the recipe, if the directive lists slices."""
     directive = plan.expansion.directive
     written = mergekit_yaml.to_document(
         plan.expansion.layout, plan.mergekit, plan.public, plan.expansion.modules
@@ -185,18 +191,19 @@ def _source(
 
 def tools(engine: str) -> dict[str, str]:
     """The versions of what made the model; the stream engine is this project's own."""
-    names = ("mergekit", "torch", "transformers", "safetensors") if engine == "mergekit" else ()
-    return {"mergekit-interleave": __version__, **{name: metadata.version(name) for name in names}}
+    packages = registry.ENGINES[engine].packages
+    versions = {name: metadata.version(name) for name in packages}
+    return {"mergekit-interleave": __version__, **versions}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an interleave.json says.
+    """A parsed interleave.json.
 
     Attributes:
         directive: The layers as a mergekit config, with mergekit's own keys.
-        depths: How many layers each of its models has.
-        content: All of it.
+        depths: The number of layers of each source model.
+        content: The whole content.
     """
 
     directive: Directive
@@ -205,12 +212,12 @@ class Manifest:
 
     @property
     def models(self) -> list[str]:
-        """What its models are called."""
+        """The public names of the source models."""
         return [str(entry["model"]) for entry in self.content["models"]]
 
     @property
     def files(self) -> list[str]:
-        """The files that the run has written, by their names below the directory."""
+        """The files that the run wrote, relative to the directory."""
         files = self.content.get("files")
         return [str(name) for name in files] if isinstance(files, list) else []
 
@@ -219,25 +226,25 @@ def read(file: Path) -> Manifest:
     """Read an interleave.json.
 
     Raises:
-        CheckpointError: It is missing, or is none.
+        CheckpointError: It is missing or malformed.
     """
     return of_content(read_json(file, most=MAX_CONFIG), file)
 
 
 def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
-    """What the content of an interleave.json says.
+    """Parse the content of an interleave.json.
 
     Args:
-        content: All of it.
-        file: Where it stands, for errors.
+        content: The whole content.
+        file: The file, for errors.
 
     Raises:
-        CheckpointError: It is none.
+        CheckpointError: It is malformed.
     """
     if not {"version", "layers"} <= content.keys():
         raise CheckpointError(f"{file}: not an interleave.json")
     if content["version"] != VERSION:
-        raise CheckpointError(f"{file}: version {content['version']!r:.40} is not known")
+        raise CheckpointError(f"{file}: unknown version {content['version']!r:.40}")
     try:
         models = [entry["model"] for entry in content["models"]]
         depths = [int(entry["layers"]) for entry in content["models"]]
@@ -259,27 +266,26 @@ def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
 
 def _check_models(layout: Layout, depths: Sequence[int]) -> None:
     if len(layout.models) != len(depths):
-        raise ValueError(f"{len(depths)} models, and layers of {len(layout.models)}")
+        raise ValueError(f"{len(depths)} models are listed, {len(layout.models)} are used")
 
 
 def _source_of(entry: Mapping[str, Any], models: Sequence[object]) -> dict[str, object]:
-    """A layer as mergekit would say it; scales of top-level parameters are among its own."""
+    """A layer as a mergekit source; its scales include those of top-level parameters."""
     written = {name: entry[name] for name in ("scale", "fill") if entry.get(name)}
     source = {"model": models[entry["model"]], "layer_range": [entry["layer"], entry["layer"] + 1]}
     return {**source, "parameters": written} if written else source
 
 
 def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Write into interleave.json what was verified.
+    """Record a verification in interleave.json.
 
     Args:
         directory: The model.
-        kind: What was compared.
-        outcome: What came of it.
+        kind: What was verified.
+        outcome: The outcome.
 
     Returns:
-        All that was verified so far, None where there is no interleave.json of its own: one that
-        is a link belongs to the Hub's cache.
+        The new content. None if the file is missing, or is a link, perhaps into the Hub's cache.
 
     Raises:
         OutputError: It cannot be written.
@@ -289,8 +295,8 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
         return None
     content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
-    # What was verified of other bytes is not true of these.
+    # Earlier outcomes hold for the same weights only.
     same = kind == FORWARD or (kind in before and outcome["exact"])
-    verified = {**(before if same else {}), kind: dict(outcome)}
-    replace_file(file, to_json({**content, "verified": verified}))
-    return verified
+    content["verified"] = {**(before if same else {}), kind: dict(outcome)}
+    replace_file(file, to_json(content))
+    return content

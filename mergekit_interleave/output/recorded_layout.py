@@ -1,4 +1,4 @@
-"""What a model's directory says that it is: its recorded layout."""
+"""Read the layout that a model's directory records, in interleave.json or mergekit_config.yml."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mergekit_interleave.output.manifest import Manifest
 
 @dataclass(frozen=True)
 class RecordedLayout:
-    """What a directory says that it is.
+    """The layout that a model's directory records.
 
     Attributes:
         directive: The layers.
-        manifest: The interleave.json that says so, where it is one.
+        manifest: The interleave.json that records them; None for another file.
     """
 
     directive: Directive
@@ -30,23 +30,23 @@ class RecordedLayout:
 
     @property
     def layout(self) -> Layout:
-        """The layers, with the scales of mergekit's top-level parameters.
+        """The layers, including the scales of mergekit's top-level parameters.
 
         Raises:
-            DirectiveError: The directive says them of no model in particular.
+            DirectiveError: The directive is a growth line, whose layers depend on the model.
         """
         return mergekit_yaml.effective(self.spelled, self.directive.mergekit)
 
     @property
     def spelled(self) -> Layout:
-        """The layers as the slices say them.
+        """The layers as the slices list them.
 
         Raises:
-            DirectiveError: The directive says them of no model in particular.
+            DirectiveError: The directive is a growth line, whose layers depend on the model.
         """
         if not isinstance(self.directive.growth, ExplicitSlices):
             raise DirectiveError(
-                "a directive's layers depend on its model", hint="name it: --against MODEL"
+                "the layers of a directive depend on its model", hint="name it: --against MODEL"
             )
 
         def depth_of(_: ModelRef) -> int | None:
@@ -56,10 +56,10 @@ class RecordedLayout:
 
 
 def check_directory(directory: Path) -> None:
-    """Check that a model's directory is one.
+    """Check that a model's directory exists.
 
     Raises:
-        CheckpointError: It is none.
+        CheckpointError: It is missing, or is a file.
     """
     if directory.is_file():
         raise CheckpointError(f"{directory}: is a file", hint="name the model's directory")
@@ -68,22 +68,22 @@ def check_directory(directory: Path) -> None:
 
 
 def read(directory: Path, file: Path | None = None) -> RecordedLayout:
-    """Read what a directory says that it is.
+    """Read the layout that a directory records.
 
     Args:
         directory: The model.
-        file: What says it instead: an interleave.json, a mergekit config or a directive.
+        file: Another file that states it: an interleave.json, a mergekit config or a directive.
 
     Raises:
-        CheckpointError: Nothing says it, or the interleave.json is broken.
+        CheckpointError: The directory records none, or its record is malformed.
         DirectiveError: The file is no directive.
     """
     names = (manifest.FILE, mergekit_yaml.FILE)
     found = file or next((directory / n for n in names if (directory / n).is_file()), None)
     if found is None:
         raise CheckpointError(
-            f"{directory}: nothing says what it is: neither {names[0]} nor {names[1]} is there",
-            hint="name the file that does: --recipe FILE",
+            f"{directory}: its layers are not recorded: neither {names[0]} nor {names[1]} exists",
+            hint="name a file that lists them: --recipe FILE",
         )
     if found.suffix == ".json":
         own = manifest.read(found)
@@ -93,7 +93,7 @@ def read(directory: Path, file: Path | None = None) -> RecordedLayout:
     except DirectiveError as error:
         if file is not None:
             raise
-        raise CheckpointError(str(error)) from error  # it is the model that is wrong
+        raise CheckpointError(str(error)) from error  # the fault is the model's
     if file is None and not isinstance(directive.growth, ExplicitSlices):
-        raise CheckpointError(f"{found}: is no mergekit config")
+        raise CheckpointError(f"{found}: is not a mergekit config")
     return RecordedLayout(directive, None)

@@ -1,31 +1,30 @@
 """OUT appears whole, by one rename, or not at all.
 
-Everything is written into a directory beside OUT that holds a lock while its run lives. A run
-that was killed leaves that directory without a lock, and the next run clears it.
+Everything is written into a directory beside OUT that is locked while its run lives. A run that
+was killed leaves that directory without a lock, and the next run removes it.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import shutil
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from mergekit_interleave._files import SUFFIXES, sync
+from mergekit_interleave._files import SUFFIXES, new_file_mode, sync
+from mergekit_interleave._interrupts import uninterrupted
 from mergekit_interleave.errors import OutputError
-
-log = logging.getLogger(__name__)
 
 if sys.platform != "win32":
     import fcntl
 
+T = TypeVar("T")
 
 _MANIFEST = "interleave.json"
 
@@ -35,10 +34,10 @@ def check_vacant(out: Path, *, replace: bool) -> None:
 
     Args:
         out: Where the model is to appear.
-        replace: Whether a model that stands there may be replaced.
+        replace: Whether a model that is already there may be replaced.
 
     Raises:
-        OutputError: Something stands there that must stay.
+        OutputError: Something is there that must stay.
     """
     if not os.path.lexists(out):
         return
@@ -53,7 +52,7 @@ def check_vacant(out: Path, *, replace: bool) -> None:
 
 
 def _reason_to_stay(out: Path) -> str | None:
-    """Why not even --force replaces what stands there, if it does not."""
+    """Why even --force does not replace what is there; None if it does."""
     if out.is_symlink() or not out.is_dir():
         return "is no directory"
     try:
@@ -72,9 +71,9 @@ def files_below(folder: Path) -> list[str]:
 
 
 def _own_files(out: Path) -> set[str]:
-    """What a directory may hold and still be replaced: the files that its manifest lists.
+    """The files that a directory may hold and still be replaced: those that its manifest lists.
 
-    Where there is none, a model's usual files.
+    Without a manifest, the usual files of a model.
     """
     with suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
         return set(json.loads((out / _MANIFEST).read_text(encoding="utf-8")).get("files"))
@@ -91,129 +90,203 @@ _USUAL_FILES = (
 )  # fmt: skip
 
 
-@contextmanager
-def staged(out: Path, *, replace: bool) -> Iterator[Path]:
-    """A directory to write into, which becomes OUT when the block ends without an error.
+@dataclass(frozen=True)
+class StagedResult(Generic[T]):
+    """What came of writing OUT.
+
+    Attributes:
+        value: What the function returned that wrote it.
+        warnings: What the user must know, such as an old model that could not be removed.
+    """
+
+    value: T
+    warnings: tuple[str, ...] = ()
+
+
+def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedResult[T]:
+    """Let a function write into a directory that becomes OUT when the function returns.
+
+    Not a context manager: an interrupt between its entry and the block would leave the directory.
 
     Args:
         out: Where the model is to appear.
-        replace: Whether a model that stands there is replaced.
+        write: Is called with an empty directory on the same filesystem as OUT.
+        replace: Whether a model that is already there is replaced.
 
-    Yields:
-        An empty directory on the same filesystem as OUT.
+    Returns:
+        What the function returned.
 
     Raises:
         OutputError: OUT may not or cannot be written, or another run is writing it.
     """
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT if it is a link
-    work, aside = (out.with_name(f".{out.name}{suffix}") for suffix in SUFFIXES)
-    made: list[Path] = []
+    stage = _Stage(out, replace=replace)
     try:
-        made = _make_parents(out.parent)
-        lock = _claim(work, out)
-    except OSError as error:
-        _remove_empty(made)
-        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    try:
-        _recover(out, aside)
-        check_vacant(out, replace=replace)
         try:
-            yield work
-            _settle(work)
-            check_vacant(out, replace=replace)  # again: others may have made it meanwhile
-            if out.exists():
-                out.rename(aside)
-            work.rename(out)
-        except OSError as error:
-            raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from error
-    except BaseException:
-        with _undisturbed():
-            _recover(out, aside)
-            shutil.rmtree(work, ignore_errors=True)
-            _remove_empty(made)
+            uninterrupted(stage.open)
+            value = write(stage.work)
+            stage.settle()
+            uninterrupted(stage.commit)
+        except BaseException:
+            uninterrupted(stage.close, drop=True)
+            raise
+        uninterrupted(stage.close)
+    except BaseException as error:
+        # Again: an interrupt may have come just before the first call.
+        uninterrupted(stage.close, drop=True)
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise OutputError(f"{stage.out}: cannot be written: {reason}") from error
         raise
-    finally:
-        os.close(lock)
-    with suppress(OSError):  # the model is there; only where the power fails now, it may not be
-        sync(out.parent)
-    shutil.rmtree(aside, ignore_errors=True)
-    if aside.exists():
-        log.warning("what %s held before could not be removed; it is at %s", out, aside)
+    return StagedResult(value, tuple(stage.warnings))
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Take no signals: a second Ctrl-C must not leave gigabytes behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread gets signals
-        return
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.signal(getattr(signal, name), signal.SIG_IGN) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            # None: one that Python knows nothing of.
-            signal.signal(getattr(signal, name), handler or signal.SIG_DFL)
+class _Stage:
+    """The directory beside OUT, from its making to its renaming or removal.
+
+    `open`, `commit` and `close` run uninterrupted, so that what is recorded here is what is there.
+    """
+
+    def __init__(self, out: Path, *, replace: bool) -> None:
+        # Not resolve(), which would follow OUT if it is a link.
+        self.out = Path(os.path.abspath(out))  # noqa: PTH100
+        self.work, self._aside = (
+            self.out.with_name(f".{self.out.name}{suffix}") for suffix in SUFFIXES
+        )
+        self.warnings: list[str] = []
+        self._replace = replace
+        self._made: list[Path] = []
+        self._lock: int | None = None
+        self._mode = 0o600
+
+    def open(self) -> None:
+        """Make and lock the directory.
+
+        Raises:
+            OSError: It cannot be made.
+            OutputError: Something is at OUT that must stay, or another run is writing it.
+        """
+        self._mode = new_file_mode()
+        self._make_parents()
+        self._lock = _claim(self.work, self.out)
+        self._recover()
+        check_vacant(self.out, replace=self._replace)
+
+    def settle(self) -> None:
+        """Give all files the mode that the umask asks for, and wait until they are on disk.
+
+        safetensors makes its files readable for their owner alone, whatever the umask says.
+        """
+        for folder, _, files in os.walk(self.work, topdown=False):
+            for name in files:
+                file = Path(folder, name)
+                file.chmod(self._mode)
+                sync(file)
+            sync(Path(folder))
+
+    def commit(self) -> None:
+        """Rename the directory to OUT."""
+        check_vacant(self.out, replace=self._replace)  # again: OUT may have appeared meanwhile
+        if self.out.exists():
+            self.out.rename(self._aside)
+        self.work.rename(self.out)
+
+    def close(self) -> None:
+        """Remove everything but OUT and unlock; a second call does nothing."""
+        if self._lock is None:
+            _remove_empty(self._made)
+            return
+        try:
+            if _is_at(self.out, self._lock):
+                self._tidy()
+            else:
+                with suppress(OSError):
+                    self._recover()
+                if _is_at(self.work, self._lock):
+                    shutil.rmtree(self.work, ignore_errors=True)
+                _remove_empty(self._made)
+        finally:
+            os.close(self._lock)
+            self._lock, self._made = None, []
+
+    def _tidy(self) -> None:
+        """After the renaming: remove the old model."""
+        with suppress(OSError):  # OUT is there; only a power failure now could lose it
+            sync(self.out.parent)
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._aside.exists():
+            self.warnings.append(
+                f"the model that was at {self.out} before could not be removed; "
+                f"it is at {self._aside}"
+            )
+
+    def _make_parents(self) -> None:
+        parent = self.out.parent
+        missing = [path for path in (parent, *parent.parents) if not path.exists()]
+        ground = next(path for path in (parent, *parent.parents) if path.exists())
+        if not ground.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{ground} is not a directory")
+        self._made = missing
+        parent.mkdir(parents=True, exist_ok=True)
+
+    def _recover(self) -> None:
+        """Put back the old model of a run that ended before its new one was in place."""
+        if self._aside.exists():
+            if self.out.exists():
+                shutil.rmtree(self._aside, ignore_errors=True)
+            else:
+                self._aside.rename(self.out)
 
 
 def _claim(work: Path, out: Path) -> int:
-    """Make the directory, or take over what a dead run left; returns its locked descriptor."""
+    """Make the directory, or empty the one that a dead run left; returns its locked descriptor."""
     while True:
-        work.mkdir(exist_ok=True)
+        is_new = _make(work)
         descriptor = os.open(work, os.O_RDONLY)
-        if sys.platform != "win32":
-            try:
+        try:
+            if sys.platform != "win32":
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(descriptor)
-                raise OutputError(f"{out}: another run is writing it") from error
-        # Between opening and locking it, its run may have ended and renamed or removed it.
-        if work.exists() and work.stat().st_ino == os.fstat(descriptor).st_ino:
-            for entry in work.iterdir():
-                if entry.is_dir() and not entry.is_symlink():
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
-            return descriptor
+            # Before it was locked, another run may have renamed or removed it.
+            if _is_at(work, descriptor):
+                _empty(work)
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise OutputError(f"{out}: another run is writing it") from error
+        except OSError:
+            os.close(descriptor)
+            if is_new:
+                _remove_empty([work])
+            raise
         os.close(descriptor)
 
 
-def _settle(work: Path) -> None:
-    """Give all files the modes the user's umask asks for, and wait until they are on disk.
-
-    safetensors makes its files readable to their owner alone, whatever the umask says.
-    """
-    umask = os.umask(0)
-    os.umask(umask)
-    for folder, _, files in os.walk(work, topdown=False):
-        for name in files:
-            file = Path(folder, name)
-            file.chmod(0o666 & ~umask)
-            sync(file)
-        sync(Path(folder))
+def _make(folder: Path) -> bool:
+    """Make a directory; returns whether it was not there yet."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
-def _recover(out: Path, aside: Path) -> None:
-    """Put back what was moved aside by a run that ended before its own model was in place."""
-    if aside.exists():
-        if out.exists():
-            shutil.rmtree(aside, ignore_errors=True)
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether a path leads to the directory that a descriptor has open."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
         else:
-            aside.rename(out)
-
-
-def _make_parents(parent: Path) -> list[Path]:
-    """Make the missing parents; returns those made, the innermost first."""
-    missing = [path for path in (parent, *parent.parents) if not path.exists()]
-    ground = next(path for path in (parent, *parent.parents) if path.exists())
-    if not ground.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{ground} is not a directory")
-    parent.mkdir(parents=True, exist_ok=True)
-    return missing
+            entry.unlink()
 
 
 def _remove_empty(made: list[Path]) -> None:
-    with suppress(OSError):
-        for path in made:
+    """Remove the parents that were made, the innermost first, unless something is in them."""
+    for path in made:
+        with suppress(OSError):
             path.rmdir()

@@ -1,8 +1,8 @@
-"""A layout as an SVG file: the picture on a model card.
+"""Draw a layout as an SVG file: the picture of a model card.
 
-It is shown by `<img>` on pages of either colour that say nothing of which, so it has no background
-and asks for none: what stands on the page itself is of middling lightness, and cells bring
-their own background. The pattern of a cell says its role without any colour.
+An `<img>` cannot tell whether its page is light or dark. The picture therefore has no background:
+text and outlines on the page have medium lightness, and cells bring their own background. The
+pattern of a cell shows its role without colour.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ _LEFT, _TOP = 44, 4
 
 @dataclass(frozen=True)
 class _Grid:
-    """Where cells stand: `group` of them, then a gap of `gap`."""
+    """The places of the cells: after each `group` of them there is a gap."""
 
-    most: int
     per_row: int
     group: int
     gap: float
@@ -43,10 +42,7 @@ class _Grid:
     row: float
     width: float
     height: float
-    corner: float
-    fineness: float
-    labelled: bool = False
-    rows_by_label: int = 1
+    stroke: float
 
     def place(self, index: int) -> tuple[float, float]:
         """The upper left corner of a cell."""
@@ -54,12 +50,11 @@ class _Grid:
         return _LEFT + column * self.step + column // self.group * self.gap, row * self.row
 
 
-_GRIDS = (
-    _Grid(240, 20, 5, 4, 35, 31, 32, 26, 5, 1, labelled=True),
-    _Grid(1_000, 50, 10, 3, 14, 18, 12, 14, 2.5, 0.7),
-    _Grid(10_000, 100, 10, 1.5, 7, 11, 6, 9, 0, 0.5, rows_by_label=5),
-)
-"""Cells with text, and two sizes without, for models too deep for it."""
+_LABELLED = _Grid(20, 5, 4, 35, 31, 32, 26, 1)
+_SMALL = _Grid(100, 10, 1.5, 7, 12, 6, 10, 0.5)
+"""Cells without text, for layouts of more than `_MOST_LABELLED` layers."""
+
+_MOST_LABELLED = 240
 
 
 @dataclass(frozen=True)
@@ -67,9 +62,9 @@ class _Colour:
     """The colour of a model or role.
 
     Attributes:
-        fill: Of the cell of an original.
-        ink: For text on it.
-        line: For outlines, which must be seen on a white page and on a dark one.
+        fill: The fill of an original's cell.
+        ink: The text on it.
+        line: The outlines, visible on a white page and on a dark one.
     """
 
     fill: str
@@ -77,7 +72,7 @@ class _Colour:
     line: str
 
     def mixed(self, share: float) -> str:
-        """So much of the fill, and white for the rest."""
+        """This share of the fill, mixed with white."""
         parts = (int(self.fill[i : i + 2], 16) for i in (1, 3, 5))
         return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in parts)
 
@@ -93,10 +88,10 @@ _COLOURS = (
     _Colour("#bbbbbb", _BLACK, "#808080"),
     _Colour("#332288", _WHITE, "#6f60c4"),
 )
-"""Paul Tol's bright scheme, safe for the colour-blind, and an indigo of his muted one."""
+"""Paul Tol's bright scheme, which is safe for the colour-blind, and indigo of his muted scheme."""
 
 _GREY = _Colour("#737a84", _WHITE, "#737a84")
-"""Of all greys that which has most contrast, 4:1, to a white page and to a dark one."""
+"""The grey with the most contrast, 4:1, to both a white page and a dark one."""
 
 
 def picture(
@@ -105,19 +100,20 @@ def picture(
     names: Sequence[str] = (),
     title: str | None = None,
 ) -> str:
-    """The layers as an SVG file, the same bytes for the same layout.
+    """Draw the layers; the same layout gives the same bytes.
 
-    A cell for each layer holds the index of its source, with several models their letter before
-    it. There are 20 in a row. Beyond 240 layers the cells are smaller and hold nothing.
+    The cell of a layer holds the index of its source layer, preceded by the letter of its model if
+    there are several. There are 20 cells in a row. Beyond 240 layers there are 100 small cells in
+    a row, without text.
 
     Args:
         layout: The layers.
         identities: The indices of the new layers that pass their input on unchanged.
-        names: What to call each of the layout's models, in their order; none, as it has them.
+        names: The name of each model of the layout; empty for the names in the layout.
         title: A heading.
     """
     called = model_names(layout, names)
-    grid = next((grid for grid in _GRIDS if len(layout) <= grid.most), _GRIDS[-1])
+    grid = _LABELLED if len(layout) <= _MOST_LABELLED else _SMALL
     top = float(_TOP)
     body: list[str] = []
     if title:
@@ -151,7 +147,7 @@ def picture(
 
 
 def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]:
-    """The number of each layer's model, and its role."""
+    """The index of each layer's model, and its role."""
     models = {model: i for i, model in enumerate(layout.models)}
     return [
         (models[layer.model], role)
@@ -160,7 +156,7 @@ def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]
 
 
 def _colour(model: int, role: str, models: int) -> _Colour:
-    """With one model only, colour is free to set the new layers apart."""
+    """The colour shows the model; with a single model, it shows which layers are new."""
     if models == 1:
         return _COLOURS[0 if role == ORIGINAL else 1]
     return _COLOURS[model % len(_COLOURS)]
@@ -175,15 +171,15 @@ def _hatching(colour: _Colour) -> str:
     )
 
 
-def _style(colour: _Colour, role: str, fineness: float = 1) -> tuple[str, str, float]:
-    """The attributes of a cell, the colour of text on it, and how wide its outline is."""
-    wide = {ORIGINAL: 1, COPY: 2}.get(role, 1.5) * fineness
+def _style(colour: _Colour, role: str, stroke: float = 1) -> tuple[str, str, float]:
+    """The attributes of a cell, the colour of its text, and the width of its outline."""
+    wide = {ORIGINAL: 1, COPY: 2}.get(role, 1.5) * stroke
     outline = f'stroke="{colour.line}" stroke-width="{_n(wide)}"'
     if role == ORIGINAL:
         return f'fill="{colour.fill}" {outline}', colour.ink, wide
     if role == COPY:
         return f'fill="url(#hatch-{colour.fill[1:]})" {outline}', _BLACK, wide
-    dashes = f'stroke-dasharray="{_n(4 * fineness)} {_n(2.5 * fineness)}"'
+    dashes = f'stroke-dasharray="{_n(4 * stroke)} {_n(2.5 * stroke)}"'
     return f'fill="none" {outline} {dashes}', _GREY.fill, wide
 
 
@@ -192,18 +188,17 @@ def _cells(layout: Layout, identities: Collection[int], grid: _Grid) -> Iterator
     alike: defaultdict[tuple[int, str], list[int]] = defaultdict(list)
     for index, kind in enumerate(_kinds(layout, identities)):
         alike[kind].append(index)
-    labels = range(0, len(layout), grid.per_row * grid.rows_by_label)
     yield '<g font-size="11" text-anchor="end">'
-    for index in labels:
+    for index in range(0, len(layout), grid.per_row):
         y = grid.place(index)[1] + grid.height / 2 + 4
         yield f'<text x="{_LEFT - 10}" y="{_n(y)}">{index}</text>'
     yield "</g>"
     for model, role in sorted(alike, key=lambda kind: (kind[0], ROLES.index(kind[1]))):
-        style, ink, line = _style(_colour(model, role, len(layout.models)), role, grid.fineness)
+        style, ink, line = _style(_colour(model, role, len(layout.models)), role, grid.stroke)
         yield f"<g {style}>"
         yield from _rectangles([grid.place(index) for index in alike[model, role]], grid, line)
         yield "</g>"
-        if not grid.labelled:
+        if grid is not _LABELLED:
             continue
         yield f'<g fill="{ink}" font-size="{_n(_FONT)}" font-weight="600" text-anchor="middle">'
         for index in alike[model, role]:
@@ -212,7 +207,7 @@ def _cells(layout: Layout, identities: Collection[int], grid: _Grid) -> Iterator
             source = str(layout.layers[index].source)
             font = _FONTS.get(len(before + source), 7.5)
             size = "" if font == _FONT else f' font-size="{_n(font)}"'
-            if before and role == ORIGINAL:  # on other cells, thin figures are hard to read
+            if before and role == ORIGINAL:  # thin digits are hard to read on other cells
                 source = f'<tspan font-weight="400">{source}</tspan>'
             x, y = x + grid.width / 2, y + grid.height / 2 + font * 0.355
             yield f'<text x="{_n(x)}" y="{_n(y)}"{size}>{before}{source}</text>'
@@ -220,29 +215,28 @@ def _cells(layout: Layout, identities: Collection[int], grid: _Grid) -> Iterator
 
 
 def _rectangles(places: Sequence[tuple[float, float]], grid: _Grid, line: float) -> Iterator[str]:
-    """Cells whose outlines stay inside their places."""
+    """Draw cells whose outlines stay within their places."""
     width, height = _n(grid.width - line), _n(grid.height - line)
     corners = [(_n(x + line / 2), _n(y + line / 2)) for x, y in places]
-    if grid.corner:
-        size = f'width="{width}" height="{height}" rx="{_n(grid.corner)}"'
+    if grid is _LABELLED:
+        size = f'width="{width}" height="{height}" rx="5"'
         yield from (f'<rect x="{x}" y="{y}" {size}/>' for x, y in corners)
-    else:  # thousands of them, in a quarter of the bytes
+    else:  # one path takes a quarter of the bytes
         yield f'<path d="{"".join(f"M{x} {y}h{width}v{height}h-{width}z" for x, y in corners)}"/>'
 
 
 _FONT = 12.0
 _FONTS = {1: _FONT, 2: _FONT, 3: _FONT, 4: 10.5, 5: 9.0}
-"""By the number of characters, so that they fit into a cell in any font."""
-
+"""The font size by the number of characters, so that they fit into a cell in any font."""
 
 _MOST_NAMES = 40
-"""Models that the legend names."""
+"""The most models that the legend names."""
 
 
 def _legend(
     layout: Layout, identities: Collection[int], called: Sequence[str], top: float
 ) -> tuple[list[str], float]:
-    """What the cells mean, and where the picture ends below it."""
+    """The legend, and the height of the picture."""
     several = len(called) > 1
     lines = ['<g font-size="13">']
     x = float(_LEFT)
@@ -250,7 +244,7 @@ def _legend(
         colour = _GREY if several else _colour(0, role, 1)
         lines += [_swatch(x, top, colour, role), _text(x + 32, top, words)]
         x += 32 + _wide(words) + 20
-    numbered = len(layout) <= _GRIDS[0].most
+    numbered = len(layout) <= _MOST_LABELLED
     if several:
         caption = "A7 is layer 7 of model A" if numbered else ""
     else:
@@ -296,7 +290,7 @@ def _text(x: float, y: float, text: str, attributes: str = "") -> str:
 
 
 def _description(layout: Layout, identities: Collection[int], called: Sequence[str]) -> str:
-    """The picture in words, for those who do not see it."""
+    """The picture in words, for screen readers."""
     said = ", ".join(counts(layout, identities).values())
     brackets = ", new ones in brackets" if layout.new_layers else ""
     words = f"{len(layout)} layers: {said}. In order{brackets}: {layer_map(layout, identities)}."
@@ -308,7 +302,7 @@ def _description(layout: Layout, identities: Collection[int], called: Sequence[s
 
 
 def _wide(text: str, size: float = 13) -> float:
-    """How wide a text is, on the safe side: fonts differ."""
+    """An upper estimate of the width of a text, since fonts differ."""
 
     def em(char: str) -> float:
         if unicodedata.east_asian_width(char) in "WF":
@@ -321,5 +315,5 @@ def _wide(text: str, size: float = 13) -> float:
 
 
 def _n(number: float) -> str:
-    """A number as short as can be."""
+    """Format a number as short as possible."""
     return f"{number:.2f}".rstrip("0").rstrip(".")

@@ -1,6 +1,6 @@
-"""What was verified, in words: for the card and for a terminal. Pure.
+"""Put verification outcomes into words, for the card and for a terminal. Pure.
 
-The outcomes are as interleave.json keeps them.
+An outcome is a mapping, as interleave.json stores it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
 
 
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:
-    """All that was verified, one sentence for each kind."""
+    """One sentence for each outcome."""
     found = [
         f"Weights: {_weights(outcomes[kind], trained=kind == TRAINED)}"
         for kind in (WEIGHTS, TRAINED)
@@ -27,13 +27,14 @@ def sentences(outcomes: Mapping[str, Any]) -> list[str]:
 
 
 def short(outcomes: Mapping[str, Any]) -> str:
-    """The same in a few words."""
+    """A summary of all outcomes."""
     found = []
     for kind in (WEIGHTS, TRAINED):
         if kind in outcomes:
-            said = outcomes[kind]
-            words = f"{_which(said)} tensors compared with those they come from, {_how(said)}"
-            found.append(words if said["exact"] else _wrong(said))
+            said, which = outcomes[kind], _which(outcomes[kind])
+            equal = f"{which} tensors equal to their sources, {_how(said)}"
+            words = "no tensors compared" if which == "no" else equal
+            found.append(words if said["exact"] else _failed(said))
     if FORWARD in outcomes:
         found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
     return "; ".join(found) or "nothing yet"
@@ -41,11 +42,12 @@ def short(outcomes: Mapping[str, Any]) -> str:
 
 def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
     if not found["exact"]:
-        return f"{_wrong(found)}. {_by(found)}"
+        return f"{_failed(found)}. {_by(found)}"
     against = " and ".join(f"`{name}`" for name in found["against"])
-    what = "what the layout names" if not trained else "the base's own, layer for layer"
-    words = f"{_which(found)} tensors, {amount(found['compared'])}, compared with {against}: "
-    words += f"{_how(found)} {what}."
+    what = "the base's own, layer for layer" if trained else "what the layout requires"
+    which = _which(found)
+    words = f"{which} tensors ({amount(found['compared'])}) compared with {against}"
+    words += "." if which == "no" else f": {_how(found)} {what}."
     for reason, count in found.get("not_compared", {}).items():
         words += f" Not compared: {count:,} ({reason})."
     return f"{words} {_by(found)}"
@@ -59,18 +61,18 @@ def _which(found: Mapping[str, Any]) -> str:
 
 def _how(found: Mapping[str, Any]) -> str:
     wider = found.get("wider", 0)
-    said = {"stored in a wider dtype": wider, "computed again": found.get("computed", 0)}
+    said = {"stored in a wider dtype": wider, "recomputed": found.get("computed", 0)}
     some = ", ".join(f"{count:,} of them {what}" for what, count in said.items() if count)
     return f"{'number for number' if wider else 'byte for byte'}{some and f' ({some})'}"
 
 
-def _wrong(found: Mapping[str, Any]) -> str:
+def _failed(found: Mapping[str, Any]) -> str:
     places = found["differences"]
-    return f"**wrong** in {places} place{'' if places == 1 else 's'}"
+    return f"**failed** with {places} difference{'' if places == 1 else 's'}"
 
 
 def forward(found: Mapping[str, Any]) -> str:
-    """What came of a forward pass."""
+    """The outcome of a forward pass."""
     text = f" and a text of {found['text_tokens']}" if found["text_tokens"] else ""
     if 0 < found["window"] < found["random_tokens"]:
         text = f" (more than the window of {found['window']}){text}"
@@ -81,7 +83,7 @@ def forward(found: Mapping[str, Any]) -> str:
         "and without cache"
     )
     if "greedy_tokens" in found:
-        same = "the same" if found["same_greedy_tokens"] else "other"
+        same = "the same" if found["same_greedy_tokens"] else "different"
         words += f"; {same} {found['greedy_tokens']} greedy tokens"
     if "perplexity" in found:
         words += (

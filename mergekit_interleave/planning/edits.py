@@ -169,7 +169,7 @@ def _check_plain(checkpoint: Checkpoint) -> None:
     """
     for index in range(checkpoint.depth):
         for name in checkpoint.layer_tensors(index):
-            if not families.is_plain(layer_names.inside(name)):
+            if not families.is_standard_tensor(layer_names.inside(name)):
                 raise LayoutError(
                     f"zero: auto: nothing is known of model type {checkpoint.model_type!r}, and "
                     f"{name} is no tensor of a Llama's",

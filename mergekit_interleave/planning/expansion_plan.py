@@ -287,7 +287,7 @@ def _check_alone(opened: Mapping[ModelRef, Checkpoint], base: Checkpoint) -> Non
 
 def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
     family = base.require_family()
-    if model.require_family().layers != family.layers or (
+    if model.require_family().layer_prefix != family.layer_prefix or (
         model.model_type != base.model_type and not mix
     ):
         found: tuple[str, object, object] | None = ("type", model.model_type, base.model_type)
@@ -316,7 +316,7 @@ def _check_metadata(checkpoint: Checkpoint) -> None:
 
 def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
     """Some tensors, where they are not stored, are computed from the index of their layer."""
-    needed = base.require_family().needed
+    needed = base.require_family().required_buffer
     if needed is not None and not any(needed in spec.name for spec in specs):
         raise RefusedError(
             f"{base.ref}: its tensors lack {needed}, which would be computed anew for the new "

@@ -157,10 +157,10 @@ def layers_with_gains(base: Checkpoint) -> frozenset[int]:
     gains = base.require_family().output_norms
     if gains is None:
         return frozenset()
-    if gains.key is None:
+    if gains.types_key is None:
         return frozenset(range(base.depth))
-    kinds = source_of(base).entries(gains.key)
-    return frozenset(i for i, kind in enumerate(kinds) if kind in gains.kinds)
+    kinds = source_of(base).entries(gains.types_key)
+    return frozenset(i for i, kind in enumerate(kinds) if kind in gains.types)
 
 
 def deepened(
@@ -235,13 +235,13 @@ def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
     if not config.get("is_encoder_decoder"):
         # Files state it by other names, too; in an encoder's company these may be the encoder's.
         others = (key for key in families.depth_keys() if config.get(key) == base.depth)
-        keys += (*facts.depth_alone, *others)
+        keys += (*facts.encoder_depth, *others)
     if not any(config.get(key) is not None for key in facts.depth):
         # An old file states it by another key, or, as a list, by none.
         known = [key for key in families.depth_keys() if config.get(key) is not None]
         return dict.fromkeys(known or ([] if facts.depth_list else keys), depth)
     source = source_of(base)
-    stated = {key: source.integer(key, config.get(key)) for key in facts.multiples}
+    stated = {key: source.integer(key, config.get(key)) for key in facts.depth_multiples}
     multiples = {key: value * depth // base.depth for key, value in stated.items() if value}
     return dict.fromkeys(keys, depth) | multiples
 

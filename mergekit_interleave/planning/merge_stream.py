@@ -15,8 +15,9 @@ from typing import Any
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
-from mergekit_interleave.directive import notation, yaml_io
+from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import NAME
+from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.errors import DirectiveError, InterleaveError, Warn, collected_warnings
 from mergekit_interleave.layout import layout as layouts
@@ -38,7 +39,7 @@ def is_stream(text: str, where: str) -> bool:
         return False  # the one-line form is no YAML; what is wrong with others is said later
     keys = yaml_io.keys(text)
     alone = NAME in keys and "merge_method" in keys
-    return len(documents) > 1 or (alone and not notation.has_line(keys))
+    return len(documents) > 1 or (alone and not registry.has_line(keys))
 
 
 def expand(
@@ -82,7 +83,7 @@ class _Stream:
         place = f"{self._where}, document {self._count}"
         keys = yaml_io.keys(text)
         # What has no merge method is no mergekit config: a directive, or a slip in its growth line.
-        if "merge_method" in keys and not notation.has_line(keys):
+        if "merge_method" in keys and not registry.has_line(keys):
             self._results.learn(text, place)
             return text
         directive = directives.parse(text, place)
@@ -147,10 +148,10 @@ class Results:
     def learn(self, text: str, place: str) -> None:
         """Record the layers of a document that stays as it is, as far as others must know them."""
         with suppress(InterleaveError):
-            document = yaml_io.read(text, place, directives.KNOWN)
+            document = yaml_io.read(text, place, directives.known_keys())
             name = document.get(NAME) if isinstance(document, dict) else None
             if isinstance(document, dict) and name is not None:
-                grown = notation.has_line(document)
+                grown = registry.has_line(document)
                 layout = self._grown(document, place) if grown else self._layout(document)
                 if layout is not None:
                     opened = {model: self.models.open_if_possible(model) for model in layout.models}

@@ -64,7 +64,7 @@ def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     placed = _placed(checkpoint, layout)
     _check_tensors(checkpoint, checkpoint.require_family())
     config = checkpoint.layer_config
-    if checkpoint.family.verdict(config) == families.EXACT and all(
+    if checkpoint.family.mergekit_result(config) == families.EXACT and all(
         config.get(key) == value for key, value in placed.items()
     ):
         return ()
@@ -92,7 +92,7 @@ def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
 
 def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
     if checkpoint.is_quantized or (
-        family.verdict(checkpoint.layer_config) == families.WRONG_TENSORS
+        family.mergekit_result(checkpoint.layer_config) == families.WRONG_TENSORS
     ):
         kind = ", quantized" if checkpoint.is_quantized else ""
         raise RefusedError(
@@ -100,7 +100,7 @@ def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
             f"{kind}, or none",
             hint=_BY_RUN,
         )
-    if family.modules and not checkpoint.modules:
+    if family.mergekit_modules and not checkpoint.modules:
         raise RefusedError(
             f"{checkpoint.ref}: its config.json does not say how many layers its other models "
             "have, which a mergekit config must",

@@ -123,7 +123,7 @@ class SourceConfig:
             entries = self.computed(key)
         if not isinstance(entries, list | str) or not entries:
             return []
-        if self.facts.cycled:
+        if self.facts.cyclic_lists:
             return [entries[i % len(entries)] for i in range(self.depth)]
         if len(entries) < self.depth:
             raise RefusedError(f"{key} has {len(entries)} entries for {self.depth} layers")
@@ -145,19 +145,19 @@ def place(source: SourceConfig, layout: Layout) -> Placement:
     sources = [layer.source for layer in layers]
     placed = _lists(source, sources)
     placed |= _indices(source, sources)
-    for key in facts.originals_from_1:
+    for key in facts.original_indices_from_1:
         listed = source.listed(key) or []
         placed[key] = [la.index + 1 for la in layers if not la.new and la.source + 1 in listed]
     placed |= _counts(source, sources)
-    for rule, *keys in facts.periods:
+    for rule, *keys in facts.periodic_rules:
         placed |= _solved(rule, keys, source, layers)
-    scale = source.number("scale_depth") if facts.scale_depth else None
+    scale = source.number("scale_depth") if facts.uses_scale_depth else None
     if scale is not None:
         placed["scale_depth"] = scale * math.sqrt(len(sources) / source.depth)
-    lending, lent = source.family.lending, _lent(source, layers)
+    lending, lent = source.family.indexer_sharing, _lent(source, layers)
     if lending is not None and lent:
-        entries = enumerate(placed[lending.list])
-        placed[lending.list] = [lending.borrow if i in lent else entry for i, entry in entries]
+        entries = enumerate(placed[lending.types_key])
+        placed[lending.types_key] = [lending.shared if i in lent else entry for i, entry in entries]
     tail, shared = _shared_tail(source, layers)
     return Placement(placed | tail, lent | shared)
 
@@ -179,14 +179,16 @@ def _lists(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
     """What is said layer by layer."""
     facts = source.facts
     placed: dict[str, Any] = {}
-    for key in dict.fromkeys((*facts.per_layer_lists, *facts.lists_if_given, *_ANY_CONFIG)):
+    for key in dict.fromkeys(
+        (*facts.per_layer_lists, *facts.optional_per_layer_lists, *_ANY_CONFIG)
+    ):
         entries = source.entries(key)
         if entries:
             chosen = [entries[index] for index in sources]
-            if key in facts.lists_if_given:
+            if key in facts.optional_per_layer_lists:
                 chosen += source.config[key][source.depth :]  # what is past the layers is of heads
             placed[key] = "".join(chosen) if isinstance(source.config.get(key), str) else chosen
-    for key, entries_key in facts.spelled_runs.items():
+    for key, entries_key in facts.run_length_lists.items():
         if key in source.config and entries_key in placed:
             placed[key] = [[[kind], 1] for kind in placed[entries_key]]
     by_index = source.config.get("per_layer_config")
@@ -200,13 +202,13 @@ def _indices(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
     """Which layers are of a kind, by their indices."""
     facts = source.facts
     placed: dict[str, Any] = {}
-    for base, keys in ((0, facts.indices), (1, facts.indices_from_1)):
+    for base, keys in ((0, facts.layer_indices), (1, facts.layer_indices_from_1)):
         for key in keys:
             listed = source.listed(key)
             if listed is not None:
                 places = [i + base for i, s in enumerate(sources) if s + base in listed]
                 _put(placed, source.config, key, places)
-    if facts.dense_steps:
+    if facts.uses_decoder_sparse_step:
         step = source.integer("decoder_sparse_step") or 1
         listed = source.listed("mlp_only_layers") or []
         dense = [i for i, s in enumerate(sources) if s in listed or (s + 1) % step]
@@ -222,7 +224,7 @@ def _put(placed: dict[str, Any], config: Mapping[str, Any], key: str, value: obj
 def _counts(source: SourceConfig, sources: Sequence[int]) -> dict[str, int]:
     """How many layers at the start are of a kind."""
     facts, counts = source.facts, {}
-    for key in (*facts.leading_counts, *facts.first_default):
+    for key in (*facts.leading_counts, *facts.fallback_leading_counts):
         leading = key in facts.leading_counts
         most = source.integer(key) if leading else source.integer(key, source.config.get(key))
         if most is None:
@@ -292,15 +294,15 @@ def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[in
 
 def _lent(source: SourceConfig, layers: Sequence[Layer]) -> frozenset[int]:
     """The identities that would compute for originals that use what an earlier layer computed."""
-    lending = source.family.lending
-    entries = source.entries(lending.list) if lending else []
+    lending = source.family.indexer_sharing
+    entries = source.entries(lending.types_key) if lending else []
     if lending is None or not entries:
         return frozenset()
     found = set()
     awaited = False
     for layer in reversed(layers):
         identity = is_identity(layer, source.family)
-        if entries[layer.source] == lending.lend:
+        if entries[layer.source] == lending.full:
             if awaited and identity:
                 found.add(layer.index)
             else:
@@ -314,16 +316,17 @@ def _shared_tail(
     source: SourceConfig, layers: Sequence[Layer]
 ) -> tuple[dict[str, int], frozenset[int]]:
     """How many last layers share keys and values now, and which of them are copies of sharers."""
-    rule, family = source.family.shared_tail, source.family
-    count = (source.integer(rule.count) or 0) if rule else 0
+    rule, family = source.family.kv_sharing, source.family
+    count = (source.integer(rule.count_key) or 0) if rule else 0
     if rule is None or not count:
         return {}, frozenset()
     first = source.depth - count
-    kinds = source.entries(rule.kinds)
-    if not 0 < first < source.depth or not all(isinstance(kind, str) for kind in kinds or [None]):
+    kinds = source.entries(rule.types_key)
+    has_kinds = bool(kinds) and all(isinstance(kind, str) for kind in kinds)
+    if not 0 < first < source.depth or not has_kinds:
         raise CheckpointError(
-            f"{source.where}: {rule.count} is {count}, of {source.depth} layers whose kinds are "
-            f"{rule.kinds} {kinds!r:.200}"
+            f"{source.where}: {rule.count_key} is {count}, of {source.depth} layers whose kinds are "
+            f"{rule.types_key} {kinds!r:.200}"
         )
     lenders = {
         kind: max((i for i in range(first) if kinds[i] == kind), default=-1)
@@ -348,8 +351,8 @@ def _shared_tail(
         ]
     for layer in wrong:
         raise UnsayableError(
-            f"{rule.count} counts the last layers, which use keys and values of layers "
+            f"{rule.count_key} counts the last layers, which use keys and values of layers "
             f"{' and '.join(map(str, sorted(lenders.values())))}; a copy of layer {layer.source} "
             f"cannot stand where the new layer {layer.index} would"
         )
-    return {rule.count: len(layers) - tail}, frozenset(kv_sharing_layers)
+    return {rule.count_key: len(layers) - tail}, frozenset(kv_sharing_layers)

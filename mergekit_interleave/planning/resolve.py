@@ -16,7 +16,7 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import layer_range
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, Stack, Step, needs_depth
+from mergekit_interleave.directive.growth import ExplicitSlices, Stack, Step
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.directive.scale import COPIES, NONE
 from mergekit_interleave.errors import (
@@ -103,6 +103,7 @@ def resolve(
     """
     with collected_warnings() as warnings:
         directive = _completed(directive)
+        warnings.extend(directive.warnings)
         mergekit_yaml.check_keys_of_mergekit(directive.mergekit)
         opener = _Opener(directive, models_for(directive, models), warnings.append, strict=strict)
         if isinstance(directive.growth, ExplicitSlices):
@@ -303,8 +304,8 @@ def _needs_depth(directive: Directive, model: ModelRef) -> bool:
     if isinstance(directive.growth, Stack):
         parts = directive.growth.parts
         own = Stack((Step(tuple(p for p in parts if (p.model or directive.model) == model)),))
-        return needs_depth(own)
-    return directive.growth is not None and needs_depth(directive.growth)
+        return own.needs_depth
+    return directive.growth is not None and directive.growth.needs_depth
 
 
 def _explicit(

@@ -34,7 +34,12 @@ def check(
         UnsayableError: A layer would be built unlike its source.
     """
     family = base.require_family()
-    lacking = [n for rule in (family.lending, family.shared_tail) if rule for n in rule.without]
+    lacking = [
+        n
+        for rule in (family.indexer_sharing, family.kv_sharing)
+        if rule
+        for n in rule.absent_tensors
+    ]
     before, after = (_stacks(path, trusted=base.trusted) for path in (base.path, out))
     grown = [
         stack
@@ -53,9 +58,9 @@ def check(
         for layer in layout.layers:
             without = lacking if layer.index in kv_sharing_layers else []
             # A class may tie what only one layer has stored to all of them.
-            own = family.first_only if layer.new else ()
-            if layer.index in kv_sharing_layers and family.shared_tail is not None:
-                own += tuple(family.shared_tail.widened(base.layer_config))
+            own = family.never_copied if layer.new else ()
+            if layer.index in kv_sharing_layers and family.kv_sharing is not None:
+                own += tuple(family.kv_sharing.widened(base.layer_config))
             ours = _but(own, after[stack][layer.index])
             theirs = _but((*own, *without), before[stack][layer.source])
             if ours != theirs:

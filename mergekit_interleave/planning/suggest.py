@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
@@ -72,11 +71,11 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
 
 def _is_built(grown: GrownConfig) -> bool:
     """Whether the class of the model builds each layer as it builds that layer's source."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_directory() as folder:
         try:
-            Path(folder, CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")
+            (folder / CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")
             shared = grown.placement.kv_sharing_layers
-            structure_check.check(grown.first, grown.layout, Path(folder), shared)
+            structure_check.check(grown.first, grown.layout, folder, shared)
         except InterleaveError:
             return False
     return True

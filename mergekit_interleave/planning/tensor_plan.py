@@ -223,13 +223,13 @@ def _layer(
     layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, kv_sharing_layers: Collection[int]
 ) -> Iterator[TensorSpec]:
     family = checkpoint.require_family()
-    lacking = family.first_only if layer.new else ()
-    for rule in (family.lending, family.shared_tail):
+    lacking = family.never_copied if layer.new else ()
+    for rule in (family.indexer_sharing, family.kv_sharing):
         if layer.index in kv_sharing_layers and rule is not None:
-            lacking += rule.without
+            lacking += rule.absent_tensors
     wide: Mapping[str, int] = {}
-    if layer.index in kv_sharing_layers and family.shared_tail is not None:
-        wide = family.shared_tail.widened(checkpoint.layer_config)
+    if layer.index in kv_sharing_layers and family.kv_sharing is not None:
+        wide = family.kv_sharing.widened(checkpoint.layer_config)
     for source in checkpoint.layer_tensors(layer.source):
         if not any(name in source for name in lacking):
             spec = _spec(checkpoint, source, layer.scales, dtypes, layer)
@@ -257,7 +257,9 @@ def _outside(
     for source in names:
         index = checkpoint.layer_of(source)
         spec = _spec(checkpoint, source, origin.scales if source in scaled else (), dtypes)
-        axis = next((axis for name, axis in family.packed.items() if name in source), None)
+        axis = next(
+            (axis for name, axis in family.per_layer_blocks.items() if name in source), None
+        )
         if index is not None:
             yield replace(spec, name=checkpoint.renamed(source, index + len(layout) - depth))
         elif axis is not None:

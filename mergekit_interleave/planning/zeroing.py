@@ -34,7 +34,7 @@ def gains_edit(family: Family, setting: Callable[[str], int]) -> Edit:
     """
     if family.output_norms is None:
         raise TypeError("the family has no such norms")
-    names, value = family.output_norms.all, family.output_norms.value
+    names, value = family.output_norms.all_names, family.output_norms.closed_value
     constants = _constants(family, setting)
     if value == 0:
         return Edit(zeroed_scales(names), constants)
@@ -49,7 +49,7 @@ def _constants(family: Family, setting: Callable[[str], int]) -> tuple[Constant,
             after=setting(rule["after"]) if "after" in rule else None,
             square=setting(rule["square"]) if "square" in rule else None,
         )
-        for name, rule in family.constants.items()
+        for name, rule in family.identity_constants.items()
     )
 
 
@@ -66,15 +66,17 @@ def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) 
     if by_name:
         writers: Collection[str] = family.residual_writers
         closing: Collection[str] = norms.names if norms else ()
-        filled = [(name, rule["value"]) for name, rule in family.constants.items()]
+        filled = [(name, rule["value"]) for name, rule in family.identity_constants.items()]
     else:
         writers = [tensor for tensor in tensors if family.writes(tensor)]
         has_norms = norms is not None and family.has_output_norms(tensors)
-        closing = [t for t in tensors if has_norms and norms and any(n in t for n in norms.all)]
+        closing = [
+            t for t in tensors if has_norms and norms and any(n in t for n in norms.all_names)
+        ]
         filled = [
             (tensor, rule["value"])
             for tensor in tensors
-            for name, rule in family.constants.items()
+            for name, rule in family.identity_constants.items()
             if name in tensor
         ]
 
@@ -91,7 +93,7 @@ def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) 
         for name, value in filled
         if getattr(constant_of(name, edit.constants), "value", None) != value
     ]
-    if norms is not None and closing and all(holds(name, norms.value) for name in closing):
+    if norms is not None and closing and all(holds(name, norms.closed_value) for name in closing):
         return unfilled
     return [name for name in writers if not holds(name, 0)] + unfilled
 
@@ -105,7 +107,7 @@ def is_identity(layer: Layer, family: Family, tensors: Collection[str] = ()) -> 
         tensors: The names of its tensors, where they are known.
     """
     # Of an unknown type the writers are not known: what the user zeroed is believed, and measured.
-    if tensors and family.measured and layer.zeroed:
+    if tensors and family.is_unknown and layer.zeroed:
         return True
     return layer.new and bool(layer.edit) and not unzeroed_writers(layer.edit, family, tensors)
 
@@ -142,7 +144,7 @@ def dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> list[s
 
     Two zeros in a row give each other no gradient.
     """
-    kept = family.residual_writers + (family.output_norms.all if family.output_norms else ())
+    kept = family.residual_writers + (family.output_norms.all_names if family.output_norms else ())
     return [
         tensor
         for tensor in tensors
@@ -222,13 +224,13 @@ def _zeroed_names(scales: Scales) -> list[str]:
 
 
 def _right_list(family: Family) -> str:
-    if family.constants:
+    if family.identity_constants:
         return f"for {family.model_type} write `zero: auto`, which also fills {_filled(family)}"
     return f"for {family.model_type} write `zero: [{', '.join(family.residual_writers)}]`"
 
 
 def _filled(family: Family) -> str:
-    return ", ".join(name.strip(".") for name in family.constants)
+    return ", ".join(name.strip(".") for name in family.identity_constants)
 
 
 def _within_layer(tensors: Collection[str]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Freezing a loaded model but for its new layers. Torch is whoever's model it is; none is imported.
+"""Freeze a loaded model except for its new layers. Torch is not imported here.
 
-Which layers are new stands in interleave.json, beside the weights that the model was loaded from.
+interleave.json, beside the weights that the model was loaded from, records which layers are new.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from mergekit_interleave.output import manifest, recorded_layout
 def freeze_original_layers(
     model: Any, manifest_path: str | os.PathLike[str] | None = None
 ) -> list[str]:
-    """Freeze a model but for its new layers: `requires_grad` of every parameter is set anew.
+    """Freeze a model except for its new layers.
 
-    Call it before an optimizer or a trainer is made, and before the model is distributed: these
-    look at what is trained only once.
+    This sets `requires_grad` of every parameter. Call it before you create an optimizer or a
+    trainer, and before the model is distributed: they read `requires_grad` only once.
 
     Args:
-        model: A PyTorch model as transformers loads it, compiled or within another module too.
-        manifest_path: The interleave.json, or the directory that holds it. By default it is looked
-            for where the model was loaded from: a directory, or the Hub.
+        model: A PyTorch model loaded by transformers. It may be compiled, or a submodule of
+            another module.
+        manifest_path: The interleave.json, or its directory. By default it is read from where the
+            model was loaded: a directory or the Hub.
 
     Returns:
-        The names of the parameters that are trained, in the model's own order.
+        The names of the parameters that will be trained, in the model's order.
 
     Raises:
-        TypeError: It is no model.
-        CheckpointError: Nothing says which layers are new.
-        RefusedError: The model is not the one of which it is said, or these layers cannot be
-            trained so.
+        TypeError: `model` is not a model.
+        CheckpointError: No file records which layers are new.
+        RefusedError: The file belongs to another model, or the new layers cannot be trained alone.
     """
     if not hasattr(model, "named_parameters"):
         raise TypeError(
-            "it takes a loaded model, as AutoModelForCausalLM.from_pretrained returns it, not "
+            "expected a loaded model, such as AutoModelForCausalLM.from_pretrained returns, not "
             f"{model!r:.60}"
         )
     try:
         return _freeze(model, manifest_path)
     except InterleaveError as error:
-        if error.hint and hasattr(error, "add_note"):  # Python 3.11 shows it below the message
+        if error.hint and hasattr(error, "add_note"):  # Python 3.11 prints it below the message
             error.add_note(f"hint: {error.hint}")
         raise
 
@@ -61,14 +61,14 @@ def freeze_original_layers(
 def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[str]:
     inner = next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
     config = inner.config.to_dict() if hasattr(inner, "config") else {}
-    layout = _layout(*_place(inner, manifest_path))
+    layout = _layout(*_record_place(inner, manifest_path))
     new = [layer.index for layer in layout.new_layers]
     if not new:
         raise RefusedError("none of its layers is new, so there is nothing to train")
     if hasattr(model, "peft_config") or getattr(inner, "_hf_peft_config_loaded", False):
         raise RefusedError(
-            "the model has adapters, which would be frozen, too",
-            hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers alone",
+            "the model has adapters, which would be frozen too",
+            hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers only",
         )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = layer_names.stacks_of(parameters, len(layout), config)
@@ -87,13 +87,13 @@ def _layout(directory: Path, file: Path | None) -> Layout:
     except (CheckpointError, DirectiveError) as error:
         raise CheckpointError(
             str(error),
-            hint="name the interleave.json of the expansion: "
+            hint="pass the interleave.json of the expansion: "
             "freeze_original_layers(model, 'path/interleave.json')",
         ) from error
 
 
 def _check(parameters: dict[str, Any], trained: list[str]) -> None:
-    """Check that the new layers can be trained, and that no other layer is trained with them."""
+    """Check that the new layers can be trained, and that they share no parameter with others."""
     layer_names.check_apart(parameters, trained)
     for name in trained:
         if not parameters[name].is_floating_point():
@@ -103,8 +103,8 @@ def _check(parameters: dict[str, Any], trained: list[str]) -> None:
             )
 
 
-def _place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
-    """The directory that says which layers are new, and the file, where it is a certain one."""
+def _record_place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
+    """The directory that records which layers are new, and the file, if the caller named one."""
     if path is not None:
         place = Path(path)
         return (place, None) if place.is_dir() else (place.parent, place)
@@ -113,9 +113,9 @@ def _place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path, Path 
         return Path(loaded), None
     if not hub.is_hub_id(loaded):
         raise CheckpointError(
-            "it is not known where the model was loaded from",
-            hint="name its interleave.json: freeze_original_layers(model, 'path/interleave.json')",
+            "the model does not tell where it was loaded from",
+            hint="pass its interleave.json: freeze_original_layers(model, 'path/interleave.json')",
         )
-    where = ModelPath(loaded)  # a loaded model does not tell of which revision it is
+    where = ModelPath(loaded)  # a loaded model does not record its revision
     hub.fetch_files(where, wanted=[CONFIG, manifest.FILE, mergekit_yaml.FILE])
     return hub.fetch_config(where, cached_only=True), None

@@ -1,7 +1,7 @@
-"""How a LoRA of the new layers is said, so that it adapts them all and nothing else. Pure.
+"""Find the PEFT settings for a LoRA that adapts all new layers and nothing else. Pure.
 
-There are several ways to say it, and none serves every model: the first that selects exactly the
-new layers is taken.
+There are several forms of these settings, and no form fits every model. The first form that
+selects exactly the new layers is used.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from dataclasses import dataclass
 
 from mergekit_interleave.checkpoint.layer_names import inside
 from mergekit_interleave.errors import RefusedError
-from mergekit_interleave.training import selectors
-from mergekit_interleave.training.target import Trainee
+from mergekit_interleave.training import peft_rules
+from mergekit_interleave.training.target import TrainingTarget
 
 
 @dataclass(frozen=True)
-class Lora:
-    """The words of PEFT that choose what is adapted; other trainers hand them on.
+class LoraTarget:
+    """The PEFT settings that choose what is adapted; other trainers pass them on to PEFT.
 
     Attributes:
-        modules: `target_modules`, a list of endings or one regular expression.
-        layers: `layers_to_transform`, where the endings alone are those of all layers.
+        modules: `target_modules`: a list of name endings, or one regular expression.
+        layers: `layers_to_transform`, where the endings alone occur in all layers.
         pattern: `layers_pattern`.
-        parameters: `target_parameters`: what is no module of its own.
-        saved: `modules_to_save`: what is trained in full besides.
+        parameters: `target_parameters`: weights that are no module of their own.
+        saved: `modules_to_save`: modules that are trained in full beside the LoRA.
     """
 
     modules: tuple[str, ...] | str
@@ -34,121 +34,121 @@ class Lora:
     parameters: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()
 
-    def adapted(self, trainee: Trainee) -> set[str]:
-        """The weights that PEFT adapts by these words."""
-        modules = selectors.peft_modules(
-            trainee.modules, self.modules, self.layers, self.pattern
-        ) & {*trainee.modules}
-        return {f"{name}.weight" for name in modules} | selectors.peft_parameters(
-            trainee.parameters, self.parameters
+    def adapted(self, target: TrainingTarget) -> set[str]:
+        """The weights that PEFT adapts with these settings."""
+        modules = peft_rules.adapted_modules(
+            target.modules, self.modules, self.layers, self.pattern
+        ) & {*target.modules}
+        return {f"{name}.weight" for name in modules} | peft_rules.adapted_parameters(
+            target.parameters, self.parameters
         )
 
-    def is_exact(self, trainee: Trainee) -> bool:
-        """Whether these words say the new layers, no more and no less."""
-        saved = selectors.peft_saved(trainee.modules, self.saved)
-        return self.adapted(trainee) == _adaptable(trainee) and saved == {*_unreached(trainee)}
+    def is_exact(self, target: TrainingTarget) -> bool:
+        """Whether these settings select the new layers, no more and no less."""
+        saved = peft_rules.saved_modules(target.modules, self.saved)
+        return self.adapted(target) == _adaptable(target) and saved == {*_blocked(target)}
 
 
-def by_layers(trainee: Trainee, *, pattern: bool = True) -> Iterator[Lora]:
-    """The last words of the modules' names, and the layers beside them.
+def by_layers(target: TrainingTarget, *, pattern: bool = True) -> Iterator[LoraTarget]:
+    """The last words of the modules' names, with the layer indices beside them.
 
     Args:
-        trainee: What is to be trained.
-        pattern: Whether what stands before the index is said.
+        target: The model to train.
+        pattern: Whether to set `layers_pattern` too.
     """
-    modules, parameters = _parts(trainee)
+    modules, parameters = _parts(target)
     words = tuple(dict.fromkeys(name.rpartition(".")[2] for name in modules))
-    if len(words) >= selectors.PEFT_CONDENSED:
+    if len(words) >= peft_rules.SHORTENED_FROM:
         return
-    # Not the whole stack: older releases of PEFT want a word before the pattern.
-    stacks = [stack.split(".") for stack in trainee.stacks]
+    # Not the whole stack: older releases of PEFT require a word before the pattern.
+    stacks = [stack.split(".") for stack in target.stacks]
     patterns = [".".join(s[-n:]) for n in range(1, max(map(len, stacks))) for s in stacks]
     for before in dict.fromkeys(patterns) if pattern else (None,):
-        yield Lora(
+        yield LoraTarget(
             modules=words,
-            layers=trainee.new,
+            layers=target.new_layers,
             pattern=before,
-            parameters=_endings(parameters, trainee),
-            saved=_endings(_unreached(trainee), trainee),
+            parameters=_endings(parameters, target),
+            saved=_endings(_blocked(target), target),
         )
 
 
-def by_endings(trainee: Trainee) -> Iterator[Lora]:
-    """Every module by its name, as short as it can be."""
-    modules, parameters = _parts(trainee)
-    saved = _unreached(trainee)
-    for words in range(max(stack.count(".") for stack in trainee.stacks) + 1):
-        yield Lora(
-            modules=_endings(modules, trainee, words),
-            parameters=_endings(parameters, trainee, words),
-            saved=_endings(saved, trainee, words),
+def by_endings(target: TrainingTarget) -> Iterator[LoraTarget]:
+    """Every module by its own name; the shortest endings first."""
+    modules, parameters = _parts(target)
+    saved = _blocked(target)
+    for words in range(max(stack.count(".") for stack in target.stacks) + 1):
+        yield LoraTarget(
+            modules=_endings(modules, target, words),
+            parameters=_endings(parameters, target, words),
+            saved=_endings(saved, target, words),
         )
 
 
-def by_regex(trainee: Trainee) -> Iterator[Lora]:
-    """One regular expression for all of them.
+def by_regex(target: TrainingTarget) -> Iterator[LoraTarget]:
+    """One regular expression for all modules.
 
-    Not for a model that has stacked experts: PEFT looks for their names in it, and then takes the
-    last words alone.
+    A model with stacked experts has none: PEFT searches the expression for their names, and then
+    uses only the last words.
     """
-    modules, _ = _parts(trainee)
-    if trainee.stacked or not modules:
+    modules, _ = _parts(target)
+    if target.experts or not modules:
         return
     kinds = dict.fromkeys(map(inside, modules))
-    regex = rf"{_any(trainee.stacks)}\.{_any(map(str, trainee.new))}\.{_any(kinds)}"
-    yield Lora(modules=regex, saved=_endings(_unreached(trainee), trainee))
+    regex = rf"{_any(target.stacks)}\.{_any(map(str, target.new_layers))}\.{_any(kinds)}"
+    yield LoraTarget(modules=regex, saved=_endings(_blocked(target), target))
 
 
-def choose(trainee: Trainee, *ways: Iterator[Lora]) -> Lora:
-    """The first of some ways that says exactly the new layers.
+def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
+    """Choose the first settings that select exactly the new layers.
 
     Raises:
-        RefusedError: None does, or nothing of the new layers can be adapted.
+        RefusedError: No form does, or no weight of the new layers can be adapted.
     """
-    if not _adaptable(trainee):
+    if not _adaptable(target):
         raise RefusedError("no tensor of the new layers can have a LoRA", hint="--method full")
-    for way in ways:
-        for lora in way:
-            if lora.is_exact(trainee):
+    for form in forms:
+        for lora in form:
+            if lora.is_exact(target):
                 return lora
     raise RefusedError(
-        "there are no words for a LoRA of the new layers that would not select others, too",
+        "no LoRA settings select the new layers without selecting others too",
         hint="--method full",
     )
 
 
-def _adaptable(trainee: Trainee) -> set[str]:
-    """The weights of the new layers that PEFT adapts."""
-    if trainee.model_type not in selectors.PEFT_MAMBA:
-        return {*trainee.adapted}
-    return {n for n in trainee.adapted if n.split(".")[-2] not in selectors.PEFT_NO_MAMBA}
+def _adaptable(target: TrainingTarget) -> set[str]:
+    """The weights of the new layers that PEFT can adapt."""
+    if target.model_type not in peft_rules.MAMBA_TYPES:
+        return {*target.adapted}
+    return {n for n in target.adapted if n.split(".")[-2] not in peft_rules.MAMBA_REFUSED}
 
 
-def _parts(trainee: Trainee) -> tuple[list[str], list[str]]:
-    """What is adapted: modules, in the model's order, and parameters that are none.
+def _parts(target: TrainingTarget) -> tuple[list[str], list[str]]:
+    """The adapted modules in the model's order, and the adapted weights that are no modules.
 
-    In a model with stacked experts PEFT takes some names for the experts'; the weights of those
-    modules are chosen as parameters.
+    In a model with stacked experts PEFT takes some module names for experts; the weights of those
+    modules are selected as parameters.
     """
-    adaptable = _adaptable(trainee)
-    modules = [name for name in trainee.modules if f"{name}.weight" in adaptable]
-    parameters = [name for name in trainee.parameters if name in adaptable & trainee.stacked]
-    if trainee.stacked:
-        renamed = [n for n in modules if n.rpartition(".")[2] in selectors.PEFT_RENAMED]
+    adaptable = _adaptable(target)
+    modules = [name for name in target.modules if f"{name}.weight" in adaptable]
+    parameters = [name for name in target.parameters if name in adaptable & target.experts]
+    if target.experts:
+        renamed = [n for n in modules if n.rpartition(".")[2] in peft_rules.EXPERT_NAMES]
         modules = [name for name in modules if name not in renamed]
         parameters += [f"{name}.weight" for name in renamed]
     own = {name.removesuffix(".weight") for name in parameters}
     return [name for name in modules if name not in own], parameters
 
 
-def _unreached(trainee: Trainee) -> list[str]:
-    """The modules that let nothing pass and can have no LoRA, so that they are trained in full."""
-    adaptable = _adaptable(trainee)
-    owners = {name.rpartition(".")[0] for name in trainee.closed}
-    parents = {name.rpartition(".")[0] for name in trainee.modules}
+def _blocked(target: TrainingTarget) -> list[str]:
+    """The modules that are trained in full: they pass no gradient and cannot have a LoRA."""
+    adaptable = _adaptable(target)
+    owners = {name.rpartition(".")[0] for name in target.zeroed}
+    parents = {name.rpartition(".")[0] for name in target.modules}
     return [
         name
-        for name in trainee.modules
+        for name in target.modules
         if name in owners and name not in parents and not _has(adaptable, name)
     ]
 
@@ -157,20 +157,22 @@ def _has(adaptable: Collection[str], module: str) -> bool:
     return any(name.startswith(f"{module}.") for name in adaptable)
 
 
-def _endings(names: Collection[str], trainee: Trainee, words: int | None = None) -> tuple[str, ...]:
-    """Names without the first words of their stack; in full where that many are not given."""
-    return tuple(dict.fromkeys(_ending(name, trainee, words) for name in names))
+def _endings(
+    names: Collection[str], target: TrainingTarget, words: int | None = None
+) -> tuple[str, ...]:
+    """Names with only so many words of their stack before the last; whole names without a count."""
+    return tuple(dict.fromkeys(_ending(name, target, words) for name in names))
 
 
-def _ending(name: str, trainee: Trainee, words: int | None) -> str:
+def _ending(name: str, target: TrainingTarget, words: int | None) -> str:
     if words is None:
         return name
-    stack = next(stack for stack in trainee.stacks if name.startswith(f"{stack}."))
+    stack = next(stack for stack in target.stacks if name.startswith(f"{stack}."))
     kept = stack.split(".")[-words - 1 :]
     return ".".join(kept) + name[len(stack) :]
 
 
 def _any(words: Collection[str] | Iterator[str]) -> str:
-    """A regular expression for one of some words."""
+    """A regular expression that matches any of some words."""
     escaped = [re.escape(word) for word in words]
     return escaped[0] if len(escaped) == 1 else f"(?:{'|'.join(escaped)})"

@@ -1,18 +1,19 @@
-"""What there is to train: the new layers of a model, by the names that its class has in memory.
+"""Collect the parameters of the new layers.
 
-Trainers choose by these names, and they are not always those of the checkpoint. The class is built
-without memory, so that no weights are needed.
+Trainers choose parameters by the names that the model's class has in memory, which are not always
+the checkpoint's. The class is built on the meta device, so no weights are needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave.architectures import task as tasks
+from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
@@ -24,47 +25,48 @@ from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedE
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning import zeroing
-from mergekit_interleave.training import selectors
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainingTarget:
     """A model whose new layers are to be trained.
 
     Attributes:
-        directory: Where it is, as it was named.
-        model_type: As config.json has it.
-        task: What it is for.
-        depth: Its number of layers.
-        counted: How many LLaMA-Factory counts, which in some types is another number.
-        new: The indices of the new ones.
-        stacks: What stands before the index of a layer, such as `model.layers`.
+        directory: The model's directory, as the user named it.
+        model_type: The model type in config.json.
+        task: The model's task.
+        depth: The number of layers.
+        config: The config object of the model's class.
+        new_layers: The indices of the new layers.
+        stacks: The words before a layer's index, such as `model.layers`.
         parameters: The names of all parameters.
         modules: The names of all modules.
         linear: The names of the modules that are matrices, which a LoRA can adapt.
-        stacked: The names of the parameters that hold the matrices of several experts.
-        closed: The names of the parameters in the new layers whose zeros, or gains, let nothing
-            pass; of each branch the last one.
-        half_dtype: The dtype of 16 bits that the new layers load as, such as `bfloat16`.
-        quantized: Whether its weights are integers.
-        has_remote_code: Whether it brings code of its own.
+        experts: The names of the parameters that hold the matrices of several experts.
+        zeroed: The names of the parameters in the new layers whose zeros stop the gradient: of
+            each branch the last parameter, a projection or a norm.
+        half_dtype: The 16-bit dtype that the new layers load as, such as `bfloat16`.
+        is_quantized: Whether the weights are integers.
+        has_remote_code: Whether the model brings code of its own.
+        warnings: What is wrong with the file that records the layers.
     """
 
     directory: str
     model_type: str
     task: Task
     depth: int
-    counted: int | None
-    new: tuple[int, ...]
+    config: Any = field(repr=False)
+    new_layers: tuple[int, ...]
     stacks: tuple[str, ...]
     parameters: tuple[str, ...]
     modules: tuple[str, ...]
     linear: frozenset[str]
-    stacked: frozenset[str]
-    closed: frozenset[str]
+    experts: frozenset[str]
+    zeroed: frozenset[str]
     half_dtype: str | None
-    quantized: bool
+    is_quantized: bool
     has_remote_code: bool
+    warnings: tuple[str, ...] = ()
 
     @cached_property
     def trained(self) -> frozenset[str]:
@@ -73,42 +75,42 @@ class Trainee:
 
     @cached_property
     def adapted(self) -> frozenset[str]:
-        """The weights that a LoRA of the new layers adapts: its matrices, and those of experts."""
+        """The weights that a LoRA of the new layers adapts: matrices, also those of experts."""
         weights = {f"{module}.weight" for module in self.linear}
-        return frozenset(self.within(weights | self.stacked))
+        return frozenset(self.within(weights | self.experts))
 
     @cached_property
     def children(self) -> tuple[str, ...]:
-        """What the new layers are made of: the words after their indices."""
+        """The direct submodules and parameters of the new layers, by the words after the index."""
         names = (inside(name).partition(".")[0] for name in self.within(self.parameters))
         return tuple(dict.fromkeys(names))
 
     def within(self, names: Iterable[str]) -> Iterable[str]:
         """Those of the names that belong to the new layers."""
-        return within(names, self.stacks, self.new)
+        return within(names, self.stacks, self.new_layers)
 
 
-def read(directory: Path, models: Models, file: Path | None = None) -> Trainee:
-    """Find out what there is to train.
+def read(directory: Path, models: Models, file: Path | None = None) -> TrainingTarget:
+    """Collect the parameters of a model's new layers.
 
     Args:
-        directory: The model.
-        models: Where it is opened.
-        file: What says which layers are new, see `claim.read`.
+        directory: The model's directory.
+        models: Opens it.
+        file: The file that records which layers are new, see `recorded_layout.read`.
 
     Raises:
-        InterleaveError: It cannot be told, or there is nothing to train.
+        InterleaveError: The new layers are not known, or there are none.
     """
     recorded_layout.check_directory(directory)
     if not str(directory).isprintable():
-        raise CheckpointError(f"{directory!r}: no trainer can be told such a name")
-    claimed = recorded_layout.read(directory, file)
-    if not isinstance(claimed.directive.growth, ExplicitSlices):
+        raise CheckpointError(f"{directory!r}: settings cannot contain a name with such characters")
+    recorded = recorded_layout.read(directory, file)
+    if not isinstance(recorded.directive.growth, ExplicitSlices):
         raise DirectiveError(
-            f"{file}: a directive's layers depend on its model",
-            hint="`mk-interleave gen` writes them out: --recipe with what it wrote",
+            f"{file}: the layers of a directive depend on its model",
+            hint="`mk-interleave gen` writes them out; pass its output to --recipe",
         )
-    layout = claimed.layout
+    layout = recorded.layout
     new = tuple(layer.index for layer in layout.new_layers)
     if not new:
         raise RefusedError(f"{directory}: none of its layers is new, so there is nothing to train")
@@ -118,11 +120,12 @@ def read(directory: Path, models: Models, file: Path | None = None) -> Trainee:
             f"{directory}: its config.json states {result.depth} layers, and its layout has "
             f"{len(layout)}"
         )
-    with config_errors(directory):
-        return _read(directory, result, layout, new)
+    return _read(directory, result, layout, new)
 
 
-def _read(directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, ...]) -> Trainee:
+def _read(
+    directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, ...]
+) -> TrainingTarget:
     import torch  # noqa: PLC0415 - seconds
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415
 
@@ -130,18 +133,22 @@ def _read(directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, .
     parameters = dict(model.named_parameters(remove_duplicate=False))
     modules = dict(model.named_modules(remove_duplicate=False))
     convolutions = tuple(f"{name}." for name, m in modules.items() if hasattr(m, "kernel_size"))
-    found = stacks_of(parameters, len(layout), result.config)
-    trained = list(within(parameters, found, new))
+    with config_errors(directory):
+        task = tasks.task_of(result.config)
+        family, is_quantized = result.require_family(), result.is_quantized
+    stacks = stacks_of(parameters, len(layout), result.config)
+    trained = list(within(parameters, stacks, new))
     check_apart(parameters, trained)
     dtypes = {parameters[name].dtype for name in trained}
-    return Trainee(
+    stored = meta_model.stored_names(model)
+    return TrainingTarget(
         directory=str(directory),
         model_type=result.model_type,
-        task=tasks.task_of(result.config),
+        task=task,
         depth=len(layout),
-        counted=selectors.llamafactory_depth(model.config),
-        new=new,
-        stacks=found,
+        config=model.config,
+        new_layers=new,
+        stacks=stacks,
         parameters=tuple(parameters),
         modules=tuple(modules),
         linear=frozenset(
@@ -150,22 +157,22 @@ def _read(directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, .
             if isinstance(module, Conv1D)
             or (isinstance(module, torch.nn.Linear) and _is_matrix(module))
         ),
-        stacked=frozenset(
+        experts=frozenset(
             name
             for name, parameter in parameters.items()
-            if parameter.ndim == _MATRICES and not name.startswith(convolutions)
+            if parameter.ndim == _EXPERT_AXES and not name.startswith(convolutions)
         ),
-        closed=frozenset(_closed(meta_model.stored_names(model), found, layout, result)),
-        half_dtype=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _COARSE), None),
-        quantized=result.is_quantized,
+        zeroed=frozenset(_zeroed(stored, stacks, layout, family)),
+        half_dtype=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _HALF), None),
+        is_quantized=is_quantized,
         has_remote_code="auto_map" in result.config,
     )
 
 
 def _is_matrix(module: Any) -> bool:
-    """Whether a module computes what a matrix does: some routers and groups are one by name only.
+    """Whether a Linear multiplies by its weight: some routers and groups only inherit from it.
 
-    They are asked with a tensor that has a shape and no memory.
+    The module is called with a tensor on the meta device.
     """
     import torch  # noqa: PLC0415
 
@@ -174,28 +181,28 @@ def _is_matrix(module: Any) -> bool:
     given = torch.empty(1, 1, module.in_features, dtype=module.weight.dtype, device="meta")
     try:
         found = module(given)
-    except Exception:  # noqa: BLE001 - whatever it wants, it is no matrix
+    except Exception:  # noqa: BLE001 - a module that needs other arguments is no matrix
         return False
     return isinstance(found, torch.Tensor) and found.shape == (1, 1, module.out_features)
 
 
-_COARSE = 2
-"""The bytes of a number that is too coarse to be trained as it is."""
+_HALF = 2
+"""The bytes of a 16-bit number."""
 
-_MATRICES = 3
+_EXPERT_AXES = 3
 """The axes of a parameter that holds the matrices of several experts."""
 
 
-def _closed(
-    stored: Mapping[str, str], stacks: Collection[str], layout: Layout, result: Checkpoint
+def _zeroed(
+    stored: Mapping[str, str], stacks: Collection[str], layout: Layout, family: Family
 ) -> Iterable[str]:
-    family = result.require_family()
     identities = zeroing.identities(layout, lambda _: family)
-    gains = family.output_norms.all if family.output_norms else ()
+    gains = family.output_norms.all_names if family.output_norms else ()
     for layer in layout.new_layers:
-        shut = layer.zeroed
+        zeroed = layer.zeroed
         if layer.index in identities:
-            shut = gains if zeroing.closes_gains(layer.edit, family) else family.residual_writers
+            closed = zeroing.closes_gains(layer.edit, family)
+            zeroed = gains if closed else family.residual_writers
         for name in within(stored, stacks, [layer.index]):
-            if any(part in stored[name] for part in shut):
+            if any(part in stored[name] for part in zeroed):
                 yield name

@@ -191,7 +191,7 @@ def _unscaled(spec: TensorSpec) -> TensorSpec:
 def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
     """The layers that lack what their originals have: the config no longer says which they are."""
     family = result.require_family()
-    rules = [rule for rule in (family.lending, family.shared_tail) if rule is not None]
+    rules = [rule for rule in (family.indexer_sharing, family.kv_sharing) if rule is not None]
 
     def has(index: int, names: Collection[str]) -> bool:
         return any(name in tensor for name in names for tensor in result.layer_tensors(index))
@@ -200,7 +200,7 @@ def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
         layer.index
         for layer in within.layers
         for rule in rules
-        if has(layer.source, rule.without) and not has(layer.index, rule.without)
+        if has(layer.source, rule.absent_tensors) and not has(layer.index, rule.absent_tensors)
     )
 
 

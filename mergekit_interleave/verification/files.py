@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
@@ -212,8 +212,8 @@ _DTYPE = ("dtype", "torch_dtype")
 def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:
     """A config as its class reads it; None where that cannot be told."""
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            Path(folder, CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            return grown_config.as_read(Path(folder), trusted=trusted)
+        with scratch_directory() as folder:
+            (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+            return grown_config.as_read(folder, trusted=trusted)
     except (OSError, RefusedError):
         return None

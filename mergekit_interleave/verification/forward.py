@@ -9,7 +9,6 @@ import gc
 import inspect
 import logging
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, read_json
 from mergekit_interleave.errors import RefusedError
 
@@ -223,8 +223,8 @@ def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[A
     named = getattr(transformers, (config.architectures or [""])[0], None)
     room = int(get_max_memory()["cpu"] * 0.8) if most_memory is None else most_memory
     needed = sum(tensor.elements for _, tensor in iterate_tensors(path)) * 4
-    with tempfile.TemporaryDirectory(prefix="mk-interleave-") as folder:
-        how = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": folder}
+    with scratch_directory() as folder:
+        how = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": str(folder)}
         model, info = (named or transformers.AutoModelForCausalLM).from_pretrained(
             str(path),
             dtype=torch.float32,

@@ -41,7 +41,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def explained(document: dict[str, Any] | str) -> str:
     """The directive of a mergekit config."""
     text = document if isinstance(document, str) else yaml.safe_dump(document, sort_keys=False)
-    return explain("-", io.StringIO(text))
+    return str(explain("-", io.StringIO(text)))  # exactly a str, which yaml's C loader asks for
 
 
 def generated(text: str) -> Expansion:

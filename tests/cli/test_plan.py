@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,6 @@ from xml.etree import ElementTree as ET
 import pytest
 import zoo
 from harness import Cli, emulate_sharing, make_llama
-
-from mergekit_interleave.engines import writer as writers
 
 LINES = """\
 what        2 new layers, zeroed, one after every 4th of 8: block expansion
@@ -103,7 +102,7 @@ def test_what_stream_cannot_do(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     """Is the reason for the other engine."""
     words = ("plan", "--every", "4", "--model", tiny, "--dtype", "float16")
     result = lines(mk(*words, cwd=tmp_path).out)
-    assert result["engine"].startswith("mergekit, because --engine stream does no arithmetic: mo")
+    assert result["engine"].startswith("mergekit, because the stream engine does no arithmetic: mo")
     assert result["mergekit"] == "163 kB written"
     assert "stream" not in result
     assert "stream" not in result["memory"]
@@ -232,7 +231,7 @@ def test_every_warning(mk: Cli, tiny: Path) -> None:
 
 def test_no_room(mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Is a warning here, where nothing is written."""
-    usage = writers.shutil.disk_usage(tiny)
+    usage = shutil.disk_usage(tiny)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
     result = mk("plan", "--every", "4", "--model", tiny)
     assert (result.status, lines(result.out)["warning"]) == (0, "there is no room for it here")

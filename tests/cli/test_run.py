@@ -620,7 +620,7 @@ class TestRefusals:
         ("args", "reason"),
         [
             (["--engine", "steam"], "'steam' is no engine"),
-            (["--out-shard-size", "big"], "'big' is no size"),
+            (["--out-shard-size", "big"], "--out-shard-size: 'big'"),
             (["--out-shard-size", "0"], "at least 1 byte"),
             (["--base-model", "/x"], "no Hub id"),
             (["extra words"], "expected [DIRECTIVE] OUT, found 3"),
@@ -724,7 +724,8 @@ class TestRefusals:
         )
         (tmp_path / "theirs.py").write_text(f"{interrupted}main()\n")
         (tmp_path / "ours.py").write_text(
-            f"{interrupted}from mergekit_interleave import __main__\nfrom mergekit_interleave.cli import main as cli\n"
+            f"{interrupted}from mergekit_interleave import __main__\n"
+            "from mergekit_interleave.cli import main as cli\n"
             "cli.main = main\n__main__.main()\n"
         )
         for name, status in (("theirs", -signal.SIGINT), ("ours", 130)):

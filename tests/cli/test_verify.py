@@ -719,7 +719,7 @@ class TestRecord:
         words = ("append: 1", tmp_path / "out", "--model", tiny, "--engine", "stream")
         _run(*words, "--no-verify")
         assert self.verified(tmp_path / "out") is None
-        assert "Nothing: `mk-interleave verify` does it" in (tmp_path / "out/README.md").read_text()
+        assert "Nothing yet: run `mk-interleave verify`" in (tmp_path / "out/README.md").read_text()
 
     def test_by_verify(self, mk: Cli, stream: Path, tiny: Path) -> None:
         """A failure, too; and what it writes is no difference the next time."""
@@ -732,7 +732,7 @@ class TestRecord:
         before = (stream / "interleave.json").stat().st_mode
         assert mk(*words).status == 1
         assert self.verified(stream)["weights"]["exact"] is False
-        assert "**wrong** in 1 place" in (stream / "README.md").read_text()
+        assert "**failed** with 1 difference" in (stream / "README.md").read_text()
         assert self.verified(stream).keys() == {"weights"}
         assert (stream / "interleave.json").stat().st_mode == before
 
@@ -803,7 +803,7 @@ class TestCommand:
     def test_a_plain_model(self, mk: Cli, tiny: Path) -> None:
         """Nothing says what it is."""
         result = mk("verify", tiny)
-        assert (result.status, "nothing says what it is" in result.err) == (1, True)
+        assert (result.status, "interleave.json" in result.err) == (1, True)
 
     def test_forward_needs_the_base(self, mk: Cli, made: Path) -> None:
         """It is a wrong command."""

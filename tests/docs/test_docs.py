@@ -15,8 +15,8 @@ from harness import Cli
 from schema_check import VALIDATOR, accepts
 
 from mergekit_interleave.cli.app import application
-from mergekit_interleave.directive import notation
 from mergekit_interleave.directive.directive import MERGEKIT_KEYS, OWN_KEYS
+from mergekit_interleave.directive.growth import registry
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
@@ -44,7 +44,7 @@ def test_what_stands_beside_an_example_is_current(mk: Cli, example: str) -> None
     assert pictures.draw(example) == (EXAMPLES / f"{example}.svg").read_text(encoding="utf-8")
     found = yaml.safe_load(mk("explain", EXAMPLES / f"{example}.mergekit.yml").out)
     directive = yaml.safe_load((EXAMPLES / f"{example}.yml").read_text())
-    line = next(key for key in notation.KEYS if key in directive)
+    line = next(key for key in registry.LINES if key in directive)
     assert line in found
     if line != "layout":
         assert found[line] == directive[line]
@@ -87,12 +87,12 @@ def test_every_example(mk: Cli, block: str) -> None:
 
 def test_every_key_has_an_example() -> None:
     """And stands in the text with a word of its own."""
-    for key in (*notation.KEYS, *OWN_KEYS):
+    for key in (*registry.LINES, *OWN_KEYS):
         assert re.search(rf"^\*\*`{key}\b", PAGE, re.MULTILINE), key
         assert re.search(rf"^{key}:", "".join(BLOCKS), re.MULTILINE), key
     for key in MERGEKIT_KEYS:
         assert f"`{key}`" in PAGE or key == "merge_method", key
-    for flag in notation.FLAGS:
+    for flag in registry.flags():
         assert f"--{flag}" in PAGE, flag
 
 

@@ -1,4 +1,4 @@
-"""What is known of families, derived again from the models that transformers builds."""
+"""The data of two families, checked against the models that transformers builds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def last_block(model: Any) -> Any:
 
 
 def family_of(name: str) -> families.Family:
-    """A family that is known."""
+    """A family in the data."""
     family = families.family_of(name)
     assert family is not None
     return family
@@ -40,7 +40,7 @@ def family_of(name: str) -> families.Family:
 
 def writers_of(family: families.Family, path: Path, index: int) -> list[str]:
     """The residual writers among the stored tensors of a layer."""
-    prefix = f"{family.layers}.{index}."
+    prefix = f"{family.layer_prefix}.{index}."
     return [n for n in load_tensors(path) if n.startswith(prefix) and family.writes(n)]
 
 
@@ -53,10 +53,10 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_the_names_are_those_of_real_checkpoints(built: tuple[families.Family, Path]) -> None:
-    """Every tensor is a layer's, or stands before or after the layers."""
+    """Every tensor belongs to a layer, `before_layers` or `after_layers`."""
     family, path = built
     names = set(load_tensors(path))
-    layers = {name for name in names if name.startswith(f"{family.layers}.")}
+    layers = {name for name in names if name.startswith(f"{family.layer_prefix}.")}
     assert names - layers == {*family.before_layers, *family.after_layers}
     for index in range(2):
         assert len(writers_of(family, path, index)) == 2
@@ -65,9 +65,9 @@ def test_the_names_are_those_of_real_checkpoints(built: tuple[families.Family, P
 def test_zeroing_the_writers_makes_an_identity_and_needs_each(
     built: tuple[families.Family, Path],
 ) -> None:
-    """With all of them zero the layer returns its input; with one left it does not.
+    """With all of them zero the layer returns its input; with one kept it does not.
 
-    And each zeroed tensor still gets a gradient, so that it can be trained.
+    Each zeroed tensor still gets a gradient, so that it can be trained.
     """
     family, path = built
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
@@ -90,7 +90,7 @@ def test_zeroing_the_writers_makes_an_identity_and_needs_each(
 def test_the_names_to_zero_match_the_writers_and_nothing_else(
     built: tuple[families.Family, Path],
 ) -> None:
-    """A filter is a substring of a whole tensor name."""
+    """A filter matches substrings of whole tensor names."""
     family, path = built
     scales = zeroed_scales(family.residual_writers)
     zeroed = {n for n in load_tensors(path) if any(s.value == 0 and s.matches(n) for s in scales)}
@@ -98,7 +98,7 @@ def test_the_names_to_zero_match_the_writers_and_nothing_else(
 
 
 def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
-    """A checkpoint with them, and with another value in them, is the same model."""
+    """A checkpoint with other values in them is the same model."""
     from safetensors.torch import save_file
 
     path = make_llama(tmp_path / "old", layers=1)
@@ -111,8 +111,8 @@ def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
     assert torch.equal(before, after)
 
 
-def test_missing_keys_stand_for_what_transformers_says() -> None:
-    """The defaults in `must_agree` are those of the config classes."""
+def test_defaults_are_those_of_transformers() -> None:
+    """The values of missing keys in `must_agree` are the defaults of the config classes."""
     from transformers import LlamaConfig, MistralConfig
 
     for name, config in (("llama", LlamaConfig()), ("mistral", MistralConfig())):

@@ -57,7 +57,7 @@ def test_a_config_that_was_not_deepened(mk: Cli, shell: Shell, tmp_path: Path) -
     assert "config.json: num_hidden_layers: 8 -> 10" in mended.out
     assert not zoo.compare(base, out)
     again = mk("fix-config", out, cwd=tmp_path)
-    assert again.out == f"{out}: its config.json is as it should be\n"
+    assert again.out == f"{out}: its config.json is correct\n"
 
 
 @pytest.mark.parametrize("make", [stored.fp8, stored.glm4_moe], ids=["quantized", "head"])
@@ -68,7 +68,7 @@ def test_what_run_wrote_is_right(make: Callable[[Path], Path], mk: Cli, tmp_path
     recipe = (out / "mergekit_config.yml").read_text().replace("model: base", f"model: {base}")
     (tmp_path / "cfg.yml").write_text(recipe)
     result = mk("fix-config", out, "--recipe", tmp_path / "cfg.yml")
-    assert result.out == f"{out}: its config.json is as it should be\n", result.err
+    assert result.out == f"{out}: its config.json is correct\n", result.err
 
 
 def test_weights_of_another_recipe_are_left_alone(mk: Cli, tiny: Path, tmp_path: Path) -> None:

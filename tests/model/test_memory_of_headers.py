@@ -13,7 +13,7 @@ import pytest
 from harness import write_header
 
 from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors
-from mergekit_interleave.engines.writer import stream_memory
+from mergekit_interleave.engines import stream
 
 EXPERTS, HIDDEN, INNER, WORDS = 128, 8, 16, 64
 
@@ -107,4 +107,4 @@ def test_a_thousand_shards(tmp_path: Path) -> None:
     assert peaks["few"] < 64 * 2**20
     assert peaks["many"] < peaks["few"] + 3 * more
     for name, peak in peaks.items():  # `plan` says it beforehand, about
-        assert peak / 2 < stream_memory(tensors[name]) < peak * 2
+        assert peak / 2 < stream.memory(tensors[name]) < peak * 2

@@ -1,4 +1,4 @@
-"""Training the new layers alone, plainly or by a LoRA, leaves every original as it was."""
+"""Training the new layers, in full or by a LoRA, leaves every original layer unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @pytest.fixture
 def base(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model of 5 layers; text and sizes are such that it learns, and commands run in here."""
+    """A model of 5 layers, with text and sizes so that it learns; commands run in this process."""
     words = [f"word{i * i % 61}" for i in range(4000)]
     chapters = [" ".join(words[:3600]), " ".join(words[3600:])]
     (tmp_path / "text").write_text(train.HELD_OUT.join(chapters), encoding="utf-8")
@@ -29,7 +29,7 @@ def base(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_script(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Originals equal to the bit, every new tensor changed, the loss lower than the base's."""
+    """Original tensors are equal to the bit, every new one has changed, and the loss is lower."""
     assert train.main(base, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "original tensors unchanged to the last bit: yes" in said
@@ -41,10 +41,10 @@ def test_the_script(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert tensor.equal(new[name]), name
 
 
-def test_what_was_not_frozen_is_noticed(
+def test_layers_that_were_not_frozen(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The script says so, and its exit code is 1."""
+    """The script reports them, and its exit code is 1."""
 
     def no_freeze(model: Any) -> list[str]:
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -54,17 +54,17 @@ def test_what_was_not_frozen_is_noticed(
     assert "original tensors unchanged to the last bit: NO" in capsys.readouterr().out
 
 
-def test_what_was_not_trained_is_noticed(
+def test_layers_that_were_not_trained(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """New layers that are as they were are a failure, too."""
+    """New layers that have not changed are a failure too."""
     monkeypatch.setattr(train, "RATE", 0.0)
     assert train.main(base, tmp_path / "out") == 1
     assert "new tensors changed: 0 of 9" in capsys.readouterr().out
 
 
 def test_a_lora_of_the_new_layers(mk: Cli, base: Path, tmp_path: Path) -> None:
-    """Merged and saved, it passes `verify --trained`, and the new projections have changed."""
+    """Merged and saved, the model passes `verify --trained`, and the new projections changed."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer

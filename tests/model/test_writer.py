@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from harness import STREAM_HINT, Cli, emulate_sharing, load_tensors, make_llama, write_header
 
-from mergekit_interleave.engines import writer as writers
+from mergekit_interleave.engines import registry
 
 Leave = Callable[[int], None]
 
@@ -30,7 +30,7 @@ def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Leave:
     usage = shutil.disk_usage(tmp_path)
 
     def set_free(nbytes: int) -> None:
-        monkeypatch.setattr(writers.shutil, "disk_usage", lambda _: usage._replace(free=nbytes))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=nbytes))
 
     return set_free
 
@@ -59,7 +59,7 @@ class TestRoom:
         """They need room, too."""
         (own_tiny / "vocab.txt").write_bytes(bytes(10**6))
         leave(10**6)
-        for engine in writers.ENGINES:
+        for engine in registry.names():
             result = mk(*self.WORDS, own_tiny, "--engine", engine, cwd=tmp_path)
             assert (result.status, "1.3" in result.err) == (1, True), result.err
 

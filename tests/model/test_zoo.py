@@ -1,8 +1,9 @@
-"""One type for each rule of the data file, through the real pipeline; `make zoo` runs them all."""
+"""One model type for each rule of the data, through the whole pipeline; `make zoo` runs all."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,41 +18,41 @@ from safetensors.torch import save_file
 from mergekit_interleave.architectures import family as families
 
 EXACT = [
-    ("qwen2", "a list that is in the file, and a count of layers at the start"),
-    ("gpt2", "another key for the depth, other names to zero, biases"),
-    ("bloom", "names that are no part of others"),
-    ("gemma2", "windows whose parity would shift"),
-    ("gemma3_text", "windows whose period would shift"),
-    ("qwen3_moe", "dense layers placed by a step"),
-    ("deepseek_v2", "dense layers first"),
+    ("qwen2", "a per-layer list in config.json, and a leading count"),
+    ("gpt2", "another depth key, other residual writers, biases"),
+    ("bloom", "writers whose names must not match parts of other names"),
+    ("gemma2", "sliding windows that alternate"),
+    ("gemma3_text", "sliding windows with a period"),
+    ("qwen3_moe", "dense layers placed by decoder_sparse_step"),
+    ("deepseek_v2", "leading dense layers"),
     ("llama4_text", "experts placed by indices, a list of zeros and ones"),
-    ("recurrent_gemma", "a pattern that is repeated"),
-    ("minicpm3", "a scale over the root of the depth"),
+    ("recurrent_gemma", "a cyclic per-layer list"),
+    ("minicpm3", "residuals scaled by the depth"),
     ("gpt_oss", "fused experts, tensors that mergekit does not know"),
-    ("mbart", "a decoder alone, whose cache is sized by the encoder's depth"),
+    ("mbart", "a decoder without its encoder, whose cache is sized by the encoder's depth"),
     ("nemotron_h", "a depth that only a list states"),
     ("hrm_text", "two stacks that grow together, a multiple of the depth"),
-    ("hy_v4", "layers that use what earlier ones computed"),
-    ("inkling2_text", "boundaries at multiples, tensors beside the layers"),
+    ("hy_v4", "layers that reuse the indexer result of earlier ones"),
+    ("inkling2_text", "blocks at multiples, tensors outside the layers indexed by layer"),
     ("rwkv", "halvings at multiples, a norm that only the first layer has"),
     ("ernie4_5_moe", "experts from one layer to another"),
-    ("doge", "gains of the residual that are filled with ones"),
-    ("minimax", "norms that are filled with ones, buffers that hold the index"),
+    ("doge", "residual multipliers filled with ones"),
+    ("minimax", "norms filled with ones, buffers that hold the layer index"),
     ("deepseek_v4", "matrices that mix streams, filled with an identity"),
-    ("longcat_flash", "a part of a tensor that is filled"),
-    ("gemma4_text", "blocks for each layer in one tensor, layers that share keys and values"),
+    ("longcat_flash", "a tensor that is filled in part"),
+    ("gemma4_text", "tensors with one block per layer, layers that share keys and values"),
     ("qwen4_exp_text", "tables that no copy has"),
     ("gpt_neo", "a list that is also spelled as runs"),
-    ("gemma3", "a language model in another, which mergekit knows by modules"),
-    ("gemma4", "one that mergekit does not know"),
-    ("qwen3_5", "one that is also a model of words alone"),
-    ("llama4", "one whose layers differ"),
+    ("gemma3", "a composite that mergekit knows by modules"),
+    ("gemma4", "a composite that mergekit does not know"),
+    ("qwen3_5", "a composite whose type is also a text model"),
+    ("llama4", "a composite whose layers differ"),
 ]
 
 
 @pytest.mark.parametrize(("name", "rule"), EXACT, ids=[name for name, _ in EXACT])
 def test_expansions_are_exact(name: str, rule: str, tmp_path: Path) -> None:
-    """Logits and greedy text are the base's, on every 2nd layer; so are those with an image."""
+    """Logits and greedy text equal the base's, with an image too, if every 2nd layer is copied."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
     outcome = zoo.expand(base, zoo.EVERY, tmp_path / "out")
@@ -59,8 +60,8 @@ def test_expansions_are_exact(name: str, rule: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2_moe"])
-def test_no_tensor_is_zeroed_in_vain(name: str, tmp_path: Path) -> None:
-    """Each is needed for the identity, and gets a gradient to be trained by."""
+def test_no_tensor_is_zeroed_needlessly(name: str, tmp_path: Path) -> None:
+    """Each zeroed tensor is needed for the identity and gets a gradient."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
     assert zoo.expand(base, zoo.EVERY, tmp_path / "out").result == "exact"
@@ -69,7 +70,7 @@ def test_no_tensor_is_zeroed_in_vain(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["qwen2_moe", "bamba", "gemma4_unified_text", "granite_swa"])
 def test_uneven_expansions_are_exact(name: str, tmp_path: Path) -> None:
-    """One middle layer, and every layer or two of them three times."""
+    """One copied layer, and two layers repeated three times, give exact models."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
     for plan in ("one copy", "thrice"):
@@ -80,7 +81,7 @@ def test_uneven_expansions_are_exact(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gemma2", "olmo2", "olmo_hybrid"])
 def test_closed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
-    """The norms after the projections let nothing pass; the projections are as they were."""
+    """With `zero: gains` the norms output zero, and the projections keep their values."""
     zoo.quiet()
     base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"
     outcome = zoo.expand(base, "interleave: every 3, zero: gains", out)
@@ -96,34 +97,35 @@ def test_closed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
     assert "post_feedforward_layernorm.weight" in closed
     said = mk("gen", "interleave: every 3, zero: gains", "--model", base)
     if name == "gemma2":
-        assert (said.status, "no mergekit config can say it" in said.err) == (1, True)
+        assert (said.status, said.out) == (1, "")
         assert "`mk-interleave run`" in said.err
         recipe = (out / "mergekit_config.yml").read_text()
-        assert recipe.startswith("# mergekit cannot say it: in the new layers, post_attention")
+        assert recipe.startswith("# ")
+        assert "post_attention" in recipe.splitlines()[0]
     if name == "olmo2":
         assert said.status == 0, said.err
 
 
 def test_a_type_without_such_norms_has_no_gains_to_close(mk: Cli, tiny: Path) -> None:
-    """A Llama's post_attention_layernorm is none of them."""
+    """The post_attention_layernorm of Llama is an input norm, not an output norm."""
     result = mk("gen", "interleave: every 4, zero: gains", "--model", tiny)
     assert result.status == 1
-    assert "model type llama has no norms between its projections" in result.err
-    assert "hint: `zero: auto`" in result.err
+    assert "llama" in result.err
+    assert "`zero: auto`" in result.err
 
 
-def test_auto_says_what_zeroed_projections_do_under_norms(mk: Cli, tmp_path: Path) -> None:
-    """In one line, and only for `auto`."""
+def test_auto_warns_of_zeroed_projections_under_norms(mk: Cli, tmp_path: Path) -> None:
+    """The warning is one line, and `zero: gains` gives none."""
     zoo.quiet()
     base = zoo.save("olmo2", tmp_path / "base")
     said = mk("gen", "interleave: every 4", "--model", base).err
-    assert said.count("`zero: gains` closes the norms instead") == 1
+    assert len(re.findall("`zero: (gains|norms)`", said)) == 1
     said = mk("gen", "interleave: every 4, zero: gains", "--model", base).err
-    assert "closes the norms instead" not in said
+    assert not re.search("`zero: (gains|norms)`", said)
 
 
-def test_the_libraries_keep_their_words_to_themselves(tmp_path: Path) -> None:
-    """They say a lot of a model that mergekit has no definition of."""
+def test_messages_of_libraries_are_not_printed(tmp_path: Path) -> None:
+    """They warn about a model that mergekit has no definition of."""
     zoo.quiet()
     zoo.save("gpt_oss", tmp_path / "base")
     command = [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"]
@@ -136,8 +138,8 @@ def test_the_libraries_keep_their_words_to_themselves(tmp_path: Path) -> None:
     )
 
 
-def test_a_suggestion_zeroes_what_was_to_be_zeroed(mk: Cli, tmp_path: Path) -> None:
-    """It is another growth line, and nothing else."""
+def test_a_suggestion_keeps_the_zero_key(mk: Cli, tmp_path: Path) -> None:
+    """It differs from the directive in the growth line only."""
     zoo.quiet()
     base = zoo.save("gpt_neox_japanese", tmp_path / "base")
     for zero in ("none", "[dense., dense_4h_to_h, dense_bias]"):
@@ -147,15 +149,15 @@ def test_a_suggestion_zeroes_what_was_to_be_zeroed(mk: Cli, tmp_path: Path) -> N
 
 
 REFUSED = [
-    ("bert", zoo.EVERY, "end in a norm of the sum", ""),
-    ("diffllama", zoo.EVERY, "compute with their own index", ""),
-    ("gpt2:inverse", zoo.EVERY, "compute with their own index", ""),
-    ("gemma3n_text", zoo.EVERY, "mix several streams", ""),
+    ("bert", zoo.EVERY, "(post-norm)", ""),
+    ("diffllama", zoo.EVERY, "their own index", ""),
+    ("gpt2:inverse", zoo.EVERY, "their own index", ""),
+    ("gemma3n_text", zoo.EVERY, "(AltUp)", ""),
     ("jamba", zoo.EVERY, "expert_layer_period, expert_layer_offset", "stack: "),
     ("ernie4_5_moe:interval2", zoo.EVERY, "moe_layer_interval", "stack: "),
     ("rwkv", "interleave: every 3", "rescale_every", "interleave: every 2"),
-    ("gpt_neox_japanese", "append: 1", "the last layer of a model of type", "every"),
-    ("modernbert-decoder", "interleave: every 1", "the first layer of a model of", "every 2"),
+    ("gpt_neox_japanese", "append: 1", "gpt_neox_japanese", "every"),
+    ("modernbert-decoder", "interleave: every 1", "modernbert-decoder", "every 2"),
     ("qwen3_vl", "interleave: every 2", "vision_config.deepstack_visual_indexes", "every 3"),
 ]
 
@@ -166,7 +168,7 @@ REFUSED = [
 def test_what_cannot_be_exact_is_refused(
     name: str, plan: str, reason: str, works: str, tmp_path: Path
 ) -> None:
-    """With a reason that is true of it, nothing at OUT, and a directive that does work."""
+    """The reason is right, nothing is at OUT, and the suggested directive works."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
     outcome = zoo.expand(base, plan, tmp_path / "out")
@@ -180,7 +182,7 @@ def test_what_cannot_be_exact_is_refused(
 
 @pytest.mark.parametrize("name", ["gpt2", "smollm3"])
 def test_both_engines_write_the_same(name: str, mk: Cli, tmp_path: Path) -> None:
-    """Where mergekit writes at all."""
+    """Mergekit and the stream engine write equal tensors."""
     zoo.quiet()
     base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"
     assert mk("run", zoo.EVERY, out, "--model", base, "--engine", "mergekit").status == 0
@@ -188,7 +190,7 @@ def test_both_engines_write_the_same(name: str, mk: Cli, tmp_path: Path) -> None
 
 
 def test_fused_experts_are_zeroed_under_either_name(tmp_path: Path) -> None:
-    """Transformers reads both; a name that none of the writers has would leave them standing."""
+    """Transformers reads both names, so `residual_writers` must match both."""
     zoo.quiet()
     base = zoo.save("mixtral", tmp_path / "base")
     tensors = load_tensors(base)
@@ -207,7 +209,7 @@ def test_fused_experts_are_zeroed_under_either_name(tmp_path: Path) -> None:
 
 
 def test_names_without_the_head_are_read(tmp_path: Path) -> None:
-    """As GPT-2's own checkpoint has them: `h.0`, not `transformer.h.0`."""
+    """The published GPT-2 checkpoint has `h.0`, not `transformer.h.0`."""
     zoo.quiet()
     base = zoo.save("gpt2", tmp_path / "base")
     bare = {n.removeprefix("transformer."): t for n, t in load_tensors(base).items()}
@@ -217,31 +219,32 @@ def test_names_without_the_head_are_read(tmp_path: Path) -> None:
 
 
 class TestGen:
-    """What plain mergekit-yaml would make of the recipe is said, or the recipe is refused."""
+    """`gen` warns of what plain mergekit-yaml gets wrong, or refuses the recipe."""
 
     def test_a_broken_config_is_a_warning(self, mk: Cli, tmp_path: Path) -> None:
-        """It names the command that mends it."""
+        """The warning names the command that repairs it."""
         base = zoo.save("qwen3", tmp_path / "base")
         result = mk("gen", zoo.EVERY, "--model", base)
         assert result.status == 0
         assert "`mk-interleave fix-config OUT --recipe FILE`" in result.err
 
     def test_wrong_tensors_are_an_error(self, mk: Cli, tmp_path: Path) -> None:
-        """It names the command that writes them."""
+        """The error names the command that writes the right ones."""
         base = zoo.save("exaone_moe", tmp_path / "base")
         result = mk("gen", zoo.EVERY, "--model", base)
         assert (result.status, result.out) == (1, "")
-        assert "mergekit-yaml alone writes wrong tensors for model type exaone_moe" in result.err
+        assert "exaone_moe" in result.err
         assert "hint: `mk-interleave run`" in result.err
 
     def test_quantized_tensors(self, mk: Cli, tmp_path: Path) -> None:
-        """Of which mergekit knows nothing: it would leave out their scales."""
+        """Mergekit does not know them and would drop their scales."""
         result = mk("gen", zoo.EVERY, "--model", stored.fp8(tmp_path / "base"))
         assert result.status == 1
-        assert "for model type qwen3, quantized" in result.err
+        assert "qwen3" in result.err
+        assert "quantized" in result.err
 
-    def test_slices_that_are_spelled_out(self, mk: Cli, tmp_path: Path) -> None:
-        """Are held to the same."""
+    def test_explicit_slices(self, mk: Cli, tmp_path: Path) -> None:
+        """A mergekit config is checked like a growth line."""
         base = zoo.save("qwen3_moe", tmp_path / "base")
         (tmp_path / "cfg.yml").write_text(
             f"slices:\n- sources: [{{model: {base}, layer_range: [0, 6]}}]\n"
@@ -249,36 +252,36 @@ class TestGen:
         )
         assert mk("gen", tmp_path / "cfg.yml").status == 1
 
-    def test_what_no_config_can_say(self, mk: Cli, tmp_path: Path) -> None:
-        """Mergekit would write it all the same."""
+    def test_a_layout_that_config_json_cannot_represent(self, mk: Cli, tmp_path: Path) -> None:
+        """It is refused, though mergekit would write it."""
         base = zoo.save("qwen3_vl", tmp_path / "base")
         result = mk("gen", "interleave: every 1", "--model", base)
         assert result.status == 1
-        assert "deepstack_visual_indexes has 3 entries" in result.err
+        assert "deepstack_visual_indexes" in result.err
 
     def test_a_list_in_a_config_that_is_copied(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """Mergekit stops at its length."""
+        """Mergekit fails on a list whose length is not the number of layers."""
         config = json.loads((tiny / "config.json").read_text())
         config["layer_types"] = ["full_attention"] * 8
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert "fix-config" in mk("gen", zoo.EVERY, "--model", tmp_path).err
 
     def test_other_modules_must_be_whole(self, mk: Cli, tmp_path: Path) -> None:
-        """They are passed on whole, so that nothing else may be said."""
+        """Other modules are copied whole, so a config that changes them is refused."""
         zoo.quiet()
         base = zoo.save("gemma3", tmp_path / "base")
         recipe = mk("gen", zoo.EVERY, "--model", base).out
         shorter = recipe.replace("layer_range: [0, 2]\nmerge", "layer_range: [0, 1]\nmerge")
         scaled = recipe.replace("[0, 2]\nmerge", "[0, 2]\n        parameters: {scale: 0.5}\nmerge")
-        for text, reason in ((shorter, "is not all of it"), (scaled, "vision_tower is changed")):
+        for text in (shorter, scaled):
             (tmp_path / "cfg.yml").write_text(text)
             for words in (["gen", tmp_path / "cfg.yml"], ["run", tmp_path / "cfg.yml", "out"]):
                 result = mk(*words)
                 assert result.status == 1
-                assert reason in result.err
+                assert "vision_tower" in result.err
 
     def test_biases_that_mergekit_loses(self, mk: Cli, tmp_path: Path, tiny: Path) -> None:
-        """Its definition of a Llama has none."""
+        """Its definition of Llama has none, so `gen` refuses such a model."""
         config = json.loads((tiny / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
         assert mk("gen", zoo.EVERY, "--model", tmp_path).status == 1
@@ -286,7 +289,7 @@ class TestGen:
     def test_a_directory_that_mergekit_takes_for_a_hub_id(
         self, mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It asks the Hub whether there is such a model; when it does not, the warning can go."""
+        """`gen` warns, for as long as mergekit asks the Hub whether there is such a model."""
         from huggingface_hub.errors import OfflineModeIsEnabled
         from mergekit.card import is_hf
 
@@ -294,11 +297,11 @@ class TestGen:
             patch.chdir(tiny.parent)
             is_hf(tiny.name)
         said = mk("gen", zoo.EVERY, "--model", tiny.name, cwd=tiny.parent).err
-        assert f"mergekit asks the Hub about {tiny.name}" in said
+        assert f"the Hub about {tiny.name}" in said
         assert not mk("gen", zoo.EVERY, "--model", f"./{tiny.name}", cwd=tiny.parent).err
 
     def test_modules(self, mk: Cli, tmp_path: Path) -> None:
-        """Mergekit takes a model of images and words in modules, each of them named."""
+        """Mergekit merges a model of images and text module by module, each by its name."""
         zoo.quiet()
         base = zoo.save("gemma3", tmp_path / "base")
         result = mk("gen", zoo.EVERY, "--model", base)
@@ -307,17 +310,58 @@ class TestGen:
         assert "vision_tower:" in result.out
         assert mk("gen", tmp_path / "cfg.yml").out == result.out
         outcome = zoo.expand(base, str(tmp_path / "cfg.yml"), tmp_path / "out")
-        assert outcome == zoo.WriteResult("exact", "mergekit")
+        assert outcome == zoo.Outcome("exact", "mergekit")
 
 
-def test_every_reason_is_used_and_known() -> None:
-    """The data file and its reasons agree, and it is written as `make zoo` writes it."""
-    facts = families._facts()  # noqa: SLF001 - the data is the subject
-    used = set()
-    for name in families.known_types():
+ALIKE = {
+    ("axk2", "layer_types"),
+    ("deepseek_v32", "layer_types"),
+    ("glm_moe_dsa", "layer_types"),
+    ("hy_v4", "layer_types"),
+    ("inkling2_text", "mlp_layer_types"),
+}
+"""Lists of which the toys have one type or none: these model types have no other."""
+
+
+def test_toy_layers_differ_where_a_family_says_that_they_can() -> None:
+    """A list of equal entries would hide a wrong order, whatever the plan."""
+    zoo.quiet()
+    alike = set()
+    for name in {*families.known_types()} & {*zoo.names()}:
         family = families.family_of(name)
         assert family is not None
-        used |= {family.refused, *family.unless.values(), *(why for _, why in family.when.values())}
-    assert used - {None} == set(facts["reasons"])
-    file = Path(families.__file__).parent / "data" / "architectures.json"
-    assert file.read_text(encoding="utf-8") == zoo.lines(facts)
+        if family.refused:
+            continue
+        config = zoo.toys.config(name)
+        for key in family.facts.per_layer_lists:
+            entries = getattr(config, key, None) or []
+            alike |= {(name, key)} if len({str(entry) for entry in entries}) < 2 else set()
+        for key in family.facts.leading_counts:
+            assert 0 < getattr(config, key) < config.num_hidden_layers, (name, key)
+    assert alike == ALIKE
+
+
+def test_the_data_is_written_as_the_zoo_writes_it() -> None:
+    """One line per family, so that a diff shows one family per line."""
+    text = families.DATA.read_text(encoding="utf-8")
+    assert text == zoo.lines(json.loads(text))
+
+
+@pytest.mark.parametrize("model_type", ["diffllama", "bert"])
+def test_one_type_is_checked_and_nothing_written(
+    model_type: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its row is that of the page."""
+    page = Path(__file__).parents[2] / "docs" / "architectures.md"
+    before = page.read_bytes(), families.DATA.read_bytes()
+    assert zoo.check_one(model_type) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith(f"| {model_type} | refused | ")
+    assert row in page.read_text(encoding="utf-8").splitlines()
+    assert (page.read_bytes(), families.DATA.read_bytes()) == before
+
+
+def test_a_type_that_transformers_lacks_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """It names types that are spelled alike."""
+    assert zoo.check_one("lama") == 1
+    assert "llama" in capsys.readouterr().out

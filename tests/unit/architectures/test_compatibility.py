@@ -8,14 +8,14 @@ from mergekit_interleave.architectures.family import Family
 
 
 def family_of(name: str) -> Family:
-    """A family that is known."""
+    """A family in the data."""
     family = families.family_of(name)
     assert family is not None
     return family
 
 
-def test_two_spellings_of_one_thing_agree() -> None:
-    """Transformers 4 and 5, and a key that is left at its default."""
+def test_equal_settings_in_two_forms_agree() -> None:
+    """The forms are those of transformers 4 and 5, and a key that is left at its default."""
     family = family_of("llama")
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 8}
     new = {
@@ -28,15 +28,15 @@ def test_two_spellings_of_one_thing_agree() -> None:
     assert disagreement({}, {"rope_theta": 10000.0, "rope_scaling": None}, family) is None
 
 
-def test_what_is_derived_need_not_be_written() -> None:
-    """Older configs leave out what follows from other keys."""
+def test_derived_settings_may_be_missing() -> None:
+    """Older configs omit keys that follow from others."""
     family = family_of("llama")
     whole = {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 8, "num_key_value_heads": 4}
     assert disagreement(whole, {"hidden_size": 32, "num_attention_heads": 4}, family) is None
 
 
-def test_what_layers_cannot_be_stacked_over() -> None:
-    """Each is named with its two values."""
+def test_differences_that_prevent_stacking() -> None:
+    """Each difference is named with its two values."""
     llama, mistral = family_of("llama"), family_of("mistral")
     assert disagreement({}, {"hidden_act": "gelu"}, llama) == ("hidden_act", "silu", "gelu")
     assert disagreement({"sliding_window": 8}, {}, mistral) == ("sliding_window", 8, 4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
@@ -148,17 +149,20 @@ class TestDocuments:
         replaced = written.replaced_by(from_flags(every="4", model="org/two"))
         assert replaced == Directive(growth=Every(4), model=ModelRef(ModelPath("org/two")))
 
-    def test_keys_that_mergekit_ignores(self, caplog: pytest.LogCaptureFixture) -> None:
-        """People keep anchors there, under one key again and again."""
+    def test_keys_that_mergekit_ignores(self) -> None:
+        """People keep anchors under such a key; it may occur twice, and the directive warns."""
         text = (
             "const_tag: &A org/one\nconst_tag: &S 0.5\nslices:\n- sources:\n"
             "  - {model: *A, layer_range: [0, 2], parameters: {scale: *S}}\n"
         )
-        growth = parse(text, "x").growth
-        assert isinstance(growth, ExplicitSlices)
-        assert "org/one" in str(growth.document)
-        assert "0.5" in str(growth.document)
-        assert "const_tag: mergekit has no such key" in caplog.text
+        directive = parse(text, "x")
+        assert isinstance(directive.growth, ExplicitSlices)
+        assert "org/one" in str(directive.growth.document)
+        assert "0.5" in str(directive.growth.document)
+        (warning,) = directive.warnings
+        assert "const_tag" in warning
+        assert dataclasses.replace(directive, warnings=()) == directive
+        assert directive.replaced_by(from_flags(model="org/two")).warnings == (warning,)
         with pytest.raises(DirectiveError, match="stands there twice"):
             parse(f"{text}dtype: float16\ndtype: float16", "x")
 

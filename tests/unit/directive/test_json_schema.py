@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 def test_it_is_a_schema() -> None:
     """Of the draft that it names, with a word on every key."""
     jsonschema.Draft202012Validator.check_schema(schema())
-    assert {*schema()["properties"]} == {*directives.KNOWN, "name"}
+    assert {*schema()["properties"]} == {*directives.known_keys(), "name"}
     assert all(len(entry["description"]) > 8 for entry in schema()["properties"].values())
 
 

@@ -1,8 +1,9 @@
-"""The front matter of cards: what passes on, and what the Hub would not take."""
+"""The front matter of model cards, and what a model takes from its sources."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +20,40 @@ GOOD: dict[str, Any] = {
 }
 
 
-def text(front: dict[str, Any], body: str = "# Title\n") -> str:
-    """A card."""
-    return f"---\n{yaml.safe_dump(front)}---\n\n{body}"
+def read(directory: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """The front matter of a directory's card, and the warnings about it."""
+    warnings: list[str] = []
+    return card_metadata.read(directory, warnings.append), warnings
 
 
 @pytest.mark.parametrize("content", ["---\n{\n---\n", "---\n- a\n---\n", "no front matter", ""])
-def test_a_card_that_cannot_be_read_is_none(tmp_path: Path, content: str) -> None:
-    """Broken front matter costs the inherited fields, not the card."""
-    assert card_metadata.read(tmp_path) == {}
+def test_a_card_that_cannot_be_read(tmp_path: Path, content: str) -> None:
+    """Malformed front matter gives one warning and no fields."""
+    assert read(tmp_path) == ({}, [])
     (tmp_path / "README.md").write_text(content)
-    assert card_metadata.read(tmp_path) == {}
+    fields, warnings = read(tmp_path)
+    assert fields == {}
+    assert len(warnings) == ("{" in content)
+    assert all(f"{tmp_path / 'README.md'}: " in warning for warning in warnings)
 
 
-def test_a_card_with_a_mark_of_its_bytes_is_read(tmp_path: Path) -> None:
-    """As some editors write them."""
+def test_a_card_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Some editors write one."""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8-sig")
-    assert card_metadata.read(tmp_path) == {"license": "mit"}
+    assert read(tmp_path) == ({"license": "mit"}, [])
 
 
 def test_a_card_is_read(tmp_path: Path) -> None:
-    """Its front matter alone."""
+    """Only its front matter is read."""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# x\n---\nlicense: gpl\n---\n")
-    assert card_metadata.read(tmp_path) == {"license": "mit"}
+    assert read(tmp_path) == ({"license": "mit"}, [])
 
 
 class TestInherited:
-    """What passes on from the sources' own cards."""
+    """What a model takes from the cards of its sources."""
 
-    def test_what_the_base_says(self) -> None:
-        """License, language, task and library; never its lineage, its tags or its datasets."""
+    def test_the_base_determines_the_fields(self) -> None:
+        """License, language, task and library are taken; lineage, tags and datasets are not."""
         own = {
             **GOOD,
             "language": ["en", "de"],
@@ -63,21 +68,21 @@ class TestInherited:
             "library_name": "transformers",
         }
 
-    def test_norwegian_is_no_refusal(self) -> None:
+    def test_norwegian(self) -> None:
         """YAML reads `no` as false, alone and in a list."""
         for written, read in (("no", "no"), ("[en, no]", ["en", "no"])):
             card = yaml.safe_load(f"language: {written}")
             assert card_metadata.inherited({"a": card}, "a", ())["language"] == read
 
-    def test_other_kinds_are_nothing(self) -> None:
-        """Numbers, mappings, nothing."""
+    def test_values_of_other_types_are_dropped(self) -> None:
+        """Numbers, mappings and empty values give no field."""
         for value in (5, {"a": 1}, [1], [], "", None):
             card = dict.fromkeys(["license", "language", "pipeline_tag"], value)
             assert card_metadata.inherited({"a": card}, "a", ()) == {}
         assert card_metadata.inherited({"a": {"pipeline_tag": ["x", "y"]}}, "a", ()) == {}
 
-    def test_a_license_with_a_name_of_its_own(self) -> None:
-        """Is `other`, with the name and where it is to be read: a file, or the base's page."""
+    def test_a_custom_license(self) -> None:
+        """It becomes `other`, with its name and a link: a file, or the base's page."""
         card = {"license": "other", "license_name": "qwen", "license_link": "LICENSE"}
         found = {"license": "other", "license_name": "qwen", "license_link": "LICENSE"}
         assert card_metadata.inherited({"a": card}, "a", ["LICENSE"]) == found
@@ -85,8 +90,8 @@ class TestInherited:
         assert card_metadata.inherited({"org/a": card}, "org/a", ()) == found
         assert card_metadata.inherited({"a": card}, "a", ()) == {}
 
-    def test_a_license_that_the_hub_does_not_know(self) -> None:
-        """It would refuse the card."""
+    def test_an_unknown_license(self) -> None:
+        """The Hub would reject its name, so it becomes `other`."""
         card = {"license": "tongyi-qianwen"}
         assert card_metadata.inherited({"org/a": card}, "org/a", ["LICENSE.md"]) == {
             "license": "other",
@@ -95,7 +100,7 @@ class TestInherited:
         }
 
     def test_several_licenses(self) -> None:
-        """Are no identifier of the Hub's, and none of them is forgotten."""
+        """A list of licenses becomes `other`, and its name lists them all."""
         card = {"license": ["mit", "apache-2.0"]}
         assert card_metadata.license_of(card) == "mit, apache-2.0"
         assert (
@@ -106,8 +111,8 @@ class TestInherited:
     @pytest.mark.parametrize(
         "odd", ["x\n\n# Injected", "a <!-- verified --> /home/bob/x", "é" * 999]
     )
-    def test_hostile_words(self, odd: str) -> None:
-        """Of a base do not come onto the card as they are."""
+    def test_hostile_values(self, odd: str) -> None:
+        """Values of a base that could inject text are reduced or dropped."""
         card = {"license": "other", "license_name": odd, "license_link": odd, "language": odd}
         card |= {"pipeline_tag": odd, "library_name": odd}
         found = card_metadata.inherited({"org/a": card}, "org/a", ())
@@ -116,7 +121,7 @@ class TestInherited:
         assert "\n" not in str(card_metadata.license_of({"license": odd}))
 
     def test_licenses_that_differ(self) -> None:
-        """No one of them is the whole's; where one is not known, nothing is said."""
+        """They become `other`; if one is unknown, there is no license."""
         cards: dict[str, dict[str, Any]] = {"org/a": {"license": "mit"}, "b": {"license": "llama2"}}
         found = card_metadata.inherited(cards, "org/a", ["LICENSE"])
         assert found["license"] == "other"
@@ -124,67 +129,17 @@ class TestInherited:
         assert card_metadata.inherited({**cards, "c": {}}, "org/a", ["LICENSE"]) == {}
 
     def test_licenses_that_agree(self) -> None:
-        """In other letters, too."""
+        """Upper and lower case agree."""
         cards = {"a": {"license": "MIT"}, "b": {"license": ["mit"]}}
         assert card_metadata.inherited(cards, "a", ())["license"] == "mit"
 
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        ({"base_model": "/models/llama"}, "base_model: '/models/llama' is no Hub id"),
-        ({"base_model": ["./x"]}, "is no Hub id"),
-        ({"base_model": ["a/b", "a/b"]}, "listed twice"),
-        ({"base_model": [5]}, "is no Hub id"),
-        ({"base_model_relation": "expanded"}, "base_model_relation: none of"),
-        ({"base_model_relation": None}, "base_model_relation: none of"),
-        ({"license": "my-own"}, "license: the Hub does not know 'my-own'"),
-        ({"license": "other"}, "license_name: is missing"),
-        ({"license": "other", "license_name": "x"}, "license_link: is missing"),
-        ({"license_link": "LICENSE"}, "license_link: there is no LICENSE"),
-        ({"tags": []}, "tags: there are none"),
-        ({"tags": "merge"}, "tags: there are none"),
-        ({"language": 5}, "language: is no word"),
-        ({"pipeline_tag": {}}, "pipeline_tag: is no word"),
-        ({"library_name": ["a", "b"]}, "library_name: is no word"),
-    ],
-)
-def test_what_the_hub_would_not_take(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    """Is found without asking it."""
-    found = list(card_metadata.problems(text({**GOOD, **change}), tmp_path))
-    assert any(problem in words for words in found), found
-
-
-@pytest.mark.parametrize(
-    ("body", "problem"),
-    [
-        ("# T\nmade from /home/someone/models/llama\n", "names a directory: /home/someone"),
-        ("# T\n`F:\\models\\llama`\n", r"names a directory: F:\models\llama"),
-        ("# Untitled Model (1)\n", "no title"),
-        ("no heading\n", "no title"),
-        ("# T\n![map](layers.svg)\n", "layers.svg, which is not there"),
-    ],
-)
-def test_what_a_reader_would_stumble_over(body: str, problem: str, tmp_path: Path) -> None:
-    """Paths of another's machine, no title, links that lead nowhere."""
-    found = list(card_metadata.problems(text(GOOD, body), tmp_path))
-    assert any(problem in words for words in found), found
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "# T\n[x](https://huggingface.co/org/base) and https://arxiv.org/abs/2401.02415\n",
-        "# T\norg/base, text/plain, 4/5, and/or, ~/x, ./a/b, 0-3 [4] / 5\n",
-        "# T\n[here](#below)\n",
-    ],
-)
-def test_what_is_in_order(body: str, tmp_path: Path) -> None:
-    """Links and names of models are no paths."""
-    assert not list(card_metadata.problems(text(GOOD, body), tmp_path))
-
-
-def test_what_is_no_card(tmp_path: Path) -> None:
-    """No front matter, or none that is YAML."""
-    assert list(card_metadata.problems("# T\n", tmp_path)) == ["there is no front matter"]
-    assert list(card_metadata.problems("---\n{\n---\n# T\n", tmp_path))
+    def test_only_strings_of_known_keys_come_from_interleave_json(self) -> None:
+        """Any other entry is dropped, so that the card stays valid."""
+        odd = {
+            "license": "mit",
+            "language": ["en"],
+            "pipeline_tag": 5,
+            "library_name": [],
+            "a": "b",
+        }
+        assert card_metadata.filtered(odd) == {"license": "mit", "language": ["en"]}

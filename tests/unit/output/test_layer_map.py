@@ -25,7 +25,7 @@ from mergekit_interleave.output import layer_map as layer_maps
 
 
 def test_brackets_hold_the_new_layers() -> None:
-    """Indices are those of the new model."""
+    """The indices are those of the new model."""
     layout = expand(Every(4), MODEL, 10, lambda _: Edit(zeroed_scales(["o_proj"])))
     assert layer_maps.layer_map(layout) == "0-3 [4] 5-8 [9] 10-11"
 
@@ -47,13 +47,15 @@ def test_brackets_hold_the_new_layers() -> None:
          "0-19 [20-29] 30-39 [40-49] 50-59 … [120-129] 130-139"),
     ],
 )  # fmt: skip
-def test_what_repeats_four_times_is_shown_thrice(growth: Growth, depth: int, words: str) -> None:
-    """The first two and the last; no ellipsis stands for one run alone."""
+def test_a_pattern_of_four_repeats_is_shown_three_times(
+    growth: Growth, depth: int, words: str
+) -> None:
+    """The first two and the last repeat are shown; no ellipsis replaces a single run."""
     assert layer_maps.layer_map(expand(growth, MODEL, depth)) == words
 
 
 def test_a_pattern_is_at_most_eight_runs() -> None:
-    """A longer one is not seen as such: showing it thrice would not be short."""
+    """A longer pattern is not abbreviated, since three repeats would not be short."""
     words = layer_maps.layer_map(expand(Spread(20), MODEL, 65)).split(" … ")
     assert words == [
         "0-2 [3] 4-6 [7] 8-10 [11] 12-15 [16] 17-19 [20] 21-23 [24] 25-27 [28] 29-32 [33]",
@@ -65,13 +67,13 @@ def test_a_pattern_is_at_most_eight_runs() -> None:
 
 
 def test_another_role_is_another_pattern() -> None:
-    """Even where the map shows both in brackets."""
+    """This holds although the map shows both roles in brackets."""
     words = "0-3 [4] 5-8 [9] … 15-18 [19] 20-23 [24] 25-28 [29] … 35-38 [39]"
     assert layer_maps.layer_map(expand(Every(4), MODEL, 32), {4, 9, 14, 19}) == words
 
 
-def test_a_map_without_a_pattern_says_how_much_it_leaves_out() -> None:
-    """The number of layers between those that are shown."""
+def test_a_map_without_a_pattern_counts_what_it_leaves_out() -> None:
+    """It shows the number of layers between its beginning and its end."""
     lengths = [1 + i * i % 11 * (i % 7) for i in range(60)]
     layout = Layout(tuple(Slice(MODEL, 100 * i, 100 * i + n) for i, n in enumerate(lengths)))
     before, skipped, after = re.split(r" … \((\d+) layers\) … ", layer_maps.layer_map(layout))
@@ -81,7 +83,7 @@ def test_a_map_without_a_pattern_says_how_much_it_leaves_out() -> None:
 
 @given(layouts(slices=80))
 def test_a_map_is_short_and_true(drawn: tuple[Layout, set[int]]) -> None:
-    """All that it shows are runs, in order, from the first to the last."""
+    """It shows only runs, in order, from the first to the last."""
     layout, identities = drawn
     text = layer_maps.layer_map(layout, identities)
     assert len(text) < 400
@@ -98,7 +100,7 @@ def test_a_map_is_short_and_true(drawn: tuple[Layout, set[int]]) -> None:
 
 
 def test_runs_say_where_each_layer_comes_from() -> None:
-    """Neighbours that read as one stand together."""
+    """Consecutive layers of one role and one source range are one run."""
     runs = list(layer_maps.runs(expand(Repeat((1, 3)), MODEL, 4)))
     assert [(r.start, r.stop, r.source, r.role) for r in runs] == [
         (0, 2, 0, "original"),
@@ -110,18 +112,18 @@ def test_runs_say_where_each_layer_comes_from() -> None:
 
 
 def test_another_model_starts_another_run() -> None:
-    """Even where the indices go on."""
+    """This holds although the source indices continue."""
     runs = list(layer_maps.runs(Layout((Slice(MODEL, 0, 2), Slice(OTHER, 2, 4)))))
     assert [run.model for run in runs] == [MODEL, OTHER]
 
 
 def plain(lines: list[layer_maps.Line]) -> list[str]:
-    """Lines without their styles."""
+    """The lines without styles."""
     return ["".join(text for text, _ in line) for line in lines]
 
 
 def styles(lines: list[layer_maps.Line]) -> dict[str, set[str]]:
-    """The styles of each character of the rows."""
+    """The styles of each character in the rows."""
     found: dict[str, set[str]] = {}
     for line in lines[: lines.index(())]:
         for text, style in line[1:]:
@@ -130,8 +132,8 @@ def styles(lines: list[layer_maps.Line]) -> dict[str, set[str]]:
     return found
 
 
-def test_a_strip_tells_roles_without_colour() -> None:
-    """A character for each, in groups of ten, with a legend of those that occur."""
+def test_a_strip_shows_roles_without_colour() -> None:
+    """Each role has a character; the legend lists the roles that occur."""
     layout = expand(Every(4), MODEL, 8)
     assert plain(layer_maps.strip(layout, {4})) == [
         " 0 ████░████▒",
@@ -147,7 +149,7 @@ def test_a_strip_tells_roles_without_colour() -> None:
 
 
 def test_a_strip_of_several_models_has_their_letters() -> None:
-    """A small letter is a copy; of a zeroed layer, the colour says whose it is."""
+    """A lower-case letter is a copy; the colour of a zeroed layer shows its model."""
     zeroed = zeroed_scales(["o_proj"])
     layout = Layout((Slice(MODEL, 0, 9), Slice(OTHER, 6, 9), Slice(MODEL, 7, 9),
                      Slice(OTHER, 8, 9, zeroed)))  # fmt: skip
@@ -164,7 +166,7 @@ def test_a_strip_of_several_models_has_their_letters() -> None:
 
 
 def test_a_strip_of_one_model_has_a_colour_for_each_role() -> None:
-    """Three roles, three styles."""
+    """Three roles have three styles."""
     found = styles(layer_maps.strip(expand(Every(4), MODEL, 8), {4}))
     found.pop(" ")
     assert len({style for both in found.values() for style in both}) == len(found) == 3
@@ -215,7 +217,7 @@ def test_no_line_of_a_strip_is_too_long(
 
 @given(layouts(), st.integers(0, 130))
 def test_a_strip_has_a_character_for_each_layer(drawn: tuple[Layout, set[int]], width: int) -> None:
-    """Each row begins with the index of its first; roles are where they belong."""
+    """Each row begins with the index of its first layer, and each role is in its place."""
     layout, identities = drawn
     lines = plain(layer_maps.strip(layout, identities, width=width))
     seen = ""
@@ -234,21 +236,21 @@ def test_a_strip_has_a_character_for_each_layer(drawn: tuple[Layout, set[int]], 
 
 
 def test_a_name_cannot_steer_a_terminal() -> None:
-    """What is not seen is replaced, and what is long is cut."""
+    """Unprintable characters are replaced, and long names are cut."""
     layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
     names = ["\x1b[31mred\u202e\n", "x" * 10**6]
     lines = plain(layer_maps.strip(layout, names=names, width=30))
     assert lines[-2:] == ["A �[31mred��", f"B {'x' * 27}…"]
 
 
-def test_names_are_one_for_each_model() -> None:
-    """A name must not stand beside another's letter."""
+def test_the_number_of_names_is_that_of_models() -> None:
+    """Too few names are an error, since a name could get another model's letter."""
     with pytest.raises(ValueError, match="1 names for 2 models"):
         layer_maps.strip(Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1))), names=["one"])
 
 
-def test_letters_go_on_after_z() -> None:
-    """As in a spreadsheet, each once."""
+def test_letters_continue_after_z() -> None:
+    """They continue as in a spreadsheet, without repetition."""
     letters = [layer_maps.letter(i) for i in range(1000)]
     assert letters[:2] == ["A", "B"]
     assert letters[24:29] == ["Y", "Z", "AA", "AB", "AC"]

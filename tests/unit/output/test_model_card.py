@@ -1,4 +1,4 @@
-"""The model card: what it says, and that what it says is valid."""
+"""The text and the front matter of model cards."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import card_lint
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id
@@ -18,11 +19,12 @@ from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.directive.growth import Every, Repeat
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.directive.scale import zeroed_scales
+from mergekit_interleave.errors import OutputError
 from mergekit_interleave.layout.layout import Edit, Layout, Slice, expand
-from mergekit_interleave.output import card_metadata, model_card
+from mergekit_interleave.output import card_data, card_files, model_card, verification_text
 
 MODEL = ModelRef(ModelPath("org/base"))
-BASE = model_card.CardSource("org/base", "org/base", None, "0" * 40, 8, 100, "mit")
+BASE = card_data.CardSource("org/base", "org/base", None, "0" * 40, 8, 100, "mit")
 WEIGHTS = {
     "exact": True,
     "differences": 0,
@@ -34,8 +36,9 @@ WEIGHTS = {
 }
 
 
-def facts(**changes: Any) -> model_card.CardData:
-    """Some facts."""
+def facts(**changes: Any) -> card_data.CardData:
+    """The data of a card, from verification outcomes and other fields."""
+    outcomes = changes.pop("verified", {"weights": WEIGHTS})
     settings: dict[str, Any] = {
         "title": "deeper",
         "layout": expand(
@@ -44,7 +47,7 @@ def facts(**changes: Any) -> model_card.CardData:
         "growth": Every(4),
         "sources": [BASE],
         "identities": {4, 9},
-        "status": model_card.EQUAL,
+        "status": card_data.EQUAL,
         "norms": False,
         "fingerprint": "0123",
         "task": Task("text-generation"),
@@ -56,23 +59,24 @@ def facts(**changes: Any) -> model_card.CardData:
         "parameters": (110, 10),
         "nbytes": 220,
         "dtypes": ["BF16"],
-        "verified": {"weights": WEIGHTS},
+        "verified": verification_text.short(outcomes),
+        "checks": verification_text.sentences(outcomes),
         **changes,
     }
-    return model_card.CardData(**settings)
+    return card_data.CardData(**settings)
 
 
-def copies(**changes: Any) -> model_card.CardData:
-    """An up-scaling."""
+def copies(**changes: Any) -> card_data.CardData:
+    """The data of an up-scaled model's card."""
     layout = expand(Repeat((2, 4)), MODEL, 8)
     growth = Repeat((2, 4))
-    settings = {"status": model_card.CHANGED, **changes}
+    settings = {"status": card_data.CHANGED, **changes}
     return facts(layout=layout, growth=growth, identities=(), **settings)
 
 
 def test_the_front_matter_is_read_by_huggingface_hub() -> None:
-    """License and language are the base's, the task is the config's."""
-    data = ModelCard(model_card.write(facts())).data.to_dict()
+    """License and language come from the base, the task from config.json."""
+    data = ModelCard(model_card.render(facts())).data.to_dict()
     assert data == {
         "base_model": ["org/base"],
         "base_model_relation": "merge",
@@ -84,65 +88,65 @@ def test_the_front_matter_is_read_by_huggingface_hub() -> None:
     }
 
 
-def test_what_the_bases_card_says_wins() -> None:
-    """Over what config.json tells."""
+def test_the_front_matter_of_the_base_takes_precedence() -> None:
+    """It replaces what config.json implies."""
     inherited = {"pipeline_tag": "feature-extraction", "library_name": "sentence-transformers"}
-    data = ModelCard(model_card.write(facts(inherited=inherited))).data.to_dict()
+    data = ModelCard(model_card.render(facts(inherited=inherited))).data.to_dict()
     assert data["pipeline_tag"] == "feature-extraction"
     assert data["library_name"] == "sentence-transformers"
 
 
 def test_without_a_hub_id_no_base_model_is_named() -> None:
-    """An invented lineage would be worse than none."""
-    text = model_card.write(facts(sources=[replace(BASE, name="base", hub_id=None)]))
+    """The card does not invent a base model."""
+    text = model_card.render(facts(sources=[replace(BASE, name="base", hub_id=None)]))
     assert "base_model" not in ModelCard(text).data.to_dict()
-    assert "`base`, 8 → 10 layers" in text
-    assert "On its maker's disk, perhaps not on the Hub: `base`." in text
+    assert "Made from `base` (8 → 10 layers" in text
+    assert "perhaps not on the Hub: `base`." in text
 
 
 def test_each_base_model_is_named_once() -> None:
-    """In the order of the layers, with the LoRAs that were merged in."""
+    """They are in the order of the layers, with the LoRAs merged into them."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(ModelRef(ModelPath("org/b")), 0, 2)))
-    sources = [BASE, model_card.CardSource("org/b+org/lora", "org/b", "org/lora"), BASE]
+    sources = [BASE, card_data.CardSource("org/b+org/lora", "org/b", "org/lora"), BASE]
     found = facts(
-        layout=layout, growth=None, sources=sources, identities=(), status=model_card.CHANGED
+        layout=layout, growth=None, sources=sources, identities=(), status=card_data.CHANGED
     )
-    data = ModelCard(model_card.write(found)).data.to_dict()
+    data = ModelCard(model_card.render(found)).data.to_dict()
     assert data["base_model"] == ["org/base", "org/b", "org/lora"]
     assert "frankenmerge" in data["tags"]
 
 
-def test_the_body_says_what_the_model_is() -> None:
-    """Depth, growth, new layers, what was verified, the recipe, what it can be merged with."""
-    text = model_card.write(facts())
+def test_the_body_describes_the_model() -> None:
+    """It has depth, growth, new layers, verification, recipe and fingerprint."""
+    text = model_card.render(facts())
     assert (
-        "[org/base](https://huggingface.co/org/base), 8 → 10 layers, 100 → 110 parameters "
-        "(+10.0%): 2 new layers, zeroed, one after every 4th of 8: block expansion."
+        "Made from [org/base](https://huggingface.co/org/base) (8 → 10 layers, 100 → 110 "
+        "parameters, +10.0%): 2 new layers, zeroed, one after every 4th of 8: block expansion."
     ) in text
-    assert "**Status: untrained, and equal to its base.**" in text
+    assert "**Status: untrained, equal to its base.**" in text
     assert "0-3 [4] 5-8 [9]" in text
     assert "| new layers | 4, 9 |" in text
-    assert "| verified | all tensors compared with those they come from, byte for byte |" in text
-    assert "`0123`: only models of the same one can be merged with this one" in text
+    assert "| verified | all tensors equal to their sources, byte for byte |" in text
+    assert "| layout fingerprint | `0123`" in text
     assert "```yaml\nslices: []\n```" in text
     assert "![layer map](layers.svg)" in text
     assert "arxiv.org/abs/2401.02415" in text
     assert "arxiv.org/abs/2403.13257" in text
 
 
-def test_its_depth_is_said_once() -> None:
-    """Of slices the sentence says it."""
+def test_the_depth_is_not_repeated() -> None:
+    """The description of slices contains it already."""
     layout = Layout((Slice(MODEL, 0, 6), Slice(MODEL, 2, 8)))
-    found = facts(layout=layout, growth=None, identities=(), status=model_card.CHANGED)
+    found = facts(layout=layout, growth=None, identities=(), status=card_data.CHANGED)
     assert (
-        "org/base), 100 → 110 parameters (+10.0%): 8 → 12 layers in 2 slices: depth up-scaling."
-    ) in model_card.write(found)
+        "org/base) (100 → 110 parameters, +10.0%): 8 → 12 layers in 2 slices: depth up-scaling."
+    ) in model_card.render(found)
 
 
 def test_copies_are_not_called_identities() -> None:
-    """An up-scaling changes the outputs, cites another paper, and needs no warning of LoRA."""
-    text = model_card.write(copies())
-    assert "**Status: untrained, and changed.**" in text
+    """The card of an up-scaled model cites another paper and omits the LoRA warning."""
+    text = model_card.render(copies())
+    assert "**Status: untrained, outputs differ from its base.**" in text
     assert "depth-up-scaling" in ModelCard(text).data.tags
     assert "arxiv.org/abs/2312.15166" in text
     assert "2401.02415" not in text
@@ -150,31 +154,31 @@ def test_copies_are_not_called_identities() -> None:
 
 
 @pytest.mark.parametrize(
-    "status", [model_card.TRAINED, model_card.TOUCHED, model_card.WRONG, model_card.UNKNOWN]
+    "status", [card_data.TRAINED, card_data.UNVERIFIED, card_data.WRONG, card_data.UNKNOWN]
 )
-def test_no_more_is_said_than_is_known(status: str) -> None:
-    """What was trained, or is wrong, is not called equal to its base."""
-    text = model_card.write(facts(status=status))
+def test_only_an_equal_model_is_called_equal(status: str) -> None:
+    """A trained, failed or unknown model is not called equal to its base."""
+    text = model_card.render(facts(status=status))
     assert f"**Status: {status}.**" in text
     assert "equal to its base" not in text
-    assert ("to the bit" in text) == (status == model_card.TRAINED)
-    assert ("DoRA" in text) == (status in (model_card.WRONG, model_card.UNKNOWN))
+    assert ("bit for bit" in text) == (status == card_data.TRAINED)
+    assert ("DoRA" in text) == (status in (card_data.WRONG, card_data.UNKNOWN))
 
 
-def test_what_was_trained_is_told_as_past() -> None:
-    """What it was made as is no longer what it is."""
-    text = model_card.write(facts(status=model_card.TRAINED))
-    assert "block expansion, and trained since." in text
-    assert "configuration that gave the weights that were trained:" in text
+def test_a_trained_model_is_described_before_training() -> None:
+    """Layers and recipe are those before training."""
+    text = model_card.render(facts(status=card_data.TRAINED))
+    assert "block expansion, then trained." in text
+    assert "the weights before training:" in text
     assert "## Train the new layers further" in text
-    assert "Brackets hold the new layers, as they were made." in text
-    assert "before it was trained" in model_card.picture(facts(status=model_card.TRAINED))
-    assert "trained" not in model_card.picture(facts())
+    assert "New layers are in brackets, before training." in text
+    assert "before training" in model_card.picture(facts(status=card_data.TRAINED))
+    assert "training" not in model_card.picture(facts())
 
 
-def test_coarse_weights_are_trained_in_float32() -> None:
-    """16 bits would round most steps away."""
-    lines = model_card.write(facts(dtypes=["BF16"])).splitlines()
+def test_half_precision_weights_are_trained_in_float32() -> None:
+    """16 bits would round most updates away."""
+    lines = model_card.render(facts(dtypes=["BF16"])).splitlines()
     assert [re.findall(r'dtype="(\w+)"', line)[0] for line in lines if "dtype=" in line] == [
         "auto",
         "float32",
@@ -182,50 +186,50 @@ def test_coarse_weights_are_trained_in_float32() -> None:
 
 
 def test_a_conversion_rounds() -> None:
-    """And then nothing is equal to the last bit."""
-    text = model_card.write(
+    """A converted model equals its base only up to rounding."""
+    text = model_card.render(
         facts(conversion="F32 → BF16", verified={"weights": WEIGHTS | {"computed": 3}})
     )
-    assert "computes what its base computes but for rounding" in text
-    assert "byte for byte (3 of them computed again)" in text
+    assert "computes what its base computes, up to rounding" in text
+    assert "byte for byte (3 of them recomputed)" in text
 
 
-def test_what_could_not_be_compared_was_not() -> None:
-    """All tensors of a model with a LoRA."""
+def test_nothing_was_comparable() -> None:
+    """No tensor of a model with a merged LoRA can be compared."""
     unread = {"not_compared": {"a LoRA was merged into it": 12}, "compared": 0}
-    assert "| verified | no tensors compared" in model_card.write(
+    assert "| verified | no tensors compared |" in model_card.render(
         facts(verified={"weights": WEIGHTS | unread})
     )
 
 
-def test_closed_norms_have_another_warning() -> None:
-    """Of them the output projections are no remedy."""
-    text = model_card.write(facts(norms=True))
+def test_zeroed_norms_have_another_warning() -> None:
+    """A LoRA of the output projections does not help."""
+    text = model_card.render(facts(norms=True))
     assert "must be trained in full" in text
     assert "DoRA" not in text
 
 
 def test_fewer_layers_are_no_expansion() -> None:
-    """Nothing is new where layers were only left out, and there is nothing to train."""
+    """A pruned model has no new layers and nothing to train."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 4, 8)))
     found = facts(
-        layout=layout, growth=None, identities=(), status=model_card.CHANGED, parameters=(90, 0)
+        layout=layout, growth=None, identities=(), status=card_data.CHANGED, parameters=(90, 0)
     )
-    text = model_card.write(found)
+    text = model_card.render(found)
     assert "pruning" in ModelCard(text).data.tags
     assert "freeze_original_layers" not in text
     assert found.name == "base_90_6Layers-Pruned"
 
 
-def test_what_is_not_known_is_left_out() -> None:
-    """Of a directory whose sources are not at hand."""
+def test_unknown_values_are_left_out() -> None:
+    """The sources of the directory are unavailable."""
     found = facts(
-        sources=[model_card.CardSource("base")], parameters=None, nbytes=None,
-        status=model_card.UNKNOWN,
+        sources=[card_data.CardSource("base")], parameters=None, nbytes=None,
+        status=card_data.UNKNOWN,
         directive=None, recipe=None, says="mergekit_config.yml", inherited={}, verified={},
         task=Task(), tools={},
     )  # fmt: skip
-    text = model_card.write(found)
+    text = model_card.render(found)
     assert "? → 10 layers" in text
     assert "None" not in text
     assert "Made with" not in text
@@ -235,19 +239,19 @@ def test_what_is_not_known_is_left_out() -> None:
     assert found.name == "base_10Layers-Interleaved"
 
 
-def test_a_license_of_its_own_has_name_and_place() -> None:
-    """`other` alone says nothing."""
+def test_a_custom_license_has_a_name_and_a_link() -> None:
+    """`other` alone does not identify it."""
     link = "https://x/(1)"
     inherited = {"license": "other", "license_name": "foo-1", "license_link": link}
-    text = model_card.write(facts(sources=[replace(BASE, license="other")], inherited=inherited))
+    text = model_card.render(facts(sources=[replace(BASE, license="other")], inherited=inherited))
     assert f"| license | [foo-1](<{link}>) |" in text
 
 
 def test_licenses_that_differ_are_listed() -> None:
-    """With each source."""
-    other = model_card.CardSource("org/b", "org/b", license="llama2")
+    """Each source is listed with its license."""
+    other = card_data.CardSource("org/b", "org/b", license="llama2")
     inherited = {"license": "other", "license_name": "x", "license_link": "https://x"}
-    text = model_card.write(facts(sources=[BASE, other], inherited=inherited))
+    text = model_card.render(facts(sources=[BASE, other], inherited=inherited))
     assert "/org/base): mit; [org/b](https://huggingface.co/org/b): llama2 |" in text
 
 
@@ -270,70 +274,96 @@ def test_licenses_that_differ_are_listed() -> None:
         ),
     ],
 )
-def test_suggested_names(found: model_card.CardData, name: str) -> None:
-    """Size, depth and placement, as published models have them."""
+def test_suggested_names(found: card_data.CardData, name: str) -> None:
+    """They have size, depth and placement, as names of published models do."""
     assert found.name == name
 
 
 @given(st.lists(st.text(max_size=120), min_size=1, max_size=5))
-def test_suggested_names_are_names(names: list[str]) -> None:
-    """That the Hub takes, whatever the sources are called."""
-    validate_repo_id(facts(sources=[model_card.CardSource(name) for name in names]).name)
+def test_suggested_names_are_valid(names: list[str]) -> None:
+    """The Hub accepts them, whatever the names of the sources are."""
+    validate_repo_id(facts(sources=[card_data.CardSource(name) for name in names]).name)
 
 
 @given(st.text(max_size=40))
 def test_cards_of_odd_names_stay_cards(name: str) -> None:
-    """A title or a source's name breaks neither front matter nor table."""
-    text = model_card.write(facts(title="x" + name, sources=[replace(BASE, name=name or "x")]))
+    """No title or source name breaks the front matter or the table."""
+    text = model_card.render(facts(title="x" + name, sources=[replace(BASE, name=name or "x")]))
     assert ModelCard(text).data.to_dict()["base_model_relation"] == "merge"
     rows = text.partition("| --- | --- |\n")[2].partition("\n\n")[0].split("\n")
     assert all(row.replace(r"\|", "").count("|") == 3 for row in rows)
 
 
-class TestSeal:
-    """Whether someone has edited a card is known from it alone."""
-
-    def test_as_it_was_written(self) -> None:
-        """Whatever the ends of its lines have become."""
-        text = model_card.write(facts())
-        assert model_card.is_sealed(text)
-        assert model_card.is_sealed(text.replace("\n", "\r\n"))
-
-    @pytest.mark.parametrize("edit", ["front", "body", "behind", "seal"])
-    def test_edited(self, edit: str) -> None:
-        """Anywhere."""
-        text = model_card.write(facts())
-        edited = {
-            "front": text.replace("license: mit", "license: gpl"),
-            "body": text.replace("# deeper", "# deepest"),
-            "behind": f"{text}\nMine.\n",
-            "seal": text.replace(" -->\n", "0 -->\n"),
-        }[edit]
-        assert edited != text
-        assert not model_card.is_sealed(edited)
-
-    def test_other_cards(self) -> None:
-        """Have none."""
-        assert not model_card.is_sealed("")
-        assert not model_card.is_sealed("# Mine\n")
+def test_a_card_shows_each_check() -> None:
+    """Each has a line; without any, the card names the command."""
+    assert "Nothing yet: run `mk-interleave verify`." in model_card.render(facts(verified={}))
+    text = model_card.render(facts())
+    assert "- Weights: all tensors (240 bytes) compared with `org/base`: byte for byte" in text
 
 
-def test_what_was_verified_is_written_anew() -> None:
-    """And no more than that."""
-    text = model_card.write(facts(verified={}))
-    again = model_card.reverified(text, {"weights": WEIGHTS})
-    assert "Nothing: " in text
-    assert "all tensors, 240 bytes, compared with `org/base`" in again
-    assert model_card.reverified("# Mine", {"weights": WEIGHTS}) == "# Mine"
+class TestGenerated:
+    """A file is as generated if interleave.json records its digest."""
+
+    def written(self, folder: Path) -> dict[str, Any]:
+        """Write card and picture, and return the content of interleave.json."""
+        texts = card_files.generate(facts())
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return {card_files.KEY: card_files.digests(texts)}
+
+    @pytest.mark.parametrize("name", card_files.FILES)
+    def test_unedited(self, name: str, tmp_path: Path) -> None:
+        """A file with other line ends is unedited."""
+        content, file = self.written(tmp_path), tmp_path / name
+        assert card_files.is_generated(file, content)
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+        assert card_files.is_generated(file, content)
+        card_files.check_replaceable(tmp_path, content, force=False)
+
+    @pytest.mark.parametrize(
+        ("name", "old", "new"),
+        [
+            ("README.md", "license: mit", "license: gpl"),
+            ("README.md", "# deeper", "# deepest"),
+            ("README.md", "## Recipe", "## Recipe\n\nMine."),
+            ("layers.svg", "original", "mine"),
+        ],
+    )
+    def test_edited(self, name: str, old: str, new: str, tmp_path: Path) -> None:
+        """Any change of front matter, text or picture needs --force."""
+        content, file = self.written(tmp_path), tmp_path / name
+        text = file.read_text(encoding="utf-8")
+        assert old in text
+        file.write_text(text.replace(old, new), encoding="utf-8")
+        assert not card_files.is_generated(file, content)
+        with pytest.raises(OutputError, match=re.escape(str(file))):
+            card_files.check_replaceable(tmp_path, content, force=False)
+        card_files.check_replaceable(tmp_path, content, force=True)
+
+    @pytest.mark.parametrize("content", [{}, {"generated": 5}, {"generated": {"README.md": []}}])
+    def test_another_card(self, content: dict[str, Any], tmp_path: Path) -> None:
+        """A card without a usable record is not ours."""
+        (tmp_path / "README.md").write_text("# Mine\n")
+        assert not card_files.is_generated(tmp_path / "README.md", content)
+        with pytest.raises(OutputError):
+            card_files.check_replaceable(tmp_path, content, force=False)
+
+    def test_a_card_by_release_0_1(self, tmp_path: Path) -> None:
+        """Its last line holds the digest of the text before it."""
+        page = tmp_path / "README.md"
+        page.write_text("# Old\n<!-- as mk-interleave wrote it: ccd2955cfc4a825d -->\n")
+        assert card_files.is_generated(page, {})
+        page.write_text("# Odd\n<!-- as mk-interleave wrote it: ccd2955cfc4a825d -->\n")
+        assert not card_files.is_generated(page, {})
 
 
-def test_the_picture_is_of_the_layers() -> None:
-    """An SVG file."""
+def test_the_picture_is_svg() -> None:
+    """It is an SVG document."""
     assert ET.fromstring(model_card.picture(facts())).tag.endswith("svg")  # noqa: S314 - our own
 
 
-def test_the_offline_check_finds_nothing(tmp_path: Path) -> None:
-    """In any of these."""
+def test_generated_cards_pass_the_lint(tmp_path: Path) -> None:
+    """Any status passes."""
     (tmp_path / "layers.svg").touch()
-    for found in (facts(), copies(), facts(status=model_card.TRAINED), facts(verified={})):
-        assert not list(card_metadata.problems(model_card.write(found), tmp_path))
+    for found in (facts(), copies(), facts(status=card_data.TRAINED), facts(verified={})):
+        assert not list(card_lint.problems(model_card.render(found), tmp_path))

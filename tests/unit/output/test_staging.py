@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mergekit_interleave.errors import OutputError
-from mergekit_interleave.output.staging import check_vacant, staged
+from mergekit_interleave.output.staging import StagedResult, check_vacant, staged
 
 
 def entries(path: Path) -> list[str]:
@@ -26,21 +26,35 @@ class BoomError(Exception):
     """Something goes wrong in the middle."""
 
 
+def fail(work: Path) -> None:
+    """Write half a model."""
+    (work / "half").write_text("x")
+    raise BoomError
+
+
+def write_config(work: Path, text: str = "{}") -> None:
+    """Write a whole model."""
+    (work / "config.json").write_text(text)
+
+
 def test_out_appears_when_all_is_written(tmp_path: Path) -> None:
     """Not before, and with nothing left beside it."""
     out = tmp_path / "out"
-    with staged(out, replace=False) as work:
+
+    def write(work: Path) -> str:
         (work / "config.json").write_text("{}")
         assert not out.exists()
+        return "done"
+
+    assert staged(out, write, replace=False) == StagedResult("done")
     assert entries(tmp_path) == ["out"]
     assert entries(out) == ["config.json"]
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
     """Not even the parents that were made for it."""
-    with pytest.raises(BoomError), staged(tmp_path / "a/b/out", replace=False) as work:
-        (work / "half").write_text("x")
-        raise BoomError
+    with pytest.raises(BoomError):
+        staged(tmp_path / "a/b/out", fail, replace=False)
     assert entries(tmp_path) == []
 
 
@@ -49,24 +63,27 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path\n"
         "from mergekit_interleave.output.staging import staged\n"
-        "with staged(Path(sys.argv[1]), replace=False) as work:\n"
+        "def write(work):\n"
         "    (work / 'litter').mkdir(); os.kill(os.getpid(), 9)\n"
+        "staged(Path(sys.argv[1]), write, replace=False)\n"
     )
     out = tmp_path / "out"
     subprocess.run([sys.executable, "-c", script, str(out)], check=False)
     assert entries(tmp_path) == [".out.mk-interleave"]
-    with staged(out, replace=False) as work:
-        assert entries(work) == []
+    assert staged(out, entries, replace=False).value == []
     assert entries(tmp_path) == ["out"]
 
 
 def test_two_runs_to_one_out(tmp_path: Path) -> None:
     """The second is refused while the first lives, and does not disturb it."""
     out = tmp_path / "out"
-    with staged(out, replace=False) as work:
-        (work / "config.json").write_text("{}")
-        with pytest.raises(OutputError, match="another run"), staged(out, replace=False):
-            pass
+
+    def write(work: Path) -> None:
+        write_config(work)
+        with pytest.raises(OutputError, match="another run"):
+            staged(out, write_config, replace=False)
+
+    staged(out, write, replace=False)
     assert entries(out) == ["config.json"]
 
 
@@ -76,8 +93,8 @@ def test_out_is_never_overwritten_without_force(tmp_path: Path) -> None:
     out.mkdir()
     with pytest.raises(OutputError, match="exists already"):
         check_vacant(out, replace=False)
-    with pytest.raises(OutputError, match="exists already"), staged(out, replace=False):
-        pass
+    with pytest.raises(OutputError, match="exists already"):
+        staged(out, write_config, replace=False)
     assert entries(tmp_path) == ["out"]
 
 
@@ -86,9 +103,12 @@ def test_force_replaces_a_model(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("old")
-    with staged(out, replace=True) as work:
-        (work / "config.json").write_text("new")
+
+    def write(work: Path) -> None:
+        write_config(work, "new")
         assert (out / "config.json").read_text() == "old"
+
+    staged(out, write, replace=True)
     assert (out / "config.json").read_text() == "new"
     assert entries(tmp_path) == ["out"]
 
@@ -98,8 +118,8 @@ def test_force_keeps_the_old_model_when_the_new_one_fails(tmp_path: Path) -> Non
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("old")
-    with pytest.raises(BoomError), staged(out, replace=True):
-        raise BoomError
+    with pytest.raises(BoomError):
+        staged(out, fail, replace=True)
     assert (out / "config.json").read_text() == "old"
     assert entries(tmp_path) == ["out"]
 
@@ -139,11 +159,8 @@ def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
     aside = tmp_path / ".out.replaced"
     aside.mkdir()
     (aside / "config.json").write_text("old")
-    with (
-        pytest.raises(OutputError, match="exists already"),
-        staged(tmp_path / "out", replace=False),
-    ):
-        pass
+    with pytest.raises(OutputError, match="exists already"):
+        staged(tmp_path / "out", write_config, replace=False)
     assert (tmp_path / "out/config.json").read_text() == "old"
     assert entries(tmp_path) == ["out"]
 
@@ -151,27 +168,23 @@ def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     """One error that names OUT."""
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OutputError, match=r"cannot be written: .*file is not a directory"),
-        staged(tmp_path / "file/out", replace=False),
-    ):
-        pass
-    with (
-        pytest.raises(OutputError, match="cannot be written"),
-        staged(Path("/proc/out"), replace=False),
-    ):
-        pass
+    with pytest.raises(OutputError, match=r"cannot be written: .*file is not a directory"):
+        staged(tmp_path / "file/out", write_config, replace=False)
+    with pytest.raises(OutputError, match="cannot be written"):
+        staged(Path("/proc/out"), write_config, replace=False)
 
 
 def test_files_get_the_modes_that_the_umask_asks_for(tmp_path: Path) -> None:
     """Safetensors alone makes them unreadable to others; when that is mended, `_settle` can."""
     import numpy as np
 
+    def write(work: Path) -> None:
+        save_file({"x": np.zeros(1)}, work / "model.safetensors")
+        assert (work / "model.safetensors").stat().st_mode & 0o777 == 0o600
+
     old = os.umask(0o022)
     try:
-        with staged(tmp_path / "out", replace=False) as work:
-            save_file({"x": np.zeros(1)}, work / "model.safetensors")
-            assert (work / "model.safetensors").stat().st_mode & 0o777 == 0o600
+        staged(tmp_path / "out", write, replace=False)
     finally:
         os.umask(old)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o777 == 0o644
@@ -192,10 +205,13 @@ def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(Path, "rename", note_rename)
-    with staged(out, replace=False) as work:
+
+    def write(work: Path) -> None:
         (work / "code").mkdir()
         (work / "code" / "model.py").write_text("x")
-        (work / "config.json").write_text("{}")
+        write_config(work)
+
+    staged(out, write, replace=False)
     staging = Path(".out.mk-interleave")
     assert set(events[:-2]) == {
         staging, staging / "code", staging / "code" / "model.py", staging / "config.json"
@@ -209,17 +225,18 @@ def test_what_appears_at_out_meanwhile(what: str, tmp_path: Path, *, replace: bo
     """Stays there, unless it is what --force may replace."""
     out = tmp_path / "out"
     may = replace and what == "empty directory"
-    with (
-        nullcontext() if may else pytest.raises(OutputError, match=r"out: (exists|is no|holds)"),
-        staged(out, replace=replace) as work,
-    ):
-        (work / "config.json").write_text("{}")
+
+    def write(work: Path) -> None:
+        write_config(work)
         if what == "file":
             out.write_text("mine")
         else:
             out.mkdir()
             if what == "directory":
                 (out / "mine").write_text("mine")
+
+    with nullcontext() if may else pytest.raises(OutputError, match=r"out: (exists|is no|holds)"):
+        staged(out, write, replace=replace)
     assert entries(tmp_path) == ["out"]
     assert out.is_dir() == (what != "file")
     if not may:
@@ -236,9 +253,8 @@ def test_a_second_interrupt_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(BoomError), staged(tmp_path / "out", replace=False) as work:
-        (work / "half").write_text("x")
-        raise BoomError
+    with pytest.raises(BoomError):
+        staged(tmp_path / "out", fail, replace=False)
     assert entries(tmp_path) == []
     assert signal.getsignal(signal.SIGINT) is handler
 

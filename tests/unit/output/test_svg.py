@@ -20,23 +20,37 @@ WHITE, DARK = "#ffffff", "#0d1117"
 
 
 def parsed(text: str) -> ET.Element:
-    """The file as a reader of XML sees it, from bytes as they are on a disk."""
-    return ET.fromstring(text.encode())  # noqa: S314 - it is our own
+    """Parse the file from its bytes."""
+    return ET.fromstring(text.encode())  # noqa: S314 - our own output
 
 
 def tags(root: ET.Element, name: str) -> list[ET.Element]:
-    """All elements of a name."""
+    """All elements with a tag."""
     return list(root.iter(NAMESPACE + name))
 
 
 def cells(root: ET.Element) -> list[ET.Element]:
-    """The group of all cells, and of the indices before them."""
+    """The groups of cells, and first that of the row indices."""
     (found,) = (group for group in tags(root, "g") if "transform" in group.keys())  # noqa: SIM118
     return list(found)
 
 
+def rectangles(groups: list[ET.Element]) -> list[tuple[float, ...]]:
+    """Left, top, width and height of each cell, whether a rectangle or part of a path."""
+    found: list[tuple[float, ...]] = []
+    for group in groups:
+        found += [
+            tuple(float(rect.get(key, "")) for key in ("x", "y", "width", "height"))
+            for rect in tags(group, "rect")
+        ]
+        for path in tags(group, "path"):
+            parts = re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z", path.get("d", ""))
+            found += [tuple(map(float, part)) for part in parts]
+    return found
+
+
 def luminance(colour: str) -> float:
-    """As the Web Content Accessibility Guidelines define it."""
+    """Relative luminance, as the Web Content Accessibility Guidelines define it."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
                         for c in channels)  # fmt: skip
@@ -44,7 +58,7 @@ def luminance(colour: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """Likewise."""
+    """Contrast ratio, as the guidelines define it."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
@@ -53,7 +67,7 @@ def contrast(one: str, other: str) -> float:
 def test_any_names_make_a_valid_file(
     drawn: tuple[Layout, set[int]], data: st.DataObject, title: str | None
 ) -> None:
-    """Of known elements only, which load nothing and run nothing."""
+    """It has only elements that load nothing and run nothing."""
     layout, identities = drawn
     names = data.draw(st.lists(st.text(), min_size=len(layout.models), max_size=len(layout.models)))
     text = svg.picture(layout, identities, names, title)
@@ -70,7 +84,7 @@ def test_any_names_make_a_valid_file(
 
 
 def test_hostile_names_are_text() -> None:
-    """What they hold is shown, as far as XML allows it."""
+    """Markup in a name is shown as text; characters that XML forbids are replaced."""
     name, title = "</text><script>&amp;\"'\x00\x1b\ud800\ufffe模", "<b>&\x07"
     layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
     root = parsed(svg.picture(layout, (), [name, "x" * 10**6], title))
@@ -82,7 +96,7 @@ def test_hostile_names_are_text() -> None:
 
 @given(layouts(slices=30))
 def test_cells_hold_the_sources_in_reading_order(drawn: tuple[Layout, set[int]]) -> None:
-    """With several models, the letter of each; a row's index stands before it."""
+    """With several models, each has its letter; a row's index precedes it."""
     layout, identities = drawn
     if len(layout) > 240:
         layout = Layout(layout.slices[:10])
@@ -94,7 +108,7 @@ def test_cells_hold_the_sources_in_reading_order(drawn: tuple[Layout, set[int]])
         for text in tags(group, "text")
     ]
     corners = {(r.get("x"), r.get("y")) for group in groups for r in tags(group, "rect")}
-    # The rows stand 31 apart, and no font moves a text by half of that.
+    # Rows are 31 apart, and no font size moves a text by half of that.
     words.sort(key=lambda place: (place[0] // 31, place[1]))
     assert ["".join(text.itertext()) for _, _, text in words] == [
         (layer_maps.letter(layout.models.index(layer.model)) if several else "") + str(layer.source)
@@ -104,8 +118,8 @@ def test_cells_hold_the_sources_in_reading_order(drawn: tuple[Layout, set[int]])
     assert [text.text for text in labels] == [str(i) for i in range(0, len(layout), 20)]
 
 
-def test_roles_are_told_without_colour() -> None:
-    """Full, hatched with a heavy outline, and empty with a dashed one."""
+def test_roles_are_visible_without_colour() -> None:
+    """Originals are solid, copies hatched with a heavy outline, zeroed layers dashed and empty."""
     drawn = cells(parsed(svg.picture(expand(Every(4), MODEL, 8), {4})))[1:]
     full, hatched, empty = (group for group in drawn if tags(group, "rect"))
     assert [len(group) for group in (full, hatched, empty)] == [8, 1, 1]
@@ -118,23 +132,12 @@ def test_roles_are_told_without_colour() -> None:
 
 @pytest.mark.parametrize("depth", [1, 20, 120, 121, 500, 501, 5_000])
 def test_nothing_is_outside_of_the_picture(depth: int) -> None:
-    """Nor is a deep model's picture too tall or too large to show."""
+    """The picture of a deep model is neither too tall nor too large."""
     text = svg.picture(expand(Repeat((0, depth)), MODEL, depth), title="x" * 1000)
     root = parsed(text)
     width, height = float(root.get("width", "")), float(root.get("height", ""))
     assert root.get("viewBox") == f"0 0 {root.get('width')} {root.get('height')}"
-    groups = cells(root)[1:]
-    places = [
-        (float(r.get("x", "")), float(r.get("y", "")), float(r.get("width", "")),
-         float(r.get("height", "")))
-        for group in groups for r in tags(group, "rect")
-    ]  # fmt: skip
-    for group in groups:
-        for path in tags(group, "path"):
-            subpaths = re.findall(
-                r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)h-[\d.]+z", path.get("d", "")
-            )
-            places += [tuple(map(float, place)) for place in subpaths]  # type: ignore[misc]
+    places = rectangles(cells(root)[1:])
     assert len(places) == 2 * depth
     assert max(x + wide for x, _, wide, _ in places) <= width
     assert max(y + tall for _, y, _, tall in places) + 32 < height < 1300
@@ -142,25 +145,25 @@ def test_nothing_is_outside_of_the_picture(depth: int) -> None:
 
 
 def test_120_layers_are_six_rows() -> None:
-    """Short enough for the head of a page."""
+    """They fit into the head of a page."""
     root = parsed(svg.picture(expand(Every(4), MODEL, 96)))
     assert len(cells(root)[0]) == 6
     assert float(root.get("height", "")) < 250
 
 
 @pytest.mark.parametrize("colour", [*svg._COLOURS, svg._GREY])  # noqa: SLF001
-def test_colours_are_seen_on_a_white_page_and_on_a_dark_one(colour: svg._Colour) -> None:
-    """Outlines 3 to 1, as the guidelines ask; text on a cell 4.5 to 1, on hatching too."""
+def test_colours_are_visible_on_a_white_page_and_on_a_dark_one(colour: svg._Colour) -> None:
+    """The contrast of outlines is 3 to 1, of text on cells and hatching 4.5 to 1."""
     assert min(contrast(colour.line, page) for page in (WHITE, DARK)) >= 3
     assert contrast(svg._BLACK, colour.mixed(0.5)) >= 4.5  # noqa: SLF001
-    if colour is svg._GREY:  # noqa: SLF001 - it is the text on the page
+    if colour is svg._GREY:  # noqa: SLF001 - the colour of text on the page
         assert min(contrast(colour.fill, page) for page in (WHITE, DARK)) >= 4.3
     else:
         assert contrast(colour.ink, colour.fill) >= 4.5
 
 
 def test_models_next_to_each_other_differ_in_colour() -> None:
-    """Eight colours before the first comes again, the letters go on."""
+    """There are eight colours before the first repeats."""
     layout = Layout(tuple(Slice(model, 0, 1) for model in models(9)))
     groups = [group for group in cells(parsed(svg.picture(layout)))[1:] if tags(group, "rect")]
     fills = [group.get("fill") for group in groups]
@@ -168,7 +171,7 @@ def test_models_next_to_each_other_differ_in_colour() -> None:
 
 
 def test_the_legend_counts_and_names() -> None:
-    """Of forty models and more, it says how many it does not name."""
+    """It names forty models, and counts the rest."""
     text = svg.picture(expand(Every(4), MODEL, 32), {4, 9})
     assert all(f">{words}<" in text for words in ("32 original", "6 copies", "2 zeroed"))
     assert ">numbers are layers of org/model<" in text
@@ -180,15 +183,13 @@ def test_the_legend_counts_and_names() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 50])
 @pytest.mark.parametrize("title", [None, "A title"])
-def test_the_legend_stands_below_the_cells(count: int, title: str | None) -> None:
-    """Each line of it has its place, names are cut where it ends, and a title stands above."""
+def test_the_legend_is_below_the_cells(count: int, title: str | None) -> None:
+    """Its lines do not overlap, long names are cut, and a title is above the cells."""
     layout = Layout(tuple(Slice(model, 0, 19) for model in models(count)))
     root = parsed(svg.picture(layout, (), [f"{i}{'n' * 500}" for i in range(count)], title))
     (drawn,) = (group for group in tags(root, "g") if "transform" in group.keys())  # noqa: SIM118
     shift = float(drawn.get("transform", "")[len("translate(0 ") : -1])
-    bottom = shift + max(
-        float(r.get("y", "")) + float(r.get("height", "")) for r in tags(drawn, "rect")
-    )
+    bottom = shift + max(y + tall for _, y, _, tall in rectangles([drawn]))
     legend = root[-1]
     swatches = [(float(r.get("y", "")), float(r.get("x", ""))) for r in tags(legend, "rect")]
     words = [text for text in tags(legend, "text") if "font-size" not in text.attrib]
@@ -203,8 +204,8 @@ def test_the_legend_stands_below_the_cells(count: int, title: str | None) -> Non
         assert 12 < float(tags(root, "text")[0].get("y", "")) < shift
 
 
-def test_the_picture_is_said_in_words() -> None:
-    """For those who do not see it."""
+def test_the_picture_has_a_description() -> None:
+    """The description is for screen readers."""
     root = parsed(svg.picture(expand(Every(4), MODEL, 32), range(4, 40, 5), ["a base"]))
     assert root.get("role") == "img"
     assert tags(root, "title")[0].text == "Layers of the new model"
@@ -223,7 +224,7 @@ def test_the_picture_is_said_in_words() -> None:
 
 @given(layouts())
 def test_the_same_layout_gives_the_same_bytes(drawn: tuple[Layout, set[int]]) -> None:
-    """In whatever order the identities are told."""
+    """The order of the identities does not matter."""
     layout, identities = drawn
     again = Layout(tuple(layout.slices))
     backwards = sorted(identities, reverse=True)

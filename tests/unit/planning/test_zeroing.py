@@ -28,8 +28,10 @@ def test_by_name_alone_the_norms_that_every_model_has_are_enough() -> None:
     family = families.family_of("gemma4_text")
     assert family is not None
     assert family.output_norms is not None
-    assert family.output_norms.also
-    constants = tuple(Constant(rule["value"], name) for name, rule in family.constants.items())
+    assert family.output_norms.optional_names
+    constants = tuple(
+        Constant(rule["value"], name) for name, rule in family.identity_constants.items()
+    )
     edit = Edit(zeroed_scales(family.output_norms.names), constants)
     zeroing.check_identity(edit, [], family)
     with pytest.raises(LayoutError, match="down_proj"):

@@ -1,0 +1,29 @@
+"""Growth lines, one file for each key in YAML.
+
+A new growth line is a file here, with its `LINE`, and a row in `registry.py`.
+"""
+
+from mergekit_interleave.directive.growth.append import Append
+from mergekit_interleave.directive.growth.base import Growth
+from mergekit_interleave.directive.growth.drop import Drop
+from mergekit_interleave.directive.growth.explicit_slices import ExplicitSlices
+from mergekit_interleave.directive.growth.interleave import Every, Spread
+from mergekit_interleave.directive.growth.part import Part
+from mergekit_interleave.directive.growth.repeat import Repeat
+from mergekit_interleave.directive.growth.stack import Stack, Step, stack_of
+from mergekit_interleave.directive.growth.windows import Windows
+
+__all__ = [
+    "Append",
+    "Drop",
+    "Every",
+    "ExplicitSlices",
+    "Growth",
+    "Part",
+    "Repeat",
+    "Spread",
+    "Stack",
+    "Step",
+    "Windows",
+    "stack_of",
+]

@@ -1,0 +1,192 @@
+"""What a growth line consists of: `Growth` is what it says, `Line` is how people write it."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
+
+from mergekit_interleave._limits import MAX_LAYERS
+from mergekit_interleave.directive.layer_range import unknown_depth
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.directive.scale import NONE
+from mergekit_interleave.errors import DirectiveError
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern, Summary
+    from mergekit_interleave.directive.growth.stack import Step
+
+Ranges: TypeAlias = "tuple[tuple[int, int], ...]"
+"""Half-open ranges of layer indices."""
+
+Depths: TypeAlias = "Callable[[ModelRef], int | None]"
+"""The number of layers of a model, None where it is not known."""
+
+Named: TypeAlias = "Callable[[object, str], ModelRef]"
+"""The model that a name or a short name stands for; the text names the key in an error."""
+
+Schema: TypeAlias = "dict[str, Any]"
+"""A part of the JSON Schema of directives."""
+
+
+class Growth(ABC):
+    """What a growth line says, as a frozen value."""
+
+    default_zero: ClassVar[str] = NONE
+    """What `zero` is where the directive does not say it."""
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether some of its layers are of the directive's own `model`."""
+        return True
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether its slices depend on the number of layers of a model."""
+        return True
+
+    @property
+    def edits_itself(self) -> bool:
+        """Whether it says itself what is done to its layers, or names their models."""
+        return False
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """The models that the line itself names, in order."""
+        return ()
+
+    @abstractmethod
+    def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
+        """The slices of the new model, each as the start and stop of a range of source layers.
+
+        Args:
+            depth: The number of layers of the source model.
+            model: The source model, to be named in errors.
+
+        Raises:
+            LayoutError: The line does not fit this depth.
+        """
+
+    def slices(
+        self, model: ModelRef | None, depth_of: Depths
+    ) -> Iterator[tuple[ModelRef, int, int, Step | None]]:
+        """The slices of the new model: source model, start, stop, and the step that edits them.
+
+        Args:
+            model: The source model; None where the line names its own.
+            depth_of: The number of layers of a model.
+
+        Raises:
+            LayoutError: The line does not fit this depth, or needs a depth that is not known.
+        """
+        if model is None:
+            raise TypeError("a growth line without a model")
+        depth = depth_of(model)
+        if depth is None:
+            raise unknown_depth(model, "the growth line depends on it")
+        for start, stop in self.ranges(depth, model):
+            yield model, start, stop, None
+
+    @abstractmethod
+    def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
+        """The growth line as YAML.
+
+        Args:
+            called: The name or short name of a model.
+        """
+
+    def sentence(self, made: Summary) -> str | None:
+        """What the line did, in words; None where the layout alone tells it."""
+        del made
+        return None
+
+    def why_unchanged(self, depth: int) -> str:
+        """The error where the line gives back the model as it is."""
+        return f"the directive changes nothing: it gives the {depth} layers back as they are"
+
+
+def _no_proposal(pattern: Pattern) -> Iterator[Growth]:
+    del pattern
+    return iter(())
+
+
+class Flag(NamedTuple):
+    """A flag of the command line that says a growth line.
+
+    Attributes:
+        name: Without the dashes.
+        metavar: What its help shows in place of the value.
+        help: What it does, in a sentence.
+        read: Reads its value, the text and what to call it in errors; None where the value is what
+            YAML has for the key, as text or as YAML in brackets.
+    """
+
+    name: str
+    metavar: str
+    help: str
+    read: Callable[[str, str], Growth] | None = None
+
+
+class Line(NamedTuple):
+    """A growth line as people write it.
+
+    Attributes:
+        key: Its key in YAML.
+        read: Reads the value that YAML has for the key. Takes the value, what to call it in errors,
+            and `Named`. Raises DirectiveError where the value means nothing.
+        schema: The JSON Schema of the value, with a `description`.
+        flags: The flags that say it.
+        definitions: What else the schema needs in `$defs`.
+        propose: The growths that slices of one model may come from. A proposal may be wrong: it is
+            expanded and compared.
+        proposes_several_models: Whether `propose` also takes slices of several models.
+    """
+
+    key: str
+    read: Callable[[object, str, Named], Growth]
+    schema: Callable[[], Schema]
+    flags: tuple[Flag, ...] = ()
+    definitions: Callable[[], Schema] = dict
+    propose: Callable[[Pattern], Iterator[Growth]] = _no_proposal
+    proposes_several_models: bool = False
+
+
+def positive(value: object, where: str) -> int:
+    """Read a whole number from 1 on.
+
+    Raises:
+        DirectiveError: It is none.
+    """
+    number = _whole(value, where)
+    if number < 1:
+        raise DirectiveError(f"{where}: must be at least 1, found {number}")
+    return number
+
+
+def _whole(value: object, where: str) -> int:
+    digits = 18  # Python takes long to convert more, and nobody means such a number
+    if isinstance(value, str) and re.fullmatch(rf"\s*[+-]?\d{{1,{digits}}}\s*", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**digits:
+        return value
+    raise DirectiveError(f"{where}: expected a whole number, found {value!r:.200}")
+
+
+def not_empty(start: int, stop: int) -> Ranges:
+    """The range, or no range where it holds no layer."""
+    return ((start, stop),) if start < stop else ()
+
+
+COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LAYERS}
+"""The schema of a number of layers."""
+
+
+def ref(name: str) -> Schema:
+    """The schema that stands under this name in `$defs`."""
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def any_of(*schemas: Schema) -> Schema:
+    """The schema of what one of several schemas accepts."""
+    return {"anyOf": list(schemas)}

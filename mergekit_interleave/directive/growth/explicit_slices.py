@@ -1,0 +1,61 @@
+"""`slices:`, `models:` or `modules:`: a mergekit config, which says each layer itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from mergekit_interleave.directive.growth.base import Growth
+from mergekit_interleave.directive.model_ref import ModelRef, parse_model
+
+KEYS = ("slices", "models", "modules")
+
+
+@dataclass(frozen=True)
+class ExplicitSlices(Growth):
+    """The `slices:`, `models:` or `modules:` of a mergekit config, as written.
+
+    `layout.mergekit_yaml` reads its slices.
+    """
+
+    document: Mapping[str, object]
+
+    @property
+    def needs_model(self) -> bool:
+        """It names its models itself."""
+        return False
+
+    @property
+    def needs_depth(self) -> bool:
+        """It says its ranges itself."""
+        return False
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """The models that the config names, in order."""
+        found: dict[object, ModelRef] = {}
+        for model in _models(self.document):
+            found.setdefault(model.identity, model)
+        return tuple(found.values())
+
+    def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
+        """Not read here."""
+        del depth, model
+        raise TypeError("`layout.mergekit_yaml` reads the slices of a mergekit config")
+
+    def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
+        """The config as written."""
+        del called
+        return dict(self.document)
+
+
+def _models(value: object) -> Iterator[ModelRef]:
+    if isinstance(value, list):
+        for entry in value:
+            yield from _models(entry)
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            if key == "model":
+                yield parse_model(entry, "model")
+            elif key != "parameters":
+                yield from _models(entry)

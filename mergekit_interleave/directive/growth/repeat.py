@@ -1,0 +1,147 @@
+"""`repeat: [8, 24]`: the layers of a range several times, the others once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import TYPE_CHECKING
+
+from mergekit_interleave.directive.growth.base import (
+    Flag,
+    Growth,
+    Line,
+    Named,
+    Schema,
+    any_of,
+    not_empty,
+    positive,
+    ref,
+)
+from mergekit_interleave.directive.growth.part import (
+    definitions,
+    is_block,
+    parse_text,
+    repeated,
+    to_text,
+)
+from mergekit_interleave.directive.growth.windows import Windows
+from mergekit_interleave.directive.layer_range import RANGE, Range, parse_range, resolve
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.errors import DirectiveError, check_keys
+
+if TYPE_CHECKING:
+    from mergekit_interleave.directive.growth.explained import Pattern, Summary
+
+KEY = "repeat"
+_TWICE = 2
+
+
+@dataclass(frozen=True)
+class Repeat(Growth):
+    """The layers of a range `times` times in all, side by side or the range as a block."""
+
+    layers: Range
+    times: int = _TWICE
+    as_block: bool = False
+
+    def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
+        """What is before the range, the range again and again, what is after it."""
+        start, stop = resolve(self.layers, depth, model)
+        after = not_empty(stop, depth)
+        if self.as_block:
+            return chain([(0, stop)], repeat((start, stop), self.times - 1), after)
+        copies = repeated(start, stop, self.times, as_block=False)
+        return chain(not_empty(0, start), copies, after)
+
+    def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
+        """The range, or text where there is more to say."""
+        del called
+        if (self.times, self.as_block) == (_TWICE, False):
+            return {KEY: list(self.layers)}
+        return {KEY: to_text(self.layers, self.times, _TWICE, as_block=self.as_block)}
+
+    def sentence(self, made: Summary) -> str:
+        """How many layers are repeated, how often and how."""
+        times = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
+        how_often = times.get(self.times, f"{self.times} times")
+        how = "as a block" if self.as_block else "side by side"
+        woven = "" if self.as_block or made.kind == "block expansion" else "interwoven "
+        return (
+            f"{made.repeated} of {made.depth} layers {how_often}, {how}{made.copies_edited}: "
+            f"{woven}{made.kind}"
+        )
+
+
+def _read(value: object, where: str, named: Named) -> Growth:
+    del named
+    times: object = _TWICE
+    form: object = "layers"
+    if isinstance(value, str):
+        model, part = parse_text(value.replace(" ", ""), where)
+        if model is not None or isinstance(part.layers, Windows):
+            raise DirectiveError(f"{where}: expected START:STOP, found {value!r:.200}")
+        layers = part.layers
+        times = part.times if "x" in value else times
+        form = "block" if part.as_block else form
+    elif isinstance(value, Mapping):
+        check_keys(value, ("layers", "times", "as"), where)
+        layers = parse_range(value.get("layers"), where)
+        times = value.get("times", times)
+        form = value.get("as", form)
+    else:
+        layers = parse_range(value, where)
+    count = positive(times, f"{where}.times")
+    if count < _TWICE:
+        raise DirectiveError(f"{where}.times: {count} adds nothing; the total is at least 2")
+    return Repeat(layers, count, is_block(form, where))
+
+
+def _propose(pattern: Pattern) -> Iterator[Growth]:
+    if pattern.added <= 0:
+        return
+    counts = Counter(layer for bounds in pattern.written for layer in range(*bounds))
+    again = sorted(layer for layer, count in counts.items() if count > 1)
+    if again:
+        layers, times = (again[0], again[-1] + 1), counts[again[0]]
+        yield Repeat(layers, times)
+        yield Repeat(layers, times, as_block=True)
+
+
+def _schema() -> Schema:
+    return {
+        "description": "Each layer of a range twice, side by side; or `times` in all, or the "
+        "range as a block.",
+        **any_of(
+            ref("range"),
+            {"type": "string", "pattern": rf"^\s*{RANGE}(x\d+)?(@(layers|block))?\s*$"},
+            {
+                "type": "object",
+                "properties": {
+                    "layers": ref("range"),
+                    "times": {**ref("times"), "minimum": _TWICE},
+                    "as": ref("as"),
+                },
+                "required": ["layers"],
+                "additionalProperties": False,
+            },
+        ),
+        "examples": [[8, 24], {"layers": [8, 24], "times": 3, "as": "block"}],
+    }
+
+
+LINE = Line(
+    KEY,
+    _read,
+    _schema,
+    flags=(
+        Flag(
+            "repeat",
+            "START:STOP",
+            "Repeat a range, layer by layer; 8:24x3@block: as a block, 3 times.",
+        ),
+    ),
+    definitions=definitions,
+    propose=_propose,
+)

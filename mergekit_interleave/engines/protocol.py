@@ -1,0 +1,158 @@
+"""What every engine offers, what it is told, and what it answers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from mergekit_interleave._units import amount
+from mergekit_interleave.engines import registry
+from mergekit_interleave.engines.copy_range import Tick
+from mergekit_interleave.errors import OutputError
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import Expansion
+
+Bar = Callable[[int], AbstractContextManager[Tick]]
+"""Takes the number of bytes to write; gives the function that is called as they are written."""
+
+
+def no_bar(_: int) -> AbstractContextManager[Tick]:
+    """Show nothing."""
+    return nullcontext(lambda _: None)
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """How to write the weights.
+
+    Attributes:
+        engine: The engine to use, or `auto`.
+        shard_size: The most bytes of one shard; None for the engine's default.
+        reflink: Share blocks with the sources where the filesystem can.
+        mergekit: mergekit's own options.
+        bar: Shows the progress of an engine.
+    """
+
+    engine: str = registry.AUTO
+    shard_size: int | None = None
+    reflink: bool = True
+    mergekit: Mapping[str, object] = field(default_factory=dict)
+    bar: Bar = no_bar
+
+    @property
+    def loads_transformers(self) -> bool:
+        """Whether an engine that may write the weights loads transformers anyway."""
+        return any("transformers" in row.packages for row in registry.rows(self.engine))
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The bytes of some files, by how they get there.
+
+    Attributes:
+        written: Bytes that take disk space of their own.
+        shared: Bytes whose blocks are shared with a source.
+        holes: Zeros that take no disk space.
+    """
+
+    written: int = 0
+    shared: int = 0
+    holes: int = 0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every byte is written."""
+        return not self.shared and not self.holes
+
+    def __str__(self) -> str:
+        specs = [f"{amount(self.written)} written"]
+        specs += [f"{amount(self.shared)} shared with the base"] if self.shared else []
+        specs += [f"{amount(self.holes)} of zeros that take no room"] if self.holes else []
+        return ", ".join(specs)
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(
+            self.written + other.written, self.shared + other.shared, self.holes + other.holes
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What it takes to write some weights.
+
+    Attributes:
+        traffic: How the bytes get there.
+        memory: About how many bytes of memory are needed.
+    """
+
+    traffic: Traffic
+    memory: int
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What was written.
+
+    Attributes:
+        engine: The engine that wrote it.
+        traffic: How its bytes got there.
+        beyond: Why mergekit could not write it, if it could not.
+        streamable: Whether the stream engine could have written what another engine wrote.
+        notes: What the user may want to know, such as why another engine was used.
+    """
+
+    engine: str
+    traffic: Traffic
+    beyond: str | None = None
+    streamable: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class NoRoomError(OutputError):
+    """The disk has too little free space."""
+
+
+def check_free(folder: Path, needed: int, words: str) -> None:
+    """Check that a filesystem has enough free space.
+
+    Args:
+        folder: A directory on it, within the directory that the user named.
+        needed: How many bytes are needed.
+        words: The same as words.
+
+    Raises:
+        NoRoomError: It has less.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise NoRoomError(f"{folder.parent}: no room: {words}, {amount(free)} are free")
+
+
+class Engine(Protocol):
+    """A module that writes weights: these functions, and a row in the registry."""
+
+    def check(self, options: WriteOptions, expansion: Expansion) -> None:
+        """Check the options before anything is fetched.
+
+        Raises:
+            DirectiveError: An option is unknown to this engine.
+            RefusedError: The directive asks for what this engine cannot do.
+        """
+
+    def unsupported(self, plan: ExpansionPlan) -> str | None:
+        """Why this engine cannot write a plan: a predicate, such as `cannot scale x`."""
+
+    def estimate(self, plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
+        """What it takes to write a plan into a directory."""
+
+    def write(self, plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
+        """Write the weights into a directory that holds the new config.json already.
+
+        Raises:
+            RefusedError: This engine cannot do it; nothing was written.
+            OutputError: Writing failed, or there is too little free space.
+        """

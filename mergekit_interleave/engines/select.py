@@ -1,0 +1,114 @@
+"""Which engine writes a plan and why, what each needs, and whether there is room for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergekit_interleave._units import amount
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.engines import mergekit, registry
+from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions, check_free
+from mergekit_interleave.errors import InterleaveError
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import Expansion
+
+_RIGHT = "which writes the right tensors of this type"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The engine that `--engine auto` takes.
+
+    Attributes:
+        engine: Its name.
+        why: Why: what follows its name and a comma.
+        estimates: What each engine needs that can write the plan, by name.
+    """
+
+    engine: str
+    why: str
+    estimates: Mapping[str, Estimate]
+
+
+def check(options: WriteOptions, expansion: Expansion) -> None:
+    """Check, before anything is fetched, that the first engine to try takes its options.
+
+    Raises:
+        DirectiveError: There is no such engine, or it has no such option.
+        RefusedError: The engine cannot do what the directive asks for.
+    """
+    registry.rows(options.engine)[0].load().check(options, expansion)
+
+
+def choose(plan: ExpansionPlan, folder: Path) -> Choice:
+    """Choose the engine for a plan.
+
+    Args:
+        plan: What is to be written.
+        folder: Where it would be written.
+    """
+    options = WriteOptions()
+    reasons = {row: row.load().unsupported(plan) for row in registry.rows(registry.AUTO)}
+    able = [row for row, reason in reasons.items() if reason is None]
+    chosen = able[0] if able else [*reasons][-1]
+    against = [
+        f"{row.title} {reason}" for row, reason in reasons.items() if reason and row != chosen
+    ]
+    same = " and ".join(f"--engine {row.name}" for row in able[1:])
+    return Choice(
+        chosen.name,
+        f"because {'; '.join(against)}" if against else f"{_RIGHT}; {same} writes the same",
+        {row.name: row.load().estimate(plan, folder, options) for row in able},
+    )
+
+
+def choose_by_config(first: Checkpoint, nbytes: int) -> Choice:
+    """Choose the engine where only config.json tells what would be written.
+
+    Args:
+        first: The model of the first layer.
+        nbytes: About how many bytes the tensors have.
+    """
+    wrong = mergekit.unsupported_type(first)
+    if wrong is not None:
+        return Choice(registry.STREAM, f"because mergekit {wrong}", {})
+    needs = Estimate(Traffic(nbytes), mergekit.memory(nbytes))
+    return Choice(registry.MERGEKIT, _RIGHT, {registry.MERGEKIT: needs})
+
+
+def is_streamable(plan: ExpansionPlan, options: WriteOptions) -> bool:
+    """Whether `--engine stream` could write the same with the same options."""
+    stream = registry.ENGINES[registry.STREAM].load()
+    try:
+        stream.check(options, plan.expansion)
+    except InterleaveError:
+        return False
+    return stream.unsupported(plan) is None
+
+
+def check_room(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> None:
+    """Check that there is room for the result of the engine that needs the least.
+
+    Args:
+        plan: What is to be written.
+        folder: Where.
+        options: How.
+
+    Raises:
+        OutputError: There is too little room for any engine that may write it.
+    """
+    files = sum(file.stat().st_size for _, file in plan.small_files)
+    needs = sorted(
+        (row.load().estimate(plan, folder, options).traffic.written + files, row.title)
+        for row in registry.rows(options.engine)
+        if row.load().unsupported(plan) is None
+    )
+    if not needs:
+        return  # the engine says why
+    (least, title), *more = needs
+    words = f"{amount(least)} are needed"
+    if more:
+        words += f" by {title}" + "".join(f", {amount(size)} by {other}" for size, other in more)
+    check_free(folder, least, words)

@@ -1,0 +1,115 @@
+"""Write README.md and layers.svg, and tell whether they are still as generated.
+
+interleave.json records the SHA-256 of each as it was generated. A file with another digest was
+edited, or is another tool's, and only `--force` replaces it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG
+from mergekit_interleave.errors import OutputError
+from mergekit_interleave.output import manifest, model_card
+from mergekit_interleave.output.card_data import CardData, card_data
+from mergekit_interleave.output.recorded_layout import RecordedLayout
+
+FILES = (model_card.FILE, model_card.PICTURE)
+
+KEY = "generated"
+"""The key of interleave.json that holds the digests, by file name."""
+
+
+def generate(data: CardData) -> dict[str, str]:
+    """The text of each file, by its name."""
+    return {model_card.FILE: model_card.render(data), model_card.PICTURE: model_card.picture(data)}
+
+
+def write_new(
+    directory: Path, title: str, content: dict[str, Any], warn: Callable[[str], object]
+) -> tuple[str | None, dict[str, Any]]:
+    """Write both files into the directory of a new model.
+
+    Args:
+        directory: Where its config.json and recipe are.
+        title: The model's name.
+        content: The content of its interleave.json.
+        warn: Called if they cannot be written, which is no reason to lose the weights.
+
+    Returns:
+        The suggested name, None if they could not be written; and the content with the digests.
+    """
+    try:
+        own = manifest.of_content(content, directory / manifest.FILE)
+        data = card_data(directory, title, content, RecordedLayout(own.directive, own).layout)
+        texts = generate(data)
+        for name, text in texts.items():
+            (directory / name).write_text(text, encoding="utf-8")
+    except Exception as error:  # noqa: BLE001 - whatever it is, the weights are worth more
+        warn(f"the model card could not be written: {error}")
+        return None, content
+    return data.name, {**content, KEY: digests(texts)}
+
+
+def digests(texts: Mapping[str, str]) -> dict[str, str]:
+    """What interleave.json records of generated files."""
+    return {name: _digest(text) for name, text in texts.items()}
+
+
+def recorded(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The digests in interleave.json, by file name."""
+    found = content.get(KEY)
+    return found if isinstance(found, dict) else {}
+
+
+def is_generated(file: Path, content: Mapping[str, Any]) -> bool:
+    """Whether a file exists and is as it was generated.
+
+    Args:
+        file: README.md or layers.svg.
+        content: The content of interleave.json.
+    """
+    if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_CONFIG:
+        return False
+    text = file.read_text(encoding="utf-8", errors="replace")
+    expected: object = recorded(content).get(file.name, _digest_of_0_1(text))
+    return _digest(text) == expected
+
+
+def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: bool) -> None:
+    """Check that the files may be generated anew.
+
+    Args:
+        directory: The model.
+        content: The content of its interleave.json; empty if it has none.
+        force: Whether to replace edited files.
+
+    Raises:
+        OutputError: One must be kept.
+    """
+    for name in FILES:
+        file = directory / name
+        if file.is_symlink():
+            hint = "copy the model"
+            raise OutputError(f"{file}: is a link, perhaps into the Hub's cache", hint=hint)
+        if file.exists() and not file.is_file():
+            raise OutputError(f"{file}: is not a regular file")
+        # Release 0.1 recorded nothing of the picture, and replaced it together with the card.
+        known = name in recorded(content) or name == model_card.FILE
+        if known and file.exists() and not force and not is_generated(file, content):
+            raise OutputError(
+                f"{file}: was edited, or another tool wrote it", hint="--force replaces it"
+            )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digest_of_0_1(text: str) -> str | None:
+    """The digest of a card by release 0.1, whose last line holds the digest of what precedes it."""
+    before, _, stated = text.rpartition("<!-- as mk-interleave wrote it: ")
+    return _digest(text) if stated.strip() == f"{_digest(before)[:16]} -->" else None

@@ -1,0 +1,69 @@
+"""axolotl: YAML for full training or for a LoRA.
+
+The rule restates its source of 2026-07-24 (utils/freeze.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from mergekit_interleave.training import lora_target
+from mergekit_interleave.training.settings import (
+    TrainerSettings,
+    check_selection,
+    dropout,
+    lora_notes,
+    model_keys,
+    yaml_text,
+)
+from mergekit_interleave.training.target import TrainingTarget
+from mergekit_interleave.training.trainers.registry import FULL, LORA
+
+
+def trained_parameters(parameters: Iterable[str], patterns: Iterable[str]) -> set[str]:
+    """The parameters that it trains by `unfrozen_parameters`.
+
+    A pattern is matched from the start of a name. Its dots match only dots, except in `.+`.
+    """
+    regexes = [re.compile(re.sub(r"\.(?!\+)", r"\\.", pattern)) for pattern in patterns]
+    return {name for name in parameters if any(regex.match(name) for regex in regexes)}
+
+
+def full(target: TrainingTarget) -> TrainerSettings:
+    """One pattern per stack of layers."""
+    patterns = [f"{stack}.{_any_of(target.new_layers)}." for stack in target.stacks]
+    check_selection(target, trained_parameters(target.parameters, patterns), "axolotl")
+    text = yaml_text({**model_keys(target, "base_model"), "unfrozen_parameters": patterns})
+    return TrainerSettings(text, FULL)
+
+
+def _any_of(layers: Sequence[int]) -> str:
+    """A regular expression that matches any of some indices."""
+    return str(layers[0]) if len(layers) == 1 else f"({'|'.join(map(str, layers))})"
+
+
+def lora(target: TrainingTarget) -> TrainerSettings:
+    """PEFT's settings under axolotl's names for them."""
+    chosen = lora_target.choose(
+        target, lora_target.by_layers(target), lora_target.by_endings(target)
+    )
+    text = yaml_text(
+        {
+            **model_keys(target, "base_model"),
+            "adapter": "lora",
+            "lora_r": _RANK,
+            "lora_alpha": 2 * _RANK,
+            "lora_target_modules": [*chosen.modules],
+            "peft_layers_to_transform": [*(chosen.layers or ())],
+            "peft_layers_pattern": [chosen.pattern] if chosen.pattern else None,
+            "lora_target_parameters": [*chosen.parameters],
+            "lora_modules_to_save": [*chosen.saved],
+            "lora_dropout": dropout(chosen),
+        }
+    )
+    return TrainerSettings(text, LORA, tuple(lora_notes(chosen)))
+
+
+_RANK = 16
+"""axolotl passes None to PEFT where no rank is set, and PEFT does not accept None."""

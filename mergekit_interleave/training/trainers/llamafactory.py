@@ -1,0 +1,166 @@
+"""LLaMA-Factory: YAML for its freeze mode or for a LoRA.
+
+The rules restate its source of 2026-08-18 (model/adapter.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.training import lora_target, peft_rules
+from mergekit_interleave.training.lora_target import LoraTarget
+from mergekit_interleave.training.settings import (
+    TrainerSettings,
+    check_selection,
+    lora_notes,
+    model_keys,
+    yaml_text,
+)
+from mergekit_interleave.training.target import TrainingTarget
+from mergekit_interleave.training.trainers.registry import FULL, LORA
+
+
+def layer_count(config: object) -> int | None:
+    """The number of layers that it reads from a model's config object."""
+    own = getattr(config, "text_config", config)
+    return next(filter(None, (getattr(own, key, None) for key in _COUNTS)), None)
+
+
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layer")
+
+
+def freeze_mode_layers(depth: int, count: int, *, llama_pro: bool) -> tuple[int, ...]:
+    """The layers that its freeze mode trains.
+
+    Args:
+        depth: The number of layers.
+        count: `freeze_trainable_layers`.
+        llama_pro: `use_llama_pro`.
+    """
+    if llama_pro:
+        if count < 1 or depth % count:
+            return ()
+        stride = depth // count
+        return tuple(range(stride - 1, depth + stride - 1, stride))
+    if count > 0:
+        return tuple(range(max(0, depth - count), depth))
+    return tuple(range(min(-count, depth)))
+
+
+def trained_parameters(
+    parameters: Iterable[str], layers: Sequence[int], modules: Collection[str] = ("",)
+) -> set[str]:
+    """The parameters that its freeze mode trains.
+
+    It searches the whole name for the index of a layer, and for the module behind the index.
+
+    Args:
+        parameters: The names of all parameters.
+        layers: See `freeze_mode_layers`.
+        modules: `freeze_trainable_modules`; an empty string stands for `all`.
+    """
+    marks = [f".{index}.{module}" for index in layers for module in modules]
+    return {name for name in parameters if any(mark in name for mark in marks)}
+
+
+def known_modules(parameters: Iterable[str]) -> set[str]:
+    """The modules that `freeze_trainable_modules` may name: those of the first two layers."""
+    parted = (re.split(r"\.0\.|\.1\.", name)[1:] for name in parameters)
+    return {parts[-1].partition(".")[0] for parts in parted if parts}
+
+
+def adapted_modules(modules: Iterable[str], targets: Collection[str]) -> set[str]:
+    """The modules that it adapts by `lora_target` in a model that takes images.
+
+    It searches the whole name for each target. In other models it passes the targets to PEFT.
+    """
+    return {name for name in modules if any(target in name for target in targets)}
+
+
+def full(target: TrainingTarget) -> TrainerSettings:
+    """The freeze mode, where its formula gives exactly the new layers."""
+    count, llama_pro = _formula(target)
+    # An expert's index looks like a layer's, where a class has one module per expert.
+    modules = target.children if target.experts else ("",)
+    unknown = {*modules} - {"", *known_modules(target.parameters)}
+    if unknown:
+        raise RefusedError(
+            "LLaMA-Factory accepts only modules of the first two layers, which have no "
+            f"{min(unknown)}"
+        )
+    selected = trained_parameters(target.parameters, target.new_layers, modules)
+    check_selection(target, selected, "LLaMA-Factory")
+    text = yaml_text(
+        {
+            **model_keys(target, "model_name_or_path"),
+            "finetuning_type": "freeze",
+            "use_llama_pro": llama_pro or None,
+            "freeze_trainable_layers": count,
+            "freeze_trainable_modules": ",".join(modules) or "all",
+        }
+    )
+    return TrainerSettings(text, FULL)
+
+
+def _formula(target: TrainingTarget) -> tuple[int, bool]:
+    """The `freeze_trainable_layers` and `use_llama_pro` that give the new layers."""
+    counted, count = layer_count(target.config), len(target.new_layers)
+    if counted != target.depth:
+        raise RefusedError(
+            f"LLaMA-Factory's freeze mode counts {counted or 'no'} layers, but the model has "
+            f"{target.depth}"
+        )
+    for number, llama_pro in ((count, True), (count, False), (-count, False)):
+        layers = freeze_mode_layers(target.depth, number, llama_pro=llama_pro)
+        if layers == target.new_layers:
+            return number, llama_pro
+    raise RefusedError(
+        f"LLaMA-Factory's freeze mode trains the last layer of each of {count} equal groups, or "
+        f"the first or last {count} layers; of these {target.depth} layers the new ones are "
+        f"{_listed(target.new_layers)}"
+    )
+
+
+def _listed(layers: Sequence[int]) -> str:
+    """A list of indices within a sentence."""
+    words = [str(index) for index in layers]
+    return ", ".join(words if len(words) <= _MANY else [*words[: _MANY - 2], "...", words[-1]])
+
+
+_MANY = 12
+
+
+def lora(target: TrainingTarget) -> TrainerSettings:
+    """A LoRA by endings of names that are right under its own rule and under PEFT's."""
+    endings = (form for form in lora_target.by_endings(target) if _is_exact_anywhere(target, form))
+    chosen = lora_target.choose(target, endings)
+    owners = _owners(chosen)
+    notes = [*lora_notes(chosen)]
+    if owners:
+        notes.append(f"{owners[0]} and similar modules are trained in full, not by a LoRA")
+    text = yaml_text(
+        {
+            **model_keys(target, "model_name_or_path"),
+            "finetuning_type": "lora",
+            "lora_target": ",".join(chosen.modules),
+            "additional_target": ",".join([*chosen.saved, *owners]) or None,
+        }
+    )
+    return TrainerSettings(text, LORA, tuple(notes))
+
+
+def _is_exact_anywhere(target: TrainingTarget, form: LoraTarget) -> bool:
+    """Whether a search in whole names finds the same modules as PEFT's endings do."""
+    saved = peft_rules.saved_modules(target.modules, _owners(form))
+    return (
+        adapted_modules(target.modules, form.modules)
+        == peft_rules.adapted_modules(target.modules, form.modules)
+        and {*target.within(saved)} == saved
+    )
+
+
+def _owners(chosen: LoraTarget) -> list[str]:
+    """The modules of adapted parameters: it passes no parameters to PEFT, so it trains these."""
+    return [*dict.fromkeys(name.rpartition(".")[0] for name in chosen.parameters)]

@@ -1,0 +1,122 @@
+"""The trainers that `train` knows, one row each.
+
+A row names its module, and the module is imported only when settings are written: the command line
+reads this list every time it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from mergekit_interleave.errors import DirectiveError, RefusedError
+
+if TYPE_CHECKING:
+    from mergekit_interleave.training.settings import TrainerSettings
+    from mergekit_interleave.training.target import TrainingTarget
+
+    Writer = Callable[[TrainingTarget], TrainerSettings]
+
+FULL, LORA = METHODS = ("full", "lora")
+
+
+class Trainer(NamedTuple):
+    """What a trainer can do.
+
+    Attributes:
+        name: Its name on the command line.
+        title: Its name in messages.
+        methods: The methods by which it can train certain layers alone, the preferred one first.
+        module: The module that writes its settings, with a function named as each method. A
+            leading dot stands for this package.
+        refusal: Why a method is missing.
+        instead: What to use when the method is missing.
+    """
+
+    name: str
+    title: str
+    methods: tuple[str, ...] = METHODS
+    module: str = ""
+    refusal: str = ""
+    instead: str | None = None
+
+    def writer(self, method: str) -> Writer:
+        """The function that writes the settings for one of its methods."""
+        return cast("Writer", getattr(import_module(self.module, __package__), method))
+
+
+_NO_SETTING = "it has no setting that trains certain layers alone, by either method"
+
+_ROWS = (
+    Trainer(
+        "transformers",
+        "transformers",
+        (FULL,),
+        ".transformers",
+        refusal="it has no LoRA of its own",
+        instead="--for peft",
+    ),
+    Trainer("trl", "TRL", METHODS, ".trl"),
+    Trainer(
+        "peft",
+        "PEFT",
+        (LORA,),
+        ".peft",
+        refusal="it trains adapters, not layers",
+        instead="--for transformers",
+    ),
+    Trainer("llamafactory", "LLaMA-Factory", METHODS, ".llamafactory"),
+    Trainer("axolotl", "axolotl", METHODS, ".axolotl"),
+    Trainer("ms-swift", "ms-swift", METHODS, ".ms_swift"),
+    Trainer(
+        "unsloth",
+        "unsloth",
+        (LORA,),
+        ".unsloth",
+        refusal="it does not support full training of certain layers alone",
+        instead="--for transformers, or --method lora",
+    ),
+    Trainer("torchtune", "torchtune", (), refusal=_NO_SETTING),
+    Trainer("litgpt", "LitGPT", (), refusal=_NO_SETTING),
+)
+
+TRAINERS = {trainer.name: trainer for trainer in _ROWS}
+"""The trainers by their names on the command line, in the order in which help lists them."""
+
+
+def find(name: str, method: str | None = None) -> Trainer:
+    """Find a trainer, and check that it can train certain layers alone.
+
+    Args:
+        name: The trainer's name on the command line.
+        method: `full`, `lora`, or None for the trainer's preferred method.
+
+    Raises:
+        DirectiveError: There is no such trainer or method.
+        RefusedError: The trainer cannot train certain layers by this method.
+    """
+    trainer = TRAINERS.get(name)
+    if trainer is None:
+        known = ", ".join(TRAINERS)
+        raise DirectiveError(f"unknown trainer {name!r}", hint=f"known trainers: {known}")
+    if method not in (None, *METHODS):
+        raise DirectiveError(f"unknown method {method!r}", hint=f"use {' or '.join(METHODS)}")
+    if not trainer.methods:
+        raise RefusedError(f"{trainer.title}: {trainer.refusal}", hint=_others())
+    if method not in (None, *trainer.methods):
+        raise RefusedError(f"{trainer.title}: {trainer.refusal}", hint=trainer.instead)
+    return trainer
+
+
+def in_words() -> str:
+    """All names as a list within a sentence."""
+    return _listed([*TRAINERS])
+
+
+def _others() -> str:
+    return f"--for {_listed([name for name, trainer in TRAINERS.items() if trainer.methods])}"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

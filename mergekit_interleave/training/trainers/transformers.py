@@ -1,0 +1,36 @@
+"""transformers: Python code that freezes a loaded model.
+
+Full training needs no rule for names: the layers are reached as modules of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from mergekit_interleave.training.settings import TrainerSettings, load_line, python_value
+from mergekit_interleave.training.target import TrainingTarget
+from mergekit_interleave.training.trainers.registry import FULL
+
+
+def full(target: TrainingTarget) -> TrainerSettings:
+    """Freeze the model, then unfreeze its new layers."""
+    layers = "".join(f"    model.{stack}[index].requires_grad_(True)\n" for stack in target.stacks)
+    text = (
+        f"from transformers import {target.task.load}\n\n"
+        f"{load_line(target)}"
+        "model.requires_grad_(False)\n"
+        f"for index in {python_value(target.new_layers)}:\n{layers}"
+    )
+    return TrainerSettings(text, FULL, tuple(_notes(target)))
+
+
+def _notes(target: TrainingTarget) -> Iterator[str]:
+    yield (
+        "mergekit_interleave.freeze_original_layers(model) does the same in one line; call it "
+        "before you create an optimizer or a Trainer"
+    )
+    if target.half_dtype:
+        yield (
+            f"the weights load as {target.half_dtype}, which rounds away most steps of a usual "
+            'learning rate: load them with dtype="float32", and give the Trainer bf16=True'
+        )

@@ -1,0 +1,48 @@
+"""unsloth: Python code that loads a model and puts a LoRA on it.
+
+It passes its LoRA settings on to PEFT, but not those for modules that are trained in full.
+"""
+
+from __future__ import annotations
+
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.training import lora_target
+from mergekit_interleave.training.settings import (
+    TrainerSettings,
+    lora_arguments,
+    lora_notes,
+    python_literal,
+)
+from mergekit_interleave.training.target import TrainingTarget
+from mergekit_interleave.training.trainers.registry import LORA
+
+
+def lora(target: TrainingTarget) -> TrainerSettings:
+    """PEFT's settings as arguments of the loader that unsloth has for the model type."""
+    by_index = target.model_type in _BY_INDEX
+    forms = (
+        lora_target.by_layers(target, pattern=False) if by_index else lora_target.by_endings(target)
+    )
+    chosen = lora_target.choose(target, forms)
+    if chosen.saved:
+        raise RefusedError(
+            f"unsloth: {chosen.saved[0]} and similar modules are zero and cannot have a LoRA, and "
+            "unsloth cannot train them in full",
+            hint="--for peft, or --for transformers",
+        )
+    loader = "FastLanguageModel" if by_index else "FastModel"
+    code = "    trust_remote_code=True,\n" if target.has_remote_code else ""
+    text = (
+        f"from unsloth import {loader}\n\n"
+        f"model, tokenizer = {loader}.from_pretrained(\n"
+        f"    {python_literal(target.directory)},\n"
+        f"    load_in_4bit=False,\n{code})\n"
+        f"model = {loader}.get_peft_model(\n    model,\n{lora_arguments(chosen)})\n"
+    )
+    note = "load_in_4bit=True needs less memory, but the frozen layers then differ from the base's"
+    return TrainerSettings(text, LORA, (note, *lora_notes(chosen)))
+
+
+_BY_INDEX = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"})
+"""The model types whose layers unsloth (2026-08-22) selects by index; in others it takes only
+names."""
