@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
@@ -24,7 +24,7 @@ from mergekit_interleave.layout.layout import Layout, Slice
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
-from mergekit_interleave.planning.resolve import Expansion, resolve
+from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 ORIGINAL = "an original, and its base is not at hand"
@@ -41,6 +41,7 @@ class ExpectedModel:
         config: Its config.json; None where that is not known.
         unread: Why a tensor cannot be compared, None where it can.
         plan: How it was made, where its sources are at hand.
+        warnings: What to beware of, one sentence each.
     """
 
     layout: Layout
@@ -48,6 +49,7 @@ class ExpectedModel:
     config: Mapping[str, Any] | None
     unread: Callable[[TensorSpec], str | None]
     plan: ExpansionPlan | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> ExpectedModel:
@@ -63,7 +65,8 @@ def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
         InterleaveError: They cannot be read, or are not what it was made of.
     """
     expansion = _expansion(claim, against, models)
-    models.fetch_small_files(models.open(expansion.base))
+    opener = models_for(expansion.directive, models)
+    fetched = opener.fetch_small_files(opener.open(expansion.base))
     plan = plan_expansion(expansion, models, None, mix=True)
     if claim.manifest is not None:
         for model, depth in zip(plan.layout.models, claim.manifest.depths, strict=True):
@@ -78,6 +81,7 @@ def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
         config=plan.config(),
         unread=plan.reason_unread,
         plan=plan,
+        warnings=(*plan.warnings, *fetched),
     )
 
 
@@ -141,11 +145,6 @@ def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> Expecte
     Raises:
         InterleaveError: It cannot be told.
     """
-    with config_errors(directory):
-        return _of_itself(claim, directory, models)
-
-
-def _of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
     own = ModelRef(ModelPath(str(directory)))
     result, layout = models.open(own), claim.layout
     if result.depth != len(layout):
@@ -208,7 +207,7 @@ def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
 def _own_config(result: Checkpoint, within: Layout) -> Mapping[str, Any] | None:
     """Its config.json with what is said of each new layer taken from its original."""
     try:
-        placement = grown_config.stated_placement(result, within)
+        grown = grown_config.grow({within.models[0]: result}, within, only_stated=True)
     except RefusedError:
         return None
-    return grown_config.deepened(result, within, placement)
+    return grown.config()

@@ -184,7 +184,15 @@ def verify(
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
     own = claimed.manifest if layout_from is None else None
     return VerifyReport(
-        out, tuple(names), weights, tuple(differences), trained, expected, own, len(wider)
+        out,
+        tuple(names),
+        weights,
+        tuple(differences),
+        trained,
+        expected,
+        own,
+        len(wider),
+        warnings=expected.warnings,
     )
 
 
