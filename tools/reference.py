@@ -1,17 +1,14 @@
-"""Write the page of every command and option, as the command line itself describes them.
-
-Usage: reference.py [FILE]
-"""
+"""Write docs/cli.md from the help of the commands, and docs/python.md from docstrings."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import python_reference
 import typer
 from rich import markup
 
@@ -108,10 +105,11 @@ def _row(*cells: str) -> str:
     return f"| {' | '.join(cell.replace('|', ESCAPED) for cell in cells)} |"
 
 
-def main(file: Path) -> None:
-    """Write the page."""
-    file.write_text(page(), encoding="utf-8")
+def main() -> None:
+    """Write both pages."""
+    PAGE.write_text(page(), encoding="utf-8")
+    python_reference.PAGE.write_text(python_reference.page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(*sys.argv[1:]) if sys.argv[1:] else PAGE)
+    main()

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import hub, layer_names, pickle_weights
@@ -28,23 +29,12 @@ from mergekit_interleave.checkpoint.safetensors_header import (
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, is_directory_or_file
 from mergekit_interleave.errors import CheckpointError, RefusedError
 
-CONFIG = "config.json"
+CONFIG = _out_files.CONFIG
 
 MAX_CONFIG = 2**26
 """The most bytes of a config.json, or of what else says something for each layer."""
 
-WEIGHT_PATTERNS = (
-    "*.safetensors",
-    "*.bin",
-    "*.pth",
-    "*.pt",
-    "*.gguf",
-    "*.h5",
-    "*.msgpack",
-    "consolidated.*",
-    "onnx/*",
-    "original/*",
-)
+WEIGHT_PATTERNS = _out_files.patterns(lambda row: row.weights)
 """Files that may hold weights. Those that the index names are read; the others are left alone."""
 
 

@@ -6,7 +6,10 @@ Cache, token and offline switch are huggingface_hub's, and so is every byte that
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -143,7 +146,8 @@ def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
         (errors.EntryNotFoundError, "no config.json there", "a model repository is needed"),
     )
     try:
-        return fetch()
+        with _bars():
+            return fetch()
     except (OSError, ValueError, errors.EntryNotFoundError) as error:
         for kind, reason, hint in reasons:
             if isinstance(error, kind):
@@ -154,3 +158,24 @@ def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
                 raise raised(f"{model}: {reason}", hint=hint) from error
         detail = " ".join(str(error).split())
         raise CheckpointError(f"{model}: the Hub said: {detail[:300]}") from error
+
+
+SHOW_BARS: ContextVar[bool] = ContextVar("SHOW_BARS", default=False)
+"""Whether downloads show progress bars: only where the caller shows progress."""
+
+
+@contextmanager
+def _bars() -> Iterator[None]:
+    """Hide the bars of huggingface_hub meanwhile, unless they are asked for."""
+    from huggingface_hub import utils  # noqa: PLC0415
+
+    if SHOW_BARS.get() or utils.are_progress_bars_disabled():
+        yield
+        return
+    with warnings.catch_warnings():  # it warns where an environment variable decides
+        warnings.simplefilter("ignore")
+        utils.disable_progress_bars()
+        try:
+            yield
+        finally:
+            utils.enable_progress_bars()

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mergekit_interleave import _out_files
 from mergekit_interleave.checkpoint.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -137,7 +138,7 @@ class Models:
             with suppress(CheckpointError):
                 fetch_files(
                     checkpoint.pinned,
-                    wanted=["README.md"],
+                    wanted=[_out_files.CARD],
                     cached_only=self.cached_only,
                     cache_dir=self.cache_dir,
                 )

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
@@ -16,9 +17,6 @@ KEY = "quantization_config"
 
 INDEXED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files in which older quantizers keep what others keep in config.json."""
-
-_ZERO_IS_ZERO = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""The dtypes in which bytes of zero are the number zero, whatever else is stored beside."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,13 @@ class Quantization:
             RefusedError: What it means is not known.
         """
         if re.search(self.zero, name):
-            if tensor.dtype in _ZERO_IS_ZERO:
+            if _dtypes.has_plain_zero(tensor.dtype):
                 return 0
             codes = (self.codes or {}).items()
             return next((code for end, code in codes if name + end in names), 0)
         if re.search(self.keep, name):
             return None
-        if tensor.dtype in _ZERO_IS_ZERO:
+        if _dtypes.has_plain_zero(tensor.dtype):
             return 0
         raise RefusedError(f"{name} is stored as {tensor.dtype}, whose zero is not known")
 

@@ -8,20 +8,28 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_LOGGERS = ("", "mergekit", "transformers", "accelerate")
+from mergekit_interleave.checkpoint.hub import SHOW_BARS
+
+_LOGGERS = ("", "accelerate", "huggingface_hub", "mergekit", "transformers")
 
 
 @contextmanager
-def restored_settings() -> Iterator[None]:
-    """Restore the log levels and progress bars of the libraries at the end."""
+def restored_settings(*, bars: bool = False) -> Iterator[None]:
+    """Restore the log levels and progress bars of the libraries at the end.
+
+    Args:
+        bars: Show the progress of downloads meanwhile.
+    """
+    shown = SHOW_BARS.set(bars)
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
-    bars = _transformers_bars()
+    enabled = _transformers_bars()
     try:
         yield
     finally:
+        SHOW_BARS.reset(shown)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
-        if bars and not _transformers_bars():
+        if enabled and not _transformers_bars():
             with warnings.catch_warnings():  # huggingface_hub warns where a variable forbids bars
                 warnings.simplefilter("ignore")
                 sys.modules["transformers.utils.logging"].enable_progress_bar()

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from mergekit_interleave import _out_files
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
@@ -40,7 +41,7 @@ from mergekit_interleave.output import manifest
 from mergekit_interleave.planning import edits, merge_stream, zeroing
 from mergekit_interleave.planning.edits import edit_of
 
-CARD = "README.md"
+CARD = _out_files.CARD
 
 
 def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:

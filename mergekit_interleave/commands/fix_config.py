@@ -127,11 +127,11 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
     known = before.get("model_type") == base.model_type
     config = grown.config(before if known else base.config, dtype=mergekit_yaml.dtype_of(keys))
     _check_weights(directory, sources, layout, grown.placement, config)
-    fetched = models.fetch_small_files(base)
+    warnings = [*expansion.warnings, *models.fetch_small_files(base)]
     tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
     missing = {
-        name: extra_files.read(name, file, base)
-        for name, file in extra_files.collect(base, without=tokenizer)
+        name: extra_files.read(name, file, base, warnings.append)
+        for name, file in extra_files.collect(base, without=tokenizer, warn=warnings.append)
         if not (directory / name).exists()
     }
     added = {
@@ -155,7 +155,7 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
         written=not before,
         changes={key: (old, new) for key, (old, new) in differences if old != new},
         added=tuple(added),
-        warnings=(*expansion.warnings, *fetched),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
 
 

@@ -36,7 +36,7 @@ class Words(TypedDict, total=False):
     Attributes:
         model: The source model: a directory or a Hub id.
         layers: Its number of layers, for a model whose config.json cannot be read.
-        zero: What the new layers zero: `auto`, `none`, `gains`, or names of tensors.
+        zero: What the new layers zero: `auto`, `none`, `norms`, or names of tensors.
         scale: What the tensors of the new layers are multiplied by: a factor, or names and factors.
         apply_to: Which layers `zero` and `scale` apply to: `copies`, `first`, `last` or `all`.
         dtype: The dtype to convert the weights to, such as `bfloat16`.

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount, count, decimal
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import meta_model
@@ -304,9 +305,6 @@ def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
     )
 
 
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
 def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
     """The same where there is only config.json: its class is asked what it would build."""
     shapes = {}
@@ -324,10 +322,10 @@ def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
         new=sum(shapes[layer.model][1][layer.source] for layer in layout.new_layers),
     )
     wanted = mergekit_yaml.dtype_of(found.directive.mergekit)
-    width = _BYTES.get(wanted or grown_config.stated_dtype(first.config) or "")
-    if width is None or first.is_quantized:
+    dtype = _dtypes.NAMED.get(wanted or grown_config.stated_dtype(first.config) or "")
+    if dtype is None or first.is_quantized:
         return dataclasses.replace(found, parameters=parameters)
-    nbytes = parameters.after * width
+    nbytes = parameters.after * dtype.bits // 8
     writing = _writing(select.choose_by_config(first, nbytes), nbytes, here)
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 

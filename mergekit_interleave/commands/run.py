@@ -32,6 +32,7 @@ from mergekit_interleave.errors import (
     OutputError,
     RefusedError,
     UnsayableError,
+    Warn,
     collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
@@ -210,11 +211,11 @@ def run(  # noqa: PLR0913 - one parameter for each option
         cache_dir=None if cache_dir is None else str(cache_dir),
         trust_remote_code=trust_remote_code,
     )
-    with restored_settings(), collected_warnings() as warnings:
+    with restored_settings(bars=progress is not None), collected_warnings() as warnings:
         expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
         warnings.extend(expansion.warnings)
         try:
-            return _run(expansion, models, Path(out), how)
+            return _run(expansion, models, Path(out), how, warnings)
         except UnsayableError as error:
             quieten(how.weights.mergekit.get("verbosity"))
             base = models.open(expansion.layout.models[0])
@@ -244,7 +245,9 @@ class _Options:
     allow_non_identity: bool
 
 
-def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -> RunReport:
+def _run(
+    expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
+) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
@@ -259,13 +262,14 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
         plan = plan_expansion(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
+        warnings.extend(plan.warnings)
         measured = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
         if how.loads_transformers:
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
-        _copy_small_files(plan, work)
+        _copy_small_files(plan, work, warnings.append)
         if measured or how.loads_transformers:
             _check_classes(plan, work)
         if measured and not plan.is_identity:
@@ -287,7 +291,6 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
-        warnings: list[str] = []
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         name, content = card_files.write_new(work, out.name, content, warnings.append)
         files = sorted({*files_below(work), manifest.FILE})
@@ -299,7 +302,7 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
             outcome=outcome,
             parameters=content.get("parameters"),
             name=name,
-            warnings=(*plan.warnings, *warnings),
+            warnings=tuple(dict.fromkeys(warnings)),
             notes=outcome.notes,
         )
 
@@ -332,8 +335,8 @@ def _check_classes(plan: ExpansionPlan, work: Path) -> None:
         structure_check.check(plan.first, plan.layout, work, plan.placement.kv_sharing_layers)
 
 
-def _copy_small_files(plan: ExpansionPlan, work: Path) -> None:
-    for name, content in plan.carried():
+def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
+    for name, content in plan.carried(warn):
         target = work / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

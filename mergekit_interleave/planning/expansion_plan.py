@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.architectures import compatibility
 from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.errors import OutputError, RefusedError, collected_warnings
+from mergekit_interleave.errors import OutputError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning import grown_config, zeroing
@@ -26,7 +27,7 @@ from mergekit_interleave.planning.grown_config import GrownConfig
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.public_names import PublicNames
 from mergekit_interleave.planning.resolve import Expansion, models_for
-from mergekit_interleave.planning.tensor_plan import DTYPES, Dtypes, TensorSpec, assemble
+from mergekit_interleave.planning.tensor_plan import Dtypes, TensorSpec, assemble
 
 TOKENIZER = "made for another tokenizer"
 """Why embeddings and head cannot be compared."""
@@ -121,15 +122,18 @@ class ExpansionPlan:
         """config.json of the result."""
         return self.grown.config(self.base.config, dtype=self.dtype, vocab_size=vocab_size)
 
-    def carried(self) -> Iterator[tuple[str, bytes]]:
+    def carried(self, warn: Warn) -> Iterator[tuple[str, bytes]]:
         """The small files of the result: their names below it, and what they hold.
+
+        Args:
+            warn: Called with each warning.
 
         Raises:
             CheckpointError: One cannot be read, or holds what its kind does not have.
         """
         for name, file in self.small_files:
             with config_errors(self.base.path, name):
-                content = extra_files.read(name, file, self.base)
+                content = extra_files.read(name, file, self.base, warn)
             if content is not None:
                 content = grown_config.moved_file(name, content, self.first, self.layout)
             if content is not None:
@@ -226,7 +230,7 @@ def plan_expansion(
             grown=grown,
             specs=specs,
             dtype=mergekit_yaml.dtype_of(keys) or _dtype_of(specs, base),
-            small_files=tuple(extra_files.collect(base, without=tokenizer)),
+            small_files=tuple(extra_files.collect(base, without=tokenizer, warn=warnings.append)),
             warnings=tuple(dict.fromkeys(warnings)),
         )
 
@@ -344,5 +348,5 @@ def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
             f"the models are stored in several dtypes: {', '.join(sorted(stored))}",
             hint="state the one to write: `dtype: bfloat16`",
         )
-    found = {name: dtype for dtype, name in DTYPES.items()}.get(stored.pop())
+    found = _dtypes.name_of(stored.pop())
     return None if found == stated else found

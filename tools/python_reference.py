@@ -1,0 +1,175 @@
+"""Write the page of the Python API from its docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import mergekit_interleave as api
+from mergekit_interleave.cli.app import COMMANDS
+from mergekit_interleave.commands.inputs import Words
+
+PAGE = Path(__file__).parent.parent / "docs" / "python.md"
+
+_HEAD = """\
+<!-- Written by tools/reference.py: `make docs`. -->
+
+# Python
+
+Every command is a function of `mergekit_interleave` with the same words as keyword arguments:
+
+```python
+import mergekit_interleave as mk
+
+print(mk.gen("interleave: every 4", model="org/name"))  # mergekit YAML
+plan = mk.plan(every=4, model="org/name")  # shown as a layer map in a notebook
+report = mk.run("interleave: every 4", "deeper", model="org/name", engine="stream")
+mk.verify("deeper", against="org/name").check()
+print(mk.train("deeper", trainer="axolotl").text)
+```
+
+The functions print nothing, never exit, and leave logging and signal handlers as they were. They
+return frozen objects; `as_dict()` gives what `--json` prints. What `mk-interleave` prints as
+`warning:` lines is in `warnings`. Every error is an `InterleaveError`; its `hint` says what to do.
+
+Importing the package imports nothing heavy. The notebook
+[examples/python-api.ipynb](../examples/python-api.ipynb) runs without a network.
+"""
+
+_DIRECTIVE = """\
+## Directives and keywords
+
+A directive is its text (`"interleave: every 4"`), a mapping as YAML would have it
+(`{"interleave": "every 4"}`), a path, an open file, or a `Directive`. Text that names an existing
+file is that file. These keywords replace what the directive says; without a directive they are all
+of it:
+"""
+
+
+def page() -> str:
+    """The whole page: functions, keywords, results, errors."""
+    names = [name.replace("-", "_") for name in COMMANDS]
+    functions = [*names, *(name for name in _public(FunctionType) if name not in names)]
+    classes = [name for name in _public(type) if not _is_error(name)]
+    parts = [
+        _HEAD.rstrip(),
+        "## Functions",
+        *(part for name in functions for part in _function(name)),
+        _DIRECTIVE.rstrip(),
+        _table(("Keyword", ""), _sections(Words)["Attributes"]),
+        "## Results",
+        *(part for name in classes for part in _class(name)),
+        "## Errors",
+        _table(
+            ("Error", "Exit code", ""),
+            [
+                (name, str(getattr(api, name).exit_code), _summary(getattr(api, name)))
+                for name in _public(type)
+                if _is_error(name)
+            ],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _public(kind: type) -> list[str]:
+    return [name for name in sorted(api.__all__) if isinstance(getattr(api, name), kind)]
+
+
+def _is_error(name: str) -> bool:
+    return issubclass(getattr(api, name), Exception)
+
+
+def _function(name: str) -> Iterator[str]:
+    """A function: its signature, what it does, its arguments, result and errors."""
+    function = getattr(api, name)
+    yield f"### {name}"
+    yield f"```python\n{name}{_signature(function)}\n```"
+    yield _text(function)
+    sections = _sections(function)
+    if "Args" in sections:
+        yield _table(("Argument", ""), sections["Args"])
+    if "Returns" in sections:
+        yield f"Returns: {sections['Returns'][0][1]}"
+    if "Raises" in sections:
+        yield _table(("Raises", ""), sections["Raises"])
+
+
+def _class(name: str) -> Iterator[str]:
+    """A class: what it is, its attributes, its properties and methods."""
+    found = getattr(api, name)
+    yield f"### {name}"
+    yield _text(found)
+    rows = list(_sections(found).get("Attributes", []))
+    members = [(key, value) for key, value in vars(found).items() if not key.startswith("_")]
+    rows += [(key, _summary(value)) for key, value in members if _is_property(value)]
+    if rows:
+        yield _table(("Attribute", ""), rows)
+    methods = [
+        (f"{key}{_call(value)}", _summary(value))
+        for key, value in members
+        if isinstance(value, FunctionType)
+    ]
+    if methods:
+        yield _table(("Method", ""), methods)
+
+
+def _is_property(value: object) -> bool:
+    return isinstance(value, property) or type(value).__name__ == "cached_property"
+
+
+def _signature(function: FunctionType) -> str:
+    """The signature with a line for each argument, if it is long."""
+    shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
+    shown = shown.replace("Unpack[Words]", "Words")
+    if len(function.__name__) + len(shown) <= _WIDTH:
+        return shown
+    inner, _, result = shown[1:].rpartition(") -> ")
+    arguments = re.split(r", (?![^\[]*\])", inner)
+    return "(\n" + "".join(f"    {argument},\n" for argument in arguments) + f") -> {result}"
+
+
+_WIDTH = 88
+
+
+def _call(function: FunctionType) -> str:
+    names = [name for name in inspect.signature(function).parameters if name != "self"]
+    return f"({', '.join(names)})"
+
+
+def _text(thing: Any) -> str:
+    """A docstring up to its first section."""
+    return re.split(r"\n\n\w+:\n", inspect.getdoc(thing) or "")[0]
+
+
+def _summary(thing: Any) -> str:
+    return " ".join(_text(thing).split("\n\n")[0].split())
+
+
+def _sections(thing: Any) -> dict[str, list[tuple[str, str]]]:
+    """The sections of a docstring: names and what is said of them."""
+    parts = re.split(r"\n\n(\w+):\n", "\n\n" + (inspect.getdoc(thing) or ""))
+    return {
+        title: list(_entries(inspect.cleandoc(text)))
+        for title, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def _entries(text: str) -> Iterator[tuple[str, str]]:
+    for entry in re.split(r"\n(?! )", text):
+        name, colon, said = entry.partition(": ")
+        named = bool(colon) and name.replace(".", "").isidentifier()
+        yield (name, " ".join(said.split())) if named else ("", " ".join(entry.split()))
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [_row(head), "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *(_row((f"`{name}`", *more)) for name, *more in rows)])
+
+
+def _row(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
