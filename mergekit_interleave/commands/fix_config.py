@@ -155,7 +155,7 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
         written=not before,
         changes={key: (old, new) for key, (old, new) in differences if old != new},
         added=tuple(added),
-        warnings=tuple(warnings),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
 
 

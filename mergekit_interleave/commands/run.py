@@ -215,7 +215,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
         warnings.extend(expansion.warnings)
         try:
-            return _run(expansion, models, Path(out), how)
+            return _run(expansion, models, Path(out), how, warnings)
         except UnsayableError as error:
             quieten(how.weights.mergekit.get("verbosity"))
             base = models.open(expansion.layout.models[0])
@@ -245,7 +245,9 @@ class _Options:
     allow_non_identity: bool
 
 
-def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -> RunReport:
+def _run(
+    expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
+) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
@@ -260,13 +262,13 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
         plan = plan_expansion(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
+        warnings.extend(plan.warnings)
         measured = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
         if how.loads_transformers:
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
-        warnings: list[str] = []
         _copy_small_files(plan, work, warnings.append)
         if measured or how.loads_transformers:
             _check_classes(plan, work)
@@ -300,7 +302,7 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
             outcome=outcome,
             parameters=content.get("parameters"),
             name=name,
-            warnings=(*plan.warnings, *warnings),
+            warnings=tuple(dict.fromkeys(warnings)),
             notes=outcome.notes,
         )
 

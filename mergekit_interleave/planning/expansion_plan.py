@@ -122,7 +122,7 @@ class ExpansionPlan:
         """config.json of the result."""
         return self.grown.config(self.base.config, dtype=self.dtype, vocab_size=vocab_size)
 
-    def carried(self, warn: Warn = lambda _: None) -> Iterator[tuple[str, bytes]]:
+    def carried(self, warn: Warn) -> Iterator[tuple[str, bytes]]:
         """The small files of the result: their names below it, and what they hold.
 
         Args:

@@ -325,8 +325,8 @@ def _shared_tail(
     has_kinds = bool(kinds) and all(isinstance(kind, str) for kind in kinds)
     if not 0 < first < source.depth or not has_kinds:
         raise CheckpointError(
-            f"{source.where}: {rule.count_key} is {count}, of {source.depth} layers whose kinds "
-            f"are {rule.types_key} {kinds!r:.200}"
+            f"{source.where}: {rule.count_key} is {count} of {source.depth} layers, and "
+            f"{rule.types_key} is {kinds!r:.200}"
         )
     lenders = {
         kind: max((i for i in range(first) if kinds[i] == kind), default=-1)

@@ -109,7 +109,7 @@ def _files(out: Path, own: manifest.Manifest, plan: ExpansionPlan | None) -> Ite
             yield Difference(f"{name}: is missing")
     if plan is None:
         return
-    for name, wanted in plan.carried():
+    for name, wanted in plan.carried(lambda _: None):  # `run` has warned
         if (out / name).is_file() and not _holds(out / name, wanted):
             yield Difference(f"{name}: differs from the base's file")
 
