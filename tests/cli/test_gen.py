@@ -391,7 +391,7 @@ BAD_INPUT = [
     (["append: 1", "append: 2"], 2, "unexpected extra argument"),
     (["append: 1", "--model", "a" * 5000], 1, "no such directory"),
     (["append: 1, tokenizer: banana"], 2, "tokenizer: expected a mapping"),
-    (["append: 1, parameters: &a {x: *a}"], 2, "its aliases written out"),
+    (["append: 1, parameters: &a {x: *a}"], 2, "aliases"),
     ([], 2, "no growth line"),
 ]
 
