@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -91,5 +90,7 @@ def check_keys(keys: Iterable[object], known: Collection[str], where: str = "") 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely stands for, if any comes close."""
+    import difflib  # noqa: PLC0415 - only a wrong key needs it
+
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
