@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,10 @@ from mergekit_interleave.checkpoint.checkpoint import (
 )
 from mergekit_interleave.checkpoint.hub import is_hub_id
 from mergekit_interleave.checkpoint.safetensors_header import to_json
-from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.errors import CheckpointError, Warn
 
 TOKENIZER_FILES = _out_files.patterns(lambda row: row.tokenizer)
 
-Warn = Callable[[str], object]
-"""Takes a warning: one sentence about what to beware of."""
 
 _MAX_SIZE = 256 * 2**20
 

@@ -74,7 +74,7 @@ class Pair:
                 way = self._by_hand
                 continue
             if not moved:
-                raise OSError(errno.EIO, "it became shorter while it was read")
+                raise OSError(errno.EIO, "it was cut short while it was read")
             done += moved
             self.tick(moved)
 

@@ -11,7 +11,7 @@ import pytest
 from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
-from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.errors import CheckpointError, Warn
 
 
 def opened(path: Path) -> Checkpoint:
@@ -19,7 +19,7 @@ def opened(path: Path) -> Checkpoint:
     return open_checkpoint(ModelRef(ModelPath(str(path))))
 
 
-def carried(path: Path, warn: extra_files.Warn = print) -> dict[str, bytes]:
+def carried(path: Path, warn: Warn = print) -> dict[str, bytes]:
     """What a copy of the model would carry."""
     base = opened(path)
     files = extra_files.collect(base, warn=warn)
