@@ -76,7 +76,7 @@ class PublicNames:
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
     path, _, revision = base_model.partition("@")
     if "/" not in path or not is_hub_id(path):
-        raise DirectiveError(f"--base-model: {base_model!r} is not a Hub id of the form org/name")
+        raise DirectiveError(f"--base-model: {base_model!r} is no Hub id of the form org/name")
     if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
         raise DirectiveError(
             "--base-model: there are several source models",
