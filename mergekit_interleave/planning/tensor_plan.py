@@ -1,7 +1,7 @@
-"""Which tensor of which source becomes which tensor of the new model: a layout, made concrete.
+"""List every tensor of the new model with the source tensor that it is made of.
 
-The engine is held to this list before it writes, and its output after it has written. As in
-mergekit, what comes before the layers is the first slice's, what comes after them the last one's.
+The engine is checked against this list before it writes, and its output afterwards. As in mergekit,
+tensors before the layers come from the first slice's model, those after them from the last one's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What a directory says that it is, and what it must therefore hold.
+"""Derive what a model must contain from its recorded layout.
 
-It says so in interleave.json, or, where plain `mergekit-yaml` wrote it, in mergekit_config.yml. Its
-sources may be at hand; without them it is held to itself: a new layer is then made of the original
-that stands beside it.
+The layout is in interleave.json, or in mergekit_config.yml where plain `mergekit-yaml` wrote the
+model. Without its sources a model is compared with itself: each new layer with its original there.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ROUNDED = "computed from numbers that are not stored"
 
 @dataclass(frozen=True)
 class ExpectedModel:
-    """What a directory must hold.
+    """What a model directory must contain.
 
     Attributes:
         layout: The layers.
@@ -53,16 +52,16 @@ class ExpectedModel:
 
 
 def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> ExpectedModel:
-    """What a directory must hold, from its sources.
+    """Derive what a directory must contain from its sources.
 
     Args:
-        claim: What it says that it is.
+        claim: Its recorded layout.
         against: Its sources, in the order of their first layers; then the model of its config,
             where that is none of them.
         models: Where they are opened.
 
     Raises:
-        InterleaveError: They cannot be read, or are not what it was made of.
+        InterleaveError: They cannot be read, or it was made of others.
     """
     expansion = _expansion(claim, against, models)
     opener = models_for(expansion.directive, models)
@@ -102,7 +101,7 @@ def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
 
 
 def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> Expansion:
-    """The claim, made of these models."""
+    """The recorded layout, with these models as its sources."""
     directive = claim.directive
     if not isinstance(directive.growth, ExplicitSlices):
         wanted = _made_of(directive, against)
@@ -135,15 +134,15 @@ def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
 
 
 def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
-    """What a directory must hold, from its own originals.
+    """Derive what a directory must contain from its own originals.
 
     Args:
-        claim: What it says that it is.
+        claim: Its recorded layout.
         directory: Where it is.
         models: Where it is opened.
 
     Raises:
-        InterleaveError: It cannot be told.
+        InterleaveError: It cannot be derived.
     """
     own = ModelRef(ModelPath(str(directory)))
     result, layout = models.open(own), claim.layout
