@@ -1,7 +1,7 @@
-"""How long the engines take, side by side, and what they cost: prints ratios from one run.
+"""Measure time, CPU and memory of the engines, side by side; prints ratios of one run.
 
-Builds its own models (random weights, no torch), times whole processes in turn, and takes medians.
-Root may mount an XFS image to see shared blocks; others are told that this was left out.
+It builds its own models (random weights, no torch), times processes in turn, and takes medians.
+Shared blocks are measured on an XFS image, which only root may mount.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import models
 DIRECTIVE = "interleave: every 4"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
-# The command itself, in a process that does not wait for the disk or writes so many files at once.
+# The command; it may skip fsync, and write another number of files at once.
 SCRIPT = """
 import os, sys
 from mergekit_interleave.engines import stream
@@ -39,13 +39,13 @@ main()
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took.
+    """The cost of one process.
 
     Attributes:
         wall: Seconds from start to end.
-        cpu: Seconds of both processors, user and system.
+        cpu: Seconds of CPU time, user and system.
         peak: Bytes of memory.
-        disk: Bytes of disk that what it wrote takes.
+        disk: Bytes of disk space that its files take.
     """
 
     wall: float
@@ -59,9 +59,9 @@ class Contender:
     """Something to time.
 
     Attributes:
-        name: What the table calls it.
-        command: Its words; {base} and {out} stand for directories.
-        synced: Whether `sync -f` of what it wrote belongs to it.
+        name: Its name in the table.
+        command: Its words; {base} and {out} are replaced by directories.
+        synced: Whether `sync -f` of its files is timed as well.
     """
 
     name: str
@@ -70,13 +70,13 @@ class Contender:
 
 
 def own(*flags: str, synced: bool, at_once: int = 0, engine: str = "stream") -> tuple[str, ...]:
-    """This project's command."""
+    """The command of this project."""
     words = ["run", DIRECTIVE, "{out}", "--model", "{base}", "--engine", engine, *flags]
     return (sys.executable, "-c", SCRIPT, "yes" if synced else "no", str(at_once), *words)
 
 
 def beside(name: str) -> str:
-    """A command of the environment that this runs in."""
+    """A command of the current environment."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -93,12 +93,12 @@ ALL = (STREAM, MERGEKIT, COPY, STREAM_SYNCED, COPY_SYNCED, PLAIN)
 
 
 def measure(contender: Contender, places: dict[str, str], *, shares: bool = False) -> Cost:
-    """Run it once, into a place that is empty before and after.
+    """Run a contender once, into a directory that does not exist before and after.
 
     Args:
         contender: What to run.
-        places: Where.
-        shares: Count new disk by what is free on it, since files may share theirs.
+        places: The directories.
+        shares: Measure disk space by the free space, since files may share blocks.
     """
     out = Path(places["out"])
     shutil.rmtree(out, ignore_errors=True)
@@ -122,7 +122,7 @@ def measure(contender: Contender, places: dict[str, str], *, shares: bool = Fals
 
 
 def _free(folder: Path) -> int:
-    """What is free, once the filesystem has come to rest: XFS frees in the background."""
+    """The free space, once it no longer changes: XFS frees space in the background."""
     before = -1
     while True:
         os.sync()
@@ -142,7 +142,7 @@ def _allocated(folder: Path) -> int:
 def in_turn(
     contenders: Sequence[Contender], places: dict[str, str], runs: int, *, shares: bool = False
 ) -> dict[Contender, Cost]:
-    """The medians of some runs of each, all in turn; a first round is not counted."""
+    """Run all contenders in turn, several times; returns medians without the first round."""
     costs: dict[int, list[Cost]] = {i: [] for i in range(len(contenders))}
     for turn in range(runs + 1):
         for i, contender in enumerate(contenders):
@@ -166,7 +166,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 
 def table(costs: dict[Contender, Cost]) -> str:
-    """The figures of some contenders."""
+    """A table of the costs."""
     lines = ["| | wall | CPU | peak memory | disk |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {contender.name} | {cost.wall:.2f} s | {cost.cpu:.2f} s | "
@@ -182,7 +182,7 @@ def size_of(path: Path) -> int:
 
 
 def compare(size: models.Size, folder: Path, runs: int) -> str:
-    """The engines against each other and against a copy, at one size."""
+    """Compare the engines with each other and with a copy, at one size."""
     print(f"{size.name}:", file=sys.stderr)
     base = models.build(size, folder / size.name)
     places = _places(base, folder)
@@ -219,7 +219,7 @@ def _places(base: Path, folder: Path) -> dict[str, str]:
 
 
 def _grown(places: dict[str, str]) -> int:
-    """The bytes of the weights that come out."""
+    """The bytes of the weights of the result."""
     out = Path(places["out"])
     command = [word.format_map(places) for word in STREAM.command]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -229,7 +229,7 @@ def _grown(places: dict[str, str]) -> int:
 
 
 def at_once(size: models.Size, folder: Path, runs: int) -> str:
-    """Whether it helps to write several files at the same time."""
+    """Measure whether writing several files at once helps."""
     print("files at once:", file=sys.stderr)
     places = _places(models.build(size, folder / size.name), folder)
     contenders = [
@@ -244,7 +244,7 @@ def at_once(size: models.Size, folder: Path, runs: int) -> str:
 
 
 def proof(size: models.Size, folder: Path, runs: int) -> str:
-    """How long `verify` takes, beside reading both models and doing nothing with them."""
+    """Compare the time of `verify` with the time to read both models."""
     print("verify:", file=sys.stderr)
     places = _places(models.build(size, folder / size.name), folder)
     places["made"] = str(folder / "made")
@@ -274,7 +274,7 @@ def proof(size: models.Size, folder: Path, runs: int) -> str:
 
 @contextmanager
 def xfs(folder: Path, size: int) -> Iterator[Path | None]:
-    """A new XFS in a file, or None where that cannot be mounted."""
+    """Mount a new XFS image; None if it cannot be mounted."""
     image, mount = folder / "xfs.img", folder / "xfs"
     mount.mkdir(exist_ok=True)
     with image.open("wb") as file:

@@ -1,4 +1,4 @@
-"""Llamas of any size with random bytes for weights, written without torch."""
+"""Write Llamas of any size with random weights, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BYTES = 2  # bfloat16
 
 @dataclass(frozen=True)
 class Size:
-    """What a Llama measures."""
+    """The dimensions of a Llama."""
 
     name: str
     layers: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,8 @@ def replace_file(file: Path, text: str) -> None:
 
 def _replace(file: Path, text: str) -> None:
     # A name that nobody can guess: at a name that can be guessed, a link may wait.
+    import tempfile  # noqa: PLC0415 - `gen` writes no file
+
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     work = Path(name)
     try:

@@ -9,7 +9,6 @@ which Python never interrupts.
 from __future__ import annotations
 
 import _thread
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +105,8 @@ def scratch_directory(prefix: str = "mk-interleave-") -> Iterator[Path]:
     Yields:
         The directory, which is empty.
     """
+    import tempfile  # noqa: PLC0415 - `gen` writes no file
+
     made: list[tempfile.TemporaryDirectory[str]] = []
 
     def make() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+Warn: TypeAlias = Callable[[str], object]
+"""Takes a warning: one sentence about what to beware of."""
 
 
 class InterleaveError(Exception):
@@ -12,6 +16,9 @@ class InterleaveError(Exception):
     Args:
         message: What is wrong, naming the key, tensor or path.
         hint: What to do about it, where there is a remedy.
+
+    Attributes:
+        warnings: What was noticed before the error, one sentence each.
     """
 
     exit_code = 1
@@ -19,6 +26,7 @@ class InterleaveError(Exception):
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        self.warnings: tuple[str, ...] = ()
 
 
 class DirectiveError(InterleaveError):
@@ -44,14 +52,25 @@ class RefusedError(InterleaveError):
 
 
 class UnsayableError(RefusedError):
-    """No config.json can say a layout, though one can say others of the same model."""
+    """config.json cannot represent a layout, though it can represent others of the same model."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(f"no config.json can say this layout: {reason}")
+        super().__init__(f"config.json cannot represent this layout: {reason}")
 
 
 class OutputError(InterleaveError):
     """The place to write to cannot be written."""
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collect warnings in a list. An error that is raised meanwhile keeps those found before it."""
+    found: list[str] = []
+    try:
+        yield found
+    except InterleaveError as error:
+        error.warnings = tuple(dict.fromkeys((*found, *error.warnings)))
+        raise
 
 
 def check_keys(keys: Iterable[object], known: Collection[str], where: str = "") -> None:
@@ -71,5 +90,7 @@ def check_keys(keys: Iterable[object], known: Collection[str], where: str = "") 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` most likely stands for, if any comes close."""
+    import difflib  # noqa: PLC0415 - only a wrong key needs it
+
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None

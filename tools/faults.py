@@ -1,7 +1,7 @@
 """Kills, full disks and failing calls: whatever happens to a run, OUT is whole or absent.
 
 `test_faults.py` does a little of it; `make faults` does all of it, with what the machine allows: a
-small filesystem where it may mount one, failing system calls where there is strace.
+small filesystem if it may mount one, failing system calls if strace is installed.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ SYSCALLS = {
     "write": "ENOSPC", "pwrite64": "ENOSPC", "copy_file_range": "EIO", "ftruncate": "ENOSPC",
     "fsync": "EIO", "rename": "EACCES", "mkdir": "ENOSPC", "chmod": "EPERM",
 }  # fmt: skip
-"""Calls that write, and how a disk lets them fail."""
+"""System calls that write, and the error with which each fails."""
 
 IMPORTED = (
     "mergekit.merge", "mergekit.multigpu_executor", "mergekit_interleave.commands.run",
     "mergekit_interleave.verification.report", "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
 )  # fmt: skip
-"""What a run imports, which takes longer than the run."""
+"""Modules that a run imports; importing takes longer than the run."""
 
 
 def base(folder: Path) -> Path:
-    """A model large enough that writing it takes a while: 15 MB in several shards."""
+    """Make a model that takes a while to write: 15 MB in several shards."""
     return make_llama(
         folder / "base",
         hidden_size=256,
@@ -69,7 +69,7 @@ class Runner:
     process: subprocess.Popen[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start it."""
+        """Start the process."""
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve"],
             stdin=subprocess.PIPE,
@@ -79,7 +79,7 @@ class Runner:
         )
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
@@ -103,7 +103,7 @@ class Runner:
         return os.waitstatus_to_exitcode(status), said
 
     def run(self, *words: object, **how: Any) -> tuple[int, str]:
-        """Start it and wait."""
+        """Start a run and wait for it."""
         self.start(*words, **how)
         return self.end()
 
@@ -131,7 +131,7 @@ def _serve() -> None:
 
 
 def _child(order: dict[str, Any], said: Any) -> None:
-    """Run a command line as the process that it is to be.
+    """Run a command line in this process.
 
     Its order may hold `powerless` (permissions bind root, too), `environment`, `most_bytes` of one
     file, and `fault`, the name of a function of this module that is called first.
@@ -160,7 +160,7 @@ def _child(order: dict[str, Any], said: Any) -> None:
 
 
 def _give_up_capabilities() -> None:
-    """Be root in name alone, whom a permission stops as it stops anybody.
+    """Drop root's capabilities, so that permissions apply to it as to anyone.
 
     Another user might not reach this Python's own files, which root's home may hold. Any process
     may do this; see capset(2).
@@ -171,7 +171,7 @@ def _give_up_capabilities() -> None:
 
 
 def no_room_later(_: dict[str, Any]) -> None:
-    """The disk fills up after free space was looked at."""
+    """The disk fills up after free space was checked."""
     from mergekit_interleave.engines import mergekit, select
 
     select.check_free = mergekit.check_free = lambda *_: None
@@ -219,12 +219,12 @@ def verified(out: Path, source: Path) -> bool:
 
 
 def whole_or_absent(out: Path, source: Path) -> bool:
-    """Whether nothing half made stands at OUT."""
+    """Whether OUT is a whole model or absent."""
     return verified(out, source) if os.path.lexists(out) else True
 
 
 def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> Counter[str]:
-    """Kill runs at moments spread over one, half of them over a model that is to be replaced.
+    """Kill runs at moments spread over a run, half of them replacing a model.
 
     After each, OUT must be absent or whole, and the next run must succeed and leave nothing beside.
 
@@ -271,12 +271,12 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
 
 
 def litter(out: Path) -> list[str]:
-    """What stands beside OUT."""
+    """The files beside OUT."""
     return sorted(entry.name for entry in out.parent.iterdir() if entry != out)
 
 
 def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[str]:
-    """Let single system calls of whole runs fail.
+    """Make single system calls of runs fail.
 
     Args:
         engine: Whose.
@@ -323,7 +323,7 @@ def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[s
 
 @contextmanager
 def small_filesystem(folder: Path, megabytes: int) -> Iterator[Path | None]:
-    """A filesystem that is soon full; None where none may be mounted."""
+    """Mount a small filesystem; None where none may be mounted."""
     folder.mkdir()
     size = f"size={megabytes}m"
     mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
@@ -337,7 +337,7 @@ def small_filesystem(folder: Path, megabytes: int) -> Iterator[Path | None]:
 
 
 def main() -> int:
-    """Do all of it; 1 where anything is not as it must be."""
+    """Run all checks; returns 1 if any fails."""
     bad = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch, closing(Runner()) as runner:
         folder = Path(scratch)

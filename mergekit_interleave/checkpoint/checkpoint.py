@@ -14,9 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint import hub, pickle_weights
+from mergekit_interleave.checkpoint import hub, layer_names, pickle_weights
 from mergekit_interleave.checkpoint.safetensors_header import (
     INDEX,
     WEIGHTS,
@@ -28,45 +29,33 @@ from mergekit_interleave.checkpoint.safetensors_header import (
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, is_directory_or_file
 from mergekit_interleave.errors import CheckpointError, RefusedError
 
-CONFIG = "config.json"
+CONFIG = _out_files.CONFIG
 
 MAX_CONFIG = 2**26
 """The most bytes of a config.json, or of what else says something for each layer."""
 
-WEIGHT_PATTERNS = (
-    "*.safetensors",
-    "*.bin",
-    "*.pth",
-    "*.pt",
-    "*.gguf",
-    "*.h5",
-    "*.msgpack",
-    "consolidated.*",
-    "onnx/*",
-    "original/*",
-)
+WEIGHT_PATTERNS = _out_files.patterns(lambda row: row.weights)
 """Files that may hold weights. Those that the index names are read; the others are left alone."""
 
 
 @contextmanager
 def config_errors(path: Path, name: str = CONFIG) -> Iterator[None]:
-    """While a config.json is interpreted: whatever it holds that is not as its type has it.
+    """Report a malformed config.json as CheckpointError.
 
-    Its keys are many, each with a kind of its own, and any of them may hold anything.
+    Wrap only calls that parse somebody's file: an error in this project's own code that is raised
+    within would be blamed on the file.
 
     Args:
-        path: The directory that holds it.
-        name: Another file of the kind.
+        path: The directory that holds the file.
+        name: The name of another file.
 
     Raises:
-        CheckpointError: It held such a thing.
+        CheckpointError: The file holds a value of another kind than its type has.
     """
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
-        raise CheckpointError(
-            f"{path / name}: holds what no model of its type has ({type(e).__name__}: {e!s:.200})"
-        ) from e
+        raise CheckpointError(f"{path / name}: malformed ({type(e).__name__}: {e!s:.200})") from e
 
 
 @dataclass(frozen=True)
@@ -160,7 +149,8 @@ class Checkpoint:
         Raises:
             CheckpointError: config.json states none.
         """
-        depth = families.depth_of(self.layer_config, self.family)
+        with config_errors(self.path):
+            depth = families.depth_of(self.layer_config, self.family)
         if depth is None and self.has_weights and self.family is not None:
             # Its class has a default, which the stored layers then agree with.
             depth = len({self.layer_of(name) for name in self.tensors} - {None}) or None
@@ -199,10 +189,7 @@ class Checkpoint:
         family = self.family
         if family is None:
             # Where nothing is known of the type, the first number in a name is the layer's.
-            indices: dict[str, set[int]] = {}
-            for match in (re.match(r"([^\d]+?)\.(\d+)\.", name) for name in self.tensors):
-                if match:
-                    indices.setdefault(match[1], set()).add(int(match[2]))
+            indices = layer_names.by_stack(self.tensors)
             depth = families.depth_of(self.layer_config)
             whole = [stack for stack, found in indices.items() if len(found) == depth]
             return dict.fromkeys(whole if len(whole) == 1 else indices, 0)
@@ -238,30 +225,19 @@ class Checkpoint:
 
     def layer_of(self, name: str) -> int | None:
         """The index of the layer that a tensor belongs to, None where it belongs to none."""
-        found = self._place(name)
-        return None if found is None else found[1] + self._stacks[found[0]]
+        found = layer_names.parse(name, self._stacks)
+        return None if found is None else found.index + self._stacks[found.stack]
 
     def renamed(self, name: str, index: int) -> str:
         """The name of a layer's tensor in the layer of another index."""
-        found = self._place(name)
+        found = layer_names.parse(name, self._stacks)
         if found is None:
             raise ValueError(f"{name} belongs to no layer")
-        stack, old = found
-        rest = name[len(f"{stack}.{old}") :]
-        return f"{stack}.{index - self._stacks[stack]}{rest}"
-
-    def _place(self, name: str) -> tuple[str, int] | None:
-        found = self._pattern.match(name)
-        return (found[1], int(found[2])) if found else None
+        return found.at(index - self._stacks[found.stack])
 
     def names_a_layer(self, text: str) -> bool:
-        """Whether some words name a layer, or a tensor of one."""
-        return self._pattern.search(text) is not None
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        stacks = "|".join(map(re.escape, self._stacks))
-        return re.compile(rf"(?<![\w.])({stacks})\.(\d+)(?:\.|$)")
+        """Whether a text names a layer, or a tensor of one."""
+        return layer_names.mentions_layer(text, self._stacks)
 
     @cached_property
     def _layers(self) -> Mapping[int | None, list[str]]:

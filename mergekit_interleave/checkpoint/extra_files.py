@@ -1,75 +1,47 @@
-"""The small files of a base that every copy of it carries: tokenizer, license, custom code, ...
+"""The files of a base that are copied to OUT: tokenizer, license, custom code, and others.
 
-They are copied as they are, but for the names of directories of this machine, which some tools
-leave in them.
+They are copied as they are, but without the names of local directories that some tools leave in
+them. Which files are copied stands in `_out_files`.
 """
 
 from __future__ import annotations
 
-import fnmatch
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _out_files
 from mergekit_interleave._files import SUFFIXES
+from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import (
-    CONFIG,
-    WEIGHT_PATTERNS,
     Checkpoint,
     is_checkpoint,
 )
 from mergekit_interleave.checkpoint.hub import is_hub_id
 from mergekit_interleave.checkpoint.safetensors_header import to_json
-from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.errors import CheckpointError, Warn
 
-log = logging.getLogger(__name__)
+TOKENIZER_FILES = _out_files.patterns(lambda row: row.tokenizer)
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-
-# Names without a star are those of the top directory alone.
-_LEFT = (
-    *WEIGHT_PATTERNS,
-    "*.safetensors.index.json",
-    "*.bin.index.json",
-    CONFIG,
-    "README.md",
-    "layers.svg",
-    "params.json",
-    "trainer_state.json",
-    "interleave.json",
-    "interleave.yml",
-    "mergekit_config.yml",
-    ".git",
-    ".git/*",
-    ".cache/*",
-)
 
 _MAX_SIZE = 256 * 2**20
 
 NAME_KEYS = ("name_or_path", "_name_or_path")
-"""Keys under which older tools wrote what a config or tokenizer was loaded from."""
+"""Keys under which tools store the name or directory that a config or tokenizer came from."""
 
 
-def collect(base: Checkpoint, *, without: Sequence[str] = ()) -> Iterator[tuple[str, Path]]:
-    """The files of a base to carry along.
+def collect(
+    base: Checkpoint, *, without: Sequence[str] = (), warn: Warn
+) -> Iterator[tuple[str, Path]]:
+    """Find the files of a base that are copied.
 
     Args:
         base: The checkpoint.
-        without: Names to leave.
+        without: Names of files to leave out.
+        warn: Called with each warning.
 
     Yields:
         The path below the base with forward slashes, and the file.
@@ -83,23 +55,30 @@ def collect(base: Checkpoint, *, without: Sequence[str] = ()) -> Iterator[tuple[
         folders[:] = sorted(
             name
             for name in folders
-            if not _is_left((below / name / "x").as_posix()) and not _is_apart(Path(folder, name))
+            if _out_files.is_copied((below / name / "x").as_posix())
+            and not _is_apart(Path(folder, name))
         )
         for name in sorted(files):
             file, relative = Path(folder, name), (below / name).as_posix()
-            if relative in without or _is_left(relative) or not file.is_file():
+            if relative in without or not _out_files.is_copied(relative) or not file.is_file():
                 continue
             if file.stat().st_size > _MAX_SIZE:
-                log.warning("%s is not copied: it is larger than any file a model needs", relative)
+                warn(f"{relative} is not copied: it is too large (limit {amount(_MAX_SIZE)})")
             else:
                 yield relative, file
 
 
-def read(name: str, file: Path, base: Checkpoint) -> bytes | None:
-    """What a file holds, without the directories of this machine.
+def read(name: str, file: Path, base: Checkpoint, warn: Warn) -> bytes | None:
+    """Read a file that is copied, without the names of local directories.
+
+    Args:
+        name: Its path below the base, with forward slashes.
+        file: The file.
+        base: The checkpoint.
+        warn: Called with each warning.
 
     Returns:
-        None where it cannot be had without them: a recipe that names its model by its path.
+        Its content; None if the names cannot be removed: a recipe may name its model by its path.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -108,21 +87,21 @@ def read(name: str, file: Path, base: Checkpoint) -> bytes | None:
         content = file.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from error
-    if name in ("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"):
+    if _out_files.states_path(name):
         content = _without_paths(content)
-    # Not so for what a model cannot work without.
+    # A file that the model cannot work without is copied all the same.
     needed = name in TOKENIZER_FILES or file.suffix == ".py"
     if base.is_local and not needed and any(place.search(content) for place in _places(base)):
-        log.warning("%s is not copied: it names a directory of this machine", name)
+        warn(f"{name} is not copied: it contains the path of a local directory")
         return None
     return content
 
 
 def parsed(content: bytes) -> dict[str, Any] | None:
-    """A file as a JSON object; None where it is none, which is nothing to this project.
+    """Parse a file as a JSON object; None if it is something else.
 
     Raises:
-        CheckpointError: It is nested more deeply than any that is right.
+        CheckpointError: It is nested too deeply.
     """
     try:
         document = json.loads(content)
@@ -134,7 +113,7 @@ def parsed(content: bytes) -> dict[str, Any] | None:
 
 
 def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object without the keys that say from which directory or file it was loaded."""
+    """Remove the keys of a JSON object that name a local directory or file."""
     return {
         key: without_local_names(value) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -147,14 +126,12 @@ def _without_paths(content: bytes) -> bytes:
     document = parsed(content)
     if document is None:
         return content
-    mended = without_local_names(document)
-    if mended == document:
-        return content
-    return to_json(mended).encode()
+    cleaned = without_local_names(document)
+    return content if cleaned == document else to_json(cleaned).encode()
 
 
 def _places(base: Checkpoint) -> list[re.Pattern[bytes]]:
-    """The base's own directory, as other files beside it may name it."""
+    """Patterns that find the directory of the base in the content of its files."""
     places = {os.fsencode(base.path.absolute()), os.fsencode(base.path.resolve())}
     return [
         re.compile(re.escape(place) + rb"(?![\w.-])")
@@ -164,16 +141,9 @@ def _places(base: Checkpoint) -> list[re.Pattern[bytes]]:
 
 
 def _is_apart(folder: Path) -> bool:
-    """Whether a folder below a checkpoint is none of its own: a link, a model, a run's staging."""
+    """Whether a folder below a checkpoint is not part of it: a link, a model, a staging folder."""
     return (
         folder.is_symlink()
         or (is_checkpoint(folder) and any(folder.glob("*.safetensors")))
         or folder.name.endswith(SUFFIXES)
     )
-
-
-def _is_left(relative: str) -> bool:
-    name = relative.rsplit("/", 1)[-1]
-    return any(
-        fnmatch.fnmatchcase(name if p.startswith("*") else relative, p) for p in _LEFT
-    ) or fnmatch.fnmatchcase(name, "consolidated.*")

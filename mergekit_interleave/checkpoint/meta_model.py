@@ -1,23 +1,21 @@
-"""Would the class that loads the result build each layer as it built that layer's source?
+"""Build the model of a config.json without memory, as the class that loads it does.
 
-A config can state a layout that the class does not build: one kind of layer where the weights are
-of another, or a tensor that only the first or last layer has. Both models are built without memory
-and compared, layer by layer.
+This tells which tensors the class expects, their shapes, and which of them are tied.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.errors import RefusedError
 
 
 def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]]:
-    """The tensors that the class of a config.json has in memory, with their shapes.
+    """The shapes of the tensors that the class of a config.json has in memory.
 
     Args:
         path: The directory that holds it.
@@ -30,7 +28,7 @@ def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]
 
 
 def parameters(base: Checkpoint) -> tuple[int, list[int]]:
-    """How many numbers the class of a config.json holds: outside the layers, and in each layer.
+    """The number of parameters of the class of a config.json: outside the layers, and in each.
 
     Raises:
         RefusedError: transformers cannot build it, or builds other layers.
@@ -40,18 +38,13 @@ def parameters(base: Checkpoint) -> tuple[int, list[int]]:
         for name, tensor in _state(base.path, trusted=base.trusted).items()
     }
     sizes = {name: int(tensor.numel()) for name, tensor in state.values()}
-    stacks: dict[str, dict[int, int]] = {}
-    for name, size in sizes.items():
-        match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
-        if match:
-            layers = stacks.setdefault(match[1], {})
-            layers[int(match[2])] = layers.get(int(match[2]), 0) + size
-    own = [stack for stack in stacks.values() if stack.keys() == {*range(base.depth)}]
+    stacks = layer_names.by_stack(sizes).values()
+    own = [stack for stack in stacks if stack.keys() == {*range(base.depth)}]
     if not own:
         raise RefusedError(
             f"{base.ref}: transformers does not build {base.depth} layers from its config.json"
         )
-    per_layer = [sum(stack[index] for stack in own) for index in range(base.depth)]
+    per_layer = [sum(sum(stack[index].values()) for stack in own) for index in range(base.depth)]
     return sum(sizes.values()) - sum(per_layer), per_layer
 
 
@@ -106,10 +99,10 @@ def build(path: Path, *, trusted: bool = False) -> Any:
 
 
 def stored_names(model: Any) -> Mapping[str, str]:
-    """What a checkpoint calls each parameter that a model has in memory.
+    """The name in a checkpoint of each parameter that a model has in memory.
 
-    Of a parameter that is stored in parts it is the name of the first; a `*` stands for the number
-    of an expert.
+    A parameter that is stored in parts has the name of its first part, and `*` in place of the
+    number of an expert.
 
     Args:
         model: What `build` returns.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import logging
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mergekit_interleave import _out_files
 from mergekit_interleave.checkpoint.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -22,30 +22,53 @@ from mergekit_interleave.errors import (
     UnreachableError,
 )
 
-log = logging.getLogger(__name__)
-
 
 @dataclass
+class _Cache:
+    """What has been opened so far."""
+
+    opened: dict[ModelRef, Checkpoint] = field(default_factory=dict)
+    failed: dict[tuple[ModelRef, bool], CheckpointError] = field(default_factory=dict)
+    unreachable: bool = False
+
+
+@dataclass(frozen=True)
 class Models:
-    """Source models, each opened once.
+    """Opens source models, each of them once.
 
     Attributes:
         cached_only: Never ask the network.
         cache_dir: Another Hub cache than huggingface_hub's own.
         trust_remote_code: Whether code that a model brings may be run.
-        unpickle_into: Where pickled weights may be written as safetensors, a directory that can be
-            made; None refuses pickles.
-        results: What earlier documents of a stream make, by their names; none of it is written yet.
+        unpickle_into: The directory in which pickled weights may be written as safetensors; it need
+            not exist yet. None refuses pickles.
+        results: The results of earlier documents of a stream, by name. None of them is written yet.
     """
 
     cached_only: bool = False
     cache_dir: str | None = None
     trust_remote_code: bool = False
     unpickle_into: Path | None = None
-    results: dict[str, Checkpoint] = field(default_factory=dict)
-    _opened: dict[ModelRef, Checkpoint] = field(default_factory=dict)
-    _failed: dict[tuple[ModelRef, bool], CheckpointError] = field(default_factory=dict)
-    _unreachable: bool = False
+    results: Mapping[str, Checkpoint] = field(default_factory=dict)
+    _cache: _Cache = field(default_factory=_Cache, repr=False, compare=False)
+
+    def offline(self) -> Models:
+        """The same models, without asking the network."""
+        return replace(self, cached_only=True)
+
+    def unpickling_into(self, directory: Path) -> Models:
+        """The same models, with pickled weights allowed.
+
+        Args:
+            directory: Where they are written as safetensors; it need not exist yet.
+        """
+        # A copy of what is opened: these weights are not those of the models without this option.
+        opened = _Cache(dict(self._cache.opened), self._cache.failed, self._cache.unreachable)
+        return replace(self, unpickle_into=directory, _cache=opened)
+
+    def with_result(self, name: str, result: Checkpoint) -> Models:
+        """The same models, and the result of a document of a stream under its name."""
+        return replace(self, results={**self.results, name: result})
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """Open a model.
@@ -55,45 +78,67 @@ class Models:
         """
         result = self.results.get(ref.path)
         if result is not None:
-            return dataclasses.replace(result, ref=ref)
-        if ref not in self._opened:
-            how = (ref, self.cached_only or self._unreachable)
-            if how in self._failed:
-                raise self._failed[how]
+            return replace(result, ref=ref)
+        cache = self._cache
+        if ref not in cache.opened:
+            key = (ref, self.cached_only or cache.unreachable)
+            if key in cache.failed:
+                raise cache.failed[key]
             try:
-                opened = open_checkpoint(ref, cached_only=how[1], cache_dir=self.cache_dir)
+                opened = open_checkpoint(ref, cached_only=key[1], cache_dir=self.cache_dir)
             except CheckpointError as error:
-                self._failed[how] = error
-                # Which takes half a minute to be sure of: once is enough.
-                self._unreachable |= isinstance(error, UnreachableError)
+                cache.failed[key] = error
+                # It takes half a minute to find out that the Hub is unreachable: once is enough.
+                cache.unreachable |= isinstance(error, UnreachableError)
                 raise
-            self._opened[ref] = dataclasses.replace(opened, trusted=self.trust_remote_code)
-        return self._opened[ref]
+            cache.opened[ref] = replace(opened, trusted=self.trust_remote_code)
+        return cache.opened[ref]
 
-    def place(self, ref: ModelRef) -> Path:
-        """Where a model is, or what it is called where it cannot be opened."""
+    def open_if_possible(
+        self, ref: ModelRef, failed: Callable[[CheckpointError], object] | None = None
+    ) -> Checkpoint | None:
+        """Open a model; None where it cannot be opened.
+
+        Args:
+            ref: The model.
+            failed: Called with the error where it cannot be opened.
+        """
         try:
-            return self.open(ref).path
-        except CheckpointError:
-            return Path(str(ref))
+            return self.open(ref)
+        except CheckpointError as error:
+            if failed is not None:
+                failed(error)
+            return None
 
-    def fetch_small_files(self, checkpoint: Checkpoint) -> None:
+    def depth_if_known(self, ref: ModelRef) -> int | None:
+        """The number of layers of a model; None where it cannot be read."""
+        checkpoint = self.open_if_possible(ref)
+        try:
+            return None if checkpoint is None else checkpoint.depth
+        except CheckpointError:
+            return None
+
+    def fetch_small_files(self, checkpoint: Checkpoint) -> tuple[str, ...]:
         """Fetch the small files of an opened model.
 
+        Returns:
+            What to warn of.
+
         Raises:
-            CheckpointError: They cannot be had.
+            CheckpointError: They cannot be fetched.
         """
         fetch_small_files(checkpoint, cached_only=self.cached_only, cache_dir=self.cache_dir)
         if not checkpoint.is_local and not any(checkpoint.path.glob("*token*")):
-            log.warning("%s: no tokenizer among its files, or not in the cache", checkpoint.ref)
+            return (f"{checkpoint.ref}: no tokenizer among its files, or not in the cache",)
+        return ()
 
     def fetch_card(self, checkpoint: Checkpoint) -> None:
-        """Fetch the model card of an opened model, which may tell its license; it may have none."""
+        """Fetch the model card of an opened model, which may state its license, if it has one."""
         if not checkpoint.is_local:
             with suppress(CheckpointError):
                 fetch_files(
                     checkpoint.pinned,
-                    wanted=["README.md"],
+                    wanted=[_out_files.CARD],
                     cached_only=self.cached_only,
                     cache_dir=self.cache_dir,
                 )
@@ -102,7 +147,7 @@ class Models:
         """Fetch the weights of a model, and read them out of pickles where that is allowed.
 
         Raises:
-            CheckpointError: They cannot be had.
+            CheckpointError: They cannot be fetched or read.
         """
         checkpoint, place = self.open(ref), self.unpickle_into
         fetch_weights(
@@ -112,6 +157,6 @@ class Models:
             cache_dir=self.cache_dir,
         )
         if place is not None:
-            checkpoint = unpickled(checkpoint, place / str(len(self._opened)))
-            self._opened[ref] = checkpoint
+            checkpoint = unpickled(checkpoint, place / str(len(self._cache.opened)))
+            self._cache.opened[ref] = checkpoint
         return checkpoint

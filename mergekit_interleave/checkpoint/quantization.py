@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.errors import RefusedError
 
@@ -15,9 +17,6 @@ KEY = "quantization_config"
 
 INDEXED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Files in which older quantizers keep what others keep in config.json."""
-
-_ZERO_IS_ZERO = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-"""The dtypes in which bytes of zero are the number zero, whatever else is stored beside."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,13 @@ class Quantization:
             RefusedError: What it means is not known.
         """
         if re.search(self.zero, name):
-            if tensor.dtype in _ZERO_IS_ZERO:
+            if _dtypes.has_plain_zero(tensor.dtype):
                 return 0
             codes = (self.codes or {}).items()
             return next((code for end, code in codes if name + end in names), 0)
         if re.search(self.keep, name):
             return None
-        if tensor.dtype in _ZERO_IS_ZERO:
+        if _dtypes.has_plain_zero(tensor.dtype):
             return 0
         raise RefusedError(f"{name} is stored as {tensor.dtype}, whose zero is not known")
 
@@ -111,20 +110,21 @@ def reindexed(value: Any, sources: Sequence[int], depth: int, stacks: Collection
     return value
 
 
-# A name of a module, and the start of one, with the index of a layer in it.
-_INDEXED = re.compile(r"((?:[\w-]+\.)*?[\w-]+)\.(\d+)((?:\.[\w-]+)*)")
+_PATTERN = re.compile(r"[*?\\\[\](){}|^$+]|^re:")
+"""Matches what is a pattern of names rather than a name."""
 
 
 def _names(name: str, sources: Sequence[int], depth: int, stacks: Collection[str]) -> list[str]:
-    match = _INDEXED.fullmatch(name)
-    if match and any(f".{stack}".endswith(f".{match[1]}") for stack in stacks):
-        old = int(match[2])
-        new = [index for index, source in enumerate(sources) if source == old]
-        if old >= depth:  # a head that predicts several tokens moves on with the depth
-            new = [old - depth + len(sources)]
-        return [f"{match[1]}.{index}{match[3]}" for index in new]
-    if re.search(r"[*?\\\[\](){}|^$+]|^re:", name) and re.search(r"\d", name):
-        raise RefusedError(
-            f"{KEY}: the pattern {name!r} may name certain layers, and cannot be said of others"
-        )
-    return [name]
+    if _PATTERN.search(name):
+        if re.search(r"\d", name):
+            raise RefusedError(
+                f"{KEY}: the pattern {name!r} may name certain layers, and cannot be re-indexed"
+            )
+        return [name]
+    parsed = layer_names.parse(name)
+    if parsed is None or not any(f".{stack}".endswith(f".{parsed.stack}") for stack in stacks):
+        return [name]
+    new = [index for index, source in enumerate(sources) if source == parsed.index]
+    if parsed.index >= depth:  # a head that predicts several tokens moves on with the depth
+        new = [parsed.index - depth + len(sources)]
+    return [parsed.at(index) for index in new]

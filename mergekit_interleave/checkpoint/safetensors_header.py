@@ -21,10 +21,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave.errors import CheckpointError
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+WEIGHTS = _out_files.WEIGHTS
+INDEX = _out_files.INDEX
 
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 
@@ -32,16 +33,6 @@ _MAX_JSON = 500_000_000
 """The most bytes of an index or config.json: that of a million tensors has 100 MB."""
 
 _MAX_DIMENSIONS = 64  # torch's
-
-# Bits of one element.
-_DTYPE_BITS = {
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "BOOL": 8, "U8": 8, "I8": 8,
-    "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32,
-    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
 
 
 class Stamp(NamedTuple):
@@ -120,8 +111,8 @@ class Tensor:
     @property
     def width(self) -> int:
         """The bytes of one element, 0 where several share one."""
-        if self.dtype in _DTYPE_BITS:
-            return _DTYPE_BITS[self.dtype] // 8
+        if self.dtype in _dtypes.STORED:
+            return _dtypes.STORED[self.dtype].bits // 8
         return self.nbytes // max(self.elements, 1)
 
 
@@ -292,7 +283,8 @@ def _tensor(entry: Mapping[str, Any], shard: Shard, data: int) -> Tensor:
         raise ValueError(f"{str(entry)[:200]}")
     if data + stop > shard.stamp.size:
         raise CheckpointError(f"{shard.file}: cut short: it ends before its last tensor")
-    if dtype in _DTYPE_BITS and math.prod(shape) * _DTYPE_BITS[dtype] != (stop - start) * 8:
+    known = _dtypes.STORED.get(dtype)
+    if known and math.prod(shape) * known.bits != (stop - start) * 8:
         raise ValueError(f"{str(entry)[:200]}")
     dtype, shape, nbytes = _shared(str(dtype), shape, stop - start)
     return Tensor(dtype, shape, data + start, nbytes, shard)

@@ -49,6 +49,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     except Exception as error:
         if debug and not isinstance(error, typer.TyperException):
             raise
+        if isinstance(error, InterleaveError):
+            text.tell("warning", error.warnings)
         _fail(*_explain(error, words))
 
 

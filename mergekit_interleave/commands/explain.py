@@ -7,7 +7,6 @@ the documents that are no passthrough merge stay as they are. The network is nev
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -16,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from mergekit_interleave import _out_files
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.recipe import Recipe
@@ -27,7 +27,13 @@ from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, registry
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO, GAINS
-from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
+from mergekit_interleave.errors import (
+    CheckpointError,
+    DirectiveError,
+    InterleaveError,
+    Warn,
+    collected_warnings,
+)
 from mergekit_interleave.layout import describe, mergekit_yaml
 from mergekit_interleave.layout.infer import Known, directives_of
 from mergekit_interleave.layout.layout import Layout
@@ -35,9 +41,7 @@ from mergekit_interleave.output import manifest
 from mergekit_interleave.planning import edits, merge_stream, zeroing
 from mergekit_interleave.planning.edits import edit_of
 
-log = logging.getLogger(__name__)
-
-CARD = "README.md"
+CARD = _out_files.CARD
 
 
 def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:
@@ -53,19 +57,22 @@ def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:
     Raises:
         InterleaveError: There is no passthrough config in it.
     """
-    if isinstance(source, str | os.PathLike):
-        return Recipe(_explain(os.fspath(source), stdin or io.StringIO()))
-    return Recipe(_explain("-", source))
+    with collected_warnings() as warnings:
+        if isinstance(source, str | os.PathLike):
+            text = _explain(os.fspath(source), stdin or io.StringIO(), warnings.append)
+        else:
+            text = _explain("-", source, warnings.append)
+    return Recipe(text, warnings)
 
 
-def _explain(source: str, stdin: IO[str]) -> str:
+def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
     text, where, stored = _read(source, stdin)
     documents = _documents(text)
     known = [yaml_io.keys(part) for part in documents]
     if _FENCE.search(text) and not any(_is_ours(keys) for keys in known):
-        text, where = _fenced(text, where), f"{where}, in its block of YAML"
+        text, where = _fenced(text, where, warn), f"{where}, in its block of YAML"
         documents = _documents(text)
-    models = _Opened(where)
+    models = _Opened(where, warn)
     if len(documents) <= 1:  # or it is the one-line form, or no YAML, which is said later
         return _explained(text, where, models, stored)
     return "".join(_part_of_stream(part, where, models) for part in documents)
@@ -100,7 +107,7 @@ def _stored(directory: Path) -> Directive | None:
 _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 
-def _fenced(card: str, where: str) -> str:
+def _fenced(card: str, where: str, warn: Warn) -> str:
     """The first block of a card that is a passthrough merge."""
     found = [
         text
@@ -110,7 +117,7 @@ def _fenced(card: str, where: str) -> str:
     if not found:
         raise DirectiveError(f"{where}: no block in it is the YAML of a passthrough merge")
     if len(set(found)) > 1:
-        log.warning("%s: shows %d passthrough merges; this is the first", where, len(set(found)))
+        warn(f"{where}: shows {len(set(found))} passthrough merges; this is the first")
     return found[0]
 
 
@@ -155,7 +162,7 @@ def _part_of_stream(text: str, where: str, models: _Opened) -> str:
         try:
             written = _explained(text, where, models)
         except CheckpointError as error:  # a document alone would be refused
-            log.warning("%s; that document stays as it is", error)
+            models.warn(f"{error}; that document stays as it is")
     models.results.learn(text, where)
     return text if written == text else merge_stream.begin(text) + written + merge_stream.end(text)
 
@@ -167,7 +174,7 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
         raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
     directive = directives.of_document(document, where)
     for warning in directive.warnings:
-        log.warning("%s", warning)
+        models.warn(warning)
     if not isinstance(directive.growth, ExplicitSlices):
         return text.rstrip() + "\n"  # a directive already
     layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)
@@ -211,25 +218,19 @@ class _Opened:
     """What can be known of models without asking the network.
 
     Args:
-        where: What is read, a stream perhaps, whose documents may be models of one another.
+        where: What is read: perhaps a stream, whose documents may be models of one another.
+        warn: Called with each warning.
     """
 
-    def __init__(self, where: str) -> None:
-        self._models = Models(cached_only=True)
-        self.results = merge_stream.Results(where, self._models)
+    def __init__(self, where: str, warn: Warn) -> None:
+        self.warn = warn
+        self.results = merge_stream.Results(where, Models(cached_only=True))
 
     def open(self, model: ModelRef) -> Checkpoint | None:
-        try:
-            return self._models.open(model)
-        except CheckpointError:
-            return None
+        return self.results.models.open_if_possible(model)
 
     def depth(self, model: ModelRef) -> int | None:
-        checkpoint = self.open(model)
-        try:
-            return None if checkpoint is None else checkpoint.depth
-        except InterleaveError:
-            return None
+        return self.results.models.depth_if_known(model)
 
     def known_depth(self, model: ModelRef) -> int:
         """The depth, where nothing can be said without it."""
@@ -246,8 +247,8 @@ class _Opened:
         checkpoint = self.open(layout.models[0])
         if checkpoint is not None and checkpoint.family is not None:
             for word in (AUTO, GAINS):
-                with suppress(InterleaveError), config_errors(checkpoint.path):
-                    edit = edit_of(word, checkpoint)
+                with suppress(InterleaveError):
+                    edit = edit_of(word, checkpoint, lambda _: None)
                     if edit is not None:
                         known[word] = edit
         return Known(

@@ -122,19 +122,16 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
     first = base = sources[layout.models[0]]
     if "base_model" in keys:
         base = models.open(parse_model(keys["base_model"], "base_model"))
-    placement = grown_config.placement_of(sources, layout)
+    grown = grown_config.grow(sources, layout)
     before = _before(directory / CONFIG)
     known = before.get("model_type") == base.model_type
-    config = grown_config.restated(
-        grown_config.deepened(first, layout, placement, onto=before if known else base.config),
-        dtype=mergekit_yaml.dtype_of(keys),
-    )
-    _check_weights(directory, sources, layout, placement, config)
-    models.fetch_small_files(base)
+    config = grown.config(before if known else base.config, dtype=mergekit_yaml.dtype_of(keys))
+    _check_weights(directory, sources, layout, grown.placement, config)
+    warnings = [*expansion.warnings, *models.fetch_small_files(base)]
     tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
     missing = {
-        name: extra_files.read(name, file, base)
-        for name, file in extra_files.collect(base, without=tokenizer)
+        name: extra_files.read(name, file, base, warnings.append)
+        for name, file in extra_files.collect(base, without=tokenizer, warn=warnings.append)
         if not (directory / name).exists()
     }
     added = {
@@ -158,6 +155,7 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
         written=not before,
         changes={key: (old, new) for key, (old, new) in differences if old != new},
         added=tuple(added),
+        warnings=tuple(dict.fromkeys(warnings)),
     )
 
 

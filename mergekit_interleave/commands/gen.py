@@ -8,7 +8,7 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
-from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.planning import merge_stream, mergekit_support
 from mergekit_interleave.planning.resolve import resolve
 
@@ -47,8 +47,10 @@ def gen(
     if isinstance(source, Text) and merge_stream.is_stream(*source):
         if inputs.any_given(words):
             raise DirectiveError("growth flags cannot be used with a multi-document file")
-        return Recipe(merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
+        return Recipe(*merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
     wanted = inputs.parse(source, words)
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
-    mergekit_support.check(expansion, models)
-    return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name))
+    with collected_warnings() as warnings:
+        warnings.extend(expansion.warnings)
+        warnings.extend(mergekit_support.check(expansion))
+    return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name), warnings)

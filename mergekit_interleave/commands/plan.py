@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount, count, decimal
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.checkpoint.checkpoint import config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
@@ -28,7 +26,7 @@ from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry, select
 from mergekit_interleave.engines.protocol import Traffic
 from mergekit_interleave.engines.select import Choice
-from mergekit_interleave.errors import CheckpointError, InterleaveError
+from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
 from mergekit_interleave.layout import describe, mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
@@ -40,7 +38,7 @@ from mergekit_interleave.planning.expansion_plan import (
     open_sources,
     plan_expansion,
 )
-from mergekit_interleave.planning.resolve import Expansion, resolve
+from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -192,24 +190,34 @@ def plan(
     wanted = inputs.parse(inputs.read(directive), words)
     models = Models(trust_remote_code=trust_remote_code)
     here = Path.cwd()
-    with restored_settings(), _warnings() as warnings:
-        found = _plan(wanted, models, here, allow_non_identity=allow_non_identity)
+    with restored_settings(), collected_warnings() as warnings:
+        found = _plan(wanted, models, here, warnings, allow_non_identity=allow_non_identity)
         if found.writing is not None and found.writing.free < _least(found.writing):
-            logging.getLogger(__name__).warning("there is no room for it here")
+            warnings.append("there is no room for it here")
     return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
 
 
-def _plan(directive: Directive, models: Models, here: Path, *, allow_non_identity: bool) -> Plan:
-    if _needs_no_config(directive) and not _is_readable(directive, models):
-        return _from_words(directive, models, allow_non_identity=allow_non_identity)
-    expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
+def _plan(
+    directive: Directive,
+    models: Models,
+    here: Path,
+    warnings: list[str],
+    *,
+    allow_non_identity: bool,
+) -> Plan:
+    models = models_for(directive, models)
+    known = not _needs_no_config(directive) or _is_readable(directive, models)
+    expansion = resolve(directive, models, strict=known, allow_non_identity=allow_non_identity)
+    warnings.extend(expansion.warnings)
+    if not known:
+        return _from_words(expansion, models)
     sources = open_sources(expansion, models)
-    first = models.open(expansion.layout.models[0])
-    with config_errors(first.path):
-        found = _from_config(expansion, sources)
-        if all(models.open(model).has_weights for model in expansion.layout.models):
-            return _from_weights(found, plan_expansion(expansion, models, None), here)
-        return _counted(found, sources, here)
+    found = _from_config(expansion, sources)
+    if all(checkpoint.has_weights for checkpoint in sources.models.values()):
+        made = plan_expansion(expansion, models, None)
+        warnings.extend(made.warnings)
+        return _from_weights(found, made, here)
+    return _counted(found, sources, here, warnings.append)
 
 
 def _needs_no_config(directive: Directive) -> bool:
@@ -218,37 +226,24 @@ def _needs_no_config(directive: Directive) -> bool:
 
 
 def _is_readable(directive: Directive, models: Models) -> bool:
-    models.cached_only = directive.layers is not None
     named: Sequence[ModelRef] = () if directive.model is None else (directive.model,)
     if isinstance(directive.growth, Stack):
         named = (*named, *directive.growth.models)
     if isinstance(directive.growth, ExplicitSlices):
         spelled = mergekit_yaml.from_document(directive.growth.document, lambda _: directive.layers)
         named = (*named, *spelled.models)
-    try:
-        for model in named:
-            models.open(model)
-    except CheckpointError:
-        return False
-    return True
+    return all(models.open_if_possible(model) for model in named)
 
 
-def _from_words(directive: Directive, models: Models, *, allow_non_identity: bool) -> Plan:
+def _from_words(expansion: Expansion, models: Models) -> Plan:
     """What the directive tells alone, of models of which no more is known."""
-    expansion = resolve(directive, models, allow_non_identity=allow_non_identity)
+    stated = expansion.directive.layers
     layout = mergekit_yaml.effective(expansion.layout, expansion.directive.mergekit)
-
-    def depth_of(model: ModelRef) -> int | None:
-        try:
-            return models.open(model).depth
-        except InterleaveError:
-            return directive.layers
-
     return Plan(
         directive=expansion.directive,
         layout=layout,
         names=tuple(str(model) for model in layout.models),
-        depths=tuple(depth_of(model) for model in layout.models),
+        depths=tuple(models.depth_if_known(model) or stated for model in layout.models),
         identities=zeroing.identities(layout, lambda _: families.assumed_family()),
         parameters=None,
         writing=None,
@@ -258,42 +253,12 @@ def _from_words(directive: Directive, models: Models, *, allow_non_identity: boo
     )
 
 
-class _Kept(logging.Handler):
-    def __init__(self, into: list[str]) -> None:
-        super().__init__()
-        self._into = into
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._into.append(record.getMessage())
-
-
-@contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the rooms warn of meanwhile, kept from the terminal."""
-    kept: list[str] = []
-    log = logging.getLogger("mergekit_interleave")
-    handlers, log.handlers = log.handlers, [_Kept(kept)]
-    try:
-        yield kept
-    except BaseException:
-        for handler in handlers:  # what was said before an error belongs to it
-            for words in kept:
-                handler.handle(logging.LogRecord(log.name, logging.WARNING, "", 0, words, (), None))
-        raise
-    finally:
-        log.handlers = handlers
-
-
 def _from_config(expansion: Expansion, sources: Sources) -> Plan:
     """All that config.json tells."""
     keys = expansion.directive.mergekit
     layout = mergekit_yaml.effective(expansion.layout, keys)
-    first = sources.models[layout.models[0]]
-    placement = grown_config.placement_of(sources.models, layout)
-    config = grown_config.restated(
-        grown_config.deepened(first, layout, placement, onto=sources.base.config),
-        dtype=mergekit_yaml.dtype_of(keys),
-    )
+    grown = sources.grow(expansion)
+    config = grown.config(sources.base.config, dtype=mergekit_yaml.dtype_of(keys))
     return Plan(
         directive=expansion.directive,
         layout=layout,
@@ -340,17 +305,14 @@ def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
     )
 
 
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-def _counted(found: Plan, sources: Sources, here: Path) -> Plan:
+def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
     """The same where there is only config.json: its class is asked what it would build."""
     shapes = {}
     try:
         for model, checkpoint in sources.models.items():
             shapes[model] = meta_model.parameters(checkpoint)
     except InterleaveError as error:
-        logging.getLogger(__name__).warning("the parameters cannot be counted: %s", error)
+        warn(f"the parameters cannot be counted: {error}")
         return found
     layout, first = found.layout, sources.models[found.layout.models[0]]
     outside, layers = shapes[layout.models[0]]
@@ -360,10 +322,10 @@ def _counted(found: Plan, sources: Sources, here: Path) -> Plan:
         new=sum(shapes[layer.model][1][layer.source] for layer in layout.new_layers),
     )
     wanted = mergekit_yaml.dtype_of(found.directive.mergekit)
-    width = _BYTES.get(wanted or grown_config.stated_dtype(first.config) or "")
-    if width is None or first.is_quantized:
+    dtype = _dtypes.NAMED.get(wanted or grown_config.stated_dtype(first.config) or "")
+    if dtype is None or first.is_quantized:
         return dataclasses.replace(found, parameters=parameters)
-    nbytes = parameters.after * width
+    nbytes = parameters.after * dtype.bits // 8
     writing = _writing(select.choose_by_config(first, nbytes), nbytes, here)
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 

@@ -32,6 +32,8 @@ from mergekit_interleave.errors import (
     OutputError,
     RefusedError,
     UnsayableError,
+    Warn,
+    collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
@@ -39,7 +41,7 @@ from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
-from mergekit_interleave.planning.resolve import Expansion, resolve
+from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import forward
 from mergekit_interleave.verification import report as verification
@@ -209,10 +211,11 @@ def run(  # noqa: PLR0913 - one parameter for each option
         cache_dir=None if cache_dir is None else str(cache_dir),
         trust_remote_code=trust_remote_code,
     )
-    with restored_settings(bars=progress is not None):
+    with restored_settings(bars=progress is not None), collected_warnings() as warnings:
         expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
+        warnings.extend(expansion.warnings)
         try:
-            return _run(expansion, models, Path(out), how)
+            return _run(expansion, models, Path(out), how, warnings)
         except UnsayableError as error:
             quieten(how.weights.mergekit.get("verbosity"))
             base = models.open(expansion.layout.models[0])
@@ -242,27 +245,31 @@ class _Options:
     allow_non_identity: bool
 
 
-def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -> RunReport:
+def _run(
+    expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
+) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
     check_vacant(out, replace=options.replace)
     how = options.weights
     select.check(how, expansion)
 
     def write(work: Path) -> RunReport:
-        nonlocal expansion
+        nonlocal expansion, models
         scratch = work / _UNPICKLED
         if options.allow_pickle:
-            expansion = _unpickled(expansion, models, scratch, options)
+            models = models.unpickling_into(scratch)
+            expansion = _unpickled(expansion, models, options)
         plan = plan_expansion(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
+        warnings.extend(plan.warnings)
         measured = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
         if how.loads_transformers:
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
-        _copy_small_files(plan, work)
+        _copy_small_files(plan, work, warnings.append)
         if measured or how.loads_transformers:
             _check_classes(plan, work)
         if measured and not plan.is_identity:
@@ -284,7 +291,6 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
-        warnings: list[str] = []
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         name, content = card_files.write_new(work, out.name, content, warnings.append)
         files = sorted({*files_below(work), manifest.FILE})
@@ -296,7 +302,7 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
             outcome=outcome,
             parameters=content.get("parameters"),
             name=name,
-            warnings=tuple(warnings),
+            warnings=tuple(dict.fromkeys(warnings)),
             notes=outcome.notes,
         )
 
@@ -304,9 +310,9 @@ def _run(expansion: Expansion, models: Models, place: Path, options: _Options) -
     return dataclasses.replace(result.value, warnings=(*result.value.warnings, *result.warnings))
 
 
-def _unpickled(expansion: Expansion, models: Models, scratch: Path, options: _Options) -> Expansion:
+def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expansion:
     """The same, where names were not yet checked against tensors that were pickled."""
-    models.unpickle_into = scratch
+    models = models_for(expansion.directive, models)
     found = [models.with_weights(model) for model in expansion.layout.models]
     if not any(checkpoint.unpickled for checkpoint in found):
         return expansion
@@ -329,8 +335,8 @@ def _check_classes(plan: ExpansionPlan, work: Path) -> None:
         structure_check.check(plan.first, plan.layout, work, plan.placement.kv_sharing_layers)
 
 
-def _copy_small_files(plan: ExpansionPlan, work: Path) -> None:
-    for name, content in plan.carried():
+def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
+    for name, content in plan.carried(warn):
         target = work / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)

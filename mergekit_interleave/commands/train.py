@@ -1,10 +1,11 @@
-"""Write a trainer's settings for the new layers of a model."""
+"""`train`: a trainer's settings that train the new layers and nothing else."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.training import settings, target
 from mergekit_interleave.training.settings import TrainerSettings
@@ -45,4 +46,5 @@ def train(
     registry.find(trainer, method)
     models = Models(trust_remote_code=trust_remote_code)
     file = None if recipe is None else Path(recipe)
-    return settings.write(target.read(Path(directory), models, file), trainer, method)
+    with restored_settings():
+        return settings.write(target.read(Path(directory), models, file), trainer, method)

@@ -1,4 +1,4 @@
-"""The user's text and the `Directive` that it means; pure.
+"""Parse the user's text into a `Directive`, and write it back; pure.
 
-A new growth line is a file in `growth/` and a row in its registry.
+A new growth line is a file in `growth/` and a row in `growth/registry.py`.
 """

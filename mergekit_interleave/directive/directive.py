@@ -1,8 +1,8 @@
-"""The user's words: a file, inline text and flags all become one validated `Directive`.
+"""A file, inline text or flags become one validated `Directive`.
 
-A directive document is a mergekit config in which one growth line stands for `slices:`. Keys
-that are mergekit's own pass through untouched; any other unknown key is an error. A mergekit
-passthrough config is a directive too: its growth is the slices it spells out.
+A directive is a mergekit config in which one growth line replaces `slices:`. mergekit's own keys
+are passed on unchanged; any other unknown key is an error. A mergekit passthrough config is a
+directive too: its growth is its explicit slices.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import IO, Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import (
     ExplicitSlices,
@@ -40,8 +41,8 @@ from mergekit_interleave.directive.scale import (
 )
 from mergekit_interleave.errors import DirectiveError, check_keys, nearest
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-"""What mergekit can convert weights to. (It also takes int64, which would destroy them.)"""
+DTYPES = tuple(_dtypes.NAMED)
+"""The dtypes that weights can be converted to; mergekit's int64 would destroy them."""
 
 _INLINE = "the directive"
 _STDIN = "standard input"
@@ -58,7 +59,7 @@ MERGEKIT_KEYS = (
     "parameters",
 )
 NAME = "name"
-"""What mergekit-multi calls the result of a document; it means nothing to others."""
+"""mergekit-multi's name for the result of a document; only streams use it."""
 
 SPELLED_KEYS = explicit_slices.KEYS
 OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
@@ -66,19 +67,19 @@ OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
 
 @dataclass(frozen=True)
 class Directive:
-    """What the user asked for, valid as far as can be told without the model.
+    """What the user asked for, validated as far as that is possible without the model.
 
     Attributes:
-        growth: The growth line, if one was given.
-        model: The source model, if it was named.
-        models: Several source models by their short names.
-        layers: The depth the user states, for a model whose config cannot be read.
-        zero: What to zero in the new layers; None leaves it to the growth line.
+        growth: What the growth line says, if there is one.
+        model: The source model, if it is named.
+        models: Source models by their short names.
+        layers: The stated depth, for a model whose config cannot be read.
+        zero: What to zero in the new layers; None is the default of the growth line.
         scale: What to multiply the tensors of the new layers by.
-        apply_to: To which of the equal layers of a growth line the two apply; None is the copies.
-        mergekit: mergekit's own keys, in the order they were written.
-        name: What mergekit-multi calls the result.
-        warnings: What the user should know of the text. Equal directives may differ in it.
+        apply_to: Which of several equal layers `zero` and `scale` apply to; None is the copies.
+        mergekit: mergekit's own keys, in the order of the document.
+        name: mergekit-multi's name for the result.
+        warnings: Sentences to show to the user; not compared.
     """
 
     growth: Growth | None = None
@@ -94,7 +95,7 @@ class Directive:
 
     @property
     def zero_rule(self) -> Zero:
-        """What to zero: as written, else what the growth line zeroes by default."""
+        """What to zero: as stated, else the default of the growth line."""
         if self.zero is not None:
             return self.zero
         return NONE if self.growth is None else self.growth.default_zero
@@ -113,23 +114,23 @@ class Directive:
         used = () if self.growth is None else self.growth.models
         if self.models and not used and self.growth is not None:
             raise DirectiveError(
-                "models: the growth line is of one model", hint="write `model:`, or use `layout:`"
+                "models: the growth line takes one model", hint="write `model:`, or use `layout:`"
             )
         for name, model in self.models.items():
             if model not in used and model != self.model:
                 raise DirectiveError(
-                    f"models: no step takes layers of {name}",
+                    f"models: no step uses {name}",
                     hint="`layout:` takes layers of several models",
                 )
         if self.apply_to is not None and self.zero_rule == NONE and not self.scale:
             raise DirectiveError(
-                "apply_to: says where to zero or scale, and nothing says what",
+                "apply_to: has no effect without `zero` or `scale`",
                 hint="for example `scale: {q_proj: 0.84}`",
             )
         check_apart(self.zero, self.scale or ())
 
     def replaced_by(self, flags: Directive) -> Directive:
-        """This directive with everything that `flags` states in its place."""
+        """This directive, with what `flags` states in place of what it says itself."""
         changes = {
             name: getattr(flags, name)
             for name in ("growth", "model", "layers", "zero", "scale", "apply_to")
@@ -147,7 +148,7 @@ class Directive:
         )
 
     def _short_names(self) -> dict[str, ModelRef]:
-        """All models by short names, if any has one: a name that is none would be taken for one."""
+        """All models by short names if any has one, since other names would be ambiguous then."""
         models = dict(self.models)
         if not models:
             return models
@@ -162,10 +163,10 @@ class Directive:
     def to_document(
         self, name: Callable[[ModelRef], object] = ModelRef.to_yaml
     ) -> dict[str, object]:
-        """The directive as a YAML document; one that spells its slices out has no shorter form.
+        """The directive as a YAML document; explicit slices are returned as they are.
 
         Args:
-            name: What to call the model.
+            name: Returns the public name of a model.
         """
         models = self._short_names()
         short = {model: key for key, model in models.items()}
@@ -192,7 +193,7 @@ class Directive:
 
 
 def _sole_model(growth: Growth) -> ModelRef | None:
-    """The one model that a growth names, for a growth flag that takes its place."""
+    """The one model that a growth names, for the growth flag that replaces it."""
     models = growth.models
     if len(models) > 1:
         where = "the mergekit config" if isinstance(growth, ExplicitSlices) else "the layout"
@@ -204,18 +205,18 @@ def _sole_model(growth: Growth) -> ModelRef | None:
 
 
 def load(source: str, stdin: IO[str]) -> Directive:
-    """Read a directive from a file, from standard input (`-`) or from the text itself.
+    """Read a directive from a file, from standard input (`-`) or from inline text.
 
     Raises:
-        DirectiveError: There is no such file, or what it holds is no directive.
+        DirectiveError: There is no such file, or its content is not a directive.
     """
     return parse(*read_text(source, stdin))
 
 
 def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
-    """The text of a directive, and what to call it in errors.
+    """Return the text of a directive, and its name in errors.
 
-    An existing file wins over inline text; text without `: ` is taken for a file name.
+    An existing file takes precedence over inline text; text without `: ` is a file name.
 
     Raises:
         DirectiveError: There is no such file.
@@ -242,7 +243,7 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
 
 
 def is_inline(text: str) -> bool:
-    """Whether a word on the command line is a directive rather than a file's name."""
+    """Whether an argument of the command line is a directive rather than a file name."""
     return bool(re.search(r":(\s|$)", text)) or text.lstrip().startswith("{")
 
 
@@ -250,7 +251,7 @@ def load_file(path: Path) -> Directive:
     """Read a directive from a file.
 
     Raises:
-        DirectiveError: It cannot be read, or what it holds is no directive.
+        DirectiveError: It cannot be read, or its content is not a directive.
     """
     return parse(_read_file(path), str(path))
 
@@ -262,16 +263,16 @@ def _read_file(path: Path) -> str:
 
     text = _read(read, str(path))
     if len(text) > _LONGEST:
-        raise DirectiveError(f"{path}: longer than any directive")
+        raise DirectiveError(f"{path}: file too large (limit {_LONGEST:,} characters)")
     return text
 
 
 _LONGEST = 2**24
-"""Characters of a directive: a merge of some thousand slices has a tenth of that."""
+"""The most characters of a directive; a merge of some thousand slices has a tenth of that."""
 
 
 def _is_file(path: Path) -> bool:
-    """Whether `path` can be read as a file; text too long to be a name is no file."""
+    """Whether `path` can be read as a file; text that is too long for a name cannot."""
     try:
         return path.exists() and not path.is_dir()
     except (OSError, ValueError):
@@ -292,23 +293,23 @@ def parse(text: str, where: str) -> Directive:
 
     Args:
         text: YAML.
-        where: What to call the text in errors.
+        where: The name of the text in errors.
 
     Raises:
-        DirectiveError: The text is no directive.
+        DirectiveError: The text is not a directive.
     """
     return of_document(yaml_io.read(text, where, known_keys()), where)
 
 
 def of_document(document: object, where: str) -> Directive:
-    """Validate what was read from YAML.
+    """Validate a document, whatever its type.
 
     Args:
         document: The document.
-        where: What to call it in errors.
+        where: The name of the document in errors.
 
     Raises:
-        DirectiveError: It is no directive.
+        DirectiveError: It is not a directive.
     """
     if not isinstance(document, dict):
         raise DirectiveError(
@@ -320,18 +321,20 @@ def of_document(document: object, where: str) -> Directive:
     except DirectiveError as error:
         if where == _INLINE:
             raise
-        hint = "that is a model's config.json: use --model" if "model_type" in document else None
+        hint = (
+            "this is the config.json of a model: use --model" if "model_type" in document else None
+        )
         raise DirectiveError(f"{where}: {error}", hint=hint or error.hint) from error
 
 
 def from_document(document: Mapping[Any, object]) -> Directive:
-    """Validate a document that was read from YAML.
+    """Validate a mapping that was read from YAML.
 
     Raises:
-        DirectiveError: A key or value is not one of a directive, or there are two growth lines.
+        DirectiveError: A key or value is wrong, or there are two growth lines.
     """
     lines = [key for key in registry.LINES if key in document]
-    # `models:` is mergekit's list of whole models, and beside a growth line short names.
+    # `models:` is mergekit's list of whole models; beside a growth line it is short names.
     spelled = [key for key in SPELLED_KEYS if key in document]
     if lines or isinstance(document.get("models"), Mapping):
         spelled = [key for key in spelled if key != "models"]
@@ -346,14 +349,16 @@ def from_document(document: Mapping[Any, object]) -> Directive:
             raise DirectiveError(f"{key}: has no value")
         if spelled and key in own:
             raise DirectiveError(
-                f"`{key}` has no place beside `{spelled[0]}`, which says it for every layer"
+                f"`{key}` cannot be combined with `{spelled[0]}`, which already says it per layer"
             )
     if spelled:
         return Directive(
             growth=ExplicitSlices({spelled[0]: document[spelled[0]]}),
             mergekit=_mergekit_keys(document, parse_model),
             name=_name(document),
-            warnings=tuple(f"{key}: mergekit has no such key, and ignores it" for key in ignored),
+            warnings=tuple(
+                f"{key}: mergekit ignores this key, which it does not know" for key in ignored
+            ),
         )
     directive = _grown(document, lines[0] if lines else None)
     if directive.growth is not None:
@@ -372,10 +377,10 @@ def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
         model = parse_model(value, where)
         if models and isinstance(value, str) and not _may_be_a_model(value):
             raise DirectiveError(
-                f"{where}: {value} is no short name of `models`",
-                hint=f"its short names: {', '.join(models)}",
+                f"{where}: {value} is not a short name in `models`",
+                hint=f"short names: {', '.join(models)}",
             )
-        # One directory is one model, however it is spelled.
+        # Two spellings of one directory are one model.
         return found.setdefault(model.identity, model)
 
     return Directive(
@@ -398,7 +403,7 @@ def _may_be_a_model(name: str) -> bool:
 def _name(document: Mapping[Any, object]) -> str | None:
     name = document.get(NAME)
     if name is not None and (not isinstance(name, str | int) or isinstance(name, bool)):
-        raise DirectiveError(f"{NAME}: expected a word, found {name!r:.80}")
+        raise DirectiveError(f"{NAME}: expected a name, found {name!r:.80}")
     return None if name is None else str(name)
 
 
@@ -428,7 +433,7 @@ def _check_known(
 
 
 def _short_names(value: object, where: str) -> dict[str, ModelRef]:
-    """Several models: names and models, or a list, whose models are a, b, c, ..."""
+    """Read `models`: short names and models, or a list of models, named a, b, c, ..."""
     if isinstance(value, list) and 0 < len(value) <= len(ascii_lowercase):
         value = dict(zip(ascii_lowercase, value, strict=False))
     if not isinstance(value, Mapping) or not value:
@@ -440,10 +445,10 @@ def _short_names(value: object, where: str) -> dict[str, ModelRef]:
     for name, model in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"[^\s:,]+", name):
             raise DirectiveError(
-                f"{where}: {name!r:.80} is no short name", hint="such as a, or big"
+                f"{where}: {name!r:.80} is not a short name", hint="for example a, or big"
             )
         if name == windows.KEY:
-            raise DirectiveError(f"{where}: `{name}` is a word of the layout")
+            raise DirectiveError(f"{where}: `{name}` is reserved in `layout`")
         found = parse_model(model, f"{where}.{name}")
         same = (known for known in models.values() if known.identity == found.identity)
         models[name] = next(same, found)
@@ -457,10 +462,10 @@ def _apply_to(value: object, where: str) -> str:
 
 
 def from_flags(**flags: str | None) -> Directive:
-    """Read the command line's flags; they say the same things as the document's keys.
+    """Read the flags of the command line; they say the same as the keys of a document.
 
     Args:
-        flags: The text of each flag by its name: `OWN_FLAGS` and `growth.registry.flags()`.
+        flags: Their values by name: `OWN_FLAGS` and the growth flags of the registry.
 
     Raises:
         DirectiveError: A flag's value is wrong, or there are two growth flags.
@@ -490,14 +495,14 @@ def from_flags(**flags: str | None) -> Directive:
 
 
 OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "dtype")
-"""The flags that say what a directive says, besides the growth flags of the registry."""
+"""The flags that say the same as a key of a directive, without the growth flags."""
 
 
 def parse_layers(value: object, where: str) -> int:
     """Read a depth.
 
     Raises:
-        DirectiveError: The value is no positive whole number.
+        DirectiveError: The value is not a positive whole number.
     """
     return positive(value, where)
 
@@ -505,16 +510,9 @@ def parse_layers(value: object, where: str) -> int:
 def _dtype(value: object, where: str) -> str:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     if name not in DTYPES:
-        close = {
-            "bf16": "bfloat16",
-            "fp16": "float16",
-            "half": "float16",
-            "fp32": "float32",
-            "float": "float32",
-        }
-        guess = close.get(str(name)) or nearest(str(name), DTYPES)
+        guess = _dtypes.ALIASES.get(str(name)) or nearest(str(name), DTYPES)
         raise DirectiveError(
-            f"{where}: {value!r} is no dtype that weights can be written in",
+            f"{where}: {value!r} is not a dtype of weights",
             hint=f"did you mean {guess}?" if guess else f"use one of {', '.join(DTYPES)}",
         )
     return str(value)
@@ -534,10 +532,10 @@ def _mergekit_keys(document: Mapping[Any, object], named: Named) -> dict[str, ob
     if method != "passthrough":
         typo = nearest(str(method), ["passthrough"]) or "passthrough".startswith(str(method))
         raise DirectiveError(
-            f"merge_method: {method!r} is not passthrough, which alone keeps layers as they are",
+            f"merge_method: {method!r} is not supported, only passthrough keeps layers unchanged",
             hint="did you mean `passthrough`?"
             if typo
-            else "run the blend with mergekit-yaml first, then expand its result",
+            else "run that merge with mergekit-yaml first, then expand its result",
         )
     for key in ("dtype", "out_dtype"):
         if key in keys:

@@ -39,13 +39,12 @@ _DEFINITIONS: Schema = {
         "examples": [["o_proj", "down_proj"], AUTO, NONE, GAINS, NORMS],
     },
     "factor": {
-        "description": "A number, 1/3 or sqrt(1/2).",
+        "description": "A number, a fraction 1/3 or a root sqrt(1/2).",
         **any_of({"type": "number"}, {"type": "string", "pattern": r"^[-+\d.eE/\s()sqrt]+$"}),
     },
     "scale": {
-        "description": "What tensors are multiplied by: one factor, or one for each part of a "
-        "name, all other tensors staying as they are unless `*` says otherwise. A list is "
-        "mergekit's own form.",
+        "description": "The factors of tensors: one for all, or one for each part of a name; all "
+        "other tensors are unchanged, or take the factor of `*`. A list is mergekit's own form.",
         **any_of(
             ref("factor"),
             {"type": "object", "additionalProperties": ref("factor"), "minProperties": 1},
@@ -76,25 +75,34 @@ _OTHERS: Schema = {
             {"type": "array", "minItems": 1},
         ),
     },
-    "layers": {**COUNT, "description": "Its depth, only where its config cannot be read."},
-    "zero": {**ref("zero"), "description": "What the new layers zero."},
-    "scale": {**ref("scale"), "description": "What the new layers are multiplied by."},
+    "layers": {
+        **COUNT,
+        "description": "The depth of the model, only where its config cannot be read.",
+    },
+    "zero": {**ref("zero"), "description": "What is zeroed in the new layers."},
+    "scale": {**ref("scale"), "description": "The factors of the tensors of the new layers."},
     "apply_to": {
         "enum": list(APPLY_TO),
-        "description": "To which of equal layers `zero` and `scale` apply: every copy, the first "
-        "copy, the last copy, or all of them and their original.",
+        "description": "Which of several equal layers `zero` and `scale` apply to: every copy, the "
+        "first copy, the last copy, or all copies and their original.",
     },
-    NAME: {"type": "string", "description": "In a stream for mergekit-multi: the result's name."},
-    "merge_method": {"const": "passthrough", "description": "mergekit's; needs no mention."},
-    "base_model": {**ref("model"), "description": "Which gives config and tokenizer."},
+    NAME: {
+        "type": "string",
+        "description": "The name of the result, in a stream for mergekit-multi.",
+    },
+    "merge_method": {"const": "passthrough", "description": "mergekit's; it may be left out."},
+    "base_model": {
+        **ref("model"),
+        "description": "The model that config and tokenizer are taken from.",
+    },
     "dtype": {**_DTYPE, "description": "Convert the weights."},
-    "out_dtype": {**_DTYPE, "description": "Convert them after all arithmetic."},
+    "out_dtype": {**_DTYPE, "description": "Convert the weights after all arithmetic."},
     "tokenizer_source": {"description": "mergekit's: union, base or a model."},
     "tokenizer": {"type": "object", "description": "mergekit's."},
     "chat_template": {"type": "string", "description": "mergekit's."},
     "parameters": {"type": "object", "description": "mergekit's: scales of all slices."},
-    "slices": {"type": "array", "description": "mergekit's, in place of a growth line."},
-    "modules": {"type": "object", "description": "mergekit's, in place of a growth line."},
+    "slices": {"type": "array", "description": "mergekit's slices, in place of a growth line."},
+    "modules": {"type": "object", "description": "mergekit's slices, in place of a growth line."},
 }
 
 
@@ -105,7 +113,7 @@ def schema() -> Schema:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "mergekit-interleave directive",
-        "description": "A mergekit config in which one growth line stands for `slices:`.",
+        "description": "A mergekit config in which one growth line replaces `slices:`.",
         "type": "object",
         "properties": {**{key: line.schema() for key, line in LINES.items()}, **_OTHERS},
         "additionalProperties": False,

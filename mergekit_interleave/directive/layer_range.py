@@ -1,7 +1,7 @@
-"""Layers as people count them: ranges whose ends may depend on the depth of the model.
+"""Ranges of layers, whose bounds may depend on the depth of the model.
 
-An end of a range, a *bound*, is a layer's index, a count from the end (`-4`), a fraction of the
-depth (`50%`, to the nearest layer) or `end`. Ranges are half-open.
+A bound is the index of a layer, a count from the end (`-4`), a fraction of the depth (`50%`, to
+the nearest layer) or `end`. Ranges are half-open.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 Bound: TypeAlias = "int | str"
-"""An index, negative where it counts from the end, or the words `end` or `50%`."""
+"""An index, negative if it counts from the end, or text such as `end` or `50%`."""
 
 Range: TypeAlias = tuple[Bound, Bound]
 """Half-open."""
@@ -28,11 +28,11 @@ BOUND = r"-?\d{1,18}|\d{1,3}(?:\.\d{1,9})?%|end"
 RANGE = rf"(?:{BOUND}):(?:{BOUND})"
 """A range as text."""
 
-_EXAMPLES = "a layer's index, -4 from the end, 50% or end"
+_EXAMPLES = "the index of a layer, -4 (from the end), 50% or end"
 
 
 def is_relative(bound: Bound) -> bool:
-    """Whether a bound says nothing without the depth."""
+    """Whether a bound depends on the depth."""
     return isinstance(bound, str) or bound < 0
 
 
@@ -40,7 +40,7 @@ def parse_bound(value: object, where: str) -> Bound:
     """Read a bound.
 
     Raises:
-        DirectiveError: It is none.
+        DirectiveError: The value is not a bound.
     """
     text = str(value).strip()
     if not isinstance(value, str | int) or isinstance(value, bool) or not _is_bound(text):
@@ -55,8 +55,8 @@ def _is_bound(text: str) -> bool:
 
 
 def _share(bound: str) -> Fraction:
-    """The part of the depth that a bound such as 33.3% stands for, without rounding."""
-    from fractions import Fraction  # noqa: PLC0415 - few ranges need it, and each start would wait
+    """The fraction of the depth for a bound such as 33.3%, without rounding."""
+    from fractions import Fraction  # noqa: PLC0415 - few ranges need it, and it would slow down every start
 
     return Fraction(bound[:-1]) / 100
 
@@ -70,7 +70,7 @@ def parse_range(value: object, where: str) -> Range:
     """Read a range: `[8, 24]`, or the text `8:24`.
 
     Raises:
-        DirectiveError: It is none, or holds no layer whatever the depth is.
+        DirectiveError: The value is not a range, or is empty for any depth.
     """
     entries = value.split(":") if isinstance(value, str) else value
     if not isinstance(entries, list) or len(entries) != 2:  # noqa: PLR2004 - start and stop
@@ -86,7 +86,7 @@ def parse_range(value: object, where: str) -> Range:
 
 
 def _place(bound: Bound) -> tuple[str, Fraction | int]:
-    """From where a bound counts, and how far: two of one kind can be compared."""
+    """What a bound is relative to, and its distance; two bounds of one kind can be compared."""
     if isinstance(bound, int):
         return ("start" if bound >= 0 else "end"), bound
     return ("end", 0) if bound == END else ("part", _share(bound))
@@ -96,17 +96,17 @@ _HALF_OPEN = "ranges are half-open: [8, 24] is layers 8 to 23"
 
 
 def show(written: Range) -> str:
-    """A range as it is written in a list."""
+    """A range as text, as in a list."""
     return f"[{written[0]}, {written[1]}]"
 
 
 def resolve(written: Range, depth: int | None, model: object) -> tuple[int, int]:
-    """The indices that a range means.
+    """Compute the layer indices of a range.
 
     Args:
         written: The range.
-        depth: How many layers the model has, None where that is not known.
-        model: What to call it in errors.
+        depth: The number of layers of the model, None where it is not known.
+        model: The model, to be named in errors.
 
     Raises:
         LayoutError: The model has no such layers, or its depth is needed and not known.
@@ -121,7 +121,7 @@ def resolve(written: Range, depth: int | None, model: object) -> tuple[int, int]
     if start < 0:
         raise LayoutError(f"{show(written)} starts before the first layer of {has}", hint=all_of_it)
     if start >= stop:
-        raise LayoutError(f"{show(written)} holds none of the layers of {has}", hint=_HALF_OPEN)
+        raise LayoutError(f"{show(written)} contains no layer of {has}", hint=_HALF_OPEN)
     return start, stop
 
 
@@ -138,7 +138,7 @@ def _at(bound: Bound, depth: int | None, written: Range, model: object) -> int:
 
 
 def unknown_depth(model: object, why: str) -> LayoutError:
-    """The error where a depth is needed and not known."""
+    """The error for a depth that is needed and not known."""
     return LayoutError(
         f"the number of layers of {model} is not known, and {why}", hint="state it: --layers N"
     )

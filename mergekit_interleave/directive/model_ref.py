@@ -1,6 +1,6 @@
-"""A model as the user names it: a directory or a Hub id, perhaps with a revision or a LoRA.
+"""A reference to a model: a directory or a Hub id, with an optional revision or LoRA.
 
-The forms are mergekit's: `path`, `org/name@revision`, `base+adapter`, or the mapping
+The forms are those of mergekit: `path`, `org/name@revision`, `base+adapter`, or the mapping
 `{model: {path: ..., revision: ...}, lora: ...}`.
 """
 
@@ -18,7 +18,7 @@ YamlMapping: TypeAlias = "dict[str, object]"
 
 @dataclass(frozen=True)
 class ModelPath:
-    """A directory or a Hub id, and the revision of the latter."""
+    """A directory, or a Hub id with an optional revision."""
 
     path: str
     revision: str | None = None
@@ -28,11 +28,11 @@ class ModelPath:
 
     @property
     def is_plain(self) -> bool:
-        """Whether mergekit reads `str(self)` back as this."""
+        """Whether mergekit reads `str(self)` back as the same path and revision."""
         return not any(mark in part for part in (self.path, self.revision or "") for mark in "+@")
 
     def to_mapping(self) -> YamlMapping:
-        """The form that mergekit cannot misread."""
+        """The mapping form, which is never ambiguous."""
         mapping: YamlMapping = {"path": self.path}
         if self.revision:
             mapping["revision"] = self.revision
@@ -41,7 +41,7 @@ class ModelPath:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A source model, kept exactly as it was written. Two revisions are two models."""
+    """A source model, kept as it was written. Two revisions are two models."""
 
     model: ModelPath
     lora: ModelPath | None = None
@@ -52,8 +52,8 @@ class ModelRef:
 
     @property
     def identity(self) -> object:
-        """Equal for two spellings of one model: a directory is what it resolves to."""
-        local = is_directory_or_file(self.path)  # of which there is only one revision
+        """Equal for two spellings of one model: a directory is identified by its real path."""
+        local = is_directory_or_file(self.path)  # which has no revisions
         path = os.path.realpath(self.path) if local else self.path
         revision = None if local else self.model.revision
         return path, revision, self.lora, self.override_architecture
@@ -64,7 +64,7 @@ class ModelRef:
         return self.model.path
 
     def to_yaml(self) -> str | YamlMapping:
-        """The string form where mergekit reads it rightly, else the mapping form."""
+        """The string form where mergekit reads it correctly, else the mapping form."""
         plain = self.model.is_plain and (self.lora is None or self.lora.is_plain)
         if plain and self.override_architecture is None:
             return str(self)
@@ -79,15 +79,15 @@ class ModelRef:
 def parse_model(value: object, where: str) -> ModelRef:
     """Read a model from YAML or a flag.
 
-    A string that is an existing path is that path, whatever `+` or `@` it holds; any other
-    string is read as mergekit reads it.
+    A string that is an existing path is that path, even if it contains `+` or `@`; any other
+    string is read as in mergekit.
 
     Args:
         value: A string or mergekit's mapping form.
-        where: The key or flag to name in an error.
+        where: The key or flag, to be named in errors.
 
     Raises:
-        DirectiveError: The value is in neither form.
+        DirectiveError: The value has neither form.
     """
     if isinstance(value, str) and value.strip():
         return _parse_string(value, where)
@@ -100,8 +100,8 @@ def parse_model(value: object, where: str) -> ModelRef:
 
 
 def is_directory_or_file(path: str) -> bool:
-    """Whether a model's name is that of something on this machine."""
-    return os.path.exists(path)  # noqa: PTH110 - no error for a name that is none
+    """Whether the name of a model is an existing path."""
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for a name that is no path
 
 
 def _parse_string(text: str, where: str) -> ModelRef:
@@ -113,7 +113,9 @@ def _parse_string(text: str, where: str) -> ModelRef:
         return ModelRef(ModelPath(text))
     base, plus, adapter = text.partition("+")
     if "+" in adapter:
-        raise DirectiveError(f"{where}: more than one `+` in {text!r}, and no such directory")
+        raise DirectiveError(
+            f"{where}: more than one `+` in {text!r}, and there is no such directory"
+        )
     model = _parse_path(base, where)
     return ModelRef(model, _parse_path(adapter, where) if plus else None)
 
@@ -134,7 +136,7 @@ def _parse_path(value: object, where: str) -> ModelPath:
 def _parse_mapping(value: Mapping[object, object], where: str) -> ModelRef:
     check_keys(value, ("model", "lora", "override_architecture"), where)
     if "model" not in value:
-        raise DirectiveError(f"{where}: the mapping names no `model`")
+        raise DirectiveError(f"{where}: the mapping has no `model`")
     lora = value.get("lora")
     architecture = value.get("override_architecture")
     if architecture is not None and not isinstance(architecture, str):

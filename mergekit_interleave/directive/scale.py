@@ -1,4 +1,4 @@
-"""What is done to the tensors of layers, in the user's words: `zero` and `scale`."""
+"""`zero` and `scale`: how the tensors of layers are edited."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ AUTO = "auto"
 NONE = "none"
 GAINS = "gains"
 NORMS = "norms"
-"""Another word for `gains`."""
+"""An alias of `gains`."""
 
 Zero: TypeAlias = "str | tuple[str, ...]"
 """`auto`, `none`, `gains`, or the name filters of the tensors to zero."""
 
 COPIES, FIRST, LAST, ALL = APPLY_TO = ("copies", "first", "last", "all")
-"""To which of the equal layers of a growth line `zero` and `scale` apply: to every copy, the first
-copy, the last copy, or every copy and its original."""
+"""Which of several equal layers `zero` and `scale` apply to: every copy, the first copy, the last
+copy, or every copy and the original."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Scale:
     filter: str | None = None
 
     def matches(self, tensor: str) -> bool:
-        """Whether it speaks of this tensor, by mergekit's rule: a plain substring."""
+        """Whether it applies to a tensor: as in mergekit, if the filter is in the name."""
         return self.filter is None or self.filter in tensor
 
 
 Scales: TypeAlias = tuple[Scale, ...]
-"""The first scale that matches a tensor counts, the rest do not."""
+"""Of several scales that match a tensor, the first applies."""
 
 
 def scale_of(tensor: str, scales: Scales) -> float | None:
-    """What a tensor is multiplied by; None where no scale speaks of it."""
+    """The factor of a tensor; None where no scale matches it."""
     return next((scale.value for scale in scales if scale.matches(tensor)), None)
 
 
 def names_zero(scales: Scales, part: str) -> bool:
-    """Whether scales zero what a part of a tensor's name stands for, as far as names alone tell."""
+    """Whether scales zero the tensors with this part in their names, judging by names alone."""
     return any(
         scale.value == 0 and scale.filter and (scale.filter in part or part in scale.filter)
         for scale in scales
@@ -59,21 +59,21 @@ def names_zero(scales: Scales, part: str) -> bool:
 
 
 KEEP = Scale(1.0)
-"""The last of the scales, where all other tensors stay as they are."""
+"""The last scale of a list that keeps all other tensors unchanged."""
 
 
 def zeroed_scales(names: Iterable[str]) -> Scales:
-    """The scales that zero the named tensors of a layer and keep all others."""
+    """The scales that zero the named tensors of a layer and keep all others unchanged."""
     zeroed = tuple(Scale(0.0, name) for name in names)
     return (*zeroed, KEEP) if zeroed else ()
 
 
 _OTHERS = "*"
-"""What stands for all other tensors in a mapping, as in mergekit."""
+"""The name of all other tensors in a mapping, as in mergekit."""
 
 
 def parse_zero(value: object, where: str) -> Zero:
-    """Read `auto`, `none`, `gains`, or names: a YAML list, or text with commas.
+    """Read `auto`, `none`, `gains` (or `norms`), or names: a YAML list, or text with commas.
 
     Raises:
         DirectiveError: The value is none of these.
@@ -86,9 +86,9 @@ def parse_zero(value: object, where: str) -> Zero:
         stripped = tuple(name.strip() for name in names)
         for word in words:
             if word in stripped:
-                raise DirectiveError(f"{where}: `{word}` stands alone, without names")
+                raise DirectiveError(f"{where}: `{word}` cannot be combined with names")
         if len(set(stripped)) < len(stripped):
-            raise DirectiveError(f"{where}: a name stands there twice")
+            raise DirectiveError(f"{where}: a name is given twice")
         return stripped
     raise DirectiveError(
         f"{where}: expected `auto`, `none` or a list of names, found {value!r:.200}",
@@ -104,8 +104,8 @@ def zero_document(zero: Zero) -> object:
 def parse_scale(value: object, where: str) -> Scales:
     """Read what to multiply by: one factor for all tensors, or one for each name.
 
-    In a mapping all other tensors stay as they are, unless `*` says otherwise. A list is mergekit's
-    own form, and is kept as it is.
+    A mapping keeps all other tensors unchanged, unless it has `*`. A list is mergekit's own form,
+    and is kept as it is.
 
     Raises:
         DirectiveError: It is none of these.
@@ -118,7 +118,7 @@ def parse_scale(value: object, where: str) -> Scales:
         raise DirectiveError(f"{where}: expected names and factors", hint=_EXAMPLE)
     if {"value", "filter"} & value.keys():
         raise DirectiveError(
-            f"{where}: `filter` and `value` belong into a list, as in mergekit", hint=_EXAMPLE
+            f"{where}: `filter` and `value` must be entries of a list", hint=_EXAMPLE
         )
     scales = []
     for name, factor in value.items():
@@ -128,7 +128,7 @@ def parse_scale(value: object, where: str) -> Scales:
             Scale(parse_factor(factor, f"{where}.{name}"), None if name == _OTHERS else name)
         )
     if None in [scale.filter for scale in scales[:-1]]:
-        raise DirectiveError(f"{where}: `*` stands for all other names, so it stands last")
+        raise DirectiveError(f"{where}: `*` means all other names, so it must be last")
     return tuple(scales) if scales[-1].filter is None else (*scales, KEEP)
 
 
@@ -165,7 +165,7 @@ def parse_scale_flag(text: str, where: str) -> Scales:
     pairs = [entry.partition("=") for entry in text.split(",")]
     names = [name.strip() for name, _, _ in pairs]
     if len(set(names)) < len(names):
-        raise DirectiveError(f"{where}: a name stands there twice")
+        raise DirectiveError(f"{where}: a name is given twice")
     return parse_scale({name.strip(): factor.strip() for name, _, factor in pairs}, where)
 
 
@@ -178,11 +178,11 @@ def check_apart(zero: Zero | None, scale: Scales, where: str = "") -> None:
     zeroed = zero if isinstance(zero, tuple) else ()
     for entry in scale:
         if entry.filter in zeroed:
-            raise DirectiveError(f"{where}`zero` and `scale` both speak of {entry.filter}")
+            raise DirectiveError(f"{where}`zero` and `scale` both name {entry.filter}")
 
 
 def scale_document(scales: Scales) -> object:
-    """What to multiply by, in the shortest form that `parse_scale` reads back as the same."""
+    """The shortest form that `parse_scale` reads back as the same scales."""
     if len(scales) == 1 and scales[0].filter is None:
         return _factor_document(scales[0].value)
     *named, last = scales
@@ -207,10 +207,10 @@ _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 def parse_factor(value: object, where: str) -> float:
-    """Read a factor: a number, a fraction `1/3`, or a root of one, `sqrt(1/2)`.
+    """Read a factor: a number, a fraction `1/3`, or a root `sqrt(1/2)`.
 
     Raises:
-        DirectiveError: It is none of these, or no finite number.
+        DirectiveError: It is none of these, or not finite.
     """
     factor: float | Fraction | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -254,7 +254,7 @@ def _evaluated(text: str) -> float | Fraction | None:
 
 
 def _closes(text: str) -> bool:
-    """Whether each bracket that opens in a text closes in it."""
+    """Whether the brackets of a text are balanced."""
     depth = 0
     for char in text:
         depth += (char == "(") - (char == ")")
@@ -265,7 +265,7 @@ def _closes(text: str) -> bool:
 
 @cache
 def _short() -> dict[float, str]:
-    """Fractions of small numbers, and roots of them, as people write them."""
+    """Fractions of small numbers and their roots, as people write them, by their values."""
     from fractions import Fraction  # noqa: PLC0415
 
     fractions = {Fraction(p, q) for q in range(2, 10) for p in range(1, q)}
@@ -277,7 +277,7 @@ _EXACT = 2**53
 
 
 def _factor_document(value: float) -> object:
-    """A factor as a person would write it, to the last bit."""
+    """A factor as a person would write it, without any loss of precision."""
     if value.is_integer() and abs(value) < _EXACT and (value or math.copysign(1, value) > 0):
         return int(value)
     short = _short().get(value)

@@ -1,4 +1,4 @@
-"""Write the weights; every engine follows one protocol.
+"""Write the weights: every engine is one module that follows `protocol.Engine`.
 
-A new engine is a file here and a row in the registry.
+To add an engine, write its module and add a row to `registry.ENGINES`.
 """

@@ -1,6 +1,6 @@
-"""Bytes from one file to another: shared where the filesystem can, inside the kernel, by hand.
+"""Copy byte ranges between files: by sharing blocks, inside the kernel, or with read and write.
 
-What can be done is found out by trying it, never by the name of a system or filesystem.
+What works is found out by trying it, never by the name of a system or filesystem.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ if sys.platform == "linux":
     import fcntl
 
 _CHUNK = 2**26
-"""The most bytes for one call, so that a run can be interrupted and tells how far it is."""
+"""The most bytes of one call, so that a run can be interrupted and can show its progress."""
 
 _BUFFER = 2**18
-"""The most bytes that pass through this process at once: what stays in a processor's cache."""
+"""The most bytes that pass through this process at once: they fit in a processor's cache."""
 
 FICLONERANGE = 0x4020940D
-"""Linux: share the blocks of a range (ioctl_ficlonerange(2))."""
+"""The Linux ioctl that shares the blocks of a range, see ioctl_ficlonerange(2)."""
 
 _CANNOT = (
     errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM,
     errno.ETXTBSY,
 )  # fmt: skip
-"""What the kernel answers where it has no such call, or not for these two files."""
+"""What the kernel answers if it does not support a call, or not for these two files."""
 
 Tick = Callable[[int], object]
-"""Is told of bytes that are in place, as they come."""
+"""Is called with the number of bytes each time some were written."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A file to read and one to write.
+    """A file to read and a file to write.
 
-    All methods raise OSError where the disk fails or is full, or the source ends too early.
+    All methods raise OSError if the disk fails or is full, or if the source ends too early.
 
     Attributes:
-        source: The descriptor of the one.
-        target: The descriptor of the other.
-        tick: Is told of bytes that were copied.
+        source: The descriptor of the file to read.
+        target: The descriptor of the file to write.
+        tick: Is called with the number of bytes each time some were written.
     """
 
     source: int
@@ -55,13 +55,13 @@ class Pair:
     tick: Tick
 
     def copy(self, start: int, at: int, length: int, *, by_hand: bool = False) -> None:
-        """Copy a range, inside the kernel where that can be done.
+        """Copy a range, inside the kernel if it can.
 
         Args:
             start: Where it starts in the source.
             at: Where it is to start in the target.
             length: Its length.
-            by_hand: Through this process instead, which shares no block, as the kernel might.
+            by_hand: Copy it with read and write, since the kernel might share blocks.
         """
         way = self._by_hand if by_hand else self._in_the_kernel
         done = 0
@@ -88,7 +88,7 @@ class Pair:
         return len(data)
 
     def share(self, start: int, at: int, length: int) -> bool:
-        """Let a range share its blocks; all numbers are multiples of the block size.
+        """Share the blocks of a range; all numbers are multiples of the block size.
 
         Args:
             start: Where it starts in the source.
@@ -96,7 +96,7 @@ class Pair:
             length: Its length.
 
         Returns:
-            Whether that could be done.
+            Whether the filesystem can do that.
         """
         if sys.platform != "linux":
             return False
@@ -111,12 +111,12 @@ class Pair:
         return True
 
     def fill(self, data: bytes, at: int, length: int) -> None:
-        """Write the same bytes again and again.
+        """Write the same bytes repeatedly.
 
         Args:
             data: The bytes.
             at: Where they start.
-            length: How many to write, a multiple of their number.
+            length: How many bytes to write, a multiple of the length of `data`.
         """
         block = data * max(_BUFFER // len(data), 1)
         for done in range(0, length, len(block)):
@@ -125,7 +125,7 @@ class Pair:
             self.tick(len(piece))
 
     def put(self, data: bytes, at: int) -> None:
-        """Write all of some bytes."""
+        """Write bytes at a position."""
         os.lseek(self.target, at, os.SEEK_SET)
         view = memoryview(data)
         while view:

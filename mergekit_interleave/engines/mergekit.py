@@ -1,14 +1,14 @@
-"""mergekit's own planner and executor write the weights.
+"""The mergekit engine: mergekit's own planner and executor write the weights.
 
-mergekit is asked for tensors alone: config, card and small files are this project's, so that no
-failure of mergekit's comes after the weights. What is worked around here, each by name:
+mergekit writes only tensors. Config, card and small files are written by this project, so that no
+failure of mergekit comes after the weights. What is worked around here:
 
-- `_fresh_loaders`: mergekit keeps every model it has opened for the life of the process, and
-  would read a path again through the index of what stood there before.
-- `_local`: mergekit asks the Hub for a list of files even where all are in the cache, and reads
-  `+` and `@` in a directory's name as LoRA and revision; it is handed directories, in parts.
-- `clone_tensors`: without it, a source layer that is copied twice makes mergekit fail its first
-  attempt at saving, and warn.
+- `_fresh_loaders`: mergekit caches every model it has opened for the life of the process. If
+  another model is at the same path later, it is read with the old index.
+- `_local`: mergekit asks the Hub for a list of files even if all are in the cache, and takes `+`
+  and `@` in the name of a directory for a LoRA and a revision. It gets directories, in parts.
+- `clone_tensors`: without it, the first attempt at saving fails with a warning if a source layer
+  is copied twice.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
@@ -40,7 +41,7 @@ from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
-from mergekit_interleave.planning.tensor_plan import DTYPES, TensorSpec
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 _SHARD_SIZE = 5 * 10**9
 """mergekit's own default."""
@@ -54,20 +55,20 @@ DECIDED_HERE = {
     "safe_serialization": "weights are always written as safetensors",
     "out_shard_size": "use --out-shard-size, which understands 5B and 5GB alike",
 }
-"""Options of mergekit's that are refused, with the reason."""
+"""Options of mergekit that are refused, each with the reason."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the engine is to write.
+    """What mergekit is to write.
 
     Attributes:
         layout: The layers.
         specs: Every tensor that the result must have.
-        mergekit: mergekit's own keys of the directive.
-        modules: See `recipe.to_document`.
+        mergekit: The directive's keys that are mergekit's own.
+        modules: See `mergekit_yaml.to_document`.
         checkpoints: The source models.
-        options: mergekit's options by their names, text or values.
+        options: mergekit's options by name, as text or as values.
         shard_size: The most bytes of one shard.
         lora_cache: A directory to merge LoRAs in.
         quiet: Show no progress bars.
@@ -148,11 +149,11 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
 
 
 def check_options(options: Mapping[str, object]) -> None:
-    """Check mergekit's options before anything is fetched.
+    """Check mergekit's options.
 
     Raises:
-        DirectiveError: mergekit has no such option, does not accept a value, or this tool
-            decides it.
+        DirectiveError: mergekit has no such option or does not accept its value, or the option
+            is decided by this project.
     """
     import torch  # noqa: PLC0415 - seconds, see `quieten`
     from mergekit.common import dtype_from_name  # noqa: PLC0415
@@ -204,7 +205,7 @@ def mixes(options: Mapping[str, object]) -> bool:
 
 
 def plan_tensors(job: Job, out: Path) -> Sequence[Any]:
-    """Let mergekit plan the weights, and make the tokenizer where that is its to make.
+    """Let mergekit plan the weights, and write the tokenizer if the directive changes it.
 
     Args:
         job: What to write.
@@ -235,7 +236,7 @@ def execute(targets: Sequence[Any], job: Job) -> None:
     """Let mergekit write what it has planned.
 
     Raises:
-        OutputError: It stopped.
+        OutputError: Writing failed.
     """
     options = _merge_options(job)
     with _quiet():
@@ -264,18 +265,18 @@ def _same_handlers() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers', of mergekit's own calls
+        warnings.simplefilter("ignore", FutureWarning)  # transformers warns of mergekit's calls
         yield
 
 
 def reason_against(specs: Sequence[TensorSpec]) -> str | None:
-    """What of these tensors no mergekit config can say, if there is anything."""
+    """What of these tensors no mergekit config can express, if anything."""
     for spec in specs:
         if spec.constant is not None:
             return f"fill {spec.name} with {spec.constant.value:g}"
         if spec.packing is not None:
             return f"arrange the layers' blocks of {spec.name}"
-        if spec.scale is not None and spec.tensor.dtype not in DTYPES.values():
+        if spec.scale is not None and not _dtypes.is_float(spec.tensor.dtype):
             return f"scale {spec.name}, which is stored as {spec.tensor.dtype}"
     return None
 
@@ -319,11 +320,10 @@ def _merge_options(job: Job) -> Any:
 
     repeats = len({(layer.model, layer.source) for layer in job.layout.layers}) < len(job.layout)
     lora_dtypes = {spec.tensor.dtype for spec in job.specs if spec.model.lora}
-    names = {stored: name for name, stored in DTYPES.items()}
     decided: dict[str, object] = {
         "clone_tensors": repeats,
         "lora_merge_cache": None if job.lora_cache is None else str(job.lora_cache),
-        "lora_merge_dtype": names.get(lora_dtypes.pop()) if len(lora_dtypes) == 1 else None,
+        "lora_merge_dtype": _dtypes.name_of(lora_dtypes.pop()) if len(lora_dtypes) == 1 else None,
         "out_shard_size": job.shard_size,
         "quiet": job.quiet,
     }
@@ -339,7 +339,7 @@ def _fresh_loaders(options: Any) -> None:
 
 
 def _local(job: Job) -> dict[str, object]:
-    """The recipe with every model as the directory it was opened at."""
+    """The recipe, with each model named by the directory that it was opened in."""
 
     def local(ref: ModelRef) -> dict[str, object]:
         checkpoint = job.checkpoints.get(ref)
@@ -388,7 +388,7 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
 
 
 def _write_tokenizer(config: Any, options: Any, out: Path) -> None:
-    """Make and save the tokenizer before the weights: a bad template must not waste them."""
+    """Write the tokenizer before the weights, so that a bad template does not waste them."""
     from mergekit.merge import _set_chat_template  # noqa: PLC0415 - mergekit has no public way
     from mergekit.tokenizer import BuildTokenizer  # noqa: PLC0415
     from transformers import AutoTokenizer  # noqa: PLC0415

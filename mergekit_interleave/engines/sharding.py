@@ -1,11 +1,11 @@
-"""Which tensors stand in which file of the result, in which order, behind which header.
+"""Decide which tensors are in which file of the result, in which order, after which header.
 
-Where a filesystem can share blocks between files, what is copied may share its blocks with the
-base, if both lie at the same place within a block. So an output shard takes the tensors of one
-source shard, in their order there, and its header is padded until its data starts where it starts
-in the source. A copy of a tensor that fills whole blocks stands behind its original and moves
-nothing out of step; the other copies, small ones, stand at the end. All of this costs nothing where
-blocks cannot be shared, so that the files are the same everywhere.
+Some filesystems can share blocks between files. A copied tensor can share its blocks with the base
+if both start at the same offset within a block. So an output shard holds the tensors of one source
+shard, in their order there, and its header is padded until its data starts at the same offset as in
+the source. A copy of a tensor that fills whole blocks follows its original and shifts nothing; the
+other copies, which are small, are at the end. All of this costs nothing where blocks cannot be
+shared, so the files are the same on every filesystem.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from mergekit_interleave.checkpoint.safetensors_header import WEIGHTS, Shard
 from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, Piece, TensorSpec
 
 _ALIGNMENT = 8
-"""What safetensors aligns data to; no element is wider."""
-
+"""The alignment of data in safetensors; no element is wider."""
 
 _HEADER = 99_000_000
-"""The most bytes of a header, padding and metadata apart; readers take 100 MB."""
+"""The most bytes of a header without padding and metadata; readers accept 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class OutShard:
     Attributes:
         name: Its name in OUT.
         specs: Its tensors, all from one source shard, in the order of their data.
-        block: To what the data is aligned as it is in the source, in bytes.
+        block: The block size: data keeps its offset within a block of this many bytes.
     """
 
     name: str
@@ -43,7 +42,7 @@ class OutShard:
 
     @property
     def source(self) -> Shard:
-        """The shard that its tensors come from."""
+        """The source shard of its tensors."""
         return self.specs[0].tensor.shard
 
     @property
@@ -52,7 +51,7 @@ class OutShard:
         return sum(spec.nbytes for spec in self.specs)
 
     def header(self) -> bytes:
-        """What stands before the data: 8 bytes of length, and as many of JSON and padding."""
+        """What precedes the data: a length of 8 bytes, then that many bytes of JSON and padding."""
         entries: dict[str, object] = {"__metadata__": {"format": "pt", **self.source.metadata}}
         offset = 0
         for spec in self.specs:
@@ -70,7 +69,7 @@ class OutShard:
 
     @property
     def _start(self) -> int | None:
-        """Where the data is to start within a block, so that most of it can share its blocks."""
+        """The offset within a block at which most of the data can share its blocks."""
         in_step: dict[int, int] = {}
         offset = 0
         for spec in self.specs:
@@ -81,11 +80,11 @@ class OutShard:
         return max(in_step, key=in_step.__getitem__, default=None)
 
     def steps(self, at: int, *, share: bool) -> Iterator[WriteStep]:
-        """How its data is made, in order.
+        """The steps that make its data, in order.
 
         Args:
             at: Where the data starts in the file.
-            share: Whether to share blocks with the source where both lie alike.
+            share: Whether to share blocks with the source where the offsets agree.
         """
         end = at + self.nbytes
         for piece in _joined(piece for spec in self.specs for piece in spec.pieces()):
@@ -106,11 +105,11 @@ class OutShard:
 
 
 class WriteStep(NamedTuple):
-    """Some bytes of a file.
+    """How some bytes of a file are made.
 
     Attributes:
         how: `copy` from the source, `share` whole blocks with it, leave a `hole` that reads as
-            zeros, or `fill` with the same bytes again and again.
+            zeros, or `fill` with the same bytes repeatedly.
         at: Where they start in the file.
         length: How many there are.
         start: Where they start in the source.
@@ -125,7 +124,7 @@ class WriteStep(NamedTuple):
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Neighbours in the source that stay neighbours are one piece."""
+    """Join ranges that are adjacent in the source and in the result."""
     whole: ByteRange | None = None
     for piece in pieces:
         if whole and isinstance(piece, ByteRange) and piece.start == whole.start + whole.length:
@@ -141,7 +140,7 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def _whole_blocks(piece: ByteRange, at: int, block: int) -> tuple[int, int]:
-    """The whole blocks that a range has in the source and in the target: offset and length."""
+    """The whole blocks that source and target have in common: their offset and length."""
     if (at - piece.start) % block:
         return 0, 0
     before = -at % block
@@ -150,7 +149,7 @@ def _whole_blocks(piece: ByteRange, at: int, block: int) -> tuple[int, int]:
 
 
 def shards_of(specs: Sequence[TensorSpec], limit: int, block: int) -> list[OutShard]:
-    """Distribute the tensors of a model over files.
+    """Distribute the tensors of a model among files.
 
     Args:
         specs: Every tensor of the model; none needs arithmetic.
@@ -197,9 +196,9 @@ def _cut(specs: Sequence[TensorSpec], limit: int) -> Iterator[list[TensorSpec]]:
 
 
 def _with_aligned_elements(specs: list[TensorSpec]) -> list[TensorSpec]:
-    """The parts in an order in which each starts at a multiple of its element's size.
+    """Order the tensors so that each starts at a multiple of its element's size.
 
-    That is theirs, unless narrow ones of an odd size stand before wide ones.
+    The order stays as it is unless narrow elements of an odd size precede wide ones.
     """
     offset = 0
     for spec in specs:

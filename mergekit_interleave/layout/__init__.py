@@ -1,4 +1,4 @@
-"""The ordered layers of the new model, and their mergekit YAML; pure.
+"""Expand a directive to the ordered layers of the new model, and convert them to mergekit YAML.
 
-A new way to write a layout is a module here that reads or returns `Layout`.
+A new format of layouts is a module here that reads or returns `Layout`. Pure.
 """

@@ -1,4 +1,4 @@
-"""What a layout is, in one sentence. Pure."""
+"""Describe a layout in one sentence. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergekit_interleave.layout.layout import Layout, joined
 def sentence(
     layout: Layout, growth: Growth | None, depth: int | None, identities: Collection[int] = ()
 ) -> str:
-    """What was merged how, with the field's name for it.
+    """What kind of merge the layout is, in the field's terms, and its numbers.
 
     Args:
         layout: The layers.
@@ -41,7 +41,7 @@ def _summary(layout: Layout, depth: int | None, identities: Collection[int]) -> 
 
 
 def placement(layout: Layout, identities: Collection[int] = ()) -> str:
-    """One word for where the layers stand, as the names of published models have it.
+    """One word for where the new layers are, as in the names of published models.
 
     Args:
         layout: The layers.
@@ -56,13 +56,13 @@ def placement(layout: Layout, identities: Collection[int] = ()) -> str:
         return "Pruned" if in_order else "Rearranged"
     if new == {*range(len(layout) - len(new), len(layout))}:
         return "Appended"
-    if all(sources[index] == sources[index - 1] for index in new):  # beside what they are made of
+    if all(sources[index] == sources[index - 1] for index in new):  # side by side
         return "Interleaved" if new <= {*identities} else "Interwoven"
     return "Stacked"
 
 
 def new_sources(layout: Layout) -> set[int]:
-    """The indices, in their model, of the layers that new layers are copies of."""
+    """The source indices of the new layers."""
     return {layer.source for layer in layout.new_layers}
 
 

@@ -34,14 +34,14 @@ from mergekit_interleave.layout.layout import Edit, Layer, Layout, chosen, expan
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of the models of a layout.
+    """What is known about the models of a layout.
 
     Attributes:
         depths: The number of layers of each, None where it is not known.
-        closes: Whether zeroing tensors of these names makes a layer of the model an identity.
-        edits: What `zero: auto` and `zero: gains` do to its layers, where that is known.
-        reaches_out: Whether scales of the first or last slice touch what lies outside the layers,
-            which only a step may do.
+        closes: Whether zeroing the tensors with these names makes a layer of the model an identity.
+        edits: The edits of `zero: auto` and `zero: gains`, where they are known.
+        reaches_out: Whether scales of the first or last slice also match tensors outside the
+            layers, which only a step may do.
     """
 
     depths: Mapping[ModelRef, int | None]
@@ -52,7 +52,7 @@ class Known:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What a directive says is done to its new layers."""
+    """How a directive edits its new layers."""
 
     zero: Zero
     scale: Scales
@@ -64,7 +64,7 @@ def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
 
     Args:
         layout: The slices, whose boundaries are kept.
-        known: What is known of its models.
+        known: What is known about its models.
     """
     if len(layout) > MAX_LAYERS:
         return
@@ -98,7 +98,7 @@ def _pattern(layout: Layout, known: Known) -> Pattern:
 def _with_rules(
     growth: Growth, layout: Layout, known: Known, rules: Sequence[_Rule]
 ) -> Iterator[Directive]:
-    """A growth line with each rule by which it edits all of its new layers as the layout does."""
+    """The directives with this growth line and one of the rules that give the layout."""
     raw = _expanded(growth, layout, known, None, COPIES)
     if raw is None or joined(raw.slices) != joined(layout.slices):
         return
@@ -123,7 +123,7 @@ def _expanded(
     edit: Callable[[Layer], Edit] | None,
     apply_to: str,
 ) -> Layout | None:
-    """What a growth line means, None where it does not fit."""
+    """The layout of a growth line, None where the line does not fit."""
     depths = {
         model: known.depths[model]
         or max(part.stop for part in layout.slices if part.model == model)
@@ -175,7 +175,7 @@ def _short_names(models: Sequence[ModelRef]) -> dict[str, ModelRef]:
 
 
 def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
-    """What may have been done to the new layers, if it is the same everywhere."""
+    """The rules that may have edited the new layers, if all have the same edit."""
     edits = {Edit(part.scales, part.constants) for part in layout.slices} - {Edit()}
     if not edits:
         yield _Rule(NONE, (), None)
@@ -198,7 +198,7 @@ def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
 
 
 def _said(scales: Scales, model: ModelRef, known: Known) -> tuple[tuple[str, ...] | None, Scales]:
-    """Scales as `zero`, as far as that is what they are, and the rest as `scale`."""
+    """Split scales into `zero` and `scale`."""
     zeroed = tuple(takewhile(lambda scale: scale.value == 0 and scale.filter, scales))
     names = tuple(str(scale.filter) for scale in zeroed)
     rest = scales[len(zeroed) :]

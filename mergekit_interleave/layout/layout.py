@@ -1,8 +1,8 @@
-"""The heart: a layout is the ordered layers of the new model. Pure: no I/O, no torch.
+"""A layout: the ordered layers of the new model. Pure: no I/O, no torch.
 
-Vocabulary, here and everywhere: the *original* is the first unscaled occurrence of a source
-layer; every other occurrence is a *new layer*, to be trained; a new layer whose residual
-writers are *zeroed* passes its input on unchanged. Indices start at 0, ranges are half-open.
+Terms, here and everywhere: the *original* is the first unscaled occurrence of a source layer; every
+other occurrence is a *new layer*, to be trained; a new layer whose residual writers are *zeroed*
+passes its input on unchanged. Indices start at 0, ranges are half-open.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mergekit_interleave.errors import LayoutError
 
 @dataclass(frozen=True)
 class Constant:
-    """Fill the tensors whose name contains `filter`, which no scale can say.
+    """Fill the tensors whose name contains `filter` with a value, which no scale can do.
 
     Attributes:
-        value: With what.
-        filter: A part of their names.
-        after: Where it is not None, only the rows from this one on are filled.
-        square: Where it is k, only the last k * k rows are filled: read as a k by k matrix, they
+        value: The value.
+        filter: A part of the names of the tensors.
+        after: The first row that is filled; None fills all rows.
+        square: If it is k, only the last k * k rows are filled: read as a k by k matrix, they
             become `value` times the identity matrix.
     """
 
@@ -44,13 +44,13 @@ class Constant:
 
 
 def constant_of(tensor: str, constants: Iterable[Constant]) -> Constant | None:
-    """What a tensor is filled with; None where nothing is said of it."""
+    """The constant that fills a tensor; None where there is none."""
     return next((constant for constant in constants if constant.filter in tensor), None)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """What is done to the tensors of a new layer; nothing, where it is a plain copy."""
+    """The edit of the tensors of a layer; empty for a plain copy."""
 
     scales: Scales = ()
     constants: tuple[Constant, ...] = ()
@@ -61,7 +61,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers `start` to `stop - 1` of one model, all edited alike."""
+    """Layers `start` to `stop - 1` of one model, all with the same edit."""
 
     model: ModelRef
     start: int
@@ -78,12 +78,12 @@ class Layer:
     """One layer of the new model.
 
     Attributes:
-        index: Where it stands in the new model.
-        model: The model it is taken from.
-        source: Its index there.
-        scales: What its tensors are multiplied by.
-        constants: What its tensors are filled with.
-        new: Whether it is a new layer, rather than the original.
+        index: Its index in the new model.
+        model: The source model.
+        source: Its index in the source model.
+        scales: The factors of its tensors.
+        constants: The constants that fill its tensors.
+        new: Whether it is a new layer rather than an original.
     """
 
     index: int
@@ -95,7 +95,7 @@ class Layer:
 
     @property
     def edit(self) -> Edit:
-        """What is done to its tensors."""
+        """Its scales and constants."""
         return Edit(self.scales, self.constants)
 
     @property
@@ -106,7 +106,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of a new model, in slices whose boundaries are kept as they were written."""
+    """The layers of a new model, in slices with the boundaries that were written."""
 
     slices: tuple[Slice, ...]
 
@@ -141,17 +141,17 @@ class Layout:
         return sum(len(part) for part in self.slices)
 
     def is_base(self, depth: int) -> bool:
-        """Whether this is just its source model, layer for layer."""
+        """Whether this is its source model, layer for layer."""
         plain = not any(layer.new for layer in self.layers) and len(self.models) == 1
         return plain and [layer.source for layer in self.layers] == list(range(depth))
 
 
 def joined(slices: Sequence[Slice], *, across_edits: bool = False) -> list[Slice]:
-    """Slices with those joined that follow one another in the model, unedited.
+    """Join slices that are consecutive in their model, and drop their edits.
 
     Args:
         slices: The slices.
-        across_edits: Join only where the edit changes, and keep the boundaries of equal ones.
+        across_edits: Join only slices with different edits.
     """
     found: list[Slice] = []
     edits: list[Edit] = []
@@ -168,13 +168,13 @@ def joined(slices: Sequence[Slice], *, across_edits: bool = False) -> list[Slice
 
 
 Depths: TypeAlias = "int | Callable[[ModelRef], int | None] | None"
-"""The number of layers, of the one model or of each; None where it is not known."""
+"""The number of layers of the one model, or of each model; None where it is not known."""
 
 
 def distances(layout: Layout) -> list[int]:
-    """How many layers each copy stands from its original, in the order of the copies.
+    """The distance in layers of each copy from its original, in the order of the copies.
 
-    LongCAT's argument for copies side by side is that these numbers are small.
+    Copies side by side keep these distances small, which is LongCAT's argument for them.
     """
     layers = layout.layers
     originals = {(layer.model, layer.source): layer.index for layer in layers if not layer.new}
@@ -182,7 +182,7 @@ def distances(layout: Layout) -> list[int]:
     return [abs(layer.index - original) for layer, original in pairs if original is not None]
 
 
-def expand(  # noqa: PLR0913 - what is known, and what is asked
+def expand(  # noqa: PLR0913 - two callbacks that planning supplies
     growth: Growth,
     model: ModelRef | None,
     depth: Depths,
@@ -191,15 +191,15 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
     apply_to: str = COPIES,
     step_edit: Callable[[Step, Layer], Edit] | None = None,
 ) -> Layout:
-    """The layout that a growth line gives on a model.
+    """Lay out a growth line on a model.
 
     Args:
-        growth: What to do; not `ExplicitSlices`, which is a layout already.
+        growth: The growth line; not `ExplicitSlices`, which `mergekit_yaml` reads.
         model: The source model; None where the growth line names its own.
-        depth: Its number of layers. None where it is not known, which not every line can bear.
-        edit: What is done to a new layer; None makes plain copies.
-        apply_to: To which of the equal layers.
-        step_edit: What is done to a layer of a step that says it.
+        depth: Its number of layers; None where it is not known and the line does not need it.
+        edit: Returns the edit of a new layer; None makes plain copies.
+        apply_to: Which of several equal layers are edited.
+        step_edit: Returns the edit of a layer of a step with its own `zero` or `scale`.
 
     Raises:
         LayoutError: The growth line does not fit this depth, or changes nothing.
@@ -213,7 +213,7 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
     total = 0
     for source, start, stop, step in growth.slices(model, depth_of):
         if total + stop - start > MAX_LAYERS:
-            raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
+            raise LayoutError(f"the result would have more than {MAX_LAYERS} layers")
         whole = Slice(source, start, stop)
         if step is None or step.is_plain or step_edit is None:
             slices.append(whole)
@@ -232,7 +232,7 @@ def expand(  # noqa: PLR0913 - what is known, and what is asked
 
 
 def _split(part: Slice, edits: Iterable[Edit]) -> Iterator[Slice]:
-    """A slice with its layers edited, cut where the edit changes."""
+    """A slice with the edits of its layers, cut where the edit changes."""
     start = part.start
     for how, alike in groupby(edits):
         stop = start + len(list(alike))
@@ -243,7 +243,7 @@ def _split(part: Slice, edits: Iterable[Edit]) -> Iterator[Slice]:
 def _edit_new_layers(
     layout: Layout, edit: Callable[[Layer], Edit], apply_to: str, settled: Collection[int]
 ) -> Layout:
-    """The layout with its new layers edited, but for those whose step says what is done to them."""
+    """The layout with its new layers edited, except those that a step edits."""
     slices: list[Slice] = []
     which = chosen(layout, apply_to, settled)
     layers = iter(layout.layers)
@@ -258,12 +258,12 @@ def _edit_new_layers(
 
 
 def chosen(layout: Layout, apply_to: str, settled: Collection[int] = ()) -> set[int]:
-    """The indices of the layers that a growth line's edit applies to.
+    """The indices of the layers that the edit of a growth line applies to.
 
     Args:
-        layout: The layers, edited only where their step says it.
-        apply_to: To which of equal layers.
-        settled: The indices of the layers whose step says what is done to them.
+        layout: The layers, edited only by their steps.
+        apply_to: Which of several equal layers are edited.
+        settled: The indices of the layers that a step edits.
     """
     if apply_to == COPIES:
         return {layer.index for layer in layout.new_layers if layer.index not in settled}

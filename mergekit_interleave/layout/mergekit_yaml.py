@@ -1,8 +1,8 @@
-"""The recipe: the mergekit YAML of a layout, both ways.
+"""Convert a layout to mergekit YAML, the recipe, and back.
 
-Reading follows mergekit's own rules: a condition's filter is a substring of the tensor's name,
-the first condition that matches counts, a source's conditions come before those of its slice and
-module, and a list of numbers is a gradient over the layers of the slice.
+Reading follows mergekit's rules: the filter of a condition is a substring of the tensor's name, the
+first condition that matches applies, the conditions of a source come before those of its slice and
+its module, and a list of numbers is a gradient over the layers of the slice.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.directive import yaml_io
@@ -19,12 +20,12 @@ from mergekit_interleave.directive.scale import Scale, Scales
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
 from mergekit_interleave.layout.layout import Constant, Layout, Slice
 
-FILE = "mergekit_config.yml"
-"""Where mergekit, and OUT, keep the recipe."""
+FILE = _out_files.RECIPE
+"""The name of the recipe in the output of mergekit and of `run`."""
 
 
 GROWN = "text_decoder"
-"""What mergekit calls the module of a language model in a model of images and words."""
+"""mergekit's name for the language model within a multimodal model."""
 
 
 def to_document(
@@ -36,11 +37,11 @@ def to_document(
     """The mergekit config of a layout.
 
     Args:
-        layout: What to write.
-        mergekit: mergekit's own keys to carry along, such as dtype.
-        name: What to call each model, wherever it is named.
-        modules: What mergekit calls the models that make up the model, and how many layers each
-            has; None for the one that the layout is of.
+        layout: The layout.
+        mergekit: mergekit's own keys to pass on, such as dtype.
+        name: Returns the name to write for a model.
+        modules: The modules of a multimodal model by mergekit's names, with their numbers of
+            layers; None for the module of the layout.
     """
     keys = dict(mergekit)
     if "base_model" in keys:
@@ -71,7 +72,7 @@ def _named_source(source: object, name: Callable[[ModelRef], object]) -> object:
 def _named_tokenizer(
     tokenizer: Mapping[str, object], name: Callable[[ModelRef], object]
 ) -> dict[str, object]:
-    """Mergekit's tokenizer section with its models renamed."""
+    """The tokenizer section with its models renamed."""
     named = dict(tokenizer)
     if "source" in named:
         named["source"] = _named_source(named["source"], name)
@@ -94,15 +95,15 @@ def _named_token(how: object, name: Callable[[ModelRef], object]) -> object:
 
 
 def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
-    """Check mergekit's own keys as far as mergekit itself would, but before anything is done.
+    """Check mergekit's own keys as mergekit would, before anything is written.
 
     Raises:
-        DirectiveError: mergekit would not accept one, or ignore a part of it.
+        DirectiveError: mergekit would reject a key, or ignore a part of it.
     """
     if "base_model" in mergekit:
         parse_model(mergekit["base_model"], "base_model")
     if "tokenizer" in mergekit and "tokenizer_source" in mergekit:
-        raise DirectiveError("tokenizer, tokenizer_source: mergekit takes one of them")
+        raise DirectiveError("tokenizer, tokenizer_source: mergekit takes only one of them")
     if "tokenizer_source" in mergekit:
         _named_source(mergekit["tokenizer_source"], str)
     if "tokenizer" in mergekit:
@@ -125,13 +126,13 @@ def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
 
 
 def effective(layout: Layout, mergekit: Mapping[str, object]) -> Layout:
-    """The layout with the scales that mergekit's top-level `parameters` give to all slices."""
+    """The layout with the scales of mergekit's top-level `parameters` added to all slices."""
     scales = _global_scales(mergekit)
     return Layout(tuple(replace(part, scales=(*part.scales, *scales)) for part in layout.slices))
 
 
 def dtypes_of(mergekit: Mapping[str, object]) -> tuple[str | None, str | None]:
-    """The dtypes that mergekit converts to what it reads, and what it writes; None keeps them."""
+    """The dtypes that mergekit converts to on reading and on writing; None converts nothing."""
 
     def stated(key: str) -> str | None:
         return str(mergekit[key]).removeprefix("torch.") if key in mergekit else None
@@ -140,18 +141,18 @@ def dtypes_of(mergekit: Mapping[str, object]) -> tuple[str | None, str | None]:
 
 
 def dtype_of(mergekit: Mapping[str, object]) -> str | None:
-    """The dtype that mergekit writes, None where each tensor keeps its own."""
+    """The dtype that mergekit writes; None where each tensor keeps its own."""
     read, written = dtypes_of(mergekit)
     return written or read
 
 
 def changes_tokenizer(mergekit: Mapping[str, object]) -> bool:
-    """Whether mergekit makes another tokenizer than the base's."""
+    """Whether mergekit writes another tokenizer than that of the base."""
     return any(key in mergekit for key in ("tokenizer", "tokenizer_source", "chat_template"))
 
 
 def changes_vocabulary(mergekit: Mapping[str, object]) -> bool:
-    """Whether mergekit makes embeddings and head anew, for another tokenizer."""
+    """Whether mergekit computes new embeddings and a new head for another tokenizer."""
     return any(key in mergekit for key in ("tokenizer", "tokenizer_source"))
 
 
@@ -161,10 +162,10 @@ def _global_scales(mergekit: Mapping[str, object]) -> Scales:
 
 
 def _level_scales(setting: object, where: str) -> Scales:
-    """Scales above the slices, where mergekit would read a gradient over each slice."""
+    """The scales of a module or of the whole config, which must not be gradients."""
     conditions = _conditions(setting, where)
     if any(len(condition.values) > 1 for condition in conditions):
-        raise RefusedError(f"{where}: a gradient belongs to a slice")
+        raise RefusedError(f"{where}: only a slice can have a gradient")
     return tuple(condition.at(0) for condition in conditions)
 
 
@@ -176,22 +177,22 @@ def to_yaml(
 ) -> str:
     """The mergekit config of a layout as YAML text; see `to_document`.
 
-    Comments say what mergekit cannot.
+    Comments name what mergekit cannot represent.
     """
-    unsaid = [f"# mergekit cannot say it: {words}\n" for words in _unsayable(layout)]
+    unsaid = [f"# not supported by mergekit: {words}\n" for words in _unsayable(layout)]
     return "".join(unsaid) + yaml_io.write(to_document(layout, mergekit, name, modules))
 
 
 def check_sayable(layout: Layout) -> None:
-    """Check that a mergekit config can say a layout.
+    """Check that a mergekit config can represent a layout.
 
     Raises:
         RefusedError: It cannot.
     """
     for words in _unsayable(layout):
         raise RefusedError(
-            f"no mergekit config can say it: {words}",
-            hint="`mk-interleave run` takes the same directive and writes the model",
+            f"a mergekit config cannot represent this: {words}",
+            hint="`mk-interleave run` writes the model from the same directive",
         )
 
 
@@ -216,7 +217,7 @@ def _source(part: Slice, model: object) -> dict[str, object]:
 
 
 _FILL = "fill"
-"""This project's own parameter, which mergekit does not know."""
+"""A parameter of this project, which mergekit does not know."""
 
 
 def _fill(constant: Constant) -> dict[str, object]:
@@ -226,7 +227,7 @@ def _fill(constant: Constant) -> dict[str, object]:
 
 
 def _constants(source: Mapping[str, object], where: str) -> tuple[Constant, ...]:
-    """What a source is filled with; only a source may say it."""
+    """The constants of a source; no other level has them."""
     parameters = source.get("parameters")
     written = parameters.get(_FILL) if isinstance(parameters, Mapping) else None
     place = f"{where}.parameters.{_FILL}"
@@ -260,8 +261,8 @@ def from_document(
         depth_of: The number of layers of a model, None where it cannot be known.
 
     Raises:
-        DirectiveError: mergekit would not accept it, or passthrough cannot mean it.
-        RefusedError: It grows more than one module.
+        DirectiveError: mergekit would reject it, or it is not a passthrough merge.
+        RefusedError: It changes more than one module.
         LayoutError: The depth of a model is needed and not known, or there are too many layers.
     """
     module_scales: Scales = ()
@@ -282,11 +283,11 @@ def from_document(
         )
         check_keys(source, ("model", "layer_range", "parameters"), place)
         model, start, stop = _model_and_range(source, place)
-        # One directory is one model, however it is spelled.
+        # Two spellings of one directory are one model.
         model = known.setdefault(model.identity, model)
         total += stop - start
         if total > MAX_LAYERS:
-            raise LayoutError(f"more than {MAX_LAYERS} layers would come of this")
+            raise LayoutError(f"the result would have more than {MAX_LAYERS} layers")
         settings = [
             (_parameters(source, place), f"{place}.parameters.scale"),
             (_parameters(written, where), f"{where}.parameters.scale"),
@@ -299,13 +300,13 @@ def from_document(
 
 @dataclass(frozen=True)
 class _Condition:
-    """A scale as mergekit writes it: one value, or a gradient over the slice."""
+    """A scale in mergekit's form: one value, or a gradient over the slice."""
 
     filter: str | None
     values: tuple[float, ...]
 
     def at(self, t: float) -> Scale:
-        """The scale at a place in the slice, 0 at its first layer and 1 at its last."""
+        """The scale at a position in the slice, from 0 at its first layer to 1 at its last."""
         place = t * (len(self.values) - 1)
         low = int(place)
         high = min(len(self.values) - 1, low + 1)
@@ -317,10 +318,10 @@ class _Condition:
 def _slices(
     whole: Slice, settings: list[tuple[object, str]], module_scales: Scales, *, edge: bool
 ) -> list[Slice]:
-    """One slice, or one a layer where a gradient makes its layers differ.
+    """One slice, or one per layer where a gradient makes the layers differ.
 
-    At the edge, mergekit gives what lies outside the layers the gradient's first value, and the
-    layer beside it another one: no slices without a gradient can say that.
+    In the first and last slice, mergekit also applies the first value of the gradient to tensors
+    outside the layers. Slices without a gradient cannot represent that.
     """
     conditions = [
         condition
@@ -334,9 +335,9 @@ def _slices(
         for condition in conditions
     ):
         raise RefusedError(
-            f"{settings[0][1]}: a gradient in the first or last slice also scales what lies "
+            f"{settings[0][1]}: a gradient in the first or last slice also scales tensors "
             "outside the layers",
-            hint="write a slice for each layer of it, with one value each",
+            hint="write one slice per layer, with one value each",
         )
 
     def scales_at(t: float) -> Scales:
@@ -382,7 +383,7 @@ def _number(value: object, where: str) -> float:
 
 
 def _parameters(owner: Mapping[str, object], where: str) -> object:
-    """The scale setting among an owner's parameters; passthrough knows no other parameter."""
+    """The `scale` setting in the parameters of an entry; passthrough has no other parameter."""
     parameters = owner.get("parameters")
     if parameters is None:
         return None
@@ -397,7 +398,7 @@ def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
     name = GROWN if GROWN in entries else next(iter(entries), "none")
     for other, value in entries.items():
         if other != name and _whole(value) is None:
-            raise RefusedError(f"modules: {other} is changed, and only {name} can be")
+            raise RefusedError(f"modules: {other} is changed, but only {name} can be")
     value = entries.get(name)
     where = f"modules.{name}"
     module = _mapping(value, where)
@@ -408,14 +409,14 @@ def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
 
 
 def other_modules(document: Mapping[str, object]) -> dict[str, int]:
-    """The modules beside the one that is grown, passed on whole, and their numbers of layers."""
+    """The modules that are passed on whole, without the grown one, and their numbers of layers."""
     entries = document.get("modules")
     found = {n: _whole(m) for n, m in entries.items()} if isinstance(entries, Mapping) else {}
     return {name: count for name, count in found.items() if count is not None and name != GROWN}
 
 
 def _whole(module: object) -> int | None:
-    """The layers of a module that is passed on: one slice from layer 0 on, without parameters."""
+    """The number of layers of a module that is one slice from layer 0 on, without parameters."""
     match module:
         case {"slices": [{"sources": [{"layer_range": [0, int(count)], **source}], **others}]}:
             return None if others or source.keys() - {"model"} else count

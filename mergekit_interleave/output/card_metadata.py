@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _out_files
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.output import layer_map as layer_maps
 
-CARD = "README.md"
+CARD = _out_files.CARD
 
 HUB = "https://huggingface.co"
 

@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _out_files
 from mergekit_interleave._files import replace_file
 from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import hub
@@ -30,7 +31,7 @@ from mergekit_interleave.output.verification_text import FORWARD
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
-FILE = "interleave.json"
+FILE = _out_files.MANIFEST
 VERSION = 1
 
 

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 
+from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._units import amount, count
 from mergekit_interleave.layout import describe
 from mergekit_interleave.output import card_data, svg
@@ -14,7 +15,7 @@ from mergekit_interleave.output.card_data import CardData, CardSource
 from mergekit_interleave.output.card_metadata import CARD, HUB
 
 FILE = CARD
-PICTURE = "layers.svg"
+PICTURE = _out_files.PICTURE
 
 _STATUS = {
     card_data.EQUAL: "It computes what its base computes{rounding}{until}.",
@@ -184,7 +185,7 @@ def _layers(data: CardData) -> str:
 
 
 def _training(data: CardData) -> str:
-    half = {"BF16", "F16"} & {*data.dtypes}
+    half = any(map(_dtypes.is_half, data.dtypes))
     snippet = _python(
         data,
         "float32" if half else "auto",  # 16 bits round most updates away

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from mergekit_interleave import _out_files
 from mergekit_interleave._files import SUFFIXES, new_file_mode, sync
 from mergekit_interleave._interrupts import uninterrupted
 from mergekit_interleave.errors import OutputError
@@ -25,8 +26,6 @@ if sys.platform != "win32":
     import fcntl
 
 T = TypeVar("T")
-
-_MANIFEST = "interleave.json"
 
 
 def check_vacant(out: Path, *, replace: bool) -> None:
@@ -56,8 +55,8 @@ def _reason_to_stay(out: Path) -> str | None:
     if out.is_symlink() or not out.is_dir():
         return "is no directory"
     try:
-        own = _own_files(out)
-        strange = [name for name in files_below(out) if name not in own]
+        is_own = _is_own(out)
+        strange = [name for name in files_below(out) if not is_own(name)]
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
     return f"holds {strange[0]}, which no run has written" if strange else None
@@ -70,24 +69,15 @@ def files_below(folder: Path) -> list[str]:
     )
 
 
-def _own_files(out: Path) -> set[str]:
-    """The files that a directory may hold and still be replaced: those that its manifest lists.
+def _is_own(out: Path) -> Callable[[str], bool]:
+    """Which files a directory may hold and still be replaced: those that its manifest lists.
 
     Without a manifest, the usual files of a model.
     """
     with suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
-        return set(json.loads((out / _MANIFEST).read_text(encoding="utf-8")).get("files"))
-    if not (out / "config.json").is_file():
-        return set()
-    return {*_USUAL_FILES, *(file.name for file in out.glob("model*.safetensors"))}
-
-
-_USUAL_FILES = (
-    "README.md", "LICENSE", ".gitattributes", "mergekit_config.yml", "config.json",
-    "generation_config.json", "model.safetensors.index.json", "tokenizer.json",
-    "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
-)  # fmt: skip
+        manifest = json.loads((out / _out_files.MANIFEST).read_text(encoding="utf-8"))
+        return set(manifest.get("files")).__contains__
+    return _out_files.is_usual if (out / _out_files.CONFIG).is_file() else lambda _: False
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
-"""What `zero` and `scale` do to the layers of real models, and whether it is what they promise."""
+"""Apply `zero` and `scale` to the layers of real models, and check the result against them."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import Stack
@@ -20,22 +19,21 @@ from mergekit_interleave.directive.scale import (
     check_apart,
     zeroed_scales,
 )
-from mergekit_interleave.errors import CheckpointError, LayoutError
+from mergekit_interleave.errors import CheckpointError, LayoutError, Warn
 from mergekit_interleave.layout.layout import Edit, Layer, Layout
 from mergekit_interleave.planning import grown_config, zeroing
 
-log = logging.getLogger(__name__)
-
 
 class Edits:
-    """What is done to layers, by what the directive says of them.
+    """Derives the edit of each layer from the directive.
 
     Args:
-        opened: The models, None where one cannot be read.
+        opened: The models that can be read.
+        warn: Called with each warning.
     """
 
-    def __init__(self, opened: Mapping[ModelRef, Checkpoint | None]) -> None:
-        self._opened = opened
+    def __init__(self, opened: Mapping[ModelRef, Checkpoint], warn: Warn) -> None:
+        self._opened, self._warn = opened, warn
         self._rules: dict[tuple[ModelRef, Zero], Callable[[int], Edit] | None] = {}
         self._by_rule: dict[tuple[ModelRef, Zero], set[Edit]] = {}
 
@@ -48,7 +46,7 @@ class Edits:
         """What `zero` and `scale` do to a layer."""
         key = (layer.model, rule)
         if key not in self._rules:
-            self._rules[key] = edit_of(rule, self._opened[layer.model])
+            self._rules[key] = edit_of(rule, self._opened.get(layer.model), self._warn)
         zeroing_edit = self._rules[key]
         edit = Edit() if zeroing_edit is None else zeroing_edit(layer.source)
         if scale:
@@ -66,26 +64,61 @@ class Edits:
             LayoutError: A name matches nothing, or what is zeroed is no identity.
             CheckpointError: The tensors cannot be read.
         """
-        _check_outside(layout, directive, self._opened)
+        _check_outside(layout, directive, self._opened, self._warn)
         for (model, rule), edits in self._by_rule.items():
-            checkpoint = self._opened[model]
+            checkpoint = self._opened.get(model)
             layers = [x for x in layout.layers if x.model == model and x.edit in edits]
             if checkpoint is not None and layers:
-                _check_zeroing(layers, checkpoint, rule, allow_non_identity=allow_non_identity)
+                self._check_zeroing(layers, checkpoint, rule, allowed=allow_non_identity)
             elif isinstance(rule, tuple):
-                log.warning("zero: the names are not checked: the model cannot be read")
+                self._warn("zero: the names are not checked: the model cannot be read")
+
+    def _check_zeroing(
+        self, layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allowed: bool
+    ) -> None:
+        """Check what is zeroed against the stored tensors, or, without them, against the family.
+
+        Layers may differ from one another: a name must match in one of them.
+        """
+        family = checkpoint.family
+        indices = sorted({layer.source for layer in layers})
+        tensors: dict[int, list[str]] = {index: [] for index in indices}
+        if checkpoint.has_weights:
+            tensors = {index: checkpoint.layer_tensors(index) for index in indices}
+            if isinstance(rule, tuple):
+                names = [name for names in tensors.values() for name in names]
+                zeroing.check_names(rule, names, family)
+        if family is None:
+            return
+        if not allowed:
+            for layer in layers:
+                zeroing.check_identity(layer.edit, tensors[layer.source], family)
+        first = layers[0]
+        if isinstance(rule, tuple):
+            for name in zeroing.dead_tensors(first.edit, tensors[first.source], family)[:1]:
+                self._warn(
+                    f"zero: {layer_names.inside(name)} is zeroed too, though it writes nothing to "
+                    "the residual stream; the new layers may get no gradients (`zero: auto` is "
+                    "enough)"
+                )
+        if family.output_norms is not None and not zeroing.closes_gains(first.edit, family):
+            self._warn(
+                f"model type {family.model_type} norms what its projections add to the stream: "
+                "zeroed projections take large first steps in training; `zero: gains` closes the "
+                "norms instead"
+            )
 
 
-def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] | None:
-    """What is done to a new layer, by the index of its source.
+def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[int], Edit] | None:
+    """The edit of a new layer, by the index of its source.
 
     Args:
         rule: What to zero.
         checkpoint: The model, None where it cannot be read.
+        warn: Called with each warning.
 
     Raises:
-        LayoutError: The model has nothing of the kind to close, or of its type it is not known
-            what to zero.
+        LayoutError: The model has no such norms, or what to zero is not known of its type.
         RefusedError: No layer of its type can be copied exactly.
     """
     if rule == NONE:
@@ -107,11 +140,13 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] 
         family = families.assumed_family()
         names = ", ".join(family.residual_writers)
         if checkpoint is not None and checkpoint.has_weights:
-            zeroing.check_plain(checkpoint)
-        log.warning("zero: auto: %s, so Llama's names are assumed: %s", reason, names)
+            _check_plain(checkpoint)
+        warn(f"zero: auto: {reason}, so Llama's names are assumed: {names}")
 
-    def setting(key: str) -> Any:
-        return None if checkpoint is None else grown_config.setting_of(checkpoint, key)
+    def setting(key: str) -> int:
+        if checkpoint is None:
+            raise TypeError(f"Llama's layers need no {key}")
+        return grown_config.setting_of(checkpoint, key)
 
     projections = zeroing.projections_edit(family, setting)
     if rule == AUTO:
@@ -126,35 +161,20 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None) -> Callable[[int], Edit] 
     return lambda source: gains if source in closed else projections
 
 
-def _check_zeroing(
-    layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allow_non_identity: bool
-) -> None:
-    """Check what is zeroed against the stored tensors where they are at hand, else by family.
+def _check_plain(checkpoint: Checkpoint) -> None:
+    """Check that the layers of a model of an unknown type have the tensor names of a Llama.
 
-    Layers may differ from one another: a name must match in one of them.
+    Raises:
+        LayoutError: They have others, so what writes to the residual stream is not known.
     """
-    family = checkpoint.family
-    indices = sorted({layer.source for layer in layers})
-    tensors: dict[int, list[str]] = {index: [] for index in indices}
-    if checkpoint.has_weights:
-        tensors = {index: checkpoint.layer_tensors(index) for index in indices}
-        if isinstance(rule, tuple):
-            names = [name for names in tensors.values() for name in names]
-            zeroing.check_names(rule, names, family)
-    if family is None:
-        return
-    if not allow_non_identity:
-        for layer in layers:
-            zeroing.check_identity(layer.edit, tensors[layer.source], family)
-    first = layers[0]
-    if isinstance(rule, tuple):
-        zeroing.warn_of_dead_tensors(first.edit, tensors[first.source], family)
-    if family.output_norms is not None and not zeroing.closes_gains(first.edit, family):
-        log.warning(
-            "model type %s norms what its projections add to the stream: zeroed, they take "
-            "large first steps in training; `zero: gains` closes the norms instead",
-            family.model_type,
-        )
+    for index in range(checkpoint.depth):
+        for name in checkpoint.layer_tensors(index):
+            if not families.is_standard_tensor(layer_names.inside(name)):
+                raise LayoutError(
+                    f"zero: auto: nothing is known of model type {checkpoint.model_type!r}, and "
+                    f"{name} is no tensor of a Llama's",
+                    hint="name all that writes to the residual stream: `zero: [o_proj, ...]`",
+                )
 
 
 def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
@@ -172,13 +192,13 @@ def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
 
 
 def _check_outside(
-    layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint | None]
+    layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint], warn: Warn
 ) -> None:
     """Mergekit gives what lies outside the layers the scales of the first and last slice."""
     stated = directive.growth.steps if isinstance(directive.growth, Stack) else ()
     for end, before in ((0, True), (-1, False)):
         part = layout.slices[end]
-        checkpoint = opened[part.model]
+        checkpoint = opened.get(part.model)
         if checkpoint is None or checkpoint.family is None:
             continue
         try:
@@ -186,32 +206,30 @@ def _check_outside(
         except LayoutError as error:
             if not stated or stated[end].is_plain:
                 raise
-            log.warning("%s: mergekit scales it, too", error)
+            warn(f"{error}: mergekit scales it, too")
 
 
-def warn_of_idle_filters(
-    layout: Layout,
-    opened: Mapping[ModelRef, Checkpoint | None],
-    checked: Collection[str] = (),
-) -> None:
-    """Mergekit says nothing of a filter that matches no tensor; it is most likely a typo.
+def idle_filters(
+    layout: Layout, opened: Mapping[ModelRef, Checkpoint], checked: Collection[str] = ()
+) -> Iterator[str]:
+    """Warn of filters that match no tensor: mergekit accepts them, but they are likely typos.
 
     Args:
         layout: The layers, with their scales.
-        opened: The models, None where one cannot be read.
+        opened: The models that can be read.
         checked: The names that have been checked.
     """
     for model in layout.models:
-        checkpoint = opened[model]
-        try:
-            tensors = list(checkpoint.tensors) if checkpoint and checkpoint.has_weights else []
-        except CheckpointError:
-            continue
+        checkpoint = opened.get(model)
         if checkpoint is None:
+            continue
+        try:
+            tensors = list(checkpoint.tensors) if checkpoint.has_weights else []
+        except CheckpointError:
             continue
         scales = [scale for part in layout.slices if part.model == model for scale in part.scales]
         for name in dict.fromkeys(scale.filter for scale in scales if scale.filter is not None):
             own = checkpoint.family.residual_writers if checkpoint.family else ()
             known = name in own or name in checked
             if tensors and not known and not any(name in tensor for tensor in tensors):
-                log.warning("the filter %r matches no tensor of %s", name, model)
+                yield f"the filter {name!r} matches no tensor of {model}"

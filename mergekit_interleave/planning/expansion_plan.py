@@ -1,4 +1,4 @@
-"""All that is settled before a byte is written: what goes in, what must come out, and that it fits.
+"""Plan an expansion before anything is written: its sources, every tensor, config and file.
 
 Cheap checks come before anything is fetched, and everything is checked before anything is written.
 """
@@ -12,20 +12,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.architectures import compatibility
 from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.errors import OutputError, RefusedError
+from mergekit_interleave.errors import OutputError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning import grown_config, zeroing
+from mergekit_interleave.planning.grown_config import GrownConfig
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.public_names import PublicNames
-from mergekit_interleave.planning.resolve import Expansion
-from mergekit_interleave.planning.tensor_plan import DTYPES, Dtypes, TensorSpec, assemble
+from mergekit_interleave.planning.resolve import Expansion, models_for
+from mergekit_interleave.planning.tensor_plan import Dtypes, TensorSpec, assemble
 
 TOKENIZER = "made for another tokenizer"
 """Why embeddings and head cannot be compared."""
@@ -33,27 +35,34 @@ TOKENIZER = "made for another tokenizer"
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """What is to be made, settled.
+    """What is to be made.
 
     Attributes:
         expansion: The directive and its layout.
         sources: The models whose layers are taken.
         base: The model that gives config, tokenizer and small files.
-        public: What to call the models before the world.
-        placement: What config.json must say of the layers.
+        public: The public names of the models.
+        grown: The config.json of the layout.
         specs: Every tensor of the result.
         dtype: The dtype to state in config.json, where it is not the base's.
         small_files: The base's files to carry, by their names below it.
+        warnings: What to beware of, those of the expansion included.
     """
 
     expansion: Expansion
     sources: Mapping[ModelRef, Checkpoint]
     base: Checkpoint
     public: PublicNames
-    placement: Placement
+    grown: GrownConfig
     specs: Sequence[TensorSpec]
     dtype: str | None
     small_files: Sequence[tuple[str, Path]]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def placement(self) -> Placement:
+        """What config.json must say of single layers."""
+        return self.grown.placement
 
     @property
     def mergekit(self) -> Mapping[str, object]:
@@ -111,39 +120,33 @@ class ExpansionPlan:
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """config.json of the result."""
-        with config_errors(self.first.path):
-            config = grown_config.deepened(
-                self.first, self.layout, self.placement, onto=self.base.config
-            )
-            return grown_config.restated(config, dtype=self.dtype, vocab_size=vocab_size)
+        return self.grown.config(self.base.config, dtype=self.dtype, vocab_size=vocab_size)
 
-    def carried(self) -> Iterator[tuple[str, bytes]]:
+    def carried(self, warn: Warn) -> Iterator[tuple[str, bytes]]:
         """The small files of the result: their names below it, and what they hold.
+
+        Args:
+            warn: Called with each warning.
 
         Raises:
             CheckpointError: One cannot be read, or holds what its kind does not have.
         """
         for name, file in self.small_files:
             with config_errors(self.base.path, name):
-                content = extra_files.read(name, file, self.base)
-                if content is not None:
-                    content = grown_config.moved_file(name, content, self.first, self.layout)
+                content = extra_files.read(name, file, self.base, warn)
+            if content is not None:
+                content = grown_config.moved_file(name, content, self.first, self.layout)
             if content is not None:
                 yield name, content
 
     @cached_property
     def identities(self) -> frozenset[int]:
         """The indices of the new layers that pass their input on unchanged."""
-        found = set()
-        for layer in self.layout.new_layers:
-            checkpoint = self.sources[layer.model]
-            names = checkpoint.layer_tensors(layer.source)
-            family = checkpoint.require_family()
-            unzeroed_writers = zeroing.unzeroed_writers(layer.edit, names, family)
-            # Of an unknown type it is not known; what is zeroed is believed, and measured.
-            if not unzeroed_writers or (family.is_unknown and layer.zeroed):
-                found.add(layer.index)
-        return frozenset(found)
+        return zeroing.identities(
+            self.layout,
+            lambda model: self.sources[model].require_family(),
+            lambda layer: self.sources[layer.model].layer_tensors(layer.source),
+        )
 
     @property
     def is_identity(self) -> bool:
@@ -184,11 +187,11 @@ def plan_expansion(
     base_model: str | None = None,
     mix: bool = False,
 ) -> ExpansionPlan:
-    """Settle what is to be made.
+    """Plan what is to be made.
 
     Args:
         expansion: The directive and its layout.
-        models: Where the source models are opened.
+        models: Fetches the files of the source models.
         out: Where the result is to appear, absolute; None where it is not to appear.
         base_model: The Hub id of the only source model, where its directory does not tell.
         mix: Stack models although they do not fit.
@@ -196,84 +199,87 @@ def plan_expansion(
     Raises:
         InterleaveError: It cannot be made.
     """
-    first = models.open(expansion.layout.models[0])
-    with config_errors(first.path):
-        return _plan_expansion(expansion, models, out, base_model, mix=mix)
+    with collected_warnings() as warnings:
+        warnings.extend(expansion.warnings)
+        models = models_for(expansion.directive, models)
+        keys = expansion.directive.mergekit
+        opened = open_sources(expansion, models, base_model=base_model, mix=mix)
+        base = opened.base
+        if out is not None:
+            for checkpoint in (*opened.models.values(), base):
+                _check_apart(checkpoint, out)
+            warnings.extend(models.fetch_small_files(base))
+            for checkpoint in opened.models.values():
+                models.fetch_card(checkpoint)
+        sources = {model: models.with_weights(model) for model in opened.models}
+        base = sources.get(base.ref, base)
+        for checkpoint in sources.values():
+            checkpoint.check_depth()
+            _check_metadata(checkpoint)
+        layout = mergekit_yaml.effective(expansion.layout, keys)
+        grown = grown_config.grow(sources, layout)
+        dtypes = Dtypes(*mergekit_yaml.dtypes_of(keys))
+        specs = assemble(layout, sources, dtypes, grown.placement.kv_sharing_layers)
+        _check_needed(specs, base)
+        tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
+        return ExpansionPlan(
+            expansion=expansion,
+            sources=sources,
+            base=base,
+            public=opened.public,
+            grown=grown,
+            specs=specs,
+            dtype=mergekit_yaml.dtype_of(keys) or _dtype_of(specs, base),
+            small_files=tuple(extra_files.collect(base, without=tokenizer, warn=warnings.append)),
+            warnings=tuple(dict.fromkeys(warnings)),
+        )
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The source models, which fit.
+    """The source models, which fit one another.
 
     Attributes:
         models: Those whose layers are taken.
         base: The one that gives config, tokenizer and small files.
-        public: What to call them before the world.
+        public: Their public names.
     """
 
     models: Mapping[ModelRef, Checkpoint]
     base: Checkpoint
     public: PublicNames
 
+    def grow(self, expansion: Expansion) -> GrownConfig:
+        """The config.json of an expansion, as far as the configs of its sources tell."""
+        keys = expansion.directive.mergekit
+        return grown_config.grow(self.models, mergekit_yaml.effective(expansion.layout, keys))
+
 
 def open_sources(
     expansion: Expansion, models: Models, *, base_model: str | None = None, mix: bool = False
 ) -> Sources:
-    """Open the source models, as far as their configs, and check that they fit.
+    """Check that the source models fit, as far as their configs tell.
 
     Args:
         expansion: The directive and its layout.
-        models: Where they are opened.
+        models: Opens those that `resolve` left out.
         base_model: The Hub id of the only source model, where its directory does not tell.
         mix: Stack models although they do not fit.
 
     Raises:
         InterleaveError: They cannot be opened, or do not fit.
     """
-    sources = {model: models.open(model) for model in expansion.layout.models}
-    base = models.open(expansion.base)
+
+    def opened_by(model: ModelRef) -> Checkpoint:
+        return expansion.sources.get(model) or models.open(model)
+
+    sources = {model: opened_by(model) for model in expansion.layout.models}
+    base = opened_by(expansion.base)
     opened = {**sources, base.ref: base}
     _check_alone(opened, base)
     for checkpoint in opened.values():
         _check_fit(checkpoint, base, mix=mix)
     return Sources(sources, base, PublicNames.of(opened, base_model))
-
-
-def _plan_expansion(
-    expansion: Expansion, models: Models, out: Path | None, base_model: str | None, *, mix: bool
-) -> ExpansionPlan:
-    keys = expansion.directive.mergekit
-    opened = open_sources(expansion, models, base_model=base_model, mix=mix)
-    base = opened.base
-    if out is not None:
-        for checkpoint in (*opened.models.values(), base):
-            _check_apart(checkpoint, out)
-        models.fetch_small_files(base)
-        for checkpoint in opened.models.values():
-            models.fetch_card(checkpoint)
-    sources = {model: models.with_weights(model) for model in opened.models}
-    base = sources.get(base.ref, base)
-    for checkpoint in sources.values():
-        checkpoint.check_depth()
-        _check_metadata(checkpoint)
-    wanted = mergekit_yaml.dtype_of(keys)
-    layout = mergekit_yaml.effective(expansion.layout, keys)
-    placement = grown_config.placement_of(sources, layout)
-    specs = assemble(
-        layout, sources, Dtypes(*mergekit_yaml.dtypes_of(keys)), placement.kv_sharing_layers
-    )
-    _check_needed(specs, base)
-    tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
-    return ExpansionPlan(
-        expansion=expansion,
-        sources=sources,
-        base=base,
-        public=opened.public,
-        placement=placement,
-        specs=specs,
-        dtype=wanted or _dtype_of(specs, base),
-        small_files=tuple(extra_files.collect(base, without=tokenizer)),
-    )
 
 
 def _check_alone(opened: Mapping[ModelRef, Checkpoint], base: Checkpoint) -> None:
@@ -290,7 +296,8 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
     ):
         found: tuple[str, object, object] | None = ("type", model.model_type, base.model_type)
     else:
-        found = None if mix else compatibility.disagreement(model.config, base.config, family)
+        with config_errors(model.path):
+            found = None if mix else compatibility.disagreement(model.config, base.config, family)
     if found is not None:
         key, ours, theirs = found
         raise RefusedError(
@@ -341,5 +348,5 @@ def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
             f"the models are stored in several dtypes: {', '.join(sorted(stored))}",
             hint="state the one to write: `dtype: bfloat16`",
         )
-    found = {name: dtype for dtype, name in DTYPES.items()}.get(stored.pop())
+    found = _dtypes.name_of(stored.pop())
     return None if found == stated else found

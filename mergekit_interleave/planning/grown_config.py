@@ -5,19 +5,70 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import extra_files, quantization
-from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import to_json
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.errors import RefusedError, UnsayableError
+from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableError
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
+
+
+@dataclass(frozen=True)
+class GrownConfig:
+    """The config.json of a layout.
+
+    Attributes:
+        first: The model of the first layer.
+        layout: The layers.
+        placement: What config.json must say of single layers.
+    """
+
+    first: Checkpoint
+    layout: Layout
+    placement: Placement
+
+    def config(
+        self,
+        onto: Mapping[str, Any] | None = None,
+        *,
+        dtype: str | None = None,
+        vocab_size: int | None = None,
+    ) -> dict[str, Any]:
+        """The whole config.json.
+
+        Args:
+            onto: A config to change instead of the first model's own.
+            dtype: The dtype of the weights, where it is not the one that the config states.
+            vocab_size: The rows of the embeddings, where the tokenizer was changed.
+        """
+        config = deepened(self.first, self.layout, self.placement, onto)
+        return restated(config, dtype=dtype, vocab_size=vocab_size)
+
+
+def grow(
+    sources: Mapping[ModelRef, Checkpoint], layout: Layout, *, only_stated: bool = False
+) -> GrownConfig:
+    """Derive the config.json of a layout.
+
+    Args:
+        sources: The models whose layers they are.
+        layout: The layers.
+        only_stated: Do not ask the class of the type for what the file leaves out.
+
+    Raises:
+        RefusedError: No config.json can represent the layout.
+    """
+    first = sources[layout.models[0]]
+    placement = stated_placement(first, layout) if only_stated else placement_of(sources, layout)
+    return GrownConfig(first, layout, placement)
 
 
 def placement_of(checkpoints: Mapping[ModelRef, Checkpoint], layout: Layout) -> Placement:
@@ -65,7 +116,10 @@ def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
     key = base.require_family().deepstack
     if key is None:
         return
-    count = len(_value(base, key) or [])
+    entries = _value(base, key) or []
+    if not isinstance(entries, list | tuple):
+        raise CheckpointError(f"{base.path / CONFIG}: {key} is {entries!r:.200}, not a list")
+    count = len(entries)
     if any(layer.index != layer.source for layer in layout.layers[:count]):
         raise UnsayableError(
             f"{key} has {count} entries, and features of images are added after as many layers at "
@@ -77,16 +131,25 @@ def source_of(base: Checkpoint) -> SourceConfig:
     """What a config says of its own layers."""
 
     def computed(key: str) -> object:
-        config = _with_defaults(base)
-        composite = base.require_family().composite
-        return getattr(config.get_text_config() if composite else config, key, None)
+        config, composite = _with_defaults(base), base.require_family().composite
+        with config_errors(base.path):  # a class computes some values only now
+            return getattr(config.get_text_config() if composite else config, key, None)
 
-    return SourceConfig(base.layer_config, base.require_family(), base.depth, computed)
+    where = str(base.path / CONFIG)
+    return SourceConfig(base.layer_config, base.require_family(), base.depth, computed, where)
 
 
-def setting_of(base: Checkpoint, key: str) -> Any:
-    """What a config says of its layers under a key, or what its class has for it."""
-    return source_of(base).value(key)
+def setting_of(base: Checkpoint, key: str) -> int:
+    """The whole number that a config has for its layers under a key, or that its class has.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    source = source_of(base)
+    number = source.integer(key)
+    if number is None:
+        raise CheckpointError(f"{source.where}: states no {key}")
+    return number
 
 
 def layers_with_gains(base: Checkpoint) -> frozenset[int]:
@@ -115,7 +178,12 @@ def deepened(
         onto: A config to change in place of the base's own.
     """
     result = extra_files.without_local_names(dict(onto or base.config))
-    for part, of_base in zip(_parts(result), _parts(dict(base.config)), strict=True):
+    parts, parts_of_base = _parts(result), _parts(dict(base.config))
+    if len(parts) != len(parts_of_base):
+        raise CheckpointError(
+            f"{base.path / CONFIG}: holds the layers in another part than the base"
+        )
+    for part, of_base in zip(parts, parts_of_base, strict=True):
         if quantization.KEY in of_base:
             # The base's own: what stands in `onto` may have been re-indexed before.
             part[quantization.KEY] = _reindexed(of_base[quantization.KEY], base, layout)
@@ -172,9 +240,9 @@ def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
         # An old file states it by another key, or, as a list, by none.
         known = [key for key in families.depth_keys() if config.get(key) is not None]
         return dict.fromkeys(known or ([] if facts.depth_list else keys), depth)
-    multiples = {
-        key: config[key] * depth // base.depth for key in facts.depth_multiples if config.get(key)
-    }
+    source = source_of(base)
+    stated = {key: source.integer(key, config.get(key)) for key in facts.depth_multiples}
+    multiples = {key: value * depth // base.depth for key, value in stated.items() if value}
     return dict.fromkeys(keys, depth) | multiples
 
 
@@ -183,8 +251,9 @@ def _value(base: Checkpoint, key: str) -> Any:
     value = families.stated(base.config, key)
     if value is None:
         value = _with_defaults(base)
-        for name in key.split("."):
-            value = getattr(value, name, None)
+        with config_errors(base.path):
+            for name in key.split("."):
+                value = getattr(value, name, None)
     return value
 
 
@@ -258,6 +327,10 @@ def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
     if isinstance(early, int):
         result["assistant_early_exit"] = moved(early)
     if isinstance(hidden, list):
+        if not all(isinstance(index, int | float) for index in hidden):
+            raise CheckpointError(
+                f"generation_config.json: dola_layers is {hidden!r:.200}, not a list of numbers"
+            )
         result["dola_layers"] = [moved(index) for index in hidden]
     return result
 

@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import NAME
 from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
-from mergekit_interleave.errors import DirectiveError, InterleaveError
+from mergekit_interleave.errors import DirectiveError, InterleaveError, Warn, collected_warnings
 from mergekit_interleave.layout import layout as layouts
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, Slice
@@ -42,20 +42,27 @@ def is_stream(text: str, where: str) -> bool:
     return len(documents) > 1 or (alone and not registry.has_line(keys))
 
 
-def expand(text: str, where: str, models: Models, *, allow_non_identity: bool = False) -> str:
-    """The stream with its growth lines expanded.
+def expand(
+    text: str, where: str, models: Models, *, allow_non_identity: bool = False
+) -> tuple[str, tuple[str, ...]]:
+    """Expand the growth lines of a stream.
 
     Args:
         text: The stream.
         where: What to call it in errors.
-        models: Where models are opened; it learns the names of the documents.
-        allow_non_identity: Let a list of names to zero leave a residual writer standing.
+        models: Opens models.
+        allow_non_identity: Accept names to zero that leave a residual writer as it is.
+
+    Returns:
+        The stream with slices in place of growth lines, and the warnings.
 
     Raises:
         InterleaveError: A document with a growth line cannot be expanded.
     """
-    stream = _Stream(where, models, allow_non_identity=allow_non_identity)
-    return "".join(stream.expanded(part) for part in yaml_io.documents(text, where))
+    with collected_warnings() as warnings:
+        stream = _Stream(where, models, warnings.append, allow_non_identity=allow_non_identity)
+        expanded = "".join(stream.expanded(part) for part in yaml_io.documents(text, where))
+        return expanded, tuple(dict.fromkeys(warnings))
 
 
 def named(text: str, name: str | None) -> str:
@@ -64,8 +71,8 @@ def named(text: str, name: str | None) -> str:
 
 
 class _Stream:
-    def __init__(self, where: str, models: Models, *, allow_non_identity: bool) -> None:
-        self._where, self._models = where, models
+    def __init__(self, where: str, models: Models, warn: Warn, *, allow_non_identity: bool) -> None:
+        self._where, self._warn = where, warn
         self._allow_non_identity = allow_non_identity
         self._results = Results(where, models)
         self._count = 0
@@ -80,16 +87,16 @@ class _Stream:
             self._results.learn(text, place)
             return text
         directive = directives.parse(text, place)
-        self._models.cached_only = False
         try:
             expansion = resolve(
-                directive, self._models, allow_non_identity=self._allow_non_identity
+                directive, self._results.models, allow_non_identity=self._allow_non_identity
             )
-            mergekit_support.check(expansion, self._models)
+            for warning in (*expansion.warnings, *mergekit_support.check(expansion)):
+                self._warn(warning)
         except InterleaveError as error:
             error.args = (f"{place}: {error}",)
             raise
-        self._results.remember(directive.name, expansion.layout)
+        self._results.remember(directive.name, expansion.layout, expansion.sources)
         return begin(text) + named(expansion.recipe, directive.name) + end(text)
 
 
@@ -105,39 +112,41 @@ def end(text: str) -> str:
 
 
 class Results:
-    """What the documents of a stream make, for those that take it for a model.
+    """The results of the documents of a stream, which later documents may name as models.
 
     Args:
         where: What the stream is called.
-        models: Where models are opened, which learns of them.
+        models: Opens models.
+
+    Attributes:
+        models: The same, with the results so far.
     """
 
     def __init__(self, where: str, models: Models) -> None:
-        self._where, self._models = where, models
+        self._where, self.models = where, models
 
-    def remember(self, name: str | None, layout: Layout) -> None:
-        """A document of that name makes these layers."""
+    def remember(
+        self, name: str | None, layout: Layout, sources: Mapping[ModelRef, Checkpoint]
+    ) -> None:
+        """Record the result of a document.
+
+        Args:
+            name: The document's name.
+            layout: Its layers.
+            sources: Their models, as far as they can be read.
+        """
         if name is None:
             return
-        self._models.results[name] = Checkpoint(
+        result = Checkpoint(
             ModelRef(ModelPath(name)),
             Path(self._where) / name,
-            self._config(layout),
+            _config(layout, sources),
             is_local=False,
         )
-
-    def _config(self, layout: Layout) -> Mapping[str, Any]:
-        """The config.json of a result, as far as its sources can be read."""
-        with suppress(InterleaveError):
-            sources = {model: self._models.open(model) for model in layout.models}
-            first = sources[layout.models[0]]
-            with config_errors(first.path):
-                placement = grown_config.placement_of(sources, layout)
-                return grown_config.deepened(first, layout, placement)
-        return {"num_hidden_layers": len(layout)}
+        self.models = self.models.with_result(name, result)
 
     def learn(self, text: str, place: str) -> None:
-        """What a document that is left alone makes, as far as others must know it."""
+        """Record the layers of a document that stays as it is, as far as others must know them."""
         with suppress(InterleaveError):
             document = yaml_io.read(text, place, directives.known_keys())
             name = document.get(NAME) if isinstance(document, dict) else None
@@ -145,7 +154,8 @@ class Results:
                 grown = registry.has_line(document)
                 layout = self._grown(document, place) if grown else self._layout(document)
                 if layout is not None:
-                    self.remember(str(name), layout)
+                    opened = {model: self.models.open_if_possible(model) for model in layout.models}
+                    self.remember(str(name), layout, {m: c for m, c in opened.items() if c})
 
     def _grown(self, document: Mapping[Any, object], place: str) -> Layout | None:
         """The layers of a growth line; what is done to them does not matter here."""
@@ -154,7 +164,7 @@ class Results:
             return None
 
         def depth_of(model: ModelRef) -> int:
-            return directive.layers or self._models.open(model).depth
+            return directive.layers or self.models.open(model).depth
 
         return layouts.expand(directive.growth, directive.model, depth_of)
 
@@ -174,7 +184,15 @@ class Results:
         if stated is None:
             return None
         model = parse_model(stated, "model")
-        return Layout((Slice(model, 0, self._models.open(model).depth),))
+        return Layout((Slice(model, 0, self.models.open(model).depth),))
+
+
+def _config(layout: Layout, sources: Mapping[ModelRef, Checkpoint]) -> Mapping[str, Any]:
+    """The config.json of a result, as far as its sources can be read."""
+    if all(model in sources for model in layout.models):
+        with suppress(InterleaveError):
+            return grown_config.grow(sources, layout).config()
+    return {"num_hidden_layers": len(layout)}
 
 
 def _slices(document: Mapping[Any, object]) -> Iterator[Slice]:

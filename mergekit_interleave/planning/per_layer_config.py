@@ -1,7 +1,4 @@
-"""What config.json must say of single layers, once they stand in other places.
-
-Pure: from what a config says of its own layers, and a layout, to what it must say of the layout's.
-"""
+"""Derive what config.json must say of single layers once they are in other places. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +9,9 @@ from itertools import product
 from typing import Any
 
 from mergekit_interleave.architectures.family import ConfigFacts, Family, stated
-from mergekit_interleave.directive.scale import names_zero
-from mergekit_interleave.errors import RefusedError, UnsayableError
-from mergekit_interleave.layout.layout import Layer, Layout, constant_of
+from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableError
+from mergekit_interleave.layout.layout import Layer, Layout
+from mergekit_interleave.planning.zeroing import is_identity
 
 _ANY_CONFIG = ("layer_types",)
 """transformers accepts this list in any config, and checks its length."""
@@ -34,21 +31,27 @@ class Placement:
     kv_sharing_layers: frozenset[int] = frozenset()
 
 
+_READ = object()
+"""Stands for a value that is yet to be read."""
+
+
 @dataclass(frozen=True)
 class SourceConfig:
-    """What the config of the source model says.
+    """Typed access to the config of the source model.
 
     Attributes:
         config: The part of its config.json that speaks of the layers.
         family: Its family.
         depth: Its number of layers.
         computed: Gives what the type's class has for a key that the config lacks.
+        where: The path of the config.json, for errors.
     """
 
     config: Mapping[str, Any]
     family: Family
     depth: int
     computed: Callable[[str], object]
+    where: str = "config.json"
 
     @property
     def facts(self) -> ConfigFacts:
@@ -61,6 +64,53 @@ class SourceConfig:
         if outer not in self.config:
             return None if inner else self.computed(key)
         return stated(self.config, key)
+
+    def integer(self, key: str, value: Any = _READ) -> int | None:
+        """The value of a key that is a whole number; None where there is none.
+
+        Args:
+            key: The key.
+            value: Its value, where that has been read.
+
+        Raises:
+            CheckpointError: It is of another kind.
+        """
+        found = self.value(key) if value is _READ else value
+        whole = isinstance(found, int) or (isinstance(found, float) and found.is_integer())
+        if found is not None and not whole:
+            raise self._wrong(key, found, "a whole number")
+        return None if found is None else int(found)
+
+    def number(self, key: str) -> float | None:
+        """The value of a key that is a number; None where there is none.
+
+        Raises:
+            CheckpointError: It is of another kind.
+        """
+        found = self.value(key)
+        if found is None:
+            return None
+        try:
+            return float(found)
+        except (OverflowError, TypeError, ValueError):
+            raise self._wrong(key, found, "a number") from None
+
+    def listed(self, key: str) -> list[Any] | None:
+        """The value of a key that is a list; None where there is none.
+
+        Raises:
+            CheckpointError: It is of another kind, or so is the mapping that holds it.
+        """
+        found = self.value(key)
+        outer, _, inner = key.partition(".")
+        if inner and not isinstance(self.config.get(outer, {}), Mapping):
+            raise self._wrong(outer, self.config[outer], "a mapping")
+        if found is not None and not isinstance(found, list | tuple):
+            raise self._wrong(key, found, "a list")
+        return None if found is None else list(found)
+
+    def _wrong(self, key: str, value: object, kind: str) -> CheckpointError:
+        return CheckpointError(f"{self.where}: {key} is {value!r:.200}, not {kind}")
 
     def entries(self, key: str) -> list[Any]:
         """The entry of each layer in a list, none where the type has no such list after all.
@@ -96,12 +146,12 @@ def place(source: SourceConfig, layout: Layout) -> Placement:
     placed = _lists(source, sources)
     placed |= _indices(source, sources)
     for key in facts.original_indices_from_1:
-        listed = source.value(key) or []
+        listed = source.listed(key) or []
         placed[key] = [la.index + 1 for la in layers if not la.new and la.source + 1 in listed]
     placed |= _counts(source, sources)
     for rule, *keys in facts.periodic_rules:
         placed |= _solved(rule, keys, source, layers)
-    scale = source.value("scale_depth") if facts.uses_scale_depth else None
+    scale = source.number("scale_depth") if facts.uses_scale_depth else None
     if scale is not None:
         placed["scale_depth"] = scale * math.sqrt(len(sources) / source.depth)
     lending, lent = source.family.indexer_sharing, _lent(source, layers)
@@ -139,7 +189,7 @@ def _lists(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
                 chosen += source.config[key][source.depth :]  # what is past the layers is of heads
             placed[key] = "".join(chosen) if isinstance(source.config.get(key), str) else chosen
     for key, entries_key in facts.run_length_lists.items():
-        if key in source.config:
+        if key in source.config and entries_key in placed:
             placed[key] = [[[kind], 1] for kind in placed[entries_key]]
     by_index = source.config.get("per_layer_config")
     if isinstance(by_index, Mapping):
@@ -154,13 +204,13 @@ def _indices(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
     placed: dict[str, Any] = {}
     for base, keys in ((0, facts.layer_indices), (1, facts.layer_indices_from_1)):
         for key in keys:
-            listed = source.value(key)
-            if isinstance(listed, list):
+            listed = source.listed(key)
+            if listed is not None:
                 places = [i + base for i, s in enumerate(sources) if s + base in listed]
                 _put(placed, source.config, key, places)
     if facts.uses_decoder_sparse_step:
-        step = source.value("decoder_sparse_step") or 1
-        listed = source.value("mlp_only_layers") or []
+        step = source.integer("decoder_sparse_step") or 1
+        listed = source.listed("mlp_only_layers") or []
         dense = [i for i, s in enumerate(sources) if s in listed or (s + 1) % step]
         placed |= {"decoder_sparse_step": 1, "mlp_only_layers": dense}
     return placed
@@ -175,15 +225,16 @@ def _counts(source: SourceConfig, sources: Sequence[int]) -> dict[str, int]:
     """How many layers at the start are of a kind."""
     facts, counts = source.facts, {}
     for key in (*facts.leading_counts, *facts.fallback_leading_counts):
-        most = source.value(key) if key in facts.leading_counts else source.config.get(key)
+        leading = key in facts.leading_counts
+        most = source.integer(key) if leading else source.integer(key, source.config.get(key))
         if most is None:
             continue
-        of_a_kind = [source < int(most) for source in sources]
+        of_a_kind = [source < most for source in sources]
         count = sum(of_a_kind)
         if all(of_a_kind[:count]):
             # A count past the last layer stays past it.
-            counts[key] = count if count < len(sources) else max(int(most), count)
-        elif key in facts.leading_counts:
+            counts[key] = count if count < len(sources) else max(most, count)
+        elif leading:
             raise UnsayableError(
                 f"{key} counts layers at the start, and they would stand elsewhere"
             )
@@ -203,10 +254,12 @@ def _solved(
     rule: str, keys: Sequence[str], source: SourceConfig, layers: Sequence[Layer]
 ) -> dict[str, int]:
     """Numbers with which a rule holds for the layers that it held for."""
-    holds, given = _RULES[rule], [source.value(key) for key in keys]
-    if None in given or given == [0]:
+    holds, given = _RULES[rule], [source.integer(key) for key in keys]
+    numbers = [number for number in given if number is not None]
+    if len(numbers) < len(keys) or numbers == [0]:
         return {}
-    numbers = [int(str(number)) for number in given]
+    if numbers[0] < 1:
+        raise CheckpointError(f"{source.where}: {keys[0]} is {numbers[0]}, not a distance")
     if rule == "span" and numbers[2] < 0:
         numbers[2] = source.depth - 1
     chosen = {index for index in range(source.depth) if holds(index, *numbers)}
@@ -239,17 +292,6 @@ def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[in
     return ((size, offset) for size, offset in product(sizes, repeat=2) if offset < size)
 
 
-def _is_identity(layer: Layer, family: Family) -> bool:
-    """Whether a new layer passes its input on, as far as names tell."""
-    gains = family.output_norms
-    closed = gains is not None and all(
-        names_zero(layer.scales, name) or constant_of(name, layer.constants) for name in gains.names
-    )
-    return layer.new and (
-        closed or all(names_zero(layer.scales, name) for name in family.residual_writers)
-    )
-
-
 def _lent(source: SourceConfig, layers: Sequence[Layer]) -> frozenset[int]:
     """The identities that would compute for originals that use what an earlier layer computed."""
     lending = source.family.indexer_sharing
@@ -259,13 +301,13 @@ def _lent(source: SourceConfig, layers: Sequence[Layer]) -> frozenset[int]:
     found = set()
     awaited = False
     for layer in reversed(layers):
-        is_identity = _is_identity(layer, source.family)
+        identity = is_identity(layer, source.family)
         if entries[layer.source] == lending.full:
-            if awaited and is_identity:
+            if awaited and identity:
                 found.add(layer.index)
             else:
                 awaited = False
-        elif not is_identity:
+        elif not identity:
             awaited = True
     return frozenset(found)
 
@@ -275,11 +317,17 @@ def _shared_tail(
 ) -> tuple[dict[str, int], frozenset[int]]:
     """How many last layers share keys and values now, and which of them are copies of sharers."""
     rule, family = source.family.kv_sharing, source.family
-    count = int(source.value(rule.count_key) or 0) if rule else 0
+    count = (source.integer(rule.count_key) or 0) if rule else 0
     if rule is None or not count:
         return {}, frozenset()
     first = source.depth - count
     kinds = source.entries(rule.types_key)
+    has_kinds = bool(kinds) and all(isinstance(kind, str) for kind in kinds)
+    if not 0 < first < source.depth or not has_kinds:
+        raise CheckpointError(
+            f"{source.where}: {rule.count_key} is {count} of {source.depth} layers, and "
+            f"{rule.types_key} is {kinds!r:.200}"
+        )
     lenders = {
         kind: max((i for i in range(first) if kinds[i] == kind), default=-1)
         for kind in kinds[first:]
@@ -288,13 +336,13 @@ def _shared_tail(
     kv_sharing_layers = set()
     for layer in reversed(layers):
         if layer.source < first:
-            if layer.source not in lenders.values() or not _is_identity(layer, family):
+            if layer.source not in lenders.values() or not is_identity(layer, family):
                 break
             kv_sharing_layers.add(layer.index)
         tail = layer.index
     lending = {kinds[layer.source]: layer for layer in layers[:tail]}
     wrong = [layer for layer in layers[:tail] if layer.source >= first]
-    if any(_is_identity(layer, family) for layer in layers):
+    if any(is_identity(layer, family) for layer in layers):
         # Whatever stands last before the sharers lends to them, and only an original may.
         wrong += [
             lending[kind]

@@ -1,4 +1,4 @@
-"""What a source model is called in OUT: its Hub id where that is known, never a local path."""
+"""Public model names: the Hub id where it is known, never a local path."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mergekit_interleave.errors import DirectiveError
 
 @dataclass(frozen=True)
 class PublicNames:
-    """The names of the source models before the world.
+    """Public names of the source models.
 
     Attributes:
         origins: The Hub id and commit of each model, those that are known.
-        names: What to call each model.
+        names: The public name of each model.
     """
 
     origins: Mapping[ModelRef, ModelPath]
@@ -92,19 +92,19 @@ def _unused(name: str, directories: Mapping[Path, ModelPath]) -> ModelPath:
 
 
 def titled(ref: ModelRef, *, revision: bool) -> str:
-    """A model in words, with its revision or without."""
+    """A model as text, with or without its revision."""
     name = str(ref.model) if revision else ref.model.path
     return f"{name}+{ref.lora.path}" if ref.lora else name
 
 
 def without_path(ref: ModelRef) -> object:
-    """A model as mergekit's YAML names it, where nothing is known of it but its name."""
+    """A model as mergekit's YAML names it, where only its name is known."""
     lora = None if ref.lora is None else _without_path(ref.lora)
     return ModelRef(_without_path(ref.model), lora, ref.override_architecture).to_yaml()
 
 
 def _without_path(model: ModelPath) -> ModelPath:
-    """What stands last in a path, be it of this or another machine; a Hub id is none."""
+    """The last part of a path, of this or another machine; a Hub id stays as it is."""
     if is_directory_or_file(model.path):
         return ModelPath(Path(model.path).resolve().name)
     if is_hub_id(model.path):

@@ -1,23 +1,17 @@
-"""From a directive to a layout: finds the model and its depth, and settles what is zeroed.
+"""Resolve a directive: open its models, expand its layers, and derive the edit of each.
 
-Every command starts here. What must be known of the model is asked for only where the directive
-needs it.
+Every command starts here. Models are read only as far as the directive needs them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mergekit_interleave.checkpoint.checkpoint import (
-    Checkpoint,
-    config_errors,
-    is_checkpoint,
-)
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint, is_checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import layer_range
@@ -30,12 +24,12 @@ from mergekit_interleave.errors import (
     DirectiveError,
     LayoutError,
     RefusedError,
+    Warn,
+    collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Edit, Layer, Layout, expand
-from mergekit_interleave.planning.edits import Edits, warn_of_idle_filters
-
-log = logging.getLogger(__name__)
+from mergekit_interleave.planning.edits import Edits, idle_filters
 
 MODEL_VARIABLE = "MK_INTERLEAVE_MODEL"
 PROJECT_FILE = "interleave.yml"
@@ -43,17 +37,21 @@ PROJECT_FILE = "interleave.yml"
 
 @dataclass(frozen=True)
 class Expansion:
-    """A directive with its model found and its layers laid out.
+    """A directive with its model found and its layers expanded.
 
     Attributes:
-        directive: What the user asked for, the model filled in.
-        layout: What that means.
-        modules: See `recipe.to_document`.
+        directive: What the user asked for, with the model filled in.
+        layout: The layers.
+        sources: The opened models; those that cannot be read and are not needed are left out.
+        modules: See `mergekit_yaml.to_document`.
+        warnings: What to beware of, one sentence each.
     """
 
     directive: Directive
     layout: Layout
+    sources: Mapping[ModelRef, Checkpoint] = field(default_factory=dict)
     modules: Mapping[str, int | None] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def base(self) -> ModelRef:
@@ -62,9 +60,24 @@ class Expansion:
         return self.layout.models[0] if stated is None else parse_model(stated, "base_model")
 
     @property
+    def first(self) -> Checkpoint | None:
+        """The model of the first layer, where it could be opened."""
+        return self.sources.get(self.layout.models[0])
+
+    @property
     def recipe(self) -> str:
         """The mergekit YAML."""
         return mergekit_yaml.to_yaml(self.layout, self.directive.mergekit, modules=self.modules)
+
+
+def models_for(directive: Directive, models: Models) -> Models:
+    """The models as a directive may use them: where it states the depth, the network is not asked.
+
+    Args:
+        directive: What the user asked for.
+        models: Opens models.
+    """
+    return models if directive.layers is None else models.offline()
 
 
 def resolve(
@@ -74,45 +87,134 @@ def resolve(
     strict: bool = False,
     allow_non_identity: bool = False,
 ) -> Expansion:
-    """Lay out what a directive asks for.
+    """Open the models of a directive and expand its layers.
 
     Args:
-        directive: The user's words.
-        models: Where models are opened.
-        strict: Refuse a model that cannot be read or whose type is not known, rather than take
-            the user's word or Llama's names for it.
-        allow_non_identity: Let a list of names to zero leave a residual writer standing.
+        directive: What the user asked for.
+        models: Opens the models.
+        strict: Refuse a model that cannot be read or whose type is not known. Otherwise the
+            directive is believed, and Llama's names are assumed.
+        allow_non_identity: Accept names to zero that leave a residual writer as it is.
 
     Raises:
-        DirectiveError: The directive says nothing to do, or no model can be found.
+        DirectiveError: The directive asks for nothing, or no model can be found.
         CheckpointError: The depth is needed and the model cannot be read.
         LayoutError: The directive does not fit the model.
     """
-    directive = _completed(directive)
-    for warning in directive.warnings:
-        log.warning("%s", warning)
-    mergekit_yaml.check_keys_of_mergekit(directive.mergekit)
-    models.cached_only = directive.layers is not None
-    place = Path() if directive.model is None else models.place(directive.model)
-    with config_errors(place):
-        return _resolve(directive, models, strict=strict, allow_non_identity=allow_non_identity)
+    with collected_warnings() as warnings:
+        directive = _completed(directive)
+        warnings.extend(directive.warnings)
+        mergekit_yaml.check_keys_of_mergekit(directive.mergekit)
+        opener = _Opener(directive, models_for(directive, models), warnings.append, strict=strict)
+        if isinstance(directive.growth, ExplicitSlices):
+            directive, layout = _explicit(directive, directive.growth, opener)
+        else:
+            layout = _grown(directive, opener, allow_non_identity=allow_non_identity)
+        expansion = Expansion(directive, layout, opener.opened)
+        if strict:
+            opener.open(expansion.base)
+        first = expansion.first
+        modules = first.modules if first else {}
+        unique = tuple(dict.fromkeys(warnings))
+    return dataclasses.replace(expansion, modules=modules, warnings=unique)
 
 
-def _resolve(
-    directive: Directive, models: Models, *, strict: bool, allow_non_identity: bool
-) -> Expansion:
-    if isinstance(directive.growth, ExplicitSlices):
-        directive, layout = _spelled(directive, directive.growth, models, strict=strict)
-        first = _opened(layout.models[0], models)
-        return Expansion(directive, layout, first.modules if first else {})
+class _Opener:
+    """Opens the models of a directive, each once.
+
+    Attributes:
+        opened: Those that could be opened.
+    """
+
+    def __init__(self, directive: Directive, models: Models, warn: Warn, *, strict: bool) -> None:
+        self._directive, self._models = directive, models
+        self.warn, self.strict = warn, strict
+        self.opened: dict[ModelRef, Checkpoint] = {}
+        self._depths: dict[ModelRef, int | None] = {}
+
+    def depth_for_growth(self, model: ModelRef) -> int | None:
+        """Open a model of a growth line: its number of layers, None where that is not needed."""
+        needed, stated = _needs_depth(self._directive, model), self._directive.layers
+
+        def failed(error: CheckpointError) -> None:
+            if needed and stated is None:
+                way_out = "`gen --layers N` does without it"
+                if way_out not in (error.hint or ""):
+                    error.hint = f"{error.hint}; {way_out}" if error.hint else way_out
+                raise error
+            how = "depth is taken as stated" if stated else "ranges are not checked"
+            self.warn(f"{error}; its {how}")
+
+        self.open(model, failed)
+        return self._depth(model, needed=needed)
+
+    def depth_for_slices(self, model: ModelRef) -> int | None:
+        """Open a model of a mergekit config: its number of layers, None where it is not known."""
+
+        def failed(error: CheckpointError) -> None:
+            self.warn(f"{error}; its ranges are not checked")
+
+        if model not in self._depths:
+            self._depths[model] = self._directive.layers
+            self.open(model, failed)
+            try:
+                self._depths[model] = self._depth(model, needed=True)
+            except CheckpointError as error:
+                if self.strict:
+                    raise
+                failed(error)
+        return self._depths[model]
+
+    def open(
+        self, model: ModelRef, failed: Callable[[CheckpointError], object] | None = None
+    ) -> None:
+        """Open a model.
+
+        Args:
+            model: The model.
+            failed: Called with the error where it cannot be opened, unless that is refused.
+
+        Raises:
+            CheckpointError: It cannot be opened, and that is refused.
+        """
+        if self.strict:
+            self.opened[model] = self._models.open(model)
+            self.opened[model].require_family()
+            return
+        checkpoint = self._models.open_if_possible(model, failed)
+        if checkpoint is not None:
+            self.opened[model] = checkpoint
+
+    def _depth(self, model: ModelRef, *, needed: bool) -> int | None:
+        """The number of layers of a model; None where it is not known and not needed.
+
+        Raises:
+            CheckpointError: Its config states none, and it is needed.
+            LayoutError: The directive states another one.
+        """
+        stated, checkpoint = self._directive.layers, self.opened.get(model)
+        if checkpoint is None:
+            return stated
+        try:
+            depth = checkpoint.depth
+        except CheckpointError:
+            if self.strict or (needed and stated is None):
+                raise
+            return stated
+        if stated not in (None, depth):
+            raise LayoutError(
+                f"layers: {stated} is stated, but the config of {model} says {depth}",
+                hint="leave it out: the depth is read from config.json",
+            )
+        return depth
+
+
+def _grown(directive: Directive, opener: _Opener, *, allow_non_identity: bool) -> Layout:
+    """The layers of a growth line."""
     if directive.growth is None:
         raise TypeError("_completed fills it in")
-    opened: dict[ModelRef, Checkpoint | None] = {}
-    depths: dict[ModelRef, int | None] = {}
-    for model in _sources(directive):
-        opened[model] = _try_open(model, models, directive, strict=strict)
-        depths[model] = _depth(directive, opened[model], strict=strict)
-    edits = Edits(opened)
+    depths = {model: opener.depth_for_growth(model) for model in _sources(directive)}
+    edits = Edits(opener.opened, opener.warn)
     rule, scale = directive.zero_rule, directive.scale or ()
     edited: list[int] = []
 
@@ -136,13 +238,13 @@ def _resolve(
         )
     try:
         edits.check(layout, directive, allow_non_identity=allow_non_identity)
-        warn_of_idle_filters(layout, opened, edits.zeroed)
+        for warning in idle_filters(layout, opener.opened, edits.zeroed):
+            opener.warn(warning)
     except CheckpointError as error:
-        if strict:
+        if opener.strict:
             raise
-        log.warning("%s; the names to zero are not checked", error)
-    first = opened[layout.models[0]]
-    return Expansion(directive, layout, first.modules if first else {})
+        opener.warn(f"{error}; the names to zero are not checked")
+    return layout
 
 
 def _sources(directive: Directive) -> tuple[ModelRef, ...]:
@@ -160,8 +262,8 @@ def _completed(directive: Directive) -> Directive:
         for name in ("zero", "scale", "apply_to"):
             if getattr(directive, name) is not None:
                 raise DirectiveError(
-                    f"--{name.replace('_', '-')} has no place beside a mergekit config, which says "
-                    "it for every layer"
+                    f"--{name.replace('_', '-')} cannot be combined with a mergekit config, which "
+                    "already sets scales per layer"
                 )
         return directive
     if directive.growth is None:
@@ -198,26 +300,6 @@ def _implicit_model() -> Directive:
     )
 
 
-def _try_open(
-    model: ModelRef, models: Models, directive: Directive, *, strict: bool
-) -> Checkpoint | None:
-    """The model, or None where it cannot be read and the directive can do without it."""
-    if strict:
-        checkpoint = models.open(model)
-        checkpoint.require_family()
-        return checkpoint
-    try:
-        return models.open(model)
-    except CheckpointError as error:
-        if directive.layers is None and _needs_depth(directive, model):
-            way_out = "`gen --layers N` does without it"
-            error.hint = f"{error.hint}; {way_out}" if error.hint else way_out
-            raise
-        how = "depth is taken as stated" if directive.layers else "ranges are not checked"
-        log.warning("%s; its %s", error, how)
-        return None
-
-
 def _needs_depth(directive: Directive, model: ModelRef) -> bool:
     if isinstance(directive.growth, Stack):
         parts = directive.growth.parts
@@ -226,50 +308,11 @@ def _needs_depth(directive: Directive, model: ModelRef) -> bool:
     return directive.growth is not None and directive.growth.needs_depth
 
 
-def _depth(directive: Directive, checkpoint: Checkpoint | None, *, strict: bool) -> int | None:
-    if checkpoint is None:
-        return directive.layers
-    try:
-        depth = checkpoint.depth
-    except CheckpointError:
-        needed = directive.layers is None and _needs_depth(directive, checkpoint.ref)
-        if strict or needed:
-            raise
-        return directive.layers
-    if directive.layers not in (None, depth):
-        raise LayoutError(
-            f"layers: {directive.layers} is stated, but the config of {checkpoint.ref} "
-            f"says {depth}",
-            hint="leave it out: the depth is read from config.json",
-        )
-    return depth
-
-
-def _opened(model: ModelRef, models: Models) -> Checkpoint | None:
-    try:
-        return models.open(model)
-    except CheckpointError:
-        return None
-
-
-def _spelled(
-    directive: Directive, growth: ExplicitSlices, models: Models, *, strict: bool
+def _explicit(
+    directive: Directive, growth: ExplicitSlices, opener: _Opener
 ) -> tuple[Directive, Layout]:
-    """The layout of a mergekit config; --model takes the place of its only model everywhere."""
-
-    def depth_of(model: ModelRef) -> int | None:
-        try:
-            return _depth(directive, models.open(model), strict=True)
-        except CheckpointError as error:
-            if strict:
-                raise
-            if model not in warned:
-                warned.add(model)
-                log.warning("%s; its ranges are not checked", error)
-            return directive.layers
-
-    warned: set[ModelRef] = set()
-    layout = mergekit_yaml.from_document(growth.document, depth_of)
+    """The layers of a mergekit config; --model replaces its only model everywhere."""
+    layout = mergekit_yaml.from_document(growth.document, opener.depth_for_slices)
     if directive.model is not None:
         if len(layout.models) > 1:
             raise DirectiveError("--model: the mergekit config names several models")
@@ -283,19 +326,19 @@ def _spelled(
         )
         keys = {key: written[key] for key in directive.mergekit}
         directive = dataclasses.replace(directive, mergekit=keys)
-    _check_modules(growth.document, layout.models[0], models)
-    depths = {model: depth_of(model) for model in layout.models}
+    depths = {model: opener.depth_for_slices(model) for model in layout.models}
+    _check_modules(growth.document, opener.opened.get(layout.models[0]))
     for part in layout.slices:
         depth = depths[part.model]
         if depth is not None:
             layer_range.resolve((part.start, part.stop), depth, part.model)
-    warn_of_idle_filters(layout, {model: _opened(model, models) for model in layout.models})
+    for warning in idle_filters(layout, opener.opened):
+        opener.warn(warning)
     return directive, layout
 
 
-def _check_modules(document: Mapping[str, object], model: ModelRef, models: Models) -> None:
-    """Modules beside the one that is grown must be passed on whole: they are, whatever is said."""
-    checkpoint = _opened(model, models)
+def _check_modules(document: Mapping[str, object], checkpoint: Checkpoint | None) -> None:
+    """Modules beside the one that is grown are passed on whole, so they must be stated whole."""
     known = checkpoint.modules if checkpoint else {}
     for name, count in mergekit_yaml.other_modules(document).items():
         if known and known.get(name) != count:

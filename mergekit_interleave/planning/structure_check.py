@@ -1,11 +1,16 @@
-"""Would the class that loads the result build each layer as it built that layer's source?"""
+"""Check that the class of the result builds each layer as it builds that layer's source.
+
+A config can state a layout that the class does not build: one kind of layer where the weights are
+of another, or a tensor that only the first or last layer has. Both models are built without memory
+and compared layer by layer.
+"""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import shapes
 from mergekit_interleave.errors import RefusedError, UnsayableError
@@ -61,8 +66,8 @@ def check(
             if ours != theirs:
                 tensor = min(name for name, _ in ours.items() ^ theirs.items())
                 raise UnsayableError(
-                    f"the new layer {layer.index} would be "
-                    f"built unlike layer {layer.source}, which it is copied from, in {tensor}"
+                    f"{tensor} of the new layer {layer.index} would be built unlike that of layer "
+                    f"{layer.source}, its source"
                 )
 
 
@@ -74,10 +79,4 @@ def _but(
 
 def _stacks(path: Path, *, trusted: bool) -> Mapping[str, _Layers]:
     """The shapes of the tensors of each layer of each stack, as the class builds them."""
-    stacks: dict[str, dict[int, dict[str, tuple[int, ...]]]] = {}
-    for name, shape in shapes(path, trusted=trusted).items():
-        match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
-        if match:
-            layers = stacks.setdefault(match[1], {})
-            layers.setdefault(int(match[2]), {})[match[3]] = shape
-    return stacks
+    return layer_names.by_stack(shapes(path, trusted=trusted))

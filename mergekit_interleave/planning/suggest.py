@@ -1,4 +1,4 @@
-"""Which directive would work, where no config.json can say the one that was given."""
+"""Suggest a directive that works, where config.json cannot represent the one that was given."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.layout.layout import Edit, Layer, Layout, expand
 from mergekit_interleave.planning import grown_config, structure_check
 from mergekit_interleave.planning.edits import edit_of
-from mergekit_interleave.planning.per_layer_config import Placement
+from mergekit_interleave.planning.grown_config import GrownConfig
 
 _MOST_BUILT = 6  # building a large model's layers without memory takes a second or two
 
 
 def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | None:
-    """A directive that a model's config.json can say, as near as may be to one it cannot.
+    """The directive nearest to the given one that the model's config.json can represent.
 
     Args:
         base: The model.
         directive: What was asked for.
-        layout: The layers that it meant.
+        layout: Its layers.
     """
-    by_source, built = edit_of(directive.zero_rule, base), 0
+    # What it warns of has been noticed before.
+    by_source, built = edit_of(directive.zero_rule, base, lambda _: None), 0
 
     def edit(layer: Layer) -> Edit:
         return Edit() if by_source is None else by_source(layer.source)
@@ -37,13 +38,13 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
     for growth in _candidates(directive.growth, base.depth, len(layout) - base.depth):
         try:
             trial = expand(growth, base.ref, base.depth, edit)
-            placement = grown_config.placement_of({base.ref: base}, trial)
+            grown = grown_config.grow({base.ref: base}, trial)
         except InterleaveError:
             continue
         built += 1
         if built > _MOST_BUILT:
             break
-        if _is_built(base, trial, placement):
+        if _is_built(grown):
             return yaml_io.write_inline(_said(growth, directive).to_document())
     return None
 
@@ -68,12 +69,13 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
             yield stack_of(r for s, e in whole for r in ((s, s + group), (s, e)))
 
 
-def _is_built(base: Checkpoint, layout: Layout, placement: Placement) -> bool:
+def _is_built(grown: GrownConfig) -> bool:
+    """Whether the class of the model builds each layer as it builds that layer's source."""
     with scratch_directory() as folder:
         try:
-            config = grown_config.deepened(base, layout, placement)
-            (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-            structure_check.check(base, layout, folder, placement.kv_sharing_layers)
+            (folder / CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")
+            shared = grown.placement.kv_sharing_layers
+            structure_check.check(grown.first, grown.layout, folder, shared)
         except InterleaveError:
             return False
     return True

@@ -1,18 +1,19 @@
-"""Which tensor of which source becomes which tensor of the new model: a layout, made concrete.
+"""List every tensor of the new model with the source tensor that it is made of.
 
-The engine is held to this list before it writes, and its output after it has written. As in
-mergekit, what comes before the layers is the first slice's, what comes after them the last one's.
+The engine is checked against this list before it writes, and its output afterwards. As in mergekit,
+tensors before the layers come from the first slice's model, those after them from the last one's.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.quantization import quantization_of
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
@@ -20,12 +21,6 @@ from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import Scales, scale_of
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout.layout import Constant, Layer, Layout, Slice, constant_of
-
-DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64"}
-"""mergekit's names of the dtypes that it can write, and safetensors' spelling of them."""
-
-SIZES = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8}
-"""The bytes of one number of those dtypes."""
 
 
 class Dtypes(NamedTuple):
@@ -141,16 +136,9 @@ class Fill(NamedTuple):
 
 Piece: TypeAlias = ByteRange | Fill
 
-_ENCODINGS: Mapping[str, Callable[[float], bytes]] = {
-    "F64": lambda value: struct.pack("<d", value),
-    "F32": lambda value: struct.pack("<f", value),
-    "F16": lambda value: struct.pack("<e", value),
-    "BF16": lambda value: struct.pack("<f", value)[2:],  # the upper half, if the lower is zero
-}
-
 
 def _filled(tensor: Tensor, constant: Constant) -> Iterator[Piece]:
-    value, zero = (_ENCODINGS[tensor.dtype](number) for number in (constant.value, 0.0))
+    value, zero = (_dtypes.encode(tensor.dtype, number) for number in (constant.value, 0.0))
     size = len(value)
     columns = math.prod(tensor.shape[1:])
     if constant.square is None:
@@ -279,7 +267,7 @@ def _spec(
     tensor = checkpoint.tensors[source]
     through, written = _converted(tensor, source, dtypes)
     scale = scale_of(source, scales)
-    if scale not in (None, 0, 1) and tensor.dtype not in SIZES:
+    if scale not in (None, 0, 1) and not _dtypes.is_float(tensor.dtype):
         raise RefusedError(f"{source} is stored as {tensor.dtype}, which cannot be scaled")
     zero = 0
     if scale == 0:
@@ -294,7 +282,9 @@ def _spec(
         dtype=written,
         through=through,
         shape=tensor.shape,
-        nbytes=tensor.nbytes if written == tensor.dtype else tensor.elements * SIZES[written],
+        nbytes=tensor.nbytes
+        if written == tensor.dtype
+        else tensor.elements * _dtypes.STORED[written].bits // 8,
         zero=zero,
         constant=None if layer is None else _constant(source, tensor, layer),
         layer=None if layer is None else layer.index,
@@ -303,13 +293,13 @@ def _spec(
 
 def _constant(source: str, tensor: Tensor, layer: Layer) -> Constant | None:
     constant = constant_of(source, layer.constants)
-    if constant is not None and tensor.dtype not in _ENCODINGS:
+    if constant is not None and not _dtypes.is_float(tensor.dtype):
         raise RefusedError(
             f"{source} is stored as {tensor.dtype}, which cannot be filled with {constant.value:g}"
         )
     if constant is not None:
         try:
-            _ENCODINGS[tensor.dtype](constant.value)
+            _dtypes.encode(tensor.dtype, constant.value)
         except (OverflowError, struct.error) as error:
             raise RefusedError(f"fill: {constant.value:g} is no {tensor.dtype}") from error
         rows = tensor.shape[0] if tensor.shape else 1
@@ -334,10 +324,10 @@ def _packed(spec: TensorSpec, packing: Packing) -> TensorSpec:
 def _converted(tensor: Tensor, name: str, dtypes: Dtypes) -> tuple[str, str]:
     """What a tensor is multiplied in, and what it is to be, in safetensors' spelling."""
     wanted = dtypes.written or dtypes.read
-    if wanted is not None and tensor.dtype not in SIZES:
+    if wanted is not None and not _dtypes.is_float(tensor.dtype):
         raise RefusedError(
             f"dtype: {name} is stored as {tensor.dtype}, which {wanted} cannot stand for",
             hint="leave `dtype` out: every tensor then keeps its own",
         )
-    through = DTYPES[dtypes.read] if dtypes.read else tensor.dtype
-    return through, DTYPES[dtypes.written] if dtypes.written else through
+    through = _dtypes.NAMED[dtypes.read].stored if dtypes.read else tensor.dtype
+    return through, _dtypes.NAMED[dtypes.written].stored if dtypes.written else through

@@ -1,39 +1,36 @@
-"""What is done to a new layer so that it passes its input on unchanged, and whether it does."""
+"""Make a new layer an identity, and tell whether a layer is one. Pure.
+
+An identity passes its input on unchanged: nothing that it adds to the residual stream is not zero.
+"""
 
 from __future__ import annotations
 
-import logging
-import re
 from collections.abc import Callable, Collection, Iterable
-from typing import Any
 
-from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures.family import Family
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import Scales, names_zero, scale_of, zeroed_scales
 from mergekit_interleave.errors import LayoutError
-from mergekit_interleave.layout.layout import Constant, Edit, Layout, constant_of
-
-log = logging.getLogger(__name__)
+from mergekit_interleave.layout.layout import Constant, Edit, Layer, Layout, constant_of
 
 
-def projections_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
+def projections_edit(family: Family, setting: Callable[[str], int]) -> Edit:
     """Zero the residual writers, and fill what must be filled besides.
 
     Args:
         family: The model's family.
-        setting: Gives what its config says under a key.
+        setting: Gives the whole number that its config states under a key.
     """
     return Edit(zeroed_scales(family.residual_writers), _constants(family, setting))
 
 
-def gains_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
+def gains_edit(family: Family, setting: Callable[[str], int]) -> Edit:
     """Close the norms that follow the projections; the projections stay as they are.
 
     Args:
         family: The model's family; it has such norms.
-        setting: Gives what its config says under a key.
+        setting: Gives the whole number that its config states under a key.
     """
     if family.output_norms is None:
         raise TypeError("the family has no such norms")
@@ -44,61 +41,94 @@ def gains_edit(family: Family, setting: Callable[[str], Any]) -> Edit:
     return Edit((), (*constants, *(Constant(value, name) for name in names)))
 
 
-def _constants(family: Family, setting: Callable[[str], Any]) -> tuple[Constant, ...]:
+def _constants(family: Family, setting: Callable[[str], int]) -> tuple[Constant, ...]:
     return tuple(
         Constant(
             filter=name,
             value=rule["value"],
-            after=int(setting(rule["after"])) if "after" in rule else None,
-            square=int(setting(rule["square"])) if "square" in rule else None,
+            after=setting(rule["after"]) if "after" in rule else None,
+            square=setting(rule["square"]) if "square" in rule else None,
         )
         for name, rule in family.identity_constants.items()
     )
 
 
-def unzeroed_writers(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
-    """The tensors that keep a layer from being an identity; none where it is one.
+def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) -> list[str]:
+    """List what keeps a layer from being an identity; nothing where it is one.
 
     Args:
         edit: What is done to the layer.
-        tensors: The names of its tensors.
         family: The model's family.
+        tensors: The names of the layer's tensors. Where they are not known, the parts of names that
+            the family has stand for them.
     """
-    filled = {tensor: constant_of(tensor, edit.constants) for tensor in tensors}
-    unfilled = [
-        tensor
-        for tensor in tensors
-        for name, rule in family.identity_constants.items()
-        if name in tensor and getattr(filled[tensor], "value", None) != rule["value"]
-    ]
+    norms, by_name = family.output_norms, not tensors
+    if by_name:
+        writers: Collection[str] = family.residual_writers
+        closing: Collection[str] = norms.names if norms else ()
+        filled = [(name, rule["value"]) for name, rule in family.identity_constants.items()]
+    else:
+        writers = [tensor for tensor in tensors if family.writes(tensor)]
+        has_norms = norms is not None and family.has_output_norms(tensors)
+        closing = [
+            t for t in tensors if has_norms and norms and any(n in t for n in norms.all_names)
+        ]
+        filled = [
+            (tensor, rule["value"])
+            for tensor in tensors
+            for name, rule in family.identity_constants.items()
+            if name in tensor
+        ]
 
-    def holds(tensor: str, value: float) -> bool:
-        constant = filled[tensor]
+    def holds(name: str, value: float) -> bool:
+        constant = constant_of(name, edit.constants)
         if constant is not None:
             return constant.value == value and constant.whole
-        return value == 0 and scale_of(tensor, edit.scales) == 0
+        if by_name:
+            return value == 0 and names_zero(edit.scales, name)
+        return value == 0 and scale_of(name, edit.scales) == 0
 
-    if family.output_norms is not None and family.has_output_norms(tensors):
-        gains = [t for t in tensors if any(name in t for name in family.output_norms.all_names)]
-        if all(holds(tensor, family.output_norms.closed_value) for tensor in gains):
-            return unfilled
-    return [t for t in tensors if family.writes(t) and not holds(t, 0)] + unfilled
+    unfilled = [
+        name
+        for name, value in filled
+        if getattr(constant_of(name, edit.constants), "value", None) != value
+    ]
+    if norms is not None and closing and all(holds(name, norms.closed_value) for name in closing):
+        return unfilled
+    return [name for name in writers if not holds(name, 0)] + unfilled
 
 
-def check_plain(checkpoint: Checkpoint) -> None:
-    """Check that all layers of a model of an unknown type are a Llama's by their tensors' names.
+def is_identity(layer: Layer, family: Family, tensors: Collection[str] = ()) -> bool:
+    """Whether a layer is a new one that passes its input on unchanged.
 
-    Raises:
-        LayoutError: They are not, so that it cannot be told what writes to the residual stream.
+    Args:
+        layer: The layer.
+        family: The family of its model.
+        tensors: The names of its tensors, where they are known.
     """
-    for index in range(checkpoint.depth):
-        for name in checkpoint.layer_tensors(index):
-            if not families.is_standard_tensor(_short([name])[0]):
-                raise LayoutError(
-                    f"zero: auto: nothing is known of model type {checkpoint.model_type!r}, and "
-                    f"{name} is no tensor of a Llama's",
-                    hint="name all that writes to the residual stream: `zero: [o_proj, ...]`",
-                )
+    # Of an unknown type the writers are not known: what the user zeroed is believed, and measured.
+    if tensors and family.is_unknown and layer.zeroed:
+        return True
+    return layer.new and bool(layer.edit) and not unzeroed_writers(layer.edit, family, tensors)
+
+
+def identities(
+    layout: Layout,
+    family_of: Callable[[ModelRef], Family],
+    tensors_of: Callable[[Layer], Collection[str]] = lambda _: (),
+) -> frozenset[int]:
+    """The indices of the new layers that pass their input on unchanged.
+
+    Args:
+        layout: The layers.
+        family_of: Gives the family of a model.
+        tensors_of: Gives the names of the tensors of a layer, where they are known.
+    """
+    return frozenset(
+        layer.index
+        for layer in layout.new_layers
+        if is_identity(layer, family_of(layer.model), tensors_of(layer))
+    )
 
 
 def closes_gains(edit: Edit, family: Family) -> bool:
@@ -109,20 +139,17 @@ def closes_gains(edit: Edit, family: Family) -> bool:
     )
 
 
-def warn_of_dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> None:
-    """Two zeros in a row give each other no gradient: what is not a writer need not be zero."""
+def dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
+    """The tensors that an edit zeroes although they are no residual writers.
+
+    Two zeros in a row give each other no gradient.
+    """
     kept = family.residual_writers + (family.output_norms.all_names if family.output_norms else ())
-    dead = [
+    return [
         tensor
         for tensor in tensors
         if scale_of(tensor, edit.scales) == 0 and not any(name in tensor for name in kept)
     ]
-    if dead:
-        log.warning(
-            "zero: %s is zeroed too, though it writes nothing to the residual stream; the new "
-            "layers may get no gradients (`zero: auto` is enough)",
-            _short(dead)[0],
-        )
 
 
 def check_names(names: Iterable[str], tensors: Collection[str], family: Family | None) -> None:
@@ -142,7 +169,7 @@ def check_names(names: Iterable[str], tensors: Collection[str], family: Family |
                 f"zero: {name!r} matches no tensor of the new layers",
                 hint=_right_list(family)
                 if family
-                else f"its tensors: {', '.join(_short(tensors))}",
+                else f"its tensors: {', '.join(_within_layer(tensors))}",
             )
 
 
@@ -159,42 +186,13 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
         LayoutError: A residual writer is left standing.
     """
     names = _zeroed_names(edit.scales)
-    left = unzeroed_writers(edit, tensors, family) if tensors else _unzeroed_names(edit, family)
+    left = unzeroed_writers(edit, family, tensors)
     if names and left:
         raise LayoutError(
-            f"zero: [{', '.join(names)}] leaves {_short(left)[0]} standing, "
-            "so that the new layers would not be identities",
+            f"zero: [{', '.join(names)}] does not zero {_within_layer(left)[0]}, "
+            "so the new layers would not be identities",
             hint=f"{_right_list(family)}, or --allow-non-identity to insist",
         )
-
-
-def _unzeroed_names(edit: Edit, family: Family) -> list[str]:
-    """What keeps a layer from being an identity, as far as names alone tell."""
-    gains = family.output_norms.names if family.output_norms else ()
-    closed = [constant_of(name, edit.constants) or names_zero(edit.scales, name) for name in gains]
-    left = [name for name in family.identity_constants if not constant_of(name, edit.constants)]
-    if closed and all(closed):
-        return left
-    return [
-        writer for writer in family.residual_writers if not names_zero(edit.scales, writer)
-    ] + left
-
-
-def identities(layout: Layout, family_of: Callable[[ModelRef], Family]) -> frozenset[int]:
-    """The indices of the new layers that pass their input on, as far as names alone tell.
-
-    Args:
-        layout: The layers.
-        family_of: The family of a model.
-    """
-    found: set[int] = set()
-    start = 0
-    for part in layout.slices:
-        edit = Edit(part.scales, part.constants)
-        if edit and not _unzeroed_names(edit, family_of(part.model)):
-            found.update(range(start, start + len(part)))
-        start += len(part)
-    return frozenset(found)
 
 
 def check_outside(scales: Scales, tensors: Collection[str]) -> None:
@@ -235,6 +233,5 @@ def _filled(family: Family) -> str:
     return ", ".join(name.strip(".") for name in family.identity_constants)
 
 
-def _short(tensors: Collection[str]) -> list[str]:
-    """Tensor names without what stands before and at the layer index."""
-    return sorted({re.sub(r"^.*?\.\d+\.", "", name) for name in tensors})
+def _within_layer(tensors: Collection[str]) -> list[str]:
+    return sorted({layer_names.inside(name) for name in tensors})

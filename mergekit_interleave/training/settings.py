@@ -31,16 +31,18 @@ class TrainerSettings:
         method: How they train the new layers: `full` or `lora`.
         notes: What to know before using them.
         warnings: What is wrong with the files that were read.
+        trainer: The trainer's name on the command line.
     """
 
     text: str
     method: str
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    trainer: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
-        return {**asdict(self), "notes": [*self.notes], "warnings": [*self.warnings]}
+        """The settings as JSON values, as `train --json` prints them."""
+        return {name: [*v] if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 def write(target: TrainingTarget, name: str, method: str | None = None) -> TrainerSettings:
@@ -74,7 +76,7 @@ def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSett
         raise RefusedError("the weights are quantized, and only a LoRA beside them can be trained")
     found = trainer.writer(method)(target)
     notes = (*found.notes, *_notes(target, method))
-    return replace(found, notes=notes, warnings=target.warnings)
+    return replace(found, notes=notes, warnings=target.warnings, trainer=trainer.name)
 
 
 def _notes(target: TrainingTarget, method: str) -> Iterable[str]:

@@ -7,7 +7,7 @@ the checkpoint's. The class is built on the meta device, so no weights are neede
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,8 @@ def read(directory: Path, models: Models, file: Path | None = None) -> TrainingT
             f"{directory}: its config.json states {result.depth} layers, and its layout has "
             f"{len(layout)}"
         )
-    return _read(directory, result, layout, new)
+    found = _read(directory, result, layout, new)
+    return replace(found, warnings=recorded.directive.warnings)
 
 
 def _read(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergekit_interleave.planning.tensor_plan import DTYPES
-
-_NAMES = {stored: name for name, stored in DTYPES.items()}
+from mergekit_interleave import _dtypes
 
 
 def computed(data: bytes, stored: str, scale: float | None, through: str, dtype: str) -> bytes:
@@ -25,7 +23,7 @@ def computed(data: bytes, stored: str, scale: float | None, through: str, dtype:
     import torch  # noqa: PLC0415 - seconds
 
     def named(spelling: str) -> Any:
-        return getattr(torch, _NAMES[spelling])
+        return getattr(torch, str(_dtypes.name_of(spelling)))
 
     numbers = torch.frombuffer(bytearray(data), dtype=named(stored)).to(named(through))
     if scale is not None:

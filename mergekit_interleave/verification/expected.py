@@ -1,8 +1,7 @@
-"""What a directory says that it is, and what it must therefore hold.
+"""Derive what a model must contain from its recorded layout.
 
-It says so in interleave.json, or, where plain `mergekit-yaml` wrote it, in mergekit_config.yml. Its
-sources may be at hand; without them it is held to itself: a new layer is then made of the original
-that stands beside it.
+The layout is in interleave.json, or in mergekit_config.yml where plain `mergekit-yaml` wrote the
+model. Without its sources a model is compared with itself: each new layer with its original there.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
@@ -24,7 +23,7 @@ from mergekit_interleave.layout.layout import Layout, Slice
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
-from mergekit_interleave.planning.resolve import Expansion, resolve
+from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 ORIGINAL = "an original, and its base is not at hand"
@@ -33,7 +32,7 @@ ROUNDED = "computed from numbers that are not stored"
 
 @dataclass(frozen=True)
 class ExpectedModel:
-    """What a directory must hold.
+    """What a model directory must contain.
 
     Attributes:
         layout: The layers.
@@ -41,6 +40,7 @@ class ExpectedModel:
         config: Its config.json; None where that is not known.
         unread: Why a tensor cannot be compared, None where it can.
         plan: How it was made, where its sources are at hand.
+        warnings: What to beware of, one sentence each.
     """
 
     layout: Layout
@@ -48,22 +48,24 @@ class ExpectedModel:
     config: Mapping[str, Any] | None
     unread: Callable[[TensorSpec], str | None]
     plan: ExpansionPlan | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> ExpectedModel:
-    """What a directory must hold, from its sources.
+    """Derive what a directory must contain from its sources.
 
     Args:
-        claim: What it says that it is.
+        claim: Its recorded layout.
         against: Its sources, in the order of their first layers; then the model of its config,
             where that is none of them.
         models: Where they are opened.
 
     Raises:
-        InterleaveError: They cannot be read, or are not what it was made of.
+        InterleaveError: They cannot be read, or it was made of others.
     """
     expansion = _expansion(claim, against, models)
-    models.fetch_small_files(models.open(expansion.base))
+    opener = models_for(expansion.directive, models)
+    fetched = opener.fetch_small_files(opener.open(expansion.base))
     plan = plan_expansion(expansion, models, None, mix=True)
     if claim.manifest is not None:
         for model, depth in zip(plan.layout.models, claim.manifest.depths, strict=True):
@@ -78,6 +80,7 @@ def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
         config=plan.config(),
         unread=plan.reason_unread,
         plan=plan,
+        warnings=(*plan.warnings, *fetched),
     )
 
 
@@ -98,7 +101,7 @@ def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
 
 
 def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> Expansion:
-    """The claim, made of these models."""
+    """The recorded layout, with these models as its sources."""
     directive = claim.directive
     if not isinstance(directive.growth, ExplicitSlices):
         wanted = _made_of(directive, against)
@@ -131,21 +134,16 @@ def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
 
 
 def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
-    """What a directory must hold, from its own originals.
+    """Derive what a directory must contain from its own originals.
 
     Args:
-        claim: What it says that it is.
+        claim: Its recorded layout.
         directory: Where it is.
         models: Where it is opened.
 
     Raises:
-        InterleaveError: It cannot be told.
+        InterleaveError: It cannot be derived.
     """
-    with config_errors(directory):
-        return _of_itself(claim, directory, models)
-
-
-def _of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
     own = ModelRef(ModelPath(str(directory)))
     result, layout = models.open(own), claim.layout
     if result.depth != len(layout):
@@ -208,7 +206,7 @@ def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
 def _own_config(result: Checkpoint, within: Layout) -> Mapping[str, Any] | None:
     """Its config.json with what is said of each new layer taken from its original."""
     try:
-        placement = grown_config.stated_placement(result, within)
+        grown = grown_config.grow({within.models[0]: result}, within, only_stated=True)
     except RefusedError:
         return None
-    return grown_config.deepened(result, within, placement)
+    return grown.config()

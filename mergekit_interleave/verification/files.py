@@ -1,4 +1,4 @@
-"""Do the files beside the weights say what they must? config.json, interleave.json, and others."""
+"""Check the files beside the weights: config.json, interleave.json and others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
@@ -14,11 +15,10 @@ from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import manifest, model_card, recorded_layout
+from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.planning.tensor_plan import DTYPES
 from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Difference
 
@@ -26,13 +26,13 @@ from mergekit_interleave.verification.tensors import Difference
 def of_words(
     out: Path, claimed: RecordedLayout, expected: ExpectedModel, *, trained: bool
 ) -> list[Difference]:
-    """Whether what was written about a model agrees with itself.
+    """Check that the files that describe a model agree with each other.
 
     Args:
         out: The model's directory.
-        claimed: What it says that it is.
-        expected: What it must hold.
-        trained: Whether a trainer has written it since.
+        claimed: Its recorded layout.
+        expected: What the model must contain.
+        trained: Whether a trainer has written the model since.
     """
     found = [*_recipe(out, claimed, expected)]
     if claimed.manifest is not None:
@@ -50,14 +50,14 @@ def of_config(
     trusted: bool,
     stored: Collection[str] = (),
 ) -> list[Difference]:
-    """Whether config.json says what it must.
+    """Check config.json.
 
     Args:
         out: The model's directory.
-        expected: What it must say.
-        trained: Whether a trainer has written it since.
+        expected: What the model must contain.
+        trained: Whether a trainer has written the model since.
         trusted: Whether code that the model brings may be run.
-        stored: The dtypes that it may state because a trainer has stored tensors in them.
+        stored: Dtypes that config.json may state because a trainer has stored tensors in them.
     """
     try:
         with config_errors(out):
@@ -67,7 +67,7 @@ def of_config(
 
 
 def of_weights(out: Path) -> Iterator[Difference]:
-    """Weights that no index names, and what else changes what is loaded.
+    """Find weights that no index names, and adapters that would be loaded.
 
     Args:
         out: The model's directory.
@@ -76,43 +76,42 @@ def of_weights(out: Path) -> Iterator[Difference]:
     named = set(read_index(index).values()) if index.is_file() else {WEIGHTS}
     for file in sorted(out.glob("*.safetensors")):
         if file.name not in named:
-            yield Difference(f"{file.name}: holds weights that no index names")
+            yield Difference(f"{file.name}: contains weights that no index names")
     if (out / "adapter_config.json").exists():
-        yield Difference("adapter_config.json: loads an adapter, of which no layout tells")
+        yield Difference("adapter_config.json: loads an adapter that is not part of the layout")
 
 
 def _manifest(
     own: manifest.Manifest, expected: ExpectedModel, *, trained: bool
 ) -> Iterator[Difference]:
-    """Whether interleave.json agrees with itself, with the tensors, and with how they were made."""
+    """Check interleave.json against itself, the tensors, and the plan that made them."""
     if own.content.get("fingerprint") != manifest.fingerprint(expected.layout):
-        yield Difference(f"{manifest.FILE}: its fingerprint is not that of its layers")
+        yield Difference(f"{manifest.FILE}: the fingerprint does not match the layers")
     plan = expected.plan
     found = manifest.totals(expected.layout, expected.specs, packed=False)
     found |= {} if plan is None else manifest.facts(plan)
     for key, value in ({} if trained else found).items():
         if own.content.get(key, value) != value:
             said = json.dumps(own.content[key])
-            yield Difference(f"{manifest.FILE}: {key} is said to be {said:.100}")
+            yield Difference(f"{manifest.FILE}: {key} should not be {said:.100}")
     says = own.content["layers"]
     for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
         for key in layer.keys() | says[index].keys():
             if layer.get(key) != says[index].get(key):
                 said = json.dumps(says[index].get(key))
-                yield Difference(f"{manifest.FILE}: layer {index}: {key} is said to be {said:.100}")
+                yield Difference(f"{manifest.FILE}: layer {index}: {key} should not be {said:.100}")
 
 
 def _files(out: Path, own: manifest.Manifest, plan: ExpansionPlan | None) -> Iterator[Difference]:
-    """Whether the files are there that a run has written, and the small ones are the base's."""
+    """Check that all files of the run exist, and that copied files equal those of the base."""
     for name in own.files:
-        # Card and picture are for people, who may put others in their place.
-        if name not in (model_card.FILE, model_card.PICTURE) and not (out / name).is_file():
+        if not _out_files.is_replaceable(name) and not (out / name).is_file():
             yield Difference(f"{name}: is missing")
     if plan is None:
         return
-    for name, wanted in plan.carried():
+    for name, wanted in plan.carried(lambda _: None):  # `run` has warned
         if (out / name).is_file() and not _holds(out / name, wanted):
-            yield Difference(f"{name}: is not the base's")
+            yield Difference(f"{name}: differs from the base's file")
 
 
 def _holds(file: Path, content: bytes) -> bool:
@@ -120,7 +119,7 @@ def _holds(file: Path, content: bytes) -> bool:
 
 
 def _recipe(out: Path, claimed: RecordedLayout, expected: ExpectedModel) -> Iterator[Difference]:
-    """Whether mergekit_config.yml says the same layers."""
+    """Check that mergekit_config.yml states the same layers and dtype."""
     if not (out / mergekit_yaml.FILE).is_file():
         return
     try:
@@ -130,18 +129,18 @@ def _recipe(out: Path, claimed: RecordedLayout, expected: ExpectedModel) -> Iter
         yield Difference(f"{mergekit_yaml.FILE}: {error}")
         return
     if manifest.fingerprint(layout) != manifest.fingerprint(expected.layout):
-        yield Difference(f"{mergekit_yaml.FILE}: says other layers")
+        yield Difference(f"{mergekit_yaml.FILE}: states other layers")
     if mergekit_yaml.dtypes_of(other.directive.mergekit) != mergekit_yaml.dtypes_of(
         claimed.directive.mergekit
     ):
-        yield Difference(f"{mergekit_yaml.FILE}: says another dtype")
+        yield Difference(f"{mergekit_yaml.FILE}: states another dtype")
 
 
 _IDLE = {"transformers_version", "_name_or_path"}
-"""What a config may say without a consequence."""
+"""Keys of a config that have no effect."""
 
 _IDLE_TRAINED = {*_IDLE, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
-"""What trainers write there."""
+"""Keys that trainers write as well."""
 
 
 def _config(
@@ -157,16 +156,17 @@ def _config(
     idle = _IDLE_TRAINED if trained else _IDLE
     wrong = _unlike(expected.config, found, idle)
     if wrong and not _is_too_deep(found):
-        # Another spelling may mean the same: transformers leaves out what its class has anyway.
+        # A config may be written differently and mean the same: transformers omits defaults.
         meant, said = (_meant(config, trusted=trusted) for config in (expected.config, found))
         if meant is not None and said is not None:
             unlike = _unlike(meant, said, idle)
-            # What the class swallows at once, such as which kernels to load, it does not say again.
+            # Keys that the class consumes, such as which kernels to load, it does not write again.
             extra = {key for key, (wanted, _) in wrong.items() if wanted is None} - _keys(said)
             named = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
             wrong = named or unlike
     for key, (wanted, got) in wrong.items():
-        if key.rpartition(".")[2] in _DTYPE and DTYPES.get(str(got)) in stored:
+        dtype = _dtypes.NAMED.get(str(got))
+        if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
         yield Difference(
             f"{CONFIG}: {key} is {json.dumps(got):.100}, not {json.dumps(wanted):.100}"
@@ -174,7 +174,7 @@ def _config(
 
 
 def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:
-    """All keys of a config, those of its parts with a dot."""
+    """All keys of a config; those of nested configs with a dot."""
     found = {f"{place}{key}" for key in config}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -183,7 +183,7 @@ def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:
 
 
 def _is_too_deep(config: Mapping[str, Any]) -> bool:
-    """Whether a class asked about so many layers would not come to an end."""
+    """Whether the config states so many layers that its class would never finish."""
     specs = (config, *(part for part in config.values() if isinstance(part, Mapping)))
     depths = [part.get(key) for part in specs for key in families.depth_keys()]
     return any(isinstance(depth, int) and depth > MAX_LAYERS for depth in depths)
@@ -201,7 +201,7 @@ def _unlike(
 
 
 def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
-    """Whether a part states a dtype that it has from the whole: transformers writes it down."""
+    """Whether a nested config states a dtype that it inherits: transformers writes it out."""
     part, _, name = key.rpartition(".")
     return bool(part) and name in _DTYPE and None in pair
 
@@ -210,7 +210,7 @@ _DTYPE = ("dtype", "torch_dtype")
 
 
 def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:
-    """A config as its class reads it; None where that cannot be told."""
+    """A config as its class reads it; None if the class cannot read it."""
     try:
         with scratch_directory() as folder:
             (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")

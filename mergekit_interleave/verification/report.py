@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount
 from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import meta_model
@@ -183,7 +184,15 @@ def verify(
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
     own = claimed.manifest if layout_from is None else None
     return VerifyReport(
-        out, tuple(names), weights, tuple(differences), trained, expected, own, len(wider)
+        out,
+        tuple(names),
+        weights,
+        tuple(differences),
+        trained,
+        expected,
+        own,
+        len(wider),
+        warnings=expected.warnings,
     )
 
 
@@ -195,13 +204,10 @@ def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, Te
         tensor = found.get(spec.name)
         if tensor is None or spec.layer in new or not spec.is_whole:
             continue
-        if tensor.dtype in _WIDER.get(spec.dtype, ()):
+        if tensor.dtype in _dtypes.wider(spec.dtype):
             nbytes = spec.tensor.elements * tensor.width
             wider[spec.name] = dataclasses.replace(spec, dtype=tensor.dtype, nbytes=nbytes)
     return wider
-
-
-_WIDER = {"BF16": ("F32", "F64"), "F16": ("F32", "F64"), "F32": ("F64",)}
 
 
 def _with_vocabulary(

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import IO, NamedTuple
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.checkpoint.safetensors_header import Shard, Tensor, next_data
 from mergekit_interleave.errors import CheckpointError
-from mergekit_interleave.planning.tensor_plan import SIZES, ByteRange, Fill, TensorSpec
+from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, TensorSpec
 from mergekit_interleave.verification import arithmetic, shared_blocks
 
 _BLOCK = 2**18
@@ -340,10 +341,10 @@ def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
     """Where a block first holds something but zeros; of floats, negative ones are zeros, too."""
     if block.count(zero) == len(block):
         return None
-    size = SIZES.get(tensor.dtype)
-    if zero or size is None:
+    if zero or not _dtypes.is_float(tensor.dtype):
         return next(i for i, byte in enumerate(block) if byte != zero)
     # Little-endian: the sign is in the last byte of each element.
+    size = tensor.width
     signs = block[size - 1 :: size]
     negative = signs.count(0x80)
     if signs.count(0) + negative == len(signs) and block.count(0) == len(block) - negative:

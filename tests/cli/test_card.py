@@ -377,7 +377,7 @@ class TestCard:
         content = json.loads((deeper / "interleave.json").read_text())
         lie = {"parameters": 9**9, "bytes": 7, "new_parameters": 1}
         (deeper / "interleave.json").write_text(json.dumps(content | lie))
-        assert "parameters is said to be 387420489" in mk("verify", deeper).out
+        assert "parameters should not be 387420489" in mk("verify", deeper).out
         assert mk("card", deeper).status == 0
         assert "| weights | 326 kB of F32 |" in (deeper / "README.md").read_text()
 

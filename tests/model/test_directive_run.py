@@ -166,9 +166,9 @@ def test_words_about_nothing(mk: Cli, tiny: Path) -> None:
         (["layout: [0:4, {layers: 2:8, zero: auto}]", "--scale", "q_proj=0.5"], "no new layer", 1),
         (["--repeat", "2:4", "--zero", "o_proj,down_proj", "--scale", "o_proj=2"], "both", 2),
         (["layout: [0:8, {layers: 4:8, zero: auto, scale: {o_proj: 2}}]"], "both", 2),
-        (["--repeat", "2:4", "--apply-to", "all"], "nothing says what", 2),
+        (["--repeat", "2:4", "--apply-to", "all"], "apply_to", 2),
         (["--scale", "{q_proj: 1}", "--scale", "k_proj=1", "--repeat", "2:4"], "twice", 2),
-        (["models: {a: x/y}, layout: [a 0:4, b 2:4]"], "b is no short name", 2),
+        (["models: {a: x/y}, layout: [a 0:4, b 2:4]"], "b is not a short name", 2),
     ):
         result = mk("gen", *words, *([] if "layout: [a" in words[0] else ["--model", tiny]))
         assert (result.status, reason in result.err) == (status, True), result.err

@@ -1,4 +1,4 @@
-"""mergekit as the engine: what is worked around, each with a test that fails when it is mended."""
+"""The mergekit engine: each workaround has a test that fails once mergekit is fixed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mergekit_interleave.engines import mergekit
 
 
 def test_mergekit_remembers_models_for_the_life_of_the_process(tmp_path: Path) -> None:
-    """`_fresh_loaders`: a path that holds another model now is read by the old index."""
+    """`_fresh_loaders`: mergekit reads a new model at the same path with the old index."""
     path = make_llama(tmp_path / "model", layers=2)
     reference = ModelReference.model_validate(str(path))
     LoaderCache().setup(MergeOptions())
@@ -27,7 +27,7 @@ def test_mergekit_remembers_models_for_the_life_of_the_process(tmp_path: Path) -
 
 
 def test_a_model_that_was_replaced_is_read_anew(mk: Cli, tmp_path: Path) -> None:
-    """By two runs in one process."""
+    """Two runs in one process read what is there now."""
     base = make_llama(tmp_path / "model", layers=2)
     assert mk("run", "append: 1", tmp_path / "a", "--model", base).status == 0
     make_llama(base, layers=3)
@@ -36,7 +36,7 @@ def test_a_model_that_was_replaced_is_read_anew(mk: Cli, tmp_path: Path) -> None
 
 
 def test_mergekit_asks_the_hub_for_what_is_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`_local`: it lists the repository's files before it looks at the cache."""
+    """`_local`: mergekit lists the repository's files before it looks at the cache."""
 
     def asked(*_: object, **__: object) -> None:
         raise ConnectionError("asked")
@@ -60,13 +60,13 @@ def test_mergekit_warns_of_tensors_written_twice(
 def test_copies_do_not_make_it_warn(
     mk: Cli, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each copy is a tensor of its own."""
+    """With `clone_tensors`, mergekit does not warn of duplicates."""
     assert mk("run", "repeat: [2, 4]", tmp_path / "out", "--model", tiny).status == 0
     assert "duplicated" not in caplog.text
 
 
 def test_a_directory_with_mergekits_marks_in_its_name(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """`+`, `@`, spaces and letters of all alphabets are just a name."""
+    """A directory name may contain `+`, `@`, spaces and letters of all alphabets."""
     odd = tmp_path / "a+b@c d é"
     odd.symlink_to(tiny)
     result = mk("run", "append: 1", tmp_path / "odd out", "--model", odd)
@@ -76,7 +76,7 @@ def test_a_directory_with_mergekits_marks_in_its_name(mk: Cli, tiny: Path, tmp_p
 
 
 def test_every_option_that_is_decided_here_exists() -> None:
-    """A new name upstream would slip through."""
+    """Every refused option exists in mergekit: a renamed one would not be refused."""
     assert set(mergekit.DECIDED_HERE) <= set(MergeOptions.model_fields)
     flags = {"cuda", "device", "low_cpu_memory", "lazy_unpickle", "async_write"}
     assert flags | {"trust_remote_code"} <= set(MergeOptions.model_fields)
@@ -93,7 +93,7 @@ def test_every_option_that_is_decided_here_exists() -> None:
 def test_options_reach_mergekit(
     mk: Cli, tiny: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By their own flags and by --mergekit; the tensors are the same."""
+    """Options are set by their own flags and by --mergekit; the tensors stay the same."""
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda _: None)  # once a process
     result = mk("run", "append: 1", tmp_path / "out", "--model", tiny, *flags)
     assert result.status == 0, result.err
@@ -102,7 +102,7 @@ def test_options_reach_mergekit(
 
 
 def test_a_lora_is_merged_first(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """`base+adapter`, as in mergekit; its scratch directory does not end up in OUT."""
+    """`base+adapter` works as in mergekit, and its scratch directory is not left in OUT."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The stream engine: bytes move as they are, zeros are holes."""
+"""The stream engine: it copies bytes as they are, and zeros are holes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 
 def parts_of(path: Path, *names: str) -> tuple[TensorSpec, ...]:
-    """What an expansion of a checkpoint is made of, with the named tensors zero in the copies."""
+    """The tensors of an expansion, with the named tensors zeroed in the copies."""
     base = open_checkpoint(ModelRef(ModelPath(str(path))))
     layout = expand(Every(2), base.ref, base.depth, lambda _: Edit(zeroed_scales(names)))
     return assemble(layout, {base.ref: base})
 
 
 def write(specs: Sequence[TensorSpec], out: Path, limit: int = 10**9, **how: bool) -> Traffic:
-    """Write them into a new directory."""
+    """Write tensors into a new directory."""
     out.mkdir()
     shards = shards_of(specs, limit, stream.block_size(out))
     seen: list[int] = []
@@ -53,12 +53,12 @@ def write(specs: Sequence[TensorSpec], out: Path, limit: int = 10**9, **how: boo
 
 
 class TestWays:
-    """However the bytes come there."""
+    """All ways of writing."""
 
     def test_they_are_the_same(
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """By the kernel, by hand, with shared blocks: the files do not differ."""
+        """Copied by the kernel, by hand, or with shared blocks, the files are equal."""
         specs = parts_of(sharded, "o_proj")
         write(specs, tmp_path / "any")
         write(specs, tmp_path / "hand", reflink=False)
@@ -74,7 +74,7 @@ class TestWays:
     def test_nothing_is_shared_by_the_kernel_either(
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """copy_file_range shares blocks where it can, and is not asked where that is not wanted."""
+        """copy_file_range may share blocks, so it is not called with --no-reflink."""
 
         def refuse(*_: object) -> int:
             raise AssertionError
@@ -86,7 +86,7 @@ class TestWays:
     def test_a_file_has_its_size_from_the_start(
         self, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where one grows, XFS takes room ahead, and holes fill up."""
+        """The full size is set first: XFS reserves space for a growing file, which fills holes."""
         sizes = []
         put = copy_range.Pair.put
 
@@ -101,7 +101,7 @@ class TestWays:
     def test_the_forecast_is_what_comes(
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Byte for byte, with and without shared blocks."""
+        """The forecast is exact to the byte, with and without shared blocks."""
         specs = parts_of(sharded, "o_proj")
         shards = shards_of(specs, 10**9, stream.block_size(tmp_path))
         emulate_sharing(monkeypatch)
@@ -114,7 +114,7 @@ class TestWays:
             assert (forecast.shared > 0) is reflink
 
     def test_zeros_take_no_room(self, tmp_path: Path) -> None:
-        """Nor at the end of a file."""
+        """A hole at the end of a file takes no room either."""
         import torch
         from safetensors.torch import save_file
 
@@ -136,12 +136,12 @@ class TestShards:
     """The files and their index."""
 
     def test_one_where_the_base_has_one(self, tiny: Path, tmp_path: Path) -> None:
-        """And no index."""
+        """A single file has no index."""
         write(parts_of(tiny, "o_proj"), tmp_path / "out")
         assert os.listdir(tmp_path / "out") == ["model.safetensors"]
 
     def test_the_index(self, tiny: Path, tmp_path: Path) -> None:
-        """Names every tensor, and the size of all."""
+        """The index names every tensor and states the total size."""
         specs = parts_of(tiny, "o_proj")
         write(specs, tmp_path / "out", 40_000)
         index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -149,7 +149,7 @@ class TestShards:
         assert len(read_tensors(tmp_path / "out")) == len(specs) == len(index["weight_map"])
 
     def test_the_bases_metadata(self, tiny: Path, tmp_path: Path) -> None:
-        """Is read back by the safetensors library."""
+        """The safetensors library reads the result."""
         from safetensors import safe_open
         from safetensors.torch import save_file
 
@@ -163,7 +163,7 @@ class TestShards:
 
 
 class TestFaults:
-    """What goes wrong is said, with the file, and nothing goes on."""
+    """An error names the file and stops everything."""
 
     def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The first failure stops the other files as well."""
@@ -182,7 +182,7 @@ class TestFaults:
         assert len(calls) <= 2
 
     def test_a_source_that_shrinks(self, own_tiny: Path, tmp_path: Path) -> None:
-        """Before it is opened."""
+        """A source is checked before it is read."""
         specs = parts_of(own_tiny, "o_proj")
         os.truncate(own_tiny / "model.safetensors", 40_000)
         with pytest.raises(CheckpointError, match="changed while it was read"):
@@ -191,7 +191,7 @@ class TestFaults:
     def test_a_source_that_shrinks_under_the_hand(
         self, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What is missing is noticed where it is read."""
+        """A source that became shorter is an error."""
         specs = parts_of(own_tiny, "o_proj")
         monkeypatch.setattr(Shard, "check_unchanged", lambda *_: None)
         os.truncate(own_tiny / "model.safetensors", 40_000)
@@ -199,7 +199,7 @@ class TestFaults:
             write(specs, tmp_path / "out")
 
     def test_interrupted(self, tmp_path: Path) -> None:
-        """Ctrl-C reaches the main thread, and the others stop where they are."""
+        """Ctrl-C interrupts the main thread, and the other threads stop."""
         specs = parts_of(make_llama(tmp_path / "base", shard_size="10KB"), "o_proj")
         (tmp_path / "out").mkdir()
         shards = shards_of(specs, 10**9, 4096)
@@ -216,7 +216,7 @@ class TestFaults:
         assert len(os.listdir(tmp_path / "out")) < len(shards) / 2
 
     def test_the_first_failure_counts(self) -> None:
-        """Those that come after it are its own."""
+        """Later failures are consequences of the first."""
         gate = stream._Gate(lambda _: None)  # noqa: SLF001
         first = OSError("first")
         assert gate.close(first) is first
@@ -225,7 +225,7 @@ class TestFaults:
             gate.tick(1)
 
     def test_a_base_that_is_swapped(self, own_tiny: Path, tmp_path: Path) -> None:
-        """For one of the same size and time: it is another file."""
+        """A base replaced by another file of the same size and time is noticed."""
         specs = parts_of(own_tiny, "o_proj")
         file = own_tiny / "model.safetensors"
         status = file.stat()
@@ -240,7 +240,7 @@ class TestInsisted:
     """`--engine stream`."""
 
     def test_nothing_heavy_is_imported(self, tiny: Path, tmp_path: Path) -> None:
-        """The seconds that torch, transformers and mergekit take are not spent."""
+        """torch, transformers and mergekit are not imported, which would take seconds."""
         script = (
             "import sys\nfrom mergekit_interleave.cli import main as cli\n"
             "words = ['run', 'interleave: every 4', 'out', '--engine', 'stream', '--model']\n"
@@ -259,7 +259,7 @@ class TestInsisted:
         assert "10 layers, 2 of them new" in result.stdout
 
     def test_it_writes_what_mergekit_writes(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
-        """Tensors, config and recipe."""
+        """Tensors, config and recipe equal those of mergekit."""
         for engine in ("mergekit", "stream"):
             words = ("run", "interleave: every 2", tmp_path / engine, "--model", sharded)
             result = mk(*words, "--engine", engine)
@@ -281,7 +281,7 @@ class TestInsisted:
     def test_what_it_cannot_do_is_refused(
         self, words: list[str], reason: str, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """And never ignored."""
+        """What the engine cannot do is refused, not ignored."""
         out = tmp_path / "out"
         command = ["run", "interleave: every 4", out, "--model", tiny, "--engine", "stream"]
         result = mk(*command, *words)
@@ -290,7 +290,7 @@ class TestInsisted:
         assert not out.exists()
 
     def test_mergekits_own_keys(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """Only mergekit makes tokenizers."""
+        """Only mergekit writes tokenizers."""
         directive = f"model: {tiny}, interleave: every 4, tokenizer_source: base"
         result = mk("run", directive, tmp_path / "out", "--engine", "stream")
         assert (result.status, "`tokenizer_source`" in result.err) == (1, True)

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, OUT is whole or absent, and the next run clears what it left."""
+"""Whatever happens to a run, OUT is whole or absent, and the next run removes leftovers."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ each = pytest.mark.parametrize("engine", ENGINES)
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
-    """Starts runs without waiting for imports."""
+    """A runner that starts runs without waiting for imports."""
     with closing(Runner()) as runner:
         yield runner
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base; read it, do not change it."""
+    """The base, which tests must not change."""
     return faults.base(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory that holds OUT alone."""
+    """A directory for OUT alone."""
     (tmp_path / "place").mkdir()
     return tmp_path / "place"
 
 
 def words(source: Path, out: Path, engine: str) -> tuple[object, ...]:
-    """A run; OUT comes last."""
+    """The words of a run; OUT is the last."""
     return ("run", "--model", source, "--engine", engine, DIRECTIVE, out)
 
 
 def one_error(said: str) -> bool:
-    """Whether that is one `error:` line, and perhaps a hint."""
+    """Whether the text is one `error:` line with at most one hint."""
     return re.fullmatch(r"(note: .*\n)*error: .*\n(hint: .*\n)?", said) is not None
 
 
 @each
 def test_kills(engine: str, runner: Runner, source: Path, place: Path) -> None:
-    """Ten of each engine, half of them while a model is replaced; `make faults` does 200."""
+    """Kill ten runs of each engine, half of them replacing a model; `make faults` kills 200."""
     found = faults.kills(runner, engine, source, place / "out", 10)
     assert found.keys() <= {"absent", "whole"}, found
     assert found["absent"]
@@ -59,7 +59,7 @@ def test_kills(engine: str, runner: Runner, source: Path, place: Path) -> None:
 
 @each
 def test_a_write_that_fails(engine: str, runner: Runner, source: Path, place: Path) -> None:
-    """One error, and nothing is left, the staging directory included."""
+    """A failed write gives one error and leaves nothing, not even the staging directory."""
     status, said = runner.run(*words(source, place / "out", engine), most_bytes=2**20)
     assert (status, one_error(said)) == (1, True), said
     assert "File too large" in said
@@ -68,7 +68,7 @@ def test_a_write_that_fails(engine: str, runner: Runner, source: Path, place: Pa
 
 @each
 def test_a_full_disk(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
-    """Which filled up after free space was looked at."""
+    """The disk fills up after free space was checked."""
     with faults.small_filesystem(tmp_path / "small", 20) as small:
         if small is None:
             pytest.skip("no filesystem may be mounted here")
@@ -83,7 +83,7 @@ def test_a_full_disk(engine: str, runner: Runner, source: Path, tmp_path: Path) 
 @each
 @linux
 def test_a_permission_that_is_lost(engine: str, runner: Runner, source: Path, place: Path) -> None:
-    """OUT does not appear; the next run clears what could not be cleared."""
+    """OUT does not appear; the next run removes what this one could not remove."""
     run = words(source, place / "out", engine)
     status, said = runner.run(*run, powerless=True, fault="parent_closed_later")
     assert (status, "Permission denied" in said) == (1, True), said
@@ -101,7 +101,7 @@ def test_a_permission_that_is_lost(engine: str, runner: Runner, source: Path, pl
 def test_a_source_that_is_cut_short(
     engine: str, runner: Runner, source: Path, tmp_path: Path, place: Path
 ) -> None:
-    """While it is read; mergekit maps its files, so that this can end the process."""
+    """A source cut short while it is read; mergekit maps it, which can end the process."""
     own = Path(shutil.copytree(source, tmp_path / "own"))
     run = words(own, place / "out", engine)
     status, said = runner.run(*run, fault="source_cut_short", source=str(own))
@@ -117,7 +117,7 @@ def test_a_source_that_is_cut_short(
 
 @each
 def test_two_at_once(engine: str, runner: Runner, source: Path, place: Path) -> None:
-    """One writes it, the other is refused."""
+    """Of two runs to one OUT, one writes and the other is refused."""
     command = [sys.executable, "-m", "mergekit_interleave"]
     command += map(str, words(source, place / "out", "stream"))
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -135,7 +135,7 @@ def test_two_at_once(engine: str, runner: Runner, source: Path, place: Path) -> 
 
 @each
 def test_another_filesystem(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
-    """Than the base's."""
+    """OUT may be on another filesystem than the base."""
     with faults.small_filesystem(tmp_path / "small", 200) as small:
         if small is None:
             pytest.skip("no filesystem may be mounted here")
@@ -146,7 +146,7 @@ def test_another_filesystem(engine: str, runner: Runner, source: Path, tmp_path:
 
 @each
 def test_odd_names(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
-    """Spaces, quotes, letters of all alphabets, and what looks like a flag or a pattern."""
+    """Names may have spaces, quotes, any letters, and look like a flag or a pattern."""
     base = Path(shutil.copytree(source, tmp_path / "zwei Wörter 'und' 模型 [a-z]*"))
     out = tmp_path / 'größer & "tiefer" $HOME' / "-o ut"
     status, said = runner.run(*words(base, out, engine))
@@ -159,7 +159,7 @@ def test_odd_names(engine: str, runner: Runner, source: Path, tmp_path: Path) ->
 def test_a_temporary_directory_that_is_full(
     engine: str, runner: Runner, source: Path, place: Path, tmp_path: Path
 ) -> None:
-    """Nothing is kept there."""
+    """A read-only home directory is no problem: nothing is written there."""
     with faults.small_filesystem(tmp_path / "small", 1) as small:
         if small is None:
             pytest.skip("no filesystem may be mounted here")
@@ -174,7 +174,7 @@ def test_a_temporary_directory_that_is_full(
 def test_a_refusal_with_a_full_temporary_directory(
     runner: Runner, tmp_path: Path, place: Path
 ) -> None:
-    """The reason is given all the same, without the suggestion that needs it."""
+    """Without a temporary directory the reason is given, but no suggestion."""
     import toys
 
     base = tmp_path / "base"
@@ -189,7 +189,7 @@ def test_a_refusal_with_a_full_temporary_directory(
 
 
 def test_a_disk_that_cannot_be_read(source: Path) -> None:
-    """A comparison ends with the name of the file."""
+    """A comparison that cannot read a file names it."""
     from mergekit_interleave.checkpoint.safetensors_header import read_tensors
     from mergekit_interleave.errors import CheckpointError
     from mergekit_interleave.verification import tensors as comparison
@@ -215,7 +215,7 @@ def test_a_disk_that_cannot_be_read(source: Path) -> None:
 
 
 def test_whole_or_absent(source: Path, place: Path) -> None:
-    """What these tests look with sees a half model."""
+    """`whole_or_absent` detects half a model."""
     assert whole_or_absent(place / "out", source)
     command = [sys.executable, "-m", "mergekit_interleave"]
     subprocess.run([*command, *map(str, words(source, place / "out", "stream"))], check=True)

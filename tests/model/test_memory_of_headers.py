@@ -1,4 +1,4 @@
-"""Memory does not grow with the model, but for its headers."""
+"""Memory grows with the headers of a model, not with its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXPERTS, HIDDEN, INNER, WORDS = 128, 8, 16, 64
 
 
 def make_moe(path: Path, *, layers: int, shards: int) -> Path:
-    """A model of many tiny experts, 393 tensors for each layer, in many shards."""
+    """Make a model of many tiny experts: 393 tensors for each layer, in many shards."""
     tensors = {"model.embed_tokens.weight": [WORDS, HIDDEN]}
     square, expert = [HIDDEN, HIDDEN], [INNER, HIDDEN]
     for i in range(layers):
@@ -95,7 +95,7 @@ def peak_of(base: Path, out: Path) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_thousand_shards(tmp_path: Path) -> None:
-    """200,000 tensors take the memory of 3,000 and a small multiple of their headers."""
+    """200,000 tensors take the memory of 3,000 plus a small multiple of their headers."""
     peaks = {}
     for name, layers, shards in (("few", 8, 4), ("many", 512, 1000)):
         base = make_moe(tmp_path / name, layers=layers, shards=shards)

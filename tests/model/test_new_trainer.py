@@ -5,6 +5,7 @@ This module is that module: `full` writes the settings, and `ROW` is the row.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -56,12 +57,15 @@ def test_train_writes_its_settings(mk: Cli, deeper: Path) -> None:
     """The function and the command give the same text."""
     found = train(deeper, trainer="sandbox")
     assert found.as_dict() == {
+        "trainer": "sandbox",
         "text": "model.layers.4.\nmodel.layers.9.\n",
         "method": "full",
         "notes": [],
         "warnings": [],
     }
     assert mk("train", deeper, "--for", "sandbox").out == found.text
+    as_json = mk("train", deeper, "--for", "sandbox", "--json").out
+    assert json.loads(as_json) == found.as_dict()
     with pytest.raises(RefusedError, match="Sandbox: it has no LoRA") as caught:
         train(deeper, trainer="sandbox", method="lora")
     assert caught.value.hint == "--for peft"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.cli import main as cli
+from mergekit_interleave.commands.train import train
 from mergekit_interleave.errors import DirectiveError, RefusedError
 from mergekit_interleave.training import lora_target, peft_rules, settings
 from mergekit_interleave.training.target import TrainingTarget
@@ -406,6 +408,22 @@ def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "deeper"
 
 
+def test_the_function_changes_no_log_level(
+    deeper: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train` prints nothing, and leaves the log level of transformers as it was."""
+    log = logging.getLogger("transformers")
+    before = log.level
+    try:
+        log.setLevel(logging.INFO)
+        found = train(deeper, trainer="axolotl")
+        assert log.level == logging.INFO
+    finally:
+        log.setLevel(before)
+    assert yaml.safe_load(found.text)["base_model"] == str(deeper)
+    assert capsys.readouterr().out == ""
+
+
 def test_settings_and_nothing_else_go_to_standard_output(mk: Cli, deeper: Path) -> None:
     """Notes go to standard error."""
     result = mk("train", deeper, "--for", "axolotl", "--method", "lora")
@@ -433,6 +451,18 @@ def test_the_recipe(mk: Cli, deeper: Path, tmp_path: Path) -> None:
     asked = mk("train", tmp_path, "--for", "ms-swift", "--recipe", tmp_path / "cfg.yml")
     assert (asked.status, asked.out) == (2, "")
     assert "hint: `mk-interleave gen`" in asked.err
+
+
+def test_warnings_of_the_recipe(mk: Cli, deeper: Path, tmp_path: Path) -> None:
+    """A key that mergekit ignores is a warning in the settings, and one line of the command."""
+    recipe = tmp_path / "recipe.yml"
+    recipe.write_text((deeper / "mergekit_config.yml").read_text() + "colour: blue\n")
+    found = train(deeper, trainer="axolotl", recipe=recipe)
+    assert len(found.warnings) == 1
+    assert "colour" in found.warnings[0]
+    result = mk("train", deeper, "--for", "axolotl", "--recipe", recipe)
+    assert (result.status, result.out) == (0, found.text)
+    assert result.err.splitlines() == [f"warning: {found.warnings[0]}"]
 
 
 def test_models_with_nothing_to_train(mk: Cli, deeper: Path, tmp_path: Path) -> None:

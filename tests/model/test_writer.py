@@ -26,7 +26,7 @@ Leave = Callable[[int], None]
 
 @pytest.fixture
 def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Leave:
-    """Says how many bytes the disk has left."""
+    """Set how many bytes are free on the disk."""
     usage = shutil.disk_usage(tmp_path)
 
     def set_free(nbytes: int) -> None:
@@ -36,14 +36,14 @@ def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Leave:
 
 
 class TestRoom:
-    """There is room, or nothing is written."""
+    """Nothing is written if there is too little room."""
 
     WORDS = ("run", "interleave: every 2", "out", "--model")
 
     def test_too_little_for_any_engine(
         self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
     ) -> None:
-        """The error has the numbers: the tensors, without zeros where they are not written."""
+        """The error states what each engine needs; the stream engine writes no zeros."""
         leave(200_000)
         for engine, words in (
             ("mergekit", r"391 kB are needed"),
@@ -56,7 +56,7 @@ class TestRoom:
             assert os.listdir(tmp_path) == []
 
     def test_small_files_count(self, mk: Cli, own_tiny: Path, tmp_path: Path, leave: Leave) -> None:
-        """They need room, too."""
+        """The copied files count as well."""
         (own_tiny / "vocab.txt").write_bytes(bytes(10**6))
         leave(10**6)
         for engine in registry.names():
@@ -64,7 +64,7 @@ class TestRoom:
             assert (result.status, "1.3" in result.err) == (1, True), result.err
 
     def test_the_fallback_needs_less_as_well(self, mk: Cli, tmp_path: Path, leave: Leave) -> None:
-        """Whatever options mergekit is given, where it cannot write the stream engine does."""
+        """The stream engine writes what mergekit cannot, whatever options mergekit is given."""
         base = make_llama(tmp_path / "base", attention_bias=True)
         words = (*self.WORDS, base, "--mergekit", "async_write=true")
         leave(380_000)
@@ -75,7 +75,7 @@ class TestRoom:
     def test_enough_for_the_stream_engine_alone(
         self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
     ) -> None:
-        """Mergekit writes zeros; the hint says who does not."""
+        """Mergekit writes zeros; the hint names the engine that does not."""
         leave(370_000)
         result = mk(*self.WORDS, tiny, cwd=tmp_path)
         assert result.status == 1
@@ -90,7 +90,7 @@ class TestRoom:
         leave: Leave,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """What the disk has left is for what is not shared."""
+        """Shared blocks take no room."""
         base = make_llama(tmp_path / "base", layers=4, hidden_size=128, intermediate_size=512)
         emulate_sharing(monkeypatch)
         leave(100_000)
@@ -102,7 +102,7 @@ class TestRoom:
         assert re.search(r": [\d.]+ kB written, [\d.]+ MB shared with the base", result.out)
 
     def test_700_gb(self, mk: Cli, tmp_path: Path) -> None:
-        """A checkpoint larger than the disk is refused in seconds: of it, headers are read."""
+        """A checkpoint larger than the disk is refused in seconds: only headers are read."""
         assert shutil.disk_usage(tmp_path).free < 8 * 10**11
         base = sparse_llama(tmp_path / "base", layers=96, hidden=16_384, intermediate=53_248)
         started = time.monotonic()
@@ -114,7 +114,7 @@ class TestRoom:
 
 
 def sparse_llama(path: Path, *, layers: int, hidden: int, intermediate: int) -> Path:
-    """A Llama of which only the headers take room, one shard for each layer."""
+    """Make a Llama of which only the headers take room, one shard for each layer."""
     path.mkdir()
     square, wide = [hidden, hidden], [intermediate, hidden]
     layer = {
@@ -153,7 +153,7 @@ def sparse_llama(path: Path, *, layers: int, hidden: int, intermediate: int) -> 
 
 
 class TestHint:
-    """A run of mergekit's that the stream engine could have done says so."""
+    """A run by mergekit hints at the stream engine if that could have done it."""
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -168,18 +168,18 @@ class TestHint:
     def test_where_it_could(
         self, words: tuple[str, ...], said: str, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """And says nothing where it could not, or did."""
+        """There is no hint if the stream engine could not do it, or did it."""
         result = mk("run", "append: 1", tmp_path / "out", "--model", tiny, *words)
         assert (result.status, result.err) == (0, said)
 
 
 class TestShards:
-    """How large they are."""
+    """The sizes of the shards."""
 
     def test_the_stream_engine_has_as_many_as_the_base(
         self, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """However they grow; but not more than is wanted in one."""
+        """The shards may grow, but not beyond --out-shard-size."""
         words = ("run", "append: 1", "--model", tiny, "--engine", "stream", "--out-shard-size")
         assert mk(*words[:-1], tmp_path / "one").status == 0
         assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
@@ -190,10 +190,10 @@ class TestShards:
 
 
 class TestVerify:
-    """What was written is read back."""
+    """Reading back what was written."""
 
     def test_mergekits_zeros_always_are(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-        """It multiplies, and an infinity times 0 is no zero."""
+        """Mergekit multiplies, and infinity times 0 is not zero, so its zeros are always read."""
         import torch
         from safetensors.torch import save_file
 
@@ -207,7 +207,7 @@ class TestVerify:
     def test_unless_that_is_not_wanted(
         self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Zeros that came out as something else are found, or not looked at."""
+        """Wrong zeros are found, unless --no-verify is given."""
         monkeypatch.setattr("mergekit_interleave.verification.tensors._not_zero", lambda *_: 0)
         words = ("run", "append: 1", tmp_path / "out", "--model", tiny, "--engine", "stream")
         found = mk(*words)
@@ -218,7 +218,7 @@ class TestVerify:
 def test_a_source_that_changes_under_mergekit(
     mk: Cli, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Is noticed after it has written, and nothing is at OUT."""
+    """A changed source is noticed after writing, and nothing is at OUT."""
     from mergekit_interleave.engines import mergekit
 
     execute = mergekit.execute
@@ -234,12 +234,12 @@ def test_a_source_that_changes_under_mergekit(
 
 
 class TestBar:
-    """How far the stream engine is."""
+    """The progress bar of the stream engine."""
 
     COMMAND = ("run", "append: 1", "out", "--engine", "stream", "--model")
 
     def test_on_a_terminal(self, tiny: Path, tmp_path: Path) -> None:
-        """Bytes and rate, on standard error, and the line is cleared at the end."""
+        """The bar shows bytes and rate on standard error, and is cleared at the end."""
         ours, theirs = pty.openpty()
         try:
             size = struct.pack("HHHH", 24, 80, 0, 0)
@@ -259,14 +259,14 @@ class TestBar:
         assert said.endswith("\r")
 
     def test_into_a_pipe(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """Nothing."""
+        """Into a pipe, no bar is shown."""
         result = mk(*self.COMMAND, tiny, cwd=tmp_path)
         assert (result.status, result.err) == (0, "")
 
 
 @pytest.mark.parametrize("rows", ["square: 9", "after: -3", "after: 100"])
 def test_a_fill_that_does_not_fit(rows: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """Is refused: it would reach into the next tensor, or past the end."""
+    """A fill that would reach beyond its tensor is refused."""
     recipe = f"""
 merge_method: passthrough
 slices:

@@ -1,4 +1,4 @@
-"""The directive language: files, inline text and flags become one object, or one error."""
+"""Files, inline text and flags become one `Directive`, or one error."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class TestGrowthLines:
 
 
 class TestDocuments:
-    """What a directive may hold."""
+    """Valid documents."""
 
     def test_mergekits_own_keys_pass_through_in_their_order(self) -> None:
-        """Untouched, whatever they hold."""
+        """They keep their values."""
         text = (
             "tokenizer: {source: union}\nout_dtype: float16\nappend: 1\n"
             "base_model: org/b\nchat_template: auto\nparameters: {scale: 1.5}\n"
@@ -79,7 +79,7 @@ class TestDocuments:
         ]
 
     def test_a_mergekit_config_is_a_directive(self) -> None:
-        """Its slices are its growth."""
+        """Its growth is its explicit slices."""
         slices: Any = [{"sources": [{"model": "m", "layer_range": [0, 2]}]}]
         text = yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": "float16"})
         directive = parse(text, "x")
@@ -98,11 +98,11 @@ class TestDocuments:
         ],
     )
     def test_zero_is_auto_for_identities_and_none_for_copies(self, text: str, rule: str) -> None:
-        """Unless it is written."""
+        """The default depends on the growth line; a stated `zero` replaces it."""
         assert parse(text, "x").zero_rule == rule
 
     def test_flags_win(self) -> None:
-        """A growth flag replaces the growth line; what the flags do not say stays."""
+        """A growth flag replaces the growth line; other keys are kept."""
         written = parse("model: org/a, interleave: every 4, zero: [x], dtype: float16", "x")
         flags = from_flags(repeat="2:4", model="org/b", dtype="bfloat16")
         assert written.replaced_by(flags) == Directive(
@@ -113,7 +113,7 @@ class TestDocuments:
         )
 
     def test_several_models_by_short_names(self) -> None:
-        """A mapping, or a list whose models are a, b, c; whole names and revisions do, too."""
+        """`models` is a mapping, or a list named a, b, c; full names work without it."""
         two = [ModelRef(ModelPath("org/m", f"v{i}")) for i in (1, 2)]
         for models in ("{a: org/m@v1, b: org/m@v2}", "[org/m@v1, org/m@v2]"):
             growth = parse(f"models: {models}\nlayout: [a 0:4, b 2:6]", "x").growth
@@ -142,9 +142,9 @@ class TestDocuments:
         assert parse(yaml_io.write_inline(directive.to_document()), "x") == directive
 
     def test_a_growth_flag_needs_one_model(self) -> None:
-        """In place of a layout of several, it must be named."""
+        """It replaces a layout of several models only if the model is named."""
         written = parse("models: {a: org/one, b: org/two}, layout: [a 0:4, b 4:8]", "x")
-        with pytest.raises(DirectiveError, match="needs one model, and the layout names 2"):
+        with pytest.raises(DirectiveError, match=r"one model.* 2"):
             written.replaced_by(from_flags(every="4"))
         replaced = written.replaced_by(from_flags(every="4", model="org/two"))
         assert replaced == Directive(growth=Every(4), model=ModelRef(ModelPath("org/two")))
@@ -163,11 +163,11 @@ class TestDocuments:
         assert "const_tag" in warning
         assert dataclasses.replace(directive, warnings=()) == directive
         assert directive.replaced_by(from_flags(model="org/two")).warnings == (warning,)
-        with pytest.raises(DirectiveError, match="stands there twice"):
+        with pytest.raises(DirectiveError, match="`dtype` is given twice"):
             parse(f"{text}dtype: float16\ndtype: float16", "x")
 
     def test_comments_and_blank_lines_may_surround_the_one_line(self) -> None:
-        """In a file, too."""
+        """The one-line form also works in a file."""
         text = "# grow it\n\ninterleave: every 4, zero: [o_proj, down_proj] # as published\n"
         assert parse(text, "x").growth == Every(4)
 
@@ -177,7 +177,7 @@ class TestBadInput:
 
     @pytest.mark.parametrize(("text", "reason"), BAD_TEXT, ids=[t[:40] for t, _ in BAD_TEXT])
     def test_text(self, text: str, reason: str) -> None:
-        """In a document."""
+        """Mistakes in a document."""
         with pytest.raises(DirectiveError, match=reason) as error:
             parse(text, "the directive")
         assert error.value.exit_code == 2
@@ -191,11 +191,11 @@ class TestBadInput:
             ({"repeat": "8"}, "--repeat: expected START:STOP"),
             ({"repeat": "8:24x1"}, "--repeat.times: 1 adds nothing"),
             ({"repeat": "a 8:24"}, "--repeat: expected"),
-            ({"windows": "20"}, "--windows: expected a size and a stride"),
+            ({"windows": "20"}, "--windows: expected"),
             ({"windows": "20:10", "drop": "1:2"}, "two growth flags: --windows and --drop"),
             ({"drop": "5"}, "--drop"),
             ({"scale": "o_proj=x"}, "--scale.o_proj: expected a number"),
-            ({"apply_to": "some"}, "--apply-to: expected one of copies, first, last, all"),
+            ({"apply_to": "some"}, "--apply-to: .*copies, first, last, all"),
             ({"stack": "0:2,2"}, r"--stack\[1\]: expected START:STOP"),
             ({"every": "4", "append": "2"}, "two growth flags: --every and --append"),
             ({"zero": ""}, "--zero: expected"),
@@ -205,12 +205,12 @@ class TestBadInput:
         ],
     )
     def test_flags(self, flags: dict[str, str], reason: str) -> None:
-        """On the command line."""
+        """Mistakes in flags."""
         with pytest.raises(DirectiveError, match=reason):
             from_flags(**flags)
 
     def test_a_typo_is_answered_with_the_right_word(self) -> None:
-        """For keys and for dtypes."""
+        """Hints suggest keys and dtypes."""
         with pytest.raises(DirectiveError) as error:
             parse("interleave: every 4, zeros: auto", "x")
         assert error.value.hint == "did you mean `zero`?"
@@ -220,29 +220,29 @@ class TestBadInput:
 
     @given(st.text(max_size=60) | st.from_regex(r"(interleave|repeat|stack|zero): .{0,40}"))
     def test_any_text_is_a_directive_or_an_error(self, text: str) -> None:
-        """Never another exception."""
+        """No other exception is raised."""
         with contextlib.suppress(DirectiveError):
             assert isinstance(parse(text, "x"), Directive)
 
 
 class TestLoad:
-    """The three doors: a file, standard input, the text itself."""
+    """The three sources: a file, standard input, inline text."""
 
     def test_a_file_wins_over_inline_text(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Even a file whose name reads like a directive."""
+        """This holds even if the name of the file is a valid directive."""
         monkeypatch.chdir(tmp_path)
         Path("append: 1").write_text("append: 7")
         assert load("append: 1", io.StringIO()).growth == Append(7)
         assert load("append: 2", io.StringIO()).growth == Append(2)
 
     def test_standard_input(self) -> None:
-        """A dash."""
+        """`-` reads standard input."""
         assert load("-", io.StringIO("append: 3")).growth == Append(3)
 
     def test_text_without_a_colon_is_a_missing_file(self) -> None:
-        """And the error says so."""
+        """The error names the file."""
         with pytest.raises(DirectiveError, match=r"recipe\.yml: no such file"):
             load("recipe.yml", io.StringIO())
 
@@ -253,12 +253,12 @@ class TestLoad:
         assert "--model" in str(error.value.hint)
 
     def test_a_file_that_is_no_text(self, tmp_path: Path) -> None:
-        """Weights given for a directive."""
+        """A binary file is refused."""
         (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(DirectiveError, match="not UTF-8"):
             load(str(tmp_path / "x"), io.StringIO())
 
     def test_inline_text_may_be_long(self) -> None:
-        """Longer than a file name can be."""
+        """It may be longer than the longest file name."""
         names = ", ".join(f"name{i}" for i in range(2000))
         assert len(directives.load(f"append: 1, zero: [{names}]", io.StringIO()).zero or ()) == 2000

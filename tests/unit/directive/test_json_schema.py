@@ -27,15 +27,16 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_it_is_a_schema() -> None:
-    """Of the draft that it names, with a word on every key."""
+    """It is valid for its draft and describes every key."""
     jsonschema.Draft202012Validator.check_schema(schema())
     assert {*schema()["properties"]} == {*directives.known_keys(), "name"}
+    assert {"gains", "norms"} <= {*schema()["$defs"]["zero"]["anyOf"][0]["enum"]}
     assert all(len(entry["description"]) > 8 for entry in schema()["properties"].values())
 
 
 @pytest.mark.parametrize("text", [case[0] for case in GROWTHS])
 def test_growth_lines(text: str) -> None:
-    """What the directive reads, the schema accepts."""
+    """The schema accepts every growth line."""
     assert accepts(yaml_io.read(f"model: org/m, {text}, dtype: bfloat16", "x"))
 
 
@@ -44,12 +45,12 @@ EXAMPLES = [*ROOT.glob("examples/*.yml")]
 
 @pytest.mark.parametrize("file", EXAMPLES, ids=[file.name for file in EXAMPLES])
 def test_examples(file: Path) -> None:
-    """Directives and mergekit configs alike."""
+    """The schema accepts directives and mergekit configs."""
     assert accepts(yaml.safe_load(file.read_text()))
 
 
 def test_published_merges() -> None:
-    """As mergekit has them."""
+    """The schema accepts published mergekit configs."""
     assert all(accepts(published.document(merge)) for merge in published.MERGES)
 
 
@@ -62,7 +63,7 @@ STRUCTURAL = [
 
 @pytest.mark.parametrize(("text", "reason"), STRUCTURAL, ids=[t[:40] for t, _ in STRUCTURAL])
 def test_most_mistakes_are_seen_in_the_editor(text: str, reason: str) -> None:
-    """What the schema accepts of wrong directives is known, and the tool refuses it."""
+    """The schema refuses invalid directives, apart from a few known ones."""
     try:
         document = yaml_io.read(text, "x")
     except DirectiveError:
@@ -72,13 +73,13 @@ def test_most_mistakes_are_seen_in_the_editor(text: str, reason: str) -> None:
 
 
 def test_the_command(mk: Cli) -> None:
-    """Prints it."""
+    """`schema` prints the schema."""
     result = mk("schema")
     assert (result.status, json.loads(result.out)) == (0, schema())
 
 
 def complete(words: str, shell: str = "bash") -> list[str]:
-    """What a shell is offered at the end of some words."""
+    """The completions of a command line."""
     env = {
         **os.environ,
         "_MK_INTERLEAVE_COMPLETE": f"complete_{shell}",
@@ -101,15 +102,16 @@ def complete(words: str, shell: str = "bash") -> list[str]:
         ("mk-interleave gen --apply-to la", ["last"]),
         ("mk-interleave gen --dtype b", ["bfloat16"]),
         ("mk-interleave gen --zero g", ["gains"]),
+        ("mk-interleave gen --zero n", ["none", "norms"]),
     ],
 )
 def test_completion(words: str, offered: list[str]) -> None:
-    """Of commands, flags and the words that they take."""
+    """Commands, flags and values are completed."""
     assert complete(words) == offered
 
 
 def test_completion_of_the_shell_that_is_named() -> None:
-    """Whichever it is called from."""
+    """The named shell counts, not the calling one."""
     for shell, sign in (("zsh", "#compdef mk-interleave"), ("fish", "complete --command")):
         done = subprocess.run(
             [sys.executable, "-m", "mergekit_interleave", "--show-completion", shell],

@@ -20,7 +20,7 @@ from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_m
     ],
 )
 def test_strings_are_read_as_mergekit_reads_them(text: str, expected: ModelRef) -> None:
-    """And written back as they were."""
+    """They are written back unchanged."""
     assert parse_model(text, "model") == expected
     assert expected.to_yaml() == text
     theirs = ModelReference.model_validate(text)
@@ -31,7 +31,7 @@ def test_strings_are_read_as_mergekit_reads_them(text: str, expected: ModelRef) 
 
 
 def test_an_existing_path_is_that_path(tmp_path: Path) -> None:
-    """Whatever + or @ it holds; it is written in the form that mergekit cannot misread."""
+    """This holds even with + or @ in it; it is written in the mapping form."""
     path = tmp_path / "a+b@c"
     path.mkdir()
     ref = parse_model(str(path), "model")
@@ -43,7 +43,7 @@ def test_an_existing_path_is_that_path(tmp_path: Path) -> None:
 
 
 def test_mergekit_misreads_such_a_path_as_a_string() -> None:
-    """The reason for the mapping form; when this fails, it can go."""
+    """This is why the mapping form is needed; remove it when this test fails."""
     assert ModelReference.model_validate("/models/a+b").lora is not None
     assert ModelReference.model_validate("/models/a@b").model.revision == "b"
 

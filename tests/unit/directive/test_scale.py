@@ -1,4 +1,4 @@
-"""`zero` and `scale`: the words, and what they mean for a tensor."""
+"""`zero` and `scale`: how they are read, and their effect on a tensor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergekit_interleave.directive.directive import from_flags
 from mergekit_interleave.directive.scale import (
+    GAINS,
     KEEP,
     Scale,
     parse_factor,
     parse_scale,
     parse_scale_flag,
+    parse_zero,
     scale_document,
     scale_of,
     zeroed_scales,
@@ -47,7 +50,7 @@ SCALES = st.lists(
     ],
 )
 def test_factors(written: object, factor: float) -> None:
-    """To the last bit."""
+    """Factors are exact."""
     assert parse_factor(written, "x") == factor
 
 
@@ -57,13 +60,13 @@ def test_factors(written: object, factor: float) -> None:
      "sqrt(" * 2000, "2**9", "1e9999999/3", "sqrt(1/0)", 10**400, "nan", "__import__('os')"],
 )  # fmt: skip
 def test_what_is_no_factor(written: object) -> None:
-    """Is one error, at once; nothing is evaluated."""
+    """It is an error at once, and no code is evaluated."""
     with pytest.raises(DirectiveError, match="x: expected a number"):
         parse_factor(written, "x")
 
 
 def test_other_tensors_stay_as_they_are() -> None:
-    """Unless `*` says otherwise, or mergekit's own form leaves them out."""
+    """`*` changes that, and so does mergekit's own form."""
     assert parse_scale({"q_proj": 0.5}, "x") == (Scale(0.5, "q_proj"), KEEP)
     assert parse_scale({"q_proj": 0.5, "*": 2}, "x") == (Scale(0.5, "q_proj"), Scale(2.0))
     assert parse_scale(0.5, "x") == (Scale(0.5),)
@@ -77,13 +80,13 @@ def test_other_tensors_stay_as_they_are() -> None:
     [{}, [], {"*": 1, "a": 2}, {1: 2}, {"a": "b"}, [1], [{"valu": 1}], [{"filter": 1, "value": 1}]],
 )
 def test_what_is_no_scale(written: object) -> None:
-    """Is one error."""
+    """Each is an error."""
     with pytest.raises(DirectiveError, match=r"^x"):
         parse_scale(written, "x")
 
 
 def test_the_flag() -> None:
-    """Says the same on one line."""
+    """The flag has the same meaning as the mapping."""
     mapping = parse_scale({"q_proj": 0.5, "k_proj": "sqrt(1/2)"}, "x")
     assert parse_scale_flag("q_proj=0.5, k_proj=sqrt(1/2)", "x") == mapping
     assert parse_scale_flag("{q_proj: 0.5, k_proj: sqrt(1/2)}", "x") == mapping
@@ -93,16 +96,23 @@ def test_the_flag() -> None:
             parse_scale_flag(wrong, "x")
 
 
+@pytest.mark.parametrize("written", ["gains", "norms", " Norms "])
+def test_norms_is_another_word_for_gains(written: str) -> None:
+    """`gains` is the canonical word."""
+    assert parse_zero(written, "x") == GAINS
+    assert from_flags(zero=written).to_document() == {"zero": "gains"}
+
+
 @given(SCALES)
 def test_written_and_read_again(scales: tuple[Scale, ...]) -> None:
-    """Every digit, whatever the scales are."""
+    """No digit is lost."""
     again = parse_scale(scale_document(scales), "x")
     assert again == scales
     assert [math.copysign(1, s.value) for s in again] == [math.copysign(1, s.value) for s in scales]
 
 
 def test_the_shortest_form_is_written() -> None:
-    """A root where it is exact, a whole number without a point."""
+    """Exact roots are written as roots, whole numbers without a point."""
     assert scale_document(
         parse_scale({"a": math.sqrt(0.5), "b": 1.0, "c": 0.7, "d": 1 / 3}, "x")
     ) == {

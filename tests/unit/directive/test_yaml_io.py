@@ -14,24 +14,24 @@ from mergekit_interleave.errors import DirectiveError
 
 
 def test_a_range_with_a_colon_is_text() -> None:
-    """PyYAML alone reads 8:24 as the number 504; when that is mended, `resolve` can go."""
+    """PyYAML alone reads 504; remove `resolve` when this test fails."""
     assert yaml_io.read("repeat: 8:24", "x") == {"repeat": "8:24"}
     assert yaml.safe_load("repeat: 8:24") == {"repeat": 504}
 
 
 def test_a_block_document_with_commas_is_no_one_line_form() -> None:
-    """What is a mapping already is taken as it is."""
+    """A valid mapping is not read as the one-line form."""
     assert yaml_io.read("model: a, b", "x") == {"model": "a, b"}
 
 
 def test_a_key_given_twice_is_an_error() -> None:
-    """PyYAML alone would take the last one in silence."""
-    with pytest.raises(DirectiveError, match="line 2, column 1: the key `a` stands there twice"):
+    """PyYAML alone would silently take the last one."""
+    with pytest.raises(DirectiveError, match=r"line 2, column 1: .*`a`"):
         yaml_io.read("a: 1\na: 2", "x")
 
 
 def test_shared_lists_are_written_out() -> None:
-    """Mergekit's readers are people, too: no anchors, and numbers on one line."""
+    """Mergekit YAML has no anchors, and numbers are on one line."""
     shared = [0, 4]
     assert yaml_io.write({"a": shared, "b": shared}) == "a: [0, 4]\nb: [0, 4]\n"
 
@@ -41,22 +41,22 @@ BOMB = "[&a0 [x], " + ", ".join(f"&a{i} [{ten}]" for i, ten in enumerate(_TEN, s
 
 
 class TestAliases:
-    """They are read, and counted as what they stand for."""
+    """Aliases are read and counted as the values they stand for."""
 
     def test_a_few(self) -> None:
-        """Are YAML."""
+        """A few aliases are allowed."""
         assert yaml_io.read("a: &x [1, 2]\nb: *x\n", "here") == {"a": [1, 2], "b": [1, 2]}
 
     @pytest.mark.parametrize("text", [f"interleave: {BOMB}", "a: &a [*a]", "&a {b: *a}"])
     def test_bombs(self, text: str) -> None:
-        """A few lines that stand for billions of values, or for no end of them."""
+        """A few lines that expand to billions of values, or without end."""
         started = time.monotonic()
-        with pytest.raises(DirectiveError, match="not valid YAML: more than 400,000 values"):
+        with pytest.raises(DirectiveError, match="more than 400,000 values"):
             yaml_io.read(text, "here")
         assert time.monotonic() - started < 5
 
     def test_no_objects(self) -> None:
-        """Tags that would make some are refused."""
+        """Tags that would construct objects are refused."""
         with pytest.raises(DirectiveError, match="not valid YAML"):
             yaml_io.read("a: !!python/object/apply:os.system [echo]", "here")
 
@@ -73,7 +73,7 @@ WORDS = st.text(
     )
 )
 def test_one_line_is_one_line(value: object) -> None:
-    """And is read back as the same, whatever stands in it."""
+    """It is read back as the same value."""
     text = yaml_io.write_inline({"key": value, "other": 1})
     assert len(text.split("\n")) == 1
     assert yaml_io.read(text, "x") == {"key": value, "other": 1}

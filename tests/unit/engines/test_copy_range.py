@@ -1,4 +1,4 @@
-"""Bytes from one file to another, however the system lets them."""
+"""Copying byte ranges between files, in every way that the system offers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Files:
 
     @property
     def written(self) -> bytes:
-        """What the other holds by now."""
+        """The content of the target so far."""
         return self.target.read_bytes()
 
 
@@ -45,7 +45,7 @@ def files(tmp_path: Path) -> Iterator[Files]:
 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_range_is_copied(by_hand: bool, files: Files) -> None:
-    """To its place, and its bytes are told of."""
+    """A range is copied to its place, and its bytes are counted."""
     files.pair.copy(5, 100, 10_000, by_hand=by_hand)
     assert files.written == bytes(100) + files.data[5:10_005]
     assert sum(files.ticks) == 10_000
@@ -55,7 +55,7 @@ def test_a_range_is_copied(by_hand: bool, files: Files) -> None:
 def test_without_the_kernels_help(
     answer: int, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same, through this process; the kernel may think of it in the middle, too."""
+    """Copying falls back to read and write, also when the kernel refuses half way."""
     move, calls = os.copy_file_range, []
 
     def refuse(source: int, target: int, count: int, start: int, at: int) -> int:
@@ -71,14 +71,14 @@ def test_without_the_kernels_help(
 
 
 def test_a_system_without_the_call(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is no reason not to copy."""
+    """A Python without copy_file_range copies by hand."""
     monkeypatch.delattr(os, "copy_file_range")
     files.pair.copy(0, 0, 5 * BLOCK)
     assert files.written == files.data
 
 
 def test_short_moves_and_short_writes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel may move less than was asked for, and is asked again."""
+    """If the kernel copies less than was asked for, it is asked again."""
     move, write, read = os.copy_file_range, os.write, os.read
     monkeypatch.setattr(
         os, "copy_file_range", lambda s, t, count, start, at: move(s, t, min(count, 7), start, at)
@@ -94,7 +94,7 @@ def test_short_moves_and_short_writes(files: Files, monkeypatch: pytest.MonkeyPa
 def test_an_error_of_the_disk_is_no_reason_to_go_on(
     error: int, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only where the kernel has no such call it is done in another way."""
+    """Only an unsupported call leads to another way; other errors are raised."""
 
     def fail(*_: object) -> int:
         raise OSError(error, os.strerror(error))
@@ -109,13 +109,13 @@ def test_an_error_of_the_disk_is_no_reason_to_go_on(
 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_source_that_ends_too_early(by_hand: bool, files: Files) -> None:
-    """Is noticed."""
+    """A source that ends too early is an error."""
     with pytest.raises(OSError, match="cut short"):
         files.pair.copy(4 * BLOCK, 0, 2 * BLOCK, by_hand=by_hand)
 
 
 def test_the_same_bytes_again_and_again(files: Files) -> None:
-    """However many."""
+    """Any number of repeated bytes is written."""
     files.pair.fill(b"abc", 5, 3 * 200_000)
     assert files.written == bytes(5) + b"abc" * 200_000
     assert sum(files.ticks) == 600_000
@@ -125,7 +125,7 @@ class TestShare:
     """Blocks are shared where the filesystem can."""
 
     def test_it_can_or_it_cannot(self, files: Files, tmp_path: Path) -> None:
-        """Here; either way what it says is what it did."""
+        """On this filesystem; the return value is what was done."""
         can = can_share(files.source, tmp_path, BLOCK)
         assert files.pair.share(BLOCK, 0, 2 * BLOCK) is can
         assert files.written == (files.data[BLOCK : 3 * BLOCK] if can else b"")
@@ -135,7 +135,7 @@ class TestShare:
     def test_where_it_can(
         self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The range stands in the target; a file below one block has nothing to share."""
+        """The range is in the target; a file below one block has nothing to share."""
         emulate_sharing(monkeypatch)
         assert can_share(files.source, tmp_path, BLOCK)
         assert files.pair.share(BLOCK, 0, 2 * BLOCK)
@@ -158,7 +158,7 @@ class TestShare:
     def test_where_it_cannot(
         self, answer: int, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It says so."""
+        """A system without the call answers False."""
 
         def refuse(*_: object) -> int:
             raise OSError(answer, os.strerror(answer))

@@ -1,4 +1,4 @@
-"""Which tensors stand in which file, in which order, behind which header."""
+"""Which tensors are in which file, in which order, after which header."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def source(name: str = "model.safetensors", **metadata: str) -> Shard:
 def parts_of(
     shard: Shard, sizes: Sequence[tuple[str, int]], start: int, *, zeroed: str = ""
 ) -> list[TensorSpec]:
-    """Tensors one behind the other, each of them twice: as it is, and copied or zeroed."""
+    """Tensors one after another, each of them twice: as it is, and copied or zeroed."""
     specs = []
     for i, (dtype, count) in enumerate(sizes):
         tensor = Tensor(dtype, (count,), start, count * WIDTHS[dtype], shard)
@@ -56,7 +56,7 @@ def parts_of(
 
 
 def entries(shard: OutShard) -> dict[str, dict[str, object]]:
-    """What a header says."""
+    """The content of a header."""
     header = shard.header()
     (length,) = struct.unpack("<Q", header[:8])
     assert length == len(header) - 8
@@ -88,7 +88,7 @@ tensors = st.lists(
 
 
 class TestEveryDistribution:
-    """Whatever the tensors are."""
+    """What holds for all tensors."""
 
     @given(
         sizes=tensors,
@@ -130,15 +130,15 @@ class TestEveryDistribution:
 
 
 class TestNames:
-    """What the Hub expects."""
+    """The names that the Hub expects."""
 
     def test_one_file(self) -> None:
-        """Has no number."""
+        """A single file has no number."""
         (shard,) = shards_of(parts_of(source(), [("F32", 8)], 8), 10**9, BLOCK)
         assert shard.name == "model.safetensors"
 
     def test_several_files(self) -> None:
-        """Are counted."""
+        """Several files are numbered."""
         shards = shards_of(parts_of(source(), [("F32", 8)] * 2, 8), 64, BLOCK)
         assert [shard.name for shard in shards] == [
             "model-00001-of-00002.safetensors",
@@ -146,17 +146,17 @@ class TestNames:
         ]
 
     def test_each_file_has_one_source(self) -> None:
-        """In the order in which the sources come."""
+        """The files are in the order of their sources."""
         one, other = source("b.safetensors"), source("a.safetensors")
         specs = [*parts_of(one, [("F32", 8)], 8), *parts_of(other, [("F32", 8)], 8)]
         assert [shard.source for shard in shards_of(specs, 10**9, BLOCK)] == [one, other]
 
 
 class TestHeader:
-    """What stands before the data."""
+    """What precedes the data."""
 
     def test_the_bases_metadata_is_kept(self) -> None:
-        """And the format stated where it states none."""
+        """The metadata is kept, and a missing format is added."""
         (shard,) = shards_of(parts_of(source(made="by hand"), [("F32", 8)], 8), 10**9, BLOCK)
         assert entries(shard)["__metadata__"] == {"format": "pt", "made": "by hand"}
         (shard,) = shards_of(parts_of(source(format="mlx"), [("F32", 8)], 8), 10**9, BLOCK)
@@ -164,18 +164,18 @@ class TestHeader:
 
     @pytest.mark.parametrize("start", [8, 2344, 4096, 40_000])
     def test_the_data_starts_where_it_does_in_the_source(self, start: int) -> None:
-        """Within a block."""
+        """The data starts at the offset that it has in the source, within a block."""
         (shard,) = shards_of(parts_of(source(), [("F32", 8)], start), 10**9, BLOCK)
         assert (len(shard.header()) - start) % BLOCK == 0
 
     def test_a_source_that_is_not_aligned_is_not_followed(self) -> None:
-        """The header is a multiple of 8 bytes all the same."""
+        """The header is still a multiple of 8 bytes."""
         (shard,) = shards_of(parts_of(source(), [("U8", 8)], 13), 10**9, BLOCK)
         assert len(shard.header()) < 300
 
 
 def test_a_header_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers take 100 MB: there are more files, then."""
+    """Readers accept headers of 100 MB, so larger ones are split over more files."""
     monkeypatch.setattr(sharding, "_HEADER", 1000)
     shards = shards_of(parts_of(source(), [("F32", 8)] * 20, 8), 10**9, BLOCK)
     assert len(shards) > 3
@@ -188,7 +188,7 @@ class TestSharing:
     SIZES = (("BF16", 3072), ("BF16", 2048 * 40), ("BF16", 100), ("BF16", 2048 * 60))
 
     def by_how(self, zeroed: str = "", start: int = 1000) -> dict[str, int]:
-        """How many bytes come there in which way."""
+        """The number of bytes for each way of writing."""
         (shard,) = shards_of(parts_of(source(), self.SIZES, start, zeroed=zeroed), 10**9, BLOCK)
         steps = sorted(shard.steps(len(shard.header()), share=True), key=lambda step: step.how)
         return {
@@ -197,18 +197,18 @@ class TestSharing:
         }
 
     def test_what_fills_whole_blocks_is_shared(self) -> None:
-        """Originals and copies, whatever stands between; small copies and the edges are copied."""
+        """Originals and large copies share blocks; small copies and the edges are copied."""
         shared = self.by_how()
         assert shared["share"] >= 2 * BLOCK * (40 + 60) - 8 * BLOCK
         assert shared["copy"] <= 8 * BLOCK + 3072 * 4
 
     def test_zeros_are_holes(self) -> None:
-        """And bring nothing out of step."""
+        """Zeroed tensors do not shift the others."""
         assert self.by_how(zeroed="1")["hole"] == BLOCK * 40
         assert self.by_how(zeroed="1")["share"] >= BLOCK * (40 + 60 + 60) - 8 * BLOCK
 
     def test_most_of_it_decides(self) -> None:
-        """A small tensor out of step in front costs nothing but itself."""
+        """A small shifted tensor at the front prevents sharing only of itself."""
         whole = source()
         specs = [
             parts_of(whole, [("BF16", 4)], 900)[0],
@@ -220,12 +220,12 @@ class TestSharing:
         assert sum(step.length for step in steps if step.how == "share") > BLOCK * 60
 
     def test_what_is_not_aligned_is_copied(self) -> None:
-        """All of it."""
+        """The whole model can be shared."""
         assert self.by_how(start=1001).keys() == {"copy"}
 
 
 def test_constants_are_filled_in() -> None:
-    """Element by element."""
+    """Elements are aligned to their size."""
     (spec, _) = parts_of(source(), [("F32", 6)], 8)
     constant = Constant(1.5, "x")
     filled = TensorSpec(

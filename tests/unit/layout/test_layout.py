@@ -33,7 +33,7 @@ ZEROED = zeroed_scales(["o_proj", "down_proj"])
 
 
 def zeroed(_: Layer) -> Edit:
-    """What is done to every new layer."""
+    """The edit of every new layer."""
     return Edit(ZEROED)
 
 
@@ -103,7 +103,7 @@ class TestExpand:
             expand(Drop(((0, "100%"),)), MODEL, 8)
 
     def test_steps_take_layers_of_several_models(self) -> None:
-        """Each as it is said, with the depth of its own model."""
+        """Each step uses the depth of its own model."""
         steps = (
             Step((Part((0, 2), MODEL),)),
             Step((Part((-2, "end"), OTHER, times=2), Part((0, 2), OTHER, 2, as_block=True))),
@@ -134,7 +134,7 @@ class TestExpand:
         assert [layer.index for layer in layout.layers if layer.edit] == edited
 
     def test_a_step_is_edited_as_a_whole(self) -> None:
-        """Its originals too; the growth line's own edit applies to new layers of other steps."""
+        """A step edits its originals, too; the growth line edits the new layers of other steps."""
         scaled = Step((Part((2, 6)),), scale=(Scale(0.5),))
         plain = [Step((Part(bounds),)) for bounds in ((0, 4), (3, 8))]
         layout = expand(
@@ -158,7 +158,7 @@ class TestExpand:
         assert [layer.new for layer in layout.layers] == [0, 0, 0, 1, 0, 1, 0, 0]
 
     def test_repeat_as_block_repeats_the_range_as_a_whole(self) -> None:
-        """The block stands `times` times in all."""
+        """The block occurs `times` times in all."""
         assert ranges(expand(Repeat((2, 4), 3, as_block=True), MODEL, 6)) == [
             (0, 4),
             (2, 4),
@@ -167,13 +167,13 @@ class TestExpand:
         ]
 
     def test_stack_needs_no_depth(self) -> None:
-        """Ranges that are written out need no config."""
+        """Absolute ranges need no config.json."""
         layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, None)
         assert ranges(layout) == [(0, 24), (8, 32)]
         assert len(layout.new_layers) == 16
 
     def test_zeroing_a_stack_splits_where_newness_changes(self) -> None:
-        """Only what stands there again is zeroed; what a range adds stays an original."""
+        """Only repeated layers are zeroed; the others stay originals."""
         layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, 32, zeroed)
         assert ranges(layout) == [(0, 24), (8, 24), (24, 32)]
         assert [bool(part.scales) for part in layout.slices] == [False, True, False]
@@ -183,8 +183,8 @@ class TestExpand:
         [
             (Every(9), 8, "only 8 layers"),
             (Spread(9), 8, "only 8 to copy"),
-            (Repeat((4, 9)), 8, "ends past the last layer"),
-            (stack_of([(0, 4), (2, 9)]), 8, "ends past the last layer"),
+            (Repeat((4, 9)), 8, "ends past"),
+            (stack_of([(0, 4), (2, 9)]), 8, "ends past"),
             (stack_of([(0, 8)]), 8, "changes nothing"),
             (Every(4), None, "not known"),
             (Append(10**9), 8, "more than"),
@@ -194,7 +194,7 @@ class TestExpand:
     def test_what_does_not_fit_the_model_is_refused(
         self, growth: Growth, depth: int | None, reason: str
     ) -> None:
-        """One error that says why, before anything is made."""
+        """One error gives the reason."""
         with pytest.raises(LayoutError, match=reason):
             expand(growth, MODEL, depth)
 
@@ -224,7 +224,7 @@ class TestExpand:
 
     @given(identities())
     def test_new_layers_come_after_their_originals(self, case: tuple[Growth, int]) -> None:
-        """A copy never stands before its original; side by side it stands right after it."""
+        """A copy never precedes its original; side by side it follows directly."""
         growth, depth = case
         layers = expand(growth, MODEL, depth).layers
         seen: set[int] = set()
@@ -266,10 +266,10 @@ class TestLayers:
 
 
 class TestScaleOf:
-    """The first scale that matches counts."""
+    """The first scale that matches applies."""
 
     def test_order_decides(self) -> None:
-        """As in mergekit: a later match does not count, no match is no scale."""
+        """As in mergekit, a later match is ignored, and no match means no scale."""
         scales = (Scale(0.0, "o_proj"), Scale(2.0, "proj"))
         assert scale_of("model.layers.0.self_attn.o_proj.weight", scales) == 0
         assert scale_of("model.layers.0.self_attn.q_proj.weight", scales) == 2
@@ -277,7 +277,7 @@ class TestScaleOf:
 
 
 def test_distances_from_the_originals() -> None:
-    """Of copies only; a layer that has no original here has no distance."""
+    """Only copies of an original have a distance."""
     assert distances(expand(Repeat((2, 4), 3), MODEL, 6)) == [1, 2, 1, 2]
     assert distances(expand(stack_of([(0, 4), (2, 6)]), MODEL, 6)) == [2, 2]
     scaled = Slice(MODEL, 0, 2, (Scale(0.5),))

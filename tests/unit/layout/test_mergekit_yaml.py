@@ -60,7 +60,7 @@ class TestBothWays:
 
     @given(layouts)
     def test_mergekit_accepts_it_and_means_the_same(self, layout: Layout) -> None:
-        """MergeConfiguration takes the YAML, with the models and ranges that were meant."""
+        """MergeConfiguration reads the same models and ranges."""
         config = MergeConfiguration.model_validate(
             yaml.safe_load(mergekit_yaml.to_yaml(layout, {}))
         )
@@ -84,7 +84,7 @@ class TestBothWays:
 
 
 class TestWriting:
-    """The text is the one that people publish."""
+    """The text has the published form."""
 
     def test_a_zeroed_slice_has_the_published_shape(self) -> None:
         """Filters first, everything else 1.0, ranges on one line."""
@@ -136,13 +136,13 @@ KEYS = [
     ({"tokenizer": "banana"}, "tokenizer: expected a mapping"),
     ({"tokenizer": {"sorce": "union"}}, "tokenizer: unknown key 'sorce'"),
     ({"tokenizer": {"tokens": {"<a>": {"source": 3}}}}, "tokenizer.tokens: expected a model"),
-    ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "takes one of them"),
+    ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "tokenizer, tokenizer_source"),
     ({"tokenizer": {"pad_to_multiple_of": "banana"}}, "pad_to_multiple_of: expected a number"),
     ({"tokenizer": {"tokens": {"<a>": {"source": {"kind": "nope"}}}}}, "kind: expected zero"),
     ({"tokenizer_source": 3}, "tokenizer_source: expected a model"),
     ({"parameters": "banana"}, "parameters: expected a mapping"),
     ({"parameters": {"scal": 1}}, "parameters: unknown key 'scal'"),
-    ({"parameters": {"scale": [1, 2]}}, "a gradient belongs to a slice"),
+    ({"parameters": {"scale": [1, 2]}}, "parameters.scale: .*gradient"),
     ({"chat_template": {"a": 1}}, "chat_template: expected"),
     ({"base_model": 3}, "base_model: expected a model"),
 ]
@@ -152,24 +152,24 @@ KEYS = [
 def test_mergekits_own_keys_are_checked_before_anything_is_done(
     keys: dict[str, Any], reason: str
 ) -> None:
-    """What mergekit would stop at, or ignore."""
+    """They are refused if mergekit would refuse or ignore them."""
     with pytest.raises(InterleaveError, match=reason):
         mergekit_yaml.check_keys_of_mergekit(keys)
 
 
 def test_what_is_filled_is_said_and_read_back() -> None:
-    """In a parameter of this project's own, with a comment for those who know it not."""
+    """It is written as a parameter of this project, with a comment."""
     constants = (Constant(1.0, "layer_scalar"), Constant(200.0, "hc_base", square=4))
     layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 3, 4, zeroed_scales(["x"]), constants)))
     text = mergekit_yaml.to_yaml(layout, {})
-    assert text.startswith("# mergekit cannot say it: in the new layers, layer_scalar is filled")
+    assert text.startswith("# not supported by mergekit: in the new layers, layer_scalar is filled")
     assert read(text) == layout
-    with pytest.raises(RefusedError, match="no mergekit config can say it"):
+    with pytest.raises(RefusedError, match="layer_scalar"):
         mergekit_yaml.check_sayable(layout)
 
 
 class TestReading:
-    """mergekit's own freedoms are read as mergekit reads them."""
+    """mergekit's notations are read as in mergekit."""
 
     @pytest.mark.parametrize("length", [1, 2, 5])
     @pytest.mark.parametrize("gradient", [[0, 1], [0.5, 0.25, 1.0], ["1", "2"]])
@@ -185,7 +185,7 @@ class TestReading:
             assert scale_of("any", layer.scales) == pytest.approx(expected)
 
     def test_a_gradient_that_also_scales_what_lies_outside_is_refused(self) -> None:
-        """Mergekit takes its first value for the final norm, its last for the last layer."""
+        """Mergekit applies its first value to the final norm and its last to the last layer."""
         plain = {"model": "m", "layer_range": [0, 2]}
         scaled = {"model": "m", "layer_range": [1, 2], "parameters": {"scale": [0.5, 1]}}
         for order in ([plain, scaled], [scaled, plain]):
@@ -195,14 +195,14 @@ class TestReading:
                 )
 
     def test_one_directory_is_one_model(self, tmp_path: Path) -> None:
-        """However it is spelled: its second occurrence is a new layer."""
+        """With two spellings, the second occurrence is a new layer."""
         names = [str(tmp_path), f"{tmp_path}/"]
         slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in names]
         layout = mergekit_yaml.from_document({"slices": slices}, lambda _: None)
         assert [layer.new for layer in layout.layers] == [False, True]
 
     def test_top_level_scales_come_last(self) -> None:
-        """They reach every layer that nothing else speaks of."""
+        """They apply to every tensor that no other scale matches."""
         layout = Layout((Slice(MODEL, 0, 1, (Scale(2.0, "a"),)), Slice(MODEL, 0, 1)))
         scaled = mergekit_yaml.effective(
             layout, {"parameters": {"scale": {"filter": "b", "value": 3}}}
@@ -212,7 +212,7 @@ class TestReading:
         assert mergekit_yaml.effective(layout, {}) == layout
 
     def test_source_settings_come_before_those_of_slice_and_module(self) -> None:
-        """A tensor that the source does not speak of falls through."""
+        """The slice and the module apply where the source does not match."""
         source = {
             "model": "m",
             "layer_range": [0, 1],
@@ -228,7 +228,7 @@ class TestReading:
         assert [scale_of(name, found) for name in "abc"] == [2, 3, 4]
 
     def test_a_star_filter_matches_everything(self) -> None:
-        """Mergekit's `*` is no filter."""
+        """Mergekit's `*` is not a filter."""
         setting = [{"filter": "*", "value": 2}]
         source = {"model": "m", "layer_range": [0, 1], "parameters": {"scale": setting}}
         layout = mergekit_yaml.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
@@ -245,7 +245,7 @@ class TestReading:
             ({"slices": []}, "slices: expected a list"),
             ({"slices": ["x"]}, r"slices\[0\]: expected a mapping"),
             ({"slices": [{"sources": []}]}, r"slices\[0\].sources: expected a list"),
-            ({"slices": [{"sources": [{}, {}]}]}, "passthrough takes one source, found 2"),
+            ({"slices": [{"sources": [{}, {}]}]}, "sources: .*one source, found 2"),
             ({"slices": [{"sources": [{"layer_range": [0, 1]}]}]}, "model: expected a model"),
             ({"slices": [{"sources": [{"model": "m"}]}]}, "layer_range: expected"),
             ({"slices": [{"sources": [{"model": "m", "layer_range": [4, 4]}]}]}, "layer_range"),
@@ -253,7 +253,7 @@ class TestReading:
             ({"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]}, "more than"),
             ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
             ({"models": [{"model": "m"}]}, "layers of m is not known"),
-            ({"modules": {"a": {}, "b": {}}}, "b is changed, and only a can be"),
+            ({"modules": {"a": {}, "b": {}}}, "modules: b .* a "),
             ({"slices": [{"source": []}]}, r"slices\[0\]: unknown key 'source'"),
             (
                 {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},
@@ -278,13 +278,13 @@ class TestReading:
         ],
     )
     def test_what_mergekit_would_stop_at_is_one_error(self, document: Any, reason: str) -> None:
-        """The place in the document is named."""
+        """The error names the place in the document."""
         with pytest.raises(InterleaveError, match=reason):
             mergekit_yaml.from_document(document, lambda _: None)
 
     @pytest.mark.parametrize("value", ["banana", None, True, {"value": []}, [{"value": "x"}]])
     def test_a_scale_that_is_no_number_is_an_error(self, value: Any) -> None:
-        """With the path to it."""
+        """The error names the path of the value."""
         parameters = {"scale": value} if value is not None else {"scale": {"value": None}}
         source = {"model": "m", "layer_range": [0, 1], "parameters": parameters}
         with pytest.raises(InterleaveError, match=r"scale.*: expected a number"):

@@ -38,7 +38,7 @@ def write_config(work: Path, text: str = "{}") -> None:
 
 
 def test_out_appears_when_all_is_written(tmp_path: Path) -> None:
-    """Not before, and with nothing left beside it."""
+    """OUT appears only when the function has returned, and nothing is left beside it."""
     out = tmp_path / "out"
 
     def write(work: Path) -> str:
@@ -52,14 +52,14 @@ def test_out_appears_when_all_is_written(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_of_a_failure(tmp_path: Path) -> None:
-    """Not even the parents that were made for it."""
+    """After an error nothing is left, not even the parents that were made."""
     with pytest.raises(BoomError):
         staged(tmp_path / "a/b/out", fail, replace=False)
     assert entries(tmp_path) == []
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
-    """By the next run to the same OUT."""
+    """The next run to the same OUT removes what a killed run left."""
     script = (
         "import os, sys; from pathlib import Path\n"
         "from mergekit_interleave.output.staging import staged\n"
@@ -75,7 +75,7 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
 
 
 def test_two_runs_to_one_out(tmp_path: Path) -> None:
-    """The second is refused while the first lives, and does not disturb it."""
+    """The second run is refused while the first lives, and does not disturb it."""
     out = tmp_path / "out"
 
     def write(work: Path) -> None:
@@ -88,7 +88,7 @@ def test_two_runs_to_one_out(tmp_path: Path) -> None:
 
 
 def test_out_is_never_overwritten_without_force(tmp_path: Path) -> None:
-    """Whatever stands there."""
+    """Without --force, nothing at OUT is replaced."""
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(OutputError, match="exists already"):
@@ -99,7 +99,7 @@ def test_out_is_never_overwritten_without_force(tmp_path: Path) -> None:
 
 
 def test_force_replaces_a_model(tmp_path: Path) -> None:
-    """When the new one is whole."""
+    """The old model is replaced when the new one is complete."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("old")
@@ -114,7 +114,7 @@ def test_force_replaces_a_model(tmp_path: Path) -> None:
 
 
 def test_force_keeps_the_old_model_when_the_new_one_fails(tmp_path: Path) -> None:
-    """As if nothing had happened."""
+    """If the new model fails, the old one stays."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("old")
@@ -125,7 +125,7 @@ def test_force_keeps_the_old_model_when_the_new_one_fails(tmp_path: Path) -> Non
 
 
 def test_force_never_replaces_what_no_run_has_written(tmp_path: Path) -> None:
-    """A home directory, notes beside a model, a file, a link."""
+    """--force does not replace a home directory, notes beside a model, a file, or a link."""
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(OutputError, match=r"holds thesis\.tex"):
         check_vacant(tmp_path, replace=True)
@@ -143,7 +143,7 @@ def test_force_never_replaces_what_no_run_has_written(tmp_path: Path) -> None:
 
 
 def test_force_looks_into_folders(tmp_path: Path) -> None:
-    """What was put into a folder of the model's is not its own."""
+    """A file that was added to a folder of the model is not replaced."""
     out = tmp_path / "out"
     (out / "code").mkdir(parents=True)
     (out / "interleave.json").write_text('{"files": ["code/a.py", "interleave.json"]}')
@@ -155,7 +155,7 @@ def test_force_looks_into_folders(tmp_path: Path) -> None:
 
 
 def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
-    """A run that was killed between its two renames loses nothing."""
+    """After a run that was killed between its two renames, the old model is put back."""
     aside = tmp_path / ".out.replaced"
     aside.mkdir()
     (aside / "config.json").write_text("old")
@@ -166,7 +166,7 @@ def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
-    """One error that names OUT."""
+    """The error names OUT."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot be written: .*file is not a directory"):
         staged(tmp_path / "file/out", write_config, replace=False)
@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_files_get_the_modes_that_the_umask_asks_for(tmp_path: Path) -> None:
-    """Safetensors alone makes them unreadable to others; when that is mended, `_settle` can."""
+    """Safetensors makes files private; once it does not, `settle` need not set modes."""
     import numpy as np
 
     def write(work: Path) -> None:
@@ -222,7 +222,7 @@ def test_all_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("what", ["directory", "empty directory", "file"])
 @pytest.mark.parametrize("replace", [False, True])
 def test_what_appears_at_out_meanwhile(what: str, tmp_path: Path, *, replace: bool) -> None:
-    """Stays there, unless it is what --force may replace."""
+    """What appears at OUT meanwhile stays, unless --force may replace it."""
     out = tmp_path / "out"
     may = replace and what == "empty directory"
 
@@ -244,12 +244,12 @@ def test_what_appears_at_out_meanwhile(what: str, tmp_path: Path, *, replace: bo
 
 
 def test_a_second_interrupt_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It changes nothing: all is removed."""
+    """A second interrupt during cleanup changes nothing: everything is removed."""
     remove = shutil.rmtree
 
     def interrupted(folder: Path, **how: bool) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        remove(folder, **how)
+        remove(folder, ignore_errors=how["ignore_errors"])
 
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     handler = signal.getsignal(signal.SIGINT)
@@ -260,7 +260,7 @@ def test_a_second_interrupt_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_hint_promises_nothing(tmp_path: Path) -> None:
-    """--force is named where it would do."""
+    """The hint names --force only if it would help."""
     out = tmp_path / "out"
     out.mkdir()
     with pytest.raises(OutputError) as error:

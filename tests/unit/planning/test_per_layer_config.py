@@ -14,12 +14,14 @@ from mergekit_interleave.directive.growth import Append, Every, Growth, Repeat, 
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.directive.scale import zeroed_scales
 from mergekit_interleave.errors import UnsayableError
-from mergekit_interleave.layout.layout import Edit, expand
+from mergekit_interleave.layout.layout import Constant, Edit, expand
 from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
 MODEL = ModelRef(ModelPath("m"))
 DEPTH = 8
-ZEROED = Edit(zeroed_scales(["o_proj", "down_proj", "per_layer_projection."]))
+ZEROED = Edit(
+    zeroed_scales(["o_proj", "down_proj", "per_layer_projection."]), (Constant(1, "layer_scalar"),)
+)
 
 
 def placed(

@@ -1,0 +1,121 @@
+"""The files of a model's directory: one row says all that is to be known of one.
+
+To add a file to OUT, add its row here; staging, copying and checking read this table. Files that
+match no row are copied from the base, such as its license notes or its own code.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from typing import NamedTuple
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MANIFEST = "interleave.json"
+RECIPE = "mergekit_config.yml"
+CARD = "README.md"
+PICTURE = "layers.svg"
+
+
+class OutFile(NamedTuple):
+    """A file, or files whose names are alike.
+
+    Attributes:
+        pattern: Its path below the directory. With a star in front, a name in any folder.
+        writer: Who writes it: `run`, an `engine`, the `base` whose file is copied, or `others`.
+        usual: Whether a model without interleave.json may hold it and still be replaced by
+            `run --force`. Where there is one, it lists the files.
+        weights: Whether it may hold weights.
+        tokenizer: Whether it belongs to the tokenizer, which mergekit may write instead.
+        states_path: Whether tools leave there from which directory it was loaded.
+        replaceable: Whether people may remove or rewrite it: `verify` does not ask for it.
+    """
+
+    pattern: str
+    writer: str
+    usual: bool = False
+    weights: bool = False
+    tokenizer: bool = False
+    states_path: bool = False
+    replaceable: bool = False
+
+    def matches(self, path: str) -> bool:
+        """Whether the row is about a file.
+
+        Args:
+            path: Its path below the directory, with forward slashes.
+        """
+        name = path.rsplit("/", 1)[-1]
+        anywhere = self.pattern.startswith("*") or self.pattern in _ANYWHERE
+        return fnmatch.fnmatchcase(name if anywhere else path, self.pattern)
+
+
+_ANYWHERE = ("consolidated.*",)
+
+FILES = (
+    OutFile(CONFIG, "run", usual=True),
+    OutFile(MANIFEST, "run"),
+    OutFile(RECIPE, "run", usual=True),
+    OutFile(CARD, "run", usual=True, replaceable=True),
+    OutFile(PICTURE, "run", replaceable=True),
+    OutFile(INDEX, "engine", usual=True),
+    OutFile("model*.safetensors", "engine", usual=True, weights=True),
+    OutFile("*.safetensors", "engine", weights=True),
+    OutFile("*.safetensors.index.json", "engine"),
+    OutFile("tokenizer.json", "base", usual=True, tokenizer=True),
+    OutFile("tokenizer.model", "base", usual=True, tokenizer=True),
+    OutFile("tokenizer_config.json", "base", usual=True, tokenizer=True, states_path=True),
+    OutFile("special_tokens_map.json", "base", usual=True, tokenizer=True, states_path=True),
+    OutFile("added_tokens.json", "base", usual=True, tokenizer=True),
+    OutFile("vocab.json", "base", usual=True, tokenizer=True),
+    OutFile("merges.txt", "base", usual=True, tokenizer=True),
+    OutFile("chat_template.jinja", "base", usual=True, tokenizer=True),
+    OutFile("chat_template.json", "base", usual=True, tokenizer=True),
+    OutFile("generation_config.json", "base", usual=True, states_path=True),
+    OutFile("LICENSE", "base", usual=True),
+    OutFile(".gitattributes", "base", usual=True),
+    # Of a base these are not copied: other forms of its weights, and what tools left there.
+    OutFile("*.bin", "others", weights=True),
+    OutFile("*.pth", "others", weights=True),
+    OutFile("*.pt", "others", weights=True),
+    OutFile("*.gguf", "others", weights=True),
+    OutFile("*.h5", "others", weights=True),
+    OutFile("*.msgpack", "others", weights=True),
+    OutFile("consolidated.*", "others", weights=True),
+    OutFile("onnx/*", "others", weights=True),
+    OutFile("original/*", "others", weights=True),
+    OutFile("*.bin.index.json", "others"),
+    OutFile("params.json", "others"),
+    OutFile("trainer_state.json", "others"),
+    OutFile("interleave.yml", "others"),
+    OutFile(".git", "others"),
+    OutFile(".git/*", "others"),
+    OutFile(".cache/*", "others"),
+)
+
+
+def patterns(wanted: Callable[[OutFile], bool]) -> tuple[str, ...]:
+    """The patterns of some rows."""
+    return tuple(row.pattern for row in FILES if wanted(row))
+
+
+def is_copied(path: str) -> bool:
+    """Whether a file of the base is copied to OUT: no row says that another writes it."""
+    return all(row.writer == "base" for row in FILES if row.matches(path))
+
+
+def is_usual(path: str) -> bool:
+    """Whether a model that no run has written may hold a file and still be replaced."""
+    return "/" not in path and any(row.usual and row.matches(path) for row in FILES)
+
+
+def is_replaceable(path: str) -> bool:
+    """Whether people may remove or rewrite a file that a run has written."""
+    return any(row.replaceable and row.matches(path) for row in FILES)
+
+
+def states_path(path: str) -> bool:
+    """Whether a file may say from which directory it was loaded."""
+    return any(row.states_path and row.matches(path) for row in FILES)
