@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -30,9 +29,6 @@ def main(args: list[str] | None = None) -> NoReturn:
     take_named_shell(words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    log = logging.getLogger("mergekit_interleave")
-    log.handlers, log.propagate = [text.LogLines()], False
-    log.setLevel(logging.INFO)
     try:
         command = words[0] if words and words[0] in apps.COMMANDS else None
         status = apps.application(command)(words, prog_name=_program(), standalone_mode=False)

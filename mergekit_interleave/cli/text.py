@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Iterable, Mapping
 
@@ -35,12 +34,3 @@ def printable(line: str) -> str:
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # it may be closed
     return shown.encode(encoding, "replace").decode(encoding)
-
-
-class LogLines(logging.Handler):
-    """Prints log records as `warning:` lines."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one."""
-        kind = "note" if record.levelno < logging.WARNING else record.levelname.lower()
-        tell(kind, [record.getMessage()])
