@@ -112,8 +112,9 @@ def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
             f"expected [DIRECTIVE] OUT, found {len(words)} words", hint=options.QUOTES
         )
     if not directive and (out == "-" or directives.is_inline(out) or os.path.isfile(out)):
+        kind = "an existing file" if os.path.isfile(out) else "a directive"
         raise DirectiveError(
-            f"no OUT: {out!r} is a directive", hint=f"mk-interleave run {out!r} OUT"
+            f"OUT is missing: {out!r} is {kind}", hint=f"mk-interleave run {out!r} OUT"
         )
     return (directive[0] if directive else None), out
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +69,10 @@ def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
     text, where, stored = _read(source, stdin)
     documents = _documents(text)
     known = [yaml_io.keys(part) for part in documents]
-    if _FENCE.search(text) and not any(_is_ours(keys) for keys in known):
+    ours = any(_is_ours(keys) for keys in known)
+    if len(documents) > 1 and not (ours or _FENCE.search(text) or _has_merge(known)):
+        raise DirectiveError(f"{where}: no document in it is a mergekit config")
+    if _FENCE.search(text) and not ours:
         text, where = _fenced(text, where, warn), f"{where}, in its block of YAML"
         documents = _documents(text)
     models = _Opened(where, warn)
@@ -141,6 +144,10 @@ def _documents(text: str) -> list[str]:
         return yaml_io.documents(text, "")
     except DirectiveError:
         return []
+
+
+def _has_merge(documents: Iterable[Mapping[str, str | None]]) -> bool:
+    return any("merge_method" in keys for keys in documents)
 
 
 def _is_ours(keys: Mapping[str, str | None]) -> bool:

@@ -470,3 +470,12 @@ def test_any_text(text: str) -> None:
     """Is explained or is one error."""
     with contextlib.suppress(InterleaveError):
         assert isinstance(explained(text), str)
+
+
+def test_a_card_without_a_merge(mk: Cli, tmp_path: Path) -> None:
+    """A card with front matter and no mergekit config is an error, not a stream to pass on."""
+    card = tmp_path / "README.md"
+    card.write_text("---\nlicense: mit\n---\n\n# Hello\n\nplain text\n")
+    result = mk("explain", card)
+    assert (result.status, result.out) == (2, "")
+    assert str(card) in result.err

@@ -645,7 +645,7 @@ class TestRefusals:
         (tmp_path / "cfg.yml").write_text("append: 1")
         result = mk("run", word, "--model", tiny, "--append", "1", cwd=tmp_path)
         assert result.status == 2
-        assert f"no OUT: '{word}' is a directive" in result.err
+        assert f"OUT is missing: '{word}' is " in result.err
         assert os.listdir(tmp_path) == ["cfg.yml"]
 
     def test_a_config_that_states_fewer_layers(

@@ -625,6 +625,18 @@ class TestTrained:
         result = mk(*words, "--trained")
         assert (result.status, f"layer 0: {name} differs" in result.out) == (1, True)
 
+    def test_an_untrained_model_is_not_called_trained(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """`--trained` records the full comparison if the new layers are as `run` wrote them."""
+        out = tmp_path / "out"
+        assert mk("run", "interleave: every 4", out, "--model", tiny).status == 0
+        assert mk("verify", out, "--against", tiny, "--trained").status == 0
+        verified = json.loads((out / "interleave.json").read_text())["verified"]
+        assert "trained" not in verified
+        assert "not_compared" not in verified["weights"]
+        assert "**Status: trained" not in (out / "README.md").read_text()
+
     def test_trained_in_float32(self, mk: Cli, tmp_path: Path) -> None:
         """And stored so: the same numbers in a wider dtype; one more bit is a difference."""
         import torch

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from mergekit_interleave.errors import DirectiveError, RefusedError
+from mergekit_interleave.errors import DirectiveError, RefusedError, nearest
 
 if TYPE_CHECKING:
     from mergekit_interleave.training.settings import TrainerSettings
@@ -98,8 +98,9 @@ def find(name: str, method: str | None = None) -> Trainer:
     """
     trainer = TRAINERS.get(name)
     if trainer is None:
-        known = ", ".join(TRAINERS)
-        raise DirectiveError(f"unknown trainer {name!r}", hint=f"known trainers: {known}")
+        close = nearest(name, TRAINERS)
+        hint = f"did you mean {close}?" if close else f"known trainers: {', '.join(TRAINERS)}"
+        raise DirectiveError(f"unknown trainer {name!r}", hint=hint)
     if method not in (None, *METHODS):
         raise DirectiveError(f"unknown method {method!r}", hint=f"use {' or '.join(METHODS)}")
     if not trainer.methods:
