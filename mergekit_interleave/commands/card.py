@@ -79,7 +79,7 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
         recorded = recorded_layout.read(place)
     except CheckpointError as error:
         if not (place / manifest.FILE).exists():
-            error.hint = f"of a trained model: copy {manifest.FILE} of the expansion there"
+            error.hint = f"for a trained model, copy {manifest.FILE} from the expanded model"
         raise
     before = {} if recorded.manifest is None else recorded.manifest.content
     card_files.check_replaceable(place, before, force=force)

@@ -73,7 +73,7 @@ def _failed(found: Mapping[str, Any]) -> str:
 
 def forward(found: Mapping[str, Any]) -> str:
     """The outcome of a forward pass."""
-    text = f" and a text of {found['text_tokens']}" if found["text_tokens"] else ""
+    text = f" and on a text of {found['text_tokens']} tokens" if found["text_tokens"] else ""
     if 0 < found["window"] < found["random_tokens"]:
         text = f" (more than the window of {found['window']}){text}"
     relative = found["largest_difference"] / (found["largest_logit"] or 1)

@@ -26,7 +26,7 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expa
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
-ORIGINAL = "an original, and its base is not at hand"
+ORIGINAL = "original layers and tensors outside the layers, which only the base can confirm (--against)"
 ROUNDED = "computed from numbers that are not stored"
 
 
@@ -71,8 +71,8 @@ def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
         for model, depth in zip(plan.layout.models, claim.manifest.depths, strict=True):
             if plan.sources[model].depth != depth:
                 raise CheckpointError(
-                    f"{model}: has {plan.sources[model].depth} layers, and what the model was made "
-                    f"of had {depth}"
+                    f"{model}: has {plan.sources[model].depth} layers, but the recorded source had "
+                    f"{depth}"
                 )
     return ExpectedModel(
         layout=plan.layout,
