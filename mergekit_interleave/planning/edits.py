@@ -76,7 +76,7 @@ class Edits:
     def _check_zeroing(
         self, layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allowed: bool
     ) -> None:
-        """Check the zeroed names against the stored tensors, or against the family if none are stored.
+        """Check the zeroed names against the stored tensors, or else against the family.
 
         Layers may have different tensors, so a name must match in at least one layer.
         """
@@ -97,8 +97,8 @@ class Edits:
         if isinstance(rule, tuple):
             for name in zeroing.dead_tensors(first.edit, tensors[first.source], family)[:1]:
                 self._warn(
-                    f"zero: {layer_names.inside(name)} is also zeroed, although it does not write to "
-                    "the residual stream; the new layers may get no gradients (`zero: auto` is "
+                    f"zero: {layer_names.inside(name)} is zeroed too, although it does not write "
+                    "to the residual stream; the new layers may get no gradients (`zero: auto` is "
                     "enough)"
                 )
         if family.output_norms is not None and not zeroing.closes_gains(first.edit, family):
@@ -133,7 +133,7 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
         reason = (
             "the model cannot be read"
             if checkpoint is None
-            else f"model type {checkpoint.model_type!r} is unknown"
+            else f"model type {checkpoint.model_type!r} is not known"
         )
         if rule == GAINS:
             raise LayoutError(f"zero: gains: {reason}, so its norms are unknown")
@@ -165,7 +165,7 @@ def _check_plain(checkpoint: Checkpoint) -> None:
     """Check that the layers of a model of an unknown type have Llama's tensor names.
 
     Raises:
-        LayoutError: They have other names, so it is unknown which write to the residual stream.
+        LayoutError: They have other names, so the residual writers are unknown.
     """
     for index in range(checkpoint.depth):
         for name in checkpoint.layer_tensors(index):
@@ -179,7 +179,7 @@ def _check_plain(checkpoint: Checkpoint) -> None:
 
 
 def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
-    """Return the tensors outside the layers that mergekit scales with the first or last slice.
+    """Return the tensors outside the layers that mergekit scales like the given outer slice.
 
     Args:
         checkpoint: The model of the slice, or None if it cannot be read.
@@ -195,7 +195,7 @@ def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
 def _check_outside(
     layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint], warn: Warn
 ) -> None:
-    """Check the tensors outside the layers, which mergekit scales with the first and last slice."""
+    """Check the tensors outside the layers, which mergekit scales like the outer slices."""
     stated = directive.growth.steps if isinstance(directive.growth, Stack) else ()
     for end, before in ((0, True), (-1, False)):
         part = layout.slices[end]
