@@ -1,4 +1,4 @@
-"""From a layout and its checkpoints to every tensor, config and file of the result.
+"""Plan every tensor, config and file of the result from a layout and its checkpoints.
 
-A new property of the result is computed here once, and read from `ExpansionPlan` everywhere else.
+A new property of the result is computed here once; other packages read it from `ExpansionPlan`.
 """

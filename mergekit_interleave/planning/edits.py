@@ -28,7 +28,7 @@ class Edits:
     """Derives the edit of each layer from the directive.
 
     Args:
-        opened: The models that can be read.
+        opened: The models that could be opened.
         warn: Called with each warning.
     """
 
@@ -43,7 +43,7 @@ class Edits:
         return {name for _, rule in self._rules if isinstance(rule, tuple) for name in rule}
 
     def of(self, layer: Layer, rule: Zero, scale: Scales) -> Edit:
-        """What `zero` and `scale` do to a layer."""
+        """Return what `zero` and `scale` do to a layer."""
         key = (layer.model, rule)
         if key not in self._rules:
             self._rules[key] = edit_of(rule, self._opened.get(layer.model), self._warn)
@@ -58,10 +58,10 @@ class Edits:
         return edit
 
     def check(self, layout: Layout, directive: Directive, *, allow_non_identity: bool) -> None:
-        """Check what was zeroed against the models.
+        """Check the zeroed tensors against the models.
 
         Raises:
-            LayoutError: A name matches nothing, or what is zeroed is no identity.
+            LayoutError: A name matches no tensor, or a zeroed layer is not an identity.
             CheckpointError: The tensors cannot be read.
         """
         _check_outside(layout, directive, self._opened, self._warn)
@@ -76,9 +76,9 @@ class Edits:
     def _check_zeroing(
         self, layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allowed: bool
     ) -> None:
-        """Check what is zeroed against the stored tensors, or, without them, against the family.
+        """Check the zeroed names against the stored tensors, or else against the family.
 
-        Layers may differ from one another: a name must match in one of them.
+        Layers may have different tensors, so a name must match in at least one layer.
         """
         family = checkpoint.family
         indices = sorted({layer.source for layer in layers})
@@ -97,29 +97,29 @@ class Edits:
         if isinstance(rule, tuple):
             for name in zeroing.dead_tensors(first.edit, tensors[first.source], family)[:1]:
                 self._warn(
-                    f"zero: {layer_names.inside(name)} is zeroed too, though it writes nothing to "
-                    "the residual stream; the new layers may get no gradients (`zero: auto` is "
+                    f"zero: {layer_names.inside(name)} is zeroed too, although it does not write "
+                    "to the residual stream; the new layers may get no gradients (`zero: auto` is "
                     "enough)"
                 )
         if family.output_norms is not None and not zeroing.closes_gains(first.edit, family):
             self._warn(
-                f"model type {family.model_type} norms what its projections add to the stream: "
-                "zeroed projections take large first steps in training; `zero: gains` closes the "
-                "norms instead"
+                f"model type {family.model_type} normalizes the output of its projections: "
+                "zeroed projections take large first steps in training; `zero: gains` zeroes the "
+                "gains of the norms instead"
             )
 
 
 def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[int], Edit] | None:
-    """The edit of a new layer, by the index of its source.
+    """Return a function from the index of a source layer to the edit of its copy.
 
     Args:
         rule: What to zero.
-        checkpoint: The model, None where it cannot be read.
+        checkpoint: The model, or None if it cannot be read.
         warn: Called with each warning.
 
     Raises:
-        LayoutError: The model has no such norms, or what to zero is not known of its type.
-        RefusedError: No layer of its type can be copied exactly.
+        LayoutError: The model has no norms to zero, or it is not known what to zero in its type.
+        RefusedError: Layers of this model type cannot be copied exactly.
     """
     if rule == NONE:
         return None
@@ -136,7 +136,7 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
             else f"model type {checkpoint.model_type!r} is not known"
         )
         if rule == GAINS:
-            raise LayoutError(f"zero: gains: {reason}, so its norms are not known")
+            raise LayoutError(f"zero: gains: {reason}, so its norms are unknown")
         family = families.assumed_family()
         names = ", ".join(family.residual_writers)
         if checkpoint is not None and checkpoint.has_weights:
@@ -162,27 +162,28 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:
-    """Check that the layers of a model of an unknown type have the tensor names of a Llama.
+    """Check that the layers of a model of an unknown type have Llama's tensor names.
 
     Raises:
-        LayoutError: They have others, so what writes to the residual stream is not known.
+        LayoutError: They have other names, so the residual writers are unknown.
     """
     for index in range(checkpoint.depth):
         for name in checkpoint.layer_tensors(index):
             if not families.is_standard_tensor(layer_names.inside(name)):
                 raise LayoutError(
-                    f"zero: auto: nothing is known of model type {checkpoint.model_type!r}, and "
-                    f"{name} is no tensor of a Llama's",
-                    hint="name all that writes to the residual stream: `zero: [o_proj, ...]`",
+                    f"zero: auto: model type {checkpoint.model_type!r} is unknown, and Llama has no "
+                    f"tensor like {name}",
+                    hint="list the tensors that write to the residual stream: "
+                    "`zero: [o_proj, ...]`",
                 )
 
 
 def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
-    """The tensors to which mergekit gives the scales of the first slice, or of the last.
+    """Return the tensors outside the layers that mergekit scales like the given outer slice.
 
     Args:
-        checkpoint: The slice's model, None where it cannot be read.
-        before: Whether it is the first slice.
+        checkpoint: The model of the slice, or None if it cannot be read.
+        before: Whether the slice is the first one.
     """
     if checkpoint is not None and checkpoint.family is not None and checkpoint.has_weights:
         return checkpoint.scaled(checkpoint.outside_layers()[0 if before else 1])
@@ -194,7 +195,7 @@ def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
 def _check_outside(
     layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint], warn: Warn
 ) -> None:
-    """Mergekit gives what lies outside the layers the scales of the first and last slice."""
+    """Check the tensors outside the layers, which mergekit scales like the outer slices."""
     stated = directive.growth.steps if isinstance(directive.growth, Stack) else ()
     for end, before in ((0, True), (-1, False)):
         part = layout.slices[end]
@@ -206,18 +207,20 @@ def _check_outside(
         except LayoutError as error:
             if not stated or stated[end].is_plain:
                 raise
-            warn(f"{error}: mergekit scales it, too")
+            warn(f"{error}: mergekit scales it too")
 
 
 def idle_filters(
     layout: Layout, opened: Mapping[ModelRef, Checkpoint], checked: Collection[str] = ()
 ) -> Iterator[str]:
-    """Warn of filters that match no tensor: mergekit accepts them, but they are likely typos.
+    """Yield a warning for each filter that matches no tensor.
+
+    mergekit accepts such a filter, but it is probably a typo.
 
     Args:
         layout: The layers, with their scales.
-        opened: The models that can be read.
-        checked: The names that have been checked.
+        opened: The models that could be opened.
+        checked: The names that have already been checked.
     """
     for model in layout.models:
         checkpoint = opened.get(model)
@@ -229,7 +232,7 @@ def idle_filters(
             continue
         scales = [scale for part in layout.slices if part.model == model for scale in part.scales]
         for name in dict.fromkeys(scale.filter for scale in scales if scale.filter is not None):
-            own = checkpoint.family.residual_writers if checkpoint.family else ()
-            known = name in own or name in checked
+            writers = checkpoint.family.residual_writers if checkpoint.family else ()
+            known = name in writers or name in checked
             if tensors and not known and not any(name in tensor for tensor in tensors):
                 yield f"the filter {name!r} matches no tensor of {model}"

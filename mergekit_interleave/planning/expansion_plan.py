@@ -1,6 +1,6 @@
-"""Plan an expansion before anything is written: its sources, every tensor, config and file.
+"""Plan an expansion: its sources and every tensor, config and file of the result.
 
-Cheap checks come before anything is fetched, and everything is checked before anything is written.
+Cheap checks run before anything is fetched, and all checks run before anything is written.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from mergekit_interleave.planning.resolve import Expansion, models_for
 from mergekit_interleave.planning.tensor_plan import Dtypes, TensorSpec, assemble
 
 TOKENIZER = "made for another tokenizer"
-"""Why embeddings and head cannot be compared."""
+"""The reason why embeddings and head cannot be compared after a tokenizer change."""
 
 
 @dataclass(frozen=True)
 class ExpansionPlan:
-    """What is to be made.
+    """The plan of a result.
 
     Attributes:
         expansion: The directive and its layout.
-        sources: The models whose layers are taken.
-        base: The model that gives config, tokenizer and small files.
+        sources: The models that layers are taken from.
+        base: The model that config, tokenizer and small files are taken from.
         public: The public names of the models.
-        grown: The config.json of the layout.
+        grown: The config.json of the result.
         specs: Every tensor of the result.
-        dtype: The dtype to state in config.json, where it is not the base's.
-        small_files: The base's files to carry, by their names below it.
-        warnings: What to beware of, those of the expansion included.
+        dtype: The dtype to write into config.json, or None to keep the base's.
+        small_files: The base's files to copy: the name inside the model, and the path.
+        warnings: The warnings, including those of the expansion.
     """
 
     expansion: Expansion
@@ -61,17 +61,17 @@ class ExpansionPlan:
 
     @property
     def placement(self) -> Placement:
-        """What config.json must say of single layers."""
+        """The per-layer keys of config.json."""
         return self.grown.placement
 
     @property
     def mergekit(self) -> Mapping[str, object]:
-        """Mergekit's own keys of the directive."""
+        """The directive's keys that belong to mergekit."""
         return self.expansion.directive.mergekit
 
     @cached_property
     def layout(self) -> Layout:
-        """The layers, with the scales that mergekit's top-level parameters give them."""
+        """The layers, including the scales from mergekit's top-level parameters."""
         return mergekit_yaml.effective(self.expansion.layout, self.mergekit)
 
     @property
@@ -88,16 +88,16 @@ class ExpansionPlan:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the result holds."""
+        """The number of parameters of the result."""
         return sum(math.prod(spec.shape) for spec in self.specs)
 
     @property
     def uses_lora(self) -> bool:
-        """Whether a LoRA is merged into a source first."""
+        """Whether mergekit merges a LoRA into a source first."""
         return any(model.lora for model in self.sources)
 
     def reason_unread(self, spec: TensorSpec) -> str | None:
-        """Why a tensor of the result cannot be compared with its source, None where it can."""
+        """Return why a tensor cannot be compared with its source, or None if it can."""
         if spec.model.lora is not None:
             return "a LoRA was merged into it"
         rows = (self._vocabulary,) if self._vocabulary else spec.shape[:1]
@@ -107,29 +107,29 @@ class ExpansionPlan:
 
     @cached_property
     def _vocabulary(self) -> int | None:
-        """The rows of the base's embeddings, where it is known which tensor holds them."""
+        """The number of rows of the base's embeddings, or None if their tensor is unknown."""
         tensors = self.first.tensors
         names = [name for name in self.first.require_family().before_layers if name in tensors]
         return tensors[names[0]].shape[0] if names else None
 
     @property
     def conversion(self) -> str | None:
-        """From which dtypes to which any tensor is converted, if one is."""
+        """The dtype conversions, such as `F32 → BF16`; None if no tensor is converted."""
         changed = {" → ".join(spec.dtypes) for spec in self.specs if len(spec.dtypes) > 1}
         return ", ".join(sorted(changed)) or None
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
-        """config.json of the result."""
+        """Return the config.json of the result."""
         return self.grown.config(self.base.config, dtype=self.dtype, vocab_size=vocab_size)
 
     def carried(self, warn: Warn) -> Iterator[tuple[str, bytes]]:
-        """The small files of the result: their names below it, and what they hold.
+        """Yield the name and content of each small file of the result.
 
         Args:
             warn: Called with each warning.
 
         Raises:
-            CheckpointError: One cannot be read, or holds what its kind does not have.
+            CheckpointError: A file cannot be read or is malformed.
         """
         for name, file in self.small_files:
             with config_errors(self.base.path, name):
@@ -150,7 +150,7 @@ class ExpansionPlan:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the result computes what its base computes, conversion apart."""
+        """Whether the result computes the same as its base, apart from dtype conversion."""
         layers = self.layout.layers
         kept = [layer.source for layer in layers if not layer.new]
         return (
@@ -164,18 +164,18 @@ class ExpansionPlan:
 
 
 def vocab_size(tensors: Mapping[str, Tensor], plan: ExpansionPlan) -> int:
-    """The rows of the embeddings that mergekit made for another tokenizer.
+    """Return the number of rows of the embeddings that mergekit made for another tokenizer.
 
     Args:
-        tensors: Those of the result.
-        plan: What was to be made.
+        tensors: The tensors of the result.
+        plan: The plan of the result.
 
     Raises:
-        RefusedError: It is not known which tensor holds them.
+        RefusedError: It is unknown which tensor holds the embeddings.
     """
     before = plan.first.require_family().before_layers
     if not before or before[0] not in tensors:
-        raise RefusedError("which tensor holds the embeddings of this model type is not known")
+        raise RefusedError("it is unknown which tensor holds the embeddings of this model type")
     return tensors[before[0]].shape[0]
 
 
@@ -187,17 +187,17 @@ def plan_expansion(
     base_model: str | None = None,
     mix: bool = False,
 ) -> ExpansionPlan:
-    """Plan what is to be made.
+    """Plan the result of an expansion.
 
     Args:
         expansion: The directive and its layout.
         models: Fetches the files of the source models.
-        out: Where the result is to appear, absolute; None where it is not to appear.
-        base_model: The Hub id of the only source model, where its directory does not tell.
-        mix: Stack models although they do not fit.
+        out: The absolute path of the result; None if nothing will be written.
+        base_model: The Hub id of the only source model, if its directory does not record one.
+        mix: Stack models even if they are not compatible.
 
     Raises:
-        InterleaveError: It cannot be made.
+        InterleaveError: The result cannot be produced.
     """
     with collected_warnings() as warnings:
         warnings.extend(expansion.warnings)
@@ -237,12 +237,12 @@ def plan_expansion(
 
 @dataclass(frozen=True)
 class Sources:
-    """The source models, which fit one another.
+    """The source models, checked to be compatible.
 
     Attributes:
-        models: Those whose layers are taken.
-        base: The one that gives config, tokenizer and small files.
-        public: Their public names.
+        models: The models that layers are taken from.
+        base: The model that config, tokenizer and small files are taken from.
+        public: The public names of the models.
     """
 
     models: Mapping[ModelRef, Checkpoint]
@@ -250,7 +250,7 @@ class Sources:
     public: PublicNames
 
     def grow(self, expansion: Expansion) -> GrownConfig:
-        """The config.json of an expansion, as far as the configs of its sources tell."""
+        """Derive the config.json of an expansion from the configs of its sources alone."""
         keys = expansion.directive.mergekit
         return grown_config.grow(self.models, mergekit_yaml.effective(expansion.layout, keys))
 
@@ -258,16 +258,16 @@ class Sources:
 def open_sources(
     expansion: Expansion, models: Models, *, base_model: str | None = None, mix: bool = False
 ) -> Sources:
-    """Check that the source models fit, as far as their configs tell.
+    """Open the source models and check from their configs that they are compatible.
 
     Args:
         expansion: The directive and its layout.
-        models: Opens those that `resolve` left out.
-        base_model: The Hub id of the only source model, where its directory does not tell.
-        mix: Stack models although they do not fit.
+        models: Opens the models that `resolve` did not open.
+        base_model: The Hub id of the only source model, if its directory does not record one.
+        mix: Stack models even if they are not compatible.
 
     Raises:
-        InterleaveError: They cannot be opened, or do not fit.
+        InterleaveError: A model cannot be opened, or the models are not compatible.
     """
 
     def opened_by(model: ModelRef) -> Checkpoint:
@@ -283,7 +283,7 @@ def open_sources(
 
 
 def _check_alone(opened: Mapping[ModelRef, Checkpoint], base: Checkpoint) -> None:
-    """Only for some types it is known what several models must agree in."""
+    """Refuse several models of a type whose compatibility cannot be checked."""
     directories = {checkpoint.path.resolve() for checkpoint in opened.values()}
     if len(directories) > 1 and base.require_family().must_agree is None:
         raise RefusedError(f"several models of type {base.model_type} cannot be stacked yet")
@@ -294,51 +294,53 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
     if model.require_family().layer_prefix != family.layer_prefix or (
         model.model_type != base.model_type and not mix
     ):
-        found: tuple[str, object, object] | None = ("type", model.model_type, base.model_type)
+        mismatch: tuple[str, object, object] | None = ("type", model.model_type, base.model_type)
     else:
         with config_errors(model.path):
-            found = None if mix else compatibility.disagreement(model.config, base.config, family)
-    if found is not None:
-        key, ours, theirs = found
+            mismatch = (
+                None if mix else compatibility.disagreement(model.config, base.config, family)
+            )
+    if mismatch is not None:
+        key, ours, theirs = mismatch
         raise RefusedError(
             f"{model.ref} does not fit {base.ref}: {key} is {ours!r}, not {theirs!r}",
-            hint="--mergekit allow_crimes=true to insist",
+            hint="pass --mergekit allow_crimes=true to stack them anyway",
         )
 
 
 def _check_metadata(checkpoint: Checkpoint) -> None:
-    """What a header says besides its tensors is carried along, if it is true of the result, too."""
+    """Refuse header metadata about single layers: metadata is copied, and layers are renumbered."""
     for shard in {tensor.shard for tensor in checkpoint.tensors.values()}:
         for key, value in shard.metadata.items():
             if checkpoint.names_a_layer(key) or checkpoint.names_a_layer(value):
                 raise RefusedError(
-                    f"{shard.file}: its header says more of single layers than their tensors "
-                    f"({key!r}), as some quantizers' do, and nothing says that of a new layer",
-                    hint="load the model without quantization, and grow that",
+                    f"{shard.file}: the header has metadata about single layers ({key!r}), as some "
+                    "quantizers write it, which cannot be derived for new layers",
+                    hint="load the model without quantization, save it and grow the copy",
                 )
 
 
 def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
-    """Some tensors, where they are not stored, are computed from the index of their layer."""
+    """Refuse a model without the buffer that its class otherwise computes from the layer index."""
     needed = base.require_family().required_buffer
     if needed is not None and not any(needed in spec.name for spec in specs):
         raise RefusedError(
-            f"{base.ref}: its tensors lack {needed}, which would be computed anew for the new "
-            "indices of its layers",
-            hint="load the model with transformers and save it again, which stores them",
+            f"{base.ref}: {needed} is not stored, and it would be recomputed from the new layer "
+            "indices",
+            hint="load the model with transformers and save it again, which stores the buffer",
         )
 
 
 def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
-    """OUT is no source model and holds none, which --force would destroy."""
+    """Refuse an OUT that is or contains a source model: --force would delete it."""
     source = checkpoint.path.resolve()
     place = out.resolve()
     if place == source or place in source.parents:
-        raise OutputError(f"{out}: is, or holds, the source model {checkpoint.ref}")
+        raise OutputError(f"{out}: is or contains the source model {checkpoint.ref}")
 
 
 def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
-    """The dtype to state where the base's config does not speak for all the weights."""
+    """Return the dtype to write into config.json, or None if the base's dtype is right."""
     stored = {spec.dtype for spec in specs}
     stated = grown_config.stated_dtype(base.config)
     if all(spec.model == base.ref for spec in specs) or stated is None:
@@ -346,7 +348,7 @@ def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
     if len(stored) > 1:
         raise RefusedError(
             f"the models are stored in several dtypes: {', '.join(sorted(stored))}",
-            hint="state the one to write: `dtype: bfloat16`",
+            hint="set the dtype to write, for example `dtype: bfloat16`",
         )
-    found = _dtypes.name_of(stored.pop())
-    return None if found == stated else found
+    dtype = _dtypes.name_of(stored.pop())
+    return None if dtype == stated else dtype

@@ -1,4 +1,4 @@
-"""config.json for the new depth."""
+"""Derive the config.json of the grown model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableE
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
-_DTYPE_KEYS = ("dtype", "torch_dtype")  # transformers 5, and before it
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # the key of transformers 5, and the older one
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class GrownConfig:
     Attributes:
         first: The model of the first layer.
         layout: The layers.
-        placement: What config.json must say of single layers.
+        placement: The per-layer keys of config.json.
     """
 
     first: Checkpoint
@@ -42,12 +42,12 @@ class GrownConfig:
         dtype: str | None = None,
         vocab_size: int | None = None,
     ) -> dict[str, Any]:
-        """The whole config.json.
+        """Return the complete config.json.
 
         Args:
-            onto: A config to change instead of the first model's own.
-            dtype: The dtype of the weights, where it is not the one that the config states.
-            vocab_size: The rows of the embeddings, where the tokenizer was changed.
+            onto: A config to change instead of the config of the first model.
+            dtype: The dtype of the weights, if it differs from the one in the config.
+            vocab_size: The number of rows of the embeddings, if the tokenizer was changed.
         """
         config = deepened(self.first, self.layout, self.placement, onto)
         return restated(config, dtype=dtype, vocab_size=vocab_size)
@@ -59,9 +59,9 @@ def grow(
     """Derive the config.json of a layout.
 
     Args:
-        sources: The models whose layers they are.
+        sources: The models that the layers are taken from.
         layout: The layers.
-        only_stated: Do not ask the class of the type for what the file leaves out.
+        only_stated: Do not fill keys missing from the file with the defaults of the config class.
 
     Raises:
         RefusedError: No config.json can represent the layout.
@@ -72,15 +72,15 @@ def grow(
 
 
 def placement_of(checkpoints: Mapping[ModelRef, Checkpoint], layout: Layout) -> Placement:
-    """Say a layout in the words of config.json.
+    """Express a layout in the keys of config.json.
 
     Args:
-        checkpoints: The models whose layers they are. Layers of several are alike, and only one
-            list may speak of them.
+        checkpoints: The models that the layers are taken from. If there are several, their layers
+            must be alike, apart from the kinds that `layer_types` lists.
         layout: The layers.
 
     Raises:
-        RefusedError: No config.json can say it.
+        RefusedError: No config.json can represent the layout.
     """
     if len(layout.models) == 1:
         base = checkpoints[layout.models[0]]
@@ -91,19 +91,19 @@ def placement_of(checkpoints: Mapping[ModelRef, Checkpoint], layout: Layout) -> 
     if not any(entries.values()):
         return Placement()
     if not all(entries.values()):
-        raise RefusedError(f"{key}: some of the models state it, and others do not")
+        raise RefusedError(f"{key}: only some of the models have this key")
     return Placement({key: [entries[layer.model][layer.source] for layer in layout.layers]})
 
 
 def stated_placement(base: Checkpoint, layout: Layout) -> Placement:
-    """The same as far as the file goes: the type's class is not asked for what it leaves out.
+    """Express a layout in the keys of config.json, without the defaults of the config class.
 
     Args:
-        base: The model whose layers they are.
+        base: The model that the layers are taken from.
         layout: The layers.
 
     Raises:
-        UnsayableError: No config.json can say it.
+        UnsayableError: No config.json can represent the layout.
     """
     key = base.require_family().deepstack
     if key is not None and families.stated(base.config, key) is not None:
@@ -112,7 +112,7 @@ def stated_placement(base: Checkpoint, layout: Layout) -> Placement:
 
 
 def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
-    """Features of images are added after the first layers, by their indices."""
+    """Check that the first layers, after which image features are added, keep their indices."""
     key = base.require_family().deepstack
     if key is None:
         return
@@ -122,17 +122,17 @@ def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
     count = len(entries)
     if any(layer.index != layer.source for layer in layout.layers[:count]):
         raise UnsayableError(
-            f"{key} has {count} entries, and features of images are added after as many layers at "
-            "the start, which must stay there"
+            f"{key} has {count} entries: image features are added after the first {count} layers, "
+            "so these must stay first"
         )
 
 
 def source_of(base: Checkpoint) -> SourceConfig:
-    """What a config says of its own layers."""
+    """Return access to the config of a model."""
 
     def computed(key: str) -> object:
         config, composite = _with_defaults(base), base.require_family().composite
-        with config_errors(base.path):  # a class computes some values only now
+        with config_errors(base.path):  # the class computes some values on access
             return getattr(config.get_text_config() if composite else config, key, None)
 
     where = str(base.path / CONFIG)
@@ -140,20 +140,20 @@ def source_of(base: Checkpoint) -> SourceConfig:
 
 
 def setting_of(base: Checkpoint, key: str) -> int:
-    """The whole number that a config has for its layers under a key, or that its class has.
+    """Return an integer setting from a config, or its default from the config class.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: Neither has a value for the key.
     """
     source = source_of(base)
     number = source.integer(key)
     if number is None:
-        raise CheckpointError(f"{source.where}: states no {key}")
+        raise CheckpointError(f"{source.where}: {key} is missing")
     return number
 
 
 def layers_with_gains(base: Checkpoint) -> frozenset[int]:
-    """The layers whose projections are followed by norms; see `OutputNorms`."""
+    """Return the indices of the layers whose projections are followed by norms (`OutputNorms`)."""
     gains = base.require_family().output_norms
     if gains is None:
         return frozenset()
@@ -169,38 +169,38 @@ def deepened(
     placement: Placement,
     onto: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The config of the deeper model; keys that are not known stay as they are.
+    """Return the config of the deeper model; unknown keys are kept unchanged.
 
     Args:
-        base: The model whose layers they are.
+        base: The model that the layers are taken from.
         layout: The layers.
-        placement: What config.json must say of them.
-        onto: A config to change in place of the base's own.
+        placement: The per-layer keys of config.json.
+        onto: A config to change instead of the base's config.
     """
     result = extra_files.without_local_names(dict(onto or base.config))
     parts, parts_of_base = _parts(result), _parts(dict(base.config))
     if len(parts) != len(parts_of_base):
         raise CheckpointError(
-            f"{base.path / CONFIG}: holds the layers in another part than the base"
+            f"{base.path / CONFIG}: the layer settings are nested differently than in the base"
         )
     for part, of_base in zip(parts, parts_of_base, strict=True):
         if quantization.KEY in of_base:
-            # The base's own: what stands in `onto` may have been re-indexed before.
+            # From the base, because the value in `onto` may already have been re-indexed.
             part[quantization.KEY] = _reindexed(of_base[quantization.KEY], base, layout)
-    _speaking(result).update(_depths(base, len(layout)))
-    _speaking(result).update(placement.config)
+    _layer_part(result).update(_depths(base, len(layout)))
+    _layer_part(result).update(placement.config)
     return result
 
 
 def restated(
     config: Mapping[str, Any], *, dtype: str | None = None, vocab_size: int | None = None
 ) -> dict[str, Any]:
-    """A config for other weights.
+    """Return a config with another dtype or vocabulary size.
 
     Args:
         config: The config.
-        dtype: Their dtype, where it is not the one that the config states.
-        vocab_size: The rows of the embeddings, where the tokenizer was changed.
+        dtype: The dtype of the weights, if it differs from the one in the config.
+        vocab_size: The number of rows of the embeddings, if the tokenizer was changed.
     """
     result = dict(config)
     if dtype is not None:
@@ -208,18 +208,18 @@ def restated(
             for key in [key for key in _DTYPE_KEYS if key in part] or _DTYPE_KEYS[-1:]:
                 part[key] = dtype
     if vocab_size is not None:
-        _speaking(result)["vocab_size"] = vocab_size
+        _layer_part(result)["vocab_size"] = vocab_size
     return result
 
 
 def _parts(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config, and the part of it that speaks of the layers where that is another one."""
-    speaking = _speaking(config)
-    return [config] if speaking is config else [config, speaking]
+    """Return the config and, if the layer settings are nested, the part that holds them."""
+    layer_part = _layer_part(config)
+    return [config] if layer_part is config else [config, layer_part]
 
 
-def _speaking(config: dict[str, Any]) -> dict[str, Any]:
-    """The part of a config that speaks of the layers, apart from where it was copied from."""
+def _layer_part(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a config that holds the layer settings; a nested part is copied first."""
     nested = families.nested_config(config)
     if nested is None:
         return config
@@ -229,15 +229,15 @@ def _speaking(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
-    """The keys that state the depth."""
+    """Return the keys that hold the depth, with their new values."""
     facts, config = base.require_family().facts, base.layer_config
     keys = facts.depth
     if not config.get("is_encoder_decoder"):
-        # Files state it by other names, too; in an encoder's company these may be the encoder's.
+        # Files may also hold it under other names; next to an encoder these may be the encoder's.
         others = (key for key in families.depth_keys() if config.get(key) == base.depth)
         keys += (*facts.encoder_depth, *others)
     if not any(config.get(key) is not None for key in facts.depth):
-        # An old file states it by another key, or, as a list, by none.
+        # An old file holds it under another key, or only implies it by the length of a list.
         known = [key for key in families.depth_keys() if config.get(key) is not None]
         return dict.fromkeys(known or ([] if facts.depth_list else keys), depth)
     source = source_of(base)
@@ -247,7 +247,7 @@ def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
 
 
 def _value(base: Checkpoint, key: str) -> Any:
-    """The value of a key of the whole config; where it is absent, what its class has for it."""
+    """Return the value of a key of the whole config, or its default from the config class."""
     value = families.stated(base.config, key)
     if value is None:
         value = _with_defaults(base)
@@ -262,8 +262,8 @@ def _with_defaults(base: Checkpoint) -> Any:
 
 
 def _loaded(path: Path, *, trusted: bool) -> Any:
-    """The config as its class reads it, with what the file leaves out."""
-    from transformers import AutoConfig, logging  # noqa: PLC0415 - seconds, and few files need it
+    """Load a config with its class, which fills in the defaults."""
+    from transformers import AutoConfig, logging  # noqa: PLC0415 - takes seconds, and few files need it
 
     logging.set_verbosity_error()
     try:
@@ -274,22 +274,22 @@ def _loaded(path: Path, *, trusted: bool) -> Any:
 
 
 def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
-    """The config of a directory as its class reads it, with what the file leaves out.
+    """Return the config of a directory as its class reads it, with all defaults filled in.
 
     Raises:
         RefusedError: transformers cannot read it.
     """
-    # Through JSON, so that both sides are what a file can say.
+    # Through JSON, so that both sides hold only values that a file can hold.
     return dict(json.loads(_loaded(path, trusted=trusted).to_json_string(use_diff=False)))
 
 
 def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:
-    """A small file with the layers that it speaks of in their new places.
+    """Return a small file with its layer indices and counts updated.
 
     Args:
-        name: The file's.
-        content: What it holds.
-        base: The model whose layers they are.
+        name: The name of the file.
+        content: The content of the file.
+        base: The model that the layers are taken from.
         layout: The layers.
     """
     if name != "generation_config.json" and name not in quantization.INDEXED_FILES:
@@ -305,17 +305,17 @@ def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> b
     return content if after == before else changed
 
 
-def _reindexed(stated: Any, base: Checkpoint, layout: Layout) -> Any:
-    """A quantizer's config, the base's own, with its names of modules in their new places."""
+def _reindexed(config: Any, base: Checkpoint, layout: Layout) -> Any:
+    """Return the quantization config of the base with the layer indices in module names updated."""
     sources = [layer.source for layer in layout.layers]
-    return quantization.reindexed(stated, sources, base.depth, base.stack_names)
+    return quantization.reindexed(config, sources, base.depth, base.stack_names)
 
 
 def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
-    """generation_config.json, whose settings may count layers from the start.
+    """Return generation_config.json with its layer counts updated.
 
     Args:
-        config: The base's.
+        config: The generation config of the base.
         layout: The layers.
     """
 
@@ -338,7 +338,7 @@ def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:
 def differences(
     before: Mapping[str, Any], after: Mapping[str, Any], place: str = ""
 ) -> Iterator[tuple[str, tuple[object, object]]]:
-    """The keys in which two configs differ, with both values; None also where there is none."""
+    """Yield the keys in which two configs differ, with both values; None for a missing key."""
     for key in dict.fromkeys((*before, *after)):
         old, new = before.get(key), after.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
@@ -348,12 +348,12 @@ def differences(
 
 
 def _is_same(one: object, other: object) -> bool:
-    """Whether two values are written alike in JSON, where 1, 1.0 and true are three."""
+    """Whether two values are the same in JSON; 1, 1.0 and true compare equal only in Python."""
     return one == other and json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def stated_dtype(config: Mapping[str, Any]) -> str | None:
-    """The dtype that a config states for its weights."""
+    """Return the dtype that a config gives for the weights."""
     for key in _DTYPE_KEYS:
         if config.get(key) is not None:
             return str(config[key]).removeprefix("torch.")

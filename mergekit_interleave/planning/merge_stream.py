@@ -1,7 +1,7 @@
-"""A stream of documents for mergekit-multi: those with a growth line are expanded.
+"""Expand the documents with a growth line in a stream for mergekit-multi.
 
-The others pass through as they are written. A model may be an earlier document's `name`: its layers
-are then those of that document's result.
+All other documents are passed through unchanged. A model may be the `name` of an earlier document:
+its layers are then those of that document's result.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from mergekit_interleave.planning.resolve import resolve
 
 
 def is_stream(text: str, where: str) -> bool:
-    """Whether a text is mergekit-multi's: several documents, or one to be left alone.
+    """Whether a text is a stream: several documents, or one named merge without a growth line.
 
     Raises:
-        DirectiveError: It is no YAML.
+        DirectiveError: The text is not valid YAML.
     """
     try:
         documents = yaml_io.documents(text, where)
     except DirectiveError:
-        return False  # the one-line form is no YAML; what is wrong with others is said later
+        return False  # the one-line form is not YAML; other errors are reported by the parser
     keys = yaml_io.keys(text)
     alone = NAME in keys and "merge_method" in keys
     return len(documents) > 1 or (alone and not registry.has_line(keys))
@@ -49,9 +49,9 @@ def expand(
 
     Args:
         text: The stream.
-        where: What to call it in errors.
+        where: The name of the stream in errors.
         models: Opens models.
-        allow_non_identity: Accept names to zero that leave a residual writer as it is.
+        allow_non_identity: Accept a `zero` list that does not zero all residual writers.
 
     Returns:
         The stream with slices in place of growth lines, and the warnings.
@@ -66,7 +66,7 @@ def expand(
 
 
 def named(text: str, name: str | None) -> str:
-    """A recipe with what mergekit-multi is to call its result."""
+    """Return a recipe with the name under which mergekit-multi stores its result."""
     return text if name is None else yaml_io.write({NAME: name}) + text
 
 
@@ -78,11 +78,11 @@ class _Stream:
         self._count = 0
 
     def expanded(self, text: str) -> str:
-        """One document, as it stands there or with its slices."""
+        """Return one document, unchanged or with slices in place of its growth line."""
         self._count += 1
         place = f"{self._where}, document {self._count}"
         keys = yaml_io.keys(text)
-        # What has no merge method is no mergekit config: a directive, or a slip in its growth line.
+        # Without a merge method it is not a mergekit config, but a directive, perhaps with a typo.
         if "merge_method" in keys and not registry.has_line(keys):
             self._results.learn(text, place)
             return text
@@ -101,25 +101,25 @@ class _Stream:
 
 
 def begin(text: str) -> str:
-    """What stands before a document that is written anew in the place of another."""
+    """Return the start marker of a document, or an empty string if it has none."""
     lines = (line for line in text.splitlines() if line.strip() and not line.startswith("#"))
     return "---\n" if next(lines, "").startswith(("---", "%")) else ""
 
 
 def end(text: str) -> str:
-    """What stands after it: the mark without which no `%` may follow."""
+    """Return the end marker of a document, which must precede any `%` directive, if it has one."""
     return "...\n" if re.search(r"^\.\.\.\s*$", text, re.MULTILINE) else ""
 
 
 class Results:
-    """The results of the documents of a stream, which later documents may name as models.
+    """The results of the documents of a stream, which later documents may use as models.
 
     Args:
-        where: What the stream is called.
+        where: The name of the stream.
         models: Opens models.
 
     Attributes:
-        models: The same, with the results so far.
+        models: Opens models, including the results so far.
     """
 
     def __init__(self, where: str, models: Models) -> None:
@@ -133,7 +133,7 @@ class Results:
         Args:
             name: The document's name.
             layout: Its layers.
-            sources: Their models, as far as they can be read.
+            sources: The models of the layers that could be opened.
         """
         if name is None:
             return
@@ -146,7 +146,7 @@ class Results:
         self.models = self.models.with_result(name, result)
 
     def learn(self, text: str, place: str) -> None:
-        """Record the layers of a document that stays as it is, as far as others must know them."""
+        """Record the layers of an unchanged document, if later documents can refer to it."""
         with suppress(InterleaveError):
             document = yaml_io.read(text, place, directives.known_keys())
             name = document.get(NAME) if isinstance(document, dict) else None
@@ -158,7 +158,7 @@ class Results:
                     self.remember(str(name), layout, {m: c for m, c in opened.items() if c})
 
     def _grown(self, document: Mapping[Any, object], place: str) -> Layout | None:
-        """The layers of a growth line; what is done to them does not matter here."""
+        """Return the layers of a growth line, without their edits."""
         directive = directives.of_document(document, place)
         if directive.growth is None or (directive.needs_model and directive.model is None):
             return None
@@ -169,7 +169,7 @@ class Results:
         return layouts.expand(directive.growth, directive.model, depth_of)
 
     def _layout(self, document: Mapping[Any, object]) -> Layout | None:
-        """The layers of the first source of each slice, or of the first model of a merge."""
+        """Return the layers of the first source of each slice, or of the first model of a merge."""
         modules = document.get("modules")
         if isinstance(modules, Mapping):
             grown = modules.get(mergekit_yaml.GROWN) or next(iter(modules.values()), None)
@@ -188,7 +188,7 @@ class Results:
 
 
 def _config(layout: Layout, sources: Mapping[ModelRef, Checkpoint]) -> Mapping[str, Any]:
-    """The config.json of a result, as far as its sources can be read."""
+    """Return the config.json of a result, or only its depth if a source cannot be read."""
     if all(model in sources for model in layout.models):
         with suppress(InterleaveError):
             return grown_config.grow(sources, layout).config()

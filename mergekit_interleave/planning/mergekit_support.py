@@ -1,4 +1,4 @@
-"""Predict what plain `mergekit-yaml` makes of a recipe. To run it would take seconds."""
+"""Predict what plain `mergekit-yaml` writes for a recipe, because running it takes seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.resolve import Expansion
 
-_MOST_WORDS = 2  # of what mergekit takes for a Hub id, even where such a directory exists
+_MAX_ID_PARTS = 2  # mergekit takes such a path for a Hub id, even if the directory exists
 
 _BY_RUN = "`mk-interleave run` takes the same directive and writes the model"
 
@@ -29,14 +29,14 @@ def check(expansion: Expansion) -> tuple[str, ...]:
     """Check that `mergekit-yaml` writes the right tensors.
 
     Args:
-        expansion: What it is to write.
+        expansion: The directive and its layout.
 
     Returns:
-        Warnings, where its config.json may be wrong.
+        Warnings, for example that the config.json may be wrong.
 
     Raises:
-        RefusedError: No mergekit config can represent the layout, mergekit writes wrong tensors, or
-            no config.json can represent the result.
+        RefusedError: No mergekit config can represent the layout, mergekit would write wrong
+            tensors, or no config.json can represent the result.
     """
     with collected_warnings() as warnings:
         mergekit_yaml.check_sayable(expansion.layout)
@@ -48,14 +48,14 @@ def check(expansion: Expansion) -> tuple[str, ...]:
 
 def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
     path = checkpoint.ref.path
-    if checkpoint.is_local and path[0] not in "./~" and path.count("/") < _MOST_WORDS:
-        yield f"mergekit asks the Hub about {path} when it writes its card: write ./{path}"
+    if checkpoint.is_local and path[0] not in "./~" and path.count("/") < _MAX_ID_PARTS:
+        yield f"mergekit looks up {path} on the Hub when it writes its card: write ./{path} instead"
     if checkpoint.family is None:
         name = checkpoint.model_type
         close = nearest(name, families.known_types())
-        what = f"model type {name!r}" if name else "a config.json without model_type"
-        meant = f" (did you mean {close}?)" if close else ""
-        yield f"nothing is known of {what}{meant}: mergekit-yaml alone may write a wrong model"
+        reason = f"model type {name!r} is unknown" if name else "config.json has no model_type"
+        guess = f" (did you mean {close}?)" if close else ""
+        yield f"{reason}{guess}: mergekit-yaml alone may write a wrong model"
 
 
 def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
@@ -77,17 +77,17 @@ def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
 
 
 def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
-    """What config.json must say besides the depth."""
+    """Return the keys of config.json that must change besides the depth."""
     if len(layout.models) > 1:
         return {}
     try:
         sources = {checkpoint.ref: checkpoint}
         return grown_config.grow(sources, layout, only_stated=True).placement.config
     except UnsayableError as error:
-        error.hint = "`mk-interleave run` names a directive that would do"
+        error.hint = "`mk-interleave run` suggests a directive that works"
         raise
     except CheckpointError:
-        return {}  # the depth is not known
+        return {}  # the depth is unknown
 
 
 def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
@@ -96,13 +96,13 @@ def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
     ):
         kind = ", quantized" if checkpoint.is_quantized else ""
         raise RefusedError(
-            f"mergekit-yaml alone writes wrong tensors for model type {checkpoint.model_type}"
-            f"{kind}, or none",
+            f"mergekit-yaml alone writes wrong tensors or none for model type "
+            f"{checkpoint.model_type}{kind}",
             hint=_BY_RUN,
         )
     if family.mergekit_modules and not checkpoint.modules:
         raise RefusedError(
-            f"{checkpoint.ref}: its config.json does not say how many layers its other models "
-            "have, which a mergekit config must",
+            f"{checkpoint.ref}: config.json lacks the layer counts of its other modules, which a "
+            "mergekit config needs",
             hint=_BY_RUN,
         )

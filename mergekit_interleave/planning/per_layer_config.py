@@ -1,4 +1,4 @@
-"""Derive what config.json must say of single layers once they are in other places. Pure."""
+"""Derive the per-layer keys of config.json for a new order of layers. Pure."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _ANY_CONFIG = ("layer_types",)
 
 @dataclass(frozen=True)
 class Placement:
-    """A layout in the words of config.json.
+    """A layout as keys of config.json.
 
     Attributes:
-        config: The keys that it changes.
-        kv_sharing_layers: The indices of the new layers that use what their original computed, and
-            lack the tensors for it.
+        config: The keys that change, with their new values.
+        kv_sharing_layers: The indices of the new layers that reuse a result of an earlier layer and
+            lack the tensors that compute it.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
     kv_sharing_layers: frozenset[int] = frozenset()
 
 
-_READ = object()
-"""Stands for a value that is yet to be read."""
+_UNREAD = object()
+"""Marks a value that has not been read yet."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class SourceConfig:
     """Typed access to the config of the source model.
 
     Attributes:
-        config: The part of its config.json that speaks of the layers.
+        config: The part of its config.json that holds the layer settings.
         family: Its family.
         depth: Its number of layers.
-        computed: Gives what the type's class has for a key that the config lacks.
+        computed: Returns the default of the config class for a key that the config lacks.
         where: The path of the config.json, for errors.
     """
 
@@ -55,68 +55,68 @@ class SourceConfig:
 
     @property
     def facts(self) -> ConfigFacts:
-        """Where it says it."""
+        """The keys of the config that depend on the layers."""
         return self.family.facts
 
     def value(self, key: str) -> Any:
-        """The value of a key, or of a key of a mapping; where it is absent, what stands for it."""
+        """Return the value of a key (`a.b` is key b of the mapping a), or its default."""
         outer, _, inner = key.partition(".")
         if outer not in self.config:
             return None if inner else self.computed(key)
         return stated(self.config, key)
 
-    def integer(self, key: str, value: Any = _READ) -> int | None:
-        """The value of a key that is a whole number; None where there is none.
+    def integer(self, key: str, value: Any = _UNREAD) -> int | None:
+        """Return the value of a key as an integer; None if there is no value.
 
         Args:
             key: The key.
-            value: Its value, where that has been read.
+            value: Its value, if it has already been read.
 
         Raises:
-            CheckpointError: It is of another kind.
+            CheckpointError: The value is not an integer.
         """
-        found = self.value(key) if value is _READ else value
-        whole = isinstance(found, int) or (isinstance(found, float) and found.is_integer())
-        if found is not None and not whole:
-            raise self._wrong(key, found, "a whole number")
-        return None if found is None else int(found)
+        number = self.value(key) if value is _UNREAD else value
+        whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+        if number is not None and not whole:
+            raise self._wrong(key, number, "a whole number")
+        return None if number is None else int(number)
 
     def number(self, key: str) -> float | None:
-        """The value of a key that is a number; None where there is none.
+        """Return the value of a key as a float; None if there is no value.
 
         Raises:
-            CheckpointError: It is of another kind.
+            CheckpointError: The value is not a number.
         """
-        found = self.value(key)
-        if found is None:
+        value = self.value(key)
+        if value is None:
             return None
         try:
-            return float(found)
+            return float(value)
         except (OverflowError, TypeError, ValueError):
-            raise self._wrong(key, found, "a number") from None
+            raise self._wrong(key, value, "a number") from None
 
     def listed(self, key: str) -> list[Any] | None:
-        """The value of a key that is a list; None where there is none.
+        """Return the value of a key as a list; None if there is no value.
 
         Raises:
-            CheckpointError: It is of another kind, or so is the mapping that holds it.
+            CheckpointError: The value is not a list, or its parent is not a mapping.
         """
-        found = self.value(key)
+        value = self.value(key)
         outer, _, inner = key.partition(".")
         if inner and not isinstance(self.config.get(outer, {}), Mapping):
             raise self._wrong(outer, self.config[outer], "a mapping")
-        if found is not None and not isinstance(found, list | tuple):
-            raise self._wrong(key, found, "a list")
-        return None if found is None else list(found)
+        if value is not None and not isinstance(value, list | tuple):
+            raise self._wrong(key, value, "a list")
+        return None if value is None else list(value)
 
     def _wrong(self, key: str, value: object, kind: str) -> CheckpointError:
         return CheckpointError(f"{self.where}: {key} is {value!r:.200}, not {kind}")
 
     def entries(self, key: str) -> list[Any]:
-        """The entry of each layer in a list, none where the type has no such list after all.
+        """Return the entry of each layer in a per-layer list; empty if the config has no such list.
 
         Raises:
-            RefusedError: There are fewer entries than layers.
+            RefusedError: The list has fewer entries than there are layers.
         """
         entries = self.config.get(key)
         if not entries and key in self.facts.per_layer_lists:
@@ -131,17 +131,17 @@ class SourceConfig:
 
 
 def place(source: SourceConfig, layout: Layout) -> Placement:
-    """Say a layout in the words of config.json.
+    """Express a layout in the keys of config.json.
 
     Args:
-        source: The only source model.
+        source: The config of the only source model.
         layout: The layers.
 
     Raises:
-        RefusedError: No config.json can say it.
+        RefusedError: No config.json can represent the layout.
     """
     facts, layers = source.facts, layout.layers
-    _check_unlike(source, layers)
+    _check_irregular(source, layers)
     sources = [layer.source for layer in layers]
     placed = _lists(source, sources)
     placed |= _indices(source, sources)
@@ -149,34 +149,34 @@ def place(source: SourceConfig, layout: Layout) -> Placement:
         listed = source.listed(key) or []
         placed[key] = [la.index + 1 for la in layers if not la.new and la.source + 1 in listed]
     placed |= _counts(source, sources)
-    for rule, *keys in facts.periodic_rules:
-        placed |= _solved(rule, keys, source, layers)
+    for kind, *keys in facts.periodic_rules:
+        placed |= _solved(kind, keys, source, layers)
     scale = source.number("scale_depth") if facts.uses_scale_depth else None
     if scale is not None:
         placed["scale_depth"] = scale * math.sqrt(len(sources) / source.depth)
-    lending, lent = source.family.indexer_sharing, _lent(source, layers)
-    if lending is not None and lent:
-        entries = enumerate(placed[lending.types_key])
-        placed[lending.types_key] = [lending.shared if i in lent else entry for i, entry in entries]
-    tail, shared = _shared_tail(source, layers)
-    return Placement(placed | tail, lent | shared)
+    rule, sharers = source.family.indexer_sharing, _indexer_sharers(source, layers)
+    if rule is not None and sharers:
+        entries = enumerate(placed[rule.types_key])
+        placed[rule.types_key] = [rule.shared if i in sharers else entry for i, entry in entries]
+    tail, kv_sharers = _shared_tail(source, layers)
+    return Placement(placed | tail, sharers | kv_sharers)
 
 
-def _check_unlike(source: SourceConfig, layers: Sequence[Layer]) -> None:
-    """The first or last layer may be built unlike all others, wherever it came from."""
+def _check_irregular(source: SourceConfig, layers: Sequence[Layer]) -> None:
+    """Check that a first or last layer with tensors of its own keeps its place."""
     for which, index, place in (("first", 0, 0), ("last", source.depth - 1, len(layers) - 1)):
         if which in source.family.irregular_layers:
             for layer in layers:
                 if (layer.source == index) != (layer.index == place):
                     raise UnsayableError(
-                        f"the {which} layer of a model of type {source.family.model_type} has "
-                        f"tensors unlike all others, so layer {index} must stay the {which} one, "
-                        "and cannot be copied"
+                        f"the {which} layer of model type {source.family.model_type} has other "
+                        f"tensors than the rest, so layer {index} must stay {which} and cannot be "
+                        "copied"
                     )
 
 
 def _lists(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
-    """What is said layer by layer."""
+    """Reorder the lists that have one entry per layer."""
     facts = source.facts
     placed: dict[str, Any] = {}
     for key in dict.fromkeys(
@@ -186,7 +186,7 @@ def _lists(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
         if entries:
             chosen = [entries[index] for index in sources]
             if key in facts.optional_per_layer_lists:
-                chosen += source.config[key][source.depth :]  # what is past the layers is of heads
+                chosen += source.config[key][source.depth :]  # later entries are of extra heads
             placed[key] = "".join(chosen) if isinstance(source.config.get(key), str) else chosen
     for key, entries_key in facts.run_length_lists.items():
         if key in source.config and entries_key in placed:
@@ -199,7 +199,7 @@ def _lists(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
 
 
 def _indices(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
-    """Which layers are of a kind, by their indices."""
+    """Update the lists that hold the indices of the layers of one kind."""
     facts = source.facts
     placed: dict[str, Any] = {}
     for base, keys in ((0, facts.layer_indices), (1, facts.layer_indices_from_1)):
@@ -222,26 +222,26 @@ def _put(placed: dict[str, Any], config: Mapping[str, Any], key: str, value: obj
 
 
 def _counts(source: SourceConfig, sources: Sequence[int]) -> dict[str, int]:
-    """How many layers at the start are of a kind."""
+    """Update the keys that count the layers of one kind at the start."""
     facts, counts = source.facts, {}
     for key in (*facts.leading_counts, *facts.fallback_leading_counts):
         leading = key in facts.leading_counts
-        most = source.integer(key) if leading else source.integer(key, source.config.get(key))
-        if most is None:
+        before = source.integer(key) if leading else source.integer(key, source.config.get(key))
+        if before is None:
             continue
-        of_a_kind = [source < most for source in sources]
-        count = sum(of_a_kind)
-        if all(of_a_kind[:count]):
+        counted = [index < before for index in sources]
+        count = sum(counted)
+        if all(counted[:count]):
             # A count past the last layer stays past it.
-            counts[key] = count if count < len(sources) else max(most, count)
+            counts[key] = count if count < len(sources) else max(before, count)
         elif leading:
             raise UnsayableError(
-                f"{key} counts layers at the start, and they would stand elsewhere"
+                f"{key} counts layers at the start, but they would no longer be at the start"
             )
     return counts
 
 
-# Whether a rule holds for layer i, from the numbers that place it.
+# Whether a rule holds for layer i, given the values of its keys.
 _RULES: Mapping[str, Callable[..., bool]] = {
     "offset": lambda i, period, offset: i % period == offset,
     "span": lambda i, interval, start, end: (i + 1) % interval == 0 and start <= i <= end,
@@ -253,13 +253,13 @@ _RULES: Mapping[str, Callable[..., bool]] = {
 def _solved(
     rule: str, keys: Sequence[str], source: SourceConfig, layers: Sequence[Layer]
 ) -> dict[str, int]:
-    """Numbers with which a rule holds for the layers that it held for."""
+    """Find new values for a periodic rule, so that it holds for the same layers as before."""
     holds, given = _RULES[rule], [source.integer(key) for key in keys]
     numbers = [number for number in given if number is not None]
     if len(numbers) < len(keys) or numbers == [0]:
         return {}
     if numbers[0] < 1:
-        raise CheckpointError(f"{source.where}: {keys[0]} is {numbers[0]}, not a distance")
+        raise CheckpointError(f"{source.where}: {keys[0]} is {numbers[0]}, not a positive number")
     if rule == "span" and numbers[2] < 0:
         numbers[2] = source.depth - 1
     chosen = {index for index in range(source.depth) if holds(index, *numbers)}
@@ -268,13 +268,13 @@ def _solved(
         if {i for i in range(len(layers)) if holds(i, *candidate)} == wanted:
             return dict(zip(keys, candidate, strict=True))
     raise UnsayableError(
-        f"by {', '.join(keys)} layers are placed at regular distances, which the new ones break"
+        f"{', '.join(keys)} require regular distances between layers, which the new layers break"
     )
 
 
 def _wanted(rule: str, chosen: set[int], depth: int, layers: Sequence[Layer]) -> set[int]:
     if rule in ("block", "halving"):
-        # A boundary lies at the original, however many copies stand before it.
+        # A boundary stays at the original layer, no matter how many copies precede it.
         place = {layer.source: layer.index for layer in layers if not layer.new}
         place[depth] = len(layers)
         if rule == "block":
@@ -292,30 +292,33 @@ def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[in
     return ((size, offset) for size, offset in product(sizes, repeat=2) if offset < size)
 
 
-def _lent(source: SourceConfig, layers: Sequence[Layer]) -> frozenset[int]:
-    """The identities that would compute for originals that use what an earlier layer computed."""
-    lending = source.family.indexer_sharing
-    entries = source.entries(lending.types_key) if lending else []
-    if lending is None or not entries:
+def _indexer_sharers(source: SourceConfig, layers: Sequence[Layer]) -> frozenset[int]:
+    """Return the identities that must share an indexer result instead of computing one.
+
+    An original that reuses the result of an earlier layer would otherwise get that of the identity.
+    """
+    rule = source.family.indexer_sharing
+    entries = source.entries(rule.types_key) if rule else []
+    if rule is None or not entries:
         return frozenset()
-    found = set()
-    awaited = False
+    sharers = set()
+    needed = False
     for layer in reversed(layers):
         identity = is_identity(layer, source.family)
-        if entries[layer.source] == lending.full:
-            if awaited and identity:
-                found.add(layer.index)
+        if entries[layer.source] == rule.full:
+            if needed and identity:
+                sharers.add(layer.index)
             else:
-                awaited = False
+                needed = False
         elif not identity:
-            awaited = True
-    return frozenset(found)
+            needed = True
+    return frozenset(sharers)
 
 
 def _shared_tail(
     source: SourceConfig, layers: Sequence[Layer]
 ) -> tuple[dict[str, int], frozenset[int]]:
-    """How many last layers share keys and values now, and which of them are copies of sharers."""
+    """Count the last layers that share keys and values, and list the new layers made to share."""
     rule, family = source.family.kv_sharing, source.family
     count = (source.integer(rule.count_key) or 0) if rule else 0
     if rule is None or not count:
@@ -343,7 +346,7 @@ def _shared_tail(
     lending = {kinds[layer.source]: layer for layer in layers[:tail]}
     wrong = [layer for layer in layers[:tail] if layer.source >= first]
     if any(is_identity(layer, family) for layer in layers):
-        # Whatever stands last before the sharers lends to them, and only an original may.
+        # Sharers use the last layer of their kind before them, which must be the original.
         wrong += [
             lending[kind]
             for kind, lender in lenders.items()
@@ -351,8 +354,8 @@ def _shared_tail(
         ]
     for layer in wrong:
         raise UnsayableError(
-            f"{rule.count_key} counts the last layers, which use keys and values of layers "
-            f"{' and '.join(map(str, sorted(lenders.values())))}; a copy of layer {layer.source} "
-            f"cannot stand where the new layer {layer.index} would"
+            f"{rule.count_key} counts the last layers, which use the keys and values of layers "
+            f"{' and '.join(map(str, sorted(lenders.values())))}, so layer {layer.index} of the "
+            f"result cannot be a copy of layer {layer.source}"
         )
     return {rule.count_key: len(layers) - tail}, frozenset(kv_sharing_layers)

@@ -1,4 +1,4 @@
-"""Public model names: the Hub id where it is known, never a local path."""
+"""Name the source models in OUT: by their Hub id if it is known, never by a local path."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mergekit_interleave.errors import DirectiveError
 
 @dataclass(frozen=True)
 class PublicNames:
-    """Public names of the source models.
+    """The public names of the source models; never a local path.
 
     Attributes:
-        origins: The Hub id and commit of each model, those that are known.
+        origins: The Hub id and commit of each model for which they are known.
         names: The public name of each model.
     """
 
@@ -33,10 +33,10 @@ class PublicNames:
 
         Args:
             checkpoints: The source models.
-            base_model: The Hub id of the only source model, where the user states it.
+            base_model: The Hub id of the only source model, if the user gives it.
 
         Raises:
-            DirectiveError: It is no Hub id, or there are several models.
+            DirectiveError: `base_model` is not a Hub id, or there are several models.
         """
         stated = None if base_model is None else _stated(base_model, checkpoints)
         origins: dict[ModelRef, ModelPath] = {}
@@ -45,24 +45,26 @@ class PublicNames:
         for ref, checkpoint in checkpoints.items():
             known = checkpoint.hub_origin
             if stated and known and stated.path != known.path:
-                raise DirectiveError(f"--base-model: {checkpoint.path} is {known.path}")
+                raise DirectiveError(
+                    f"--base-model: {checkpoint.path} was downloaded from {known.path}"
+                )
             origin = stated or known or (None if checkpoint.is_local else ref.model)
             if origin is not None:
                 origins[ref] = origin
-            place = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - a link has its own name
+            place = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - keeps the name of a link
             if checkpoint.is_local and place not in directories:
                 directories[place] = origin or _unused(place.name, directories)
             names[ref] = stated or (directories[place] if checkpoint.is_local else ref.model)
         return cls(origins, names)
 
     def __call__(self, ref: ModelRef) -> object:
-        """The model as mergekit's YAML names it, a LoRA included."""
+        """Return the public name of a model as mergekit's YAML value, including a LoRA."""
         model = self._model(ref)
         lora = None if ref.lora is None else _without_path(ref.lora)
         return ModelRef(model, lora, ref.override_architecture).to_yaml()
 
     def title(self, ref: ModelRef) -> str:
-        """The model as a card names it: its revision only beside another revision of it."""
+        """Return the name of a model in a card; with its revision if there are several."""
         model = self._model(ref)
         alike = {name.revision for name in self.names.values() if name.path == model.path}
         lora = None if ref.lora is None else _without_path(ref.lora)
@@ -76,35 +78,35 @@ class PublicNames:
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
     path, _, revision = base_model.partition("@")
     if "/" not in path or not is_hub_id(path):
-        raise DirectiveError(f"--base-model: {base_model!r} is no Hub id of the form org/name")
+        raise DirectiveError(f"--base-model: {base_model!r} is not a Hub id of the form org/name")
     if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
         raise DirectiveError(
             "--base-model: there are several source models",
-            hint="they are called by their Hub ids, or by their directories' names",
+            hint="leave it out: they are named by their Hub ids or directory names",
         )
     return ModelPath(path, revision or None)
 
 
 def _unused(name: str, directories: Mapping[Path, ModelPath]) -> ModelPath:
-    """A directory's own name, numbered where another one has it already."""
+    """Return the name of a directory, with a number if the name is already in use."""
     taken = sum(place.name == name for place in directories)
     return ModelPath(f"{name}~{taken + 1}" if taken else name)
 
 
 def titled(ref: ModelRef, *, revision: bool) -> str:
-    """A model as text, with or without its revision."""
+    """Return the display name of a model, with or without its revision."""
     name = str(ref.model) if revision else ref.model.path
     return f"{name}+{ref.lora.path}" if ref.lora else name
 
 
 def without_path(ref: ModelRef) -> object:
-    """A model as mergekit's YAML names it, where only its name is known."""
+    """Return a model as mergekit's YAML value, without local paths; it need not be opened."""
     lora = None if ref.lora is None else _without_path(ref.lora)
     return ModelRef(_without_path(ref.model), lora, ref.override_architecture).to_yaml()
 
 
 def _without_path(model: ModelPath) -> ModelPath:
-    """The last part of a path, of this or another machine; a Hub id stays as it is."""
+    """Return the last part of a path of this or another machine; a Hub id stays as it is."""
     if is_directory_or_file(model.path):
         return ModelPath(Path(model.path).resolve().name)
     if is_hub_id(model.path):

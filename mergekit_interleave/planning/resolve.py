@@ -1,6 +1,6 @@
-"""Resolve a directive: open its models, expand its layers, and derive the edit of each.
+"""Resolve a directive: open its models, expand its layers, and derive the edit of each layer.
 
-Every command starts here. Models are read only as far as the directive needs them.
+Every command starts here. Only the parts of a model that the directive needs are read.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Expansion:
     Attributes:
         directive: What the user asked for, with the model filled in.
         layout: The layers.
-        sources: The opened models; those that cannot be read and are not needed are left out.
+        sources: The opened models, without those that cannot be read and are not needed.
         modules: See `mergekit_yaml.to_document`.
-        warnings: What to beware of, one sentence each.
+        warnings: The warnings, one sentence each.
     """
 
     directive: Directive
@@ -55,13 +55,13 @@ class Expansion:
 
     @property
     def base(self) -> ModelRef:
-        """The model that gives config, tokenizer and small files."""
+        """The model that config, tokenizer and small files are taken from."""
         stated = self.directive.mergekit.get("base_model")
         return self.layout.models[0] if stated is None else parse_model(stated, "base_model")
 
     @property
     def first(self) -> Checkpoint | None:
-        """The model of the first layer, where it could be opened."""
+        """The model of the first layer, or None if it could not be opened."""
         return self.sources.get(self.layout.models[0])
 
     @property
@@ -71,7 +71,7 @@ class Expansion:
 
 
 def models_for(directive: Directive, models: Models) -> Models:
-    """The models as a directive may use them: where it states the depth, the network is not asked.
+    """Return the models, without network access if the directive states the depth.
 
     Args:
         directive: What the user asked for.
@@ -92,12 +92,12 @@ def resolve(
     Args:
         directive: What the user asked for.
         models: Opens the models.
-        strict: Refuse a model that cannot be read or whose type is not known. Otherwise the
-            directive is believed, and Llama's names are assumed.
-        allow_non_identity: Accept names to zero that leave a residual writer as it is.
+        strict: Refuse a model that cannot be read or whose type is unknown. Otherwise the
+            directive is not checked against it, and Llama's tensor names are assumed.
+        allow_non_identity: Accept a `zero` list that does not zero all residual writers.
 
     Raises:
-        DirectiveError: The directive asks for nothing, or no model can be found.
+        DirectiveError: The directive has no growth line, or no model can be found.
         CheckpointError: The depth is needed and the model cannot be read.
         LayoutError: The directive does not fit the model.
     """
@@ -120,10 +120,10 @@ def resolve(
 
 
 class _Opener:
-    """Opens the models of a directive, each once.
+    """Opens each model of a directive once.
 
     Attributes:
-        opened: Those that could be opened.
+        opened: The models that could be opened.
     """
 
     def __init__(self, directive: Directive, models: Models, warn: Warn, *, strict: bool) -> None:
@@ -133,23 +133,23 @@ class _Opener:
         self._depths: dict[ModelRef, int | None] = {}
 
     def depth_for_growth(self, model: ModelRef) -> int | None:
-        """Open a model of a growth line: its number of layers, None where that is not needed."""
+        """Open a model of a growth line and return its depth; None if unknown and not needed."""
         needed, stated = _needs_depth(self._directive, model), self._directive.layers
 
         def failed(error: CheckpointError) -> None:
             if needed and stated is None:
-                way_out = "`gen --layers N` does without it"
-                if way_out not in (error.hint or ""):
-                    error.hint = f"{error.hint}; {way_out}" if error.hint else way_out
+                remedy = "`gen --layers N` works without the model"
+                if remedy not in (error.hint or ""):
+                    error.hint = f"{error.hint}; {remedy}" if error.hint else remedy
                 raise error
-            how = "depth is taken as stated" if stated else "ranges are not checked"
-            self.warn(f"{error}; its {how}")
+            result = "depth is not checked" if stated else "ranges are not checked"
+            self.warn(f"{error}; its {result}")
 
         self.open(model, failed)
         return self._depth(model, needed=needed)
 
     def depth_for_slices(self, model: ModelRef) -> int | None:
-        """Open a model of a mergekit config: its number of layers, None where it is not known."""
+        """Open a model of a mergekit config and return its depth; None if unknown."""
 
         def failed(error: CheckpointError) -> None:
             self.warn(f"{error}; its ranges are not checked")
@@ -172,10 +172,10 @@ class _Opener:
 
         Args:
             model: The model.
-            failed: Called with the error where it cannot be opened, unless that is refused.
+            failed: Called with the error if the model cannot be opened and `strict` is off.
 
         Raises:
-            CheckpointError: It cannot be opened, and that is refused.
+            CheckpointError: The model cannot be opened and `strict` is on.
         """
         if self.strict:
             self.opened[model] = self._models.open(model)
@@ -186,11 +186,11 @@ class _Opener:
             self.opened[model] = checkpoint
 
     def _depth(self, model: ModelRef, *, needed: bool) -> int | None:
-        """The number of layers of a model; None where it is not known and not needed.
+        """Return the number of layers of a model; None if it is unknown and not needed.
 
         Raises:
-            CheckpointError: Its config states none, and it is needed.
-            LayoutError: The directive states another one.
+            CheckpointError: The number is needed, but the config does not state it.
+            LayoutError: The directive states another number.
         """
         stated, checkpoint = self._directive.layers, self.opened.get(model)
         if checkpoint is None:
@@ -203,16 +203,16 @@ class _Opener:
             return stated
         if stated not in (None, depth):
             raise LayoutError(
-                f"layers: {stated} is stated, but the config of {model} says {depth}",
-                hint="leave it out: the depth is read from config.json",
+                f"layers: {stated} is given, but {model} has {depth} layers",
+                hint="leave `layers` out: the depth is read from config.json",
             )
         return depth
 
 
 def _grown(directive: Directive, opener: _Opener, *, allow_non_identity: bool) -> Layout:
-    """The layers of a growth line."""
+    """Return the layers of a growth line, with their edits."""
     if directive.growth is None:
-        raise TypeError("_completed fills it in")
+        raise TypeError("a growth line is required")
     depths = {model: opener.depth_for_growth(model) for model in _sources(directive)}
     edits = Edits(opener.opened, opener.warn)
     rule, scale = directive.zero_rule, directive.scale or ()
@@ -230,11 +230,11 @@ def _grown(directive: Directive, opener: _Opener, *, allow_non_identity: bool) -
         apply_to=directive.apply_to or COPIES,
         step_edit=lambda step, layer: edits.of(layer, step.zero or NONE, step.scale),
     )
-    asked = directive.scale or directive.zero not in (None, NONE)
-    if asked and not edited:
+    has_edits = directive.scale or directive.zero not in (None, NONE)
+    if has_edits and not edited:
         raise LayoutError(
-            "zero, scale: there is no new layer to which they would apply",
-            hint="a step of `layout:` has its own `zero` and `scale`",
+            "zero, scale: there is no new layer to apply them to",
+            hint="set `zero` and `scale` in a step of `layout:`",
         )
     try:
         edits.check(layout, directive, allow_non_identity=allow_non_identity)
@@ -248,14 +248,14 @@ def _grown(directive: Directive, opener: _Opener, *, allow_non_identity: bool) -
 
 
 def _sources(directive: Directive) -> tuple[ModelRef, ...]:
-    """The models that a directive takes layers of."""
-    own = (directive.model,) if directive.needs_model and directive.model is not None else ()
+    """Return the models that a directive takes layers from."""
+    default = (directive.model,) if directive.needs_model and directive.model is not None else ()
     named = directive.growth.models if isinstance(directive.growth, Stack) else ()
-    return tuple(dict.fromkeys((*own, *named)))
+    return tuple(dict.fromkeys((*default, *named)))
 
 
 def _completed(directive: Directive) -> Directive:
-    """The directive with its model found, and with interleave.yml read where it is needed."""
+    """Complete a directive: find its model, and read interleave.yml if it has no growth line."""
     if directive.growth is None and os.path.isfile(PROJECT_FILE):
         directive = directives.load_file(Path(PROJECT_FILE)).replaced_by(directive)
     if isinstance(directive.growth, ExplicitSlices):
@@ -269,20 +269,23 @@ def _completed(directive: Directive) -> Directive:
     if directive.growth is None:
         raise DirectiveError(
             "nothing to do: no growth line",
-            hint="for example `--every 4`, `--repeat 8:24`, or a directive 'interleave: every 4'",
+            hint="add one, for example `--every 4`, `--repeat 8:24` or `interleave: every 4`",
         )
     directive.check()
     if not directive.needs_model:
         if directive.model is not None:
             raise DirectiveError(
-                "model: the layout names a model for each of its steps", hint="leave it out"
+                "model: each step of the layout already names a model", hint="leave it out"
             )
         return directive
     return directive if directive.model is not None else _implicit_model().replaced_by(directive)
 
 
 def _implicit_model() -> Directive:
-    """What names the model where the directive does not; interleave.yml with all that it says."""
+    """Return a directive that names the model: from the environment, the directory or a file.
+
+    All keys of interleave.yml apply, except its growth line.
+    """
     named = os.environ.get(MODEL_VARIABLE)
     if named:
         return Directive(model=parse_model(named, MODEL_VARIABLE))
@@ -294,9 +297,9 @@ def _implicit_model() -> Directive:
         if project.model is not None:
             return dataclasses.replace(project, growth=None)
     raise DirectiveError(
-        "no model: the directive names none",
-        hint=f"write `model:` in it, use --model, set {MODEL_VARIABLE}, start in a model's "
-        f"directory, or name the model in {PROJECT_FILE} there",
+        "no model: the directive does not name one",
+        hint=f"add `model:`, pass --model, set {MODEL_VARIABLE}, run in a model directory, or "
+        f"name the model in {PROJECT_FILE}",
     )
 
 
@@ -311,7 +314,7 @@ def _needs_depth(directive: Directive, model: ModelRef) -> bool:
 def _explicit(
     directive: Directive, growth: ExplicitSlices, opener: _Opener
 ) -> tuple[Directive, Layout]:
-    """The layers of a mergekit config; --model replaces its only model everywhere."""
+    """Return the layers of a mergekit config; --model replaces its only model everywhere."""
     layout = mergekit_yaml.from_document(growth.document, opener.depth_for_slices)
     if directive.model is not None:
         if len(layout.models) > 1:
@@ -338,11 +341,11 @@ def _explicit(
 
 
 def _check_modules(document: Mapping[str, object], checkpoint: Checkpoint | None) -> None:
-    """Modules beside the one that is grown are passed on whole, so they must be stated whole."""
+    """Check that the other modules, which are passed on unchanged, are complete."""
     known = checkpoint.modules if checkpoint else {}
     for name, count in mergekit_yaml.other_modules(document).items():
         if known and known.get(name) != count:
             raise RefusedError(
-                f"modules.{name}: [0, {count}] is not all of it; only {mergekit_yaml.GROWN} can "
-                "be changed"
+                f"modules.{name}: [0, {count}] is not the whole module; only "
+                f"{mergekit_yaml.GROWN} can be changed"
             )

@@ -1,8 +1,8 @@
-"""Check that the class of the result builds each layer as it builds that layer's source.
+"""Check that the model class builds each layer of the result like the layer's source.
 
-A config can state a layout that the class does not build: one kind of layer where the weights are
-of another, or a tensor that only the first or last layer has. Both models are built without memory
-and compared layer by layer.
+The class may build other layers than the weights are for: another kind of layer, or a tensor that
+only the first or last layer has. Both models are built on the meta device and compared layer by
+layer.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def check(
         base: The only source model.
         layout: The layers of the result.
         out: A directory that holds the new config.json.
-        kv_sharing_layers: The indices of the new layers that lack what they use of others.
+        kv_sharing_layers: The indices of the new layers that reuse a result of an earlier layer.
 
     Raises:
-        UnsayableError: A layer would be built unlike its source.
+        UnsayableError: The class would build a layer differently from its source.
     """
     family = base.require_family()
-    lacking = [
+    absent = [
         n
         for rule in (family.indexer_sharing, family.kv_sharing)
         if rule
@@ -52,31 +52,31 @@ def check(
         )
     if not grown:
         raise RefusedError(
-            f"transformers would not build {len(layout)} layers from the new config.json"
+            f"transformers does not build {len(layout)} layers from the new config.json"
         )
     for stack in grown:
         for layer in layout.layers:
-            without = lacking if layer.index in kv_sharing_layers else []
-            # A class may tie what only one layer has stored to all of them.
-            own = family.never_copied if layer.new else ()
+            without = absent if layer.index in kv_sharing_layers else []
+            # The class may tie a tensor that only one layer stores to all layers.
+            ignored = family.never_copied if layer.new else ()
             if layer.index in kv_sharing_layers and family.kv_sharing is not None:
-                own += tuple(family.kv_sharing.widened(base.layer_config))
-            ours = _but(own, after[stack][layer.index])
-            theirs = _but((*own, *without), before[stack][layer.source])
+                ignored += tuple(family.kv_sharing.widened(base.layer_config))
+            ours = _except(ignored, after[stack][layer.index])
+            theirs = _except((*ignored, *without), before[stack][layer.source])
             if ours != theirs:
                 tensor = min(name for name, _ in ours.items() ^ theirs.items())
                 raise UnsayableError(
-                    f"{tensor} of the new layer {layer.index} would be built unlike that of layer "
-                    f"{layer.source}, its source"
+                    f"transformers would build {tensor} of layer {layer.index} differently from "
+                    f"its source, layer {layer.source}"
                 )
 
 
-def _but(
+def _except(
     parts: Collection[str], tensors: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[int, ...]]:
     return {n: shape for n, shape in tensors.items() if not any(part in n for part in parts)}
 
 
 def _stacks(path: Path, *, trusted: bool) -> Mapping[str, _Layers]:
-    """The shapes of the tensors of each layer of each stack, as the class builds them."""
+    """Return the shapes of the tensors that the class builds, by stack and layer."""
     return layer_names.by_stack(shapes(path, trusted=trusted))

@@ -1,4 +1,4 @@
-"""Suggest a directive that works, where config.json cannot represent the one that was given."""
+"""Suggest a directive that works if config.json cannot represent the given one."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mergekit_interleave.planning import grown_config, structure_check
 from mergekit_interleave.planning.edits import edit_of
 from mergekit_interleave.planning.grown_config import GrownConfig
 
-_MOST_BUILT = 6  # building a large model's layers without memory takes a second or two
+_MAX_BUILT = 6  # building a large model on the meta device takes a second or two
 
 
 def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | None:
-    """The directive nearest to the given one that the model's config.json can represent.
+    """Return the directive closest to the given one that config.json can represent, if any.
 
     Args:
         base: The model.
-        directive: What was asked for.
+        directive: The given directive.
         layout: Its layers.
     """
-    # What it warns of has been noticed before.
+    # Its warnings have already been collected.
     by_source, built = edit_of(directive.zero_rule, base, lambda _: None), 0
 
     def edit(layer: Layer) -> Edit:
@@ -42,15 +42,15 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
         except InterleaveError:
             continue
         built += 1
-        if built > _MOST_BUILT:
+        if built > _MAX_BUILT:
             break
         if _is_built(grown):
-            return yaml_io.write_inline(_said(growth, directive).to_document())
+            return yaml_io.write_inline(_with_growth(growth, directive).to_document())
     return None
 
 
-def _said(growth: Growth, directive: Directive) -> Directive:
-    """The directive with another growth line, its zeroing written out where that changes it."""
+def _with_growth(growth: Growth, directive: Directive) -> Directive:
+    """Return the directive with another growth line and the same zeroing."""
     other = Directive(growth=growth, zero=directive.zero)
     same = other.zero_rule == directive.zero_rule
     return other if same else dataclasses.replace(other, zero=directive.zero_rule)
@@ -60,7 +60,7 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
     steps = sorted(range(1, depth + 1), key=lambda step: abs(depth // step - wanted))
     every, append = map(Every, steps), map(Append, range(1, wanted + 1))
     yield from chain(append, every) if isinstance(growth, Append) else chain(every, append)
-    # Groups of layers, at the same place in each period.
+    # Groups of layers at the same place in each period.
     sizes = [size for size in range(2, depth + 1) if depth % size == 0]
     for period in sorted(sizes, key=lambda size: abs(size - 8)):
         for group in range(2, period + 1):
@@ -70,7 +70,7 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
 
 
 def _is_built(grown: GrownConfig) -> bool:
-    """Whether the class of the model builds each layer as it builds that layer's source."""
+    """Whether the model class builds each layer like the layer's source."""
     with scratch_directory() as folder:
         try:
             (folder / CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")

@@ -1,7 +1,8 @@
-"""List every tensor of the new model with the source tensor that it is made of.
+"""Map each tensor of the new model to the source tensor that it is made of.
 
-The engine is checked against this list before it writes, and its output afterwards. As in mergekit,
-tensors before the layers come from the first slice's model, those after them from the last one's.
+The plan of an engine is checked against this list before it writes, and its output afterwards. As
+in mergekit, the tensors before the layers come from the first slice, those after them from the last
+one.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from mergekit_interleave.layout.layout import Constant, Layer, Layout, Slice, co
 
 
 class Dtypes(NamedTuple):
-    """What tensors are converted to, by mergekit's names; None keeps what they have.
+    """The dtypes that tensors are converted to, by mergekit's names; None keeps the dtype.
 
     Attributes:
-        read: Once they are read: what they are multiplied in.
-        written: Before they are written.
+        read: The dtype after reading, in which tensors are multiplied.
+        written: The dtype before writing.
     """
 
     read: str | None = None
@@ -40,12 +41,12 @@ KEPT = Dtypes()
 
 @dataclass(frozen=True)
 class Packing:
-    """A tensor that holds a block for each layer, its blocks taken in another order.
+    """The order of blocks in a tensor that holds one block per layer.
 
     Attributes:
-        axis: Along which axis the blocks lie.
-        blocks: How many there are in the source.
-        order: Which of them the result has.
+        axis: The axis along which the blocks lie.
+        blocks: The number of blocks in the source.
+        order: The source blocks of the result, in order.
     """
 
     axis: int
@@ -58,19 +59,19 @@ class TensorSpec:
     """One tensor of the new model.
 
     Attributes:
-        name: Its name there.
+        name: The name in the new model.
         model: The source model.
-        source: Its name in the source.
-        tensor: The stored tensor it is made of.
-        scale: What it is multiplied by; None for a plain copy.
-        dtype: The dtype it is to have, in safetensors' spelling.
-        through: The dtype in which it is multiplied, likewise.
-        shape: The shape it is to have.
-        nbytes: The size it is to have.
-        zero: The byte that means zero where it is zeroed.
-        constant: What it is filled with.
-        packing: How its blocks are arranged.
-        layer: The index of its layer in the new model, None outside the layers.
+        source: The name in the source model.
+        tensor: The stored tensor that it is made of.
+        scale: The factor that it is multiplied by; None for a plain copy.
+        dtype: The dtype in the new model, in safetensors' spelling.
+        through: The dtype in which it is multiplied, in safetensors' spelling.
+        shape: The shape in the new model.
+        nbytes: The size in bytes in the new model.
+        zero: The byte that it is filled with if it is zeroed.
+        constant: The constant that it is filled with, if any.
+        packing: The order of its blocks, if it has one block per layer.
+        layer: The index of its layer in the new model; None outside the layers.
     """
 
     name: str
@@ -89,22 +90,22 @@ class TensorSpec:
 
     @property
     def is_computed(self) -> bool:
-        """Whether it is scaled or converted, and not to zeros."""
+        """Whether it is scaled or converted, but not zeroed."""
         return self.scale not in (None, 0, 1) or (self.scale != 0 and len(self.dtypes) > 1)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The dtypes that its numbers go through, each step of which rounds."""
+        """The dtypes that its values are converted through, in order; each step may round."""
         steps = (self.tensor.dtype, self.through, self.dtype)
         return tuple(step for step, _ in groupby(steps))
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is a tensor of the source as it stands there."""
+        """Whether it has all values of the source tensor in order, perhaps scaled or converted."""
         return self.scale != 0 and self.constant is None and self.packing is None
 
     def pieces(self) -> Iterator[Piece]:
-        """What its bytes are, in order, where they need no arithmetic."""
+        """Yield its bytes in order; only for tensors that need no arithmetic."""
         if self.constant is not None:
             yield from _filled(self.tensor, self.constant)
         elif self.scale == 0:
@@ -123,14 +124,14 @@ class ByteRange(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """The same bytes again and again."""
+    """Repeated bytes."""
 
     data: bytes
     times: int
 
     @property
     def length(self) -> int:
-        """How many bytes that makes."""
+        """The total number of bytes."""
         return len(self.data) * self.times
 
 
@@ -163,7 +164,7 @@ def _blocks(tensor: Tensor, packing: Packing) -> Iterator[ByteRange]:
 
 
 def _runs(order: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours that stay neighbours, as (first, count)."""
+    """Return the runs of consecutive blocks as (first, count)."""
     runs: list[tuple[int, int]] = []
     for block in order:
         if runs and sum(runs[-1]) == block:
@@ -183,13 +184,13 @@ def assemble(
 
     Args:
         layout: The layers.
-        checkpoints: Each of its models, all of one known family.
-        dtypes: What tensors are converted to.
-        kv_sharing_layers: The indices of the new layers that use what their original computed.
+        checkpoints: The models of the layers.
+        dtypes: The dtypes that tensors are converted to.
+        kv_sharing_layers: The indices of the new layers that reuse a result of an earlier layer.
 
     Raises:
         CheckpointError: A source has no tensors for one of the layers.
-        RefusedError: A tensor that holds no plain floats would be converted, or filled.
+        RefusedError: A tensor that does not hold plain floats would be converted or filled.
     """
     first, last = layout.slices[0], layout.slices[-1]
     before = checkpoints[first.model].outside_layers()[0]
@@ -211,29 +212,30 @@ def _layer(
     layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, kv_sharing_layers: Collection[int]
 ) -> Iterator[TensorSpec]:
     family = checkpoint.require_family()
-    lacking = family.never_copied if layer.new else ()
+    absent = family.never_copied if layer.new else ()
     for rule in (family.indexer_sharing, family.kv_sharing):
         if layer.index in kv_sharing_layers and rule is not None:
-            lacking += rule.absent_tensors
+            absent += rule.absent_tensors
     wide: Mapping[str, int] = {}
     if layer.index in kv_sharing_layers and family.kv_sharing is not None:
         wide = family.kv_sharing.widened(checkpoint.layer_config)
     for source in checkpoint.layer_tensors(layer.source):
-        if not any(name in source for name in lacking):
+        if not any(name in source for name in absent):
             spec = _spec(checkpoint, source, layer.scales, dtypes, layer)
             axis = next((axis for name, axis in wide.items() if name in source), None)
-            # The second half repeats the first: zeros there would never be trained.
+            # The second half repeats the first, because zeros there would get no gradients.
             yield spec if axis is None else _packed(spec, Packing(axis, 1, (0, 0)))
 
 
 def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> None:
-    """Where it is not known which tensors come before the layers, all must be scaled alike."""
+    """Check that first and last slice scale alike, if the tensors before the layers are unknown."""
     for name in outside:
         one, other = (scale_of(name, spec.scales) for spec in (first, last))
         if (1 if one is None else one) != (1 if other is None else other):
             raise RefusedError(
-                f"a scale of the first or last slice would reach {name}, which belongs to no layer",
-                hint="name the tensors of the layers in `filter`",
+                f"a scale of the first or last slice also applies to {name}, which is outside the "
+                "layers",
+                hint="restrict the scale to tensors of the layers with `filter`",
             )
 
 
@@ -263,7 +265,7 @@ def _spec(
     dtypes: Dtypes,
     layer: Layer | None = None,
 ) -> TensorSpec:
-    """A tensor of a source, as it is outside the layers or in one of them."""
+    """Return the spec of a source tensor, in a layer or outside the layers."""
     tensor = checkpoint.tensors[source]
     through, written = _converted(tensor, source, dtypes)
     scale = scale_of(source, scales)
@@ -271,8 +273,8 @@ def _spec(
         raise RefusedError(f"{source} is stored as {tensor.dtype}, which cannot be scaled")
     zero = 0
     if scale == 0:
-        found = quantization_of(checkpoint.config).zero_byte(source, tensor, checkpoint.tensors)
-        scale, zero = (None, 0) if found is None else (0, found)
+        byte = quantization_of(checkpoint.config).zero_byte(source, tensor, checkpoint.tensors)
+        scale, zero = (None, 0) if byte is None else (0, byte)
     return TensorSpec(
         name=source if layer is None else checkpoint.renamed(source, layer.index),
         model=checkpoint.ref,
@@ -301,19 +303,21 @@ def _constant(source: str, tensor: Tensor, layer: Layer) -> Constant | None:
         try:
             _dtypes.encode(tensor.dtype, constant.value)
         except (OverflowError, struct.error) as error:
-            raise RefusedError(f"fill: {constant.value:g} is no {tensor.dtype}") from error
+            raise RefusedError(
+                f"fill: {source}: {constant.value:g} is out of range for {tensor.dtype}"
+            ) from error
         rows = tensor.shape[0] if tensor.shape else 1
         filled = rows - (constant.after or 0) if constant.square is None else constant.square**2
         if not 0 <= filled <= rows:
-            raise RefusedError(f"fill: {source} has {rows} rows, and {filled} are to be filled")
+            raise RefusedError(f"fill: {source} has {rows} rows, but {filled} would be filled")
     return constant
 
 
 def _packed(spec: TensorSpec, packing: Packing) -> TensorSpec:
     if spec.shape[packing.axis] % packing.blocks:
         raise RefusedError(
-            f"{spec.source} is {list(spec.shape)}, which holds no block for each of "
-            f"{packing.blocks} layers"
+            f"{spec.source} has shape {list(spec.shape)}, which cannot be divided into a block for "
+            f"each of {packing.blocks} layers"
         )
     shape = list(spec.shape)
     shape[packing.axis] = shape[packing.axis] // packing.blocks * len(packing.order)
@@ -322,12 +326,12 @@ def _packed(spec: TensorSpec, packing: Packing) -> TensorSpec:
 
 
 def _converted(tensor: Tensor, name: str, dtypes: Dtypes) -> tuple[str, str]:
-    """What a tensor is multiplied in, and what it is to be, in safetensors' spelling."""
+    """Return the dtypes in which a tensor is multiplied and written, in safetensors' spelling."""
     wanted = dtypes.written or dtypes.read
     if wanted is not None and not _dtypes.is_float(tensor.dtype):
         raise RefusedError(
-            f"dtype: {name} is stored as {tensor.dtype}, which {wanted} cannot stand for",
-            hint="leave `dtype` out: every tensor then keeps its own",
+            f"dtype: {name} is stored as {tensor.dtype}, which cannot be converted to {wanted}",
+            hint="leave `dtype` out: every tensor then keeps its dtype",
         )
     through = _dtypes.NAMED[dtypes.read].stored if dtypes.read else tensor.dtype
     return through, _dtypes.NAMED[dtypes.written].stored if dtypes.written else through

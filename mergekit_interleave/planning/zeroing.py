@@ -1,6 +1,6 @@
-"""Make a new layer an identity, and tell whether a layer is one. Pure.
+"""Make new layers identities, and detect identities. Pure.
 
-An identity passes its input on unchanged: nothing that it adds to the residual stream is not zero.
+An identity passes its input on unchanged: it adds only zeros to the residual stream.
 """
 
 from __future__ import annotations
@@ -16,24 +16,26 @@ from mergekit_interleave.layout.layout import Constant, Edit, Layer, Layout, con
 
 
 def projections_edit(family: Family, setting: Callable[[str], int]) -> Edit:
-    """Zero the residual writers, and fill what must be filled besides.
+    """Return the edit that zeroes the residual writers and fills the required constants.
 
     Args:
         family: The model's family.
-        setting: Gives the whole number that its config states under a key.
+        setting: Returns the integer that its config has under a key.
     """
     return Edit(zeroed_scales(family.residual_writers), _constants(family, setting))
 
 
 def gains_edit(family: Family, setting: Callable[[str], int]) -> Edit:
-    """Close the norms that follow the projections; the projections stay as they are.
+    """Return the edit that makes the norms after the projections output zero.
+
+    The projections keep their values.
 
     Args:
-        family: The model's family; it has such norms.
-        setting: Gives the whole number that its config states under a key.
+        family: The model's family, which has such norms.
+        setting: Returns the integer that its config has under a key.
     """
     if family.output_norms is None:
-        raise TypeError("the family has no such norms")
+        raise TypeError("the family has no norms after its projections")
     names, value = family.output_norms.all_names, family.output_norms.closed_value
     constants = _constants(family, setting)
     if value == 0:
@@ -54,13 +56,13 @@ def _constants(family: Family, setting: Callable[[str], int]) -> tuple[Constant,
 
 
 def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) -> list[str]:
-    """List what keeps a layer from being an identity; nothing where it is one.
+    """List the tensors that keep a layer from being an identity; empty if it is one.
 
     Args:
-        edit: What is done to the layer.
+        edit: The edit of the layer.
         family: The model's family.
-        tensors: The names of the layer's tensors. Where they are not known, the parts of names that
-            the family has stand for them.
+        tensors: The names of the layer's tensors. If there are none, the substrings in the family
+            are used instead.
     """
     norms, by_name = family.output_norms, not tensors
     if by_name:
@@ -99,14 +101,14 @@ def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) 
 
 
 def is_identity(layer: Layer, family: Family, tensors: Collection[str] = ()) -> bool:
-    """Whether a layer is a new one that passes its input on unchanged.
+    """Whether a layer is new and passes its input on unchanged.
 
     Args:
         layer: The layer.
         family: The family of its model.
-        tensors: The names of its tensors, where they are known.
+        tensors: The names of its tensors, if they are known.
     """
-    # Of an unknown type the writers are not known: what the user zeroed is believed, and measured.
+    # The residual writers of an unknown type are unknown: its result is measured instead.
     if tensors and family.is_unknown and layer.zeroed:
         return True
     return layer.new and bool(layer.edit) and not unzeroed_writers(layer.edit, family, tensors)
@@ -117,12 +119,12 @@ def identities(
     family_of: Callable[[ModelRef], Family],
     tensors_of: Callable[[Layer], Collection[str]] = lambda _: (),
 ) -> frozenset[int]:
-    """The indices of the new layers that pass their input on unchanged.
+    """Return the indices of the new layers that pass their input on unchanged.
 
     Args:
         layout: The layers.
-        family_of: Gives the family of a model.
-        tensors_of: Gives the names of the tensors of a layer, where they are known.
+        family_of: Returns the family of a model.
+        tensors_of: Returns the names of the tensors of a layer; empty if they are unknown.
     """
     return frozenset(
         layer.index
@@ -132,7 +134,7 @@ def identities(
 
 
 def closes_gains(edit: Edit, family: Family) -> bool:
-    """Whether an edit closes the norms that follow the projections."""
+    """Whether an edit makes the norms after the projections output zero."""
     names = family.output_norms.names if family.output_norms else ()
     return any(
         constant_of(name, edit.constants) or scale_of(name, edit.scales) == 0 for name in names
@@ -140,9 +142,9 @@ def closes_gains(edit: Edit, family: Family) -> bool:
 
 
 def dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
-    """The tensors that an edit zeroes although they are no residual writers.
+    """Return the tensors that an edit zeroes although they are not residual writers.
 
-    Two zeros in a row give each other no gradient.
+    Two consecutive zeroed weights get no gradients.
     """
     kept = family.residual_writers + (family.output_norms.all_names if family.output_norms else ())
     return [
@@ -153,12 +155,12 @@ def dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> list[s
 
 
 def check_names(names: Iterable[str], tensors: Collection[str], family: Family | None) -> None:
-    """Check that each name that is zeroed matches a tensor of the layer.
+    """Check that each zeroed name matches a tensor of the source layers.
 
     Args:
         names: The names as the user wrote them.
         tensors: The names of all tensors of the source layers.
-        family: The model's family, if it is known, for the hint.
+        family: The model's family for the hint, or None if it is unknown.
 
     Raises:
         LayoutError: A name matches no tensor.
@@ -174,39 +176,39 @@ def check_names(names: Iterable[str], tensors: Collection[str], family: Family |
 
 
 def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None:
-    """Check that an edit which zeroes something makes its layer an identity.
+    """Check that an edit that zeroes tensors makes its layer an identity.
 
     Args:
-        edit: What is done to a new layer.
-        tensors: The names of the tensors of its source layer; none where they are not at hand,
-            and the names are compared with the family's instead.
+        edit: The edit of a new layer.
+        tensors: The names of the tensors of its source layer. If there are none, the substrings in
+            the family are used instead.
         family: The model's family.
 
     Raises:
-        LayoutError: A residual writer is left standing.
+        LayoutError: A residual writer is not zeroed.
     """
     names = _zeroed_names(edit.scales)
-    left = unzeroed_writers(edit, family, tensors)
-    if names and left:
+    remaining = unzeroed_writers(edit, family, tensors)
+    if names and remaining:
         raise LayoutError(
-            f"zero: [{', '.join(names)}] does not zero {_within_layer(left)[0]}, "
+            f"zero: [{', '.join(names)}] does not zero {_within_layer(remaining)[0]}, "
             "so the new layers would not be identities",
-            hint=f"{_right_list(family)}, or --allow-non-identity to insist",
+            hint=f"{_right_list(family)}, or pass --allow-non-identity",
         )
 
 
 def check_outside(scales: Scales, tensors: Collection[str]) -> None:
-    """Check that scales for layers touch nothing outside them.
+    """Check that scales for layers change no tensor outside the layers.
 
-    mergekit gives the embeddings the scales of the first slice, and the final norm and the head
-    those of the last.
+    mergekit applies the scales of the first slice to the embeddings, and the scales of the last
+    slice to the final norm and the head.
 
     Args:
-        scales: Those of the slice.
-        tensors: The names of the tensors before the layers, or of those after them.
+        scales: The scales of the slice.
+        tensors: The names of the tensors before or after the layers.
 
     Raises:
-        LayoutError: A scale would change one of these.
+        LayoutError: A scale would change one of the tensors.
     """
     for tensor in tensors:
         scale = next((scale for scale in scales if scale.matches(tensor)), None)
@@ -214,7 +216,7 @@ def check_outside(scales: Scales, tensors: Collection[str]) -> None:
             word = "zero" if scale.value == 0 else "scale"
             name = repr(scale.filter) if scale.filter else "a factor for all tensors"
             raise LayoutError(
-                f"{word}: {name} also matches {tensor}, which belongs to no layer",
+                f"{word}: {name} also matches {tensor}, which is outside the layers",
                 hint="write a longer part of the name, such as self_attn.o_proj",
             )
 

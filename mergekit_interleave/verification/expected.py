@@ -26,7 +26,7 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expa
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
-ORIGINAL = "original layers and tensors outside the layers, which only the base can confirm (--against)"
+ORIGINAL = "original layers and tensors outside the layers, which only --against BASE can check"
 ROUNDED = "computed from numbers that are not stored"
 
 

@@ -182,8 +182,8 @@ def test_scales_that_reach_the_embeddings_of_who_knows_which_type(mk: Cli, tmp_p
     )
     result = mk("run", tmp_path / "cfg.yml", tmp_path / "out")
     assert result.status == 1
-    assert "would reach" in result.err
-    assert "belongs to no layer" in result.err
+    assert "a scale of the first or last slice" in result.err
+    assert "outside the layers" in result.err
 
 
 @pytest.mark.parametrize("name", ["doge", "gemma2"])

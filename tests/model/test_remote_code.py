@@ -114,4 +114,4 @@ def test_strange_layers_are_not_taken_for_llamas(mk: Cli, odd: Path, tmp_path: P
     for command in (["gen"], ["run", tmp_path / "out", "--trust-remote-code"]):
         result = mk(*command[:1], "interleave: every 2", *command[1:], "--model", odd)
         assert result.status == 1
-        assert "model.layers.1.mlp.extra_proj.weight is no tensor of a Llama's" in result.err
+        assert "model.layers.1.mlp.extra_proj.weight" in result.err
