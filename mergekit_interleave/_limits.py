@@ -1,6 +1,6 @@
-"""Limits that keep a slip from filling memory or disk."""
+"""Limits that keep a typo from filling memory or disk."""
 
 from __future__ import annotations
 
 MAX_LAYERS = 10_000
-"""No layout has more layers: a slip of the pen must not fill the memory."""
+"""The maximum number of layers of a layout."""

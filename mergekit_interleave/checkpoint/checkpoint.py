@@ -1,6 +1,6 @@
-"""Reading a checkpoint, a directory or a Hub repository: its config, its tensors, its files.
+"""Read the config, tensors and files of a checkpoint: a directory or a Hub repository.
 
-Only safetensors are read, and of those only the headers; nothing of a checkpoint is executed.
+Only the headers of safetensors files are read, and no code of a checkpoint is executed.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from mergekit_interleave.errors import CheckpointError, RefusedError
 CONFIG = _out_files.CONFIG
 
 MAX_CONFIG = 2**26
-"""The most bytes of a config.json, or of what else says something for each layer."""
+"""The maximum size in bytes of a config.json or another file with per-layer settings."""
 
 WEIGHT_PATTERNS = _out_files.patterns(lambda row: row.weights)
-"""Files that may hold weights. Those that the index names are read; the others are left alone."""
+"""Files that may hold weights. Only the files that the index names are read."""
 
 
 @contextmanager
 def config_errors(path: Path, name: str = CONFIG) -> Iterator[None]:
     """Report a malformed config.json as CheckpointError.
 
-    Wrap only calls that parse somebody's file: an error in this project's own code that is raised
-    within would be blamed on the file.
+    Wrap only code that interprets the file: a bug in other code would be reported as a malformed
+    file.
 
     Args:
         path: The directory that holds the file.
         name: The name of another file.
 
     Raises:
-        CheckpointError: The file holds a value of another kind than its type has.
+        CheckpointError: The file is malformed.
     """
     try:
         yield
@@ -65,9 +65,9 @@ class Checkpoint:
     Attributes:
         ref: The model as the user named it.
         path: The directory.
-        config: Its config.json, as it stands there.
+        config: The content of its config.json.
         is_local: Whether the user named a directory, rather than a Hub id.
-        trusted: Whether code that it brings may be run.
+        trusted: Whether its custom code may be run.
         unpickled: The directory that holds its pickled weights as safetensors.
     """
 
@@ -80,7 +80,7 @@ class Checkpoint:
 
     @property
     def store(self) -> Path:
-        """The directory that holds its weights as safetensors, and all its other files."""
+        """The directory with its safetensors and all its other files."""
         return self.unpickled or self.path
 
     @property
@@ -90,15 +90,14 @@ class Checkpoint:
 
     @property
     def family(self) -> families.Family | None:
-        """What is known of its model type, if it is known."""
+        """The family of its model type, or None if the type is unknown."""
         return families.family_of_config(self.config)
 
     def require_family(self) -> families.Family:
-        """What is known of its model type; what is assumed, where nothing is.
+        """Return the family of its model type, or an assumed family if the type is unknown.
 
         Raises:
-            RefusedError: No layer of it can be copied exactly, or it cannot be told where its
-                layers are.
+            RefusedError: Its layers cannot be copied exactly, or cannot be located.
         """
         if self.family is None:
             if not self.has_weights:
@@ -126,14 +125,14 @@ class Checkpoint:
 
     @property
     def layer_config(self) -> Mapping[str, Any]:
-        """The part of config.json that speaks of the layers."""
+        """The part of config.json that holds the layer settings."""
         return families.layer_config(self.config)
 
     @property
     def modules(self) -> Mapping[str, int | None]:
-        """What mergekit calls the models that make this up; see `recipe.to_document`.
+        """The number of layers of each of mergekit's modules; see `mergekit_yaml.to_document`.
 
-        None are known where its config.json does not say how many layers each has.
+        Empty if config.json lacks the layer count of a module.
         """
         modules = self.family.mergekit_modules if self.family else {}
         keys = {name: key for name, key in modules.items() if isinstance(key, str)}
@@ -152,11 +151,11 @@ class Checkpoint:
         with config_errors(self.path):
             depth = families.depth_of(self.layer_config, self.family)
         if depth is None and self.has_weights and self.family is not None:
-            # Its class has a default, which the stored layers then agree with.
+            # The class has a default, which the stored layers match.
             depth = len({self.layer_of(name) for name in self.tensors} - {None}) or None
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
             stated = "states no layer count" if depth is None else f"states {depth!r} layers"
-            raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="state it: --layers N")
+            raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="pass --layers N")
         if depth > MAX_LAYERS:
             raise CheckpointError(f"{self.path / CONFIG}: states more than {MAX_LAYERS} layers")
         return depth
@@ -172,7 +171,7 @@ class Checkpoint:
 
     @property
     def has_weights(self) -> bool:
-        """Whether safetensors are at hand; a config that was fetched alone has none."""
+        """Whether its safetensors are on disk, and not only its config."""
         single, index = self.store / WEIGHTS, self.store / INDEX
         if single.is_file() or self.is_local:
             return single.is_file() or index.is_file()
@@ -182,13 +181,13 @@ class Checkpoint:
 
     @cached_property
     def _stacks(self) -> Mapping[str, int]:
-        """What stands before a layer's index in a name, and by how much the index is higher.
+        """The prefixes of layer names, each with the offset of the layer index.
 
-        A checkpoint of the bare model lacks the first words of the names.
+        A checkpoint of the bare model lacks the first parts of the names.
         """
         family = self.family
         if family is None:
-            # Where nothing is known of the type, the first number in a name is the layer's.
+            # For an unknown type, the first number in a name is taken as the layer index.
             indices = layer_names.by_stack(self.tensors)
             depth = families.depth_of(self.layer_config)
             whole = [stack for stack, found in indices.items() if len(found) == depth]
@@ -207,9 +206,9 @@ class Checkpoint:
         return any(name.startswith(stack + ".") for name in self.tensors)
 
     def scaled(self, outside: Iterable[str]) -> list[str]:
-        """The tensors outside the layers to which mergekit gives the scales of a slice.
+        """Return the tensors outside the layers that mergekit scales.
 
-        Heads behind the layers have none, nor has a model of images beside the one of words.
+        It does not scale extra heads after the layers, or a vision model beside the language model.
         """
         names = [name for name in outside if self.layer_of(name) is None]
         if self.family is None or not self.family.composite:
@@ -219,29 +218,29 @@ class Checkpoint:
 
     @property
     def stack_names(self) -> set[str]:
-        """What may stand before a layer's index in the names of this model's modules."""
+        """The prefixes that layer names of this model's modules may have."""
         known = {self.require_family().layer_prefix, *families.composite_layer_prefixes()}
         return known | set(self._stacks) if self.has_weights else known
 
     def layer_of(self, name: str) -> int | None:
-        """The index of the layer that a tensor belongs to, None where it belongs to none."""
+        """Return the index of a tensor's layer, or None if it is outside the layers."""
         found = layer_names.parse(name, self._stacks)
         return None if found is None else found.index + self._stacks[found.stack]
 
     def renamed(self, name: str, index: int) -> str:
-        """The name of a layer's tensor in the layer of another index."""
+        """Return the name of a layer's tensor in another layer."""
         found = layer_names.parse(name, self._stacks)
         if found is None:
             raise ValueError(f"{name} belongs to no layer")
         return found.at(index - self._stacks[found.stack])
 
     def names_a_layer(self, text: str) -> bool:
-        """Whether a text names a layer, or a tensor of one."""
+        """Whether a text contains the name of a layer or of a layer's tensor."""
         return layer_names.mentions_layer(text, self._stacks)
 
     @cached_property
     def _layers(self) -> Mapping[int | None, list[str]]:
-        """The tensors of each layer that a model of the family loads; under None, all others."""
+        """The loaded tensors of each layer; under None, those outside the layers."""
         family = self.family
         layers: dict[int | None, list[str]] = {None: []}
         for name in self.tensors:
@@ -250,7 +249,7 @@ class Checkpoint:
         return layers
 
     def outside_layers(self) -> tuple[list[str], list[str]]:
-        """The tensors that belong to none of the layers: those before them, and those after.
+        """Return the tensors before the layers and those after the layers.
 
         Raises:
             RefusedError: The model type is not known.
@@ -264,10 +263,10 @@ class Checkpoint:
         return before, [name for name in outside if name not in family.before_layers]
 
     def check_depth(self) -> None:
-        """Check that there are tensors for the stated layers and for no others.
+        """Check that exactly the layers that config.json states are stored.
 
         Raises:
-            CheckpointError: There are not.
+            CheckpointError: A layer is missing, or there are extra layers.
         """
         stored = self._layers.keys() - {None}
         for index in range(min(self.depth, len(stored) + 1)):
@@ -280,10 +279,10 @@ class Checkpoint:
             )
 
     def layer_tensors(self, index: int) -> list[str]:
-        """The names of the tensors of a layer that a model of the family loads.
+        """Return the names of the loaded tensors of a layer.
 
         Raises:
-            CheckpointError: There are none.
+            CheckpointError: The layer has no tensors.
         """
         if index not in self._layers:
             raise CheckpointError(
@@ -294,12 +293,12 @@ class Checkpoint:
 
     @property
     def pinned(self) -> ModelPath:
-        """The Hub id with the one commit that config.json came from: a branch may move on."""
+        """The Hub id with the commit that config.json came from, because a branch may change."""
         return self.hub_origin or self.ref.model
 
     @property
     def hub_origin(self) -> ModelPath | None:
-        """The Hub id and commit that this was downloaded from, where the path tells."""
+        """The Hub id and commit that it was downloaded from, or None if the path does not tell."""
         match = re.search(
             r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", self.path.resolve().as_posix()
         )
@@ -309,7 +308,7 @@ class Checkpoint:
 def open_checkpoint(
     ref: ModelRef, *, cached_only: bool = False, cache_dir: str | None = None
 ) -> Checkpoint:
-    """Open a model directory, or a Hub repository by its config.json alone.
+    """Open a model directory or a Hub repository. Of a repository, only config.json is fetched.
 
     Args:
         ref: The model.
@@ -331,29 +330,29 @@ def open_checkpoint(
 
 
 def fetch_small_files(checkpoint: Checkpoint, **how: Any) -> None:
-    """Fetch all of a Hub repository but its weights; a directory has it already.
+    """Fetch all files of a Hub repository except its weights.
 
     Args:
-        checkpoint: What `open_checkpoint` gave.
-        how: `cached_only` and `cache_dir`, as it was opened with.
+        checkpoint: The checkpoint; nothing is fetched for a directory.
+        how: `cached_only` and `cache_dir`, as passed to `open_checkpoint`.
 
     Raises:
-        CheckpointError: It cannot be had.
+        CheckpointError: The files cannot be fetched.
     """
     if not checkpoint.is_local:
         hub.fetch_files(checkpoint.pinned, unwanted=WEIGHT_PATTERNS, **how)
 
 
 def fetch_weights(checkpoint: Checkpoint, *, pickled: bool = False, **how: Any) -> None:
-    """Fetch the weights of a Hub repository: the shards that its index names, no others.
+    """Fetch the weights of a Hub repository: only the shards that its index names.
 
     Args:
-        checkpoint: What `open_checkpoint` gave.
-        pickled: Whether pickles will do where there are no safetensors.
-        how: `cached_only` and `cache_dir`, as it was opened with.
+        checkpoint: The checkpoint; nothing is fetched for a directory.
+        pickled: Whether to fetch pickles if there are no safetensors.
+        how: `cached_only` and `cache_dir`, as passed to `open_checkpoint`.
 
     Raises:
-        CheckpointError: They cannot be had.
+        CheckpointError: The weights cannot be fetched.
     """
     if checkpoint.is_local:
         return
@@ -368,15 +367,15 @@ def fetch_weights(checkpoint: Checkpoint, *, pickled: bool = False, **how: Any) 
 
 
 def unpickled(checkpoint: Checkpoint, into: Path) -> Checkpoint:
-    """The checkpoint with its weights as safetensors; as it is, where it has some.
+    """Convert pickled weights to safetensors; a checkpoint with safetensors is returned as it is.
 
     Args:
-        checkpoint: What `open_checkpoint` gave.
-        into: Where to write them, a directory that does not exist.
+        checkpoint: The checkpoint.
+        into: The directory to write to, which must not exist.
 
     Raises:
-        CheckpointError: Its pickles hold anything but numbers.
-        OutputError: There is no room.
+        CheckpointError: The pickles hold anything but tensors.
+        OutputError: The safetensors cannot be written.
     """
     if checkpoint.has_weights or not pickle_weights.files_of(checkpoint.path):
         return checkpoint
@@ -385,7 +384,7 @@ def unpickled(checkpoint: Checkpoint, into: Path) -> Checkpoint:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a directory looks like a model's."""
+    """Whether a directory looks like a model directory."""
     return os.path.isfile(path / CONFIG)
 
 

@@ -1,6 +1,6 @@
-"""Files from the Hugging Face Hub, through its own client.
+"""Fetch files from the Hugging Face Hub with its client.
 
-Cache, token and offline switch are huggingface_hub's, and so is every byte that moves.
+huggingface_hub does all transfers, and its cache, token and offline settings apply.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fetch_config(model: ModelPath, *, cached_only: bool, cache_dir: str | None =
         The snapshot directory in the cache that now holds it.
 
     Raises:
-        CheckpointError: It cannot be had.
+        CheckpointError: The file cannot be fetched.
     """
     from huggingface_hub import hf_hub_download  # noqa: PLC0415 - a directory needs no Hub
 
@@ -66,7 +66,7 @@ def fetch_files(
         cache_dir: Another cache than huggingface_hub's own.
 
     Raises:
-        CheckpointError: They cannot be had.
+        CheckpointError: The files cannot be fetched.
     """
     from huggingface_hub import snapshot_download  # noqa: PLC0415
 
@@ -115,11 +115,11 @@ def is_hub_id(text: str) -> bool:
 
 
 def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
-    """The path that a download gives, or an error that says why there is none."""
+    """Return the path of a download, or raise an error with the reason."""
     from huggingface_hub import constants, errors  # noqa: PLC0415
     from huggingface_hub.utils import logging  # noqa: PLC0415
 
-    logging.set_verbosity_error()  # its retries are not for the reader; the outcome is said below
+    logging.set_verbosity_error()  # hides its retries; the outcome is reported below
 
     # First match wins: a gated repository is also one that was not found.
     reasons: tuple[tuple[type[Exception], str, str], ...] = (
@@ -166,7 +166,7 @@ SHOW_BARS: ContextVar[bool] = ContextVar("SHOW_BARS", default=False)
 
 @contextmanager
 def _bars() -> Iterator[None]:
-    """Hide the bars of huggingface_hub meanwhile, unless they are asked for."""
+    """Hide the progress bars of huggingface_hub in a block, unless they are wanted."""
     from huggingface_hub import utils  # noqa: PLC0415
 
     if SHOW_BARS.get() or utils.are_progress_bars_disabled():

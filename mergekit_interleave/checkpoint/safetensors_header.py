@@ -1,4 +1,4 @@
-"""Reading safetensors files: their headers, the index beside them, never the data.
+"""Read the headers and the index of safetensors files, never the data.
 
 A file is 8 bytes of header length, the header as JSON, then the data of its tensors:
 https://github.com/huggingface/safetensors#format
@@ -36,7 +36,7 @@ _MAX_DIMENSIONS = 64  # torch's
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is still the one that was looked at."""
+    """The identity of a file, used to detect changes."""
 
     device: int
     inode: int
@@ -55,8 +55,8 @@ class Shard:
 
     Attributes:
         file: Where it is.
-        metadata: What its header says besides its tensors.
-        stamp: Which file it was when its header was read.
+        metadata: The `__metadata__` of its header.
+        stamp: The identity of the file when its header was read.
     """
 
     file: Path
@@ -127,7 +127,7 @@ def check_unchanged(tensors: Iterable[Tensor]) -> None:
 
 
 def next_data(descriptor: int, at: int) -> int:
-    """Where the next bytes of an open file are that lie in no hole; its end where none are."""
+    """Return the offset of the next data outside holes in an open file, or the file's end."""
     try:
         return os.lseek(descriptor, at, os.SEEK_DATA)
     except AttributeError:  # not on every system
@@ -151,7 +151,7 @@ def read_json(path: Path, most: int = _MAX_JSON) -> dict[str, Any]:
         if not stat.S_ISREG(status.st_mode):
             raise CheckpointError(f"{path}: not a regular file")
         if status.st_size > most:
-            raise CheckpointError(f"{path}: larger than any that is right")
+            raise CheckpointError(f"{path}: file too large (limit {most} bytes)")
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
@@ -191,7 +191,7 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     elif any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         raise CheckpointError(
             f"{path}: its weights are pickled, and pickles are not loaded",
-            hint="--allow-pickle reads numbers out of them, and nothing else",
+            hint="pass --allow-pickle to read only the tensors from them",
         )
     else:
         raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")
@@ -264,11 +264,11 @@ def _read_header(path: Path) -> dict[str, Tensor]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which nothing is said twice: readers would not agree about which counts."""
+    """Return a JSON object; duplicate keys are refused because readers treat them differently."""
     found = dict(pairs)
     if len(found) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{name!r} stands there twice")
+        raise ValueError(f"duplicate key {name!r}")
     return found
 
 
@@ -303,5 +303,5 @@ def _check_layout(tensors: Mapping[str, Tensor], data: int, size: int) -> None:
 
 @lru_cache(maxsize=1024)
 def _shared(dtype: str, shape: tuple[int, ...], nbytes: int) -> tuple[str, tuple[int, ...], int]:
-    """The same, once: a large checkpoint has many tensors that measure alike."""
+    """Return a shared copy, because many tensors of a checkpoint have the same dtype and shape."""
     return dtype, shape, nbytes

@@ -171,15 +171,15 @@ def _check_plain(checkpoint: Checkpoint) -> None:
         for name in checkpoint.layer_tensors(index):
             if not families.is_standard_tensor(layer_names.inside(name)):
                 raise LayoutError(
-                    f"zero: auto: model type {checkpoint.model_type!r} is unknown, and Llama has no "
-                    f"tensor like {name}",
+                    f"zero: auto: model type {checkpoint.model_type!r} is unknown, and Llama has "
+                    f"no tensor like {name}",
                     hint="list the tensors that write to the residual stream: "
                     "`zero: [o_proj, ...]`",
                 )
 
 
 def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
-    """Return the tensors outside the layers that mergekit scales like the given outer slice.
+    """Return the tensors outside the layers that mergekit scales like an end slice.
 
     Args:
         checkpoint: The model of the slice, or None if it cannot be read.
