@@ -1,4 +1,4 @@
-"""What mergekit computes of a weight: the one thing that takes torch to check."""
+"""Reproduce mergekit's arithmetic on weights; the only check that needs torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from mergekit_interleave import _dtypes
 
 
 def computed(data: bytes, stored: str, scale: float | None, through: str, dtype: str) -> bytes:
-    """Scale and convert some numbers, as mergekit does.
+    """Scale and convert numbers as mergekit does.
 
-    It converts what it has read to `dtype`, multiplies, and converts what it writes to
-    `out_dtype`; each step rounds.
+    mergekit converts its input to `dtype`, multiplies, and converts the result to `out_dtype`.
+    Each step rounds.
 
     Args:
         data: The numbers.
-        stored: Their dtype, in safetensors' spelling, as those below.
-        scale: What to multiply them by, if by anything.
+        stored: Their dtype. This and the dtypes below are spelled as in safetensors.
+        scale: The factor to multiply them by; None for no multiplication.
         through: The dtype to multiply in.
         dtype: The dtype of the result.
     """

@@ -1,7 +1,7 @@
-"""Derive what a model must contain from its recorded layout.
+"""Derive the tensors and the config that a model must contain from its recorded layout.
 
-The layout is in interleave.json, or in mergekit_config.yml where plain `mergekit-yaml` wrote the
-model. Without its sources a model is compared with itself: each new layer with its original there.
+If the sources are available, the model is checked against them. Otherwise it is checked against
+itself: each new layer must be a copy of the original layer in the same model.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ ROUNDED = "computed from numbers that are not stored"
 
 @dataclass(frozen=True)
 class ExpectedModel:
-    """What a model directory must contain.
+    """What a model must contain.
 
     Attributes:
         layout: The layers.
         specs: Every tensor.
-        config: Its config.json; None where that is not known.
-        unread: Why a tensor cannot be compared, None where it can.
-        plan: How it was made, where its sources are at hand.
-        warnings: What to beware of, one sentence each.
+        config: Its config.json; None if unknown.
+        unread: Gives the reason why a tensor cannot be compared; None if it can be.
+        plan: The plan of the model, if its sources are available.
+        warnings: Warnings for the user, one sentence each.
     """
 
     layout: Layout
@@ -52,16 +52,16 @@ class ExpectedModel:
 
 
 def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> ExpectedModel:
-    """Derive what a directory must contain from its sources.
+    """Derive what a model must contain from its sources.
 
     Args:
         claim: Its recorded layout.
-        against: Its sources, in the order of their first layers; then the model of its config,
-            where that is none of them.
-        models: Where they are opened.
+        against: Its sources, in the order of their first layers; then the model that its config
+            comes from, if that is not one of them.
+        models: Opens them.
 
     Raises:
-        InterleaveError: They cannot be read, or it was made of others.
+        InterleaveError: They cannot be read, or are not the sources of this model.
     """
     expansion = _expansion(claim, against, models)
     opener = models_for(expansion.directive, models)
@@ -85,7 +85,10 @@ def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
 
 
 def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
-    """A directive of these models, in the order of their first layers; its own model is None."""
+    """Replace the models of a directive, in the order of their first layers.
+
+    The model that the directive itself grows is None.
+    """
     growth = directive.growth
     parts = growth.parts if isinstance(growth, Stack) else ()
     named = list(dict.fromkeys(part.model for part in parts)) or [None]
@@ -101,7 +104,7 @@ def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
 
 
 def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> Expansion:
-    """The recorded layout, with these models as its sources."""
+    """Resolve the recorded layout with these models as its sources."""
     directive = claim.directive
     if not isinstance(directive.growth, ExplicitSlices):
         wanted = _made_of(directive, against)
@@ -134,15 +137,15 @@ def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
 
 
 def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
-    """Derive what a directory must contain from its own originals.
+    """Derive what a model must contain from its own original layers.
 
     Args:
         claim: Its recorded layout.
-        directory: Where it is.
-        models: Where it is opened.
+        directory: The model's directory.
+        models: Opens it.
 
     Raises:
-        InterleaveError: It cannot be derived.
+        InterleaveError: The model cannot be read, or does not match its layout.
     """
     own = ModelRef(ModelPath(str(directory)))
     result, layout = models.open(own), claim.layout
@@ -169,7 +172,7 @@ def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> Expecte
 
 
 def _within(layout: Layout, own: ModelRef) -> Layout:
-    """The layers as copies of those of the result itself; an original is its own."""
+    """The layout with the result as its only source; each original layer is its own source."""
     originals = {
         (layer.model, layer.source): layer.index for layer in layout.layers if not layer.new
     }
@@ -181,14 +184,17 @@ def _within(layout: Layout, own: ModelRef) -> Layout:
 
 
 def _unscaled(spec: TensorSpec) -> TensorSpec:
-    """What is made of itself was scaled already; its zeros must still be zeros."""
+    """Drop the scale of a tensor that is its own source, unless the scale is zero.
+
+    The tensor was scaled when the model was made. Zeros must still be zeros.
+    """
     if spec.source != spec.name or spec.scale in (None, 0):
         return spec
     return dataclasses.replace(spec, scale=None)
 
 
 def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
-    """The layers that lack what their originals have: the config no longer says which they are."""
+    """The layers that lack tensors of their originals, since the config no longer lists them."""
     family = result.require_family()
     rules = [rule for rule in (family.indexer_sharing, family.kv_sharing) if rule is not None]
 
@@ -204,7 +210,7 @@ def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
 
 
 def _own_config(result: Checkpoint, within: Layout) -> Mapping[str, Any] | None:
-    """Its config.json with what is said of each new layer taken from its original."""
+    """Its config.json, with the entries of each new layer taken from its original layer."""
     try:
         grown = grown_config.grow({within.models[0]: result}, within, only_stated=True)
     except RefusedError:

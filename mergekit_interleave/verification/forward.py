@@ -1,6 +1,7 @@
-"""Does a model compute what its base computes? Both are loaded, one after the other, and asked.
+"""Compare the forward passes of a model and its base, which are loaded one after the other.
 
-In float32, on seeded random tokens, more than its longest sliding window takes in, and on a text.
+Both run in float32 on a text and on seeded random tokens. There are more random tokens than the
+longest sliding window holds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, r
 from mergekit_interleave.errors import RefusedError
 
 MOST_DIFFERENT = 1e-5
-"""Of the size of the logits, in float32: more is no rounding."""
+"""The largest difference that float32 rounding explains, relative to the largest logit."""
 
 TEXT = """\
 Every spring the river rose above the lower meadow, and the farmer moved the cattle to the hill.
@@ -35,33 +36,33 @@ agreed that both should go on, and that each should send the other a letter on t
 """
 
 _MOST_LOSS = 700.0
-"""A larger one has no exponential."""
+"""The exponential of a larger loss overflows."""
 
 _TOKENS = 64
 _NEW_TOKENS = 16
 _MOST_TOKENS = 2**13
-"""A longer window than this is not exceeded: it would take hours."""
+"""The most random tokens. A longer window is not exceeded, since that would take hours."""
 
 _WINDOWS = (
     "sliding_window", "attention_window_size", "window_size", "attention_chunk_size",
     "local_attention", "index_topk",
 )  # fmt: skip
-"""What configs call the number of tokens that a layer looks back, or chooses from."""
+"""The config keys for the number of tokens that a layer attends to, or selects from."""
 
 
 @dataclass(frozen=True)
 class ForwardComparison:
-    """What came of asking both.
+    """The result of comparing two models.
 
     Attributes:
-        tokens: How many random tokens they were given.
-        window: The longest window of a layer, 0 where there is none.
-        text: How many tokens the text has, 0 where there is no tokenizer.
-        new_tokens: How many tokens each has written, 0 where the type writes none.
-        difference: The largest difference of two logits.
+        tokens: The number of random tokens.
+        window: The longest window of a layer; 0 if there is none.
+        text: The number of tokens of the text; 0 if there is no tokenizer.
+        new_tokens: The number of tokens that each generated; 0 if the type cannot generate.
+        difference: The largest difference between two logits.
         size: The largest logit of the base.
-        same_words: Whether both have written the same.
-        perplexity: That of the base on the text, and the model's own; None where the type has none.
+        same_words: Whether both generated the same tokens.
+        perplexity: That of the base and of the model on the text; None if the type has none.
         offloaded: Whether weights stayed on disk.
     """
 
@@ -82,14 +83,14 @@ class ForwardComparison:
 
     @property
     def relative(self) -> float:
-        """The difference by the size of the logits."""
+        """The difference relative to the largest logit."""
         return self.difference / self.size if self.size else self.difference
 
     def outcome(self, *, identity: bool) -> dict[str, Any]:
-        """What interleave.json keeps of it.
+        """The result as interleave.json stores it.
 
         Args:
-            identity: Whether the model is to compute what its base computes.
+            identity: Whether the model must compute what its base computes.
         """
         found: dict[str, Any] = {"exact": self.is_exact} if identity else {}
         found |= {
@@ -112,22 +113,22 @@ class ForwardComparison:
 def compare(
     base: Path, out: Path, *, trust_remote_code: bool = False, most_memory: int | None = None
 ) -> ForwardComparison:
-    """Ask both models the same.
+    """Run both models on the same inputs.
 
     Args:
         base: The source model.
-        out: The one that was made of it.
+        out: The model that was made from it.
         trust_remote_code: Whether code that they bring may be run.
-        most_memory: The most bytes for weights, the rest of which stay on disk; None for what is
-            free.
+        most_memory: The most bytes of weights in memory; the rest stay on disk. None for the
+            free memory.
 
     Raises:
-        RefusedError: One of them cannot be loaded, or asked.
+        RefusedError: One of them cannot be loaded or run.
     """
     how: dict[str, Any] = {"most_memory": most_memory, "trusted": trust_remote_code}
     try:
         questions, ours, window, offloaded = _asked(base, **how)
-        # What it writes is its own; without a cache it reads what the base has written.
+        # Each model generates its own tokens; the pass without a cache uses the base's tokens.
         _, theirs, _, also = _asked(out, questions, ours.words, **how)
     except RefusedError:
         raise
@@ -145,17 +146,17 @@ def _asked(
     most_memory: int | None,
     trusted: bool,
 ) -> tuple[_Questions, _Answers, int, bool]:
-    """Load a model, ask it, and forget it: two large ones at once might not fit.
+    """Load a model, run it and free it, since two large models might not fit in memory.
 
     Args:
         path: The model.
-        questions: What to ask; None makes them up for this model.
+        questions: The inputs; None to make them for this model.
         words: See `_ask`.
         most_memory: See `compare`.
         trusted: Whether code that it brings may be run.
 
     Returns:
-        What it was asked, its answers, its longest window, and whether weights stayed on disk.
+        Its inputs, its outputs, its longest window, and whether weights stayed on disk.
     """
     with _loaded(path, most_memory, trusted=trusted) as model:
         asked = questions or _questions(model, path, trusted=trusted)
@@ -163,19 +164,19 @@ def _asked(
 
 
 class _Questions(NamedTuple):
-    """What both models are given: tokens, in batches of one."""
+    """The inputs of both models: tokens, in batches of one."""
 
     random: Any
     text: Any | None
 
 
 class _Answers(NamedTuple):
-    """What a model made of it.
+    """The outputs of a model.
 
     Attributes:
-        logits: Of what it wrote first, if it writes; then of what it read.
-        words: The tokens that it wrote.
-        perplexity: Its own on the text.
+        logits: Those of the generated tokens, if it generates; then those of the inputs.
+        words: The tokens that it generated.
+        perplexity: Its perplexity on the text.
     """
 
     logits: list[Any]
@@ -188,7 +189,7 @@ def _measured(
 ) -> ForwardComparison:
     pairs = list(zip(ours.logits, theirs.logits, strict=True))
     if ours.words is not None and pairs[0][0].shape == pairs[0][1].shape:
-        # After the first word that differs, they have read different texts.
+        # After the first token that differs, their inputs differ.
         same = int((ours.words == theirs.words).int().cumprod(dim=1).sum())
         pairs[0] = (pairs[0][0][:, : same + 1], pairs[0][1][:, : same + 1])
     if any(one.shape != other.shape for one, other in pairs):
@@ -209,7 +210,7 @@ def _measured(
 
 @contextmanager
 def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[Any]:
-    """A model in float32, on disk as far as it does not fit."""
+    """Load a model in float32; the weights that do not fit in memory stay on disk."""
     import torch  # noqa: PLC0415 - seconds
     import transformers  # noqa: PLC0415
     from accelerate.utils import get_max_memory  # noqa: PLC0415
@@ -217,7 +218,7 @@ def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[A
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    gc.collect()  # of what was loaded before
+    gc.collect()  # free the model that was loaded before
     _check_plain(read_json(path / "config.json"), path)
     config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
     named = getattr(transformers, (config.architectures or [""])[0], None)
@@ -246,7 +247,7 @@ _OWN_KERNELS = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
 
 
 def _check_plain(config: Mapping[str, Any], path: Path) -> None:
-    """Some keys let transformers fetch code from the Hub, whatever was said of trust."""
+    """Reject keys that make transformers fetch code from the Hub, whatever trust was given."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             _check_plain(value, path)
@@ -278,14 +279,14 @@ def _questions(model: Any, path: Path, *, trusted: bool) -> _Questions:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trusted)
         text = tokenizer(TEXT, return_tensors="pt").input_ids[:, :most]
-    except Exception:  # noqa: BLE001 - it may have none, and in how many ways
+    except Exception:  # noqa: BLE001 - a missing tokenizer raises many kinds of errors
         return _Questions(plain[chosen], None)
     usable = text.shape[1] > 1 and int(text.max()) < rows
     return _Questions(plain[chosen], text if usable else None)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> set[Any]:
-    """Tokens with a meaning of their own, such as the place of an image."""
+    """Tokens with a special meaning, such as an image placeholder."""
     found: set[Any] = set()
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -298,12 +299,12 @@ def _special_tokens(config: Mapping[str, Any]) -> set[Any]:
 
 
 def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answers:
-    """Ask a model.
+    """Run a model.
 
     Args:
-        model: Whom to ask.
-        questions: What to ask.
-        words: What was written by another, and is to be read; None takes its own.
+        model: The model.
+        questions: The inputs.
+        words: Tokens that another model generated, as input; None for its own.
     """
     import torch  # noqa: PLC0415
 
@@ -311,7 +312,7 @@ def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answer
     with torch.no_grad():
         tokens = questions.random
         if model.can_generate():
-            # With a cache, the last tokens beyond the window.
+            # Generate with a cache; the last tokens are beyond the window.
             start = tokens[:, : max(tokens.shape[1] - _NEW_TOKENS, 1)]
             own, logits = _written(model, start)
             answers.append(logits)
@@ -331,11 +332,11 @@ def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answer
 
 
 def _written(model: Any, start: Any) -> tuple[Any, Any]:
-    """What a model writes greedily, and the logits of it."""
+    """Generate tokens greedily; returns them and their logits."""
     import torch  # noqa: PLC0415
     from transformers import GenerationConfig  # noqa: PLC0415
 
-    # What its own settings would make of the logits is not the question.
+    # The model's own generation settings would change the logits.
     before = model.generation_config
     model.generation_config = GenerationConfig(
         bos_token_id=before.bos_token_id,
@@ -351,7 +352,7 @@ def _written(model: Any, start: Any) -> tuple[Any, Any]:
 
 
 def _logits(model: Any, tokens: Any, last: int | None = None) -> Any:
-    """The logits of some tokens, without a cache; of the last ones, where the class can."""
+    """The logits of tokens without a cache; only the last ones, if the class supports that."""
     known = inspect.signature(model.forward).parameters
     given = {"input_ids": tokens}
     if last is not None and "logits_to_keep" in known:

@@ -1,4 +1,4 @@
-"""Is OUT what its layout says? Every byte of its tensors, its index, its config.json."""
+"""Check that OUT matches its layout: every byte of its tensors, its index, its config.json."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class VerifyReport:
 
     Attributes:
         out: The model's directory.
-        against: The names of the sources; empty where the model was compared with itself.
-        weights: The comparison of the tensors; None where those of the model cannot be read.
-        differences: Everything that is not as it must be, config.json included.
+        against: The names of the sources; empty if the model was compared with itself.
+        weights: The comparison of the tensors; None if they cannot be read.
+        differences: All differences, including those in config.json.
         trained: Whether new layers were allowed to differ.
         expected: What the model must be.
-        own: Its interleave.json, where that states the layout.
+        own: Its interleave.json, if that records the layout.
         wider: The number of tensors that a trainer has stored in a wider dtype.
-        forward: The result of a forward pass, as interleave.json keeps it; None without one.
-        warnings: What to beware of, one sentence each.
+        forward: The result of a forward pass, as interleave.json stores it; None without one.
+        warnings: Warnings for the user, one sentence each.
     """
 
     out: Path
@@ -69,11 +69,11 @@ class VerifyReport:
 
     @property
     def kind(self) -> str:
-        """The key under which interleave.json keeps the result."""
+        """The key under which interleave.json stores the result."""
         return verification_text.TRAINED if self.trained else verification_text.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
-        """What interleave.json keeps of it."""
+        """The result as interleave.json stores it."""
         specs, differences = self.expected.specs, len(self.differences)
         found = outcome(self.weights, self.against, specs, differences)
         return {**found, "wider": self.wider} if self.wider else found
@@ -110,13 +110,13 @@ def outcome(
     specs: Sequence[TensorSpec],
     differences: int = 0,
 ) -> dict[str, Any]:
-    """What interleave.json keeps of a comparison.
+    """The result of a comparison as interleave.json stores it.
 
     Args:
-        weights: What came of the tensors, None where they could not be read.
-        against: What the sources are called.
-        specs: What the tensors must be.
-        differences: How many things are not as they must be.
+        weights: The comparison of the tensors; None if they could not be read.
+        against: The names of the sources.
+        specs: The expected tensors.
+        differences: The number of differences.
     """
     computed = sum(spec.is_computed for spec in specs)
     found: dict[str, Any] = {"exact": not differences, "differences": differences}
@@ -144,13 +144,13 @@ def verify(
 
     Args:
         out: The model's directory.
-        models: Where its sources are opened.
-        against: Its sources, see `claim.of_sources`; none compares it with itself.
-        layout_from: The file that says the layers, see `claim.read`.
-        trained: New layers may hold anything, and a trainer has written the other files.
+        models: Opens its sources.
+        against: Its sources, see `expected.of_sources`; empty to compare it with itself.
+        layout_from: The file that records the layers, see `recorded_layout.read`.
+        trained: Whether a trainer has written the model, so that new layers may differ.
 
     Raises:
-        InterleaveError: It cannot be told what it must be, or a source cannot be read.
+        InterleaveError: Its layout cannot be determined, or a source cannot be read.
     """
     recorded_layout.check_directory(out)
     trusted = models.trust_remote_code
@@ -197,7 +197,7 @@ def verify(
 
 
 def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """What a trainer has stored in a wider dtype, in which its numbers must be the same."""
+    """The tensors that a trainer has stored in a wider dtype; their values must be the same."""
     new = {layer.index for layer in expected.layout.new_layers}
     wider = {}
     for spec in expected.specs:
@@ -213,7 +213,7 @@ def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, Te
 def _with_vocabulary(
     expected: ExpectedModel, found: Mapping[str, Tensor], differences: list[Difference]
 ) -> ExpectedModel:
-    """What must be, where mergekit has made embeddings and head for another tokenizer."""
+    """Adapt the expected config if mergekit made embeddings and head for another tokenizer."""
     plan = expected.plan
     if plan is None or not mergekit_yaml.changes_vocabulary(plan.mergekit):
         return expected
@@ -227,7 +227,7 @@ def _with_vocabulary(
 
 
 def _leeway(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> Tolerance:
-    """What may be otherwise; after training, what transformers does not save may be missing."""
+    """The allowed differences; after training, tensors that transformers omits may be missing."""
     new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
 
     def unread(spec: TensorSpec) -> str | None:
@@ -242,14 +242,14 @@ def _leeway(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> 
 
 
 def _may_lack(out: Path, found: Mapping[str, Tensor], *, trusted: bool) -> Callable[[str], bool]:
-    """Whether transformers leaves a tensor out that the base has stored.
+    """Tell whether transformers omits a tensor that the base stores.
 
-    It saves what its class has in memory, and of tied tensors one.
+    transformers saves the tensors that its class has in memory, and one of each tied group.
     """
     known: list[Mapping[str, frozenset[str]]] = []
 
     def may_lack(name: str) -> bool:
-        if not known:  # to ask takes seconds, and most lack nothing
+        if not known:  # this takes seconds, and most models lack nothing
             known.append(meta_model.ties(out, trusted=trusted))
         return name not in known[0] or any(other in found for other in known[0][name])
 
@@ -261,7 +261,7 @@ def measure(out: Path, report: VerifyReport, most_memory: int | None = None) -> 
 
     Args:
         out: The model's directory.
-        report: What came of its weights, which its sources were at hand for.
+        report: The report on its weights, compared with its sources.
         most_memory: The most bytes for weights, see `forward.compare`.
 
     Raises:
@@ -305,7 +305,7 @@ def _lines(report: VerifyReport) -> Iterator[str]:
 
 
 def _verdict(report: VerifyReport) -> str:
-    """What a report without differences says."""
+    """The conclusion of a report without differences."""
     weights = report.weights
     if weights is None or not weights.compared:
         return "nothing could be compared"

@@ -1,6 +1,6 @@
-"""Where the bytes of a file lie on its disk: two files that share blocks need not be read.
+"""Find the ranges of two files that share blocks on disk, which need not be read.
 
-Asked of the kernel (Linux: FS_IOC_FIEMAP); whatever it does not answer is simply not known.
+The kernel reports them (Linux: FS_IOC_FIEMAP). Ranges that it does not report must be read.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ FIEMAP = 0xC020660B
 """Linux: FS_IOC_FIEMAP, see Documentation/filesystems/fiemap.rst."""
 
 _SYNC = 0x1
-"""Flag: write what is only in memory first."""
+"""The flag that writes cached data to disk first."""
 
 _SHARED = 0x2000
 _PLAIN = 0x1 | 0x1000 | _SHARED
-"""Flags of an extent whose place says what it holds: last, merged, shared; no other."""
+"""The flags (last, merged, shared) of an extent whose disk position identifies its content."""
 
 _HEADER, _EXTENT = struct.Struct("=QQLLLL"), struct.Struct("=QQQQQLLLL")
 _MOST = 256
-"""Extents to ask for at once."""
+"""The most extents of one request."""
 
 
 class _Extent(NamedTuple):
-    """A stretch of a file that lies in one piece on the disk."""
+    """A range of a file that is contiguous on disk."""
 
     start: int
     stop: int
@@ -38,17 +38,17 @@ class _Extent(NamedTuple):
 
 
 def unshared(ours: int, at: int, theirs: int, start: int, length: int) -> Iterator[tuple[int, int]]:
-    """The stretches of a range of one file that do not share their blocks with another's.
+    """Find the parts of a range of one file that share no blocks with a range of another.
 
     Args:
-        ours: The descriptor of the one file.
+        ours: The descriptor of the first file.
         at: Where the range starts in it.
-        theirs: The descriptor of the other.
+        theirs: The descriptor of the second file.
         start: Where the range starts there.
         length: Its length.
 
     Yields:
-        The offset within the range, and the length, of each.
+        The offset within the range and the length of each part.
     """
     done = 0
     for first, stop in sorted(_shared(ours, at, theirs, start, length)):
@@ -74,7 +74,7 @@ def _shared(ours: int, at: int, theirs: int, start: int, length: int) -> Iterato
 
 
 def _extents(descriptor: int, start: int, length: int) -> list[_Extent]:
-    """The shared extents of a range of a file; none where the kernel cannot tell them all."""
+    """The shared extents of a range of a file; none if the kernel does not support this."""
     size = _HEADER.size + _MOST * _EXTENT.size
     answer = bytearray(_HEADER.pack(start, length, _SYNC, 0, _MOST, 0).ljust(size, b"\0"))
     try:

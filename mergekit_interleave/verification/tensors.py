@@ -1,7 +1,7 @@
-"""Is each tensor of a directory what it must be? Names, shapes and dtypes, then every byte.
+"""Compare the tensors of a model with the expected ones: names, shapes, dtypes, every byte.
 
-Both sides are read once, in blocks that stay in a processor's cache, by a few threads; torch is
-loaded only where a weight was computed.
+A few threads read both sides once, in blocks that fit in a processor's cache. torch is loaded
+only if a weight was computed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, TensorSpec
 from mergekit_interleave.verification import arithmetic, shared_blocks
 
 _BLOCK = 2**18
-"""Bytes that are compared at once; of either side, one block is in memory for each thread."""
+"""The bytes compared at once; each thread holds one block of each side in memory."""
 
 _SPAN = 2**26
-"""Bytes of one job: a large tensor keeps all threads busy."""
+"""The most bytes of one job, so that a large tensor keeps all threads busy."""
 
 _AT_ONCE = 2
-"""Threads: reading does not hold Python's lock, comparing does."""
+"""The number of threads: reading releases Python's lock, comparing holds it."""
 
 _OPEN = 4
-"""Files that a thread keeps open: a job needs two at once."""
+"""The number of files that a thread keeps open; a job needs two at once."""
 
 
 class Difference(NamedTuple):
-    """Something that is not what it must be.
+    """A difference between a model and what it must be.
 
     Attributes:
-        what: What is wrong with it.
-        tensor: The tensor, where it is one.
-        layer: The index of its layer in the new model, where it belongs to one.
+        what: What is wrong.
+        tensor: The name of the tensor, if it concerns one.
+        layer: The index of the tensor's layer in the new model, if it belongs to one.
     """
 
     what: str
@@ -53,15 +53,15 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared, and what came of it.
+    """The result of comparing tensors.
 
     Attributes:
-        parameters: The numbers that the tensors hold.
-        nbytes: Their bytes.
-        tensors: How many there are.
-        compared: The bytes of those that were compared, whether they had to be read or not.
-        unread: Why other tensors were not read, and how many these are.
-        differences: What is not as it must be, in the order of the parts.
+        parameters: The number of parameters.
+        nbytes: The size of all tensors.
+        tensors: The number of tensors.
+        compared: The size of the compared tensors, including shared blocks that were not read.
+        unread: The number of tensors that were not compared, by reason.
+        differences: The differences, in the order of the expected tensors.
     """
 
     parameters: int
@@ -74,12 +74,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What may be otherwise than the parts say.
+    """The allowed differences from the expected tensors.
 
     Attributes:
-        unread: Why the bytes of a part are not compared, None where they are.
-        any_dtype: Whether a part may have another dtype.
-        any_rows: Whether a part may have another number of rows.
+        unread: Gives the reason why a tensor is not compared; None if it is.
+        any_dtype: Whether a tensor may have another dtype.
+        any_rows: Whether a tensor may have another number of rows.
         may_lack: Whether a tensor of this name may be missing.
     """
 
@@ -94,12 +94,12 @@ def compare(
     specs: Sequence[TensorSpec],
     leeway: Tolerance = Tolerance(),
 ) -> Comparison:
-    """Compare the tensors of a directory with what they must be.
+    """Compare the tensors of a model with the expected ones.
 
     Args:
         found: The tensors, by name.
-        specs: What they must be.
-        leeway: What may be otherwise.
+        specs: The expected tensors.
+        leeway: The allowed differences.
 
     Raises:
         CheckpointError: A source cannot be read, or has changed.
@@ -147,13 +147,13 @@ def _is_alike(tensor: Tensor, spec: TensorSpec, leeway: Tolerance) -> bool:
 
 
 class _Pair(NamedTuple):
-    """A tensor, and what it must be."""
+    """A tensor and its specification."""
 
     found: Tensor
     spec: TensorSpec
 
     def difference(self, at: int) -> Difference:
-        """What is wrong, where the byte at a place of it is."""
+        """Describe the difference at a byte offset of the tensor."""
         spec = self.spec
         if spec.scale == 0:
             what = "is not zero"
@@ -171,13 +171,13 @@ class _Pair(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A stretch of a tensor that is made in one way.
+    """A range of a tensor whose bytes have one origin.
 
     Attributes:
         pair: The tensor.
         at: Where it starts in the tensor.
         length: Its length.
-        piece: What it must be made of, from there on; None where it is computed.
+        piece: The expected bytes; None if they are computed.
     """
 
     pair: _Pair
@@ -208,7 +208,7 @@ def _stretches(pair: _Pair) -> Iterator[tuple[int, ByteRange | Fill | None]]:
 
 
 def _read(pairs: Iterable[_Pair]) -> list[Difference]:
-    """Compare the bytes; the first difference of each tensor that has one."""
+    """Compare the bytes; returns the first difference of each tensor."""
     jobs, lock, stopped = _jobs(pairs), Lock(), Event()
     wrong: dict[str, tuple[int, _Pair]] = {}
 
@@ -221,7 +221,7 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
                         wrong[name] = (at, job.pair)
 
     def take() -> _Job | None:
-        """The next job that may tell something new."""
+        """The next job, except after a known difference in its tensor."""
         with lock:
             for job in () if stopped.is_set() else jobs:
                 first, _ = wrong.get(job.pair.spec.name, (math.inf, None))
@@ -241,21 +241,21 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
             for done in as_completed([pool.submit(watched) for _ in range(_AT_ONCE)]):
                 done.result()
         finally:
-            stopped.set()  # or the pool waits until the others have read it all
+            stopped.set()  # otherwise the pool waits until the other threads have read everything
     return [pair.difference(at) for at, pair in wrong.values()]
 
 
 @dataclass(frozen=True)
 class Files:
-    """Open files, the last few of them."""
+    """The files that were used last, kept open."""
 
     opened: dict[Shard, IO[bytes]] = field(default_factory=dict)
 
     def read(self, shard: Shard, at: int, length: int) -> bytes:
-        """Read all of so many bytes.
+        """Read a range of a file.
 
         Raises:
-            CheckpointError: They cannot be read, or the file is another than it was.
+            CheckpointError: It cannot be read, or the file has changed.
         """
         file = self.of(shard)
         try:
@@ -268,31 +268,31 @@ class Files:
         return data
 
     def of(self, shard: Shard) -> IO[bytes]:
-        """The open file; it stays open while no more than a few others are asked for.
+        """Open a file; the few files that were used last stay open.
 
         Raises:
-            CheckpointError: It cannot be opened, or is another than it was.
+            CheckpointError: It cannot be opened, or has changed.
         """
         file = self.opened.pop(shard, None)
         try:
             file = file or shard.file.open("rb", buffering=0)
         except OSError as error:
             raise CheckpointError(f"{shard.file}: {error.strerror or error}") from error
-        self.opened[shard] = file  # the last one, now
+        self.opened[shard] = file  # now the most recent
         if len(self.opened) > _OPEN:
             self.opened.pop(next(iter(self.opened))).close()
         shard.check_unchanged(file.fileno())
         return file
 
     def close(self) -> None:
-        """Close them."""
+        """Close all files."""
         for file in self.opened.values():
             with suppress(OSError):
                 file.close()
 
 
 def _first(job: _Job, files: Files) -> int | None:
-    """Where in its tensor the first byte of a stretch is that is not as it must be."""
+    """The offset in the tensor of the first wrong byte of a job; None if there is none."""
     (found, spec), piece = job.pair, job.piece
     for start, stop in _unproven(job, files):
         for done in range(start, stop, _BLOCK):
@@ -312,7 +312,7 @@ def _first(job: _Job, files: Files) -> int | None:
 
 
 def _unproven(job: _Job, files: Files) -> Iterator[tuple[int, int]]:
-    """What of a stretch must be read: no hole where zeros are wanted, no block that is shared."""
+    """The ranges of a job that must be read: neither holes that must be zero nor shared blocks."""
     (found, spec), piece = job.pair, job.piece
     start, ours = found.start + job.at, files.of(found.shard).fileno()
     if spec.scale == 0 and not spec.zero:
@@ -331,14 +331,14 @@ def _unproven(job: _Job, files: Files) -> Iterator[tuple[int, int]]:
 
 
 def _unlike(ours: bytes, theirs: bytes) -> int | None:
-    """Where two blocks first differ."""
+    """The first position at which two blocks differ; None if they are equal."""
     if ours == theirs:
         return None
     return next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
 
 
 def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
-    """Where a block first holds something but zeros; of floats, negative ones are zeros, too."""
+    """The first position that is not zero; for floats, negative zeros are zeros too."""
     if block.count(zero) == len(block):
         return None
     if zero or not _dtypes.is_float(tensor.dtype):
@@ -357,7 +357,7 @@ def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
 
 
 def _computed(spec: TensorSpec, at: int, length: int, files: Files) -> bytes:
-    """What a stretch of a tensor that is scaled or converted must be."""
+    """The expected bytes of a range of a scaled or converted tensor."""
     tensor, width = spec.tensor, spec.nbytes // max(math.prod(spec.shape), 1)
     first, count = at // width, length // width
     data = files.read(tensor.shard, tensor.start + first * tensor.width, count * tensor.width)
