@@ -1,4 +1,4 @@
-"""Everything that this project uses of typer beyond its public interface.
+"""All uses of typer internals in this project.
 
 typer builds a pydantic adapter for every option that is more than a flag. That takes as long as
 everything else that `gen` does when it starts. These classes keep option values as they were typed;
@@ -39,11 +39,11 @@ class PlainCommand(_Plain, TyperCommand):
 
 
 class PlainGroup(_Plain, TyperGroup):
-    """A group of such commands."""
+    """A group of `PlainCommand`s."""
 
 
 class AsTyped:
-    """Takes the place of typer's adapter."""
+    """A replacement for typer's adapter that returns values unchanged."""
 
     def coerce(self, value: object, param: object, ctx: object) -> object:  # noqa: ARG002
         return list(value) if isinstance(value, tuple) else value
@@ -54,7 +54,7 @@ NAMED_SHELL = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
 
 
 def take_named_shell(words: list[str]) -> None:
-    """Let the completion options take a shell's name where one is given."""
+    """Let the completion options take a shell's name if one is given."""
     for word, shell in pairwise(words):
         if word in ("--show-completion", "--install-completion") and not shell.startswith("-"):
             os.environ[NAMED_SHELL] = "1"

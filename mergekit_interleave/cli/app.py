@@ -1,4 +1,4 @@
-"""The typer application. Only the modules of the commands that are asked for are imported."""
+"""The typer application. It imports only the modules of the requested commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergekit_interleave.cli._typer_internals import PlainCommand, PlainGroup
 
 NAME = "mk-interleave"
 ALIAS = "mergekit-interleave"
-"""The same program by a second name, beside mergekit's own programs."""
+"""A second name of the same program, which sorts next to mergekit's own programs."""
 
 COMMANDS = ("gen", "run", "plan", "verify", "explain", "card", "train", "fix-config", "schema")
 """Each is a module of this package with a function of the same name, in the order of the help."""

@@ -15,7 +15,7 @@ EXAMPLE = "mk-interleave card deeper"
 
 def card(
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
-        "A model that `run` or mergekit-yaml has made.")],
+        "A model that `run` or mergekit-yaml wrote.")],
     *,
     force: Annotated[bool, typer.Option("--force", help=
         "Replace a card that was edited, or that another tool wrote.")] = False,

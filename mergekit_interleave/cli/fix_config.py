@@ -15,11 +15,11 @@ EXAMPLE = "mk-interleave fix-config deeper"
 
 def fix_config(
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
-        "What mergekit-yaml wrote.")],
+        "The directory that mergekit-yaml wrote.")],
     *,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The YAML it was made from; mergekit_config.yml in DIR, unless mergekit stopped before "
-        "it wrote that.")] = None,
+        "The YAML it was made from. Default: mergekit_config.yml in DIR, which is missing if "
+        "mergekit stopped early.")] = None,
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -17,7 +17,7 @@ _INTERRUPTED = 130
 _BROKEN_PIPE = 141
 
 _LONGEST = 1000
-"""Characters of an error line: an error may quote a whole file."""
+"""The maximum length of an error line in characters; an error may quote a whole file."""
 
 
 def main(args: list[str] | None = None) -> NoReturn:
@@ -34,13 +34,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         status = apps.application(command)(words, prog_name=_program(), standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
-        if status == _INTERRUPTED:  # typer's own answer to Ctrl-C
+        if status == _INTERRUPTED:  # typer's exit code for Ctrl-C
             _fail("interrupted", None, _INTERRUPTED)
         sys.exit(status if isinstance(status, int) else 0)
     except KeyboardInterrupt:
         _fail("interrupted", None, _INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # or Python complains once more while it shuts down
+        sys.stderr.close()  # or Python reports the error again at shutdown
         sys.exit(_BROKEN_PIPE)
     except Exception as error:
         if debug and not isinstance(error, typer.TyperException):

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the flags that state what a directive states."""
+"""Options that several commands share, and the flags that correspond to the keys of a directive."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Directive = Annotated[
 
 
 def offering(*values: str) -> Callable[[str], list[str]]:
-    """Completion that offers some values of an option."""
+    """Return a completion function that offers these values of an option."""
 
-    def begun(incomplete: str) -> list[str]:
+    def matching(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
 
-    return begun
+    return matching
 
 
 def _growth(help_text: str, metavar: str, values: Sequence[str] = ()) -> typer.models.OptionInfo:
@@ -82,14 +82,12 @@ _FLAGS = {
         autocompletion=offering(*directives.DTYPES),
     ),
 }
-"""The flags that state the same as the keys of a directive."""
+"""The flags that correspond to the keys of a directive."""
 
 Model = Annotated[list[str] | None, _FLAGS["model"]]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option(
-        "--trust-remote-code", help="Run code that the models bring. Nothing is run without it."
-    ),
+    typer.Option("--trust-remote-code", help="Run code from the models. By default none is run."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")]
 
@@ -97,7 +95,7 @@ Flags = Mapping[str, "list[str] | None"]
 
 
 def takes_words(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the flags that state what a directive states; it gets them as `flags`."""
+    """Add the flags of a directive to a command, which receives them as `flags`."""
     signature = inspect.signature(command, eval_str=True)
     added = [
         inspect.Parameter(
@@ -108,9 +106,9 @@ def takes_words(command: Callable[..., None]) -> Callable[..., None]:
         )
         for name, option in _FLAGS.items()
     ]
-    own = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
-    first = [parameter for parameter in own if parameter.kind != inspect.Parameter.KEYWORD_ONLY]
-    parameters = [*first, *added, *own[len(first) :]]
+    others = [parameter for name, parameter in signature.parameters.items() if name != "flags"]
+    first = [parameter for parameter in others if parameter.kind != inspect.Parameter.KEYWORD_ONLY]
+    parameters = [*first, *added, *others[len(first) :]]
 
     @functools.wraps(command)
     def called(**given: Any) -> None:
@@ -119,7 +117,7 @@ def takes_words(command: Callable[..., None]) -> Callable[..., None]:
 
     called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del called.__wrapped__  # or the signature would be looked for there
+    del called.__wrapped__  # or `inspect` would read the signature from there
     return called
 
 
@@ -139,7 +137,7 @@ def joined(name: str, values: list[str] | None) -> str | None:
 
 
 def opened(source: str | None) -> str | IO[str] | None:
-    """What the Python API takes: standard input in place of `-`."""
+    """Convert an argument for the Python API: `-` becomes standard input."""
     if source != "-":
         return source
     return sys.stdin if sys.stdin is not None else io.StringIO()

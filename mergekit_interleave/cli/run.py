@@ -33,7 +33,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     flags: Flags,
     allow_non_identity: NonIdentity = False,
     engine: Annotated[str, typer.Option(
-        metavar="|".join(engines.names()), help="What writes the weights.",
+        metavar="|".join(engines.names()), help="The engine that writes the weights.",
         autocompletion=options.offering(*engines.names()))] = engines.AUTO,
     out_shard_size: Annotated[str | None, typer.Option(
         metavar="SIZE", show_default=False, help="The maximum size of a shard, such as 5GB, 500MB "
@@ -42,9 +42,9 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         "Let the stream engine copy every byte, even where the filesystem could share blocks with "
         "the base.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help=
-        "Do not read back what was written.")] = False,
+        "Do not read back and compare the written weights.")] = False,
     force: Annotated[bool, typer.Option(
-        "--force", help="Replace a model that exists at OUT, and nothing else.")] = False,
+        "--force", help="Replace an existing model at OUT; nothing else is replaced.")] = False,
     base_model: Annotated[str | None, typer.Option(
         metavar="ORG/NAME", help="The Hub id by which OUT names a local source model.")] = None,
     cuda: Annotated[bool, typer.Option("--cuda", help=
@@ -54,16 +54,16 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     low_cpu_memory: Annotated[bool, typer.Option("--low-cpu-memory", help=
         "Keep intermediate values on the device.", rich_help_panel=_MERGEKIT)] = False,
     lazy_unpickle: Annotated[bool, typer.Option("--lazy-unpickle", help=
-        "Load pickles lazily, if at all.", rich_help_panel=_MERGEKIT)] = False,
+        "Load pickles lazily.", rich_help_panel=_MERGEKIT)] = False,
     async_write: Annotated[bool, typer.Option("--async-write", help=
         "Write shards while the next are made.", rich_help_panel=_MERGEKIT)] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=
-        "Read numbers out of pickled weights, and nothing else.")] = False,
+        "Read the tensors in pickled weights, and nothing else.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
-        "Run code that the model brings. Nothing is run without it.",
+        "Run code from the models. By default none is run.",
         rich_help_panel=_MERGEKIT)] = False,
     mergekit: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=
-        "Any other option of mergekit-yaml; may be given again.",
+        "Any other option of mergekit-yaml; may be repeated.",
         rich_help_panel=_MERGEKIT)] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -135,20 +135,20 @@ def _clean_up_on_signals() -> None:
 def _terminated(number: int, _: object) -> NoReturn:
     """Exit as after Ctrl-C, so that the staging directory is removed."""
     with suppress(OSError):  # the terminal may be gone
-        os.write(2, b"error: terminated\n")  # print() may be what was interrupted
+        os.write(2, b"error: terminated\n")  # print() may be the call that was interrupted
     sys.exit(128 + number)
 
 
 def _show_bars_on_terminals_only() -> None:
     if sys.stderr is None or not sys.stderr.isatty():
-        # Not every bar of mergekit's and the Hub client's listens to an option.
+        # Some progress bars of mergekit and the Hub client ignore options.
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    """On a terminal, a bar with bytes, rate and time left."""
+    """Show a progress bar with bytes, rate and time left on a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -1,4 +1,4 @@
-"""Print results to standard output, and what else there is to know to standard error."""
+"""Print results to standard output, and warnings, notes and hints to standard error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show_json(report: Mapping[str, object]) -> None:
 
 
 def write(text: str) -> None:
-    """Write a result that is a text as it is."""
+    """Write a text result unchanged."""
     sys.stdout.write(text)
 
 
@@ -30,7 +30,7 @@ def tell(kind: str, sentences: Iterable[str | None]) -> None:
 
 
 def printable(line: str) -> str:
-    """Escape what could move the cursor, or cannot be encoded: names may come from a file."""
+    """Escape characters that move the cursor or cannot be encoded; names may come from a file."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # it may be closed
     return shown.encode(encoding, "replace").decode(encoding)

@@ -17,19 +17,19 @@ EXAMPLE = "mk-interleave train deeper --for axolotl > train.yml"
 
 def train(  # noqa: PLR0913 - one parameter for each flag
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
-        "A model that `run` or mergekit-yaml has made.")],
+        "A model that `run` or mergekit-yaml wrote.")],
     *,
     trainer: Annotated[str, typer.Option("--for", metavar="NAME", help=
         f"The trainer: {registry.in_words()}.",
         autocompletion=options.offering(*registry.TRAINERS))],
     method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
-        "Train the new layers themselves, or a LoRA of them. Default: full, where the trainer "
-        "can.", autocompletion=options.offering(*registry.METHODS))] = None,
+        "Train the new layers themselves, or a LoRA of them. Default: full, if the trainer "
+        "supports it.", autocompletion=options.offering(*registry.METHODS))] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The file that states which layers are new, where DIR does not: an interleave.json or a "
+        "The file that states which layers are new, if DIR does not: an interleave.json or a "
         "mergekit config.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
-        "Run code that the model brings. Nothing is run without it.")] = False,
+        "Run code from the model. By default none is run.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Write a trainer's settings that train the new layers and nothing else."""

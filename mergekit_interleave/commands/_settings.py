@@ -1,4 +1,4 @@
-"""Leave the process as it was: libraries are silenced only while a command uses them."""
+"""Restore logging and progress bars of the libraries after a command."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def restored_settings(*, bars: bool = False) -> Iterator[None]:
     """Restore the log levels and progress bars of the libraries at the end.
 
     Args:
-        bars: Show the progress of downloads meanwhile.
+        bars: Show the progress of downloads until then.
     """
     shown = SHOW_BARS.set(bars)
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
@@ -30,7 +30,7 @@ def restored_settings(*, bars: bool = False) -> Iterator[None]:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if enabled and not _transformers_bars():
-            with warnings.catch_warnings():  # huggingface_hub warns where a variable forbids bars
+            with warnings.catch_warnings():  # huggingface_hub warns if a variable forbids bars
                 warnings.simplefilter("ignore")
                 sys.modules["transformers.utils.logging"].enable_progress_bar()
 

@@ -39,8 +39,8 @@ class CardReport:
         files: The names of the files.
         name: The suggested name of the model.
         base_models: The Hub ids of its bases.
-        warnings: What to beware of, one sentence each.
-        notes: What else to know, one sentence each.
+        warnings: Warnings, one sentence each.
+        notes: Notes, one sentence each.
     """
 
     files: tuple[str, ...]
@@ -64,8 +64,8 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
     Both are derived from interleave.json and from what the directory holds now.
 
     Args:
-        directory: A model that `run` or mergekit-yaml has made.
-        force: Replace a card that was edited, or that another tool wrote.
+        directory: A model that `run` or mergekit-yaml wrote.
+        force: Replace a card that was edited or written by another tool.
 
     Raises:
         CheckpointError: The directory does not record the model's layers.
@@ -91,7 +91,7 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
         **manifest.totals(expected.layout, expected.specs, packed=manifest.is_packed(result)),
     }
     if trained and verification_text.TRAINED not in content.get("verified", {}):
-        content["verified"] = {}  # it holds for the weights before training only
+        content["verified"] = {}  # it applies only to the weights before training
     title = place.resolve().name or "model"
     data = card_data(place, title, content, recorded.layout, trained=trained)
     texts = card_files.generate(data)
@@ -112,7 +112,7 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
 
 
 def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
-    """What the model must be, and whether its new layers were trained since it was made.
+    """Return the expected model, and whether its new layers were trained after `run` wrote it.
 
     Raises:
         RefusedError: Other tensors or files differ.
@@ -134,7 +134,7 @@ def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
 def _content(
     directory: Path, recorded: RecordedLayout, result: Checkpoint, warn: Callable[[str], object]
 ) -> Mapping[str, Any]:
-    """What the interleave.json of a model without one would say, as far as it is known."""
+    """Reconstruct the content of a missing interleave.json, as far as it is known."""
     layout, keys = recorded.layout, recorded.directive.mergekit
     against = list(layout.models)
     if "base_model" in keys:

@@ -1,7 +1,7 @@
-"""`explain`: a mergekit config as the shortest directive that expands to the same slices.
+"""`explain`: turn a mergekit config into the shortest directive that expands to the same slices.
 
-A config comes as YAML, as a model card that shows it, or as the directory of a model. Of a stream
-the documents that are no passthrough merge stay as they are. The network is never asked.
+The config may be YAML, a model card that contains it, or the directory of a model. In a stream,
+documents that are not passthrough merges stay unchanged. The network is never used.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:
         stdin: What `-` reads.
 
     Returns:
-        The directive, after a comment that says what it does; a `str` with `warnings`.
+        The directive, after a comment that describes it; a `str` with `warnings`.
 
     Raises:
-        InterleaveError: There is no passthrough config in it.
+        InterleaveError: The source contains no passthrough config.
     """
     with collected_warnings() as warnings:
         if isinstance(source, str | os.PathLike):
@@ -76,20 +76,22 @@ def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
         text, where = _fenced(text, where, warn), f"{where}, in its block of YAML"
         documents = _documents(text)
     models = _Opened(where, warn)
-    if len(documents) <= 1:  # or it is the one-line form, or no YAML, which is said later
+    if (
+        len(documents) <= 1
+    ):  # one document, the one-line form, or invalid YAML, which `_explained` reports
         return _explained(text, where, models, stored)
     return "".join(_part_of_stream(part, where, models) for part in documents)
 
 
 def _read(source: str, stdin: IO[str]) -> tuple[str, str, Directive | None]:
-    """The text, what to call it, and the directive that `run` has stored beside it."""
+    """Return the text, its name in errors, and the directive that `run` stored beside it."""
     path = Path(source)
     if source != "-" and path.is_dir():
         for name in (mergekit_yaml.FILE, CARD):
             if (path / name).is_file():
                 return *directives.read_text(str(path / name), stdin), _stored(path)
         raise CheckpointError(
-            f"{source}: has neither {mergekit_yaml.FILE} nor a {CARD} that would tell its layers"
+            f"{source}: has neither {mergekit_yaml.FILE} nor a {CARD}, so its layers are unknown"
         )
     return *directives.read_text(source, stdin), None
 
@@ -101,7 +103,7 @@ def _stored(directory: Path) -> Directive | None:
     with suppress(InterleaveError):
         stored = manifest.read(file).content["directive"]
         directive = directives.of_document(stored, str(file))
-        # What needs no model's config to be expanded would be expanded without its type, too.
+        # A directive that needs no config would also expand without knowledge of the model type.
         needed = directive.growth is not None and directive.growth.needs_depth
         return directive if needed else None
     return None
@@ -118,14 +120,14 @@ def _fenced(card: str, where: str, warn: Warn) -> str:
         if any(_is_passthrough(yaml_io.keys(part)) for part in _documents(text))
     ]
     if not found:
-        raise DirectiveError(f"{where}: no block in it is the YAML of a passthrough merge")
+        raise DirectiveError(f"{where}: none of its code blocks is the YAML of a passthrough merge")
     if len(set(found)) > 1:
-        warn(f"{where}: shows {len(set(found))} passthrough merges; this is the first")
+        warn(f"{where}: shows {len(set(found))} passthrough merges; only the first is explained")
     return found[0]
 
 
 def _blocks(card: str) -> Iterator[str]:
-    """What stands between the fences of a card."""
+    """Yield the text of each fenced block of a card."""
     opened: re.Match[str] | None = None
     lines: list[str] = []
     for line in card.splitlines(keepends=True):
@@ -169,16 +171,18 @@ def _part_of_stream(text: str, where: str, models: _Opened) -> str:
         try:
             written = _explained(text, where, models)
         except CheckpointError as error:  # a document alone would be refused
-            models.warn(f"{error}; that document stays as it is")
+            models.warn(f"{error}; that document is left unchanged")
     models.results.learn(text, where)
     return text if written == text else merge_stream.begin(text) + written + merge_stream.end(text)
 
 
 def _explained(text: str, where: str, models: _Opened, stored: Directive | None = None) -> str:
-    """One document; as it was stored, where no directive can be told from its slices."""
+    """Explain one document; use the stored directive if its slices match no growth line."""
     document = yaml_io.read(text, where, directives.known_keys())
     if not isinstance(document, dict):
-        raise DirectiveError(f"{where}: holds no mergekit config, and no card that shows one")
+        raise DirectiveError(
+            f"{where}: contains neither a mergekit config nor a model card with one"
+        )
     directive = directives.of_document(document, where)
     for warning in directive.warnings:
         models.warn(warning)
@@ -213,19 +217,19 @@ def _with_keys(one: Directive, written: Directive) -> Directive:
 
 
 def _modules_return(growth: ExplicitSlices, layout: Layout, models: _Opened) -> bool:
-    """Whether a directive gets the modules back that a config spells out."""
+    """Whether a directive expands to the modules that a config lists."""
     modules = growth.document.get("modules")
     if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
-        return True  # which is mergekit-multi's way of writing slices
+        return True  # mergekit-multi writes slices this way
     checkpoint = models.open(layout.models[0])
     return checkpoint is not None and bool(checkpoint.modules)
 
 
 class _Opened:
-    """What can be known of models without asking the network.
+    """Information about models that is available without the network.
 
     Args:
-        where: What is read: perhaps a stream, whose documents may be models of one another.
+        where: The name of the input, perhaps a stream whose documents use each other as models.
         warn: Called with each warning.
     """
 
@@ -240,12 +244,12 @@ class _Opened:
         return self.results.models.depth_if_known(model)
 
     def known_depth(self, model: ModelRef) -> int:
-        """The depth, where nothing can be said without it."""
+        """Return the depth; raise an error if it is unknown."""
         depth = self.depth(model)
         if depth is None:
             raise CheckpointError(
-                f"{model}: its depth is not known, which a config of whole models depends on",
-                hint="its config.json must be at hand, in a directory or the Hub's cache",
+                f"{model}: its depth is unknown, and a config of whole models depends on it",
+                hint="make its config.json available, in a directory or in the Hub's cache",
             )
         return depth
 
@@ -266,7 +270,7 @@ class _Opened:
         )
 
     def family(self, model: ModelRef) -> families.Family:
-        """What is known of a model, or assumed."""
+        """Return the family of a model, or an assumed one if it is unknown."""
         checkpoint = self.open(model)
         known = None if checkpoint is None else checkpoint.family
         return known or families.assumed_family()

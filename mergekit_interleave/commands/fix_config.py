@@ -42,7 +42,7 @@ class FixConfigReport:
         written: Whether there was no config.json before.
         changes: The changed keys of config.json, each with its old and new value.
         added: The names of the base's files that were missing.
-        warnings: What to beware of, one sentence each.
+        warnings: Warnings, one sentence each.
     """
 
     directory: Path
@@ -83,9 +83,9 @@ def fix_config(
 
     Args:
         directory: What mergekit-yaml wrote.
-        recipe: The YAML that it was made from; mergekit_config.yml in the directory, unless
-            mergekit stopped before it wrote that.
-        model: The source model, where it is not where the recipe says.
+        recipe: The YAML that it was made from. The default is mergekit_config.yml in the
+            directory, which is missing if mergekit stopped early.
+        model: The source model, if it is not at the path that the recipe names.
 
     Returns:
         What was changed.
@@ -100,7 +100,7 @@ def fix_config(
     recorded_layout.check_directory(place)
     if recipe is None and not own.is_file():
         raise DirectiveError(
-            f"{directory}: no {mergekit_yaml.FILE} there, which would state the layers",
+            f"{directory}: no {mergekit_yaml.FILE} there to state the layers",
             hint="name the YAML that it was made from: --recipe FILE",
         )
     models = Models()
@@ -110,7 +110,7 @@ def fix_config(
             expansion = resolve(wanted, models, strict=True)
         except CheckpointError as error:
             if model is None:
-                error.hint = "the recipe's model is not there: --model DIR says where it is"
+                error.hint = "name the directory of the recipe's model: --model DIR"
             raise
         return _fix(place, expansion, models)
 
@@ -160,7 +160,7 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
 
 
 def _before(file: Path) -> dict[str, Any]:
-    """The present config; empty where there is none that can be read."""
+    """Return the present config, or an empty one if it cannot be read."""
     try:
         return read_json(file)
     except CheckpointError:
@@ -176,8 +176,8 @@ def _check_weights(
 ) -> None:
     """Check that the weights have the names and shapes that the recipe calls for.
 
-    They are those of the checkpoint where its weights are available; else, in the layers, those of
-    the model in memory. mergekit may write either.
+    If the weights of the sources are available, names and shapes come from them. Otherwise those of
+    the layers come from the model in memory. mergekit may write either.
     """
     first = sources[layout.models[0]]
     written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}

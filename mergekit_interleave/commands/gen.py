@@ -32,15 +32,15 @@ def gen(
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
         allow_non_identity: Accept names to zero that leave the new layers no identities.
-        words: Keywords that replace what the directive says; see `Words`.
+        words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
         The YAML, a `str` with `warnings`.
 
     Raises:
-        DirectiveError: The directive is wrong whatever the model is.
+        DirectiveError: The directive is invalid for every model.
         LayoutError: The directive does not fit the model.
-        CheckpointError: The model must be read, and cannot be.
+        CheckpointError: The model must be read, but cannot be.
     """
     models = Models()
     source = inputs.read(directive)

@@ -17,7 +17,7 @@ from mergekit_interleave.errors import DirectiveError
 StrPath: TypeAlias = "str | os.PathLike[str]"
 
 DirectiveLike: TypeAlias = "Directive | Mapping[str, object] | StrPath | IO[str]"
-"""A directive: its text, a file's name, an open file, a mapping as YAML would have it, or parsed.
+"""A directive: its text, a file's name, an open file, a mapping with its keys, or a `Directive`.
 
 Text that names an existing file is that file, as on the command line.
 """
@@ -31,13 +31,13 @@ Ranges: TypeAlias = "str | Sequence[object] | Mapping[str, object]"
 
 
 class Words(TypedDict, total=False):
-    """Keywords that say the same as the keys of a directive. They replace what it says.
+    """Keywords that say the same as the keys of a directive. They take precedence over it.
 
     Attributes:
         model: The source model: a directory or a Hub id.
         layers: Its number of layers, for a model whose config.json cannot be read.
-        zero: What the new layers zero: `auto`, `none`, `norms`, or names of tensors.
-        scale: What the tensors of the new layers are multiplied by: a factor, or names and factors.
+        zero: The tensors that new layers zero: `auto`, `none`, `norms`, or names of tensors.
+        scale: The factors of the tensors of the new layers: one factor, or names and factors.
         apply_to: Which layers `zero` and `scale` apply to: `copies`, `first`, `last` or `all`.
         dtype: The dtype to convert the weights to, such as `bfloat16`.
         every: Insert a new layer after every Nth layer.
@@ -65,7 +65,7 @@ class Words(TypedDict, total=False):
 
 
 class Text(NamedTuple):
-    """The text of a directive that was not parsed yet.
+    """The text of a directive before parsing.
 
     Attributes:
         text: The text.
@@ -80,7 +80,7 @@ def read(directive: DirectiveLike | None) -> Directive | Text | None:
     """Read the text of a directive, or check a mapping.
 
     Raises:
-        DirectiveError: The file cannot be read, or the mapping is no directive.
+        DirectiveError: The file cannot be read, or the mapping is not a directive.
     """
     if directive is None or isinstance(directive, Directive):
         return directive
@@ -93,12 +93,14 @@ def read_text(source: StrPath | IO[str]) -> Text:
     """Read a file by its name or from an open one; other text is the directive itself.
 
     Raises:
-        DirectiveError: The file cannot be read, or there is none of that name.
+        DirectiveError: The file cannot be read, or does not exist.
     """
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         if name == "-":
-            raise DirectiveError("'-' is no file's name", hint="for standard input, pass sys.stdin")
+            raise DirectiveError(
+                "'-' is not a file name", hint="for standard input, pass sys.stdin"
+            )
         return Text(*directives.read_text(name, io.StringIO()))
     if not hasattr(source, "read"):
         raise DirectiveError(
@@ -109,7 +111,7 @@ def read_text(source: StrPath | IO[str]) -> Text:
 
 
 def parse(read_in: Directive | Text | None, words: Words) -> Directive:
-    """Parse a directive and replace what the keywords state.
+    """Parse a directive and apply the keywords, which take precedence.
 
     Args:
         read_in: What `read` returned.
@@ -128,7 +130,7 @@ def parse_models(models: ModelLike | Sequence[ModelLike] | None, where: str) -> 
     """Parse one model or several.
 
     Raises:
-        DirectiveError: One of them is no model's name.
+        DirectiveError: A value does not name a model.
     """
     if models is None:
         return []
@@ -146,7 +148,7 @@ def parse_size(size: int | str | None, where: str) -> int | None:
     """Read a number of bytes, such as 5GB.
 
     Raises:
-        DirectiveError: It is no size, or not positive.
+        DirectiveError: The value is not a size, or not positive.
     """
     if size is None:
         return None

@@ -63,16 +63,16 @@ class Parameters:
 
 @dataclass(frozen=True)
 class Writing:
-    """What it would take to write the weights.
+    """The cost of writing the weights.
 
     Attributes:
         nbytes: Bytes of all tensors.
         mergekit: Bytes that mergekit writes; None where it cannot write them.
-        stream: How the stream engine's bytes come there; None where it cannot, or where that
-            cannot be told before the weights are at hand.
-        engine: The engine that `--engine auto` takes.
-        why: Why.
-        memory: About how much each engine needs, in bytes.
+        stream: How the stream engine writes the bytes; None if it cannot, or if that is unknown
+            until the weights are available.
+        engine: The engine that `--engine auto` selects.
+        why: The reason for that choice.
+        memory: The approximate memory that each engine needs, in bytes.
         free: Bytes that are free here.
     """
 
@@ -87,19 +87,19 @@ class Writing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `run` would make of a directive. In a notebook it is shown as its layer map.
+    """What `run` would make of a directive. A notebook shows its layer map.
 
     Attributes:
-        directive: The directive, with its model found.
+        directive: The directive, with its model filled in.
         layout: The layers of the result.
         names: The public names of the models, in the order of their first layers.
         depths: The number of layers of each model; None where it is not known.
         identities: The indices of the new layers that pass their input on unchanged.
         parameters: The numbers of parameters; None where they cannot be counted.
-        writing: What it takes to write the weights; None where their sizes are not known.
+        writing: The cost of writing the weights; None if their sizes are unknown.
         config: The keys of config.json that change, each with its old and new value; None where
             there is no config.json to read.
-        warnings: What to beware of, one sentence each.
+        warnings: Warnings, one sentence each.
         counted: Whether the weights were read; if not, sizes are derived from config.json.
     """
 
@@ -122,7 +122,7 @@ class Plan:
 
     @property
     def distance(self) -> tuple[float, int] | None:
-        """How many layers a copy is from its original: the mean and the maximum."""
+        """The distance of a copy from its original in layers: the mean and the maximum."""
         found = distances(self.layout)
         return (sum(found) / len(found), max(found)) if found else None
 
@@ -144,7 +144,7 @@ class Plan:
 
         Args:
             width: The width of the terminal in characters.
-            ascii_only: Use no character beyond ASCII.
+            ascii_only: Use only ASCII characters.
         """
         return layer_maps.strip(
             self.layout,
@@ -159,7 +159,7 @@ class Plan:
         return svg.picture(self.layout, self.identities, self.names)
 
     def _repr_svg_(self) -> str:
-        """What a notebook shows."""
+        """Return the SVG that a notebook shows."""
         return self.svg()
 
     def __str__(self) -> str:
@@ -173,13 +173,13 @@ def plan(
     trust_remote_code: bool = False,
     **words: Unpack[Words],
 ) -> Plan:
-    """Find out what `run` would make of a directive. Nothing is written.
+    """Compute what `run` would make of a directive. Nothing is written.
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
         allow_non_identity: Accept names to zero that leave the new layers no identities.
-        trust_remote_code: Run code that the models bring. Nothing is run without it.
-        words: Keywords that replace what the directive says; see `Words`.
+        trust_remote_code: Run code from the models. By default none is run.
+        words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
         The plan: its layers, parameters, bytes, changes of config.json, and warnings.
@@ -193,7 +193,7 @@ def plan(
     with restored_settings(), collected_warnings() as warnings:
         found = _plan(wanted, models, here, warnings, allow_non_identity=allow_non_identity)
         if found.writing is not None and found.writing.free < _least(found.writing):
-            warnings.append("there is no room for it here")
+            warnings.append("there is not enough free space here")
     return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
 
 
@@ -236,7 +236,7 @@ def _is_readable(directive: Directive, models: Models) -> bool:
 
 
 def _from_words(expansion: Expansion, models: Models) -> Plan:
-    """What the directive tells alone, of models of which no more is known."""
+    """Plan from the directive alone, when nothing is known about the models."""
     stated = expansion.directive.layers
     layout = mergekit_yaml.effective(expansion.layout, expansion.directive.mergekit)
     return Plan(
@@ -254,7 +254,7 @@ def _from_words(expansion: Expansion, models: Models) -> Plan:
 
 
 def _from_config(expansion: Expansion, sources: Sources) -> Plan:
-    """All that config.json tells."""
+    """Plan from config.json."""
     keys = expansion.directive.mergekit
     layout = mergekit_yaml.effective(expansion.layout, keys)
     grown = sources.grow(expansion)
@@ -274,7 +274,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 
 
 def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
-    """What the tensors tell besides."""
+    """Add the sizes that the tensors give to a plan."""
     new = {layer.index for layer in found.layout.new_layers}
     choice = select.choose(made, here)
     return dataclasses.replace(
@@ -306,7 +306,7 @@ def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
 
 
 def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
-    """The same where there is only config.json: its class is asked what it would build."""
+    """Estimate the sizes from config.json, by the parameters that its class would build."""
     shapes = {}
     try:
         for model, checkpoint in sources.models.items():
@@ -352,7 +352,7 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
         mean, most = found.distance
         yield (
             "distance",
-            f"copies stand {decimal(mean)} from their originals on average, {most} at most",
+            f"copies are {decimal(mean)} away from their originals on average, {most} at most",
         )
     yield from _sizes(found)
     for key, (old, value) in (found.config or {}).items():
@@ -374,7 +374,7 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
             yield "trainable", f"{numbers.new:,} in the new layers, {share:.1%} of all"
     writing = found.writing
     if writing is None:
-        yield "bytes", "not known before the weights are at hand"
+        yield "bytes", "unknown until the weights are available"
         return
     about = "" if found.counted else "about "
     yield "bytes", f"{about}{amount(writing.nbytes)}"
@@ -384,7 +384,7 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
     if writing.stream is not None:
         yield "stream", str(writing.stream)
     elif not found.counted:
-        yield "stream", "not known before the weights are at hand"
+        yield "stream", "unknown until the weights are available"
     if writing.memory:
         needs = [f"{amount(nbytes)} by {engine}" for engine, nbytes in writing.memory.items()]
         yield "memory", f"about {', '.join(needs)}"

@@ -1,4 +1,4 @@
-"""YAML text with the warnings that were found while it was written."""
+"""YAML text together with its warnings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Recipe(str):
-    """A text that is a `str` in every way, and knows its warnings.
+    """A `str` that also holds the warnings about it.
 
     Attributes:
-        warnings: What to beware of, one sentence each.
+        warnings: Warnings, one sentence each.
     """
 
     __slots__ = ("warnings",)

@@ -1,4 +1,4 @@
-"""What `verify` writes: its result into interleave.json, and into the card if it is unedited."""
+"""Record the result of `verify` in interleave.json, and in the card if it is unedited."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def record(
 ) -> tuple[str, ...]:
     """Write what was verified into interleave.json and the card.
 
-    Nothing is written if OUT was compared with another layout than its own, or differs from models
-    other than its recorded sources: such a result says nothing about OUT.
+    Nothing is written if OUT was compared with a layout other than its own, or if it differs from
+    models other than its recorded sources: such a result says nothing about OUT.
 
     Args:
         out: The model's directory.
@@ -27,7 +27,7 @@ def record(
         measured: The comparison of a forward pass, to record instead.
 
     Returns:
-        Warnings: failing to write costs no result.
+        Warnings; a failure to write is not an error.
     """
     own = report.own
     stated = [] if own is None else [_last(name) for name in own.models]
@@ -38,7 +38,7 @@ def record(
         kind, found = verification_text.FORWARD, dict(measured)
     try:
         return _record(out, kind, found)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the result is worth more
+    except Exception as error:  # noqa: BLE001 - the result of `verify` must be returned anyway
         return (f"what was verified could not be recorded: {error}",)
 
 

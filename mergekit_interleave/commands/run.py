@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.inputs import Words
 
 _UNPICKLED = ".unpickled"
-"""Where pickled weights are written as safetensors, within the directory that becomes OUT."""
+"""The folder for pickled weights converted to safetensors, inside the staging directory."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class RunReport:
         out: Its directory.
         layout: Its layers.
         written: The comparison of the written tensors with the sources.
-        outcome: The engine that wrote them, and how their bytes got there.
-        parameters: The number of its parameters; None where integers hold several each.
+        outcome: The engine that wrote them, and how it wrote the bytes.
+        parameters: The number of its parameters; None if integers pack several each.
         name: The suggested name; None where no model card could be written.
-        warnings: What to beware of, one sentence each.
-        notes: What else to know, one sentence each.
+        warnings: Warnings, one sentence each.
+        notes: Notes, one sentence each.
     """
 
     out: Path
@@ -87,7 +87,7 @@ class RunReport:
 
     @property
     def hint(self) -> str | None:
-        """What would have been better, if anything."""
+        """A suggestion for a faster run, if there is one."""
         if self.outcome.streamable:
             return "--engine stream writes the same tensors, faster and in constant memory"
         return None
@@ -158,11 +158,11 @@ def run(  # noqa: PLR0913 - one parameter for each option
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
         reflink: Let the stream engine share blocks with the base where the filesystem can.
         verify: Read back what was written and compare it with the sources.
-        force: Replace a model that exists at `out`, and nothing else.
+        force: Replace an existing model at `out`; nothing else is replaced.
         base_model: The Hub id by which OUT names a local source model.
-        allow_pickle: Read numbers out of pickled weights, and nothing else.
+        allow_pickle: Read the tensors in pickled weights, and nothing else.
         allow_non_identity: Accept names to zero that leave the new layers no identities.
-        trust_remote_code: Run code that the models bring. Nothing is run without it.
+        trust_remote_code: Run code from the models. By default none is run.
         cuda: Let mergekit do arithmetic on the GPU.
         device: The device on which mergekit does arithmetic.
         low_cpu_memory: Let mergekit keep intermediate values on the device.
@@ -171,7 +171,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         mergekit: Other options of mergekit-yaml, by name.
         progress: Called with the number of bytes to write; a context manager whose value is called
             with the bytes of each step.
-        words: Keywords that replace what the directive says; see `Words`.
+        words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
         What was written, and the result of comparing it with its sources.
@@ -179,7 +179,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be made exactly; nothing is at `out`.
     """
-    registry.rows(engine)  # or there is no such engine
+    registry.rows(engine)  # raises an error for an unknown engine
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
     stated = {
@@ -231,10 +231,10 @@ class _Options:
     Attributes:
         weights: How to write the weights.
         replace: Replace a model that exists at OUT.
-        base_model: The Hub id of the base, where its directory does not tell.
+        base_model: The Hub id of the base, if its directory does not show it.
         verify: Read back what was written, and compare it with the sources.
         allow_pickle: Read pickled weights.
-        allow_non_identity: See `resolve`, which is called again once they are read.
+        allow_non_identity: See `resolve`, which is called again after pickled weights are read.
     """
 
     weights: WriteOptions
@@ -311,7 +311,7 @@ def _run(
 
 
 def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expansion:
-    """The same, where names were not yet checked against tensors that were pickled."""
+    """Resolve again if weights were pickled, to check names against their tensors."""
     models = models_for(expansion.directive, models)
     found = [models.with_weights(model) for model in expansion.layout.models]
     if not any(checkpoint.unpickled for checkpoint in found):
@@ -325,11 +325,12 @@ def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expan
 
 
 def _check_classes(plan: ExpansionPlan, work: Path) -> None:
-    """What the class that loads the result makes of it; the data alone says it, if it is right.
+    """Check that the class that loads the result builds the expected tensors.
 
-    Loading transformers for it takes longer than the stream engine may, which does without.
+    The architecture data should already ensure this. Loading transformers takes longer than a run
+    of the stream engine, so that engine skips the check.
     """
-    if len(plan.sources) > 1:  # several are stacked only where all layers are alike
+    if len(plan.sources) > 1:  # several models are stacked only if all their layers are alike
         meta_model.shapes(work, trusted=plan.first.trusted)
     else:
         structure_check.check(plan.first, plan.layout, work, plan.placement.kv_sharing_layers)
@@ -345,7 +346,7 @@ def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
 def _check_weights(
     plan: ExpansionPlan, work: Path, options: _Options, outcome: WriteResult
 ) -> Comparison:
-    """Compare what was written with what was to be written.
+    """Compare the written tensors with the planned ones.
 
     Raises:
         OutputError: They differ.
@@ -354,7 +355,7 @@ def _check_weights(
     new_vocabulary = mergekit_yaml.changes_vocabulary(plan.mergekit)
 
     def unread(spec: TensorSpec) -> str | None:
-        # mergekit multiplies: an infinity times 0 is no zero. The other engine writes zeros.
+        # mergekit multiplies, and infinity times 0 is NaN. The other engine writes zeros.
         if options.verify or (registry.ENGINES[outcome.engine].multiplies and spec.scale == 0):
             return plan.reason_unread(spec)
         return "not asked for"
@@ -369,8 +370,8 @@ def _check_weights(
         first, *more = written.differences
         others = f", and {len(more)} more are wrong" if more else ""
         raise OutputError(
-            f"the weights came out wrong: {first}{others}",
-            hint="does the base hold an infinity or NaN there? times 0 that is NaN"
+            f"the written weights are wrong: {first}{others}",
+            hint="check the base for infinity or NaN in this tensor: times 0 either gives NaN"
             if first.what.startswith("is not zero")
             else None,
         )
@@ -378,17 +379,17 @@ def _check_weights(
 
 
 def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:
-    """Whether the result computes what its base computes, where nothing is known of the type.
+    """Check that the result computes what its base computes, for an unknown model type.
 
     Raises:
-        RefusedError: It does not, or that cannot be told.
+        RefusedError: It does not, or the comparison is impossible.
     """
     found = forward.compare(plan.first.store, work, trust_remote_code=plan.first.trusted)
     if not found.is_exact:
         raise RefusedError(
             "nothing is known of this model type, and the result does not compute what its "
             f"base: its logits differ by {found.relative:.0e} of their size",
-            hint="perhaps with other names: all that writes to the residual stream must be zero",
+            hint="try other names: every tensor that writes to the residual stream must be zero",
         )
     return found.outcome(identity=True)
 

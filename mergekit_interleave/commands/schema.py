@@ -8,5 +8,5 @@ from mergekit_interleave.directive import json_schema
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a directive, by which editors complete and check it."""
+    """Return the JSON Schema of a directive, which editors use to complete and check it."""
     return dict(json_schema.schema())

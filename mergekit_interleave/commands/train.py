@@ -30,17 +30,17 @@ def train(
         directory: The model's directory, written by `run` or by mergekit-yaml.
         trainer: transformers, trl, peft, llamafactory, axolotl, ms-swift or unsloth.
         method: `full` trains the new layers themselves, `lora` a LoRA of them. Without it the
-            method is `full` where the trainer can train these layers so, else `lora`.
+            method is `full` if the trainer supports that for these layers, else `lora`.
         recipe: The file that records which layers are new, if the directory has none: an
             interleave.json or a mergekit config.
-        trust_remote_code: Run code that the model brings.
+        trust_remote_code: Run code from the model.
 
     Returns:
         The settings as `text`, with the `method` that was used and `notes` on it.
 
     Raises:
-        DirectiveError: There is no such trainer or method, or `recipe` is no such file.
-        CheckpointError: The directory is no model, or does not record which layers are new.
+        DirectiveError: There is no such trainer or method, or `recipe` does not record layers.
+        CheckpointError: The directory is not a model, or does not record which layers are new.
         RefusedError: No layer is new, or the trainer cannot train exactly the new layers.
     """
     registry.find(trainer, method)

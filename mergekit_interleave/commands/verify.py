@@ -35,17 +35,17 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     sources is recorded in interleave.json and the model card.
 
     Args:
-        out: A model that `run` or mergekit-yaml has made.
-        against: Its base, a directory or a Hub id; of several models all of them, in the order of
+        out: A model that `run` or mergekit-yaml wrote.
+        against: Its base, a directory or a Hub id; for several models all of them, in the order of
             interleave.json. Without it the model is compared with itself.
         forward: Load both models, and compare logits and greedy text.
         trained: Accept any values in new layers; all others must be the base's, to the bit.
-        recipe: The file that states the layout where the model does not: an interleave.json, a
+        recipe: The file that states the layout if the model does not: an interleave.json, a
             mergekit config or a directive.
         max_memory: The maximum memory for weights in the forward pass, in bytes or as text such as
             `8GB`; the rest stays on disk.
-        allow_pickle: Read numbers out of a base's pickled weights, and nothing else.
-        trust_remote_code: Run code that the models bring. Nothing is run without it.
+        allow_pickle: Read the tensors in a base's pickled weights, and nothing else.
+        trust_remote_code: Run code from the models. By default none is run.
 
     Returns:
         The differences, and what was compared.
@@ -90,7 +90,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
 
 @contextmanager
 def _scratch(*, wanted: bool) -> Iterator[Path | None]:
-    """A directory for tensors that are read out of pickles."""
+    """Create a temporary directory for tensors read from pickles."""
     if not wanted:
         yield None
         return

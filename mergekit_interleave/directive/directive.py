@@ -1,4 +1,4 @@
-"""A file, inline text or flags become one validated `Directive`.
+"""Parse a file, inline text or flags into one validated `Directive`.
 
 A directive is a mergekit config in which one growth line replaces `slices:`. mergekit's own keys
 are passed on unchanged; any other unknown key is an error. A mergekit passthrough config is a
@@ -70,7 +70,7 @@ class Directive:
     """What the user asked for, validated as far as that is possible without the model.
 
     Attributes:
-        growth: What the growth line says, if there is one.
+        growth: The growth line, if there is one.
         model: The source model, if it is named.
         models: Source models by their short names.
         layers: The stated depth, for a model whose config cannot be read.
@@ -95,14 +95,14 @@ class Directive:
 
     @property
     def zero_rule(self) -> Zero:
-        """What to zero: as stated, else the default of the growth line."""
+        """What to zero: `zero` if it is stated, else the default of the growth line."""
         if self.zero is not None:
             return self.zero
         return NONE if self.growth is None else self.growth.default_zero
 
     @property
     def needs_model(self) -> bool:
-        """Whether some layers are of `model`."""
+        """Whether some layers come from `model`."""
         return self.growth is None or self.growth.needs_model
 
     def check(self) -> None:
@@ -130,7 +130,7 @@ class Directive:
         check_apart(self.zero, self.scale or ())
 
     def replaced_by(self, flags: Directive) -> Directive:
-        """This directive, with what `flags` states in place of what it says itself."""
+        """Return this directive, with the values that `flags` states taking precedence."""
         changes = {
             name: getattr(flags, name)
             for name in ("growth", "model", "layers", "zero", "scale", "apply_to")
@@ -193,7 +193,7 @@ class Directive:
 
 
 def _sole_model(growth: Growth) -> ModelRef | None:
-    """The one model that a growth names, for the growth flag that replaces it."""
+    """The one model that a growth names, which a growth flag that replaces it then uses."""
     models = growth.models
     if len(models) > 1:
         where = "the mergekit config" if isinstance(growth, ExplicitSlices) else "the layout"
@@ -268,7 +268,7 @@ def _read_file(path: Path) -> str:
 
 
 _LONGEST = 2**24
-"""The most characters of a directive; a merge of some thousand slices has a tenth of that."""
+"""The maximum length of a directive; a merge of several thousand slices has a tenth of that."""
 
 
 def _is_file(path: Path) -> bool:
@@ -349,16 +349,14 @@ def from_document(document: Mapping[Any, object]) -> Directive:
             raise DirectiveError(f"{key}: has no value")
         if spelled and key in own:
             raise DirectiveError(
-                f"`{key}` cannot be combined with `{spelled[0]}`, which already says it per layer"
+                f"`{key}` cannot be combined with `{spelled[0]}`, which already sets it per layer"
             )
     if spelled:
         return Directive(
             growth=ExplicitSlices({spelled[0]: document[spelled[0]]}),
             mergekit=_mergekit_keys(document, parse_model),
             name=_name(document),
-            warnings=tuple(
-                f"{key}: mergekit ignores this key, which it does not know" for key in ignored
-            ),
+            warnings=tuple(f"{key}: mergekit ignores this unknown key" for key in ignored),
         )
     directive = _grown(document, lines[0] if lines else None)
     if directive.growth is not None:
@@ -367,7 +365,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
 
 
 def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
-    """A document whose keys are known, with its growth line."""
+    """Parse a document with a growth line, after its keys were checked."""
     models = _short_names(document["models"], "models") if "models" in document else {}
     found = {model.identity: model for model in models.values()}
 
@@ -462,7 +460,7 @@ def _apply_to(value: object, where: str) -> str:
 
 
 def from_flags(**flags: str | None) -> Directive:
-    """Read the flags of the command line; they say the same as the keys of a document.
+    """Read the flags of the command line; they correspond to the keys of a document.
 
     Args:
         flags: Their values by name: `OWN_FLAGS` and the growth flags of the registry.
@@ -495,7 +493,7 @@ def from_flags(**flags: str | None) -> Directive:
 
 
 OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "dtype")
-"""The flags that say the same as a key of a directive, without the growth flags."""
+"""The flags that correspond to a key of a directive, except the growth flags."""
 
 
 def parse_layers(value: object, where: str) -> int:

@@ -86,7 +86,7 @@ def parse_range(value: object, where: str) -> Range:
 
 
 def _place(bound: Bound) -> tuple[str, Fraction | int]:
-    """What a bound is relative to, and its distance; two bounds of one kind can be compared."""
+    """Return the reference point of a bound and its distance; bounds of one kind are comparable."""
     if isinstance(bound, int):
         return ("start" if bound >= 0 else "end"), bound
     return ("end", 0) if bound == END else ("part", _share(bound))
@@ -138,7 +138,7 @@ def _at(bound: Bound, depth: int | None, written: Range, model: object) -> int:
 
 
 def unknown_depth(model: object, why: str) -> LayoutError:
-    """The error for a depth that is needed and not known."""
+    """Return the error for a depth that is needed but unknown."""
     return LayoutError(
         f"the number of layers of {model} is not known, and {why}", hint="state it: --layers N"
     )

@@ -53,7 +53,7 @@ class ModelRef:
     @property
     def identity(self) -> object:
         """Equal for two spellings of one model: a directory is identified by its real path."""
-        local = is_directory_or_file(self.path)  # which has no revisions
+        local = is_directory_or_file(self.path)  # a directory has no revisions
         path = os.path.realpath(self.path) if local else self.path
         revision = None if local else self.model.revision
         return path, revision, self.lora, self.override_architecture
@@ -101,7 +101,7 @@ def parse_model(value: object, where: str) -> ModelRef:
 
 def is_directory_or_file(path: str) -> bool:
     """Whether the name of a model is an existing path."""
-    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for a name that is no path
+    return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for an invalid path
 
 
 def _parse_string(text: str, where: str) -> ModelRef:

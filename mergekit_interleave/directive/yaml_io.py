@@ -1,7 +1,7 @@
 """YAML as this project reads and writes it.
 
 Reading is PyYAML's safe loading with two changes: a repeated key is an error, and `8:24` is text,
-where YAML 1.1 reads 504 in base 60. A document may also be one line without braces,
+which YAML 1.1 reads as 504 in base 60. A document may also be one line without braces,
 `key: value, key: value`. Writing keeps lists of numbers on one line.
 """
 
@@ -28,7 +28,7 @@ _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
 class _Resolver:
-    """Takes `8:24` for text."""
+    """Resolves `8:24` as text."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         if kind is yaml.ScalarNode and value and _BASE_60.fullmatch(value):
@@ -93,7 +93,7 @@ def read(text: str, where: str, known: Collection[str] | None = None) -> object:
 
 
 def documents(text: str, where: str) -> list[str]:
-    """Split a stream into its documents, each as it is written, with its `---`.
+    """Split a stream into its documents, each unchanged, with its `---`.
 
     Raises:
         DirectiveError: The text is not YAML.
@@ -230,7 +230,10 @@ _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError)
 
 
 _MAX_VALUES = 400_000
-"""The most values of a document with its aliases expanded: a merge of 10,000 layers has 300,000."""
+"""The maximum number of values in a document with its aliases expanded.
+
+A merge of 10,000 layers has 300,000.
+"""
 
 
 def _load(text: str, known: Collection[str] | None = None) -> object:

@@ -13,7 +13,7 @@ from mergekit_interleave.layout.layout import Layout, joined
 def sentence(
     layout: Layout, growth: Growth | None, depth: int | None, identities: Collection[int] = ()
 ) -> str:
-    """What kind of merge the layout is, in the field's terms, and its numbers.
+    """Name the kind of merge in the field's terms, with its numbers.
 
     Args:
         layout: The layers.
@@ -67,7 +67,7 @@ def new_sources(layout: Layout) -> set[int]:
 
 
 def _edit_of(layout: Layout, identities: Collection[int]) -> str:
-    """What was done to the new layers."""
+    """Describe the edit of the new layers in one word or two."""
     edited = [layer for layer in layout.new_layers if layer.edit]
     if not edited:
         return ""

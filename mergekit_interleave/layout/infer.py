@@ -1,7 +1,7 @@
-"""From a layout back to directives that expand to the same slices. Pure.
+"""Find the directives that expand to the slices of a layout. Pure.
 
-Each growth line proposes what the slices may come from. A proposal is expanded and compared, so
-only exact ones are returned, whatever the slices are.
+Each growth line proposes growths for the slices. Each proposal is expanded and compared, so only
+exact ones are returned.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Rule:
 
 
 def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
-    """The directives that expand to a layout; none where only a mergekit config can say it.
+    """The directives that expand to a layout; none if only a mergekit config can express it.
 
     Args:
         layout: The slices, whose boundaries are kept.

@@ -409,7 +409,7 @@ def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
 
 
 def other_modules(document: Mapping[str, object]) -> dict[str, int]:
-    """The modules that are passed on whole, without the grown one, and their numbers of layers."""
+    """The modules that are copied whole, except the grown one, with their numbers of layers."""
     entries = document.get("modules")
     found = {n: _whole(m) for n, m in entries.items()} if isinstance(entries, Mapping) else {}
     return {name: count for name, count in found.items() if count is not None and name != GROWN}

@@ -22,7 +22,7 @@ what        2 new layers, zeroed, one after every 4th of 8: block expansion
 layers      8 → 10, 2 of them new
 map         0-3 [4] 5-8 [9]
 sources     0-3 3-7 7
-distance    copies stand 1 from their originals on average, 1 at most
+distance    copies are 1 away from their originals on average, 1 at most
 parameters  66,080 → 81,568 (81.6K)
 trainable   15,488 in the new layers, 19.0% of all
 bytes       326 kB
@@ -158,7 +158,7 @@ class TestByConfigAlone:
         result = mk("plan", "--every", "4", cwd=tmp_path)
         assert result.status == 0, result.err
         assert lines(result.out)["warning"].startswith("the parameters cannot be counted")
-        assert lines(result.out)["bytes"] == "not known before the weights are at hand"
+        assert lines(result.out)["bytes"] == "unknown until the weights are available"
 
 
 def test_words_are_enough_for_a_picture(
@@ -234,7 +234,10 @@ def test_no_room(mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tiny)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1000))
     result = mk("plan", "--every", "4", "--model", tiny)
-    assert (result.status, lines(result.out)["warning"]) == (0, "there is no room for it here")
+    assert (result.status, lines(result.out)["warning"]) == (
+        0,
+        "there is not enough free space here",
+    )
 
 
 def test_a_drawing(mk: Cli, tiny: Path, tmp_path: Path) -> None:

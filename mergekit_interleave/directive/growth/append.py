@@ -33,7 +33,7 @@ class Append(Growth):
     default_zero = AUTO
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The model, and its last layer again and again."""
+        """The whole model, then its last layer `count` times."""
         del model
         return chain([(0, depth)], repeat((depth - 1, depth), self.count))
 
@@ -43,7 +43,7 @@ class Append(Growth):
         return {KEY: self.count}
 
     def sentence(self, made: Summary) -> str:
-        """How often the last layer stands there again."""
+        """How many copies of the last layer there are."""
         if self.count == 1:
             return f"the last of {made.depth} layers again{made.edited}: appended {made.kind}"
         return f"the last of {made.depth} layers {self.count} more times{made.edited}: {made.kind}"

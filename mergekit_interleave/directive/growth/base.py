@@ -1,4 +1,4 @@
-"""What a growth line consists of: `Growth` is what it says, `Line` is how people write it."""
+"""The parts of a growth line: `Growth` is its meaning, `Line` its syntax."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ Schema: TypeAlias = "dict[str, Any]"
 
 
 class Growth(ABC):
-    """What a growth line says, as a frozen value."""
+    """The meaning of a growth line, as a frozen value."""
 
     default_zero: ClassVar[str] = NONE
-    """What `zero` is where the directive does not say it."""
+    """The value of `zero` if the directive does not state it."""
 
     @property
     def needs_model(self) -> bool:
-        """Whether some of its layers are of the directive's own `model`."""
+        """Whether some of its layers come from the directive's own `model`."""
         return True
 
     @property
@@ -48,7 +48,7 @@ class Growth(ABC):
 
     @property
     def edits_itself(self) -> bool:
-        """Whether it says itself what is done to its layers, or names their models."""
+        """Whether it states the edits of its layers or their models itself."""
         return False
 
     @property
@@ -97,13 +97,13 @@ class Growth(ABC):
         """
 
     def sentence(self, made: Summary) -> str | None:
-        """What the line did, in words; None where the layout alone tells it."""
+        """Describe the result; None if the layout alone determines the sentence."""
         del made
         return None
 
     def why_unchanged(self, depth: int) -> str:
-        """The error where the line gives back the model as it is."""
-        return f"the directive changes nothing: it gives the {depth} layers back as they are"
+        """The error message for a line that changes nothing."""
+        return f"the directive changes nothing: the result has the same {depth} layers"
 
 
 def _no_proposal(pattern: Pattern) -> Iterator[Growth]:
@@ -112,7 +112,7 @@ def _no_proposal(pattern: Pattern) -> Iterator[Growth]:
 
 
 class Flag(NamedTuple):
-    """A flag of the command line that says a growth line.
+    """A command-line flag for a growth line.
 
     Attributes:
         name: Without the dashes.
@@ -129,15 +129,15 @@ class Flag(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A growth line as people write it.
+    """The syntax of a growth line.
 
     Attributes:
         key: Its key in YAML.
         read: Reads the value that YAML has for the key. Takes the value, what to call it in errors,
-            and `Named`. Raises DirectiveError where the value means nothing.
+            and `Named`. Raises DirectiveError if the value is invalid.
         schema: The JSON Schema of the value, with a `description`.
-        flags: The flags that say it.
-        definitions: What else the schema needs in `$defs`.
+        flags: Its flags.
+        definitions: Further definitions for `$defs` of the schema.
         propose: The growths that slices of one model may come from. A proposal may be wrong: it is
             expanded and compared.
         proposes_several_models: Whether `propose` also takes slices of several models.
@@ -156,7 +156,7 @@ def positive(value: object, where: str) -> int:
     """Read a whole number from 1 on.
 
     Raises:
-        DirectiveError: It is none.
+        DirectiveError: The value is not one.
     """
     number = _whole(value, where)
     if number < 1:
@@ -165,7 +165,7 @@ def positive(value: object, where: str) -> int:
 
 
 def _whole(value: object, where: str) -> int:
-    digits = 18  # Python takes long to convert more, and nobody means such a number
+    digits = 18  # conversion of longer numbers is slow, and no depth is that large
     if isinstance(value, str) and re.fullmatch(rf"\s*[+-]?\d{{1,{digits}}}\s*", value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**digits:
@@ -174,7 +174,7 @@ def _whole(value: object, where: str) -> int:
 
 
 def not_empty(start: int, stop: int) -> Ranges:
-    """The range, or no range where it holds no layer."""
+    """Yield the range, unless it is empty."""
     return ((start, stop),) if start < stop else ()
 
 
@@ -183,10 +183,10 @@ COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LAYERS}
 
 
 def ref(name: str) -> Schema:
-    """The schema that stands under this name in `$defs`."""
+    """Refer to the schema of this name in `$defs`."""
     return {"$ref": f"#/$defs/{name}"}
 
 
 def any_of(*schemas: Schema) -> Schema:
-    """The schema of what one of several schemas accepts."""
+    """Build a schema that accepts what any of these accepts."""
     return {"anyOf": list(schemas)}

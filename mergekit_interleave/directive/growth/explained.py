@@ -1,4 +1,4 @@
-"""What is known of slices when a growth line is to be described or found; pure numbers.
+"""Data about slices, used to describe or find a growth line; pure numbers.
 
 Only `plan`, `explain` and the model card need it, so `gen` does not import it.
 """
@@ -23,7 +23,7 @@ class Summary:
         new: How many layers are new.
         repeated: How many source layers have a new copy.
         slices: How many slices there are, consecutive ones joined.
-        edit: What was done to the new layers: "", `zeroed`, `scaled`, or `some` of these.
+        edit: The edit of the new layers: "", `zeroed`, `scaled`, or `some` of these.
         only_copies: Whether the original of each new layer is in the new model, too.
     """
 
@@ -36,7 +36,7 @@ class Summary:
 
     @property
     def kind(self) -> str:
-        """The field's name for it."""
+        """The field's term for the merge."""
         return "block expansion" if self.edit == ZEROED else "depth up-scaling"
 
     @property
@@ -46,7 +46,7 @@ class Summary:
 
     @property
     def copies_edited(self) -> str:
-        """`, the copies zeroed`; `, some zeroed` where it is not the copies of unscaled layers."""
+        """`, the copies zeroed`; `, some zeroed` if not all are, or not all are copies."""
         if self.edit in (ZEROED, SCALED) and self.only_copies:
             return f", the copies {self.edit}"
         return f", some {self.edit.removeprefix('some ')}" if self.edit else ""
@@ -59,11 +59,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class EditedSlices:
-    """Slices side by side that are edited alike.
+    """Consecutive slices with the same edit.
 
     Attributes:
-        zero: What is zeroed in them.
-        scale: What their tensors are multiplied by.
+        zero: The tensors that are zeroed in them.
+        scale: The factors of their tensors.
         slices: The source model, start and stop of each.
     """
 
@@ -80,7 +80,7 @@ class Pattern:
         depth: How many layers the (first) source model has.
         written: The range of each slice.
         joined: The same, with consecutive ranges joined.
-        uncut: The same, with ranges joined where only a change of the edit cuts them.
+        uncut: The same, with ranges joined if only a change of the edit separates them.
         edited: The slices with their models and edits.
     """
 

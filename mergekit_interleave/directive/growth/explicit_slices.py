@@ -1,4 +1,4 @@
-"""`slices:`, `models:` or `modules:`: a mergekit config, which says each layer itself."""
+"""`slices:`, `models:` or `modules:`: a mergekit config, which lists every layer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ExplicitSlices(Growth):
 
     @property
     def needs_model(self) -> bool:
-        """It names its models itself."""
+        """Whether it needs `model`: no, it names its models."""
         return False
 
     @property
     def needs_depth(self) -> bool:
-        """It says its ranges itself."""
+        """Whether it needs the depth: no, it states its ranges."""
         return False
 
     @property
@@ -39,7 +39,7 @@ class ExplicitSlices(Growth):
         return tuple(found.values())
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """Not read here."""
+        """Raise an error: `layout.mergekit_yaml` reads these slices."""
         del depth, model
         raise TypeError("`layout.mergekit_yaml` reads the slices of a mergekit config")
 

@@ -51,7 +51,7 @@ class Every(Growth):
         return f"{made.new_layers}, one after {which} of {made.depth}: {made.kind}"
 
     def why_unchanged(self, depth: int) -> str:
-        """The group is larger than the model."""
+        """The error message for a group that is larger than the model."""
         return f"{KEY}: every {self.n}: the model has only {depth} layers, so none is added"
 
 
@@ -63,7 +63,7 @@ class Spread(Growth):
     default_zero = AUTO
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The model, with the copies in even distances."""
+        """The model, with evenly spaced copies."""
         del model
         count = self.count
         if count > depth:

@@ -63,7 +63,7 @@ def _step(value: object, where: str, named: Named) -> Step:
 
 
 def _parts(step: Mapping[object, object], where: str, named: Named) -> Iterator[Part]:
-    """The parts of a step, with what the step says of all of them."""
+    """The parts of a step, with the settings of the step applied to each."""
     model = named(step["model"], f"{where}.model") if "model" in step else None
     times = positive(step.get("times", 1), f"{where}.times")
     as_block = is_block(step.get("as", "layers"), where)
@@ -79,9 +79,9 @@ def _parts(step: Mapping[object, object], where: str, named: Named) -> Iterator[
         raise DirectiveError(f"{where}: the model is named twice")
     if "times" in step or "as" in step:
         if "times" in step and any(part.times > 1 for part in parts):
-            raise DirectiveError(f"{where}: `times` is said twice")
+            raise DirectiveError(f"{where}: `times` is given twice")
         if any(isinstance(part.layers, Windows) for part in parts):
-            raise DirectiveError(f"{where}: windows are not repeated", hint="write them twice")
+            raise DirectiveError(f"{where}: windows cannot be repeated", hint="write them twice")
     for part in parts:
         yield Part(
             part.layers,
@@ -92,7 +92,7 @@ def _parts(step: Mapping[object, object], where: str, named: Named) -> Iterator[
 
 
 def _propose(pattern: Pattern) -> Iterator[Growth]:
-    """The steps that say any slices; where `stack` can say them, it does."""
+    """Propose steps for any slices; they are written as `stack` if possible."""
     several = len({model for step in pattern.edited for model, _, _ in step.slices}) > 1
     steps: list[Step] = []
     for edited in pattern.edited:

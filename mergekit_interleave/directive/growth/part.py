@@ -41,7 +41,7 @@ class Part:
     Attributes:
         layers: Which layers.
         model: The model; None is the directive's own.
-        times: How often the layers occur in all.
+        times: The total number of occurrences of the layers.
         as_block: Whether the range is repeated as a whole, rather than each layer of it.
     """
 
@@ -86,7 +86,7 @@ def parse_text(text: str, where: str) -> tuple[str | None, Part]:
         The name of the model, if there is one, and the part without it.
 
     Raises:
-        DirectiveError: The text is no part.
+        DirectiveError: The text is not a part.
     """
     before, _, last = text.strip().rpartition(" ")
     model, _, word = before.strip().rpartition(" ")
@@ -124,7 +124,7 @@ def parse_parts(value: object, where: str, named: Named) -> list[Part]:
     """Read one entry, or a list of entries.
 
     Raises:
-        DirectiveError: One of them is no part.
+        DirectiveError: An entry is not a part.
     """
     if isinstance(value, list) and any(map(is_range, value)):
         return [parse_part(entry, f"{where}[{i}]", named) for i, entry in enumerate(value)]
@@ -149,7 +149,7 @@ def to_text(layers: Range, times: int, usual: int, *, as_block: bool) -> str:
 
 
 def entry_of(part: Part, called: Callable[[ModelRef], object]) -> object:
-    """A part as an entry of a list; None where only a mapping can say it."""
+    """A part as an entry of a list; None if only a mapping can express it."""
     name = None if part.model is None else called(part.model)
     if isinstance(part.layers, Windows):
         text = f"{KEY} {part.layers}"
@@ -165,7 +165,7 @@ def entry_of(part: Part, called: Callable[[ModelRef], object]) -> object:
 
 
 def _is_read_back(text: str, name: str) -> bool:
-    """Whether the name of a model is still known from the text of a part."""
+    """Whether the text of a part is read back with the same model name."""
     try:
         return parse_text(text, "")[0] == name
     except DirectiveError:
@@ -173,7 +173,7 @@ def _is_read_back(text: str, name: str) -> bool:
 
 
 def mapping_of(part: Part, called: Callable[[ModelRef], object]) -> dict[str, object]:
-    """A part as a mapping, which can always say it."""
+    """A part as a mapping, which can express every part."""
     entry: dict[str, object] = {} if part.model is None else {"model": called(part.model)}
     if isinstance(part.layers, Windows):
         entry[KEY] = part.layers.to_mapping()
@@ -187,7 +187,7 @@ def mapping_of(part: Part, called: Callable[[ModelRef], object]) -> dict[str, ob
 
 
 def parts_of(ranges: Ranges) -> Iterator[Part]:
-    """Ranges of one model as few parts: at each place the pattern that covers most of them."""
+    """Write ranges of one model as few parts: at each index, take the pattern that covers most."""
     i = 0
     while i < len(ranges):
         length, part = max(_patterns(ranges, i), key=lambda found: found[0])
@@ -196,7 +196,7 @@ def parts_of(ranges: Ranges) -> Iterator[Part]:
 
 
 def _patterns(ranges: Ranges, i: int) -> Iterator[tuple[int, Part]]:
-    """The patterns that begin at a place, each with the number of ranges that it covers."""
+    """The patterns that begin at an index, each with the number of ranges that it covers."""
     start, stop = ranges[i]
     yield 1, Part((start, stop))
     times = _count_equal(ranges, i)
@@ -215,7 +215,7 @@ def _patterns(ranges: Ranges, i: int) -> Iterator[tuple[int, Part]]:
 
 
 def _count_equal(ranges: Ranges, i: int) -> int:
-    """How many ranges from a place on are equal to the one there."""
+    """Count the equal ranges from an index on."""
     j = i
     while j < len(ranges) and ranges[j] == ranges[i]:
         j += 1
@@ -223,7 +223,7 @@ def _count_equal(ranges: Ranges, i: int) -> int:
 
 
 def definitions() -> Schema:
-    """What parts need in `$defs` of the schema."""
+    """The definitions of parts for `$defs` of the schema."""
     return {
         "part": {
             "description": "Layers of one model: [0, 24], or the text `a 0:24x2@block`, "

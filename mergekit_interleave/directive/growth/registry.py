@@ -54,7 +54,7 @@ def from_flag(name: str, text: str) -> Growth:
         text: Its value.
 
     Raises:
-        DirectiveError: The value means nothing.
+        DirectiveError: The value is invalid.
     """
     where = f"--{name}"
     line = next(line for line in LINES.values() if any(flag.name == name for flag in line.flags))
@@ -66,11 +66,11 @@ def from_flag(name: str, text: str) -> Growth:
 
 
 def proposals(pattern: Pattern, *, several_models: bool) -> Iterator[Growth]:
-    """The growths that slices may come from.
+    """Yield the growths that the slices may come from.
 
     Args:
         pattern: The slices.
-        several_models: Whether they are of several models.
+        several_models: Whether they come from several models.
     """
     for line in LINES.values():
         if line.proposes_several_models or not several_models:

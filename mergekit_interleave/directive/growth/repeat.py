@@ -47,7 +47,7 @@ class Repeat(Growth):
     as_block: bool = False
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """What is before the range, the range again and again, what is after it."""
+        """The layers before the range, the range repeatedly, and the layers after it."""
         start, stop = resolve(self.layers, depth, model)
         after = not_empty(stop, depth)
         if self.as_block:
@@ -56,7 +56,7 @@ class Repeat(Growth):
         return chain(not_empty(0, start), copies, after)
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """The range, or text where there is more to say."""
+        """The range alone, or more if it is not simply doubled."""
         del called
         if (self.times, self.as_block) == (_TWICE, False):
             return {KEY: list(self.layers)}

@@ -42,7 +42,7 @@ class Step:
 
     Attributes:
         parts: The layers.
-        zero: What to zero in them; None where the step does not say it.
+        zero: What to zero in them; None if the step does not state it.
         scale: What to multiply their tensors by.
     """
 
@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Stack(Growth):
-    """Steps one after another: what `stack` and `layout` say."""
+    """Steps one after another: the meaning of `stack` and `layout`."""
 
     steps: tuple[Step, ...]
 
@@ -69,12 +69,12 @@ class Stack(Growth):
 
     @property
     def is_plain(self) -> bool:
-        """Whether `stack` can say it: unedited ranges of the directive's own model."""
+        """Whether `stack` can express it: unedited ranges of the directive's own model."""
         return all(step.is_plain for step in self.steps) and not self.models
 
     @property
     def edits_itself(self) -> bool:
-        """What only `layout` can say."""
+        """Whether only `layout` can express it."""
         return not self.is_plain
 
     @property
@@ -119,13 +119,13 @@ class Stack(Growth):
                     yield source, start, stop, step
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """The entries under `stack`, or under `layout` where `stack` cannot say them."""
+        """The entries under `stack`, or under `layout` if `stack` cannot express them."""
         entries = [entry for step in self.steps for entry in _entries(step, called)]
         return {KEY if self.is_plain else "layout": entries}
 
 
 def _entries(step: Step, called: Callable[[ModelRef], object]) -> list[object]:
-    """A step as an entry; several where its layers are not edited."""
+    """A step as one entry, or as several if its layers are not edited."""
     written = [entry_of(part, called) for part in step.parts]
     rule: dict[str, object] = {}
     if step.zero is not None:
@@ -156,7 +156,7 @@ def _read(value: object, where: str, named: Named) -> Growth:
 
     def refuse(*_: object) -> ModelRef:
         raise DirectiveError(
-            f"{where}: its ranges are of one model", hint="`layout:` takes several models"
+            f"{where}: all its ranges must be of one model", hint="`layout:` takes several models"
         )
 
     parts = (parse_part(entry, f"{where}[{i}]", refuse) for i, entry in enumerate(value))
@@ -166,7 +166,9 @@ def _read(value: object, where: str, named: Named) -> Growth:
 def _propose(pattern: Pattern) -> Iterator[Growth]:
     for ranges in dict.fromkeys((pattern.written, pattern.uncut)):
         parts = list(parts_of(ranges))
-        if len(parts) > 1 or not isinstance(parts[0].layers, Windows):  # which `windows` says
+        if len(parts) > 1 or not isinstance(
+            parts[0].layers, Windows
+        ):  # the `windows` line proposes that
             yield Stack(tuple(Step((part,)) for part in parts))
 
 

@@ -53,7 +53,7 @@ class Windows(Growth):
 
     @property
     def needs_depth(self) -> bool:
-        """Whether the range depends on it."""
+        """Whether the range depends on the depth."""
         return any(map(is_relative, self.layers))
 
     def ranges(self, depth: int | None, model: ModelRef) -> Iterator[tuple[int, int]]:
@@ -103,7 +103,7 @@ def parse_windows(value: object, where: str) -> Windows:
     """Read windows: `{size: 20, stride: 10, layers: [0, 80]}`, or the text `20:10@0:80`.
 
     Raises:
-        DirectiveError: They are none, or leave out layers.
+        DirectiveError: The value is invalid, or leaves out layers.
     """
     if isinstance(value, str):
         match = re.fullmatch(_TEXT, value.replace(" ", ""))
@@ -142,11 +142,11 @@ def _read(value: object, where: str, named: Named) -> Growth:
 
 
 FEWEST = 3
-"""Fewer windows are shorter as ranges."""
+"""The minimum number of windows to propose; fewer are shorter as ranges."""
 
 
 def windows_at(ranges: Ranges, i: int) -> tuple[int, Windows]:
-    """How many windows begin at a place in a list of ranges, and which; the last may be shorter."""
+    """Find the windows that begin at an index of a list of ranges, and count their ranges."""
     start, stop = ranges[i]
     size = stop - start
     stride = ranges[i + 1][0] - start if i + 1 < len(ranges) else 0
