@@ -33,6 +33,7 @@ $(CACHE)/smoke/passed: $(VENV)/installed tools/smoke.py $(PACKAGE)
 # What the tests hold to be current: docs/cli.md, and the pictures in examples/.
 docs: $(VENV)/installed
 	$(BIN)/python tools/reference.py
+	$(BIN)/python tools/architecture_data.py
 	$(BIN)/python tools/pictures.py
 
 # Every type that transformers builds, in half an hour; writes docs/architectures.md and the data.

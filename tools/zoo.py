@@ -40,8 +40,8 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.cli import main as cli
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.planning import mergekit_support
-from mergekit_interleave.training import settings as trainer_settings
 from mergekit_interleave.training import target as targets
+from mergekit_interleave.training import write
 
 EVERY = "interleave: every 2"
 PLANS = {
@@ -380,7 +380,7 @@ def untrainable(out: Path) -> str:
     except RefusedError as error:
         return "" if _is_shared(load(out)) else str(error)
     for name in ("transformers", "peft"):
-        model = _told(trainer_settings.write(trained, name).text)
+        model = _told(write.write(trained, name).text)
         inner = getattr(model, "get_base_model", lambda own=model: own)()
         new = {*trained.new_layers}
         theirs = _layers(inner, trained.depth)

@@ -7,7 +7,7 @@ from pathlib import Path
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import StrPath
-from mergekit_interleave.training import settings, target
+from mergekit_interleave.training import target, write
 from mergekit_interleave.training.settings import TrainerSettings
 from mergekit_interleave.training.trainers import registry
 
@@ -47,4 +47,4 @@ def train(
     models = Models(trust_remote_code=trust_remote_code)
     file = None if recipe is None else Path(recipe)
     with restored_settings():
-        return settings.write(target.read(Path(directory), models, file), trainer, method)
+        return write.write(target.read(Path(directory), models, file), trainer, method)

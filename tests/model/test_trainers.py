@@ -26,7 +26,7 @@ from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.cli import main as cli
 from mergekit_interleave.commands.train import train
 from mergekit_interleave.errors import DirectiveError, RefusedError
-from mergekit_interleave.training import lora_target, peft_rules, settings
+from mergekit_interleave.training import lora_target, peft_rules, write
 from mergekit_interleave.training.target import TrainingTarget
 from mergekit_interleave.training.trainers import axolotl, llamafactory, ms_swift, registry
 
@@ -193,9 +193,9 @@ def test_settings_select_the_new_layers(name: str, method: str, model: TrainingT
     refused = (name, method) == ("llamafactory", "full")  # for all three models
     if method not in registry.TRAINERS[name].methods or refused:
         with pytest.raises(RefusedError):
-            settings.write(model, name, method)
+            write.write(model, name, method)
         return
-    text = settings.write(model, name, method).text
+    text = write.write(model, name, method).text
     expected = model.trained if method == "full" else model.adapted
     assert selected(name, text, model) == expected
 
@@ -204,9 +204,9 @@ def test_settings_select_the_new_layers(name: str, method: str, model: TrainingT
 def test_the_default_method(name: str) -> None:
     """It is full training, except for trainers that have only adapters."""
     model = target(depth=10, new=(4, 9))
-    best = settings.write(model, name)
+    best = write.write(model, name)
     assert best.method == ("lora" if name in ("peft", "unsloth") else "full")
-    assert best.text == settings.write(model, name, best.method).text
+    assert best.text == write.write(model, name, best.method).text
 
 
 class TestLlamaFactory:
@@ -222,7 +222,7 @@ class TestLlamaFactory:
     )
     def test_its_freeze_mode(self, depth: int, new: tuple[int, ...], said: dict[str, Any]) -> None:
         """It trains the last layer of each group, the last layers or the first."""
-        found = yaml.safe_load(settings.write(target(depth, new), "llamafactory").text)
+        found = yaml.safe_load(write.write(target(depth, new), "llamafactory").text)
         fixed = {
             "model_name_or_path": "deeper",
             "finetuning_type": "freeze",
@@ -233,15 +233,15 @@ class TestLlamaFactory:
     def test_other_layers_get_its_lora_settings(self) -> None:
         """A note gives the reason; with an explicit method it is an error."""
         model = target(37, (4, 9, 14, 19, 24, 29, 34))
-        found = settings.write(model, "llamafactory")
+        found = write.write(model, "llamafactory")
         assert yaml.safe_load(found.text)["finetuning_type"] == "lora"
         assert "4, 9, 14, 19, 24, 29, 34" in found.notes[0]
         with pytest.raises(RefusedError, match=r"LLaMA-Factory.* 37 layers"):
-            settings.write(model, "llamafactory", "full")
+            write.write(model, "llamafactory", "full")
 
     def test_its_own_count_of_layers(self) -> None:
         """LongCat Flash states two per layer, so the formula would select other layers."""
-        found = settings.write(
+        found = write.write(
             target(10, (4, 9), config=SimpleNamespace(num_hidden_layers=20)), "llamafactory"
         )
         assert found.method == "lora"
@@ -250,7 +250,7 @@ class TestLlamaFactory:
     def test_experts_held_one_by_one(self) -> None:
         """With one module per expert, as in transformers 4, expert 4 is not layer 4."""
         model = with_experts(target(10, (4, 9)))
-        said = yaml.safe_load(settings.write(model, "llamafactory").text)
+        said = yaml.safe_load(write.write(model, "llamafactory").text)
         modules = said["freeze_trainable_modules"].split(",")
         assert modules == ["self_attn", "mlp", "input_layernorm"]
         older = [f"model.layers.{i}.mlp.experts.{j}.w1" for i in range(10) for j in range(16)]
@@ -264,12 +264,12 @@ class TestLlamaFactory:
         later = tuple(name.replace("mlp.experts", "moe.experts") for name in model.parameters)
         model = replace(model, parameters=later)
         with pytest.raises(RefusedError, match=r"LLaMA-Factory.* moe$"):
-            settings.write(model, "llamafactory", "full")
+            write.write(model, "llamafactory", "full")
 
     def test_a_tower_of_the_same_indices_is_noticed(self) -> None:
         """It searches the whole name for the index."""
         with pytest.raises(RefusedError, match=r"also train model\.vision_tower"):
-            settings.write(with_a_tower(depth=10, new=(4, 9)), "llamafactory", "full")
+            write.write(with_a_tower(depth=10, new=(4, 9)), "llamafactory", "full")
 
 
 def test_zeroed_norms_are_trained_in_full() -> None:
@@ -278,31 +278,31 @@ def test_zeroed_norms_are_trained_in_full() -> None:
     norms = frozenset(n for n in own.within(own.parameters) if "layernorm" in n)
     modules = (*own.modules, *(name.removesuffix(".weight") for name in norms))
     model = replace(own, zeroed=norms, modules=modules)
-    text = settings.write(model, "peft").text
+    text = write.write(model, "peft").text
     assert "modules_to_save" in text
     saved = lora_target.choose(model, lora_target.by_layers(model)).saved
     assert {*saved} == {name.removesuffix(".weight") for name in norms}
     with pytest.raises(RefusedError, match=r"^unsloth: .*layernorm"):
-        settings.write(model, "unsloth")
+        write.write(model, "unsloth")
 
 
 def test_stacked_experts_are_selected_as_parameters() -> None:
     """So are modules that PEFT takes for experts; parameters allow no dropout."""
     model = with_experts(target())
     for name in NAMES:
-        text = settings.write(model, name, "lora").text if name != "transformers" else ""
+        text = write.write(model, name, "lora").text if name != "transformers" else ""
         if name not in ("transformers", "llamafactory"):
             assert selected(name, text, model) == model.adapted
             assert "dropout" in text
-    said = yaml.safe_load(settings.write(model, "axolotl", "lora").text)
+    said = yaml.safe_load(write.write(model, "axolotl", "lora").text)
     assert not {*said["lora_target_modules"]} & peft_rules.EXPERT_NAMES
 
 
 def test_identities_come_with_a_note() -> None:
     """DoRA divides by the norm of a zero; copies get no note."""
     model = target()
-    assert "DoRA" in " ".join(settings.write(model, "peft").notes)
-    assert not settings.write(replace(model, zeroed=frozenset()), "peft").notes
+    assert "DoRA" in " ".join(write.write(model, "peft").notes)
+    assert not write.write(replace(model, zeroed=frozenset()), "peft").notes
 
 
 DEAD = {
@@ -340,33 +340,33 @@ def test_the_note_is_true_of_peft(kind: str, deeper: Path) -> None:
 def test_quantized_weights_get_a_lora() -> None:
     """Integers have no gradient."""
     model = target(is_quantized=True)
-    found = settings.write(model, "axolotl")
+    found = write.write(model, "axolotl")
     assert found.method == "lora"
     assert "quantized" in found.notes[0]
     with pytest.raises(RefusedError, match="quantized"):
-        settings.write(model, "transformers")
+        write.write(model, "transformers")
 
 
 def test_remote_code() -> None:
     """The settings allow a model's own code in each trainer that asks first."""
     model = target(10, (4, 9), has_remote_code=True)
-    text = settings.write(model, "transformers").text
+    text = write.write(model, "transformers").text
     assert 'from_pretrained("deeper", trust_remote_code=True)' in text
     for name, trainer in registry.TRAINERS.items():
         for method in trainer.methods:
-            said = "trust_remote_code" in settings.write(model, name, method).text
+            said = "trust_remote_code" in write.write(model, name, method).text
             assert said == (name != "ms-swift"), name  # which always runs it
 
 
 def test_axolotl_gets_a_rank() -> None:
     """Without one it passes None to PEFT, which PEFT does not accept."""
-    said = yaml.safe_load(settings.write(target(), "axolotl", "lora").text)
+    said = yaml.safe_load(write.write(target(), "axolotl", "lora").text)
     assert (said["lora_r"], said["lora_alpha"]) == (16, 32)
 
 
 def test_unsloth_is_told_not_to_quantize() -> None:
     """It quantizes by default, and the original layers would differ from the base's."""
-    assert "load_in_4bit=False" in settings.write(target(), "unsloth").text
+    assert "load_in_4bit=False" in write.write(target(), "unsloth").text
 
 
 def test_a_note_on_half_precision(mk: Cli, tmp_path: Path) -> None:

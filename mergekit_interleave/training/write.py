@@ -1,0 +1,55 @@
+"""Write the settings with which a trainer trains exactly the new layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.training.settings import TrainerSettings
+from mergekit_interleave.training.target import TrainingTarget
+from mergekit_interleave.training.trainers import registry
+from mergekit_interleave.training.trainers.registry import FULL, LORA, Trainer
+
+
+def write(target: TrainingTarget, name: str, method: str | None = None) -> TrainerSettings:
+    """Write the settings with which a trainer trains exactly the new layers.
+
+    Without a method the trainer's preferred one is used. If that one cannot select these layers,
+    the other one is used, and a note gives the reason.
+
+    Args:
+        target: The model to train.
+        name: The trainer's name on the command line.
+        method: See `registry.find`.
+
+    Raises:
+        DirectiveError: There is no such trainer or method.
+        RefusedError: The trainer cannot train exactly these layers.
+    """
+    trainer = registry.find(name, method)
+    first, *others = [method] if method else trainer.methods
+    try:
+        return _write(target, trainer, first)
+    except RefusedError as error:
+        if not others:
+            raise
+        found = _write(target, trainer, others[0])
+        return replace(found, notes=(f"{error}; these are the LoRA settings instead", *found.notes))
+
+
+def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSettings:
+    if method == FULL and target.is_quantized:
+        raise RefusedError("the weights are quantized, and only a LoRA beside them can be trained")
+    found = trainer.writer(method)(target)
+    notes = (*found.notes, *_notes(target, method))
+    return replace(found, notes=notes, warnings=target.warnings, trainer=trainer.name)
+
+
+def _notes(target: TrainingTarget, method: str) -> Iterable[str]:
+    if method == LORA and target.zeroed & target.adapted:
+        yield (
+            "some matrices of the new layers are zero: DoRA divides by them (NaN); PiSSA, LoftQ, "
+            "IA3, OFT, BOFT and HRA multiply or factor them (no gradient); and a LoRA that leaves "
+            "out the output projections gets no gradient"
+        )
