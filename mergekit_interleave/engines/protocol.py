@@ -1,4 +1,4 @@
-"""What every engine offers, what it is told, and what it answers."""
+"""The protocol that every engine follows, its options, and its results."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def check_free(folder: Path, needed: int, words: str) -> None:
     Args:
         folder: A directory on it, within the directory that the user named.
         needed: How many bytes are needed.
-        words: The same as words.
+        words: The needed bytes in words, for the message.
 
     Raises:
         NoRoomError: It has less.

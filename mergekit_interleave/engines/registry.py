@@ -69,7 +69,7 @@ def rows(name: str) -> tuple[EngineRow, ...]:
     if name not in ENGINES:
         close = nearest(name, names())
         raise DirectiveError(
-            f"--engine: {name!r} is no engine",
+            f"--engine: {name!r} is not an engine",
             hint=f"did you mean {close}?" if close else f"use one of {', '.join(names())}",
         )
     return (ENGINES[name],)

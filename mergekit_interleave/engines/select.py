@@ -1,4 +1,4 @@
-"""Which engine writes a plan and why, what each needs, and whether there is room for it."""
+"""Choose the engine for a plan, and check that there is room for the result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Choice:
 
     Attributes:
         engine: Its name.
-        why: Why: what follows its name and a comma.
-        estimates: What each engine needs that can write the plan, by name.
+        why: The reason, as it follows the name and a comma.
+        estimates: The needs of each engine that can write the plan, by name.
     """
 
     engine: str
@@ -65,7 +65,7 @@ def choose(plan: ExpansionPlan, folder: Path) -> Choice:
 
 
 def choose_by_config(first: Checkpoint, nbytes: int) -> Choice:
-    """Choose the engine where only config.json tells what would be written.
+    """Choose the engine by config.json alone.
 
     Args:
         first: The model of the first layer.

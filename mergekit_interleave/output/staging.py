@@ -46,20 +46,22 @@ def check_vacant(out: Path, *, replace: bool) -> None:
         raise OutputError(f"{out}: exists already", hint=hint)
     if reason is not None:
         raise OutputError(
-            f"{out}: {reason}, and is not replaced", hint="move it away, or name another OUT"
+            f"{out}: {reason}, so it is not replaced", hint="move it away, or name another OUT"
         )
 
 
 def _reason_to_stay(out: Path) -> str | None:
     """Why even --force does not replace what is there; None if it does."""
-    if out.is_symlink() or not out.is_dir():
-        return "is no directory"
+    if out.is_symlink():
+        return "is a link"
+    if not out.is_dir():
+        return "is not a directory"
     try:
         is_own = _is_own(out)
         strange = [name for name in files_below(out) if not is_own(name)]
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
-    return f"holds {strange[0]}, which no run has written" if strange else None
+    return f"holds {strange[0]}, which no run wrote" if strange else None
 
 
 def files_below(folder: Path) -> list[str]:

@@ -327,7 +327,7 @@ def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answer
                 loss = torch.nn.functional.cross_entropy(answers[-1][0, :-1], questions.text[0, 1:])
                 perplexity = math.exp(min(float(loss), _MOST_LOSS))
     if not all(bool(torch.isfinite(logits).all()) for logits in answers):
-        raise RefusedError("logits are no finite numbers")
+        raise RefusedError("logits are not finite")
     return _Answers(answers, own, perplexity)
 
 

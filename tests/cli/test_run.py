@@ -619,13 +619,13 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("args", "reason"),
         [
-            (["--engine", "steam"], "'steam' is no engine"),
+            (["--engine", "steam"], "--engine: 'steam'"),
             (["--out-shard-size", "big"], "--out-shard-size: 'big'"),
             (["--out-shard-size", "0"], "at least 1 byte"),
-            (["--base-model", "/x"], "no Hub id"),
+            (["--base-model", "/x"], "--base-model: "),
             (["extra words"], "expected [DIRECTIVE] OUT, found 3"),
             (["--append", "1", "--append", "2"], "--append is given twice"),
-            (["--base-model", "name"], "no Hub id"),
+            (["--base-model", "name"], "--base-model: "),
         ],
     )
     def test_wrong_words(

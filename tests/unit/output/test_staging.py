@@ -135,10 +135,10 @@ def test_force_never_replaces_what_no_run_has_written(tmp_path: Path) -> None:
     (tmp_path / "interleave.json").write_text('{"files": ["config.json", "interleave.json"]}')
     with pytest.raises(OutputError, match=r"holds thesis\.tex"):
         check_vacant(tmp_path, replace=True)
-    with pytest.raises(OutputError, match="no directory"):
+    with pytest.raises(OutputError, match="is not a directory"):
         check_vacant(tmp_path / "thesis.tex", replace=True)
     (tmp_path / "link").symlink_to(tmp_path)
-    with pytest.raises(OutputError, match="no directory"):
+    with pytest.raises(OutputError, match="is a link"):
         check_vacant(tmp_path / "link", replace=True)
 
 
