@@ -171,7 +171,7 @@ def _part_of_stream(text: str, where: str, models: _Opened) -> str:
         try:
             written = _explained(text, where, models)
         except CheckpointError as error:  # a document alone would be refused
-            models.warn(f"{error}; that document is left unchanged")
+            models.warn(f"{error}; that document stays as it is")
     models.results.learn(text, where)
     return text if written == text else merge_stream.begin(text) + written + merge_stream.end(text)
 

@@ -444,7 +444,7 @@ class TestDoors:
         """From a config at hand."""
         whole = {"models": [{"model": "org/m"}], "merge_method": "passthrough"}
         result = mk("explain", "-", stdin=yaml.safe_dump(whole))
-        assert (result.status, "its depth is not known" in result.err) == (1, True)
+        assert (result.status, "org/m: " in result.err) == (1, True)
         whole["models"] = [{"model": str(tiny), "parameters": {"scale": 0.5}}]
         text = mk("explain", "-", stdin=yaml.safe_dump(whole)).out
         assert yaml.safe_load(text)["layout"] == [{"layers": [0, 8], "scale": 0.5}]
