@@ -239,7 +239,7 @@ class TestCard:
         train(deeper, trained)
         refused = mk("card", trained)
         assert refused.status == 1
-        assert "copy interleave.json of the expansion there" in refused.err
+        assert "copy interleave.json" in refused.err
         shutil.copy(deeper / "interleave.json", trained)
         assert mk("card", trained).status == 0
         assert "**Status: trained, not verified.**" in (trained / "README.md").read_text()

@@ -263,7 +263,7 @@ def test_with_layers_stated_the_network_is_never_asked(hub: Hub, online: Shell) 
     assert online(command).returncode == 0
     hub.requests.clear()
     result = online(f"{command} --layers 5")
-    assert "says 4" in result.stderr
+    assert "org/tiny has 4 layers" in result.stderr
     assert hub.requests == []
 
 

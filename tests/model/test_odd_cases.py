@@ -169,7 +169,7 @@ def test_lists_of_several_models(mk: Cli, tmp_path: Path) -> None:
     assert len(zoo.load(tmp_path / "out").config.layer_types) == 6
     edited(tmp_path / "b", lambda config: config.pop("layer_types"))
     result = mk("run", recipe, tmp_path / "other")
-    assert (result.status, "layer_types: some of the models" in result.err) == (1, True)
+    assert (result.status, "layer_types" in result.err) == (1, True)
 
 
 def test_scales_that_reach_the_embeddings_of_who_knows_which_type(mk: Cli, tmp_path: Path) -> None:
