@@ -94,7 +94,7 @@ def test_a_scale_that_reaches_outside(mk: Cli, tiny: Path) -> None:
     assert (result.status, "a factor for all tensors also matches" in result.err) == (1, True)
     result = mk("gen", "layout: [0:8, {layers: 7:8, scale: 0.5}]", "--model", tiny)
     assert result.status == 0
-    assert "mergekit scales it, too" in result.err
+    assert "lm_head.weight" in result.err
 
 
 def test_names_that_match_nothing(mk: Cli, tiny: Path) -> None:
@@ -184,7 +184,7 @@ def test_flags_beside_a_mergekit_config(mk: Cli, tiny: Path, tmp_path: Path) -> 
         result = mk("gen", file, flag, value)
         assert (result.status, flag in result.err) == (2, True)
     result = mk("gen", file, "--layers", "9")
-    assert (result.status, "says 8" in result.err) == (1, True)
+    assert (result.status, "has 8 layers" in result.err) == (1, True)
     assert mk("gen", file, "--layers", "8").status == 0
 
 

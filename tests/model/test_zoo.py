@@ -297,7 +297,7 @@ class TestGen:
             patch.chdir(tiny.parent)
             is_hf(tiny.name)
         said = mk("gen", zoo.EVERY, "--model", tiny.name, cwd=tiny.parent).err
-        assert f"the Hub about {tiny.name}" in said
+        assert f"write ./{tiny.name} instead" in said
         assert not mk("gen", zoo.EVERY, "--model", f"./{tiny.name}", cwd=tiny.parent).err
 
     def test_modules(self, mk: Cli, tmp_path: Path) -> None:
