@@ -1,4 +1,4 @@
-"""The files of a model's directory: one row says all that is to be known of one.
+"""The files of a model's directory: one row describes each.
 
 To add a file to OUT, add its row here; staging, copying and checking read this table. Files that
 match no row are copied from the base, such as its license notes or its own code.

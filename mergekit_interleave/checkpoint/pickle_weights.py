@@ -41,7 +41,7 @@ def files_of(directory: Path) -> list[Path]:
 
 
 def convert(directory: Path, into: Path) -> None:
-    """Write what a directory holds anew, with its pickled weights as safetensors.
+    """Copy a checkpoint, with its pickled weights converted to safetensors.
 
     Args:
         directory: A checkpoint with pickled weights.

@@ -37,7 +37,7 @@ class Quantization:
     codes: Mapping[str, int] | None = None
 
     def zero_byte(self, name: str, tensor: Tensor, names: Collection[str]) -> int | None:
-        """The byte that a tensor of a projection which is to be zero is filled with.
+        """The byte that fills a tensor of a projection to zero.
 
         Args:
             name: The tensor's name.

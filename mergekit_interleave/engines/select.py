@@ -46,7 +46,7 @@ def choose(plan: ExpansionPlan, folder: Path) -> Choice:
     """Choose the engine for a plan.
 
     Args:
-        plan: What is to be written.
+        plan: The plan to write.
         folder: Where it would be written.
     """
     options = WriteOptions()
@@ -92,7 +92,7 @@ def check_room(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> None
     """Check that there is room for the result of the engine that needs the least.
 
     Args:
-        plan: What is to be written.
+        plan: The plan to write.
         folder: Where.
         options: How.
 

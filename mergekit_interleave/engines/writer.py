@@ -24,7 +24,7 @@ class Writer:
     """Writes the weights, and the tokenizer where mergekit makes it.
 
     Attributes:
-        plan: What is to be made.
+        plan: The plan to write.
         work: The directory to write into, which holds the new config.json by then.
         how: How to write.
     """

@@ -80,7 +80,7 @@ def is_generated(file: Path, content: Mapping[str, Any]) -> bool:
 
 
 def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: bool) -> None:
-    """Check that the files may be generated anew.
+    """Check that the files may be generated again.
 
     Args:
         directory: The model.

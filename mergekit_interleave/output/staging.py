@@ -84,7 +84,7 @@ def _is_own(out: Path) -> Callable[[str], bool]:
 
 @dataclass(frozen=True)
 class StagedResult(Generic[T]):
-    """What came of writing OUT.
+    """The result of writing OUT.
 
     Attributes:
         value: What the function returned that wrote it.
