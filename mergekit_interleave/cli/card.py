@@ -23,10 +23,5 @@ def card(
 ) -> None:  # fmt: skip
     """Write the model card and the layer map again, from interleave.json and the weights."""
     report = api.card(directory, force=force)
-    text.tell("warning", report.warnings)
-    if as_json:
-        text.show_json(report.as_dict())
-    else:
-        for line in report.lines():
-            text.show(line)
+    text.show_report(report, as_json=as_json)
     text.tell("note", report.notes)

@@ -25,9 +25,4 @@ def fix_config(
 ) -> None:  # fmt: skip
     """Fix the config.json that mergekit-yaml left broken or did not write."""
     report = api.fix_config(directory, recipe=recipe, model=options.joined("model", model))
-    text.tell("warning", report.warnings)
-    if as_json:
-        text.show_json(report.as_dict())
-    else:
-        for line in report.lines():
-            text.show(line)
+    text.show_report(report, as_json=as_json)

@@ -96,11 +96,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     )
     text.tell("warning", report.warnings)
     text.tell("note", report.notes)
-    if as_json:
-        text.show_json(report.as_dict())
-    else:
-        for line in report.lines():
-            text.show(line)
+    text.show_result(report, as_json=as_json)
     text.tell("hint", [report.hint])
 
 

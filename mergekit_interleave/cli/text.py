@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 
 def show(line: str) -> None:
@@ -15,6 +16,35 @@ def show(line: str) -> None:
 def show_json(report: Mapping[str, object]) -> None:
     """Print a report as JSON."""
     print(json.dumps(report, indent=2))  # noqa: T201
+
+
+class Report(Protocol):
+    """What a command returns, as far as it is printed."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to beware of, one sentence each."""
+
+    def lines(self) -> Iterable[str]:
+        """The report as lines of text."""
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The report as JSON values."""
+
+
+def show_result(report: Report, *, as_json: bool) -> None:
+    """Print a report, as lines or as JSON."""
+    if as_json:
+        show_json(report.as_dict())
+    else:
+        for line in report.lines():
+            show(line)
+
+
+def show_report(report: Report, *, as_json: bool) -> None:
+    """Print the warnings of a report, then the report."""
+    tell("warning", report.warnings)
+    show_result(report, as_json=as_json)
 
 
 def write(text: str) -> None:

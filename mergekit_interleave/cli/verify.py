@@ -45,10 +45,5 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
     )
-    text.tell("warning", report.warnings)
-    if as_json:
-        text.show_json(report.as_dict())
-    else:
-        for line in report.lines():
-            text.show(line)
+    text.show_report(report, as_json=as_json)
     report.check()
