@@ -12,7 +12,7 @@ import torch
 import yaml
 from harness import Cli, load_tensors, make_llama
 
-from mergekit_interleave.errors import UnsayableError
+from mergekit_interleave.errors import UnrepresentableError
 from mergekit_interleave.planning import mergekit_support
 
 BLEND = """\
@@ -163,7 +163,7 @@ def test_errors_of_every_kind_name_the_document(mk: Cli, monkeypatch: pytest.Mon
     """Those too that are made of a reason alone."""
 
     def refuse(*_: object) -> None:
-        raise UnsayableError("so it is")
+        raise UnrepresentableError("so it is")
 
     monkeypatch.setattr(mergekit_support, "check", refuse)
     result = mk("gen", "-", stdin=f"{BLEND}---\n{DEEP}")

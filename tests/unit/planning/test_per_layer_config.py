@@ -13,7 +13,7 @@ from mergekit_interleave.architectures import family as families
 from mergekit_interleave.directive.growth import Append, Every, Growth, Repeat, stack_of
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.directive.scale import zeroed_scales
-from mergekit_interleave.errors import UnsayableError
+from mergekit_interleave.errors import UnrepresentableError
 from mergekit_interleave.layout.layout import Constant, Edit, expand
 from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
@@ -58,7 +58,7 @@ class TestPeriods:
     @pytest.mark.parametrize("growth", [Every(2), Append(1), Repeat((3, 5))])
     def test_what_breaks_a_period(self, growth: Growth) -> None:
         """A layout that breaks a period is refused, and the error names the keys."""
-        with pytest.raises(UnsayableError, match="expert_layer_period, expert_layer_offset"):
+        with pytest.raises(UnrepresentableError, match="expert_layer_period, expert_layer_offset"):
             placed("jamba", self.JAMBA, growth)
 
     @given(st.integers(0, 7), st.integers(0, 7), st.integers(1, 8))
@@ -92,16 +92,16 @@ class TestPeriods:
         """Blocks of 4 layers become blocks of 6; a boundary on a copy would be another model."""
         key = "n_layers_per_attn_res_block"
         assert placed("inkling2_text", {key: 4}, Every(2)).config == {key: 6}
-        with pytest.raises(UnsayableError, match=key):
+        with pytest.raises(UnrepresentableError, match=key):
             placed("inkling2_text", {key: 2}, Repeat((1, 2)))
-        with pytest.raises(UnsayableError, match="first layer of model type inkling2_text"):
+        with pytest.raises(UnrepresentableError, match="first layer of model type inkling2_text"):
             placed("inkling2_text", {key: 8}, Repeat((0, 1)))
 
     def test_halvings_stay_where_they_were(self) -> None:
         """Each comes after the last copy of its layer; 0 means that there are none."""
         assert placed("rwkv", {"rescale_every": 2}, Every(2)).config == {"rescale_every": 3}
         assert placed("rwkv", {"rescale_every": 0}, Every(3)).config == {}
-        with pytest.raises(UnsayableError, match="rescale_every"):
+        with pytest.raises(UnrepresentableError, match="rescale_every"):
             placed("rwkv", {"rescale_every": 2}, Every(3))
 
 
@@ -153,7 +153,7 @@ class TestSharedTail:
 
     def test_a_copy_of_another_lender_is_refused(self) -> None:
         """It would lend in place of its original; the keys and the layers are named."""
-        with pytest.raises(UnsayableError, match=r"num_kv_shared_layers .* layers 3 and 4"):
+        with pytest.raises(UnrepresentableError, match=r"num_kv_shared_layers .* layers 3 and 4"):
             placed("gemma4_text", self.CONFIG, Repeat((3, 4)))
 
     @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ class TestSharedTail:
     )
     def test_copies_of_others_of_the_kind_lend_to_nobody(self, growth: Growth) -> None:
         """A copy of any layer between a lender and the sharers would lend in its place."""
-        with pytest.raises(UnsayableError, match="num_kv_shared_layers"):
+        with pytest.raises(UnrepresentableError, match="num_kv_shared_layers"):
             placed("gemma4_text", self.CONFIG, growth)
 
     def test_sharers_can_stand_nowhere_else(self) -> None:
         """A copy of one at the start is refused."""
-        with pytest.raises(UnsayableError, match="a copy of layer 6"):
+        with pytest.raises(UnrepresentableError, match="a copy of layer 6"):
             placed("gemma4_text", self.CONFIG, stack_of([(0, 2), (6, 7), (0, 8)]))
 
 
