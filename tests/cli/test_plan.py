@@ -28,7 +28,7 @@ trainable   15,488 in the new layers, 19.0% of all
 bytes       326 kB
 engine      mergekit, the default
 mergekit    326 kB written
-stream      318 kB written, 20.5 kB of zeros that take no room
+stream      318 kB written, 20.5 kB of zeros that take no disk space
 memory      about 900 MB by mergekit, 32.1 MB by stream
 """
 

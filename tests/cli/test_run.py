@@ -397,7 +397,7 @@ class TestWords:
             ("auto", " parameters, 336 kB written", STREAM_HINT),
             (
                 "stream",
-                " parameters, 326 kB: 318 kB written, 20.5 kB of zeros that take no room",
+                " parameters, 326 kB: 318 kB written, 20.5 kB of zeros that take no disk space",
                 "",
             ),
         ):
@@ -602,7 +602,7 @@ class TestRefusals:
             ("write_model_card=true", "the model card is written by this tool"),
             ("copy-tokenizer=false", "always copied"),
             ("safe_serialization=false", "always written as safetensors"),
-            ("async-wriet=true", "no such option"),
+            ("async-wriet=true", "async_wriet"),
             ("write_threads=many", "valid integer"),
             ("lazy_unpickle=perhaps", "valid boolean"),
             ("banana", "expected KEY=VALUE"),
@@ -619,7 +619,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("args", "reason"),
         [
-            (["--engine", "steam"], "--engine: 'steam'"),
+            (["--engine", "steam"], "'steam'"),
             (["--out-shard-size", "big"], "--out-shard-size: 'big'"),
             (["--out-shard-size", "0"], "at least 1 byte"),
             (["--base-model", "/x"], "--base-model: "),

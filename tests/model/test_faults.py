@@ -77,7 +77,7 @@ def test_a_full_disk(engine: str, runner: Runner, source: Path, tmp_path: Path) 
         assert (status, one_error(said), "No space left" in said) == (1, True, True), said
         assert not list(small.iterdir())
         status, said = runner.run(*run)
-        assert (status, "no room: " in said) == (1, True)
+        assert (status, "disk space: " in said) == (1, True)
 
 
 @each

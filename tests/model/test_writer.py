@@ -46,13 +46,13 @@ class TestRoom:
         """The error states what each engine needs; the stream engine writes no zeros."""
         leave(200_000)
         for engine, words in (
-            ("mergekit", r"391 kB are needed"),
-            ("stream", r"36\d kB are needed"),
-            ("auto", r"36\d kB are needed by the stream engine, 391 kB by mergekit"),
+            ("mergekit", r"391 kB"),
+            ("stream", r"36\d kB"),
+            ("auto", r"36\d kB .* stream engine, 391 kB .* mergekit"),
         ):
             result = mk(*self.WORDS, tiny, "--engine", engine, cwd=tmp_path)
             assert result.status == 1
-            assert re.search(rf"no room: {words}, 200 kB are free", result.err), result.err
+            assert re.search(rf"disk space: .*{words}.* 200 kB", result.err), result.err
             assert os.listdir(tmp_path) == []
 
     def test_small_files_count(self, mk: Cli, own_tiny: Path, tmp_path: Path, leave: Leave) -> None:
@@ -90,13 +90,13 @@ class TestRoom:
         leave: Leave,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Shared blocks take no room."""
+        """Shared blocks take no disk space."""
         base = make_llama(tmp_path / "base", layers=4, hidden_size=128, intermediate_size=512)
         emulate_sharing(monkeypatch)
         leave(100_000)
         words = (*self.WORDS, base, "--engine", "stream")
         refused = mk(*words, "--no-reflink", cwd=tmp_path)
-        assert (refused.status, "no room: " in refused.err) == (1, True)
+        assert (refused.status, "disk space: " in refused.err) == (1, True)
         result = mk(*words, cwd=tmp_path)
         assert result.status == 0, result.err
         assert re.search(r": [\d.]+ kB written, [\d.]+ MB shared with the base", result.out)
@@ -109,7 +109,7 @@ class TestRoom:
         result = mk(*self.WORDS, base, "--engine", "stream", cwd=tmp_path)
         assert time.monotonic() - started < 20  # seconds, and not the minutes of a copy
         assert result.status == 1
-        assert re.search(r"no room: 9\d\d GB are needed, [\d.]+ [GM]B are free", result.err)
+        assert re.search(r"disk space: 9\d\d GB .*, [\d.]+ [GM]B", result.err)
         assert os.listdir(tmp_path) == ["base"]
 
 
