@@ -1,4 +1,4 @@
-"""`run` and `verify` of every growth line: the tensors are those that the line means."""
+"""`run` and `verify` of every growth line give the tensors that the line describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINES: list[tuple[str, list[int]]] = [
 
 @pytest.mark.parametrize(("line", "sources"), LINES, ids=[line for line, _ in LINES])
 def test_layers(mk: Cli, tiny: Path, tmp_path: Path, line: str, sources: list[int]) -> None:
-    """Each layer is the one that the line names, by either engine, and verifies so."""
+    """Both engines write the layers that the line names, and `verify` accepts them."""
     out, other = tmp_path / "out", tmp_path / "other"
     for place, engine in ((out, "stream"), (other, "mergekit")):
         result = mk("run", line, place, "--model", tiny, "--engine", engine)
@@ -54,7 +54,7 @@ layout:
 
 
 def test_steps_of_several_models(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is done to each step is done, to each layer of it and to nothing else."""
+    """The settings of a step apply to each of its layers and to nothing else."""
     monkeypatch.chdir(tmp_path)
     make_llama(Path("one"))
     make_llama(Path("two"))
@@ -76,7 +76,7 @@ def test_steps_of_several_models(mk: Cli, tmp_path: Path, monkeypatch: pytest.Mo
     assert torch.equal(out["model.embed_tokens.weight"], one["model.embed_tokens.weight"])
     assert torch.equal(out["model.norm.weight"], two["model.norm.weight"])
     assert mk("verify", "out", "--against", "one", "--against", "two").status == 0
-    # What OUT says of itself reads back as the same.
+    # The recorded directive and the explained one give the same recipe.
     stored = json.loads(Path("out/interleave.json").read_text())["directive"]
     Path("again.yml").write_text(yaml_io.write(stored))
     recipe = mk("gen", "again.yml").out
@@ -89,7 +89,7 @@ def test_steps_of_several_models(mk: Cli, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_scale_that_reaches_outside(mk: Cli, tiny: Path) -> None:
-    """A growth line's is refused; a step's is as in mergekit, with a warning."""
+    """A scale that matches `lm_head` is refused in a growth line, and a warning in a step."""
     result = mk("gen", "append: 1, zero: none, scale: 0.5", "--model", tiny)
     assert (result.status, "a factor for all tensors also matches" in result.err) == (1, True)
     result = mk("gen", "layout: [0:8, {layers: 7:8, scale: 0.5}]", "--model", tiny)
@@ -98,7 +98,7 @@ def test_a_scale_that_reaches_outside(mk: Cli, tiny: Path) -> None:
 
 
 def test_names_that_match_nothing(mk: Cli, tiny: Path) -> None:
-    """In `zero` they are refused, in `scale` there is a warning, in steps too."""
+    """A name that matches no tensor is an error in `zero`, and a warning in `scale`."""
     words = ("--model", tiny)
     result = mk("gen", "layout: [0:8, {layers: 4:6, zero: [p_roj]}]", *words)
     assert (result.status, "'p_roj' matches no tensor" in result.err) == (1, True)
@@ -111,7 +111,7 @@ def test_names_that_match_nothing(mk: Cli, tiny: Path) -> None:
 
 
 def test_flags(mk: Cli, tiny: Path) -> None:
-    """Say the same as the document's keys."""
+    """Flags have the same effect as the document's keys."""
     one = mk("gen", "repeat: [2, 4], scale: {q_proj: 1/3}, apply_to: all", "--model", tiny)
     two = mk(
         "gen", "--repeat", "2:4", "--scale", "q_proj=1/3", "--apply-to", "all", "--model", tiny
@@ -126,13 +126,13 @@ def test_flags(mk: Cli, tiny: Path) -> None:
 
 
 def layers(text: str) -> list[tuple[str, list[int], bool]]:
-    """The slices of a mergekit config: model, range, whether they are scaled."""
+    """Return the slices of a mergekit config: model, range, whether they are scaled."""
     sources = [part["sources"][0] for part in yaml.safe_load(text)["slices"]]
     return [(x["model"], x["layer_range"], "parameters" in x) for x in sources]
 
 
 def test_what_a_step_says_is_not_overridden(mk: Cli, tiny: Path) -> None:
-    """`zero: none` of a step, where the directive zeroes new layers."""
+    """`zero: none` of a step overrides the directive's `zero`."""
     text = "zero: auto, layout: [0:8, {layers: 4:6, zero: none}, 6:8]"
     slices = layers(mk("gen", text, "--model", tiny).out)
     assert [(bounds, scaled) for _, bounds, scaled in slices] == [
@@ -143,7 +143,7 @@ def test_what_a_step_says_is_not_overridden(mk: Cli, tiny: Path) -> None:
 def test_a_directory_is_one_model_however_it_is_spelled(
     mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By short names, in steps, with a revision that a directory does not have."""
+    """Different spellings of a directory are one model: short names, paths, a revision."""
     monkeypatch.chdir(tmp_path)
     make_llama(Path("one"))
     for text in (
@@ -159,7 +159,7 @@ def test_a_directory_is_one_model_however_it_is_spelled(
 
 
 def test_words_about_nothing(mk: Cli, tiny: Path) -> None:
-    """Nothing new to zero, one name in both, no place for a flag: refused, in flags too."""
+    """Keys and flags without an effect are refused, and so are contradictory ones."""
     for words, reason, status in (
         (["drop: 2:4, scale: {q_proj: 0.5}"], "there is no new layer", 1),
         (["drop: 2:4", "--zero", "auto"], "there is no new layer", 1),
@@ -177,7 +177,7 @@ def test_words_about_nothing(mk: Cli, tiny: Path) -> None:
 
 
 def test_flags_beside_a_mergekit_config(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """What they would change is said there already; a depth that is not true is an error."""
+    """Flags that a mergekit config already sets are refused, and so is a wrong depth."""
     file = tmp_path / "cfg.yml"
     file.write_text(mk("gen", "--repeat", "2:4", "--model", tiny).out)
     for flag, value in (("--zero", "auto"), ("--scale", "q_proj=2"), ("--apply-to", "all")):
@@ -189,7 +189,7 @@ def test_flags_beside_a_mergekit_config(mk: Cli, tiny: Path, tmp_path: Path) -> 
 
 
 def test_text_forms_agree(mk: Cli, tiny: Path) -> None:
-    """Spaces, and what is said of a range in two places."""
+    """Different notations of the same range give the same recipe."""
     for one, other in (
         ("repeat: 2:4x 3", "repeat: {layers: [2, 4], times: 3}"),
         ("layout: [{layers: 2:4@block, times: 3}]", "layout: [2:4x3@block]"),
@@ -203,7 +203,7 @@ def test_text_forms_agree(mk: Cli, tiny: Path) -> None:
 
 
 def test_short_names_stand_for_models_in_mergekits_keys(mk: Cli) -> None:
-    """And `models` with `model` and no growth line waits for a flag."""
+    """mergekit's keys accept short names, and `models` with a flag as growth line works."""
     text = "models: {a: o/x, b: o/y}, layout: [a 0:4, b 2:4], base_model: b, tokenizer_source: a"
     made = yaml.safe_load(mk("gen", text, "--layers", "4").out)
     assert (made["base_model"], made["tokenizer_source"]) == ("o/y", "o/x")
@@ -212,7 +212,7 @@ def test_short_names_stand_for_models_in_mergekits_keys(mk: Cli) -> None:
 
 
 def test_a_directive_for_verify(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--recipe` takes a layout of several models, each against its own."""
+    """`--recipe` accepts a layout of several models, which are matched in order."""
     monkeypatch.chdir(tmp_path)
     make_llama(Path("one"))
     make_llama(Path("two"))
@@ -228,7 +228,7 @@ def test_a_directive_for_verify(mk: Cli, tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_is_stored_reads_back(
     mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where some models have short names, all of them do: a name without a slash is no model."""
+    """If some models have short names, the stored directive gives all of them short names."""
     monkeypatch.chdir(tmp_path)
     for name in ("one", "two", "three"):
         make_llama(Path(name))

@@ -1,4 +1,4 @@
-"""The stream engine: it copies bytes as they are, and zeros are holes."""
+"""The stream engine copies bytes unchanged and writes zeros as holes."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 
 def parts_of(path: Path, *names: str) -> tuple[TensorSpec, ...]:
-    """The tensors of an expansion, with the named tensors zeroed in the copies."""
+    """Return the tensors of an expansion, with the named tensors zeroed in the copies."""
     base = open_checkpoint(ModelRef(ModelPath(str(path))))
     layout = expand(Every(2), base.ref, base.depth, lambda _: Edit(zeroed_scales(names)))
     return assemble(layout, {base.ref: base})
 
 
 def write(specs: Sequence[TensorSpec], out: Path, limit: int = 10**9, **how: bool) -> Traffic:
-    """Write tensors into a new directory."""
+    """Write tensors into a new directory, and check that the ticks sum to their size."""
     out.mkdir()
     shards = shards_of(specs, limit, stream.block_size(out))
     seen: list[int] = []
@@ -53,12 +53,12 @@ def write(specs: Sequence[TensorSpec], out: Path, limit: int = 10**9, **how: boo
 
 
 class TestWays:
-    """All ways of writing."""
+    """The ways in which bytes are copied."""
 
     def test_they_are_the_same(
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Copied by the kernel, by hand, or with shared blocks, the files are equal."""
+        """The files are equal, whether the kernel or Python copies, or blocks are shared."""
         specs = parts_of(sharded, "o_proj")
         write(specs, tmp_path / "any")
         write(specs, tmp_path / "hand", reflink=False)
@@ -114,7 +114,7 @@ class TestWays:
             assert (forecast.shared > 0) is reflink
 
     def test_zeros_take_no_room(self, tmp_path: Path) -> None:
-        """A hole at the end of a file takes no room either."""
+        """Zeros take no disk space, even at the end of a file."""
         import torch
         from safetensors.torch import save_file
 
@@ -133,7 +133,7 @@ class TestWays:
 
 
 class TestShards:
-    """The files and their index."""
+    """The written files and their index."""
 
     def test_one_where_the_base_has_one(self, tiny: Path, tmp_path: Path) -> None:
         """A single file has no index."""
@@ -149,7 +149,7 @@ class TestShards:
         assert len(read_tensors(tmp_path / "out")) == len(specs) == len(index["weight_map"])
 
     def test_the_bases_metadata(self, tiny: Path, tmp_path: Path) -> None:
-        """The safetensors library reads the result."""
+        """The safetensors library reads the result, with the metadata of the base."""
         from safetensors import safe_open
         from safetensors.torch import save_file
 
@@ -163,7 +163,7 @@ class TestShards:
 
 
 class TestFaults:
-    """An error names the file and stops everything."""
+    """An error names the file and stops all threads."""
 
     def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The first failure stops the other files as well."""
@@ -182,7 +182,7 @@ class TestFaults:
         assert len(calls) <= 2
 
     def test_a_source_that_shrinks(self, own_tiny: Path, tmp_path: Path) -> None:
-        """A source is checked before it is read."""
+        """A source that was truncated before it is read is an error that names it."""
         specs = parts_of(own_tiny, "o_proj")
         os.truncate(own_tiny / "model.safetensors", 40_000)
         with pytest.raises(CheckpointError, match="changed while it was read"):
@@ -191,7 +191,7 @@ class TestFaults:
     def test_a_source_that_shrinks_under_the_hand(
         self, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A source that became shorter is an error."""
+        """A source that is truncated while it is read is an error that names it."""
         specs = parts_of(own_tiny, "o_proj")
         monkeypatch.setattr(Shard, "check_unchanged", lambda *_: None)
         os.truncate(own_tiny / "model.safetensors", 40_000)
@@ -216,7 +216,7 @@ class TestFaults:
         assert len(os.listdir(tmp_path / "out")) < len(shards) / 2
 
     def test_the_first_failure_counts(self) -> None:
-        """Later failures are consequences of the first."""
+        """Only the first failure is reported, because later ones follow from it."""
         gate = stream._Gate(lambda _: None)  # noqa: SLF001
         first = OSError("first")
         assert gate.close(first) is first
@@ -225,7 +225,7 @@ class TestFaults:
             gate.tick(1)
 
     def test_a_base_that_is_swapped(self, own_tiny: Path, tmp_path: Path) -> None:
-        """A base replaced by another file of the same size and time is noticed."""
+        """A base replaced by another file of the same size and time is an error that names it."""
         specs = parts_of(own_tiny, "o_proj")
         file = own_tiny / "model.safetensors"
         status = file.stat()
@@ -237,10 +237,10 @@ class TestFaults:
 
 
 class TestInsisted:
-    """`--engine stream`."""
+    """`--engine stream` never uses another engine."""
 
     def test_nothing_heavy_is_imported(self, tiny: Path, tmp_path: Path) -> None:
-        """torch, transformers and mergekit are not imported, which would take seconds."""
+        """A run does not import torch, transformers and mergekit, which would take seconds."""
         script = (
             "import sys\nfrom mergekit_interleave.cli import main as cli\n"
             "words = ['run', 'interleave: every 4', 'out', '--engine', 'stream', '--model']\n"
@@ -259,7 +259,7 @@ class TestInsisted:
         assert "10 layers, 2 of them new" in result.stdout
 
     def test_it_writes_what_mergekit_writes(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
-        """Tensors, config and recipe equal those of mergekit."""
+        """The stream engine writes the same tensors, config and recipe as mergekit."""
         for engine in ("mergekit", "stream"):
             words = ("run", "interleave: every 2", tmp_path / engine, "--model", sharded)
             result = mk(*words, "--engine", engine)
@@ -281,7 +281,7 @@ class TestInsisted:
     def test_what_it_cannot_do_is_refused(
         self, words: list[str], reason: str, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """What the engine cannot do is refused, not ignored."""
+        """An option that the engine does not support is refused, not ignored."""
         out = tmp_path / "out"
         command = ["run", "interleave: every 4", out, "--model", tiny, "--engine", "stream"]
         result = mk(*command, *words)
@@ -290,7 +290,7 @@ class TestInsisted:
         assert not out.exists()
 
     def test_mergekits_own_keys(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """Only mergekit writes tokenizers."""
+        """A directive that changes the tokenizer is refused, because only mergekit writes one."""
         directive = f"model: {tiny}, interleave: every 4, tokenizer_source: base"
         result = mk("run", directive, tmp_path / "out", "--engine", "stream")
         assert (result.status, "`tokenizer_source`" in result.err) == (1, True)

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, OUT is whole or absent, and the next run removes leftovers."""
+"""After any failure of a run, OUT is whole or absent, and the next run removes leftovers."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ each = pytest.mark.parametrize("engine", ENGINES)
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[Runner]:
-    """A runner that starts runs without waiting for imports."""
+    """Return a runner that starts runs without waiting for imports."""
     with closing(Runner()) as runner:
         yield runner
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base, which tests must not change."""
+    """Return the base, which tests must not change."""
     return faults.base(tmp_path_factory.mktemp("source"))
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory for OUT alone."""
+    """Return a directory that contains only OUT."""
     (tmp_path / "place").mkdir()
     return tmp_path / "place"
 
 
 def words(source: Path, out: Path, engine: str) -> tuple[object, ...]:
-    """The words of a run; OUT is the last."""
+    """Return the arguments of a run; OUT is the last."""
     return ("run", "--model", source, "--engine", engine, DIRECTIVE, out)
 
 
 def one_error(said: str) -> bool:
-    """Whether the text is one `error:` line with at most one hint."""
+    """Return whether the text is one `error:` line with at most one hint."""
     return re.fullmatch(r"(note: .*\n)*error: .*\n(hint: .*\n)?", said) is not None
 
 
 @each
 def test_kills(engine: str, runner: Runner, source: Path, place: Path) -> None:
-    """Kill ten runs of each engine, half of them replacing a model; `make faults` kills 200."""
+    """OUT is whole or absent after each of ten killed runs; `make faults` kills 200."""
     found = faults.kills(runner, engine, source, place / "out", 10)
     assert found.keys() <= {"absent", "whole"}, found
     assert found["absent"]
@@ -68,7 +68,7 @@ def test_a_write_that_fails(engine: str, runner: Runner, source: Path, place: Pa
 
 @each
 def test_a_full_disk(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
-    """The disk fills up after free space was checked."""
+    """A disk that fills up after the check of free space gives one error and leaves nothing."""
     with faults.small_filesystem(tmp_path / "small", 20) as small:
         if small is None:
             pytest.skip("no filesystem may be mounted here")
@@ -83,7 +83,7 @@ def test_a_full_disk(engine: str, runner: Runner, source: Path, tmp_path: Path) 
 @each
 @linux
 def test_a_permission_that_is_lost(engine: str, runner: Runner, source: Path, place: Path) -> None:
-    """OUT does not appear; the next run removes what this one could not remove."""
+    """OUT is absent, and the next run removes what this one could not remove."""
     run = words(source, place / "out", engine)
     status, said = runner.run(*run, powerless=True, fault="parent_closed_later")
     assert (status, "Permission denied" in said) == (1, True), said
@@ -101,7 +101,7 @@ def test_a_permission_that_is_lost(engine: str, runner: Runner, source: Path, pl
 def test_a_source_that_is_cut_short(
     engine: str, runner: Runner, source: Path, tmp_path: Path, place: Path
 ) -> None:
-    """A source cut short while it is read; mergekit maps it, which can end the process."""
+    """A truncated source gives one error; with mergekit, which maps it, it may kill the process."""
     own = Path(shutil.copytree(source, tmp_path / "own"))
     run = words(own, place / "out", engine)
     status, said = runner.run(*run, fault="source_cut_short", source=str(own))
@@ -146,7 +146,7 @@ def test_another_filesystem(engine: str, runner: Runner, source: Path, tmp_path:
 
 @each
 def test_odd_names(engine: str, runner: Runner, source: Path, tmp_path: Path) -> None:
-    """Names may have spaces, quotes, any letters, and look like a flag or a pattern."""
+    """Names may have spaces, quotes and any letters, and may look like a flag or a pattern."""
     base = Path(shutil.copytree(source, tmp_path / "zwei Wörter 'und' 模型 [a-z]*"))
     out = tmp_path / 'größer & "tiefer" $HOME' / "-o ut"
     status, said = runner.run(*words(base, out, engine))
@@ -159,7 +159,7 @@ def test_odd_names(engine: str, runner: Runner, source: Path, tmp_path: Path) ->
 def test_a_temporary_directory_that_is_full(
     engine: str, runner: Runner, source: Path, place: Path, tmp_path: Path
 ) -> None:
-    """A read-only home directory is no problem: nothing is written there."""
+    """A full temporary directory does not stop a run."""
     with faults.small_filesystem(tmp_path / "small", 1) as small:
         if small is None:
             pytest.skip("no filesystem may be mounted here")
@@ -174,7 +174,7 @@ def test_a_temporary_directory_that_is_full(
 def test_a_refusal_with_a_full_temporary_directory(
     runner: Runner, tmp_path: Path, place: Path
 ) -> None:
-    """Without a temporary directory the reason is given, but no suggestion."""
+    """If the temporary directory is full, a refusal has its reason but no suggestion."""
     import toys
 
     base = tmp_path / "base"

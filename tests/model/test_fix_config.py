@@ -1,4 +1,4 @@
-"""`fix-config`: what plain `mergekit-yaml` left behind, mended."""
+"""`fix-config` repairs what plain `mergekit-yaml` gets wrong."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _quiet() -> None:
 
 
 def config_of(path: Path) -> dict[str, object]:
-    """Its config.json."""
+    """Read a model's config.json."""
     content: dict[str, object] = json.loads((path / "config.json").read_text())
     return content
 
 
 def test_a_config_that_was_not_written(mk: Cli, shell: Shell, tmp_path: Path) -> None:
-    """Mergekit stops after the weights where a list has another length than the depth."""
+    """A missing config.json is written: mergekit stops if a list does not have the new depth."""
     base, out = zoo.save("qwen2", tmp_path / "base"), tmp_path / "out"
     (base / "LICENSE").write_text("MIT")
     made = shell("mk-interleave gen 'interleave: every 2' --model base > cfg.yml")
@@ -46,7 +46,7 @@ def test_a_config_that_was_not_written(mk: Cli, shell: Shell, tmp_path: Path) ->
 
 
 def test_a_config_that_was_not_deepened(mk: Cli, shell: Shell, tmp_path: Path) -> None:
-    """Only what is wrong is changed, and it is said; a second time there is nothing to do."""
+    """Only wrong keys are changed and reported, and a second call changes nothing."""
     base, out = zoo.save("nanochat", tmp_path / "base"), tmp_path / "out"
     shell("mk-interleave gen 'interleave: every 4' --model $PWD/base > cfg.yml")
     merged = shell("mergekit-yaml cfg.yml out")
@@ -62,7 +62,7 @@ def test_a_config_that_was_not_deepened(mk: Cli, shell: Shell, tmp_path: Path) -
 
 @pytest.mark.parametrize("make", [stored.fp8, stored.glm4_moe], ids=["quantized", "head"])
 def test_what_run_wrote_is_right(make: Callable[[Path], Path], mk: Cli, tmp_path: Path) -> None:
-    """Names of modules are not moved on twice, and a head behind the layers belongs there."""
+    """A result of `run` with module names or a prediction head is not changed again."""
     base, out = make(tmp_path / "base"), tmp_path / "out"
     assert mk("run", "interleave: every 2", out, "--model", base).status == 0
     recipe = (out / "mergekit_config.yml").read_text().replace("model: base", f"model: {base}")
@@ -72,7 +72,7 @@ def test_what_run_wrote_is_right(make: Callable[[Path], Path], mk: Cli, tmp_path
 
 
 def test_weights_of_another_recipe_are_left_alone(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """Nothing is changed."""
+    """If the weights do not match the recipe, nothing is changed."""
     out = tmp_path / "out"
     shutil.copytree(tiny, out)
     recipe = mk("gen", "interleave: every 4", "--model", tiny).out
@@ -85,7 +85,7 @@ def test_weights_of_another_recipe_are_left_alone(mk: Cli, tiny: Path, tmp_path:
 
 
 def test_the_mended_config_is_that_of_run(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """A config that was spoiled is what it was again."""
+    """A config that was changed by hand is restored to the one that `run` wrote."""
     out = tmp_path / "out"
     assert mk("run", "interleave: every 4, dtype: float16", out, "--model", tiny).status == 0
     config = config_of(out)
@@ -99,7 +99,7 @@ def test_the_mended_config_is_that_of_run(mk: Cli, tiny: Path, tmp_path: Path) -
 
 
 def test_the_model_may_have_moved(mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """The recipe in OUT calls it by a public name; the hint says how to say where it is."""
+    """If the recipe's model name is not a path, the hint names `--model DIR`."""
     out = tmp_path / "out"
     assert mk("run", "interleave: every 4", out, "--model", tiny).status == 0
     (out / "config.json").write_text("{broken")
@@ -116,7 +116,7 @@ def test_the_model_may_have_moved(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     [("nowhere", "no such directory"), ("file", "is a file"), ("empty", "--recipe FILE")],
 )
 def test_what_is_no_model(path: str, reason: str, mk: Cli, tmp_path: Path) -> None:
-    """One error, and no traceback."""
+    """A path that is not a model is one error without a traceback."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     result = mk("fix-config", tmp_path / path)

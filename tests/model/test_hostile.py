@@ -1,6 +1,6 @@
-"""Checkpoints and directives that mean harm: one error within seconds, and nothing at OUT.
+"""A malicious checkpoint or directive is one error within seconds, and OUT is absent.
 
-Both engines read through the same door, which is what these tests hold.
+Both engines read through the same code, so the error must be the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Spoil = Callable[[Path], None]
 
 
 def header(change: Callable[[dict[str, Any]], None]) -> Spoil:
-    """Change the header of the weights, and keep their data."""
+    """Return a function that changes the header of the weights and keeps their data."""
 
     def spoil(base: Path) -> None:
         file = base / "model.safetensors"
@@ -37,12 +37,12 @@ def header(change: Callable[[dict[str, Any]], None]) -> Spoil:
 
 
 def entry(**values: Any) -> Spoil:
-    """Change what the header says of one tensor."""
+    """Return a function that changes the header's entry of one tensor."""
     return header(lambda entries: entries["model.norm.weight"].update(values))
 
 
 def raw(text: bytes, length: int | None = None) -> Spoil:
-    """Another header altogether."""
+    """Return a function that replaces the weights by another header."""
 
     def spoil(base: Path) -> None:
         size = struct.pack("<Q", len(text) if length is None else length)
@@ -52,7 +52,7 @@ def raw(text: bytes, length: int | None = None) -> Spoil:
 
 
 def index(name: str) -> Spoil:
-    """An index that leads to a file of this name."""
+    """Return a function that writes an index that names a given file."""
 
     def spoil(base: Path) -> None:
         weights = base / "model.safetensors"
@@ -65,7 +65,7 @@ def index(name: str) -> Spoil:
 
 
 def config(**values: Any) -> Spoil:
-    """Change config.json."""
+    """Return a function that changes config.json."""
 
     def spoil(base: Path) -> None:
         content = json.loads((base / "config.json").read_text())
@@ -75,7 +75,7 @@ def config(**values: Any) -> Spoil:
 
 
 def text(name: str, content: str | bytes) -> Spoil:
-    """Another content for a file."""
+    """Return a function that replaces the content of a file."""
 
     def spoil(base: Path) -> None:
         data = content if isinstance(content, bytes) else content.encode()
@@ -85,7 +85,7 @@ def text(name: str, content: str | bytes) -> Spoil:
 
 
 def special(make: Callable[[Path], Any]) -> Spoil:
-    """Weights that are no file."""
+    """Return a function that replaces the weights by something that is not a regular file."""
 
     def spoil(base: Path) -> None:
         (base / "model.safetensors").unlink()
@@ -95,13 +95,13 @@ def special(make: Callable[[Path], Any]) -> Spoil:
 
 
 def fifo_behind_a_link(place: Path) -> None:
-    """A plain name may be a link, but to a regular file."""
+    """Make a link to a pipe; only links to regular files are allowed."""
     os.mkfifo(place.parent / "pipe")
     place.symlink_to(place.parent / "pipe")
 
 
 def without_layer(base: Path) -> None:
-    """The layers that config.json states are not all there."""
+    """Remove the tensors of one layer that config.json counts."""
     from safetensors.torch import save_file
 
     tensors = {n: t for n, t in load_tensors(base).items() if ".layers.5." not in n}
@@ -144,12 +144,12 @@ HOSTILE: dict[str, Spoil] = {
     "a layer that is missing": without_layer,
     "deep JSON beside": text("tokenizer_config.json", DEEP),
 }
-"""What is done to a checkpoint."""
+"""The ways to spoil a checkpoint."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_checkpoints(name: str, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """The same error from both engines."""
+    """Both engines report the same error, and leave no file."""
     HOSTILE[name](own_tiny)
     before = sorted(os.listdir(tmp_path))
     errors = set()
@@ -182,14 +182,14 @@ CARDS = {
     "long": "---\nlicense: mit\n" + "x: y\n" * 10**6 + "---\n",
     "bytes": b"---\n\xff\xfe\n---\n",
 }
-"""READMEs of a base."""
+"""The README.md files of a base."""
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_cards(
     name: str, mk: Cli, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A card that cannot be read never costs the model, and nothing of it is run."""
+    """A card that cannot be read is at most a warning, and nothing in it is executed."""
     monkeypatch.chdir(tmp_path)
     text("README.md", CARDS[name])(own_tiny)
     words = ("run", "append: 1", tmp_path / "out", "--model", own_tiny, "--engine", "stream")
@@ -219,7 +219,7 @@ DIRECTIVES = [
 
 @pytest.mark.parametrize("words", DIRECTIVES)
 def test_directives(words: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """One error, and nothing is run."""
+    """A malicious directive is one error, and nothing in it is executed."""
     started = time.monotonic()
     result = mk("run", "-", "out", "--model", tiny, cwd=tmp_path, stdin=words)
     assert result.status in (1, 2)
@@ -230,7 +230,7 @@ def test_directives(words: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_links_are_followed_once(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """The Hub's cache is made of them: what they point to is copied, never the link."""
+    """The targets of links are copied, not the links, because the Hub's cache has links."""
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     for number, file in enumerate(sorted(own_tiny.iterdir())):

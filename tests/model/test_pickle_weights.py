@@ -1,4 +1,4 @@
-"""Pickled weights: refused, unless they are allowed; then numbers are read, and no code runs."""
+"""Pickled weights need --allow-pickle; then only tensors are read, and no code runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = ("run", "interleave: every 4")
 
 
 def pickled(base: Path, *, parts: int = 1, **how: Any) -> Path:
-    """The same checkpoint with its weights in pickles."""
+    """Replace the safetensors of a checkpoint by pickled files with the same tensors."""
     import torch
 
     tensors = load_tensors(base)
@@ -41,7 +41,7 @@ def pickled(base: Path, *, parts: int = 1, **how: Any) -> Path:
 def test_it_is_what_safetensors_give(  # noqa: PLR0913, PLR0917 - fixtures
     engine: str, parts: int, mk: Cli, tiny: Path, own_tiny: Path, tmp_path: Path
 ) -> None:
-    """By either engine, from one file and from several; nothing is left of the way there."""
+    """Both engines write the same tensors from pickles as from safetensors, and no other files."""
     assert mk(*WORDS, tmp_path / "a", "--model", tiny, "--engine", "stream").status == 0
     base = pickled(own_tiny, parts=parts)
     words = ("--model", base, "--engine", engine)
@@ -60,14 +60,14 @@ def test_it_is_what_safetensors_give(  # noqa: PLR0913, PLR0917 - fixtures
 
 
 def test_an_old_file(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """Of before torch 1.6, which is no archive."""
+    """A file of torch before 1.6, which is not a zip archive, can be read."""
     base = pickled(own_tiny, _use_new_zipfile_serialization=False)
     words = (*WORDS, tmp_path / "out", "--model", base, "--allow-pickle")
     assert mk(*words, "--engine", "stream").status == 0
 
 
 def test_tied_tensors(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """Two names for the same numbers are two tensors."""
+    """Two names of one tensor in the pickle are written as two tensors."""
     import torch
 
     tensors = load_tensors(own_tiny)
@@ -81,7 +81,7 @@ def test_tied_tensors(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Makes a directory where it is unpickled."""
+    """An object that creates a directory when it is unpickled."""
 
     def __init__(self, trap: Path) -> None:
         self.trap = trap
@@ -93,7 +93,7 @@ class Bomb:
 @pytest.mark.parametrize("kind", ["in a dictionary", "alone", "plain pickle", "legacy"])
 @pytest.mark.parametrize("engine", ["stream", "mergekit"])
 def test_code_is_never_run(kind: str, engine: str, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """One error, nothing at OUT, and the trap is not sprung."""
+    """A pickle that contains code is one error; the code does not run, and OUT is absent."""
     import torch
 
     trap = tmp_path / "trap"
@@ -120,7 +120,7 @@ def test_code_is_never_run(kind: str, engine: str, mk: Cli, own_tiny: Path, tmp_
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04" + b"x" * 100, b"\x80\x04."])
 def test_what_is_no_pickle(content: bytes, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """Is one error."""
+    """A file that is not a pickle is one error that names it."""
     (own_tiny / "model.safetensors").unlink()
     (own_tiny / "pytorch_model.bin").write_bytes(content)
     words = (*WORDS, tmp_path / "out", "--model", own_tiny, "--allow-pickle")
@@ -131,7 +131,7 @@ def test_what_is_no_pickle(content: bytes, mk: Cli, own_tiny: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {1: "tensor"}, {"a": {"b": "tensor"}}])
 def test_other_contents(content: Any, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """A training checkpoint is no model's weights."""
+    """A pickle that does not map names to tensors is refused."""
     import torch
 
     (own_tiny / "model.safetensors").unlink()
@@ -143,7 +143,7 @@ def test_other_contents(content: Any, mk: Cli, own_tiny: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["../x.bin", "/x.bin", "a/b.bin", "x.safetensors", "none.bin"])
 def test_an_index_that_leads_elsewhere(name: str, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """As that of safetensors may not."""
+    """An index may only name `.bin` files that exist in the checkpoint's own directory."""
     (own_tiny / "model.safetensors").unlink()
     index = own_tiny / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
@@ -152,7 +152,7 @@ def test_an_index_that_leads_elsewhere(name: str, mk: Cli, own_tiny: Path, tmp_p
 
 
 def test_names_to_zero_are_checked(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """Against what comes out."""
+    """A name in `zero` that matches no pickled tensor is refused, and OUT is absent."""
     base = pickled(own_tiny)
     words = (tmp_path / "out", "--model", base, "--allow-pickle", "--engine", "stream")
     result = mk("run", "append: 1, zero: [o_proj, down_proj, nonsense]", *words)

@@ -1,4 +1,4 @@
-"""A model that was really trained: deeper by a fifth, it says the same words."""
+"""A trained model generates the same text after it grew by a fifth."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROMPT = "The three largest cities of France are"
 
 @pytest.fixture(scope="module")
 def base() -> Path:
-    """The checkpoint that `make` builds."""
+    """Return the checkpoint that `make` builds."""
     path = os.environ.get("MK_INTERLEAVE_SMOLLM2")
     if path is None:
         pytest.skip("MK_INTERLEAVE_SMOLLM2 names no checkpoint; `make test` builds one")
@@ -24,7 +24,7 @@ def base() -> Path:
 
 
 def load(path: Path) -> Any:
-    """The model in float32; every key found, none left over."""
+    """Load the model in float32, and check that no key is missing or unexpected."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,7 @@ def load(path: Path) -> Any:
 
 
 def test_30_to_36_layers_says_the_same_words(mk: Cli, base: Path, tmp_path: Path) -> None:
-    """Logits equal to the last bit, greedy text equal, embeddings tied."""
+    """Logits are equal to the last bit, greedy text is equal, and embeddings stay tied."""
     import torch
     from transformers import AutoTokenizer
 

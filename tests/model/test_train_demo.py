@@ -17,7 +17,7 @@ PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 @pytest.fixture
 def base(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model of 5 layers, with text and sizes so that it learns; commands run in this process."""
+    """Make a model of 5 layers and a text that it can learn; commands run in this process."""
     words = [f"word{i * i % 61}" for i in range(4000)]
     chapters = [" ".join(words[:3600]), " ".join(words[3600:])]
     (tmp_path / "text").write_text(train.HELD_OUT.join(chapters), encoding="utf-8")
@@ -44,7 +44,7 @@ def test_the_script(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
 def test_layers_that_were_not_frozen(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The script reports them, and its exit code is 1."""
+    """If original tensors changed, the script reports it, and its exit code is 1."""
 
     def no_freeze(model: Any) -> list[str]:
         return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -57,14 +57,14 @@ def test_layers_that_were_not_frozen(
 def test_layers_that_were_not_trained(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """New layers that have not changed are a failure too."""
+    """If no new tensor changed, the script reports it, and its exit code is 1."""
     monkeypatch.setattr(train, "RATE", 0.0)
     assert train.main(base, tmp_path / "out") == 1
     assert "new tensors changed: 0 of 9" in capsys.readouterr().out
 
 
 def test_a_lora_of_the_new_layers(mk: Cli, base: Path, tmp_path: Path) -> None:
-    """Merged and saved, the model passes `verify --trained`, and the new projections changed."""
+    """A merged LoRA passes `verify --trained`, and only the new projections have changed."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoTokenizer

@@ -1,4 +1,4 @@
-"""Which engine writes the weights, and whether there is room for them."""
+"""`run` selects an engine, checks the free space, and reads back what it wrote."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Leave = Callable[[int], None]
 
 @pytest.fixture
 def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Leave:
-    """Set how many bytes are free on the disk."""
+    """Return a function that sets the number of free bytes on the disk."""
     usage = shutil.disk_usage(tmp_path)
 
     def set_free(nbytes: int) -> None:
@@ -36,7 +36,7 @@ def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Leave:
 
 
 class TestRoom:
-    """Nothing is written if there is too little room."""
+    """`run` writes nothing if the disk has too little free space."""
 
     WORDS = ("run", "interleave: every 2", "out", "--model")
 
@@ -56,7 +56,7 @@ class TestRoom:
             assert os.listdir(tmp_path) == []
 
     def test_small_files_count(self, mk: Cli, own_tiny: Path, tmp_path: Path, leave: Leave) -> None:
-        """The copied files count as well."""
+        """The size of the copied files is part of the needed space."""
         (own_tiny / "vocab.txt").write_bytes(bytes(10**6))
         leave(10**6)
         for engine in registry.names():
@@ -64,7 +64,7 @@ class TestRoom:
             assert (result.status, "1.3" in result.err) == (1, True), result.err
 
     def test_the_fallback_needs_less_as_well(self, mk: Cli, tmp_path: Path, leave: Leave) -> None:
-        """The stream engine writes what mergekit cannot, whatever options mergekit is given."""
+        """If mergekit cannot write a model, the space that the stream engine needs is checked."""
         base = make_llama(tmp_path / "base", attention_bias=True)
         words = (*self.WORDS, base, "--mergekit", "async_write=true")
         leave(380_000)
@@ -75,7 +75,7 @@ class TestRoom:
     def test_enough_for_the_stream_engine_alone(
         self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
     ) -> None:
-        """Mergekit writes zeros; the hint names the engine that does not."""
+        """If only the stream engine has enough space, the hint names it and the space it needs."""
         leave(370_000)
         result = mk(*self.WORDS, tiny, cwd=tmp_path)
         assert result.status == 1
@@ -90,7 +90,7 @@ class TestRoom:
         leave: Leave,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Shared blocks take no room."""
+        """Blocks that are shared with the base need no free space."""
         base = make_llama(tmp_path / "base", layers=4, hidden_size=128, intermediate_size=512)
         emulate_sharing(monkeypatch)
         leave(100_000)
@@ -107,14 +107,14 @@ class TestRoom:
         base = sparse_llama(tmp_path / "base", layers=96, hidden=16_384, intermediate=53_248)
         started = time.monotonic()
         result = mk(*self.WORDS, base, "--engine", "stream", cwd=tmp_path)
-        assert time.monotonic() - started < 20  # seconds, and not the minutes of a copy
+        assert time.monotonic() - started < 20  # seconds; a copy would take minutes
         assert result.status == 1
         assert re.search(r"no room: 9\d\d GB are needed, [\d.]+ [GM]B are free", result.err)
         assert os.listdir(tmp_path) == ["base"]
 
 
 def sparse_llama(path: Path, *, layers: int, hidden: int, intermediate: int) -> Path:
-    """Make a Llama of which only the headers take room, one shard for each layer."""
+    """Make a Llama whose weights are holes, with one shard for each layer."""
     path.mkdir()
     square, wide = [hidden, hidden], [intermediate, hidden]
     layer = {
@@ -153,7 +153,7 @@ def sparse_llama(path: Path, *, layers: int, hidden: int, intermediate: int) -> 
 
 
 class TestHint:
-    """A run by mergekit hints at the stream engine if that could have done it."""
+    """A run by mergekit suggests the stream engine if that could have done the run."""
 
     @pytest.mark.parametrize(
         ("words", "said"),
@@ -168,18 +168,18 @@ class TestHint:
     def test_where_it_could(
         self, words: tuple[str, ...], said: str, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """There is no hint if the stream engine could not do it, or did it."""
+        """There is no hint if the stream engine did the run or cannot do it."""
         result = mk("run", "append: 1", tmp_path / "out", "--model", tiny, *words)
         assert (result.status, result.err) == (0, said)
 
 
 class TestShards:
-    """The sizes of the shards."""
+    """The number and sizes of the shards."""
 
     def test_the_stream_engine_has_as_many_as_the_base(
         self, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """The shards may grow, but not beyond --out-shard-size."""
+        """The stream engine keeps the number of shards unless --out-shard-size requires more."""
         words = ("run", "append: 1", "--model", tiny, "--engine", "stream", "--out-shard-size")
         assert mk(*words[:-1], tmp_path / "one").status == 0
         assert len(list((tmp_path / "one").glob("*.safetensors"))) == 1
@@ -190,10 +190,10 @@ class TestShards:
 
 
 class TestVerify:
-    """Reading back what was written."""
+    """`run` reads back what it wrote."""
 
     def test_mergekits_zeros_always_are(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-        """Mergekit multiplies, and infinity times 0 is not zero, so its zeros are always read."""
+        """Mergekit's zeros are always checked: it multiplies, and infinity times 0 is NaN."""
         import torch
         from safetensors.torch import save_file
 
@@ -207,7 +207,7 @@ class TestVerify:
     def test_unless_that_is_not_wanted(
         self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Wrong zeros are found, unless --no-verify is given."""
+        """A zeroed tensor with other values is an error, unless --no-verify is given."""
         monkeypatch.setattr("mergekit_interleave.verification.tensors._not_zero", lambda *_: 0)
         words = ("run", "append: 1", tmp_path / "out", "--model", tiny, "--engine", "stream")
         found = mk(*words)
@@ -218,7 +218,7 @@ class TestVerify:
 def test_a_source_that_changes_under_mergekit(
     mk: Cli, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A changed source is noticed after writing, and nothing is at OUT."""
+    """A source that changes while mergekit reads it is an error, and OUT is absent."""
     from mergekit_interleave.engines import mergekit
 
     execute = mergekit.execute
@@ -245,7 +245,7 @@ class TestBar:
             size = struct.pack("HHHH", 24, 80, 0, 0)
             fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
             words = [sys.executable, "-m", "mergekit_interleave", *self.COMMAND, str(tiny)]
-            # Earlier runs in this process have disabled it for theirs.
+            # Earlier runs in this process have set TQDM_DISABLE.
             environment = {**os.environ, "TQDM_DISABLE": ""}
             streams = {"stdout": subprocess.PIPE, "stderr": theirs}
             subprocess.run(words, cwd=tmp_path, env=environment, check=True, **streams)
@@ -259,14 +259,14 @@ class TestBar:
         assert said.endswith("\r")
 
     def test_into_a_pipe(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """Into a pipe, no bar is shown."""
+        """No bar is shown if standard error is not a terminal."""
         result = mk(*self.COMMAND, tiny, cwd=tmp_path)
         assert (result.status, result.err) == (0, "")
 
 
 @pytest.mark.parametrize("rows", ["square: 9", "after: -3", "after: 100"])
 def test_a_fill_that_does_not_fit(rows: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """A fill that would reach beyond its tensor is refused."""
+    """A fill that reaches beyond its tensor is refused."""
     recipe = f"""
 merge_method: passthrough
 slices:

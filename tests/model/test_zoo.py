@@ -1,4 +1,4 @@
-"""One model type for each rule of the data, through the whole pipeline; `make zoo` runs all."""
+"""The whole pipeline works for one model type per rule of the data; `make zoo` runs all types."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EXACT = [
 
 @pytest.mark.parametrize(("name", "rule"), EXACT, ids=[name for name, _ in EXACT])
 def test_expansions_are_exact(name: str, rule: str, tmp_path: Path) -> None:
-    """Logits and greedy text equal the base's, with an image too, if every 2nd layer is copied."""
+    """If every second layer is copied, logits and greedy text equal the base's, also for images."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
     outcome = zoo.expand(base, zoo.EVERY, tmp_path / "out")
@@ -107,7 +107,7 @@ def test_closed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
 
 
 def test_a_type_without_such_norms_has_no_gains_to_close(mk: Cli, tiny: Path) -> None:
-    """The post_attention_layernorm of Llama is an input norm, not an output norm."""
+    """`zero: gains` is refused for Llama, whose post_attention_layernorm is an input norm."""
     result = mk("gen", "interleave: every 4, zero: gains", "--model", tiny)
     assert result.status == 1
     assert "llama" in result.err
@@ -115,7 +115,7 @@ def test_a_type_without_such_norms_has_no_gains_to_close(mk: Cli, tiny: Path) ->
 
 
 def test_auto_warns_of_zeroed_projections_under_norms(mk: Cli, tmp_path: Path) -> None:
-    """The warning is one line, and `zero: gains` gives none."""
+    """`zero: auto` gives one warning if output norms follow the projections."""
     zoo.quiet()
     base = zoo.save("olmo2", tmp_path / "base")
     said = mk("gen", "interleave: every 4", "--model", base).err
@@ -125,7 +125,7 @@ def test_auto_warns_of_zeroed_projections_under_norms(mk: Cli, tmp_path: Path) -
 
 
 def test_messages_of_libraries_are_not_printed(tmp_path: Path) -> None:
-    """They warn about a model that mergekit has no definition of."""
+    """Warnings of libraries about an unknown model type are not printed."""
     zoo.quiet()
     zoo.save("gpt_oss", tmp_path / "base")
     command = [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"]
@@ -139,7 +139,7 @@ def test_messages_of_libraries_are_not_printed(tmp_path: Path) -> None:
 
 
 def test_a_suggestion_keeps_the_zero_key(mk: Cli, tmp_path: Path) -> None:
-    """It differs from the directive in the growth line only."""
+    """A suggested directive differs from the user's in the growth line only."""
     zoo.quiet()
     base = zoo.save("gpt_neox_japanese", tmp_path / "base")
     for zero in ("none", "[dense., dense_4h_to_h, dense_bias]"):
@@ -168,7 +168,7 @@ REFUSED = [
 def test_what_cannot_be_exact_is_refused(
     name: str, plan: str, reason: str, works: str, tmp_path: Path
 ) -> None:
-    """The reason is right, nothing is at OUT, and the suggested directive works."""
+    """The error names the reason, OUT is absent, and the suggested directive works."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
     outcome = zoo.expand(base, plan, tmp_path / "out")
@@ -190,7 +190,7 @@ def test_both_engines_write_the_same(name: str, mk: Cli, tmp_path: Path) -> None
 
 
 def test_fused_experts_are_zeroed_under_either_name(tmp_path: Path) -> None:
-    """Transformers reads both names, so `residual_writers` must match both."""
+    """Transformers reads fused experts by two names, so `residual_writers` must match both."""
     zoo.quiet()
     base = zoo.save("mixtral", tmp_path / "base")
     tensors = load_tensors(base)
@@ -209,7 +209,7 @@ def test_fused_experts_are_zeroed_under_either_name(tmp_path: Path) -> None:
 
 
 def test_names_without_the_head_are_read(tmp_path: Path) -> None:
-    """The published GPT-2 checkpoint has `h.0`, not `transformer.h.0`."""
+    """Names without the `transformer.` prefix work, as in the published GPT-2 checkpoint."""
     zoo.quiet()
     base = zoo.save("gpt2", tmp_path / "base")
     bare = {n.removeprefix("transformer."): t for n, t in load_tensors(base).items()}
@@ -219,17 +219,17 @@ def test_names_without_the_head_are_read(tmp_path: Path) -> None:
 
 
 class TestGen:
-    """`gen` warns of what plain mergekit-yaml gets wrong, or refuses the recipe."""
+    """`gen` warns of results that plain mergekit-yaml gets wrong, or refuses the recipe."""
 
     def test_a_broken_config_is_a_warning(self, mk: Cli, tmp_path: Path) -> None:
-        """The warning names the command that repairs it."""
+        """If mergekit writes a wrong config.json, the warning names the command that repairs it."""
         base = zoo.save("qwen3", tmp_path / "base")
         result = mk("gen", zoo.EVERY, "--model", base)
         assert result.status == 0
         assert "`mk-interleave fix-config OUT --recipe FILE`" in result.err
 
     def test_wrong_tensors_are_an_error(self, mk: Cli, tmp_path: Path) -> None:
-        """The error names the command that writes the right ones."""
+        """If mergekit writes wrong tensors, the hint names `mk-interleave run`."""
         base = zoo.save("exaone_moe", tmp_path / "base")
         result = mk("gen", zoo.EVERY, "--model", base)
         assert (result.status, result.out) == (1, "")
@@ -237,7 +237,7 @@ class TestGen:
         assert "hint: `mk-interleave run`" in result.err
 
     def test_quantized_tensors(self, mk: Cli, tmp_path: Path) -> None:
-        """Mergekit does not know them and would drop their scales."""
+        """Quantized tensors are refused, because mergekit would drop their scales."""
         result = mk("gen", zoo.EVERY, "--model", stored.fp8(tmp_path / "base"))
         assert result.status == 1
         assert "qwen3" in result.err
@@ -253,14 +253,14 @@ class TestGen:
         assert mk("gen", tmp_path / "cfg.yml").status == 1
 
     def test_a_layout_that_config_json_cannot_represent(self, mk: Cli, tmp_path: Path) -> None:
-        """It is refused, though mergekit would write it."""
+        """A layout that config.json cannot represent is refused, though mergekit would write it."""
         base = zoo.save("qwen3_vl", tmp_path / "base")
         result = mk("gen", "interleave: every 1", "--model", base)
         assert result.status == 1
         assert "deepstack_visual_indexes" in result.err
 
     def test_a_list_in_a_config_that_is_copied(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """Mergekit fails on a list whose length is not the number of layers."""
+        """A list that does not have the new depth gives a warning, because mergekit fails on it."""
         config = json.loads((tiny / "config.json").read_text())
         config["layer_types"] = ["full_attention"] * 8
         (tmp_path / "config.json").write_text(json.dumps(config))
@@ -281,7 +281,7 @@ class TestGen:
                 assert "vision_tower" in result.err
 
     def test_biases_that_mergekit_loses(self, mk: Cli, tmp_path: Path, tiny: Path) -> None:
-        """Its definition of Llama has none, so `gen` refuses such a model."""
+        """A Llama with biases is refused, because mergekit's definition of Llama has none."""
         config = json.loads((tiny / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
         assert mk("gen", zoo.EVERY, "--model", tmp_path).status == 1
@@ -289,7 +289,7 @@ class TestGen:
     def test_a_directory_that_mergekit_takes_for_a_hub_id(
         self, mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """`gen` warns, for as long as mergekit asks the Hub whether there is such a model."""
+        """`gen` warns of a path that mergekit looks up on the Hub, as long as mergekit does so."""
         from huggingface_hub.errors import OfflineModeIsEnabled
         from mergekit.card import is_hf
 
@@ -301,7 +301,7 @@ class TestGen:
         assert not mk("gen", zoo.EVERY, "--model", f"./{tiny.name}", cwd=tiny.parent).err
 
     def test_modules(self, mk: Cli, tmp_path: Path) -> None:
-        """Mergekit merges a model of images and text module by module, each by its name."""
+        """A recipe for images and text has each module by its name, and is exact."""
         zoo.quiet()
         base = zoo.save("gemma3", tmp_path / "base")
         result = mk("gen", zoo.EVERY, "--model", base)
@@ -320,11 +320,11 @@ ALIKE = {
     ("hy_v4", "layer_types"),
     ("inkling2_text", "mlp_layer_types"),
 }
-"""Lists of which the toys have one type or none: these model types have no other."""
+"""Lists whose entries are all equal, because these model types have only one layer type."""
 
 
 def test_toy_layers_differ_where_a_family_says_that_they_can() -> None:
-    """A list of equal entries would hide a wrong order, whatever the plan."""
+    """Per-layer lists of the toys have different entries, so that a wrong order is detected."""
     zoo.quiet()
     alike = set()
     for name in {*families.known_types()} & {*zoo.names()}:
@@ -342,7 +342,7 @@ def test_toy_layers_differ_where_a_family_says_that_they_can() -> None:
 
 
 def test_the_data_is_written_as_the_zoo_writes_it() -> None:
-    """One line per family, so that a diff shows one family per line."""
+    """The data has one line per family, so that a diff shows one family per line."""
     text = families.DATA.read_text(encoding="utf-8")
     assert text == zoo.lines(json.loads(text))
 
@@ -351,7 +351,7 @@ def test_the_data_is_written_as_the_zoo_writes_it() -> None:
 def test_one_type_is_checked_and_nothing_written(
     model_type: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its row is that of the page."""
+    """The checked type prints the row of the page, and no file changes."""
     page = Path(__file__).parents[2] / "docs" / "architectures.md"
     before = page.read_bytes(), families.DATA.read_bytes()
     assert zoo.check_one(model_type) == 0
@@ -362,6 +362,6 @@ def test_one_type_is_checked_and_nothing_written(
 
 
 def test_a_type_that_transformers_lacks_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """It names types that are spelled alike."""
+    """An unknown type is an error that suggests types with a similar name."""
     assert zoo.check_one("lama") == 1
     assert "llama" in capsys.readouterr().out
