@@ -94,7 +94,9 @@ def test_options_reach_mergekit(
     mk: Cli, tiny: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options can be set by their own flags and by --mergekit; the tensors stay the same."""
-    monkeypatch.setattr(torch, "set_num_interop_threads", lambda _: None)  # allowed once per process
+    monkeypatch.setattr(
+        torch, "set_num_interop_threads", lambda _: None
+    )  # allowed once per process
     result = mk("run", "append: 1", tmp_path / "out", "--model", tiny, *flags)
     assert result.status == 0, result.err
     assert mk("run", "append: 1", tmp_path / "plain", "--model", tiny).status == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from harness import (
-    STREAM_HINT,
     Cli,
     assert_same_tensors,
     emulate_sharing,
@@ -176,16 +176,16 @@ class TestFaults:
 
         monkeypatch.setattr(os, "copy_file_range", full)
         assert len({spec.tensor.file for spec in specs}) > 4
-        with pytest.raises(OutputError, match="No space left on device") as error:
+        with pytest.raises(OutputError, match=os.strerror(errno.ENOSPC)) as error:
             write(specs, tmp_path / "out")
-        assert "cannot be copied to model-0000" in str(error.value)
+        assert re.search(r"base/model-0000\d-of-\d+\.safetensors\b", str(error.value))
         assert len(calls) <= 2
 
     def test_a_source_that_shrinks(self, own_tiny: Path, tmp_path: Path) -> None:
         """A source that was truncated before it is read is an error that names it."""
         specs = parts_of(own_tiny, "o_proj")
         os.truncate(own_tiny / "model.safetensors", 40_000)
-        with pytest.raises(CheckpointError, match="changed while it was read"):
+        with pytest.raises(CheckpointError, match=r"own/model\.safetensors: "):
             write(specs, tmp_path / "out")
 
     def test_a_source_that_shrinks_under_the_hand(
@@ -195,7 +195,7 @@ class TestFaults:
         specs = parts_of(own_tiny, "o_proj")
         monkeypatch.setattr(Shard, "check_unchanged", lambda *_: None)
         os.truncate(own_tiny / "model.safetensors", 40_000)
-        with pytest.raises(OutputError, match="cut short while it was read"):
+        with pytest.raises(OutputError, match=r"own/model\.safetensors\b"):
             write(specs, tmp_path / "out")
 
     def test_interrupted(self, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ class TestFaults:
         (own_tiny / "other").write_bytes(file.read_bytes())
         os.utime(own_tiny / "other", ns=(status.st_atime_ns, status.st_mtime_ns))
         (own_tiny / "other").rename(file)
-        with pytest.raises(CheckpointError, match="changed while it was read"):
+        with pytest.raises(CheckpointError, match=r"own/model\.safetensors: "):
             write(specs, tmp_path / "out")
 
 
@@ -256,7 +256,7 @@ class TestInsisted:
             check=True,
         )
         assert not {"torch", "transformers", "mergekit", "numpy"} & set(result.stderr.split())
-        assert "10 layers, 2 of them new" in result.stdout
+        assert re.search(r"\b10\b.*\b2\b", result.stdout)
 
     def test_it_writes_what_mergekit_writes(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
         """The stream engine writes the same tensors, config and recipe as mergekit."""
@@ -264,29 +264,33 @@ class TestInsisted:
             words = ("run", "interleave: every 2", tmp_path / engine, "--model", sharded)
             result = mk(*words, "--engine", engine)
             assert result.status == 0
-            assert result.err == (STREAM_HINT if engine == "mergekit" else "")
+            hinted = result.err.startswith("hint: --engine stream ")
+            assert (hinted, result.err.count("\n")) == (
+                (True, 1) if engine == "mergekit" else (False, 0)
+            )
         assert_same_tensors(tmp_path / "stream", tmp_path / "mergekit")
         for file in ("config.json", "mergekit_config.yml"):
-            ours, theirs = (tmp_path / engine / file for engine in ("stream", "mergekit"))
-            assert ours.read_text() == theirs.read_text()
+            streamed, merged = (tmp_path / engine / file for engine in ("stream", "mergekit"))
+            assert streamed.read_text() == merged.read_text()
 
     @pytest.mark.parametrize(
-        ("words", "reason"),
+        ("words", "expected"),
         [
-            (["--dtype", "float16"], "is converted from F32 to F16"),
-            (["--mergekit", "verbosity=1"], "option verbosity"),
-            (["--cuda"], "mergekit's option cuda"),
+            (["--dtype", "float16"], (1, r"model\.embed_tokens\.weight\b.*\bF32\b.*\bF16\b")),
+            (["--mergekit", "verbosity=1"], (2, r"\bverbosity\b")),
+            (["--cuda"], (2, r"\bcuda\b")),
         ],
     )
     def test_what_it_cannot_do_is_refused(
-        self, words: list[str], reason: str, mk: Cli, tiny: Path, tmp_path: Path
+        self, words: list[str], expected: tuple[int, str], mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
         """An option that the engine does not support is refused, not ignored."""
         out = tmp_path / "out"
         command = ["run", "interleave: every 4", out, "--model", tiny, "--engine", "stream"]
         result = mk(*command, *words)
-        assert result.status != 0
-        assert reason in result.err
+        status, named = expected
+        assert result.status == status
+        assert re.search(rf"^error: --engine stream\b.*{named}", result.err), result.err
         assert not out.exists()
 
     def test_mergekits_own_keys(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:

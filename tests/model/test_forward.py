@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class TestIdentity:
         content = json.loads((out / "interleave.json").read_text())
         assert content["verified"]["forward"] == found
         assert content["verified"]["weights"]["exact"]
-        assert "Forward pass: float32 logits on 64 random tokens" in (out / "README.md").read_text()
+        assert re.search(r"\bfloat32\b.*\b64\b", (out / "README.md").read_text())
 
     def test_it_does_not(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """One tensor that is not zero is enough for a difference."""
@@ -65,7 +66,7 @@ class TestIdentity:
         out = grown(mk, base, tmp_path / "out", "interleave: every 4")
         found = measured(mk, base, out)
         assert (found["exact"], found["window"], found["random_tokens"]) == (True, 96, 160)
-        assert "more than the window of 96" in (out / "README.md").read_text()
+        assert re.search(r"\b160\b.*\bwindow\b\D*\b96\b", (out / "README.md").read_text())
 
     def test_without_a_tokenizer(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
         """Without a tokenizer there is no text, and no perplexity."""
@@ -109,7 +110,8 @@ class TestNoIdentity:
         assert "exact" not in found
         assert found["largest_difference"] > 0
         assert found["perplexity"] != found["base_perplexity"]
-        assert "perplexity of the text" in (out / "README.md").read_text()
+        card = (out / "README.md").read_text()
+        assert re.search(rf"\bperplexity\b.*{found['perplexity']:.4g}", card)
 
     def test_converted(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """A converted model is not reported as exact, because rounding changes the logits."""
@@ -148,7 +150,7 @@ class TestRefused:
     def test_what_transformers_cannot_load(self, tiny: Path, tmp_path: Path) -> None:
         """The error gives the reason why transformers cannot load the model."""
         (tmp_path / "config.json").write_text('{"model_type": "none_such"}')
-        with pytest.raises(RefusedError, match="cannot be compared with its base"):
+        with pytest.raises(RefusedError, match="none_such"):
             forward.compare(tiny, tmp_path)
 
     def test_a_model_that_lacks_a_tensor(self, own_tiny: Path, tiny: Path) -> None:
@@ -168,7 +170,7 @@ class TestRefused:
         tensors = load_tensors(own_tiny)
         tensors["model.norm.weight"][0] = math.nan
         save_file(tensors, own_tiny / "model.safetensors", {"format": "pt"})
-        with pytest.raises(RefusedError, match="logits are not finite"):
+        with pytest.raises(RefusedError, match=r"\blogits\b"):
             forward.compare(tiny, own_tiny)
 
     def test_code_from_elsewhere(self, own_tiny: Path) -> None:
@@ -186,4 +188,5 @@ class TestRefused:
         result = mk("run", words, out, "--model", tiny)
         assert result.status == 0, result.err
         result = mk("verify", out, "--against", tiny, "--forward")
-        assert (result.status, "another tokenizer" in result.err) == (1, True)
+        assert result.status == 1
+        assert re.search(rf"^error: {re.escape(str(out))}: .*\btokenizer\b", result.err), result.err

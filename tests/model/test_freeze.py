@@ -91,8 +91,9 @@ def test_the_manifest_may_be_named(deeper: Path, how: str) -> None:
         "the recipe": deeper / "mergekit_config.yml",
     }[how]
     assert len(freeze_original_layers(model, place)) == 18
-    with pytest.raises(CheckpointError, match="loaded from"):
+    with pytest.raises(CheckpointError) as caught:
         freeze_original_layers(model)
+    assert "interleave.json" in str(caught.value.hint)
 
 
 def test_a_model_within_another_is_found(deeper: Path) -> None:
@@ -127,7 +128,7 @@ def test_shared_weights_are_not_trained_with_a_new_layer(deeper: Path) -> None:
     """A tensor shared with an original layer is refused, because that layer would change."""
     model = load(deeper)
     model.model.layers[4].mlp = model.model.layers[3].mlp
-    with pytest.raises(RefusedError, match="one and the same"):
+    with pytest.raises(RefusedError, match=r"layers\.4\.mlp\..*layers\.3\.mlp\."):
         freeze_original_layers(model)
 
 
@@ -147,7 +148,7 @@ def test_nothing_new_is_nothing_to_train(mk: Cli, tiny: Path, tmp_path: Path) ->
     """A layout that only drops layers is refused, because it has no new layers."""
     out = tmp_path / "shorter"
     assert mk("run", "drop: [2, 4]", out, "--model", tiny).status == 0
-    with pytest.raises(RefusedError, match="nothing to train"):
+    with pytest.raises(RefusedError, match=r"\bnew\b"):
         freeze_original_layers(load(out))
 
 
@@ -155,8 +156,8 @@ def test_a_directory_without_a_record(tiny: Path) -> None:
     """A directory without interleave.json is an error, and the hint tells how to name one."""
     with pytest.raises(CheckpointError, match=r"interleave\.json") as caught:
         freeze_original_layers(load(tiny))
-    assert "freeze_original_layers(model, 'path/interleave.json')" in caught.value.__notes__[0]
-    with pytest.raises(CheckpointError):
+    assert "interleave.json" in caught.value.__notes__[0]
+    with pytest.raises(CheckpointError, match=r"nowhere\.json"):
         freeze_original_layers(load(tiny), tiny / "nowhere.json")
 
 
@@ -166,5 +167,5 @@ def test_a_broken_manifest_is_one_error(deeper: Path, tmp_path: Path) -> None:
     shutil.copytree(deeper, out)
     model = load(out)
     (out / "interleave.json").write_text(json.dumps({"version": 1, "layers": 3}))
-    with pytest.raises(CheckpointError, match="not an interleave"):
+    with pytest.raises(CheckpointError, match=r"out/interleave\.json: "):
         freeze_original_layers(model)

@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from harness import STREAM_HINT, Cli, assert_same_tensors
+from harness import Cli, assert_same_tensors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -167,7 +168,7 @@ def test_plan_needs_the_config_alone(hub: Hub, online: Shell) -> None:
     """`plan` downloads config.json only, and counts the parameters from it."""
     result = online("mk-interleave plan 'interleave: every 2, model: org/tiny'")
     assert result.returncode == 0, result.stderr
-    assert ", by config.json)" in result.stdout
+    assert "config.json" in result.stdout
     assert hub.files == ["config.json"]
 
 
@@ -194,7 +195,10 @@ def test_a_hub_without_an_address_is_not_waited_for(online: Shell) -> None:
         HF_ENDPOINT="https://no-such-host.invalid",
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("the Hub was not reached") == 2
+    assert re.findall(r"^warning: (org/\w+): ", result.stderr, re.MULTILINE) == [
+        "org/one",
+        "org/two",
+    ]
     assert time.monotonic() - began < 15
 
 
@@ -205,7 +209,7 @@ def test_run_fetches_what_it_needs(
     command = "mk-interleave run 'interleave: every 2, model: org/tiny' "
     result = online(command + "out")
     assert result.returncode == 0, result.stderr
-    assert result.stderr == STREAM_HINT
+    assert re.fullmatch(r"hint: --engine stream .*\n", result.stderr)
     wanted = {file.name for file in sharded.iterdir()}
     assert set(hub.files) == wanted
     assert mk("run", "interleave: every 2", tmp_path / "local", "--model", sharded).status == 0
@@ -230,27 +234,28 @@ def test_the_token_is_sent(hub: Hub, online: Shell) -> None:
     command = "mk-interleave gen 'append: 1, model: org/tiny'"
     result = online(command)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: org/tiny: no such repository, or it is private\n")
+    assert result.stderr.startswith("error: org/tiny: ")
     assert "HF_TOKEN" in result.stderr
     assert online(command, HF_TOKEN="secret").returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("model", "named"),
     [
-        ("org/tiny@nowhere", "no such revision"),
-        ("org/nothing", "no such repository"),
-        ("a/b/c", "no such directory"),
-        ("./org/tiny", "no such directory"),
+        ("org/tiny@nowhere", "@revision"),
+        ("org/nothing", "HF_TOKEN"),
+        ("a/b/c", "org/name"),
+        ("./org/tiny", "org/name"),
     ],
 )
-def test_what_the_hub_does_not_have(online: Shell, model: str, reason: str) -> None:
+def test_what_the_hub_does_not_have(online: Shell, model: str, named: str) -> None:
     """A missing repository, revision or directory is one error that names it."""
     result = online(f"mk-interleave gen 'append: 1, model: {model}'")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: ")
-    assert reason in result.stderr
-    assert len(result.stderr.splitlines()) == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith(f"error: {model}: ")
+    assert hint.startswith("hint: ")
+    assert named in hint
 
 
 def test_with_layers_stated_the_network_is_never_asked(hub: Hub, online: Shell) -> None:
@@ -258,12 +263,12 @@ def test_with_layers_stated_the_network_is_never_asked(hub: Hub, online: Shell) 
     command = "mk-interleave gen 'append: 1, model: org/tiny'"
     result = online(f"{command} --layers 4")
     assert result.returncode == 0
-    assert "not in the Hub's cache" in result.stderr
+    assert result.stderr.startswith("warning: org/tiny: ")
     assert hub.requests == []
     assert online(command).returncode == 0
     hub.requests.clear()
     result = online(f"{command} --layers 5")
-    assert "org/tiny has 4 layers" in result.stderr
+    assert re.search(r"^error: layers: 5\b.*\borg/tiny\b.*\b4\b", result.stderr), result.stderr
     assert hub.requests == []
 
 
@@ -273,8 +278,9 @@ def test_a_server_that_is_down(online: Shell) -> None:
         "mk-interleave gen 'append: 1, model: org/tiny'", HF_ENDPOINT="http://127.0.0.1:9"
     )
     assert result.returncode == 1
-    assert "the Hub was not reached" in result.stderr
-    assert len(result.stderr.splitlines()) == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: org/tiny: ")
+    assert "HF_ENDPOINT" in hint
 
 
 def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(
@@ -289,7 +295,7 @@ def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(
     finally:
         config.write_text(original)
     assert result.returncode == 1
-    assert "model type 'novel'" in result.stderr
+    assert re.search(r"^error: org/tiny: .*'novel'", result.stderr), result.stderr
     assert hub.files == ["config.json"]
     assert "out" not in os.listdir(tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -87,21 +88,26 @@ def test_slices_tell_the_depth(mk: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stream", "reason"),
+    ("stream", "named"),
     [
-        (f"{DEEP}---\n{BLEND}", "document 1: blend: no such directory"),
-        (f"{BLEND}---\nmodel: blend\nrepeat: [4, 9]\n", "document 2: [4, 9] ends past the last"),
-        (f"{BLEND}---\nmodel: blend\ninterleave: often\n", "document 2: interleave: expected"),
-        (f"{BLEND}---\nmodel: blend\nappend: 1\nstack: [[0, 4]]\n", "two growth lines"),
-        (f"{BLEND}---\nmodel: blend\nappend: 1\nfoo: 1\n", "unknown key 'foo'"),
+        (f"{DEEP}---\n{BLEND}", ["document 1: ", " blend: "]),
+        (f"{BLEND}---\nmodel: blend\nrepeat: [4, 9]\n", ["document 2: [4, 9] ", "blend", " 8 "]),
+        (f"{BLEND}---\nmodel: blend\ninterleave: often\n", ["document 2: interleave: ", "'often'"]),
+        (
+            f"{BLEND}---\nmodel: blend\nappend: 1\nstack: [[0, 4]]\n",
+            ["document 2: ", "`append`", "`stack`"],
+        ),
+        (f"{BLEND}---\nmodel: blend\nappend: 1\nfoo: 1\n", ["document 2: ", "'foo'"]),
     ],
 )
-def test_an_error_names_the_document(mk: Cli, stream: str, reason: str) -> None:
+def test_an_error_names_the_document(mk: Cli, stream: str, named: list[str]) -> None:
     """An error names the document, and nothing is written."""
     result = mk("gen", "-", stdin=stream)
     assert result.status in (1, 2)
     assert result.out == ""
-    assert reason in result.err
+    error = result.err.splitlines()[0]
+    assert error.startswith("error: ")
+    assert all(name in error for name in named), error
 
 
 def test_flags_and_run_take_one_document(mk: Cli) -> None:
@@ -111,7 +117,8 @@ def test_flags_and_run_take_one_document(mk: Cli) -> None:
     assert (result.status, "multi-document" in result.err) == (2, True)
     Path("pipeline.yml").write_text(stream)
     result = mk("run", "pipeline.yml", "out")
-    assert (result.status, "several documents" in result.err) == (2, True)
+    assert (result.status, "error: pipeline.yml: " in result.err) == (2, True)
+    assert "`gen`" in result.err
 
 
 def test_a_single_document_may_have_a_name(mk: Cli) -> None:
@@ -155,21 +162,21 @@ def test_explained_streams_know_their_names(mk: Cli) -> None:
 def test_a_slip_in_a_growth_line(mk: Cli) -> None:
     """A misspelled growth line is an error, because the document has no merge method either."""
     result = mk("gen", "-", stdin=f"{BLEND}---\nname: mid\nmodel: blend\nstakc: [[0, 4]]\n")
-    assert (result.status, "unknown key 'stakc'" in result.err) == (2, True)
-    assert "did you mean `stack`?" in result.err
+    error, hint = result.err.splitlines()
+    assert (result.status, "document 2: " in error, "'stakc'" in error) == (2, True, True)
+    assert "`stack`" in hint
 
 
 def test_errors_of_every_kind_name_the_document(mk: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that consists of a reason only also names the document."""
 
     def refuse(*_: object) -> None:
-        raise UnsayableError("so it is")
+        raise UnsayableError("unrepresentable")
 
     monkeypatch.setattr(mergekit_support, "check", refuse)
     result = mk("gen", "-", stdin=f"{BLEND}---\n{DEEP}")
     assert result.status == 1
-    assert result.err.startswith("error: standard input, document 2: ")
-    assert "so it is" in result.err
+    assert re.search(r"^error: .*\bdocument 2: .*\bunrepresentable\b", result.err), result.err
 
 
 def test_a_whole_model_of_unknown_depth_stays(mk: Cli) -> None:
@@ -180,7 +187,7 @@ def test_a_whole_model_of_unknown_depth_stays(mk: Cli) -> None:
     first, second = result.out.split("---\n")
     assert first == whole
     assert yaml.safe_load(second)["repeat"] == [2, 4]
-    assert "stays as it is" in result.err
+    assert re.search(r"^warning: .*\bno/where\b", result.err, re.MULTILINE), result.err
 
 
 def test_marks_between_documents(mk: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class TestStoredForms:
         base, out = stored.gpt_oss(tmp_path / "base"), tmp_path / "out"
         result = mk("run", PLAN, out, "--model", base)
         assert result.status == 0, result.err
-        assert "mergekit cannot scale" in result.err
+        assert re.search(r"^note: .*\bdown_proj_blocks\b", result.err, re.MULTILINE), result.err
         tensors = load_tensors(out)
         assert not tensors["model.layers.2.mlp.experts.down_proj_blocks"].any()
         scales = "model.layers.{}.mlp.experts.down_proj_scales".format
@@ -93,7 +94,7 @@ class TestStoredForms:
         (base / "config.json").write_text(json.dumps(config))
         result = mk("run", PLAN, tmp_path / "out", "--model", base)
         assert result.status == 1
-        assert "quantized by 'magic'" in result.err
+        assert re.search(r"^error: .*'magic'", result.err), result.err
         assert not (tmp_path / "out").exists()
 
 
@@ -137,7 +138,7 @@ def test_which_byte_means_zero(
 
 def test_integers_of_no_method_are_no_zeros() -> None:
     """Integers without a quantization method are refused: zero bytes may mean any number."""
-    with pytest.raises(RefusedError, match=r"o_proj\.weight is stored as U8"):
+    with pytest.raises(RefusedError, match=r"\bo_proj\.weight\b.*\bU8\b"):
         quantization_of({}).zero_byte("o_proj.weight", tensor("U8"), [])
 
 
@@ -165,5 +166,5 @@ def test_names_of_modules_follow_their_layers(before: Any, after: Any) -> None:
 
 def test_patterns_that_name_certain_layers_are_refused() -> None:
     """A pattern that names layer numbers is refused, because it may match new layers."""
-    with pytest.raises(RefusedError, match=r"the pattern 're:.*layers.\[0-3\].mlp'"):
+    with pytest.raises(RefusedError, match=r"'re:\.\*layers\.\[0-3\]\.mlp'"):
         reindexed(["re:.*layers.[0-3].mlp"], SOURCES, 4, STACKS)

@@ -19,8 +19,10 @@ def test_stored_names_are_those_of_the_file(name: str, tmp_path: Path) -> None:
     zoo.quiet()
     base = zoo.save(name, tmp_path)
     names = meta_model.stored_names(meta_model.build(base))
-    ours, theirs = map(_unnumbered, (names.values(), load_file(base / "model.safetensors")))
-    assert ours <= theirs
+    names_of_class, names_of_file = map(
+        _unnumbered, (names.values(), load_file(base / "model.safetensors"))
+    )
+    assert names_of_class <= names_of_file
     assert any(stored != name for name, stored in names.items()) == (name != "llama")
 
 

@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Iterable
@@ -97,50 +98,52 @@ def selected(name: str, text: str, of: TrainingTarget) -> set[str]:
         return by_swift(text, of)
     if text.startswith("from "):
         return executed(text, of)
-    said = yaml.safe_load(text)
+    settings = yaml.safe_load(text)
     match name:
-        case "axolotl" if "adapter" not in said:
-            return axolotl.trained_parameters(of.parameters, said["unfrozen_parameters"])
+        case "axolotl" if "adapter" not in settings:
+            return axolotl.trained_parameters(of.parameters, settings["unfrozen_parameters"])
         case "axolotl":
             return adapted(
                 of,
-                said["lora_target_modules"],
-                said.get("lora_target_parameters", []),
-                said.get("peft_layers_to_transform"),
-                said.get("peft_layers_pattern", [None])[0],
+                settings["lora_target_modules"],
+                settings.get("lora_target_parameters", []),
+                settings.get("peft_layers_to_transform"),
+                settings.get("peft_layers_pattern", [None])[0],
             )
         case "llamafactory":
-            return by_llamafactory(said, of)
+            return by_llamafactory(settings, of)
         case _:
-            targets = said["lora_target_modules"]
+            targets = settings["lora_target_modules"]
             one = targets[0] if len(targets) == 1 else targets
-            return adapted(of, one, said.get("lora_target_parameters", []))
+            return adapted(of, one, settings.get("lora_target_parameters", []))
 
 
 def by_swift(text: str, of: TrainingTarget) -> set[str]:
     """Return the weights that ms-swift selects by its command-line arguments."""
     words = shlex.split(text.replace("\\\n", " "))
     flags = [i for i, word in enumerate(words) if word.startswith("--")]
-    said = {
+    settings = {
         words[start][2:]: words[start + 1 : stop]
         for start, stop in zip(flags, [*flags[1:], len(words)], strict=True)
     }
-    if said["tuner_type"] == ["full"]:
-        assert said["freeze_parameters_ratio"] == ["1"]
-        return ms_swift.trained_parameters(of.parameters, said["trainable_parameters"])
-    targets = said["target_regex"][0] if "target_regex" in said else said["target_modules"]
-    return adapted(of, targets, said.get("target_parameters", []))
+    if settings["tuner_type"] == ["full"]:
+        assert settings["freeze_parameters_ratio"] == ["1"]
+        return ms_swift.trained_parameters(of.parameters, settings["trainable_parameters"])
+    targets = (
+        settings["target_regex"][0] if "target_regex" in settings else settings["target_modules"]
+    )
+    return adapted(of, targets, settings.get("target_parameters", []))
 
 
-def by_llamafactory(said: dict[str, Any], of: TrainingTarget) -> set[str]:
+def by_llamafactory(settings: dict[str, Any], of: TrainingTarget) -> set[str]:
     """Return the weights that LLaMA-Factory selects by its YAML."""
-    if said["finetuning_type"] == "freeze":
-        pro, count = said.get("use_llama_pro", False), said["freeze_trainable_layers"]
+    if settings["finetuning_type"] == "freeze":
+        pro, count = settings.get("use_llama_pro", False), settings["freeze_trainable_layers"]
         layers = llamafactory.freeze_mode_layers(of.depth, count, llama_pro=pro)
-        modules = said["freeze_trainable_modules"]
+        modules = settings["freeze_trainable_modules"]
         named = [""] if modules == "all" else modules.split(",")
         return llamafactory.trained_parameters(of.parameters, layers, named)
-    targets = said["lora_target"].split(",")
+    targets = settings["lora_target"].split(",")
     if of.task.tag == "image-text-to-text":
         return {f"{module}.weight" for module in llamafactory.adapted_modules(of.linear, targets)}
     return adapted(of, targets, [])
@@ -164,16 +167,16 @@ def executed(text: str, of: TrainingTarget) -> set[str]:
     """Return the weights that Python code selects by its arguments; `test_zoo` runs the code."""
     tree = ast.parse(text)
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        said = {
+        settings = {
             k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg != "trust_remote_code"
         }
-        if "target_modules" in said:
+        if "target_modules" in settings:
             return adapted(
                 of,
-                said["target_modules"],
-                said.get("target_parameters", []),
-                said.get("layers_to_transform"),
-                said.get("layers_pattern"),
+                settings["target_modules"],
+                settings.get("target_parameters", []),
+                settings.get("layers_to_transform"),
+                settings.get("layers_pattern"),
             )
     loop = next(node for node in ast.walk(tree) if isinstance(node, ast.For))
     indices = ast.literal_eval(loop.iter)
@@ -213,14 +216,16 @@ class TestLlamaFactory:
     """LLaMA-Factory's freeze mode supports three sets of layers; others get LoRA settings."""
 
     @pytest.mark.parametrize(
-        ("depth", "new", "said"),
+        ("depth", "new", "expected"),
         [
             (10, (4, 9), {"use_llama_pro": True, "freeze_trainable_layers": 2}),
             (10, (8, 9), {"freeze_trainable_layers": 2}),
             (10, (0, 1), {"freeze_trainable_layers": -2}),
         ],
     )
-    def test_its_freeze_mode(self, depth: int, new: tuple[int, ...], said: dict[str, Any]) -> None:
+    def test_its_freeze_mode(
+        self, depth: int, new: tuple[int, ...], expected: dict[str, Any]
+    ) -> None:
         """The freeze mode trains the last layer of each group, the last layers or the first."""
         found = yaml.safe_load(write.write(target(depth, new), "llamafactory").text)
         fixed = {
@@ -228,7 +233,7 @@ class TestLlamaFactory:
             "finetuning_type": "freeze",
             "freeze_trainable_modules": "all",
         }
-        assert found == {**fixed, **said}
+        assert found == {**fixed, **expected}
 
     def test_other_layers_get_its_lora_settings(self) -> None:
         """A note gives the reason for LoRA settings; `--method full` is an error."""
@@ -250,8 +255,8 @@ class TestLlamaFactory:
     def test_experts_held_one_by_one(self) -> None:
         """With one module per expert, as in transformers 4, expert 4 is not layer 4."""
         model = with_experts(target(10, (4, 9)))
-        said = yaml.safe_load(write.write(model, "llamafactory").text)
-        modules = said["freeze_trainable_modules"].split(",")
+        settings = yaml.safe_load(write.write(model, "llamafactory").text)
+        modules = settings["freeze_trainable_modules"].split(",")
         assert modules == ["self_attn", "mlp", "input_layernorm"]
         older = [f"model.layers.{i}.mlp.experts.{j}.w1" for i in range(10) for j in range(16)]
         found = llamafactory.trained_parameters(older, (4, 9), modules)
@@ -268,7 +273,7 @@ class TestLlamaFactory:
 
     def test_a_tower_of_the_same_indices_is_noticed(self) -> None:
         """A tower with the same indices is refused, because its layers would be trained too."""
-        with pytest.raises(RefusedError, match=r"also train model\.vision_tower"):
+        with pytest.raises(RefusedError, match=r"\bmodel\.vision_tower\.encoder\.layers\.4\."):
             write.write(with_a_tower(depth=10, new=(4, 9)), "llamafactory", "full")
 
 
@@ -294,8 +299,8 @@ def test_stacked_experts_are_selected_as_parameters() -> None:
         if name not in ("transformers", "llamafactory"):
             assert selected(name, text, model) == model.adapted
             assert "dropout" in text
-    said = yaml.safe_load(write.write(model, "axolotl", "lora").text)
-    assert not {*said["lora_target_modules"]} & peft_rules.EXPERT_NAMES
+    settings = yaml.safe_load(write.write(model, "axolotl", "lora").text)
+    assert not {*settings["lora_target_modules"]} & peft_rules.EXPERT_NAMES
 
 
 def test_identities_come_with_a_note() -> None:
@@ -354,14 +359,14 @@ def test_remote_code() -> None:
     assert 'from_pretrained("deeper", trust_remote_code=True)' in text
     for name, trainer in registry.TRAINERS.items():
         for method in trainer.methods:
-            said = "trust_remote_code" in write.write(model, name, method).text
-            assert said == (name != "ms-swift"), name  # ms-swift always runs it
+            is_allowed = "trust_remote_code" in write.write(model, name, method).text
+            assert is_allowed == (name != "ms-swift"), name  # ms-swift always runs it
 
 
 def test_axolotl_gets_a_rank() -> None:
     """The Axolotl settings state a rank: without one it passes None, which PEFT rejects."""
-    said = yaml.safe_load(write.write(target(), "axolotl", "lora").text)
-    assert (said["lora_r"], said["lora_alpha"]) == (16, 32)
+    settings = yaml.safe_load(write.write(target(), "axolotl", "lora").text)
+    assert (settings["lora_r"], settings["lora_alpha"]) == (16, 32)
 
 
 def test_unsloth_is_told_not_to_quantize() -> None:
@@ -428,9 +433,9 @@ def test_settings_and_nothing_else_go_to_standard_output(mk: Cli, deeper: Path) 
     """The settings go to standard output, and notes go to standard error."""
     result = mk("train", deeper, "--for", "axolotl", "--method", "lora")
     assert result.status == 0
-    said = yaml.safe_load(result.out)
-    assert said["base_model"] == str(deeper)
-    assert said["peft_layers_to_transform"] == [8, 17, 26, 35, 44]
+    settings = yaml.safe_load(result.out)
+    assert settings["base_model"] == str(deeper)
+    assert settings["peft_layers_to_transform"] == [8, 17, 26, 35, 44]
     assert [line.split(":")[0] for line in result.err.splitlines()] == ["note"]
 
 
@@ -497,7 +502,8 @@ def test_shared_weights_are_not_trained_with_a_new_layer(tmp_path: Path, mk: Cli
     base, out = zoo.save("zamba", tmp_path / "base"), tmp_path / "out"
     assert mk("run", "--every", "4", out, "--model", base, "--engine", "stream").status == 0
     result = mk("train", out, "--for", "transformers")
-    assert (result.status, "are one and the same" in result.err) == (1, True)
+    assert result.status == 1
+    assert re.search(r"^error: model\.layers\.9\..* model\.layers\.8\.", result.err), result.err
 
 
 def test_a_tower_whose_names_end_alike(tmp_path: Path, mk: Cli) -> None:
@@ -550,7 +556,7 @@ def test_zeroed_gains_get_gradients(name: str, norm: str, mk: Cli, tmp_path: Pat
     words = ("run", "interleave: every 4, zero: gains", tmp_path / "out", "--model", base)
     assert mk(*words).status == 0
     assert not zoo.untrainable(tmp_path / "out")
-    told = mk("train", tmp_path / "out", "--for", "peft")
-    assert norm in told.out
-    assert norm in told.err
-    assert "DoRA" not in told.err
+    result = mk("train", tmp_path / "out", "--for", "peft")
+    assert norm in result.out
+    assert norm in result.err
+    assert "DoRA" not in result.err

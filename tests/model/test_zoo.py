@@ -95,15 +95,15 @@ def test_closed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
     layers = json.loads((out / "interleave.json").read_text())["layers"]
     closed = layers[3]["set" if name == "gemma2" else "zeroed"]
     assert "post_feedforward_layernorm.weight" in closed
-    said = mk("gen", "interleave: every 3, zero: gains", "--model", base)
+    result = mk("gen", "interleave: every 3, zero: gains", "--model", base)
     if name == "gemma2":
-        assert (said.status, said.out) == (1, "")
-        assert "`mk-interleave run`" in said.err
+        assert (result.status, result.out) == (1, "")
+        assert "`mk-interleave run`" in result.err
         recipe = (out / "mergekit_config.yml").read_text()
         assert recipe.startswith("# ")
         assert "post_attention" in recipe.splitlines()[0]
     if name == "olmo2":
-        assert said.status == 0, said.err
+        assert result.status == 0, result.err
 
 
 def test_a_type_without_such_norms_has_no_gains_to_close(mk: Cli, tiny: Path) -> None:
@@ -118,10 +118,10 @@ def test_auto_warns_of_zeroed_projections_under_norms(mk: Cli, tmp_path: Path) -
     """`zero: auto` gives one warning if output norms follow the projections."""
     zoo.quiet()
     base = zoo.save("olmo2", tmp_path / "base")
-    said = mk("gen", "interleave: every 4", "--model", base).err
-    assert len(re.findall("`zero: (gains|norms)`", said)) == 1
-    said = mk("gen", "interleave: every 4, zero: gains", "--model", base).err
-    assert not re.search("`zero: (gains|norms)`", said)
+    stderr = mk("gen", "interleave: every 4", "--model", base).err
+    assert len(re.findall("`zero: (gains|norms)`", stderr)) == 1
+    stderr = mk("gen", "interleave: every 4, zero: gains", "--model", base).err
+    assert not re.search("`zero: (gains|norms)`", stderr)
 
 
 def test_messages_of_libraries_are_not_printed(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_a_suggestion_keeps_the_zero_key(mk: Cli, tmp_path: Path) -> None:
 
 REFUSED = [
     ("bert", zoo.EVERY, "(post-norm)", ""),
-    ("diffllama", zoo.EVERY, "their own index", ""),
-    ("gpt2:inverse", zoo.EVERY, "their own index", ""),
+    ("diffllama", zoo.EVERY, "index", ""),
+    ("gpt2:inverse", zoo.EVERY, "index", ""),
     ("gemma3n_text", zoo.EVERY, "(AltUp)", ""),
     ("jamba", zoo.EVERY, "expert_layer_period, expert_layer_offset", "stack: "),
     ("ernie4_5_moe:interval2", zoo.EVERY, "moe_layer_interval", "stack: "),
@@ -296,8 +296,8 @@ class TestGen:
         with monkeypatch.context() as patch, pytest.raises(OfflineModeIsEnabled):
             patch.chdir(tiny.parent)
             is_hf(tiny.name)
-        said = mk("gen", zoo.EVERY, "--model", tiny.name, cwd=tiny.parent).err
-        assert f"write ./{tiny.name} instead" in said
+        stderr = mk("gen", zoo.EVERY, "--model", tiny.name, cwd=tiny.parent).err
+        assert re.search(rf"^warning: .*\./{tiny.name}\b", stderr), stderr
         assert not mk("gen", zoo.EVERY, "--model", f"./{tiny.name}", cwd=tiny.parent).err
 
     def test_modules(self, mk: Cli, tmp_path: Path) -> None:
