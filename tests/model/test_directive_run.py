@@ -134,7 +134,7 @@ def layers(text: str) -> list[tuple[str, list[int], bool]]:
     return [(x["model"], x["layer_range"], "parameters" in x) for x in sources]
 
 
-def test_what_a_step_says_is_not_overridden(mk: Cli, tiny: Path) -> None:
+def test_a_step_overrides_the_directive(mk: Cli, tiny: Path) -> None:
     """`zero: none` of a step overrides the directive's `zero`."""
     text = "zero: auto, layout: [0:8, {layers: 4:6, zero: none}, 6:8]"
     slices = layers(mk("gen", text, "--model", tiny).out)
@@ -161,7 +161,7 @@ def test_a_directory_is_one_model_however_it_is_spelled(
         ]  # fmt: skip
 
 
-def test_words_about_nothing(mk: Cli, tiny: Path) -> None:
+def test_keys_and_flags_without_effect(mk: Cli, tiny: Path) -> None:
     """Keys and flags without an effect are refused, and so are contradictory ones."""
     for words, named, status in (
         (["drop: 2:4, scale: {q_proj: 0.5}"], "zero, scale: ", 1),

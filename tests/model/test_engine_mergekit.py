@@ -26,7 +26,7 @@ def test_mergekit_remembers_models_for_the_life_of_the_process(tmp_path: Path) -
     assert set(LoaderCache().get(reference).index.tensor_paths) == before
 
 
-def test_a_model_that_was_replaced_is_read_anew(mk: Cli, tmp_path: Path) -> None:
+def test_a_model_that_was_replaced_is_read_again(mk: Cli, tmp_path: Path) -> None:
     """A second run in one process reads the model that has replaced the first."""
     base = make_llama(tmp_path / "model", layers=2)
     assert mk("run", "append: 1", tmp_path / "a", "--model", base).status == 0

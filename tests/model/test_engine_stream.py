@@ -98,7 +98,7 @@ class TestWays:
         write(parts_of(tiny, "o_proj"), tmp_path / "out")
         assert sizes[0] == (tmp_path / "out" / "model.safetensors").stat().st_size
 
-    def test_the_forecast_is_what_comes(
+    def test_the_forecast_is_exact(
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The forecast is exact to the byte, with and without shared blocks."""
@@ -188,7 +188,7 @@ class TestFaults:
         with pytest.raises(CheckpointError, match=r"own/model\.safetensors: "):
             write(specs, tmp_path / "out")
 
-    def test_a_source_that_shrinks_under_the_hand(
+    def test_a_source_that_shrinks_during_the_copy(
         self, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A source that is truncated while it is read is an error that names it."""
@@ -236,7 +236,7 @@ class TestFaults:
             write(specs, tmp_path / "out")
 
 
-class TestInsisted:
+class TestEngineOption:
     """`--engine stream` never uses another engine."""
 
     def test_nothing_heavy_is_imported(self, tiny: Path, tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_config_that_was_not_deepened(mk: Cli, shell: Shell, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("make", [stored.fp8, stored.glm4_moe], ids=["quantized", "head"])
-def test_what_run_wrote_is_right(make: Callable[[Path], Path], mk: Cli, tmp_path: Path) -> None:
+def test_the_config_of_run_is_kept(make: Callable[[Path], Path], mk: Cli, tmp_path: Path) -> None:
     """A result of `run` with module names or a prediction head is not changed again."""
     base, out = make(tmp_path / "base"), tmp_path / "out"
     assert mk("run", "interleave: every 2", out, "--model", base).status == 0
@@ -96,7 +96,7 @@ def test_weights_of_another_recipe_are_left_alone(mk: Cli, tiny: Path, tmp_path:
     assert (out / "config.json").read_bytes() == before
 
 
-def test_the_mended_config_is_that_of_run(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+def test_the_repaired_config_is_that_of_run(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     """A config that was changed by hand is restored to the one that `run` wrote."""
     out = tmp_path / "out"
     assert mk("run", "interleave: every 4, dtype: float16", out, "--model", tiny).status == 0
@@ -127,7 +127,9 @@ def test_the_model_may_have_moved(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     ("path", "status", "hint"),
     [("nowhere", 1, ""), ("file", 1, ""), ("empty", 2, "--recipe FILE")],
 )
-def test_what_is_no_model(path: str, status: int, hint: str, mk: Cli, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_model(
+    path: str, status: int, hint: str, mk: Cli, tmp_path: Path
+) -> None:
     """A path that is not a model is one error without a traceback."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()

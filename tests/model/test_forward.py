@@ -89,7 +89,7 @@ class TestIdentity:
             {"max_length": 3},
         ],
     )
-    def test_settings_of_its_own(
+    def test_generation_settings_are_ignored(
         self, settings: dict[str, Any], mk: Cli, own_tiny: Path, tmp_path: Path
     ) -> None:
         """The settings in generation_config.json do not change the comparison."""
@@ -125,7 +125,7 @@ class TestNoIdentity:
 class TestTooLarge:
     """Weights that do not fit into memory stay on disk."""
 
-    def test_by_the_loaders_own_means(self, mk: Cli, tmp_path: Path) -> None:
+    def test_offloaded_weights(self, mk: Cli, tmp_path: Path) -> None:
         """The result is the same if transformers and accelerate offload weights to disk."""
         import torch
 
@@ -139,7 +139,7 @@ class TestTooLarge:
 class TestRefused:
     """Models that cannot be compared."""
 
-    def test_what_differs_already(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    def test_a_model_whose_files_differ(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """A model whose files differ already is not loaded."""
         out = grown(mk, tiny, tmp_path / "out", "append: 1")
         config = json.loads((out / "config.json").read_text())
@@ -163,7 +163,7 @@ class TestRefused:
         with pytest.raises(RefusedError, match=r"model\.layers\.3\.mlp\.up_proj\.weight"):
             forward.compare(tiny, own_tiny)
 
-    def test_logits_that_are_no_numbers(self, own_tiny: Path, tiny: Path) -> None:
+    def test_logits_that_are_nan(self, own_tiny: Path, tiny: Path) -> None:
         """Logits that are NaN are an error, because they have no difference."""
         from safetensors.torch import save_file
 

@@ -132,7 +132,7 @@ def test_shared_weights_are_not_trained_with_a_new_layer(deeper: Path) -> None:
         freeze_original_layers(model)
 
 
-def test_a_path_is_no_model() -> None:
+def test_a_path_instead_of_a_model() -> None:
     """A path instead of a model is a TypeError that shows the argument."""
     with pytest.raises(TypeError, match=r"not 'deeper'"):
         freeze_original_layers("deeper")
@@ -144,7 +144,7 @@ def test_another_model_is_noticed(deeper: Path, tiny: Path) -> None:
         freeze_original_layers(load(tiny), deeper)
 
 
-def test_nothing_new_is_nothing_to_train(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+def test_a_model_without_new_layers(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     """A layout that only drops layers is refused, because it has no new layers."""
     out = tmp_path / "shorter"
     assert mk("run", "drop: [2, 4]", out, "--model", tiny).status == 0

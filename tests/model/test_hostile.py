@@ -117,16 +117,16 @@ HOSTILE: dict[str, Spoil] = {
     "a shard that is missing": index("none.safetensors"),
     "a header of 2^60 bytes": raw(b"{}", 2**60),
     "a header that is larger than the file": raw(b"{}", 200),
-    "a header that is no JSON": raw(b"{" * 50),
+    "a header that is not JSON": raw(b"{" * 50),
     "a header in bad UTF-8": raw(b'{"\xff\xfe": 1}'),
     "a header that is nested deeply": raw(DEEP.encode()),
-    "a name that stands there twice": raw(b'{"a": 1, "a": 1}'),
+    "a name that occurs twice": raw(b'{"a": 1, "a": 1}'),
     "offsets that overlap": entry(data_offsets=[4, 132]),
     "offsets past the end": entry(data_offsets=[2**40, 2**40 + 128]),
     "negative offsets": entry(data_offsets=[-128, 0]),
     "a shape whose size overflows": entry(shape=[2**40, 2**40]),
-    "a shape that is no shape": entry(shape=[[32]]),
-    "a dtype that is none": entry(dtype=["F32"]),
+    "a shape that is nested": entry(shape=[[32]]),
+    "a dtype that is a list": entry(dtype=["F32"]),
     "a gap": header(lambda entries: entries.pop("model.norm.weight")),
     "an index in deep JSON": text("model.safetensors.index.json", DEEP),
     "an index in bad UTF-8": text("model.safetensors.index.json", b'{"weight_map": "\xff"}'),
@@ -137,12 +137,12 @@ HOSTILE: dict[str, Spoil] = {
     "10^12 layers": config(num_hidden_layers=10**12),
     "more layers than tensors": config(num_hidden_layers=9),
     "fewer layers than tensors": config(num_hidden_layers=7),
-    "layers that are no number": config(num_hidden_layers="many"),
+    "a depth that is not a number": config(num_hidden_layers="many"),
     "a config in deep JSON": text("config.json", DEEP),
     "a config in bad UTF-8": text("config.json", b'{"model_type": "\xff"}'),
     "a config that is a list": text("config.json", "[]"),
     "a layer that is missing": without_layer,
-    "deep JSON beside": text("tokenizer_config.json", DEEP),
+    "a tokenizer config in deep JSON": text("tokenizer_config.json", DEEP),
 }
 """The ways to spoil a checkpoint."""
 
@@ -172,12 +172,12 @@ BOMB = "a: &a [x, x]\n" + "".join(
 )
 CARDS = {
     "no front matter": "# Tiny",
-    "an open one": "---\nlicense: mit\n",
-    "no YAML": "---\n{[\n---\n",
+    "unterminated front matter": "---\nlicense: mit\n",
+    "not YAML": "---\n{[\n---\n",
     "a list": "---\n- 1\n---\n",
     "a bomb": f"---\n{BOMB}license: *x\n---\n",
     "an object": "---\nlicense: !!python/object/apply:os.mkdir [trap]\n---\n",
-    "other kinds": "---\nlicense: {a: 1}\nlanguage: [1, [2]]\nlicense_name: 5\n---\n",
+    "values of other types": "---\nlicense: {a: 1}\nlanguage: [1, [2]]\nlicense_name: 5\n---\n",
     "deep": f"---\nlicense: {'[' * 3000}{']' * 3000}\n---\n",
     "long": "---\nlicense: mit\n" + "x: y\n" * 10**6 + "---\n",
     "bytes": b"---\n\xff\xfe\n---\n",
@@ -202,7 +202,7 @@ def test_cards(
         if line.startswith(f"warning: {own_tiny}/README.md: ")
     ]
     assert result.err.splitlines() == unread
-    assert len(unread) == (name in ("no YAML", "a bomb", "an object", "deep", "bytes"))
+    assert len(unread) == (name in ("not YAML", "a bomb", "an object", "deep", "bytes"))
     assert time.monotonic() - started < 10
     assert (tmp_path / "out/README.md").stat().st_size < 20_000
     assert "license: mit" not in (tmp_path / "out/README.md").read_text()

@@ -140,7 +140,7 @@ def test_marks_and_merge_keys(mk: Cli) -> None:
     assert mk("gen", "{[a, b]: 1, repeat: [0, 4]}", "--model", "one").status == 2
 
 
-def test_a_name_is_welcome_everywhere(mk: Cli) -> None:
+def test_a_name_is_accepted_everywhere(mk: Cli) -> None:
     """A `name` has no effect on `plan` and `run`, and `explain` keeps it."""
     Path("deep.yml").write_text("name: deep\nmodel: ./one\ninterleave: every 4\n")
     assert mk("plan", "deep.yml").status == 0
@@ -159,7 +159,7 @@ def test_explained_streams_know_their_names(mk: Cli) -> None:
     assert mk("gen", "-", stdin=explained).out == stream
 
 
-def test_a_slip_in_a_growth_line(mk: Cli) -> None:
+def test_a_misspelled_growth_line(mk: Cli) -> None:
     """A misspelled growth line is an error, because the document has no merge method either."""
     result = mk("gen", "-", stdin=f"{BLEND}---\nname: mid\nmodel: blend\nstakc: [[0, 4]]\n")
     error, hint = result.err.splitlines()

@@ -133,7 +133,7 @@ ABSENT = [
 
 
 @pytest.mark.parametrize(("name", "key", "plan"), ABSENT)
-def test_what_a_file_leaves_out_is_what_its_class_has(
+def test_a_missing_key_has_the_default_of_its_class(
     name: str, key: str, plan: str, tmp_path: Path
 ) -> None:
     """A key that config.json does not have gets its default from the config class."""
@@ -174,7 +174,7 @@ def test_lists_of_several_models(mk: Cli, tmp_path: Path) -> None:
     assert (result.status, "layer_types" in result.err) == (1, True)
 
 
-def test_scales_that_reach_the_embeddings_of_who_knows_which_type(mk: Cli, tmp_path: Path) -> None:
+def test_scales_of_the_last_slice_of_another_type(mk: Cli, tmp_path: Path) -> None:
     """A scale of the last slice is refused if the type's tensors outside the layers are unknown."""
     base = shallow("qwen2", tmp_path / "base", 4)
     (tmp_path / "cfg.yml").write_text(

@@ -39,7 +39,7 @@ def pickled(base: Path, *, parts: int = 1, **how: Any) -> Path:
 
 @pytest.mark.parametrize("engine", ["stream", "mergekit"])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_it_is_what_safetensors_give(  # noqa: PLR0913, PLR0917 - fixtures
+def test_pickles_give_the_tensors_of_safetensors(  # noqa: PLR0913, PLR0917 - fixtures
     engine: str, parts: int, mk: Cli, tiny: Path, own_tiny: Path, tmp_path: Path
 ) -> None:
     """Both engines write the same tensors from pickles as from safetensors, and no other files."""
@@ -120,7 +120,9 @@ def test_code_is_never_run(kind: str, engine: str, mk: Cli, own_tiny: Path, tmp_
 
 
 @pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04" + b"x" * 100, b"\x80\x04."])
-def test_what_is_no_pickle(content: bytes, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_pickle(
+    content: bytes, mk: Cli, own_tiny: Path, tmp_path: Path
+) -> None:
     """A file that is not a pickle is one error that names it."""
     (own_tiny / "model.safetensors").unlink()
     (own_tiny / "pytorch_model.bin").write_bytes(content)

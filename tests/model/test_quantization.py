@@ -86,7 +86,7 @@ class TestStoredForms:
         assert not any(name.startswith(f"model.layers.{depth + 1}.") for name in after)
         assert torch.equal(logits(base), logits(out))
 
-    def test_a_method_of_which_nothing_is_known(self, mk: Cli, tmp_path: Path) -> None:
+    def test_an_unknown_method(self, mk: Cli, tmp_path: Path) -> None:
         """An unknown quantization method is refused by name before a byte is written."""
         base = stored.gptq(tmp_path / "base")
         config = json.loads((base / "config.json").read_text())
@@ -136,7 +136,7 @@ def test_which_byte_means_zero(
     assert found.zero_byte(name, tensor(dtype), beside) == byte
 
 
-def test_integers_of_no_method_are_no_zeros() -> None:
+def test_integers_without_a_method_are_refused() -> None:
     """Integers without a quantization method are refused: zero bytes may mean any number."""
     with pytest.raises(RefusedError, match=r"\bo_proj\.weight\b.*\bU8\b"):
         quantization_of({}).zero_byte("o_proj.weight", tensor("U8"), [])

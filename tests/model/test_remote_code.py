@@ -54,7 +54,7 @@ def change(base: Path, **changes: Any) -> None:
     (base / "config.json").write_text(json.dumps(config | changes))
 
 
-def test_code_is_not_run_without_leave(mk: Cli, odd: Path, tmp_path: Path) -> None:
+def test_code_is_not_run_without_the_flag(mk: Cli, odd: Path, tmp_path: Path) -> None:
     """An unknown type is refused without --trust-remote-code, and its code does not run."""
     result = mk("run", "interleave: every 2", tmp_path / "out", "--model", odd)
     assert result.status == 1
@@ -90,7 +90,7 @@ def test_an_unknown_type_is_measured(mk: Cli, odd: Path, tmp_path: Path) -> None
     assert not load_tensors(out)["model.layers.2.self_attn.o_proj.weight"].any()
 
 
-def test_what_is_measured_to_differ_is_refused(mk: Cli, odd: Path, tmp_path: Path) -> None:
+def test_logits_that_differ_are_refused(mk: Cli, odd: Path, tmp_path: Path) -> None:
     """If the logits differ because a residual writer is not zeroed, OUT is absent."""
     command = ["run", "interleave: every 2, zero: [o_proj]", tmp_path / "out", "--model", odd]
     result = mk(*command, "--trust-remote-code")
@@ -99,7 +99,7 @@ def test_what_is_measured_to_differ_is_refused(mk: Cli, odd: Path, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_type_is_grown_by_identities_alone(mk: Cli, odd: Path, tmp_path: Path) -> None:
+def test_an_unknown_type_must_stay_exact(mk: Cli, odd: Path, tmp_path: Path) -> None:
     """An expansion that changes the outputs is refused, because nothing could check it."""
     command = ["run", "repeat: [1, 3]", tmp_path / "out", "--model", odd]
     result = mk(*command, "--trust-remote-code")

@@ -37,7 +37,7 @@ def load(path: Path) -> Any:
     return model
 
 
-def test_30_to_36_layers_says_the_same_words(mk: Cli, base: Path, tmp_path: Path) -> None:
+def test_30_to_36_layers_generate_the_same_text(mk: Cli, base: Path, tmp_path: Path) -> None:
     """Logits are equal to the last bit, greedy text is equal, and embeddings stay tied."""
     import torch
     from transformers import AutoTokenizer

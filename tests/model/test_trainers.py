@@ -189,7 +189,9 @@ def executed(text: str, of: TrainingTarget) -> set[str]:
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "model", [target(), target(new=(4,)), with_a_tower()], ids=["llama", "one", "a tower beside"]
+    "model",
+    [target(), target(new=(4,)), with_a_tower()],
+    ids=["llama", "one new layer", "image tower"],
 )
 def test_settings_select_the_new_layers(name: str, method: str, model: TrainingTarget) -> None:
     """The settings select the new layers only: 4 does not select 40, nor a layer of a tower."""
@@ -252,7 +254,7 @@ class TestLlamaFactory:
         assert found.method == "lora"
         assert {"20", "10"} <= {*found.notes[0].replace(";", "").split()}
 
-    def test_experts_held_one_by_one(self) -> None:
+    def test_experts_as_separate_modules(self) -> None:
         """With one module per expert, as in transformers 4, expert 4 is not layer 4."""
         model = with_experts(target(10, (4, 9)))
         settings = yaml.safe_load(write.write(model, "llamafactory").text)
@@ -527,16 +529,16 @@ def test_zeros_that_make_no_identity_get_the_note(mk: Cli, tiny: Path, tmp_path:
 
 REAL = {
     "qwen3_moe": "stacked experts, and dense layers that PEFT takes for experts",
-    "gpt2": "another kind of matrix",
+    "gpt2": "transposed matrices",
     "mamba": "output projections that PEFT refuses",
-    "gemma3": "a tower beside",
+    "gemma3": "an additional image tower",
     "hrm_text": "two stacks",
     "nemotron_h": "names in memory that are not the checkpoint's",
 }
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_real_libraries_do_as_they_are_told(name: str, mk: Cli, tmp_path: Path) -> None:
+def test_the_real_libraries_train_the_new_layers(name: str, mk: Cli, tmp_path: Path) -> None:
     """The code for transformers and PEFT trains the new layers only, and each gets gradients."""
     zoo.quiet()
     base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"

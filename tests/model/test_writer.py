@@ -21,30 +21,30 @@ from harness import Cli, emulate_sharing, load_tensors, make_llama, write_header
 
 from mergekit_interleave.engines import registry
 
-Leave = Callable[[int], None]
+SetFree = Callable[[int], None]
 
 
 @pytest.fixture
-def leave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Leave:
+def set_free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SetFree:
     """Return a function that sets the number of free bytes on the disk."""
     usage = shutil.disk_usage(tmp_path)
 
-    def set_free(nbytes: int) -> None:
+    def limit(nbytes: int) -> None:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=nbytes))
 
-    return set_free
+    return limit
 
 
-class TestRoom:
+class TestFreeSpace:
     """`run` writes nothing if the disk has too little free space."""
 
     WORDS = ("run", "interleave: every 2", "out", "--model")
 
     def test_too_little_for_any_engine(
-        self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
+        self, mk: Cli, tiny: Path, tmp_path: Path, set_free: SetFree
     ) -> None:
         """The error states what each engine needs; the stream engine writes no zeros."""
-        leave(200_000)
+        set_free(200_000)
         for engine, sizes in (
             ("mergekit", r"391 kB\b.*\b200 kB\b"),
             ("stream", r"36\d kB\b.*\b200 kB\b"),
@@ -56,28 +56,32 @@ class TestRoom:
             assert re.search(pattern, result.err), result.err
             assert os.listdir(tmp_path) == []
 
-    def test_small_files_count(self, mk: Cli, own_tiny: Path, tmp_path: Path, leave: Leave) -> None:
+    def test_small_files_count(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path, set_free: SetFree
+    ) -> None:
         """The size of the copied files is part of the needed space."""
         (own_tiny / "vocab.txt").write_bytes(bytes(10**6))
-        leave(10**6)
+        set_free(10**6)
         for engine in registry.names():
             result = mk(*self.WORDS, own_tiny, "--engine", engine, cwd=tmp_path)
             assert (result.status, "1.3" in result.err) == (1, True), result.err
 
-    def test_the_fallback_needs_less_as_well(self, mk: Cli, tmp_path: Path, leave: Leave) -> None:
+    def test_the_fallback_needs_less_as_well(
+        self, mk: Cli, tmp_path: Path, set_free: SetFree
+    ) -> None:
         """If mergekit cannot write a model, the space that the stream engine needs is checked."""
         base = make_llama(tmp_path / "base", attention_bias=True)
         words = (*self.WORDS, base, "--mergekit", "async_write=true")
-        leave(380_000)
+        set_free(380_000)
         result = mk(*words, cwd=tmp_path)
         assert result.status == 0, result.err
         assert re.search(r"^note: .*\bstream\b.*\bk_proj\.bias\b", result.err), result.err
 
     def test_enough_for_the_stream_engine_alone(
-        self, mk: Cli, tiny: Path, tmp_path: Path, leave: Leave
+        self, mk: Cli, tiny: Path, tmp_path: Path, set_free: SetFree
     ) -> None:
         """If only the stream engine has enough space, the hint names it and the space it needs."""
-        leave(370_000)
+        set_free(370_000)
         result = mk(*self.WORDS, tiny, cwd=tmp_path)
         assert result.status == 1
         assert re.search(r"^hint: --engine stream\b.*\b359 kB\b", result.err, re.MULTILINE)
@@ -88,13 +92,13 @@ class TestRoom:
         self,
         mk: Cli,
         tmp_path: Path,
-        leave: Leave,
+        set_free: SetFree,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Blocks that are shared with the base need no free space."""
         base = make_llama(tmp_path / "base", layers=4, hidden_size=128, intermediate_size=512)
         emulate_sharing(monkeypatch)
-        leave(100_000)
+        set_free(100_000)
         words = (*self.WORDS, base, "--engine", "stream")
         refused = mk(*words, "--no-reflink", cwd=tmp_path)
         assert refused.status == 1
@@ -167,7 +171,7 @@ class TestHint:
             (("--async-write",), ""),
         ],
     )
-    def test_where_it_could(
+    def test_the_hint_depends_on_the_options(
         self, words: tuple[str, ...], hint: str, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
         """There is no hint if the stream engine did the run or cannot do it."""
@@ -195,7 +199,9 @@ class TestShards:
 class TestVerify:
     """`run` reads back what it wrote."""
 
-    def test_mergekits_zeros_always_are(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+    def test_mergekits_zeros_are_always_checked(
+        self, mk: Cli, own_tiny: Path, tmp_path: Path
+    ) -> None:
         """Mergekit's zeros are always checked: it multiplies, and infinity times 0 is NaN."""
         import torch
         from safetensors.torch import save_file
@@ -209,7 +215,7 @@ class TestVerify:
         assert (result.status, name in result.err) == (1, True), result.err
         assert mk(*words, "--engine", "stream").status == 0
 
-    def test_unless_that_is_not_wanted(
+    def test_wrong_zeros_are_an_error(
         self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A zeroed tensor with other values is an error, unless --no-verify is given."""

@@ -39,10 +39,10 @@ EXACT = [
     ("doge", "residual multipliers filled with ones"),
     ("minimax", "norms filled with ones, buffers that hold the layer index"),
     ("deepseek_v4", "matrices that mix streams, filled with an identity"),
-    ("longcat_flash", "a tensor that is filled in part"),
+    ("longcat_flash", "a tensor of which only a part is filled"),
     ("gemma4_text", "tensors with one block per layer, layers that share keys and values"),
-    ("qwen4_exp_text", "tables that no copy has"),
-    ("gpt_neo", "a list that is also spelled as runs"),
+    ("qwen4_exp_text", "tables that copies do not get"),
+    ("gpt_neo", "a list that is also written as runs"),
     ("gemma3", "a composite that mergekit knows by modules"),
     ("gemma4", "a composite that mergekit does not know"),
     ("qwen3_5", "a composite whose type is also a text model"),
@@ -80,7 +80,7 @@ def test_uneven_expansions_are_exact(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma2", "olmo2", "olmo_hybrid"])
-def test_closed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
+def test_zeroed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
     """With `zero: gains` the norms output zero, and the projections keep their values."""
     zoo.quiet()
     base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"
@@ -106,7 +106,7 @@ def test_closed_gains_are_exact(name: str, mk: Cli, tmp_path: Path) -> None:
         assert result.status == 0, result.err
 
 
-def test_a_type_without_such_norms_has_no_gains_to_close(mk: Cli, tiny: Path) -> None:
+def test_a_type_without_output_norms_has_no_gains_to_zero(mk: Cli, tiny: Path) -> None:
     """`zero: gains` is refused for Llama, whose post_attention_layernorm is an input norm."""
     result = mk("gen", "interleave: every 4, zero: gains", "--model", tiny)
     assert result.status == 1
