@@ -180,7 +180,7 @@ def test_a_temporary_directory_that_is_full(
 def test_a_refusal_with_a_full_temporary_directory(
     runner: Runner, tmp_path: Path, place: Path
 ) -> None:
-    """If the temporary directory is full, a refusal has its reason but no suggestion."""
+    """A refusal states its reason even if the temporary directory is full."""
     import toys
 
     base = tmp_path / "base"

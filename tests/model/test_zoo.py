@@ -250,7 +250,9 @@ class TestGen:
             f"slices:\n- sources: [{{model: {base}, layer_range: [0, 6]}}]\n"
             f"- sources: [{{model: {base}, layer_range: [2, 8]}}]\nmerge_method: passthrough\n"
         )
-        assert mk("gen", tmp_path / "cfg.yml").status == 1
+        result = mk("gen", tmp_path / "cfg.yml")
+        assert (result.status, "qwen3_moe" in result.err) == (1, True), result.err
+        assert "hint: `mk-interleave run`" in result.err
 
     def test_a_layout_that_config_json_cannot_represent(self, mk: Cli, tmp_path: Path) -> None:
         """A layout that config.json cannot represent is refused, though mergekit would write it."""
@@ -284,7 +286,9 @@ class TestGen:
         """A Llama with biases is refused, because mergekit's definition of Llama has none."""
         config = json.loads((tiny / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "attention_bias": True}))
-        assert mk("gen", zoo.EVERY, "--model", tmp_path).status == 1
+        result = mk("gen", zoo.EVERY, "--model", tmp_path)
+        assert result.status == 1
+        assert "hint: `mk-interleave run`" in result.err
 
     def test_a_directory_that_mergekit_takes_for_a_hub_id(
         self, mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch
