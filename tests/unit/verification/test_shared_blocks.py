@@ -1,4 +1,4 @@
-"""Blocks that two files share, as the kernel tells it."""
+"""Shared blocks of two files are found through the kernel's extents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Told = dict[int, list[tuple[int, int, int, int]]]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[tuple[int, int]]:
-    """Two open files of one filesystem."""
+    """Open two files in one filesystem."""
     for name in ("one", "other"):
         (tmp_path / name).write_bytes(b"x")
     with (tmp_path / "one").open() as one, (tmp_path / "other").open() as other:
@@ -28,7 +28,7 @@ def files(tmp_path: Path) -> Iterator[tuple[int, int]]:
 
 
 def tell(monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
-    """Let the kernel tell these extents, those that overlap what it is asked for."""
+    """Make the kernel report these extents if they overlap the requested range."""
 
     def ioctl(descriptor: int, request: int, answer: bytearray) -> int:
         assert request == shared_blocks.FIEMAP
@@ -44,14 +44,14 @@ def tell(monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
 
 
 def unshared(files: tuple[int, int], at: int, start: int, length: int) -> list[tuple[int, int]]:
-    """What must be read."""
+    """Return the ranges that must be read."""
     return list(shared_blocks.unshared(files[0], at, files[1], start, length))
 
 
 def test_what_lies_in_the_same_place(
     files: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Need not be read; its edges must."""
+    """Shared blocks are not read, and the rest of a range is."""
     one, other = files
     tell(monkeypatch, {one: [(4096, 8192, 100_000, SHARED)], other: [(0, 8192, 100_000, SHARED)]})
     assert unshared(files, 4000, -96 + 96, 8192) == [(0, 8192)]  # 4,000 is not where 0 lies
@@ -61,7 +61,7 @@ def test_what_lies_in_the_same_place(
 
 
 def test_edges(files: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Are what lies before, between and behind."""
+    """The ranges before, between and after shared blocks are read."""
     one, other = files
     places = [(4096, 4096, 50_000, SHARED), (12288, 4096, 70_000, SHARED | LAST)]
     tell(monkeypatch, {one: places, other: places})
@@ -85,14 +85,14 @@ def test_what_is_not_known(
     files: tuple[int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Is read: other places, unshared, not on disk yet, of unknown place, encoded, unwritten."""
+    """Blocks that are unshared, unwritten, encoded or at unknown places are read."""
     one, other = files
     tell(monkeypatch, {one: [mine], other: [others]})
     assert unshared(files, 0, 0, 4096) == [(0, 4096)]
 
 
 def test_many_extents(files: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that the answer has no room for are read."""
+    """Blocks beyond the number of extents in the answer are read."""
     one, other = files
     many = [(i * 4096, 4096, 10**6 + i * 8192, SHARED) for i in range(300)]
     tell(monkeypatch, {one: many, other: many})
@@ -100,7 +100,7 @@ def test_many_extents(files: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_kernel_that_cannot_tell(files: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is read."""
+    """Without support by the kernel, everything is read."""
 
     def ioctl(*_: object) -> int:
         raise OSError(errno.EOPNOTSUPP, "no")
@@ -110,7 +110,7 @@ def test_a_kernel_that_cannot_tell(files: tuple[int, int], monkeypatch: pytest.M
 
 
 def test_another_filesystem(files: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same place there is another one."""
+    """Equal offsets in two filesystems are different blocks, which are read."""
     one, other = files
     same = [(0, 4096, 50_000, SHARED)]
     tell(monkeypatch, {one: same, other: same})
