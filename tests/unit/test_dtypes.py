@@ -8,7 +8,7 @@ from mergekit_interleave import _dtypes
 
 
 @pytest.mark.parametrize("stored", _dtypes.STORED)
-def test_bits_and_names_are_torchs(stored: str) -> None:
+def test_bits_and_names_equal_torch(stored: str) -> None:
     """The width and the name of a dtype are those of torch, if safetensors reads it."""
     torch = pytest.importorskip("torch")
     from safetensors.torch import _TYPES
@@ -37,7 +37,7 @@ def test_wider_floats() -> None:
 
 
 @pytest.mark.parametrize("name", _dtypes.NAMED)
-def test_bytes_of_a_number_are_torchs(name: str) -> None:
+def test_bytes_of_a_number_equal_torch(name: str) -> None:
     """A number is encoded in little-endian order, as safetensors stores it."""
     torch = pytest.importorskip("torch")
     wanted = bytes(torch.tensor([1.5], dtype=getattr(torch, name)).view(torch.uint8).tolist())

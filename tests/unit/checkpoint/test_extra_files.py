@@ -114,7 +114,7 @@ class TestRead:
             kept = json.loads(carried(tmp_path)["tokenizer_config.json"])
             assert kept == (content if name != "/home/me/model" else {"unk_token": "é"})
 
-    def test_a_recipe_that_names_its_model(self, tmp_path: Path) -> None:
+    def test_a_config_that_names_its_model(self, tmp_path: Path) -> None:
         """A mergekit config that names the model's path is not copied, and a warning names it."""
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "cfg.yml").write_text(f"slices: [{tmp_path}]")

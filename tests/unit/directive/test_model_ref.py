@@ -23,8 +23,8 @@ def test_strings_are_read_as_mergekit_reads_them(text: str, expected: ModelRef) 
     """A string is read as by mergekit and written back unchanged."""
     assert parse_model(text, "model") == expected
     assert expected.to_yaml() == text
-    theirs = ModelReference.model_validate(text)
-    assert (theirs.model.path, theirs.model.revision) == (
+    loaded = ModelReference.model_validate(text)
+    assert (loaded.model.path, loaded.model.revision) == (
         expected.path,
         expected.model.revision,
     )
@@ -37,9 +37,9 @@ def test_an_existing_path_is_that_path(tmp_path: Path) -> None:
     ref = parse_model(str(path), "model")
     assert ref == ModelRef(ModelPath(str(path)))
     assert ref.to_yaml() == {"model": {"path": str(path)}}
-    theirs = ModelReference.model_validate(ref.to_yaml())
-    assert theirs.model.path == str(path)
-    assert theirs.lora is None
+    loaded = ModelReference.model_validate(ref.to_yaml())
+    assert loaded.model.path == str(path)
+    assert loaded.lora is None
 
 
 def test_mergekit_misreads_such_a_path_as_a_string() -> None:

@@ -173,7 +173,7 @@ class TestExpand:
         assert ranges(layout) == [(0, 24), (8, 32)]
         assert len(layout.new_layers) == 16
 
-    def test_zeroing_a_stack_splits_where_newness_changes(self) -> None:
+    def test_zeroing_a_stack_splits_its_slices(self) -> None:
         """Only repeated layers of a stack are zeroed."""
         layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, 32, zeroed)
         assert ranges(layout) == [(0, 24), (8, 24), (24, 32)]

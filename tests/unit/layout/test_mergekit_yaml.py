@@ -187,7 +187,7 @@ class TestReading:
             expected = evaluate_setting("any", gradient, t, validate=float)
             assert scale_of("any", layer.scales) == pytest.approx(expected)
 
-    def test_a_gradient_that_also_scales_what_lies_outside_is_refused(self) -> None:
+    def test_a_gradient_in_the_first_or_last_slice(self) -> None:
         """A gradient in the first or last slice is refused, because it scales other tensors too."""
         plain = {"model": "m", "layer_range": [0, 2]}
         scaled = {"model": "m", "layer_range": [1, 2], "parameters": {"scale": [0.5, 1]}}

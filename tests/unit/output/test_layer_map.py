@@ -50,7 +50,7 @@ def test_brackets_hold_the_new_layers() -> None:
 def test_a_pattern_of_four_repeats_is_shown_three_times(
     growth: Growth, depth: int, words: str
 ) -> None:
-    """A pattern is shown with its first two repeats and the last, if that omits more than one."""
+    """A repeated pattern is shown as its first two repeats and the last."""
     assert layer_maps.layer_map(expand(growth, MODEL, depth)) == words
 
 
@@ -72,7 +72,7 @@ def test_another_role_is_another_pattern() -> None:
     assert layer_maps.layer_map(expand(Every(4), MODEL, 32), {4, 9, 14, 19}) == words
 
 
-def test_a_map_without_a_pattern_counts_what_it_leaves_out() -> None:
+def test_a_map_without_a_pattern_counts_omitted_layers() -> None:
     """A map without a pattern shows the number of omitted layers."""
     lengths = [1 + i * i % 11 * (i % 7) for i in range(60)]
     layout = Layout(tuple(Slice(MODEL, 100 * i, 100 * i + n) for i, n in enumerate(lengths)))
@@ -99,7 +99,7 @@ def test_a_map_is_short_and_true(drawn: tuple[Layout, set[int]]) -> None:
     assert ("…" in text) == (len(shown) < len(every))
 
 
-def test_runs_say_where_each_layer_comes_from() -> None:
+def test_runs_have_sources_and_roles() -> None:
     """Consecutive layers of one role and one source range are one run."""
     runs = list(layer_maps.runs(expand(Repeat((1, 3)), MODEL, 4)))
     assert [(r.start, r.stop, r.source, r.role) for r in runs] == [
@@ -187,16 +187,16 @@ def test_a_strip_of_forty_models_has_letters_for_some() -> None:
     assert lines[-2:] == ["Z org/model-25", "* 14 more models"]
 
 
-def test_a_strip_of_ten_thousand_layers_says_what_it_leaves_out() -> None:
+def test_a_strip_of_ten_thousand_layers_counts_omitted_layers() -> None:
     """The strip shows the number of omitted layers."""
     for width in (20, 80, 300):
         lines = plain(layer_maps.strip(expand(Every(1), MODEL, 5000), width=width))
         rows = lines[: lines.index("")]
-        (said,) = (row for row in rows if row.startswith("…"))
+        (omitted,) = (row for row in rows if row.startswith("…"))
         drawn = sum(len(re.findall("[█▒]", row)) for row in rows)
-        assert drawn + int(said.split()[1]) == 10_000
-        after = rows[rows.index(said) + 1]
-        assert int(after.split()[0]) == 500 + int(said.split()[1])
+        assert drawn + int(omitted.split()[1]) == 10_000
+        after = rows[rows.index(omitted) + 1]
+        assert int(after.split()[0]) == 500 + int(omitted.split()[1])
 
 
 @given(layouts(), st.integers(0, 130), st.data())
@@ -235,7 +235,7 @@ def test_a_strip_has_a_character_for_each_layer(drawn: tuple[Layout, set[int]], 
     assert re.fullmatch(pattern, seen)
 
 
-def test_a_name_cannot_steer_a_terminal() -> None:
+def test_names_contain_no_control_characters() -> None:
     """Unprintable characters are replaced, and long names are cut."""
     layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
     names = ["\x1b[31mred\u202e\n", "x" * 10**6]

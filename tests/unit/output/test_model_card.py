@@ -123,7 +123,7 @@ def test_without_a_hub_id_no_base_model_is_named() -> None:
 
 
 def test_each_base_model_is_named_once() -> None:
-    """The base models are in the order of the layers, followed by their LoRAs."""
+    """Each base model and each merged LoRA is named once, in the order of the layers."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(ModelRef(ModelPath("org/b")), 0, 2)))
     sources = [BASE, card_data.CardSource("org/b+org/lora", "org/b", "org/lora"), BASE]
     found = facts(

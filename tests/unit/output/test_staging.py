@@ -179,7 +179,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_files_get_the_modes_of_the_umask(tmp_path: Path) -> None:
-    """Files get the umask's modes, although safetensors makes them private."""
+    """Files get the umask's modes; if safetensors sets these too, `settle` need not."""
     import numpy as np
 
     def write(work: Path) -> None:

@@ -145,7 +145,7 @@ def test_nothing_is_outside_of_the_picture(depth: int) -> None:
 
 
 def test_120_layers_are_six_rows() -> None:
-    """The picture of 120 layers is lower than 250 pixels."""
+    """The picture of 120 layers has six rows and is less than 250 pixels high."""
     root = parsed(svg.picture(expand(Every(4), MODEL, 96)))
     assert len(cells(root)[0]) == 6
     assert float(root.get("height", "")) < 250
@@ -199,7 +199,7 @@ def test_the_legend_is_below_the_cells(count: int, title: str | None) -> None:
     assert bottom + 8 < min(swatches)[0]
     assert max(places)[0] + 8 < float(root.get("height", ""))
     assert len(places) == len(words)
-    # No sans-serif font in use has an n of less than half its size.
+    # An n is at least half as wide as the font size in every common sans-serif font.
     across = 358 if count > 3 else 716
     assert all(len(text.text or "") * 6.5 < across for text in words)
     if title is not None:

@@ -42,7 +42,7 @@ def test_only_the_depth_changes(tmp_path: Path) -> None:
     assert list(result.items()) == list(expected.items())
 
 
-def test_the_dtype_is_said_under_the_key_that_is_there(tmp_path: Path) -> None:
+def test_the_dtype_keeps_its_key(tmp_path: Path) -> None:
     """The dtype keeps its key: `dtype` of transformers 5, or the older `torch_dtype`."""
     for config, key in (({"dtype": "float32"}, "dtype"), ({}, "torch_dtype")):
         (tmp_path / "config.json").write_text(
@@ -53,7 +53,7 @@ def test_the_dtype_is_said_under_the_key_that_is_there(tmp_path: Path) -> None:
         assert restated(deepened(base, layout, Placement()), dtype="float16")[key] == "float16"
 
 
-def test_a_local_path_is_not_carried_on(tmp_path: Path) -> None:
+def test_a_local_path_is_removed(tmp_path: Path) -> None:
     """A local path in `_name_or_path` is removed, and a Hub id is kept."""
     assert "_name_or_path" not in config_of("append: 1", tmp_path, _name_or_path="/home/me/llama")
     kept = config_of("append: 1", tmp_path, _name_or_path="org/name")
@@ -95,7 +95,7 @@ class TestLayersThatDiffer:
         result = config_of("repeat: [1, 2]", tmp_path, **config)
         assert result["attn_layer_indices"] == [1, 2, 3]
 
-    def test_how_many_layers_at_the_start(self, tmp_path: Path) -> None:
+    def test_a_count_of_first_layers(self, tmp_path: Path) -> None:
         """The count of first layers includes their copies, or the layout is refused."""
         config = {"model_type": "deepseek_v2", "first_k_dense_replace": 2}
         result = config_of("interleave: every 2", tmp_path, **config)
@@ -127,7 +127,7 @@ class TestLayersThatDiffer:
         assert result == {"model_type": "gpt2", "n_layer": 5}
 
 
-def test_small_files_that_speak_of_layers(tmp_path: Path) -> None:
+def test_other_files_with_layer_settings(tmp_path: Path) -> None:
     """Layer counts and module names in other files follow their layers."""
     (tmp_path / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 4}')
     base = open_checkpoint(ModelRef(ModelPath(str(tmp_path))))

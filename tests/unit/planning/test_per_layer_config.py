@@ -95,7 +95,7 @@ class TestPeriods:
         with pytest.raises(UnrepresentableError, match=r"first layer .*inkling2_text"):
             placed("inkling2_text", {key: 8}, Repeat((0, 1)))
 
-    def test_halvings_stay_where_they_were(self) -> None:
+    def test_halvings_follow_their_layers(self) -> None:
         """Each halving comes after the last copy of its layer, and 0 means none."""
         assert placed("rwkv", {"rescale_every": 2}, Every(2)).config == {"rescale_every": 3}
         assert placed("rwkv", {"rescale_every": 0}, Every(3)).config == {}

@@ -29,26 +29,26 @@ _NAME = st.lists(_WORD, min_size=1, max_size=6).map(".".join)
 def test_lists_of_endings(
     names: list[str], targets: list[str], layers: list[int] | None, pattern: str | None
 ) -> None:
-    """A list selects the same modules as the installed PEFT, with and without a layer index."""
+    """A list selects the same modules as in PEFT, with and without `layers_to_transform`."""
     pattern = pattern if layers else None
     config: Any = SimpleNamespace(
         target_modules=set(targets), layers_to_transform=layers, layers_pattern=pattern
     )
-    theirs = {name for name in names if tuners_utils.check_target_module_exists(config, name)}
-    assert peft_rules.adapted_modules(names, targets, layers, pattern) == theirs
+    selected = {name for name in names if tuners_utils.check_target_module_exists(config, name)}
+    assert peft_rules.adapted_modules(names, targets, layers, pattern) == selected
 
 
 def test_regular_expressions() -> None:
     """A regular expression must match the whole name."""
     regex = r".*\.layers\.(?:4|14)\.self_attn\.q_proj"
     config: Any = SimpleNamespace(target_modules=regex)
-    theirs = {name for name in LAYERS if tuners_utils.check_target_module_exists(config, name)}
-    assert peft_rules.adapted_modules(LAYERS, regex) == theirs
-    assert theirs == {LAYERS[4], LAYERS[14]}
+    selected = {name for name in LAYERS if tuners_utils.check_target_module_exists(config, name)}
+    assert peft_rules.adapted_modules(LAYERS, regex) == selected
+    assert selected == {LAYERS[4], LAYERS[14]}
 
 
 def test_names_of_experts() -> None:
-    """The tables for names of experts equal those of PEFT."""
+    """The names of experts and the length of a shortened list equal PEFT's constants."""
     table = transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING  # noqa: SLF001
     assert {word for words in table.values() for word in words} == peft_rules.EXPERT_NAMES
     assert constants.MIN_TARGET_MODULES_FOR_OPTIMIZATION == peft_rules.SHORTENED_FROM

@@ -50,9 +50,9 @@ class TestLlamaFactory:
         for depth in range(1, 97):
             for count in (n for n in range(1, depth + 1) if depth % n == 0):
                 stride = depth // count
-                made = [group * (stride + 1) + stride for group in range(count)]
+                inserted = [group * (stride + 1) + stride for group in range(count)]
                 found = llamafactory.freeze_mode_layers(depth + count, count, llama_pro=True)
-                assert list(found) == made
+                assert list(found) == inserted
 
     @pytest.mark.parametrize(
         ("depth", "count", "llama_pro", "layers"),
@@ -68,7 +68,7 @@ class TestLlamaFactory:
     def test_other_layers(
         self, depth: int, count: int, *, llama_pro: bool, layers: tuple[int, ...]
     ) -> None:
-        """The freeze mode trains the last layers, the first, or none if the groups are unequal."""
+        """It trains the last layers, the first, or none if the count does not divide the depth."""
         assert llamafactory.freeze_mode_layers(depth, count, llama_pro=llama_pro) == layers
 
     def test_it_searches_the_whole_name(self) -> None:

@@ -224,7 +224,6 @@ def test_every_byte_counts(
     monkeypatch.setattr(comparison, "_BLOCK", block)
     monkeypatch.setattr(comparison, "_SPAN", span)
     numbers = [float(i % 37) - 17 for i in range(256)]
-    # What stands before and behind it in the file must not matter.
     source = stored(tmp_path / "a", struct.pack("<256f", *numbers), (16, 16), "F32")
     right = {
         "zero": [0.0] * 256,
