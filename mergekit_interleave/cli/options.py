@@ -84,6 +84,13 @@ _FLAGS = {
 }
 """The flags that correspond to the keys of a directive."""
 
+_REPEATABLE = {
+    "zero",
+    "scale",
+    *(flag.name for flag in registry.flags().values() if flag.repeatable),
+}
+"""The flags that may be given several times, each time with more of a list."""
+
 Model = Annotated[list[str] | None, _FLAGS["model"]]
 TrustRemoteCode = Annotated[
     bool,
@@ -127,11 +134,11 @@ def words(flags: Flags) -> Words:
 
 
 def joined(name: str, values: list[str] | None) -> str | None:
-    """The value of a flag; only flags whose values are lists may be given several times."""
+    """Join the values of a flag that was given several times, which few flags may be."""
     if not values:
         return None
     structured = any(map(yaml_io.is_structured, values))
-    if len(values) > 1 and (structured or name not in ("stack", "drop", "zero", "scale")):
+    if len(values) > 1 and (structured or name not in _REPEATABLE):
         raise DirectiveError(f"--{name.replace('_', '-')} is given twice", hint="keep one")
     return ",".join(values)
 

@@ -24,7 +24,7 @@ from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry, select
-from mergekit_interleave.engines.protocol import Traffic
+from mergekit_interleave.engines.protocol import Estimate
 from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
 from mergekit_interleave.layout import describe, mergekit_yaml
@@ -66,23 +66,40 @@ class Writing:
     """The cost of writing the weights.
 
     Attributes:
-        nbytes: Bytes of all tensors.
-        mergekit: Bytes that mergekit writes; None where it cannot write them.
-        stream: How the stream engine writes the bytes; None if it cannot, or if that is unknown
-            until the weights are available.
+        nbytes: The bytes of all tensors.
         engine: The engine that `--engine auto` selects.
         why: The reason for that choice.
-        memory: The approximate memory that each engine needs, in bytes.
-        free: Bytes that are free here.
+        estimates: What each engine needs, by its name. An engine that cannot write the weights is
+            missing, as is one whose needs are unknown until the weights are available.
+        free: The free bytes on the disk.
     """
 
     nbytes: int
-    mergekit: int | None
-    stream: Traffic | None
     engine: str
     why: str
-    memory: Mapping[str, int]
+    estimates: Mapping[str, Estimate]
     free: int
+
+    @property
+    def least(self) -> int:
+        """The fewest bytes that an engine must write."""
+        return min((each.traffic.written for each in self.estimates.values()), default=self.nbytes)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the values as they appear in JSON."""
+        estimates = {name: dataclasses.asdict(each) for name, each in self.estimates.items()}
+        mergekit, stream = (estimates.get(name) for name in (registry.MERGEKIT, registry.STREAM))
+        return {
+            "nbytes": self.nbytes,
+            "engine": self.engine,
+            "why": self.why,
+            "estimates": estimates,
+            "memory": {name: each.memory for name, each in self.estimates.items()},
+            # as release 0.1.0 gave them
+            "mergekit": mergekit and mergekit["traffic"]["written"],
+            "stream": stream and stream["traffic"],
+            "free": self.free,
+        }
 
 
 @dataclass(frozen=True)
@@ -192,8 +209,8 @@ def plan(
     here = Path.cwd()
     with restored_settings(), collected_warnings() as warnings:
         found = _plan(wanted, models, here, warnings, allow_non_identity=allow_non_identity)
-        if found.writing is not None and found.writing.free < _least(found.writing):
-            warnings.append("there is not enough free space here")
+        if found.writing is not None and found.writing.free < found.writing.least:
+            warnings.append("there is not enough free disk space here")
     return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
 
 
@@ -292,17 +309,8 @@ def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
 
 
 def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
-    needs = choice.estimates
-    mergekit, stream = needs.get(registry.MERGEKIT), needs.get(registry.STREAM)
-    return Writing(
-        nbytes=nbytes,
-        mergekit=None if mergekit is None else mergekit.traffic.written,
-        stream=None if stream is None else stream.traffic,
-        engine=choice.engine,
-        why=choice.why,
-        memory={name: estimate.memory for name, estimate in needs.items()},
-        free=shutil.disk_usage(here).free,
-    )
+    free = shutil.disk_usage(here).free
+    return Writing(nbytes, choice.engine, choice.why, choice.estimates, free)
 
 
 def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
@@ -330,13 +338,6 @@ def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 
 
-def _least(writing: Writing) -> int:
-    """The fewest bytes that an engine must write."""
-    if writing.stream is not None:
-        return writing.stream.written
-    return writing.mergekit or writing.nbytes
-
-
 def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     layout = found.layout
     new = len(layout.new_layers)
@@ -350,10 +351,8 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     yield "sources", layer_maps.sources(layout)
     if found.distance is not None:
         mean, most = found.distance
-        yield (
-            "distance",
-            f"copies are {decimal(mean)} away from their originals on average, {most} at most",
-        )
+        layers = "1 layer" if mean == 1 else f"{decimal(mean)} layers"
+        yield "distance", f"{layers} on average from a copy to its original, {most} at most"
     yield from _sizes(found)
     for key, (old, value) in (found.config or {}).items():
         yield "config", f"{key}: {_short(old)} → {_short(value)}"
@@ -379,16 +378,12 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
     about = "" if found.counted else "about "
     yield "bytes", f"{about}{amount(writing.nbytes)}"
     yield "engine", f"{writing.engine}, {writing.why}"
-    if writing.mergekit is not None:
-        yield "mergekit", f"{about}{amount(writing.mergekit)} written"
-    if writing.stream is not None:
-        yield "stream", str(writing.stream)
-    elif not found.counted:
-        yield "stream", "unknown until the weights are available"
-    if writing.memory:
-        needs = [f"{amount(nbytes)} by {engine}" for engine, nbytes in writing.memory.items()]
-        yield "memory", f"about {', '.join(needs)}"
-    yield "free", f"{amount(writing.free)} here"
+    for name, needs in writing.estimates.items():
+        yield name, f"{about}{needs.traffic}"
+    if writing.estimates:
+        memory = [f"{amount(each.memory)} by {name}" for name, each in writing.estimates.items()]
+        yield "memory", f"about {', '.join(memory)}"
+    yield "free disk", amount(writing.free)
 
 
 def _short(value: object) -> str:
@@ -430,7 +425,7 @@ def _as_dict(found: Plan) -> dict[str, Any]:
             "trainable": found.parameters.new,
             "counted_from": "weights" if found.counted else "config.json",
         },
-        "writing": writing and dataclasses.asdict(writing),
+        "writing": writing and writing.as_dict(),
         "config": found.config
         and {key: {"from": old, "to": new} for key, (old, new) in found.config.items()},
         "warnings": list(found.warnings),

@@ -11,7 +11,7 @@ from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
@@ -59,11 +59,7 @@ def of_config(
         trusted: Whether code that the model brings may be run.
         stored: Dtypes that config.json may state because a trainer has stored tensors in them.
     """
-    try:
-        with config_errors(out):
-            return list(_config(out, expected, stored, trained=trained, trusted=trusted))
-    except CheckpointError as error:
-        return [Difference(str(error))]
+    return list(_config(out, expected, stored, trained=trained, trusted=trusted))
 
 
 def of_weights(out: Path) -> Iterator[Difference]:
