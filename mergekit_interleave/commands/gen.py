@@ -1,4 +1,4 @@
-"""`gen`: the mergekit YAML of a directive."""
+"""`gen`: generate the mergekit YAML of a directive."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ def gen(
     allow_non_identity: bool = False,
     **words: Unpack[Words],
 ) -> Recipe:
-    """Write the mergekit YAML of a directive, ready for mergekit-yaml.
+    """Generate the mergekit YAML of a directive, ready for mergekit-yaml.
 
-    A file of several documents, as mergekit-multi reads it, is written with its growth lines
-    expanded.
+    In a multi-document file for mergekit-multi, the growth line of each document is expanded.
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
-        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""YAML text together with its warnings."""
+"""YAML text with its warnings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Recipe(str):
     warnings: tuple[str, ...]
 
     def __new__(cls, text: str, warnings: Iterable[str] = ()) -> Self:
-        """Keep the warnings beside the text."""
+        """Create the text with its warnings."""
         recipe = super().__new__(cls, text)
         recipe.warnings = tuple(warnings)
         return recipe

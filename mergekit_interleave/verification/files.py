@@ -77,9 +77,11 @@ def of_weights(out: Path) -> Iterator[Difference]:
     listed = set(read_index(index).values()) if index.is_file() else {WEIGHTS}
     for file in sorted(out.glob("*.safetensors")):
         if file.name not in listed:
-            yield Difference(f"{file.name}: is unexpected: its weights would not be loaded")
+            yield Difference(f"{file.name}: is not in the index, so it would not be loaded")
     if (out / "adapter_config.json").exists():
-        yield Difference("adapter_config.json: is unexpected: transformers would load an adapter")
+        yield Difference(
+            "adapter_config.json: is not part of the layout; transformers would load its adapter"
+        )
 
 
 def _manifest(

@@ -117,7 +117,7 @@ def compare(
         nbytes += tensor.nbytes
         spec = expected.pop(name, None)
         if spec is None:
-            differences.append(Difference("is unexpected", name))
+            differences.append(Difference("is not part of the layout", name))
         elif not _is_alike(tensor, spec, tolerance):
             differences.append(
                 Difference(

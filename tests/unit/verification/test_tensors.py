@@ -58,7 +58,7 @@ def test_the_first_difference_counts(at: int, tmp_path: Path) -> None:
     found = stored(tmp_path / "b", bytes(data), (5, 2**20))
     row, column = divmod(at, 2**20)
     assert differences(found, spec(source)) == [
-        f"w differs from its source, first at [{row}, {column}]"
+        f"w differs from the base, first at [{row}, {column}]"
     ]
 
 
@@ -71,9 +71,7 @@ def test_the_first_of_many_jobs(span: int, tmp_path: Path, monkeypatch: pytest.M
         data = bytearray(2**22)
         data[first:] = b"\x01" * (2**22 - first)
         found = stored(tmp_path / "b", bytes(data), (2**22,))
-        assert differences(found, spec(source)) == [
-            f"w differs from its source, first at [{first}]"
-        ]
+        assert differences(found, spec(source)) == [f"w differs from the base, first at [{first}]"]
 
 
 def test_blocks_in_another_order(tmp_path: Path) -> None:
@@ -85,7 +83,7 @@ def test_blocks_in_another_order(tmp_path: Path) -> None:
     assert not differences(stored(tmp_path / "b", right, (4, 4)), wanted)
     wrong = bytes([*range(8), *range(8, 12), *range(4, 8)])
     said = differences(stored(tmp_path / "b", wrong, (4, 4)), wanted)
-    assert said == ["w differs from its source, first at [2, 0]"]
+    assert said == ["w differs from the base, first at [2, 0]"]
 
 
 def test_constants(tmp_path: Path) -> None:
@@ -97,7 +95,7 @@ def test_constants(tmp_path: Path) -> None:
     for wrong, place in ((b"\x09" + bytes(range(1, 8)) + one * 2, "[0, 0]"),
                          (bytes(range(8)) + one + b"\0" * 4, "[1, 1]")):  # fmt: skip
         said = differences(stored(tmp_path / "b", wrong, (2, 2), "F32"), wanted)
-        assert said == [f"w is not w, filled with 1, first at {place}"]
+        assert said == [f"w differs from w of the base, filled with 1, first at {place}"]
 
 
 @pytest.mark.parametrize(
