@@ -8,6 +8,8 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.planning import merge_stream, mergekit_support
 from mergekit_interleave.planning.resolve import resolve
@@ -45,7 +47,7 @@ def gen(
     source = inputs.read(directive)
     if isinstance(source, Text) and merge_stream.is_stream(*source):
         if inputs.any_given(words):
-            raise DirectiveError("growth flags cannot be used with a multi-document file")
+            raise _no_flags(source)
         return Recipe(*merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
     wanted = inputs.parse(source, words)
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
@@ -53,3 +55,16 @@ def gen(
         warnings.extend(expansion.warnings)
         warnings.extend(mergekit_support.check(expansion))
     return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name), warnings)
+
+
+def _no_flags(source: Text) -> DirectiveError:
+    """Return the error for flags with a multi-document file, such as a model card."""
+    documents = map(yaml_io.keys, yaml_io.documents(*source))
+    if any("merge_method" in keys or registry.has_line(keys) for keys in documents):
+        return DirectiveError(
+            f"{source.where}: flags cannot be combined with a file of several documents"
+        )
+    return DirectiveError(
+        f"{source.where}: contains neither a directive nor a mergekit config",
+        hint="the shortest directive is `interleave: every 4`",
+    )

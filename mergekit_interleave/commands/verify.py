@@ -36,8 +36,8 @@ def verify(  # noqa: PLR0913 - one parameter for each option
 
     Args:
         out: A model that `run` or mergekit-yaml wrote.
-        against: Its base: a directory or a Hub id. If there are several sources, all of them, in the
-            order of interleave.json. By default, the model is compared with itself.
+        against: Its base: a directory or a Hub id. If there are several sources, a list of them in
+            the order of interleave.json. By default, the model is compared with itself.
         forward: Load both models, and compare logits and greedy text.
         trained: Accept any values in new layers; all other tensors must equal the base's, bit for
             bit.

