@@ -20,13 +20,13 @@ class _Plain:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             param._runtime_param = AsTyped()  # noqa: SLF001
-            if param.metavar is None:
+            if param.metavar is None or param.param_type_name == "argument":
                 param.display_type_rich = _no_type
         return params
 
 
 def _no_type(ctx: Any) -> None:
-    """Show no type in the help of a flag, which takes no value."""
+    """Show no type in the help of a flag or an argument."""
 
 
 class PlainCommand(_Plain, TyperCommand):

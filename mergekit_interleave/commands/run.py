@@ -182,6 +182,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
     registry.rows(engine)  # raises an error for an unknown engine
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
+    if device is not None:
+        _check_device(device)
     stated = {
         "cuda": cuda,
         "device": device,
@@ -222,6 +224,22 @@ def run(  # noqa: PLR0913 - one parameter for each option
             works = suggest.suggestion(base, expansion.directive, expansion.layout)
             error.hint = f"this would do: {works}" if works else None
             raise
+
+
+def _check_device(device: str) -> None:
+    """Check that torch knows a device, whether or not this machine has it.
+
+    Raises:
+        DirectiveError: torch does not know it.
+    """
+    import torch  # noqa: PLC0415 - takes seconds to import
+
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise DirectiveError(
+            f"--device: {device!r} is not a device of torch", hint="use cpu, cuda, cuda:1 or mps"
+        ) from error
 
 
 @dataclass(frozen=True)

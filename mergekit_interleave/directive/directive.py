@@ -456,10 +456,9 @@ def _short_names(value: object, where: str) -> dict[str, ModelRef]:
 def _apply_to(value: object, where: str) -> str:
     if value not in APPLY_TO:
         close = nearest(str(value), APPLY_TO)
-        hint = f"did you mean {close}? " if close else ""
         raise DirectiveError(
-            f"{where}: {value!r:.80} is not a set of layers",
-            hint=f"{hint}use one of {', '.join(APPLY_TO)}",
+            f"{where}: expected one of {', '.join(APPLY_TO)}, found {value!r:.80}",
+            hint=f"did you mean {close}?" if close else None,
         )
     return str(value)
 

@@ -64,7 +64,12 @@ def of_config(
         with config_errors(out):
             return list(_config(out, expected, stored, trained=trained, trusted=trusted))
     except CheckpointError as error:
-        return [Difference(str(error))]
+        return [Difference(str(error), file=CONFIG)]
+
+
+def _in_file(name: str, what: str) -> Difference:
+    """Return a difference in a file beside the weights."""
+    return Difference(f"{name}: {what}", file=name)
 
 
 def of_weights(out: Path) -> Iterator[Difference]:
@@ -90,23 +95,23 @@ def _manifest(
     """Check interleave.json against itself, the tensors, and the plan that made them."""
     content = recorded.content
     if content.get("fingerprint") != manifest.fingerprint(expected.layout):
-        yield Difference(f"{manifest.FILE}: the fingerprint does not match the layers")
+        yield _in_file(manifest.FILE, "the fingerprint does not match the layers")
     plan = expected.plan
     entries = manifest.totals(expected.layout, expected.specs, packed=False)
     entries |= {} if plan is None else manifest.facts(plan)
     for key, value in ({} if trained else entries).items():
         if content.get(key, value) != value:
-            yield Difference(f"{manifest.FILE}: {key} is {_unlike_value(content[key], value)}")
+            yield _in_file(manifest.FILE, f"{key} is {_unlike_value(content[key], value)}")
     for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
         stated = content["layers"][index]
         for key in layer.keys() | stated.keys():
             if layer.get(key) != stated.get(key):
                 values = _unlike_value(stated.get(key), layer.get(key))
-                yield Difference(f"{manifest.FILE}: layer {index}: {key} is {values}")
+                yield _in_file(manifest.FILE, f"layer {index}: {key} is {values}")
 
 
 def _unlike_value(found: object, expected: object) -> str:
-    """The two values of a JSON key, for a message."""
+    """Return both values of a JSON key in words."""
     return f"{json.dumps(found):.100}, expected {json.dumps(expected):.100}"
 
 
@@ -116,12 +121,12 @@ def _files(
     """Check that all files of the run exist, and that copied files equal those of the base."""
     for name in recorded.files:
         if not _out_files.is_replaceable(name) and not (out / name).is_file():
-            yield Difference(f"{name}: is missing")
+            yield _in_file(name, "is missing")
     if plan is None:
         return
     for name, content in plan.carried(lambda _: None):  # `run` printed the warnings
         if (out / name).is_file() and not _has_content(out / name, content):
-            yield Difference(f"{name}: differs from the file of the base")
+            yield _in_file(name, "differs from the file of the base")
 
 
 def _has_content(file: Path, content: bytes) -> bool:
@@ -136,14 +141,14 @@ def _recipe(out: Path, recorded: RecordedLayout, expected: ExpectedModel) -> Ite
         recipe = recorded_layout.read(out, out / mergekit_yaml.FILE)
         layout = recipe.layout
     except InterleaveError as error:
-        yield Difference(f"{mergekit_yaml.FILE}: {error}")
+        yield _in_file(mergekit_yaml.FILE, str(error))
         return
     if manifest.fingerprint(layout) != manifest.fingerprint(expected.layout):
-        yield Difference(f"{mergekit_yaml.FILE}: its layers differ from those in {manifest.FILE}")
+        yield _in_file(mergekit_yaml.FILE, f"its layers differ from those in {manifest.FILE}")
     if mergekit_yaml.dtypes_of(recipe.directive.mergekit) != mergekit_yaml.dtypes_of(
         recorded.directive.mergekit
     ):
-        yield Difference(f"{mergekit_yaml.FILE}: its dtype differs from that in {manifest.FILE}")
+        yield _in_file(mergekit_yaml.FILE, f"its dtype differs from that in {manifest.FILE}")
 
 
 _IGNORED = {"transformers_version", "_name_or_path"}
@@ -161,7 +166,7 @@ def _config(
     try:
         found = read_json(out / CONFIG, most=MAX_CONFIG)
     except CheckpointError as error:
-        yield Difference(str(error))
+        yield Difference(str(error), file=CONFIG)
         return
     ignored = _IGNORED_AFTER_TRAINING if trained else _IGNORED
     wrong = _unlike(expected.config, found, ignored)
@@ -181,7 +186,7 @@ def _config(
         dtype = _dtypes.NAMED.get(str(value))
         if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
-        yield Difference(f"{CONFIG}: {key} is {_unlike_value(value, wanted)}")
+        yield _in_file(CONFIG, f"{key} is {_unlike_value(value, wanted)}")
 
 
 def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:

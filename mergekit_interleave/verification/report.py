@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount
 from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import meta_model
+from mergekit_interleave.checkpoint.checkpoint import CONFIG
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor, iterate_tensors
 from mergekit_interleave.directive.model_ref import ModelRef
@@ -20,7 +22,7 @@ from mergekit_interleave.errors import (
     RefusedError,
 )
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import recorded_layout, verification_text
+from mergekit_interleave.output import manifest, recorded_layout, verification_text
 from mergekit_interleave.output.manifest import Manifest
 from mergekit_interleave.planning.expansion_plan import TOKENIZER, ExpansionPlan
 from mergekit_interleave.planning.tensor_plan import TensorSpec
@@ -74,8 +76,8 @@ class VerifyReport:
 
     def outcome(self) -> dict[str, Any]:
         """The result as interleave.json stores it."""
-        specs, differences = self.expected.specs, len(self.differences)
-        found = outcome(self.weights, self.against, specs, differences)
+        specs = self.expected.specs
+        found = outcome(self.weights, self.against, specs, self.differences)
         return {**found, "wider": self.wider} if self.wider else found
 
     def lines(self) -> list[str]:
@@ -108,7 +110,7 @@ def outcome(
     weights: Comparison | None,
     against: Sequence[str],
     specs: Sequence[TensorSpec],
-    differences: int = 0,
+    differences: Sequence[Difference] = (),
 ) -> dict[str, Any]:
     """Return the result of a comparison as interleave.json stores it.
 
@@ -116,10 +118,11 @@ def outcome(
         weights: The comparison of the tensors; None if they could not be read.
         against: The names of the sources.
         specs: The expected tensors.
-        differences: The number of differences.
+        differences: All differences, including those in other files.
     """
     computed = sum(spec.is_computed for spec in specs)
-    found: dict[str, Any] = {"exact": not differences, "differences": differences}
+    found: dict[str, Any] = {"exact": not differences, "differences": len(differences)}
+    found |= {"failed": Counter(map(_part, differences))} if differences else {}
     found |= {"against": list(against)} if against else {}
     if weights is not None:
         found |= {
@@ -130,6 +133,14 @@ def outcome(
         found |= {"not_compared": dict(weights.unread)} if weights.unread else {}
     found |= {"computed": computed} if computed else {}
     return found | {"tools": {"mergekit-interleave": __version__}}
+
+
+def _part(difference: Difference) -> str:
+    """Return the part of a model that differs, as interleave.json names it."""
+    if difference.file is None:
+        return verification_text.WEIGHTS
+    known = (CONFIG, manifest.FILE, mergekit_yaml.FILE)
+    return difference.file if difference.file in known else verification_text.OTHER_FILES
 
 
 def verify(

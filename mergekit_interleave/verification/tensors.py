@@ -41,11 +41,13 @@ class Difference(NamedTuple):
         what: A description; if `tensor` is given, a predicate that follows its name.
         tensor: The name of the tensor, if the difference concerns one.
         layer: The index of the tensor's layer in the new model, if it belongs to one.
+        file: The name of the file beside the weights, if the difference concerns one.
     """
 
     what: str
     tensor: str | None = None
     layer: int | None = None
+    file: str | None = None
 
     def __str__(self) -> str:
         place = "" if self.layer is None else f"layer {self.layer}: "
