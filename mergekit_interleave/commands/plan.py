@@ -1,4 +1,4 @@
-"""`plan`: what `run` would make of a directive; nothing is written."""
+"""`plan`: compute what `run` would write for a directive, without writing it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry, select
-from mergekit_interleave.engines.protocol import Traffic
+from mergekit_interleave.engines.protocol import Estimate
 from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
 from mergekit_interleave.layout import describe, mergekit_yaml
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers that models hold.
+    """The numbers of parameters.
 
     Attributes:
         before: In the base, the model of the first layer.
         after: In the result.
-        new: In the result's new layers, which are the ones to train.
+        new: In the new layers of the result, which are to be trained.
     """
 
     before: int
@@ -66,39 +66,56 @@ class Writing:
     """The cost of writing the weights.
 
     Attributes:
-        nbytes: Bytes of all tensors.
-        mergekit: Bytes that mergekit writes; None where it cannot write them.
-        stream: How the stream engine writes the bytes; None if it cannot, or if that is unknown
-            until the weights are available.
+        nbytes: The bytes of all tensors.
         engine: The engine that `--engine auto` selects.
         why: The reason for that choice.
-        memory: The approximate memory that each engine needs, in bytes.
-        free: Bytes that are free here.
+        estimates: What each engine needs, by its name. An engine that cannot write the weights is
+            missing, as is one whose needs are unknown until the weights are available.
+        free: The free bytes on the disk.
     """
 
     nbytes: int
-    mergekit: int | None
-    stream: Traffic | None
     engine: str
     why: str
-    memory: Mapping[str, int]
+    estimates: Mapping[str, Estimate]
     free: int
+
+    @property
+    def least(self) -> int:
+        """The fewest bytes that an engine must write."""
+        return min((each.traffic.written for each in self.estimates.values()), default=self.nbytes)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the values as they appear in JSON."""
+        estimates = {name: dataclasses.asdict(each) for name, each in self.estimates.items()}
+        mergekit, stream = (estimates.get(name) for name in (registry.MERGEKIT, registry.STREAM))
+        return {
+            "nbytes": self.nbytes,
+            "engine": self.engine,
+            "why": self.why,
+            "estimates": estimates,
+            "memory": {name: each.memory for name, each in self.estimates.items()},
+            # Release 0.1.0 had these two keys.
+            "mergekit": mergekit and mergekit["traffic"]["written"],
+            "stream": stream and stream["traffic"],
+            "free": self.free,
+        }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `run` would make of a directive. A notebook shows its layer map.
+    """The model that `run` would write for a directive. A notebook shows its layer map.
 
     Attributes:
         directive: The directive, with its model filled in.
         layout: The layers of the result.
         names: The public names of the models, in the order of their first layers.
-        depths: The number of layers of each model; None where it is not known.
+        depths: The number of layers of each model; None if it is unknown.
         identities: The indices of the new layers that pass their input on unchanged.
-        parameters: The numbers of parameters; None where they cannot be counted.
+        parameters: The numbers of parameters; None if they cannot be counted.
         writing: The cost of writing the weights; None if their sizes are unknown.
-        config: The keys of config.json that change, each with its old and new value; None where
-            there is no config.json to read.
+        config: The keys of config.json that change, each with its old and new value; None if there
+            is no config.json to read.
         warnings: Warnings, one sentence each.
         counted: Whether the weights were read; if not, sizes are derived from config.json.
     """
@@ -132,7 +149,7 @@ class Plan:
         return manifest.fingerprint(self.layout)
 
     def lines(self) -> list[tuple[str, str]]:
-        """The plan as text: lines, each with its name."""
+        """The plan as lines of text, each with its name."""
         return list(_lines(self))
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,7 +157,7 @@ class Plan:
         return _as_dict(self)
 
     def strip(self, width: int, *, ascii_only: bool = False) -> list[layer_maps.Line]:
-        """The layer map for a terminal: lines of text, each with its style as rich names it.
+        """Draw the layer map for a terminal: lines of text, each with its style as rich names it.
 
         Args:
             width: The width of the terminal in characters.
@@ -155,11 +172,11 @@ class Plan:
         )
 
     def svg(self) -> str:
-        """The layer map as an SVG picture, as `plan --svg` writes it."""
+        """Draw the layer map as an SVG picture, as `plan --svg` writes it."""
         return svg.picture(self.layout, self.identities, self.names)
 
     def _repr_svg_(self) -> str:
-        """Return the SVG that a notebook shows."""
+        """Return the SVG picture, which a notebook shows."""
         return self.svg()
 
     def __str__(self) -> str:
@@ -173,16 +190,16 @@ def plan(
     trust_remote_code: bool = False,
     **words: Unpack[Words],
 ) -> Plan:
-    """Compute what `run` would make of a directive. Nothing is written.
+    """Compute what `run` would write for a directive. Nothing is written.
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
-        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         trust_remote_code: Run code from the models. By default none is run.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
-        The plan: its layers, parameters, bytes, changes of config.json, and warnings.
+        The plan: layers, parameters, bytes, changes of config.json, and warnings.
 
     Raises:
         InterleaveError: `run` would refuse the directive or the model.
@@ -192,8 +209,8 @@ def plan(
     here = Path.cwd()
     with restored_settings(), collected_warnings() as warnings:
         found = _plan(wanted, models, here, warnings, allow_non_identity=allow_non_identity)
-        if found.writing is not None and found.writing.free < _least(found.writing):
-            warnings.append("there is not enough free space here")
+        if found.writing is not None and found.writing.free < found.writing.least:
+            warnings.append("there is not enough free disk space here")
     return dataclasses.replace(found, warnings=tuple(dict.fromkeys(warnings)))
 
 
@@ -236,7 +253,7 @@ def _is_readable(directive: Directive, models: Models) -> bool:
 
 
 def _from_words(expansion: Expansion, models: Models) -> Plan:
-    """Plan from the directive alone, when nothing is known about the models."""
+    """Plan from the directive alone, if the models cannot be read."""
     stated = expansion.directive.layers
     layout = mergekit_yaml.effective(expansion.layout, expansion.directive.mergekit)
     return Plan(
@@ -274,7 +291,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 
 
 def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
-    """Add the sizes that the tensors give to a plan."""
+    """Add the sizes of the tensors to a plan."""
     new = {layer.index for layer in found.layout.new_layers}
     choice = select.choose(made, here)
     return dataclasses.replace(
@@ -292,21 +309,12 @@ def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
 
 
 def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
-    needs = choice.estimates
-    mergekit, stream = needs.get(registry.MERGEKIT), needs.get(registry.STREAM)
-    return Writing(
-        nbytes=nbytes,
-        mergekit=None if mergekit is None else mergekit.traffic.written,
-        stream=None if stream is None else stream.traffic,
-        engine=choice.engine,
-        why=choice.why,
-        memory={name: estimate.memory for name, estimate in needs.items()},
-        free=shutil.disk_usage(here).free,
-    )
+    free = shutil.disk_usage(here).free
+    return Writing(nbytes, choice.engine, choice.why, choice.estimates, free)
 
 
 def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
-    """Estimate the sizes from config.json, by the parameters that its class would build."""
+    """Estimate the sizes from the parameters that the class in config.json would build."""
     shapes = {}
     try:
         for model, checkpoint in sources.models.items():
@@ -330,13 +338,6 @@ def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 
 
-def _least(writing: Writing) -> int:
-    """The fewest bytes that an engine must write."""
-    if writing.stream is not None:
-        return writing.stream.written
-    return writing.mergekit or writing.nbytes
-
-
 def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     layout = found.layout
     new = len(layout.new_layers)
@@ -350,15 +351,13 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     yield "sources", layer_maps.sources(layout)
     if found.distance is not None:
         mean, most = found.distance
-        yield (
-            "distance",
-            f"copies are {decimal(mean)} away from their originals on average, {most} at most",
-        )
+        layers = "1 layer" if mean == 1 else f"{decimal(mean)} layers"
+        yield "distance", f"{layers} on average from a copy to its original, {most} at most"
     yield from _sizes(found)
     for key, (old, value) in (found.config or {}).items():
         yield "config", f"{key}: {_short(old)} → {_short(value)}"
     if not found.config:
-        yield "config", "not known" if found.config is None else "stays as it is"
+        yield "config", "not known" if found.config is None else "unchanged"
     yield "fingerprint", manifest.fingerprint(layout)
     for warning in found.warnings:
         yield "warning", warning
@@ -367,8 +366,11 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
 def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
     if found.parameters is not None:
         numbers = found.parameters
-        by = "" if found.counted else ", by config.json"
-        yield "parameters", f"{numbers.before:,} → {numbers.after:,} ({count(numbers.after)}{by})"
+        source = "" if found.counted else ", by config.json"
+        yield (
+            "parameters",
+            f"{numbers.before:,} → {numbers.after:,} ({count(numbers.after)}{source})",
+        )
         if numbers.new:
             share = numbers.new / numbers.after
             yield "trainable", f"{numbers.new:,} in the new layers, {share:.1%} of all"
@@ -379,20 +381,16 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
     about = "" if found.counted else "about "
     yield "bytes", f"{about}{amount(writing.nbytes)}"
     yield "engine", f"{writing.engine}, {writing.why}"
-    if writing.mergekit is not None:
-        yield "mergekit", f"{about}{amount(writing.mergekit)} written"
-    if writing.stream is not None:
-        yield "stream", str(writing.stream)
-    elif not found.counted:
-        yield "stream", "unknown until the weights are available"
-    if writing.memory:
-        needs = [f"{amount(nbytes)} by {engine}" for engine, nbytes in writing.memory.items()]
-        yield "memory", f"about {', '.join(needs)}"
-    yield "free", f"{amount(writing.free)} here"
+    for name, needs in writing.estimates.items():
+        yield name, f"{about}{needs.traffic}"
+    if writing.estimates:
+        memory = [f"{amount(each.memory)} by {name}" for name, each in writing.estimates.items()]
+        yield "memory", f"about {', '.join(memory)}"
+    yield "free disk", amount(writing.free)
 
 
 def _short(value: object) -> str:
-    """A value of config.json; a list with an entry for each layer would fill the screen."""
+    """Return a value of config.json as text; a long list, such as one per layer, is abridged."""
     text = json.dumps(value)
     if isinstance(value, list) and len(text) > _LONGEST:
         return f"{len(value)} entries"
@@ -430,7 +428,7 @@ def _as_dict(found: Plan) -> dict[str, Any]:
             "trainable": found.parameters.new,
             "counted_from": "weights" if found.counted else "config.json",
         },
-        "writing": writing and dataclasses.asdict(writing),
+        "writing": writing and writing.as_dict(),
         "config": found.config
         and {key: {"from": old, "to": new} for key, (old, new) in found.config.items()},
         "warnings": list(found.warnings),

@@ -113,16 +113,15 @@ def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estima
     nbytes = sum(spec.nbytes for spec in plan.specs) + sum(
         tensor.nbytes for model in merged for tensor in model.tensors.values()
     )
-    return Estimate(Traffic(nbytes), memory(nbytes))
+    return estimate_by_size(nbytes)
 
 
-def memory(nbytes: int) -> int:
-    """About how many bytes of memory a `run` takes: mergekit holds one shard.
+def estimate_by_size(nbytes: int) -> Estimate:
+    """Estimate from the bytes of all tensors; mergekit holds one shard in memory.
 
-    Args:
-        nbytes: The bytes of all tensors. docs/performance.md has what was measured.
+    docs/performance.md has the measured memory.
     """
-    return _LIBRARIES + min(nbytes, _SHARD_SIZE)
+    return Estimate(Traffic(nbytes), memory=_LIBRARIES + min(nbytes, _SHARD_SIZE))
 
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:

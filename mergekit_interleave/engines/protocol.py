@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mergekit_interleave._units import amount
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.engines import registry
 from mergekit_interleave.engines.copy_range import Tick
 from mergekit_interleave.errors import OutputError
@@ -145,6 +146,16 @@ class Engine(Protocol):
 
     def unsupported(self, plan: ExpansionPlan) -> str | None:
         """Why this engine cannot write a plan: a predicate, such as `cannot scale x`."""
+
+    def unsupported_type(self, first: Checkpoint) -> str | None:
+        """Return why this engine cannot write models of a type, as far as config.json tells.
+
+        Args:
+            first: The model of the first layer. Its weights may not be available.
+        """
+
+    def estimate_by_size(self, nbytes: int) -> Estimate | None:
+        """Estimate the cost from the bytes of all tensors; None if only the weights tell it."""
 
     def estimate(self, plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
         """What it takes to write a plan into a directory."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
-from mergekit_interleave.engines import mergekit, registry
-from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions, check_free
+from mergekit_interleave.engines import registry
+from mergekit_interleave.engines.protocol import Estimate, WriteOptions, check_free
+from mergekit_interleave.engines.registry import EngineRow
 from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
-
-_RIGHT = "which writes the right tensors of this type"
 
 
 @dataclass(frozen=True)
@@ -50,17 +49,9 @@ def choose(plan: ExpansionPlan, folder: Path) -> Choice:
         folder: Where it would be written.
     """
     options = WriteOptions()
-    reasons = {row: row.load().unsupported(plan) for row in registry.rows(registry.AUTO)}
-    able = [row for row, reason in reasons.items() if reason is None]
-    chosen = able[0] if able else [*reasons][-1]
-    against = [
-        f"{row.title} {reason}" for row, reason in reasons.items() if reason and row != chosen
-    ]
-    same = " and ".join(f"--engine {row.name}" for row in able[1:])
-    return Choice(
-        chosen.name,
-        f"because {'; '.join(against)}" if against else f"{_RIGHT}; {same} writes the same",
-        {row.name: row.load().estimate(plan, folder, options) for row in able},
+    return _choice(
+        {row: row.load().unsupported(plan) for row in registry.rows(registry.AUTO)},
+        lambda row: row.load().estimate(plan, folder, options),
     )
 
 
@@ -69,13 +60,34 @@ def choose_by_config(first: Checkpoint, nbytes: int) -> Choice:
 
     Args:
         first: The model of the first layer.
-        nbytes: About how many bytes the tensors have.
+        nbytes: The approximate bytes of all tensors.
     """
-    wrong = mergekit.unsupported_type(first)
-    if wrong is not None:
-        return Choice(registry.STREAM, f"because mergekit {wrong}", {})
-    needs = Estimate(Traffic(nbytes), mergekit.memory(nbytes))
-    return Choice(registry.MERGEKIT, _RIGHT, {registry.MERGEKIT: needs})
+    return _choice(
+        {row: row.load().unsupported_type(first) for row in registry.rows(registry.AUTO)},
+        lambda row: row.load().estimate_by_size(nbytes),
+    )
+
+
+def _choice(
+    reasons: Mapping[EngineRow, str | None], estimate: Callable[[EngineRow], Estimate | None]
+) -> Choice:
+    """Choose the first engine that has no reason against it.
+
+    Args:
+        reasons: Why each engine cannot write the plan; None if it can.
+        estimate: Estimates the needs of an engine; None if they are unknown.
+    """
+    able = [row for row, reason in reasons.items() if reason is None]
+    chosen = able[0] if able else [*reasons][-1]
+    against = [
+        f"{row.title} {reason}" for row, reason in reasons.items() if reason and row != chosen
+    ]
+    estimates = {row.name: estimate(row) for row in able}
+    return Choice(
+        chosen.name,
+        f"because {'; '.join(against)}" if against else "the default",
+        {name: needs for name, needs in estimates.items() if needs is not None},
+    )
 
 
 def is_streamable(plan: ExpansionPlan, options: WriteOptions) -> bool:

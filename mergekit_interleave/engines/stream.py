@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Lock
 
 from mergekit_interleave._files import sync
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import INDEX
 from mergekit_interleave.engines import copy_range, sharding
 from mergekit_interleave.engines.copy_range import Pair, Tick
@@ -58,6 +59,16 @@ def unsupported(plan: ExpansionPlan) -> str | None:
     if reason is not None:
         return f"does no arithmetic: {reason}"
     return _needs_mergekit(plan.expansion)
+
+
+def unsupported_type(first: Checkpoint) -> str | None:  # noqa: ARG001 - the protocol's
+    """Return None: bytes are copied alike for every type; see `protocol.Engine`."""
+    return None
+
+
+def estimate_by_size(nbytes: int) -> Estimate | None:  # noqa: ARG001 - the protocol's
+    """Return None: the shared blocks and the memory depend on the tensors."""
+    return None
 
 
 def _needs_mergekit(expansion: Expansion) -> str | None:

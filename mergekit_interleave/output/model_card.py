@@ -194,8 +194,8 @@ def _training(data: CardData) -> str:
     )
     which = (
         f"`freeze_original_layers` reads from `{data.says}` which layers are new. `mk-interleave "
-        "train DIR --for TRAINER` writes settings that train only these layers, for axolotl, "
-        "transformers, trl, peft, llamafactory, ms-swift or unsloth."
+        "train DIR --for TRAINER` writes a trainer's settings that train only these layers; "
+        "`mk-interleave train --help` lists the trainers."
     )
     afterwards = (
         "After training, `mk-interleave verify TRAINED --against BASE --trained --recipe "

@@ -11,7 +11,7 @@ from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
@@ -60,16 +60,7 @@ def of_config(
         stored: Dtypes that config.json may also state, because a trainer has stored tensors in
             them.
     """
-    try:
-        with config_errors(out):
-            return list(_config(out, expected, stored, trained=trained, trusted=trusted))
-    except CheckpointError as error:
-        return [Difference(str(error), file=CONFIG)]
-
-
-def _in_file(name: str, what: str) -> Difference:
-    """Return a difference in a file beside the weights."""
-    return Difference(f"{name}: {what}", file=name)
+    return list(_config(out, expected, stored, trained=trained, trusted=trusted))
 
 
 def of_weights(out: Path) -> Iterator[Difference]:
@@ -87,6 +78,11 @@ def of_weights(out: Path) -> Iterator[Difference]:
         yield Difference(
             "adapter_config.json: is not part of the layout; transformers would load its adapter"
         )
+
+
+def _in_file(name: str, what: str) -> Difference:
+    """Return a difference in a file beside the weights."""
+    return Difference(f"{name}: {what}", file=name)
 
 
 def _manifest(
@@ -218,7 +214,7 @@ def _unlike(
 
 
 def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
-    """Whether one config omits a dtype that a nested config inherits; transformers writes it."""
+    """Whether only one of two nested configs states a dtype, which transformers may write out."""
     part, _, name = key.rpartition(".")
     return bool(part) and name in _DTYPE and None in pair
 

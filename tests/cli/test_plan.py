@@ -22,11 +22,11 @@ what        2 new layers, zeroed, one after every 4th of 8: block expansion
 layers      8 → 10, 2 of them new
 map         0-3 [4] 5-8 [9]
 sources     0-3 3-7 7
-distance    copies are 1 away from their originals on average, 1 at most
+distance    1 layer on average from a copy to its original, 1 at most
 parameters  66,080 → 81,568 (81.6K)
 trainable   15,488 in the new layers, 19.0% of all
 bytes       326 kB
-engine      mergekit, which writes the right tensors of this type; --engine stream writes the same
+engine      mergekit, the default
 mergekit    326 kB written
 stream      318 kB written, 20.5 kB of zeros that take no room
 memory      about 900 MB by mergekit, 32.1 MB by stream
@@ -63,7 +63,7 @@ def test_all_of_it_in_a_pipe(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     assert (result.status, result.err) == (0, "")
     assert result.out.startswith(LINES)
     free, config, fingerprint = result.out[len(LINES) :].splitlines()
-    assert free.startswith("free        ")
+    assert free.startswith("free disk   ")
     assert config == "config      num_hidden_layers: 8 → 10"
     assert fingerprint.startswith("fingerprint ")
     assert os.listdir(tmp_path) == []
@@ -236,7 +236,7 @@ def test_no_room(mk: Cli, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = mk("plan", "--every", "4", "--model", tiny)
     assert (result.status, lines(result.out)["warning"]) == (
         0,
-        "there is not enough free space here",
+        "there is not enough free disk space here",
     )
 
 

@@ -61,7 +61,7 @@ def blocks(page: str) -> list[Block]:
 
 def same(text: str) -> str:
     """What differs from one machine to the next: room on the disk, the build of torch."""
-    text = re.sub(r"[\d.]+ [kMGT]B here", "SOME here", text)
+    text = re.sub(r"^(free disk +)[\d.]+ [kMGT]B", r"\1SOME", text, flags=re.MULTILINE)
     return re.sub(r"(torch [\d.]+)\+\w+", r"\1", text)
 
 

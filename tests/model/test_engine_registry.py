@@ -17,7 +17,9 @@ from mergekit_interleave.engines.protocol import Engine, WriteOptions
 from mergekit_interleave.errors import DirectiveError
 
 PLAIN = """
-from mergekit_interleave.engines.stream import estimate, unsupported, write_shards
+from mergekit_interleave.engines.stream import (
+    estimate, estimate_by_size, unsupported, unsupported_type, write_shards
+)
 from mergekit_interleave.engines.sharding import shards_of
 from mergekit_interleave.errors import DirectiveError
 
@@ -70,6 +72,8 @@ def test_run_and_plan_use_it(third: Cli, tiny: Path, tmp_path: Path) -> None:
     assert made["tools"].keys() == {"mergekit-interleave"}
     planned = json.loads(str(third("plan", "append: 1", "--model", tiny, "--json")))
     assert planned["writing"]["memory"].keys() == {"mergekit", "stream", "plain"}
+    assert planned["writing"]["estimates"]["plain"]["traffic"]["written"] > 0
+    assert "\nplain       " in str(third("plan", "append: 1", "--model", tiny))
 
 
 @pytest.mark.parametrize("name", registry.ENGINES)
@@ -77,7 +81,7 @@ def test_every_engine_has_the_functions_of_the_protocol(name: str) -> None:
     """A row names a module that has all of them."""
     engine = registry.ENGINES[name].load()
     names = [word for word in vars(Engine) if not word.startswith("_")]
-    assert len(names) == 4
+    assert len(names) == 6
     assert all(callable(getattr(engine, word)) for word in names)
 
 

@@ -120,12 +120,14 @@ class Flag(NamedTuple):
         help: What it does, in a sentence.
         read: Reads its value, the text and what to call it in errors; None where the value is what
             YAML has for the key, as text or as YAML in brackets.
+        repeatable: Whether the flag may be given several times, each time with more of a list.
     """
 
     name: str
     metavar: str
     help: str
     read: Callable[[str, str], Growth] | None = None
+    repeatable: bool = False
 
 
 class Line(NamedTuple):

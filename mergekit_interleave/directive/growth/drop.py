@@ -80,6 +80,6 @@ LINE = Line(
     KEY,
     _read,
     _schema,
-    flags=(Flag("drop", "RANGE,...", "Leave out layers, such as 23:28."),),
+    flags=(Flag("drop", "RANGE,...", "Leave out layers, such as 23:28.", repeatable=True),),
     propose=_propose,
 )

@@ -184,7 +184,14 @@ LINE = Line(
     KEY,
     _read,
     _schema,
-    flags=(Flag("stack", "RANGE,...", "Stack ranges one after another, such as 0:24,8:32."),),
+    flags=(
+        Flag(
+            "stack",
+            "RANGE,...",
+            "Stack ranges one after another, such as 0:24,8:32.",
+            repeatable=True,
+        ),
+    ),
     definitions=definitions,
     propose=_propose,
 )
