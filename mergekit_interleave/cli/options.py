@@ -80,7 +80,7 @@ _FLAGS = {
         metavar="MODEL",
     ),
     "layers": typer.Option(
-        help="The number of its layers, if its config.json cannot be read.", metavar="N"
+        help="The number of layers, if the config.json of the model cannot be read.", metavar="N"
     ),
     "dtype": typer.Option(
         help="Convert the weights, for example to bfloat16.",

@@ -23,8 +23,8 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         f"The trainer: {registry.in_words()}.",
         autocompletion=options.offering(*registry.TRAINERS))],
     method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
-        "Train the new layers themselves, or a LoRA of them. Default: full, if the trainer "
-        "supports it.", autocompletion=options.offering(*registry.METHODS))] = None,
+        "Train the new layers themselves, or a LoRA of them. Default: full if the trainer "
+        "supports it, else lora.", autocompletion=options.offering(*registry.METHODS))] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
         "The file that records which layers are new, if DIR has none: an interleave.json or a "
         "mergekit config.")] = None,
