@@ -273,7 +273,7 @@ def test_500_slices_take_less_than_a_second() -> None:
     assert min(taken() for _ in range(3)) < 1  # another process may share the core
 
 
-class TestDoors:
+class TestInputs:
     """`explain` reads YAML, a card, a directory, a stream of documents and standard input."""
 
     def test_a_card(self, mk: Cli) -> None:

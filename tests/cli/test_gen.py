@@ -79,7 +79,7 @@ PUBLISHED = [
 class TestPublished:
     """`gen` reproduces the two published configurations slice for slice."""
 
-    def test_from_every_door(
+    def test_from_every_input(
         self, mk: Cli, example: str, inline: str, flags: list[str], expected: list[object]
     ) -> None:
         """A file, standard input, inline text and flags give the same bytes."""
@@ -317,7 +317,7 @@ class TestZero:
         result = mk("gen", "--append", "1", "--zero", "none", "--model", base)
         assert slices(result.out)[-1][2] is None
 
-    def test_names_are_not_checked_against_nothing(self, mk: Cli) -> None:
+    def test_names_are_not_checked_without_a_model(self, mk: Cli) -> None:
         """If the model cannot be read, `gen` warns that it does not check the names to zero."""
         result = mk("gen", "append: 1, model: org/x, zero: [a]", "--layers", "4")
         assert result.status == 0
@@ -340,7 +340,7 @@ class TestZero:
         assert "zero: [o_proj, down_proj]" in hint
 
     @pytest.mark.parametrize("weights", [True, False])
-    def test_a_list_that_leaves_a_writer_standing(
+    def test_a_list_that_omits_a_writer(
         self, mk: Cli, tiny: Path, tmp_path: Path, weights: bool
     ) -> None:
         """Without --allow-non-identity, `gen` refuses a list that omits a residual writer."""
@@ -356,7 +356,7 @@ class TestZero:
         )
         assert allowed.status == 0
 
-    def test_longer_names_do_as_well(self, mk: Cli, tmp_path: Path) -> None:
+    def test_longer_names(self, mk: Cli, tmp_path: Path) -> None:
         """A name to zero may be any part of a tensor's name."""
         base = config_only(tmp_path / "base", 8)
         names = "self_attn.o_proj,mlp.down_proj"

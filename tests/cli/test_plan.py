@@ -174,9 +174,7 @@ class TestByConfigAlone:
         assert shown["layers"].startswith("32 → 40")
 
 
-def test_words_are_enough_for_a_picture(
-    mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_model(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`plan` draws the layers of an unreadable model, and states no size or config."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = ("plan", "--repeat", "8:24", "--model", "org/m", "--layers", "32", "--svg", "x.svg")

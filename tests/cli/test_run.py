@@ -399,10 +399,10 @@ class TestFiles:
         assert json_of(out / "interleave.json")["directive"]["model"] == "org/tiny"
 
 
-class TestWords:
+class TestOutput:
     """`run` prints a short report."""
 
-    def test_what_it_says(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    def test_what_it_prints(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """`run` prints the size, the layout and a suggested name, and at most one hint."""
         words = ("run", "interleave: every 4", tmp_path / "out", "--model", tiny, "--force")
         for engine, sizes, hint in (
@@ -689,9 +689,7 @@ class TestRefusals:
         assert "config.json" in err
         assert "6 layers" in err
 
-    def test_force_spares_what_was_put_beside_the_model(
-        self, mk: Cli, tiny: Path, tmp_path: Path
-    ) -> None:
+    def test_force_keeps_other_files(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """--force replaces the files of a run, but refuses if OUT contains another file."""
         words = ("append: 1", tmp_path / "out", "--model", tiny, "--force")
         assert mk("run", *words).status == 0
@@ -708,7 +706,7 @@ class TestRefusals:
         err = self.refused(mk, tmp_path, *words, status=2)
         assert err.startswith("error: --mergekit: Expected one of cpu")
 
-    def test_a_bad_chat_template_wastes_no_weights(
+    def test_a_bad_chat_template_is_refused_early(
         self, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
         """An invalid chat template is refused before the weights are written."""

@@ -292,7 +292,7 @@ class TestWrong:
         (out / "config.json").unlink()
         assert one_line(self.wrong(mk, out, "--against", tiny), "config.json: ", "missing")
 
-    def test_an_index_that_lies(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
+    def test_a_wrong_index(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
         """`verify` names a tensor or a shard that the index omits."""
         out = tmp_path / "out"
         _run("append: 1", out, "--model", sharded, "--engine", "stream")
@@ -311,7 +311,7 @@ class TestWrong:
         (out / "tokenizer.json").unlink()
         assert one_line(self.wrong(mk, out, "--against", tiny), "tokenizer.json: ", "missing")
 
-    def test_a_manifest_that_lies(self, mk: Cli, out: Path, tiny: Path) -> None:
+    def test_a_wrong_manifest(self, mk: Cli, out: Path, tiny: Path) -> None:
         """`verify` names wrong layers and a wrong fingerprint in the recorded files."""
         manifest = out / "interleave.json"
         before = manifest.read_text()
@@ -327,7 +327,7 @@ class TestWrong:
         (out / "mergekit_config.yml").write_text(recipe.replace("[3, 4]", "[2, 3]"))
         assert one_line(self.wrong(mk, out), "mergekit_config.yml: ", "layers")
 
-    def test_null_is_not_nothing(self, mk: Cli, tmp_path: Path) -> None:
+    def test_null_is_not_a_missing_key(self, mk: Cli, tmp_path: Path) -> None:
         """A missing key differs from null if the class has another default."""
         base = make_llama(tmp_path / "base", mistral=True, sliding_window=None)
         _run("append: 1", tmp_path / "out", "--model", base, "--engine", "stream")
@@ -346,7 +346,7 @@ class TestWrong:
             ("quantization_config", {}),
         ],
     )
-    def test_what_a_class_would_swallow(
+    def test_values_that_a_class_would_accept(
         self, key: str, value: object, mk: Cli, stream: Path, tiny: Path
     ) -> None:
         """`verify` names a value that the config class would accept silently or fail to load."""
@@ -382,7 +382,7 @@ class TestWrong:
         assert one_line(printed, "adapter_config.json: ", "adapter")
         assert "in 3 places" in printed
 
-    def test_a_lora_that_was_none(self, mk: Cli, stream: Path, tiny: Path) -> None:
+    def test_a_lora_that_was_not_used(self, mk: Cli, stream: Path, tiny: Path) -> None:
         """interleave.json cannot exclude tensors from the comparison by naming a LoRA."""
 
         def name_a_lora(content: dict[str, Any]) -> None:
@@ -422,7 +422,7 @@ class TestWrong:
         ],
     )
     @pytest.mark.parametrize("against", [True, False])
-    def test_a_manifest_of_nonsense(
+    def test_an_invalid_manifest(
         self, changes: dict[str, Any], against: bool, mk: Cli, stream: Path, tiny: Path
     ) -> None:
         """An invalid interleave.json gives one error with exit code 1."""
@@ -431,7 +431,7 @@ class TestWrong:
         assert one_line(printed, f"error: {stream / 'interleave.json'}: ")
 
     @pytest.mark.parametrize("content", ["slices: " + "[" * 50_000, "x: [", "append: 1", ""])
-    def test_a_recipe_of_nonsense(self, content: str, stream: Path, tiny: Path) -> None:
+    def test_an_invalid_recipe(self, content: str, stream: Path, tiny: Path) -> None:
         """An invalid mergekit_config.yml gives exit code 1, even if it is nested very deeply."""
         import subprocess
 
@@ -456,7 +456,7 @@ class TestWrong:
         assert one_line(printed, f"{stream / 'config.json'}: ", "regular file")
         assert one_line(self.wrong(mk, stream), f"error: {stream}: ", "config.json")
 
-    def test_a_depth_without_end(self, mk: Cli, tmp_path: Path) -> None:
+    def test_a_huge_depth(self, mk: Cli, tmp_path: Path) -> None:
         """`verify` refuses a huge depth before a config class makes a list of its layers."""
         import toys
 
@@ -473,7 +473,7 @@ class TestWrong:
         assert one_line(printed, "config.json: num_hidden_layers is 1000000000000, not 9")
         assert one_line(self.wrong(mk, out), f"error: {out / 'config.json'}: ", "10000 layers")
 
-    def test_names_without_letters(self, mk: Cli, stream: Path, tiny: Path) -> None:
+    def test_control_characters_in_names(self, mk: Cli, stream: Path, tiny: Path) -> None:
         """`verify` escapes control characters in a tensor's name."""
         import torch
         from safetensors.torch import save_file
@@ -780,7 +780,7 @@ class TestRecord:
         assert self.verified(stream).keys() == {"weights"}
         assert (stream / "interleave.json").stat().st_mode == before
 
-    def test_not_by_a_look_at_itself(self, mk: Cli, stream: Path) -> None:
+    def test_not_without_the_base(self, mk: Cli, stream: Path) -> None:
         """Without the base, `verify` keeps the fuller record of an earlier comparison."""
         before = {file: file.read_bytes() for file in stream.iterdir()}
         assert mk("verify", stream).status == 0
@@ -797,7 +797,7 @@ class TestRecord:
         assert (linked / "interleave.json").is_symlink()
         assert (stream / "interleave.json").read_bytes() == before
 
-    def test_not_what_says_nothing_of_it(
+    def test_not_for_another_layout_or_base(
         self, mk: Cli, stream: Path, tiny: Path, tmp_path: Path
     ) -> None:
         """`verify` records no comparison with another layout or another base."""
@@ -810,14 +810,12 @@ class TestRecord:
         assert {file: file.read_bytes() for file in stream.iterdir()} == before
 
     @pytest.mark.parametrize("nonsense", [[], {"weights": []}, {"weights": {"tools": []}}, 5])
-    def test_a_record_of_nonsense(
-        self, nonsense: object, mk: Cli, stream: Path, tiny: Path
-    ) -> None:
+    def test_an_invalid_record(self, nonsense: object, mk: Cli, stream: Path, tiny: Path) -> None:
         """An invalid earlier record does not make `verify` fail."""
         edit_json(stream / "interleave.json", lambda content: content.update(verified=nonsense))
         assert mk("verify", stream, "--against", tiny).status == 0
 
-    def test_a_card_of_ones_own(self, mk: Cli, stream: Path, tiny: Path) -> None:
+    def test_a_card_that_the_user_wrote(self, mk: Cli, stream: Path, tiny: Path) -> None:
         """`verify` does not change a card that the user wrote."""
         (stream / "README.md").write_text("# Mine")
         assert mk("verify", stream, "--against", tiny).status == 0
