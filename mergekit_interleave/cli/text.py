@@ -26,10 +26,10 @@ class Report(Protocol):
         """Warnings, one sentence each."""
 
     def lines(self) -> Iterable[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
 
     def as_dict(self) -> Mapping[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
 
 
 def show_report(report: Report, notes: Iterable[str] = (), *, as_json: bool) -> None:

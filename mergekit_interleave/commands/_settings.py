@@ -36,6 +36,6 @@ def restored_settings(*, bars: bool = False) -> Iterator[None]:
 
 
 def _transformers_bars() -> bool:
-    """Whether transformers shows progress bars, as it does by default."""
+    """Return whether transformers shows progress bars, as it does by default."""
     module = sys.modules.get("transformers.utils.logging")
     return True if module is None else bool(module.is_progress_bar_enabled())

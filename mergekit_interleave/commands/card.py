@@ -50,11 +50,11 @@ class CardReport:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         return [*(f"{name}: written" for name in self.files), f"suggested name: {self.name}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `card --json` prints it."""
+        """Return the report as JSON values, as `card --json` prints it."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 

@@ -217,7 +217,7 @@ def _with_keys(one: Directive, written: Directive) -> Directive:
 
 
 def _modules_return(growth: ExplicitSlices, layout: Layout, models: _Opened) -> bool:
-    """Whether a directive would expand to the modules that a config lists."""
+    """Return whether a directive would expand to the modules that a config lists."""
     modules = growth.document.get("modules")
     if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
         return True  # mergekit-multi writes slices this way

@@ -53,7 +53,7 @@ class FixConfigReport:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         if self.written:
             lines = [f"config.json: written, for {self.layers} layers"]
         else:
@@ -65,7 +65,7 @@ class FixConfigReport:
         return lines or [f"{self.directory}: its config.json is correct"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `fix-config --json` prints it."""
+        """Return the report as JSON values, as `fix-config --json` prints it."""
         return {
             "directory": str(self.directory),
             "layers": self.layers,

@@ -9,6 +9,7 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import SPELLED_KEYS
 from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.planning import merge_stream, mergekit_support
@@ -46,8 +47,7 @@ def gen(
     models = Models()
     source = inputs.read(directive)
     if isinstance(source, Text) and merge_stream.is_stream(*source):
-        if inputs.any_given(words):
-            raise _no_flags(source)
+        _check_stream(source, has_flags=inputs.any_given(words))
         return Recipe(*merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
     wanted = inputs.parse(source, words)
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
@@ -57,14 +57,20 @@ def gen(
     return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name), warnings)
 
 
-def _no_flags(source: Text) -> DirectiveError:
-    """Return the error for flags with a multi-document file, such as a model card."""
+def _check_stream(source: Text, *, has_flags: bool) -> None:
+    """Check that a multi-document file is a stream; a model card is such a file, too.
+
+    Raises:
+        DirectiveError: It is not, or flags are given, which apply to a single directive.
+    """
     documents = map(yaml_io.keys, yaml_io.documents(*source))
-    if any("merge_method" in keys or registry.has_line(keys) for keys in documents):
-        return DirectiveError(
+    merge_keys = {"merge_method", *SPELLED_KEYS}
+    if not any(registry.has_line(keys) or merge_keys & keys.keys() for keys in documents):
+        raise DirectiveError(
+            f"{source.where}: contains neither a directive nor a mergekit config",
+            hint="the shortest directive is `interleave: every 4`",
+        )
+    if has_flags:
+        raise DirectiveError(
             f"{source.where}: flags cannot be combined with a file of several documents"
         )
-    return DirectiveError(
-        f"{source.where}: contains neither a directive nor a mergekit config",
-        hint="the shortest directive is `interleave: every 4`",
-    )

@@ -140,7 +140,7 @@ def parse_models(models: ModelLike | Sequence[ModelLike] | None, where: str) -> 
 
 
 def any_given(words: Words) -> bool:
-    """Whether any keyword is given."""
+    """Return whether any keyword is given."""
     return any(value is not None for value in words.values())
 
 

@@ -149,11 +149,11 @@ class Plan:
         return manifest.fingerprint(self.layout)
 
     def lines(self) -> list[tuple[str, str]]:
-        """The plan as lines of text, each with its name."""
+        """Return the plan as lines of text, each with its name."""
         return list(_lines(self))
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON values, as `plan --json` prints it."""
+        """Return the plan as JSON values, as `plan --json` prints it."""
         return _as_dict(self)
 
     def strip(self, width: int, *, ascii_only: bool = False) -> list[layer_maps.Line]:

@@ -27,5 +27,5 @@ class Recipe(str):
         return recipe
 
     def as_dict(self) -> dict[str, object]:
-        """The text and the warnings, for JSON."""
+        """Return the text and the warnings for JSON."""
         return {"text": str(self), "warnings": list(self.warnings)}

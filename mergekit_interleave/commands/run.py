@@ -93,7 +93,7 @@ class RunReport:
         return None
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         traffic = self.outcome.traffic
         numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
         size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
@@ -106,7 +106,7 @@ class RunReport:
         return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `run --json` prints it."""
+        """Return the report as JSON values, as `run --json` prints it."""
         return {
             "out": str(self.out),
             "layers": len(self.layout),
@@ -401,7 +401,8 @@ def _check_weights(
         any_dtype=lambda _: any_dtype,
         any_rows=lambda spec: new_vocabulary and spec.layer is None,
     )
-    written = compare(iterate_tensors(work), plan.specs, tolerance)
+    source_name = verification.source_name(plan)
+    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name)
     if written.differences:
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""

@@ -195,7 +195,7 @@ def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:
 
 
 def _is_too_deep(config: Mapping[str, Any]) -> bool:
-    """Whether the config states so many layers that building its class would never finish."""
+    """Return whether a config has so many layers that building its class would never finish."""
     specs = (config, *(part for part in config.values() if isinstance(part, Mapping)))
     depths = [part.get(key) for part in specs for key in families.depth_keys()]
     return any(isinstance(depth, int) and depth > MAX_LAYERS for depth in depths)
@@ -214,7 +214,7 @@ def _unlike(
 
 
 def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
-    """Whether only one of two nested configs states a dtype, which transformers may write out."""
+    """Return whether just one of two nested configs has a dtype, which transformers may add."""
     part, _, name = key.rpartition(".")
     return bool(part) and name in _DTYPE and None in pair
 

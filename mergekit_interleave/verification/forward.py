@@ -88,7 +88,7 @@ class ForwardComparison:
         return self.difference / self.size if self.size else self.difference
 
     def outcome(self, *, identity: bool) -> dict[str, Any]:
-        """The result as interleave.json stores it.
+        """Return the result as interleave.json stores it.
 
         Args:
             identity: Whether the model must compute what its base computes.
@@ -390,5 +390,5 @@ def _logits(model: Any, tokens: Any, last: int | None = None) -> Any:
 
 
 def _is_offloaded(model: Any) -> bool:
-    """Whether some weights of a model are on disk."""
+    """Return whether some weights of a model are on disk."""
     return "disk" in getattr(model, "hf_device_map", {}).values()

@@ -75,17 +75,17 @@ class VerifyReport:
         return verification_text.TRAINED if self.trained else verification_text.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
-        """The result as interleave.json stores it."""
+        """Return the result as interleave.json stores it."""
         specs = self.expected.specs
         found = outcome(self.weights, self.against, specs, self.differences)
         return {**found, "wider": self.wider} if self.wider else found
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         return list(_lines(self))
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `verify --json` prints it."""
+        """Return the report as JSON values, as `verify --json` prints it."""
         content = {**self.outcome(), "trained": self.trained}
         content["differences"] = [difference._asdict() for difference in self.differences]
         if self.forward is not None:
@@ -185,7 +185,7 @@ def verify(
         specs = [wider.get(spec.name, spec) for spec in expected.specs]
         lacking = _may_lack(out, found, trusted=trusted) if trained else None
         weights = compare(
-            found.items(), specs, _tolerance(expected, lacking), _source_name(expected.plan)
+            found.items(), specs, _tolerance(expected, lacking), source_name(expected.plan)
         )
         differences += weights.differences
         expected = _with_vocabulary(expected, found, differences)
@@ -209,7 +209,7 @@ def verify(
     )
 
 
-def _source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:
+def source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:
     """Return a function that names a source model within a sentence."""
     if plan is None:
         return lambda _: "the same model"
@@ -333,7 +333,7 @@ def _lines(report: VerifyReport) -> Iterator[str]:
 
 
 def _conclusion(report: VerifyReport) -> str:
-    """The conclusion of a report without differences."""
+    """Return the conclusion of a report without differences."""
     weights = report.weights
     if weights is None or not weights.compared:
         return "no tensor could be compared"
