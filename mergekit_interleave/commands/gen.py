@@ -72,5 +72,5 @@ def _check_stream(source: Text, *, has_flags: bool) -> None:
         )
     if has_flags:
         raise DirectiveError(
-            f"{source.where}: flags cannot be combined with a file of several documents"
+            f"{source.where}: flags cannot be combined with a multi-document file"
         )
