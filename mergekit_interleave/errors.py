@@ -51,7 +51,7 @@ class RefusedError(InterleaveError):
     """The result would not be exact, so it is not made."""
 
 
-class UnsayableError(RefusedError):
+class UnrepresentableError(RefusedError):
     """config.json cannot represent a layout, though it can represent others of the same model."""
 
     def __init__(self, reason: str) -> None:

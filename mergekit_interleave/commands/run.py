@@ -31,7 +31,7 @@ from mergekit_interleave.errors import (
     DirectiveError,
     OutputError,
     RefusedError,
-    UnsayableError,
+    UnrepresentableError,
     Warn,
     collected_warnings,
 )
@@ -218,7 +218,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         warnings.extend(expansion.warnings)
         try:
             return _run(expansion, models, Path(out), how, warnings)
-        except UnsayableError as error:
+        except UnrepresentableError as error:
             quieten(how.weights.mergekit.get("verbosity"))
             base = models.open(expansion.layout.models[0])
             works = suggest.suggestion(base, expansion.directive, expansion.layout)

@@ -14,7 +14,7 @@ from mergekit_interleave.checkpoint import extra_files, quantization
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import to_json
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableError
+from mergekit_interleave.errors import CheckpointError, RefusedError, UnrepresentableError
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
@@ -103,7 +103,7 @@ def stated_placement(base: Checkpoint, layout: Layout) -> Placement:
         layout: The layers.
 
     Raises:
-        UnsayableError: No config.json can represent the layout.
+        UnrepresentableError: No config.json can represent the layout.
     """
     key = base.require_family().deepstack
     if key is not None and families.stated(base.config, key) is not None:
@@ -121,7 +121,7 @@ def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
         raise CheckpointError(f"{base.path / CONFIG}: {key} is {entries!r:.200}, not a list")
     count = len(entries)
     if any(layer.index != layer.source for layer in layout.layers[:count]):
-        raise UnsayableError(
+        raise UnrepresentableError(
             f"{key} has {count} entries: image features are added after the first {count} layers, "
             "so these must stay first"
         )

@@ -11,7 +11,7 @@ from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.errors import (
     CheckpointError,
     RefusedError,
-    UnsayableError,
+    UnrepresentableError,
     collected_warnings,
     nearest,
 )
@@ -83,7 +83,7 @@ def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
     try:
         sources = {checkpoint.ref: checkpoint}
         return grown_config.grow(sources, layout, only_stated=True).placement.config
-    except UnsayableError as error:
+    except UnrepresentableError as error:
         error.hint = "`mk-interleave run` suggests a directive that works"
         raise
     except CheckpointError:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from mergekit_interleave.architectures.family import ConfigFacts, Family, stated
-from mergekit_interleave.errors import CheckpointError, RefusedError, UnsayableError
+from mergekit_interleave.errors import CheckpointError, RefusedError, UnrepresentableError
 from mergekit_interleave.layout.layout import Layer, Layout
 from mergekit_interleave.planning.zeroing import is_identity
 
@@ -168,7 +168,7 @@ def _check_irregular(source: SourceConfig, layers: Sequence[Layer]) -> None:
         if which in source.family.irregular_layers:
             for layer in layers:
                 if (layer.source == index) != (layer.index == place):
-                    raise UnsayableError(
+                    raise UnrepresentableError(
                         f"the {which} layer of model type {source.family.model_type} has other "
                         f"tensors than the rest, so layer {index} must stay {which} and cannot be "
                         "copied"
@@ -235,7 +235,7 @@ def _counts(source: SourceConfig, sources: Sequence[int]) -> dict[str, int]:
             # A count past the last layer stays past it.
             counts[key] = count if count < len(sources) else max(before, count)
         elif leading:
-            raise UnsayableError(
+            raise UnrepresentableError(
                 f"{key} counts layers at the start, but they would no longer be at the start"
             )
     return counts
@@ -267,7 +267,7 @@ def _solved(
     for candidate in (numbers, *_candidates(rule, wanted, len(layers))):
         if {i for i in range(len(layers)) if holds(i, *candidate)} == wanted:
             return dict(zip(keys, candidate, strict=True))
-    raise UnsayableError(
+    raise UnrepresentableError(
         f"{', '.join(keys)} require regular distances between layers, which the new layers break"
     )
 
@@ -353,7 +353,7 @@ def _shared_tail(
             if kind in lending and (lending[kind].source != lender or lending[kind].new)
         ]
     for layer in wrong:
-        raise UnsayableError(
+        raise UnrepresentableError(
             f"{rule.count_key} counts the last layers, which use the keys and values of layers "
             f"{' and '.join(map(str, sorted(lenders.values())))}, so layer {layer.index} of the "
             f"result cannot be a copy of layer {layer.source}"

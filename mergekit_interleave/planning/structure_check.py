@@ -13,7 +13,7 @@ from pathlib import Path
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import shapes
-from mergekit_interleave.errors import RefusedError, UnsayableError
+from mergekit_interleave.errors import RefusedError, UnrepresentableError
 from mergekit_interleave.layout.layout import Layout
 
 _Layers = Mapping[int, Mapping[str, tuple[int, ...]]]
@@ -31,7 +31,7 @@ def check(
         kv_sharing_layers: The indices of the new layers that reuse a result of an earlier layer.
 
     Raises:
-        UnsayableError: The class would build a layer differently from its source.
+        UnrepresentableError: The class would build a layer differently from its source.
     """
     family = base.require_family()
     absent = [
@@ -65,7 +65,7 @@ def check(
             theirs = _except((*ignored, *without), before[stack][layer.source])
             if ours != theirs:
                 tensor = min(name for name, _ in ours.items() ^ theirs.items())
-                raise UnsayableError(
+                raise UnrepresentableError(
                     f"transformers would build {tensor} of layer {layer.index} differently from "
                     f"its source, layer {layer.source}"
                 )

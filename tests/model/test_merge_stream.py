@@ -13,7 +13,7 @@ import torch
 import yaml
 from harness import Cli, load_tensors, make_llama
 
-from mergekit_interleave.errors import UnsayableError
+from mergekit_interleave.errors import UnrepresentableError
 from mergekit_interleave.planning import mergekit_support
 
 BLEND = """\
@@ -171,7 +171,7 @@ def test_errors_of_every_kind_name_the_document(mk: Cli, monkeypatch: pytest.Mon
     """An error that consists of a reason only also names the document."""
 
     def refuse(*_: object) -> None:
-        raise UnsayableError("unrepresentable")
+        raise UnrepresentableError("unrepresentable")
 
     monkeypatch.setattr(mergekit_support, "check", refuse)
     result = mk("gen", "-", stdin=f"{BLEND}---\n{DEEP}")
