@@ -5,7 +5,7 @@ An outcome is a mapping, as interleave.json stores it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergekit_interleave._units import amount
@@ -13,14 +13,16 @@ from mergekit_interleave._units import amount
 WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
 """What can be verified."""
 
+OTHER_FILES = "other files"
+"""Files whose differences are counted together, such as the tokenizer."""
+
 
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:
     """One sentence for each outcome."""
-    found = [
-        f"Weights: {_weights(outcomes[kind], trained=kind == TRAINED)}"
-        for kind in (WEIGHTS, TRAINED)
-        if kind in outcomes
-    ]
+    found: list[str] = []
+    for kind in (WEIGHTS, TRAINED):
+        if kind in outcomes:
+            found += _parts(outcomes[kind], trained=kind == TRAINED)
     if FORWARD in outcomes:
         found.append(f"Forward pass: {forward(outcomes[FORWARD])}")
     return found
@@ -34,15 +36,40 @@ def short(outcomes: Mapping[str, Any]) -> str:
             said, which = outcomes[kind], _which(outcomes[kind])
             equal = f"{which} tensors equal to their sources, {_how(said)}"
             words = "no tensors compared" if which == "no" else equal
-            found.append(words if said["exact"] else _failed(said))
+            found.append(words if said["exact"] else _short_failure(said))
     if FORWARD in outcomes:
         found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
     return "; ".join(found) or "nothing yet"
 
 
+def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
+    """One sentence on the weights, and one on each other part that differs."""
+    failed = _failed_parts(found)
+    if WEIGHTS in failed:
+        yield f"Weights: {_failed(failed[WEIGHTS])}. {_by(found)}"
+    else:
+        yield f"Weights: {_weights(found, trained=trained)}"
+    for part, count in failed.items():
+        if part != WEIGHTS:
+            yield f"{_title(part)}: {_failed(count)}. {_by(found)}"
+
+
+def _short_failure(found: Mapping[str, Any]) -> str:
+    parts = [*_failed_parts(found)]
+    where = "" if parts == [WEIGHTS] else f" ({', '.join(parts)})"
+    return f"{_failed(found['differences'])}{where}"
+
+
+def _failed_parts(found: Mapping[str, Any]) -> Mapping[str, int]:
+    """The number of differences in each part; earlier releases recorded only their sum."""
+    return {} if found["exact"] else found.get("failed", {WEIGHTS: found["differences"]})
+
+
+def _title(part: str) -> str:
+    return part.capitalize() if part == OTHER_FILES else f"`{part}`"
+
+
 def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
-    if not found["exact"]:
-        return f"{_failed(found)}. {_by(found)}"
     against = " and ".join(f"`{name}`" for name in found["against"])
     what = "the base's own, layer for layer" if trained else "what the layout requires"
     which = _which(found)
@@ -66,9 +93,8 @@ def _how(found: Mapping[str, Any]) -> str:
     return f"{'number for number' if wider else 'byte for byte'}{some and f' ({some})'}"
 
 
-def _failed(found: Mapping[str, Any]) -> str:
-    places = found["differences"]
-    return f"**failed** with {places} difference{'' if places == 1 else 's'}"
+def _failed(differences: int) -> str:
+    return f"**failed** with {differences} difference{'' if differences == 1 else 's'}"
 
 
 def forward(found: Mapping[str, Any]) -> str:
