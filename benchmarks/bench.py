@@ -1,6 +1,6 @@
-"""Measure time, CPU and memory of the engines, side by side; prints ratios of one run.
+"""Measure time, CPU and memory of the engines side by side; print the ratios of one run.
 
-It builds its own models (random weights, no torch), times processes in turn, and takes medians.
+It writes its own models (random weights, no torch), runs the processes in turn, and takes medians.
 Shared blocks are measured on an XFS image, which only root may mount.
 """
 
@@ -25,7 +25,7 @@ import models
 DIRECTIVE = "interleave: every 4"
 BEGIN, END = "<!-- measured -->", "<!-- end -->"
 
-# The command; it may skip fsync, and write another number of files at once.
+# The command line; it can skip fsync, and change the number of files written at once.
 SCRIPT = """
 import os, sys
 from mergekit_interleave.engines import stream
@@ -56,7 +56,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Contender:
-    """Something to time.
+    """A command to measure.
 
     Attributes:
         name: Its name in the table.
@@ -70,13 +70,13 @@ class Contender:
 
 
 def own(*flags: str, synced: bool, at_once: int = 0, engine: str = "stream") -> tuple[str, ...]:
-    """The command of this project."""
+    """Return a command line of this project."""
     words = ["run", DIRECTIVE, "{out}", "--model", "{base}", "--engine", engine, *flags]
     return (sys.executable, "-c", SCRIPT, "yes" if synced else "no", str(at_once), *words)
 
 
 def beside(name: str) -> str:
-    """A command of the current environment."""
+    """Return the path of a command in the current environment."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -93,7 +93,7 @@ ALL = (STREAM, MERGEKIT, COPY, STREAM_SYNCED, COPY_SYNCED, PLAIN)
 
 
 def measure(contender: Contender, places: dict[str, str], *, shares: bool = False) -> Cost:
-    """Run a contender once, into a directory that does not exist before and after.
+    """Run a contender once; its output directory exists neither before nor after.
 
     Args:
         contender: What to run.
@@ -107,22 +107,22 @@ def measure(contender: Contender, places: dict[str, str], *, shares: bool = Fals
     if contender.synced:
         command = ["sh", "-c", '"$@" && sync -f "$0"', str(out), *command]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         started = time.monotonic()
-        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.monotonic() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            said.seek(0)
-            sys.exit(f"{' '.join(command)}:\n{said.read().decode()}")
+            output.seek(0)
+            sys.exit(f"{' '.join(command)}:\n{output.read().decode()}")
     disk = free - _free(out.parent) if shares else _allocated(out)
     shutil.rmtree(out, ignore_errors=True)
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, disk)
 
 
 def _free(folder: Path) -> int:
-    """The free space, once it no longer changes: XFS frees space in the background."""
+    """Return the free space once it is stable, since XFS frees space in the background."""
     before = -1
     while True:
         os.sync()
@@ -142,7 +142,7 @@ def _allocated(folder: Path) -> int:
 def in_turn(
     contenders: Sequence[Contender], places: dict[str, str], runs: int, *, shares: bool = False
 ) -> dict[Contender, Cost]:
-    """Run all contenders in turn, several times; returns medians without the first round."""
+    """Run all contenders in turn, several times; return medians without the first round."""
     costs: dict[int, list[Cost]] = {i: [] for i in range(len(contenders))}
     for turn in range(runs + 1):
         for i, contender in enumerate(contenders):
@@ -166,7 +166,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 
 def table(costs: dict[Contender, Cost]) -> str:
-    """A table of the costs."""
+    """Return a table of the costs."""
     lines = ["| | wall | CPU | peak memory | disk |", "| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {contender.name} | {cost.wall:.2f} s | {cost.cpu:.2f} s | "
@@ -177,7 +177,7 @@ def table(costs: dict[Contender, Cost]) -> str:
 
 
 def size_of(path: Path) -> int:
-    """The bytes of a model's weights."""
+    """Return the bytes of a model's weights."""
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
 
 
@@ -194,18 +194,18 @@ def compare(size: models.Size, folder: Path, runs: int) -> str:
         (
             (
                 f"### {size_of(base) / 1e9:.1f} GB in {size.shards} "
-                f"shard{'s' if size.shards > 1 else ''}, {size.layers} layers, "
-                f"{grown / 1e9:.1f} GB grown; {runs} runs"
+                f"shard{'s' if size.shards > 1 else ''}, {size.layers} layers; "
+                f"{grown / 1e9:.1f} GB after expansion; {runs} runs"
             ),
             table(costs),
             (
-                f"Against mergekit-yaml, neither waiting for the disk: "
-                f"**{mergekit.wall / stream.wall:.1f} times as fast**, "
-                f"{mergekit.cpu / stream.cpu:.1f} times less CPU, "
-                f"{mergekit.peak / stream.peak:.0f} times less memory. As it is, `run` waits and "
-                f"checks, mergekit-yaml does neither: {mergekit.wall / synced.wall:.1f} times. "
-                f"Against a copy, both waiting: **{per_byte:.2f}** times its time per byte of "
-                "output."
+                f"Without waiting for the disk and without verification, like mergekit-yaml, "
+                f"`run` is **{mergekit.wall / stream.wall:.1f} times as fast**, with "
+                f"{mergekit.cpu / stream.cpu:.1f} times less CPU and "
+                f"{mergekit.peak / stream.peak:.0f} times less memory. By default, `run` does "
+                f"both, and is {mergekit.wall / synced.wall:.1f} times as fast. If both wait for "
+                f"the disk, `run` takes **{per_byte:.2f}** times as long per byte of output as a "
+                "copy."
             ),
         )
     )
@@ -219,7 +219,7 @@ def _places(base: Path, folder: Path) -> dict[str, str]:
 
 
 def _grown(places: dict[str, str]) -> int:
-    """The bytes of the weights of the result."""
+    """Return the bytes of the result's weights."""
     out = Path(places["out"])
     command = [word.format_map(places) for word in STREAM.command]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -262,19 +262,22 @@ def proof(size: models.Size, folder: Path, runs: int) -> str:
     ]
     costs = in_turn(contenders, places, runs)
     shutil.rmtree(places["made"])
-    cat, ours, _ = (costs[contender] for contender in contenders)
+    cat, against_base, _ = (costs[contender] for contender in contenders)
     return "\n\n".join(
         (
             "### Verify, the same model",
             table(costs),
-            f"`verify` takes {ours.wall / cat.wall:.2f} times as long as `cat`, start-up included.",
+            (
+                f"`verify` takes {against_base.wall / cat.wall:.2f} times as long as `cat`, "
+                "start-up included."
+            ),
         )
     )
 
 
 @contextmanager
 def xfs(folder: Path, size: int) -> Iterator[Path | None]:
-    """Mount a new XFS image; None if it cannot be mounted."""
+    """Mount a new XFS image; yield None if it cannot be mounted."""
     image, mount = folder / "xfs.img", folder / "xfs"
     mount.mkdir(exist_ok=True)
     with image.open("wb") as file:
@@ -300,12 +303,12 @@ def xfs(folder: Path, size: int) -> Iterator[Path | None]:
 
 
 def shared(size: models.Size, folder: Path, runs: int) -> str:
-    """What shared blocks save, on XFS."""
+    """Measure what shared blocks save on XFS."""
     print("XFS:", file=sys.stderr)
     title = "### On XFS, where blocks can be shared, the same model"
     with xfs(folder, 16 * 2**30) as mount:
         if mount is None:
-            return f"{title}\n\nLeft out: mounting an image takes root and `mkfs.xfs`."
+            return f"{title}\n\nNot measured: only root can mount an image, with `mkfs.xfs`."
         places = _places(models.build(size, mount / size.name), mount)
         contenders = [
             STREAM_SYNCED,
@@ -316,35 +319,35 @@ def shared(size: models.Size, folder: Path, runs: int) -> str:
             ),
         ]
         costs = in_turn(contenders, places, runs, shares=True)
-        ours, grown = costs[contenders[0]], _grown(places)
+        stream, grown = costs[contenders[0]], _grown(places)
     return "\n\n".join(
         (
             title,
             table(costs),
             (
-                f"With shared blocks: {ours.wall:.2f} s, {ours.disk / grown:.3%} of the output "
-                "as new disk."
+                f"With shared blocks, `run` takes {stream.wall:.2f} s and needs new disk space for "
+                f"{stream.disk / grown:.3%} of the output."
             ),
         )
     )
 
 
 def startup(folder: Path, runs: int) -> str:
-    """How long `gen` takes to start."""
+    """Measure how long `gen` takes to start."""
     print("start-up:", file=sys.stderr)
-    places = {**_places(models.build(models.SMALL, folder / "small"), folder)}
+    places = _places(models.build(models.SMALL, folder / "small"), folder)
     contenders = [
         Contender("`gen`", (beside("mk-interleave"), "gen", DIRECTIVE, "--model", "{base}")),
         Contender("`mergekit-yaml --help`", (beside("mergekit-yaml"), "--help")),
     ]
     costs = in_turn(contenders, places, runs)
-    ours, theirs = (costs[contender] for contender in contenders)
+    gen, mergekit = (costs[contender] for contender in contenders)
     return "\n\n".join(
         (
             "### Start-up",
             table(costs),
             (
-                f"`gen` takes {ours.wall / theirs.wall:.3f} of the time that mergekit-yaml takes "
+                f"`gen` takes {gen.wall / mergekit.wall:.3f} times as long as mergekit-yaml takes "
                 "to start."
             ),
         )
@@ -352,41 +355,41 @@ def startup(folder: Path, runs: int) -> str:
 
 
 def machine() -> str:
-    """Where this was measured."""
+    """Describe the machine of the measurement."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} processors, {memory:.0f} GiB of memory, {platform.system()} "
-        f"{platform.release().split('-')[0]}, Python {platform.python_version()}; everything that "
-        "is read is in the page cache."
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}; all input files "
+        "are in the page cache."
     )
 
 
 def main() -> None:
-    """Measure, print, and put the figures into a page."""
+    """Measure, print the figures, and write them into a page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="where to put models and results")
-    parser.add_argument("--runs", type=int, default=7, help="runs of each, an odd number")
-    parser.add_argument("--page", type=Path, help="a page to put the figures into")
+    parser.add_argument("folder", type=Path, help="directory for models and results")
+    parser.add_argument("--runs", type=int, default=7, help="runs of each command, an odd number")
+    parser.add_argument("--page", type=Path, help="page to write the figures into")
     parser.add_argument("--sizes", default="small,middle,large")
-    wanted = parser.parse_args()
-    folder = wanted.folder.resolve()
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {size.name: size for size in (models.SMALL, models.MIDDLE, models.LARGE)}
-    parts = [f"Measured with `make bench`, medians: {machine()}"]
-    for name in wanted.sizes.split(","):
-        # The large one takes minutes a round.
-        runs = min(wanted.runs, 3) if name == "large" else wanted.runs
+    parts = [f"Medians measured with `make bench`: {machine()}"]
+    for name in arguments.sizes.split(","):
+        # A round of the large model takes minutes.
+        runs = min(arguments.runs, 3) if name == "large" else arguments.runs
         parts.append(compare(sizes[name], folder, runs))
-    parts.append(shared(models.MIDDLE, folder, wanted.runs))
-    parts.append(at_once(models.MIDDLE, folder, wanted.runs))
-    parts.append(proof(models.MIDDLE, folder, wanted.runs))
-    parts.append(startup(folder, wanted.runs))
+    parts.append(shared(models.MIDDLE, folder, arguments.runs))
+    parts.append(at_once(models.MIDDLE, folder, arguments.runs))
+    parts.append(proof(models.MIDDLE, folder, arguments.runs))
+    parts.append(startup(folder, arguments.runs))
     text = "\n\n".join(parts)
     print(text)
-    if wanted.page:
-        page = wanted.page.read_text(encoding="utf-8")
+    if arguments.page:
+        page = arguments.page.read_text(encoding="utf-8")
         before, after = page.split(BEGIN)[0], page.split(END)[1]
-        wanted.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

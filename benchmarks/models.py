@@ -27,7 +27,7 @@ class Size:
 
     @property
     def config(self) -> dict[str, object]:
-        """Its config.json."""
+        """The content of its config.json."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -43,7 +43,7 @@ class Size:
         }
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """Names and shapes, in the order of the layers."""
+        """Yield names and shapes, in the order of the layers."""
         hidden, inner, narrow = self.hidden, self.intermediate, self.key_value_heads * self.head
         yield "model.embed_tokens.weight", (self.vocabulary, hidden)
         for i in range(self.layers):
@@ -67,7 +67,7 @@ LARGE = Size("large", 16, 4096, 11_008, 64, shards=4)
 
 
 def build(size: Size, path: Path) -> Path:
-    """Write a model, if it is not there already."""
+    """Write a model unless it exists already."""
     if (path / "config.json").is_file():
         return path
     path.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _write(file: Path, shard: dict[str, tuple[int, ...]]) -> None:
         offset = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    # The same megabytes again and again: what is in them does not matter to a copy.
+    # The same megabytes repeat, since the content does not affect the time of a copy.
     noise = bytes(byte & 0x3F for byte in os.urandom(2**22))  # small numbers, no NaN
     with file.open("wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)

@@ -27,7 +27,7 @@ from mergekit_interleave import freeze_original_layers
 
 TEXT = Path(__file__).parent / "data" / "compleat-angler.txt"
 HELD_OUT = "\nCHAP. XII.\n"
-"""The text from here on is held out: the last two chapters, about a tenth of the book."""
+"""The held-out text starts here: the last two chapters, about a tenth of the book."""
 SEED = 1653
 LENGTH = 256
 BATCH = 2
@@ -58,25 +58,25 @@ def main(base: Path, out: Path) -> int:
     start = {name: model.get_parameter(name).detach().clone() for name in names}
     count = sum(tensor.numel() for tensor in start.values())
     print(f"\ntrains {count:,} parameters of {model.num_parameters():,}: {len(names)} tensors")
-    began = time.monotonic()
+    started = time.monotonic()
     losses = train(model, train_on)
-    print(f"{len(losses)} steps in {time.monotonic() - began:.0f} seconds\n")
+    print(f"{len(losses)} steps in {time.monotonic() - started:.0f} seconds\n")
 
-    # Stored in the base's dtype again, untrained tensors are unchanged to the last bit.
+    # In the base's dtype, untrained tensors are stored unchanged to the last bit.
     model.to(AutoConfig.from_pretrained(base).dtype).save_pretrained(trained)
     tokenizer.save_pretrained(trained)
 
-    model = load(trained)  # evaluate what was stored
+    model = load(trained)  # evaluate the stored model
     after = loss_of(model, held_out)
-    moved = [float((model.get_parameter(n) - start[n]).detach().abs().max()) for n in names]
+    changes = [float((model.get_parameter(n) - start[n]).detach().abs().max()) for n in names]
     recipe = ["--trained", "--recipe", expanded / "interleave.json"]
     unchanged = command("verify", trained, "--against", base, *recipe) == 0
-    changed = sum(move > 0 for move in moved)
+    changed = sum(change > 0 for change in changes)
     draw(out / "loss.png", losses, base_loss, before, after)
 
     print(f"\noriginal tensors unchanged to the last bit: {'yes' if unchanged else 'NO'}")
-    print(f"new tensors changed: {changed} of {len(names)}, by {max(moved):.3g} at most")
-    print(f"loss on the last two chapters, which are held out: base {base_loss:.4f},")
+    print(f"new tensors changed: {changed} of {len(names)}, by at most {max(changes):.3g}")
+    print(f"loss on the held-out last two chapters: base {base_loss:.4f},")
     print(f"expanded {before:.4f}, trained {after:.4f}; picture: {out / 'loss.png'}")
     good = unchanged and changed == len(names) and before == base_loss and after < before
     return 0 if good else 1
@@ -86,8 +86,8 @@ def command(*words: object) -> int:
     """Print and run a command of this project, and return its exit code."""
     line = [str(word) for word in words]
     print("$ mk-interleave", *(f"'{word}'" if " " in word else word for word in line), flush=True)
-    whole = [sys.executable, "-m", "mergekit_interleave", *line]
-    return subprocess.run(whole, check=False).returncode  # noqa: S603 - our own command
+    program = [sys.executable, "-m", "mergekit_interleave"]
+    return subprocess.run([*program, *line], check=False).returncode  # noqa: S603 - it runs this package
 
 
 def split(text: Path) -> tuple[str, str]:
@@ -108,7 +108,7 @@ def load(path: Path) -> Any:
 
 
 def loss_of(model: Any, rows: Any) -> float:
-    """The mean loss per token in float32; models with equal outputs have equal losses."""
+    """Return the mean loss per token in float32; models with equal outputs have equal losses."""
     model.eval()
     with torch.no_grad():
         losses = [float(model(input_ids=row, labels=row).loss) for row in rows.split(1)]
@@ -167,7 +167,7 @@ def draw(file: Path, losses: list[float], base: float, before: float, after: flo
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("base", metavar="BASE", type=Path, help="a model's directory")
+    parser.add_argument("base", metavar="BASE", type=Path, help="directory of the model")
     parser.add_argument(
         "out", metavar="OUT", type=Path, help="output directory, replaced if it exists"
     )

@@ -1,4 +1,4 @@
-"""Fixtures: the command line, a shell, and tiny checkpoints for the real pipeline."""
+"""Fixtures: the command line, a shell, and tiny checkpoints that transformers can load."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network must fail
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that uses the network must fail
 
 
 @pytest.fixture
 def mk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """The command line in this process; a directory and text for standard input are options."""
+    """Return a function that runs the command line in this process."""
 
     def run(*args: object, cwd: Path | None = None, stdin: str = "") -> Result:
         import io
@@ -44,7 +44,7 @@ def mk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A shell in which this environment's commands are on the path."""
+    """Return a function that runs a shell in which this environment's commands are on the path."""
 
     def run(
         command: str, cwd: Path = tmp_path, **environment: str
@@ -64,19 +64,19 @@ def shell(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An 8-layer Llama in one shard; read it, do not change it."""
+    """Return an 8-layer Llama in one shard, which no test may change."""
     return make_llama(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
 def own_tiny(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of `tiny` that a test may spoil."""
+    """Return a copy of `tiny` that the test may change."""
     return Path(shutil.copytree(tiny, tmp_path / "own"))
 
 
 @pytest.fixture(scope="session")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Mistral of 4 layers in several bfloat16 shards, embeddings tied."""
+    """Return a Mistral with 4 layers, several bfloat16 shards and tied embeddings."""
     import torch
 
     path = tmp_path_factory.mktemp("models") / "sharded"

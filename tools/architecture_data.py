@@ -1,4 +1,4 @@
-"""Check `architectures.json` and `tasks.json`, and write the reference of their keys beside them.
+"""Check `architectures.json` and `tasks.json`, and write the reference of their keys.
 
 Usage: architecture_data.py
 """
@@ -42,25 +42,25 @@ _SECTIONS: Mapping[str, type] = {
 
 
 def problems(data: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the content of `architectures.json`, one line for each entry and key."""
-    families_as_told = {"families": dict[str, Any]}
-    hints = {**typing.get_type_hints(families.ArchitectureData), **families_as_told}
-    found = [*_wrong_keys(data, hints, hints, "architectures.json")]
-    if found:
-        return found
+    """List what is wrong with `architectures.json`, one line for each entry and key."""
+    unchecked_families = {"families": dict[str, Any]}
+    hints = {**typing.get_type_hints(families.ArchitectureData), **unchecked_families}
+    faults = [*_wrong_keys(data, hints, hints, "architectures.json")]
+    if faults:
+        return faults
     hints = entry_hints()
     for name, entry in data["families"].items():
-        found += _wrong_keys(entry, hints, (), f"families.{name}")
-    return found or [*_wrong_references(data)]
+        faults += _wrong_keys(entry, hints, (), f"families.{name}")
+    return faults or [*_wrong_references(data)]
 
 
 def task_problems(data: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the content of `tasks.json`, one line for each entry and key."""
+    """List what is wrong with `tasks.json`, one line for each entry and key."""
     return [*_wrong(data, dict[str, tasks.TaskEntry], "tasks.json")]
 
 
 def entry_hints() -> dict[str, Any]:
-    """The keys of a family's entry, with their types."""
+    """Return the keys of a family's entry, with their types."""
     hints = {
         **typing.get_type_hints(families.Family),
         **typing.get_type_hints(families.ConfigFacts),
@@ -69,7 +69,7 @@ def entry_hints() -> dict[str, Any]:
 
 
 def _wrong_references(data: Mapping[str, Any]) -> Iterator[str]:
-    """Names of reasons, families and per-layer lists that do not exist, and unused reasons."""
+    """Yield missing reasons, families and per-layer lists that are named, and unused reasons."""
     used = set()
     for name, entry in data["families"].items():
         reasons = [
@@ -111,7 +111,7 @@ def _missing(names: Iterable[str], known: Iterable[str], where: str, noun: str) 
 def _wrong_keys(
     value: object, hints: Mapping[str, Any], required: Iterable[str], where: str
 ) -> Iterator[str]:
-    """Unknown and missing keys of a mapping, and values of the wrong type."""
+    """Yield unknown and missing keys of a mapping, and values of the wrong type."""
     if not isinstance(value, dict):
         yield f"{where}: {value!r} is not a mapping"
         return
@@ -125,7 +125,7 @@ def _wrong_keys(
 
 
 def _wrong(value: object, kind: Any, where: str) -> Iterator[str]:
-    """Where a value is not of a type, and why."""
+    """Yield each place at which a value is not of a type, and why."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if typing.is_typeddict(kind):
         yield from _wrong_keys(value, typing.get_type_hints(kind), kind.__required_keys__, where)
@@ -137,9 +137,9 @@ def _wrong(value: object, kind: Any, where: str) -> Iterator[str]:
         ]
         yield from _wrong_keys(value, typing.get_type_hints(kind), required, where)
     elif origin in (typing.Union, types.UnionType):
-        tried = {one: [*_wrong(value, one, where)] for one in arguments}
-        if all(tried.values()):
-            inner = [lines for one, lines in tried.items() if dataclasses.is_dataclass(one)]
+        faults = {option: [*_wrong(value, option, where)] for option in arguments}
+        if all(faults.values()):
+            inner = [lines for option, lines in faults.items() if dataclasses.is_dataclass(option)]
             yield from inner[0] if inner else [f"{where}: {value!r} is not {_name(kind)}"]
     elif origin in (tuple, list):
         yield from _wrong_items(value, arguments, where)
@@ -151,7 +151,7 @@ def _wrong(value: object, kind: Any, where: str) -> Iterator[str]:
 
 
 def _name(kind: Any) -> str:
-    """A plain type in a message."""
+    """Return the name of a plain type for a message."""
     arguments = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(map(repr, arguments))}"
@@ -175,7 +175,10 @@ def _wrong_items(value: object, arguments: tuple[Any, ...], where: str) -> Itera
 
 
 def _is(value: object, kind: Any) -> bool:
-    """Whether a value is of a plain type. JSON's true is no number, and 1 is a float, too."""
+    """Whether a value is of a plain type.
+
+    JSON's true is no number; 1 is a float as well.
+    """
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
     if kind in (Any, object):
@@ -186,7 +189,7 @@ def _is(value: object, kind: Any) -> bool:
 
 
 def reference() -> str:
-    """The reference of all keys, as Markdown."""
+    """Return the reference of all keys as Markdown."""
     parts = []
     for title, described in _SECTIONS.items():
         skipped = SET_BY_CODE if described is families.Family else ()
@@ -209,14 +212,14 @@ _WRAPPING: dict[str, Any] = {
 
 
 def _defaults(described: Any) -> dict[str, str]:
-    """The defaults of a class's keys that are more than nothing, as sentences in JSON."""
-    found = dataclasses.fields(described) if dataclasses.is_dataclass(described) else ()
-    known = {item.name: item.default for item in found if isinstance(item.default, str | tuple)}
-    return {key: f" Default: `{json.dumps(value)}`." for key, value in known.items() if value}
+    """Return the nonempty defaults of a class's keys, as sentences with JSON values."""
+    fields = dataclasses.fields(described) if dataclasses.is_dataclass(described) else ()
+    values = {item.name: item.default for item in fields if isinstance(item.default, str | tuple)}
+    return {key: f" Default: `{json.dumps(value)}`." for key, value in values.items() if value}
 
 
 def documented(described: type) -> list[tuple[str, str]]:
-    """The keys of a class, each with what its docstring says of it."""
+    """Return the keys of a class, each with its description in the docstring."""
     _, _, attributes = (inspect.getdoc(described) or "").partition("Attributes:\n")
     entries = re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, flags=re.MULTILINE)
     return [(key, " ".join(text.split())) for key, text in entries]
@@ -228,17 +231,17 @@ def _summary(described: type) -> str:
 
 
 def page() -> str:
-    """The README beside the data: its own text, and the reference."""
+    """Return the README beside the data: its own text, and the reference."""
     return PAGE.read_text(encoding="utf-8").partition(_START)[0] + _START + "\n" + reference()
 
 
 def main() -> int:
-    """Write the page; 1 where the data has faults."""
+    """Write the page; return 1 if the data has faults."""
     data = json.loads(families.DATA.read_text(encoding="utf-8"))
-    found = problems(data) + task_problems(json.loads(tasks.DATA.read_text(encoding="utf-8")))
-    print(*found, sep="\n", end="\n" if found else "")
+    faults = problems(data) + task_problems(json.loads(tasks.DATA.read_text(encoding="utf-8")))
+    print(*faults, sep="\n", end="\n" if faults else "")
     PAGE.write_text(page(), encoding="utf-8")
-    return 1 if found else 0
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Kills, full disks and failing calls: whatever happens to a run, OUT is whole or absent.
+"""Check that OUT is whole or absent after a kill, a full disk or a failing system call.
 
-`test_faults.py` does a little of it; `make faults` does all of it, with what the machine allows: a
-small filesystem if it may mount one, failing system calls if strace is installed.
+`test_faults.py` runs a few of these checks. `make faults` runs all that the machine allows: it
+mounts a small filesystem if it may, and makes system calls fail if strace is installed.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ SYSCALLS = {
     "write": "ENOSPC", "pwrite64": "ENOSPC", "copy_file_range": "EIO", "ftruncate": "ENOSPC",
     "fsync": "EIO", "rename": "EACCES", "mkdir": "ENOSPC", "chmod": "EPERM",
 }  # fmt: skip
-"""System calls that write, and the error with which each fails."""
+"""System calls that write, and the error that each one returns."""
 
 IMPORTED = (
     "mergekit.merge", "mergekit.multigpu_executor", "mergekit_interleave.commands.run",
     "mergekit_interleave.verification.report", "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
 )  # fmt: skip
-"""Modules that a run imports; importing takes longer than the run."""
+"""Modules that a run imports; the imports take longer than the run."""
 
 
 def base(folder: Path) -> Path:
-    """Make a model that takes a while to write: 15 MB in several shards."""
+    """Create a model that takes a while to write: 15 MB in several shards."""
     return make_llama(
         folder / "base",
         hidden_size=256,
@@ -60,10 +60,12 @@ def base(folder: Path) -> Path:
 
 @dataclass
 class Runner:
-    """Starts runs at once: a process that has imported everything forks for each.
+    """Start runs without waiting for imports.
+
+    A process that has imported everything forks for each run.
 
     Attributes:
-        process: That process.
+        process: The process that forks.
     """
 
     process: subprocess.Popen[str] = field(init=False)
@@ -85,11 +87,11 @@ class Runner:
         self.process.wait()
 
     def start(self, *words: object, **how: Any) -> int:
-        """Start the command line, and return its process.
+        """Start the command line, and return its process id.
 
         Args:
-            words: Its arguments.
-            how: See `_child`.
+            words: The arguments of the command line.
+            how: Options of the run; see `_child`.
         """
         assert self.process.stdin
         order = {"words": list(map(str, words)), **how}
@@ -98,9 +100,9 @@ class Runner:
         return int(self._line())
 
     def end(self) -> tuple[int, str]:
-        """Wait for the run; its exit code, negative where a signal ended it, and what it said."""
-        status, said = json.loads(self._line())
-        return os.waitstatus_to_exitcode(status), said
+        """Wait for the run; return its exit code, negative for a signal, and its output."""
+        status, output = json.loads(self._line())
+        return os.waitstatus_to_exitcode(status), output
 
     def run(self, *words: object, **how: Any) -> tuple[int, str]:
         """Start a run and wait for it."""
@@ -113,33 +115,33 @@ class Runner:
 
 
 def _serve() -> None:
-    """Fork for each line of standard input."""
+    """Fork a run for each line of standard input."""
     import torch
 
     for name in IMPORTED:
         importlib.import_module(name)
-    torch.set_num_threads(1)  # threads do not survive a fork
+    torch.set_num_threads(1)  # a fork does not copy threads
     for line in sys.stdin:
-        with tempfile.TemporaryFile("w+") as said:
+        with tempfile.TemporaryFile("w+") as output:
             pid = os.fork()
             if pid == 0:
-                _child(json.loads(line), said)
+                _child(json.loads(line), output)
             print(pid, flush=True)
             _, status = os.waitpid(pid, 0)
-            said.seek(0)
-            print(json.dumps([status, said.read()]), flush=True)
+            output.seek(0)
+            print(json.dumps([status, output.read()]), flush=True)
 
 
-def _child(order: dict[str, Any], said: Any) -> None:
+def _child(order: dict[str, Any], output: Any) -> None:
     """Run a command line in this process.
 
-    Its order may hold `powerless` (permissions bind root, too), `environment`, `most_bytes` of one
-    file, and `fault`, the name of a function of this module that is called first.
+    The order may contain `powerless` (permissions apply to root as well), `environment`,
+    `most_bytes` of one file, and `fault`, the name of a function of this module to call first.
     """
     from mergekit_interleave.__main__ import main
 
-    os.dup2(said.fileno(), 1)
-    os.dup2(said.fileno(), 2)
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
     os.environ.update(order.get("environment", {}))
     tempfile.tempdir = None
     if "most_bytes" in order:
@@ -160,10 +162,10 @@ def _child(order: dict[str, Any], said: Any) -> None:
 
 
 def _give_up_capabilities() -> None:
-    """Drop root's capabilities, so that permissions apply to it as to anyone.
+    """Drop root's capabilities, so that permissions apply to it as to any user.
 
-    Another user might not reach this Python's own files, which root's home may hold. Any process
-    may do this; see capset(2).
+    Another user could be unable to read this Python's own files, which may be in root's home. Any
+    process may drop capabilities; see capset(2).
     """
     version = 0x20080522
     header, none = struct.pack("=Ii", version, 0), bytes(2 * 3 * 4)
@@ -171,14 +173,14 @@ def _give_up_capabilities() -> None:
 
 
 def no_room_later(_: dict[str, Any]) -> None:
-    """The disk fills up after free space was checked."""
+    """Fill the disk after the check of free space."""
     from mergekit_interleave.engines import mergekit, select
 
     select.check_free = mergekit.check_free = lambda *_: None
 
 
 def parent_closed_later(order: dict[str, Any]) -> None:
-    """The permission to write beside OUT is lost while the weights are written."""
+    """Remove the permission to write beside OUT while the weights are written."""
     from mergekit_interleave.engines.writer import Writer
 
     write = Writer.write
@@ -192,7 +194,7 @@ def parent_closed_later(order: dict[str, Any]) -> None:
 
 
 def source_cut_short(order: dict[str, Any]) -> None:
-    """A shard of the base loses its second half before the weights are written."""
+    """Cut a shard of the base in half before the weights are written."""
     from mergekit_interleave.engines.writer import Writer
 
     write = Writer.write
@@ -206,12 +208,12 @@ def source_cut_short(order: dict[str, Any]) -> None:
 
 
 def verified(out: Path, source: Path) -> bool:
-    """Whether `verify` says that OUT is whole."""
+    """Whether `verify` passes OUT."""
     from mergekit_interleave.cli import main as cli
 
-    said = io.StringIO()
+    output = io.StringIO()
     try:
-        with redirect_stdout(said), redirect_stderr(said):
+        with redirect_stdout(output), redirect_stderr(output):
             cli.main(["verify", str(out), "--against", str(source)])
     except SystemExit as error:
         return not error.code
@@ -224,16 +226,17 @@ def whole_or_absent(out: Path, source: Path) -> bool:
 
 
 def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> Counter[str]:
-    """Kill runs at moments spread over a run, half of them replacing a model.
+    """Kill runs at moments spread over a run; half of the runs replace a model.
 
-    After each, OUT must be absent or whole, and the next run must succeed and leave nothing beside.
+    After each kill, OUT must be absent or whole, and the next run must succeed and leave no file
+    beside it.
 
     Args:
-        runner: What starts them.
-        engine: Whose.
+        runner: The process that starts the runs.
+        engine: The engine of the runs.
         source: The base.
         out: OUT, in a directory of its own.
-        count: How often.
+        count: The number of runs.
 
     Returns:
         How often OUT was absent, whole, and anything else.
@@ -242,11 +245,11 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
     durations = []
     for _ in range(3):
         started = time.monotonic()
-        status, said = runner.run(*words, "--force")
+        status, output = runner.run(*words, "--force")
         if status:
-            raise AssertionError(said)
+            raise AssertionError(output)
         durations.append(time.monotonic() - started)
-    found: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     rng = random.Random(0)  # noqa: S311 - moments, not secrets
     for number in range(count):
         replaced = number % 2 == 1
@@ -257,21 +260,21 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         runner.end()
-        there = os.path.lexists(out)
+        exists = os.path.lexists(out)
         if not whole_or_absent(out, source):
-            found["half a model"] += 1
+            results["half a model"] += 1
         else:
-            found["whole" if there else "absent"] += 1
-        status, said = runner.run(*words, "--force")
+            results["whole" if exists else "absent"] += 1
+        status, output = runner.run(*words, "--force")
         if status or not verified(out, source):
-            found[f"the next run: {said}"] += 1
+            results[f"the next run failed: {output}"] += 1
         if litter(out):
-            found[f"left beside: {litter(out)}"] += 1
-    return found
+            results[f"left beside OUT: {litter(out)}"] += 1
+    return results
 
 
 def litter(out: Path) -> list[str]:
-    """The files beside OUT."""
+    """List the files beside OUT."""
     return sorted(entry.name for entry in out.parent.iterdir() if entry != out)
 
 
@@ -279,15 +282,15 @@ def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[s
     """Make single system calls of runs fail.
 
     Args:
-        engine: Whose.
+        engine: The engine of the runs.
         source: The base.
         out: OUT, in a directory of its own.
-        count: How many runs for each call.
+        count: The number of runs for each call.
 
     Returns:
-        What came of it; `wrong` where it is not what it must be.
+        How often runs were refused, survived the failure, or were wrong.
     """
-    found: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     words = [sys.executable, "-m", "mergekit_interleave", "run", DIRECTIVE, str(out)]
     words += ["--model", str(source), "--engine", engine]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -309,21 +312,21 @@ def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[s
                 check=False,
             )
             right = whole_or_absent(out, source) and "Traceback" not in done.stderr
-            made = done.returncode == 0 or "standard output" in done.stderr
-            right = right and made == os.path.lexists(out) and not litter(out)
-            came = "refused" if done.returncode else "survived"
-            found[came if right else "wrong"] += 1
+            succeeded = done.returncode == 0 or "standard output" in done.stderr
+            right = right and succeeded == os.path.lexists(out) and not litter(out)
+            result = "refused" if done.returncode else "survived"
+            results[result if right else "wrong"] += 1
             if not right:
                 print(f"{engine}: {call} {when}: {done.returncode} {litter(out)} {done.stderr}")
             shutil.rmtree(out, ignore_errors=True)
             for name in litter(out):
                 shutil.rmtree(out.with_name(name), ignore_errors=True)
-    return found
+    return results
 
 
 @contextmanager
 def small_filesystem(folder: Path, megabytes: int) -> Iterator[Path | None]:
-    """Mount a small filesystem; None where none may be mounted."""
+    """Mount a small filesystem; yield None if mounting is not allowed."""
     folder.mkdir()
     size = f"size={megabytes}m"
     mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
@@ -337,7 +340,7 @@ def small_filesystem(folder: Path, megabytes: int) -> Iterator[Path | None]:
 
 
 def main() -> int:
-    """Run all checks; returns 1 if any fails."""
+    """Run all checks; return 1 if any fails."""
     bad = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch, closing(Runner()) as runner:
         folder = Path(scratch)
@@ -345,32 +348,34 @@ def main() -> int:
         for engine in ENGINES:
             place = folder / engine
             place.mkdir()
-            found = kills(runner, engine, source, place / "out", 200)
-            print(f"{engine}: 200 kills: {dict(found)}", flush=True)
-            bad += sum(count for what, count in found.items() if what not in ("absent", "whole"))
+            results = kills(runner, engine, source, place / "out", 200)
+            print(f"{engine}: 200 kills: {dict(results)}", flush=True)
+            bad += sum(n for result, n in results.items() if result not in ("absent", "whole"))
             shutil.rmtree(place / "out")
             with small_filesystem(folder / f"small-{engine}", 20) as small:
                 if small is None:
-                    print(f"{engine}: a full filesystem: may not be mounted here")
+                    print(f"{engine}: full filesystem: not checked, mounting is not allowed")
                     continue
                 words = ("run", DIRECTIVE, small / "out", "--model", source, "--engine", engine)
-                status, said = runner.run(*words, fault="no_room_later")
-                right = status == 1 and not list(small.iterdir()) and "No space left" in said
-                print(f"{engine}: a full filesystem: {said.strip() if right else 'wrong: ' + said}")
+                status, output = runner.run(*words, fault="no_room_later")
+                right = status == 1 and not list(small.iterdir()) and "No space left" in output
+                result = output.strip() if right else f"wrong: {output}"
+                print(f"{engine}: full filesystem: {result}")
                 bad += not right
             if not shutil.which("strace"):
-                print(f"{engine}: failing calls: there is no strace")
+                print(f"{engine}: failing calls: not checked, strace is not installed")
                 continue
-            found = failing_calls(engine, source, place / "out", 20 if engine == "stream" else 5)
-            print(f"{engine}: failing calls: {dict(found)}", flush=True)
-            bad += found["wrong"]
-    print("all is as it must be" if not bad else f"{bad} are not as they must be")
+            count = 20 if engine == "stream" else 5
+            results = failing_calls(engine, source, place / "out", count)
+            print(f"{engine}: failing calls: {dict(results)}", flush=True)
+            bad += results["wrong"]
+    print("all checks passed" if not bad else f"{bad} checks failed")
     return int(bool(bad))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--serve", action="store_true", help="fork for each line of input")
+    parser.add_argument("--serve", action="store_true", help="fork a run for each line of input")
     if parser.parse_args().serve:
         _serve()
     else:

@@ -21,7 +21,7 @@ DEPTHS = {
     "miqu-120b": 80,
     "deep-miqu-103b": 80,
 }
-"""The number of layers of each example's models, so that no config is fetched."""
+"""The number of layers of each example's models, so that no config is downloaded."""
 
 
 def draw(example: str) -> str:

@@ -1,4 +1,4 @@
-"""Write the page of the Python API from its docstrings."""
+"""Write docs/python.md, the page of the Python API, from its docstrings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEAD = """\
 
 # Python
 
-Every command is a function of `mergekit_interleave` with the same words as keyword arguments:
+Every command is a function of `mergekit_interleave`, and its options are keyword arguments:
 
 ```python
 import mergekit_interleave as mk
@@ -32,26 +32,27 @@ mk.verify("deeper", against="org/name").check()
 print(mk.train("deeper", trainer="axolotl").text)
 ```
 
-The functions print nothing, never exit, and leave logging and signal handlers as they were. They
-return frozen objects; `as_dict()` gives what `--json` prints. What `mk-interleave` prints as
-`warning:` lines is in `warnings`. Every error is an `InterleaveError`; its `hint` says what to do.
+The functions print nothing, never exit, and do not change logging or signal handlers. They return
+frozen objects. `as_dict()` returns what `--json` prints, and `warnings` contains the lines that
+`mk-interleave` prints as `warning:`. Every error is an `InterleaveError`; its `hint` says what to
+do.
 
-Importing the package imports nothing heavy. The notebook
+Importing the package does not import torch or transformers. The notebook
 [examples/python-api.ipynb](../examples/python-api.ipynb) runs without a network.
 """
 
 _DIRECTIVE = """\
 ## Directives and keywords
 
-A directive is its text (`"interleave: every 4"`), a mapping as YAML would have it
-(`{"interleave": "every 4"}`), a path, an open file, or a `Directive`. Text that names an existing
-file is that file. These keywords replace what the directive says; without a directive they are all
-of it:
+A directive is text (`"interleave: every 4"`), a mapping with the keys of the YAML form
+(`{"interleave": "every 4"}`), a path, an open file, or a `Directive`. If the text is the name of an
+existing file, that file is read. The following keywords replace keys of the directive; without a
+directive, they form the whole directive:
 """
 
 
 def page() -> str:
-    """The whole page: functions, keywords, results, errors."""
+    """Return the whole page: functions, keywords, results, errors."""
     names = [name.replace("-", "_") for name in COMMANDS]
     functions = [*names, *(name for name in _public(FunctionType) if name not in names)]
     classes = [name for name in _public(type) if not _is_error(name)]
@@ -85,7 +86,7 @@ def _is_error(name: str) -> bool:
 
 
 def _function(name: str) -> Iterator[str]:
-    """A function: its signature, what it does, its arguments, result and errors."""
+    """Describe a function: its signature, purpose, arguments, result and errors."""
     function = getattr(api, name)
     yield f"### {name}"
     yield f"```python\n{name}{_signature(function)}\n```"
@@ -100,12 +101,12 @@ def _function(name: str) -> Iterator[str]:
 
 
 def _class(name: str) -> Iterator[str]:
-    """A class: what it is, its attributes, its properties and methods."""
-    found = getattr(api, name)
+    """Describe a class: its purpose, attributes, properties and methods."""
+    described = getattr(api, name)
     yield f"### {name}"
-    yield _text(found)
-    rows = list(_sections(found).get("Attributes", []))
-    members = [(key, value) for key, value in vars(found).items() if not key.startswith("_")]
+    yield _text(described)
+    rows = list(_sections(described).get("Attributes", []))
+    members = [(key, value) for key, value in vars(described).items() if not key.startswith("_")]
     rows += [(key, _summary(value)) for key, value in members if _is_property(value)]
     if rows:
         yield _table(("Attribute", ""), rows)
@@ -123,7 +124,7 @@ def _is_property(value: object) -> bool:
 
 
 def _signature(function: FunctionType) -> str:
-    """The signature with a line for each argument, if it is long."""
+    """Return the signature; if it is long, with one argument per line."""
     shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
     shown = shown.replace("Unpack[Words]", "Words")
     if len(function.__name__) + len(shown) <= _WIDTH:
@@ -142,7 +143,7 @@ def _call(function: FunctionType) -> str:
 
 
 def _text(thing: Any) -> str:
-    """A docstring up to its first section."""
+    """Return a docstring up to its first section."""
     return re.split(r"\n\n\w+:\n", inspect.getdoc(thing) or "")[0]
 
 
@@ -151,7 +152,7 @@ def _summary(thing: Any) -> str:
 
 
 def _sections(thing: Any) -> dict[str, list[tuple[str, str]]]:
-    """The sections of a docstring: names and what is said of them."""
+    """Return the sections of a docstring, each with its names and their descriptions."""
     parts = re.split(r"\n\n(\w+):\n", "\n\n" + (inspect.getdoc(thing) or ""))
     return {
         title: list(_entries(inspect.cleandoc(text)))
@@ -161,9 +162,9 @@ def _sections(thing: Any) -> dict[str, list[tuple[str, str]]]:
 
 def _entries(text: str) -> Iterator[tuple[str, str]]:
     for entry in re.split(r"\n(?! )", text):
-        name, colon, said = entry.partition(": ")
+        name, colon, text = entry.partition(": ")
         named = bool(colon) and name.replace(".", "").isidentifier()
-        yield (name, " ".join(said.split())) if named else ("", " ".join(entry.split()))
+        yield (name, " ".join(text.split())) if named else ("", " ".join(entry.split()))
 
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:

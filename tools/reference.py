@@ -19,25 +19,25 @@ PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
 EXAMPLE = "Example: "
 ESCAPED = r"\|"
 NAMED_SHELL = {_typer_internals.NAMED_SHELL: "1"}
-"""Makes the options for completion those that take the name of a shell, wherever this runs."""
+"""Makes the completion options take the name of a shell, on every machine."""
 
 
 def page() -> str:
-    """The whole page: the program, then each command in the order of its help."""
+    """Return the whole page: the program, then each command in the order of its help."""
     with mock.patch.dict(os.environ, NAMED_SHELL):
         group: Any = typer.main.get_command(application())
     program = group.make_context("mk-interleave", [], resilient_parsing=True)
-    said = ["<!-- Written by tools/reference.py: `make docs`. -->", *_section(group, program, 1)]
+    parts = ["<!-- Written by tools/reference.py: `make docs`. -->", *_section(group, program, 1)]
     for name in group.list_commands(program):
         command = group.get_command(program, name)
         if not command.hidden:
             context = type(program)(command, info_name=name, parent=program)
-            said += _section(command, context, 2)
-    return "\n\n".join(said) + "\n"
+            parts += _section(command, context, 2)
+    return "\n\n".join(parts) + "\n"
 
 
 def _section(command: Any, context: Any, level: int) -> Iterator[str]:
-    """A command: what it does, its usage, its parameters panel by panel, an example."""
+    """Describe a command: its purpose, usage, parameters by panel, and an example."""
     yield f"{'#' * level} {context.command_path}"
     yield _plain(command.help)
     yield _fenced("text", " ".join([context.command_path, *command.collect_usage_pieces(context)]))
@@ -59,27 +59,27 @@ def _section(command: Any, context: Any, level: int) -> Iterator[str]:
 
 
 def _commands(group: Any, context: Any) -> list[str]:
-    found = [group.get_command(context, name) for name in group.list_commands(context)]
+    commands = [group.get_command(context, name) for name in group.list_commands(context)]
     return [
-        _row(f"[`{each.name}`](#mk-interleave-{each.name})", _plain(each.help))
-        for each in found
-        if not each.hidden
+        _row(f"[`{command.name}`](#mk-interleave-{command.name})", _plain(command.help))
+        for command in commands
+        if not command.hidden
     ]
 
 
 def _spelling(param: Any, context: Any) -> str:
-    """How a parameter is typed: all names of an option, and what its value is called."""
+    """Return how to type a parameter: all names of an option, and the name of its value."""
     if param.param_type_name == "argument":
         return f"`{param.metavar or param.display_name_raw}`"
     value = "" if param.is_flag else param.metavar or param.display_type(context).strip("<>")
-    # Those of the help option come out of a set, in any order.
+    # The names of the help option come from a set, so their order can change.
     names = sorted([*param.opts, *param.secondary_opts], key=lambda name: (len(name), name))
     names[-1] += f" {value}" if value else ""
     return ", ".join(f"`{name}`" for name in names)
 
 
 def _meaning(param: Any) -> str:
-    """The help of a parameter, and what holds where it is not given."""
+    """Return the help of a parameter, and its default."""
     default = param.default if param.show_default else None
     if param.required and param.param_type_name == "option":
         return f"{_plain(param.help)} Required."
@@ -89,7 +89,7 @@ def _meaning(param: Any) -> str:
 
 
 def _plain(text: str | None) -> str:
-    """A help text on one line, without the markup of the terminal."""
+    """Return a help text on one line, without the markup of the terminal."""
     return " ".join(markup.render(text or "").plain.split())
 
 

@@ -1,9 +1,9 @@
-"""Install the wheel into empty environments, one for each Python, and use it as README shows.
+"""Install the wheel into an empty environment for each Python, and use it as README shows.
 
-The Pythons are those that `pyproject.toml` names and that are found here: the one that runs this,
-`python3.X` on PATH, and those installed beside the one that runs this, as pyenv, uv and the like
-keep them. Torch is borrowed from the Python that runs this by an environment of the same version;
-the others install it, or do without it and test what needs no torch (`--no-torch-download`).
+The Pythons are those that `pyproject.toml` names and that exist on this machine: the one that runs
+this script, `python3.X` on PATH, and those installed beside the running one, as pyenv and uv do.
+An environment with the version of the running Python borrows its torch. The others install torch,
+or, with `--no-torch-download`, test only what needs no torch.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mergekit_interleave"
 CONSTRAINTS = ROOT / "constraints.txt"
 BIN = "Scripts" if os.name == "nt" else "bin"
-# A Debian python3 may lack ensurepip, and a pyenv shim may stand for a Python that is not selected.
+# A Debian python3 may lack ensurepip, and a pyenv shim fails if its Python is not selected.
 PROBE = "import ensurepip, sys, venv; print('{}.{}'.format(*sys.version_info))"
 SITE_PACKAGES = "import sysconfig; print(sysconfig.get_path('purelib'))"
-# Written with numpy, since an environment may have no torch.
+# numpy writes the model, because an environment may have no torch.
 LLAMA = """
 import numpy
 from safetensors.numpy import save_file
@@ -68,11 +68,11 @@ class Environment:
 
     def __call__(self, command: str, *words: str | Path, stdin: str = "") -> str:
         """Run a command and return what it prints; exit if it fails."""
-        found = shutil.which(command, path=self.place / BIN)
-        if not found:
-            sys.exit(f"{self.place}: it has no command {command}")
-        ended = subprocess.run(
-            [found, *words],
+        program = shutil.which(command, path=self.place / BIN)
+        if not program:
+            sys.exit(f"{self.place}: has no command {command}")
+        done = subprocess.run(
+            [program, *words],
             cwd=self.folder,
             env=surroundings() | {"HF_HUB_OFFLINE": "1"},
             input=stdin,
@@ -80,21 +80,21 @@ class Environment:
             encoding="utf-8",
             check=False,
         )
-        if ended.returncode:
-            sys.exit(f"{found} {' '.join(map(str, words))}: {ended.stdout}{ended.stderr}")
-        return ended.stdout
+        if done.returncode:
+            sys.exit(f"{program} {' '.join(map(str, words))}: {done.stdout}{done.stderr}")
+        return done.stdout
 
     def pip(self, *words: str | Path) -> None:
-        """Install, held to the constraints file.
+        """Install under the constraints file.
 
-        Modules are not compiled: most of the thousands that are installed are never imported.
+        Modules are not compiled, because most of the installed thousands are never imported.
         """
-        held = ("--constraint", CONSTRAINTS, "--no-compile")
-        self("python", "-m", "pip", "install", "--disable-pip-version-check", *held, *words)
+        options = ("--disable-pip-version-check", "--constraint", CONSTRAINTS, "--no-compile")
+        self("python", "-m", "pip", "install", *options, *words)
 
 
 def surroundings() -> dict[str, str]:
-    """The environment variables, without those that would show the checkout to the installed.
+    """Return the environment variables without those that could expose the checkout.
 
     UTF-8 mode is set because Windows gives a pipe an encoding that lacks the arrow of `plan`.
     """
@@ -106,33 +106,33 @@ def surroundings() -> dict[str, str]:
 
 
 def expect(what: str, found: Any, wanted: Any) -> None:
-    """Exit if something is not as it must be."""
+    """Exit if a value is not the expected one."""
     if found != wanted:
         sys.exit(f"{what}: expected {wanted!r}, found {found!r}")
 
 
 def version_of(python: str | Path) -> str | None:
-    """Which Python this is, such as 3.12; None if it does not start or cannot make environments."""
+    """Return a Python's version, such as 3.12; None if it cannot start or make environments."""
     try:
         command = [python, "-c", PROBE]
-        ended = subprocess.run(
+        done = subprocess.run(
             command, env=surroundings(), capture_output=True, text=True, check=False, timeout=60
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return ended.stdout.strip() if ended.returncode == 0 else None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def candidates(version: str) -> Iterator[str | Path]:
-    """Where a Python of this version may be."""
+    """Yield the places where a Python of this version may be."""
     for folder in os.get_exec_path():
-        if found := shutil.which(f"python{version}", path=folder):
-            yield found
+        if python := shutil.which(f"python{version}", path=folder):
+            yield python
     yield from sorted(Path(sys.base_prefix).parent.glob(f"*/bin/python{version}"))
 
 
 def pythons() -> dict[str, str | Path]:
-    """The Pythons of this machine that the project supports, by version."""
+    """Find the Pythons of this machine that the project supports, by version."""
     found: dict[str, str | Path] = {"{}.{}".format(*sys.version_info): sys.executable}
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     for version in re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text):
@@ -141,7 +141,7 @@ def pythons() -> dict[str, str | Path]:
             if python := next(usable, None):
                 found[version] = python
             else:
-                print(f"Python {version}: not found on this machine, not tested")
+                print(f"Python {version}: not tested, because this machine does not have it")
     return found
 
 
@@ -154,42 +154,42 @@ def build(folder: Path) -> Path:
 
 
 def check_files(wheel: Path) -> None:
-    """Check that the wheel holds every file of the package and no other.
+    """Check that the wheel contains exactly the files of the package.
 
-    py.typed must be one of them: the classifier `Typing :: Typed` promises it.
+    py.typed must be one of them, because the classifier `Typing :: Typed` promises it.
     """
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     files = {PACKAGE / "py.typed", *(path for path in PACKAGE.rglob("*") if path.is_file())}
     wanted = {path.relative_to(ROOT).as_posix() for path in files if path.suffix != ".pyc"}
-    expect("files that only the wheel or only the package has", sorted(packed ^ wanted), [])
+    expect("files in only one of wheel and package", sorted(packed ^ wanted), [])
 
 
 def installed(name: str) -> Distribution | None:
-    """What the Python that runs this has of that name."""
+    """Return the distribution that the running Python has under a name, if any."""
     try:
         return distribution(name)
     except PackageNotFoundError:
         return None
 
 
-def requirements(of: Distribution) -> list[str]:
-    """What it requires, without its extras."""
-    return [line for line in of.requires or () if "extra ==" not in line]
+def requirements(package: Distribution) -> list[str]:
+    """Return the requirements of a distribution, without its extras."""
+    return [line for line in package.requires or () if "extra ==" not in line]
 
 
 def lend_torch(place: Path) -> None:
-    """Link torch of the Python that runs this, and what it requires, into an environment.
+    """Link the running Python's torch and its requirements into an environment.
 
-    Which build of torch is right depends on the machine, and the index knows only one, of several
-    gigabytes: whoever chose another has it here and nowhere else. pip finds these links, and
-    neither downloads nor changes what they lead to.
+    The right build of torch depends on the machine. The package index offers one build, of several
+    gigabytes; a machine with another build has it only in the running Python. pip finds the links,
+    and neither downloads torch nor changes the linked files.
     """
     wanted = ["torch"]
     for name in wanted:
         lent = installed(name)
         if not lent:
-            continue  # it is required on other systems only
+            continue  # only other systems require it
         for top in {file.parts[0] for file in lent.files or ()} - {"..", "__pycache__"}:
             if not (place / top).exists():  # several distributions may share a folder
                 (place / top).symlink_to(str(lent.locate_file(top)))
@@ -198,19 +198,19 @@ def lend_torch(place: Path) -> None:
 
 
 def stand_in_for_torch(place: Path) -> None:
-    """Let pip take torch for installed, with the requirements that it has here, if it is here."""
+    """Make pip believe that torch is installed, with the requirements that it has here, if any."""
     text = CONSTRAINTS.read_text(encoding="utf-8")
     (version,) = re.findall(r"^torch==(\S+)$", text, re.MULTILINE)
     lines = ["Metadata-Version: 2.1", "Name: torch", f"Version: {version}"]
-    here = installed("torch")
-    lines += [f"Requires-Dist: {line}" for line in (requirements(here) if here else ())]
+    torch = installed("torch")
+    lines += [f"Requires-Dist: {line}" for line in (requirements(torch) if torch else ())]
     folder = place / f"torch-{version}.dist-info"
     folder.mkdir()
     (folder / "METADATA").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def make(environment: Environment, version: str, *, download_torch: bool) -> bool:
-    """Prepare an empty environment for the wheel; return whether torch is to be tested too."""
+    """Prepare an empty environment for the wheel; return whether torch will be tested."""
     place = Path(environment("python", "-c", SITE_PACKAGES).strip())
     same = version == "{}.{}".format(*sys.version_info)
     # Windows lets only administrators make symbolic links.
@@ -223,10 +223,10 @@ def make(environment: Environment, version: str, *, download_torch: bool) -> boo
 
 
 def use(environment: Environment, version: str, *, torch: bool) -> None:
-    """Use the commands that a user starts with, from `--version` to `explain`."""
+    """Run the commands that a new user starts with, from `--version` to `explain`."""
     where = "import mergekit_interleave as m; print(m.__file__)"
-    found = Path(environment("python", "-c", where).strip())
-    expect("in the environment", found.is_relative_to(environment.place), wanted=True)
+    module = Path(environment("python", "-c", where).strip())
+    expect("module in the environment", module.is_relative_to(environment.place), wanted=True)
     expect(
         "--version", environment("mk-interleave", "--version").split(), ["mk-interleave", version]
     )
@@ -255,10 +255,10 @@ def use(environment: Environment, version: str, *, torch: bool) -> None:
 
 def smoke(wheel: Path, python: str | Path, place: Path, *, download_torch: bool) -> str:
     """Install the wheel for one Python and use it; return what was tested."""
-    begun = time.monotonic()
+    started = time.monotonic()
     version = version_of(python)
     if not version:
-        sys.exit(f"{python}: it does not start, or cannot make environments")
+        sys.exit(f"{python}: cannot start, or cannot make environments")
     shutil.rmtree(place / version, ignore_errors=True)
     command = [python, "-m", "venv", place / version]
     subprocess.run(command, env=surroundings(), check=True)
@@ -266,40 +266,45 @@ def smoke(wheel: Path, python: str | Path, place: Path, *, download_torch: bool)
         environment = Environment(place / version, Path(folder))
         torch = make(environment, version, download_torch=download_torch)
         environment.pip(wheel)
-        # The tools of a developer are resolved only.
+        # A developer's tools are resolved but not installed.
         environment.pip("--dry-run", f"{wheel}[dev]")
         use(environment, wheel.name.split("-")[1], torch=torch)
-    without = (
-        "" if torch else "; not tested, for want of torch: --engine mergekit, verify --forward"
+    untested = (
+        "" if torch else "; without torch, --engine mergekit and verify --forward were not tested"
     )
-    seconds = time.monotonic() - begun
-    return f"Python {version}: {wheel.name} works in an empty environment, {seconds:.0f} s{without}"
+    seconds = time.monotonic() - started
+    return (
+        f"Python {version}: {wheel.name} works in an empty environment, {seconds:.0f} s{untested}"
+    )
 
 
 def main() -> None:
-    """Read the command line, then build, install and use; two Pythons at a time."""
+    """Read the command line, then build, install and use the wheel, with two Pythons at a time."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("environments", type=Path, help="where the environments are made")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help="test this; default: build one")
+    parser.add_argument("environments", type=Path, help="directory for the environments")
+    parser.add_argument(
+        "--wheel", type=Path, metavar="FILE", help="wheel to test; default: build one"
+    )
     parser.add_argument(
         "--python",
         action="append",
         metavar="PYTHON",
-        help="test with this one, repeatable; default: each that is found",
+        help="Python to test with, repeatable; default: all that are found",
     )
     parser.add_argument(
         "--no-torch-download",
         action="store_true",
-        help="where torch cannot be borrowed, test without it",
+        help="test without torch if it cannot be borrowed",
     )
-    words = parser.parse_args()
-    place = words.environments.resolve()
+    arguments = parser.parse_args()
+    place = arguments.environments.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        wheel = words.wheel.resolve() if words.wheel else build(Path(scratch))
+        wheel = arguments.wheel.resolve() if arguments.wheel else build(Path(scratch))
         check_files(wheel)
-        one = partial(smoke, wheel, place=place, download_torch=not words.no_torch_download)
+        download_torch = not arguments.no_torch_download
+        one = partial(smoke, wheel, place=place, download_torch=download_torch)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            for tested in pool.map(one, words.python or pythons().values()):
+            for tested in pool.map(one, arguments.python or pythons().values()):
                 print(tested, flush=True)
 
 

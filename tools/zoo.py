@@ -1,10 +1,10 @@
-"""Expand a toy model of every type with `run`, and with mergekit from the YAML of `gen`.
+"""Expand a toy model of each type by `run`, and by mergekit from the YAML of `gen`.
 
 Usage: zoo.py PAGE [TYPE]
 
-Without TYPE, it checks every causal-LM type that transformers can build at toy size and models of
-images and text, and writes the table in PAGE and the `mergekit_yaml_result` of the data. With TYPE,
-it prints the rows of that type and its variants, and writes nothing.
+Without TYPE, check every causal-LM type that transformers can build at toy size, and models of
+images and text; write the table in PAGE and the `mergekit_yaml_result` of the data. With TYPE,
+print the rows of that type and its variants, and write nothing.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class Outcome:
 
 
 def names() -> list[str]:
-    """All causal-LM types of this transformers, variants, and models of images and text."""
+    """Return all causal-LM types of this transformers, variants, and models of images and text."""
     causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *toys.VARIANTS} - {*composites.OWN}
     return [*sorted(causal), *composites.OWN]
 
 
 def build(name: str) -> Any:
-    """A toy model; see `toys` and `composites`.
+    """Build a toy model; see `toys` and `composites`.
 
     Raises:
         Exception: transformers cannot build the type.
@@ -88,9 +88,9 @@ def save(name: str, path: Path) -> Path:
     """Save a toy checkpoint, with tensor names as in published ones."""
     build(name).save_pretrained(path)
     if name in composites.PUBLISHED:
-        ours, published = composites.PUBLISHED[name]
+        toy, published = composites.PUBLISHED[name]
         file = path / "model.safetensors"
-        tensors = {n.replace(ours, published): t for n, t in load_file(file).items()}
+        tensors = {n.replace(toy, published): t for n, t in load_file(file).items()}
         save_file(tensors, file, metadata={"format": "pt"})
     return path
 
@@ -101,14 +101,14 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
     Args:
         base: The checkpoint.
         plan: An identity directive.
-        out: Where to put the result.
+        out: The directory of the result.
     """
-    status, said = _mk("run", plan, str(out), "--model", str(base))
+    status, err = _mk("run", plan, str(out), "--model", str(base))
     if status:
-        error = _line(said, "error: ") or said.strip()[-200:]
+        error = _line(err, "error: ") or err.strip()[-200:]
         reason = error.replace(f"{base}: ", "").split("is refused: ")[-1]
         expected = "is refused: " in error or " this layout: " in error
-        hint = _line(said, "hint: ").removeprefix("this would do: ")
+        hint = _line(err, "hint: ").removeprefix("this would do: ")
         return Outcome("refused" if expected else "failed", reason, hint)
     difference = compare(base, out)
     if difference:
@@ -117,7 +117,7 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
 
 
 def compare(base: Path, out: Path) -> str:
-    """How the outputs of two checkpoints differ; empty if they do not."""
+    """Say how the outputs of two checkpoints differ; empty if they do not."""
     before, after = load(base), load(out)
     for given in _inputs(before):
         expected, found = _logits(before, given), _logits(after, given)
@@ -129,7 +129,7 @@ def compare(base: Path, out: Path) -> str:
 
 
 def in_vain(base: Path, out: Path) -> list[str]:
-    """The zeroed tensors that no new layer needs to be zero, or that get no gradient in any layer.
+    """List the zeroed tensors that no new layer needs, or that get no gradient in any layer.
 
     Args:
         base: The checkpoint.
@@ -139,13 +139,15 @@ def in_vain(base: Path, out: Path) -> list[str]:
     source, given = load(base).state_dict(), {"input_ids": toys.tokens()}
     has_gradients = _backward(model)
     expected = _logits(model, given)
-    alive: dict[str, bool] = {}
+    useful: dict[str, bool] = {}
     for name, parameter in model.named_parameters():
         origin = _origin(name, layers)
         before = source.get(origin or "", parameter)
         if parameter.any() or before.shape != parameter.shape or not before.any():
             continue
-        if "encoder_attn" in name or "cross_attn" in name:  # text alone has nothing to attend to
+        if (
+            "encoder_attn" in name or "cross_attn" in name
+        ):  # without an encoder's output, it is unused
             continue
         with torch.no_grad():
             parameter.copy_(before)
@@ -153,12 +155,15 @@ def in_vain(base: Path, out: Path) -> list[str]:
             parameter.zero_()
         trained = not has_gradients or (parameter.grad is not None and bool(parameter.grad.any()))
         tensor = re.sub(r"\.\d+\.", ".", name, count=1)
-        alive[tensor] = alive.get(tensor, False) or (needed and trained)
-    return [tensor for tensor, is_alive in alive.items() if not is_alive]
+        useful[tensor] = useful.get(tensor, False) or (needed and trained)
+    return [tensor for tensor, is_useful in useful.items() if not is_useful]
 
 
 def _backward(model: Any) -> bool:
-    """Whether a backward pass works: outside training, some types change their weights in place."""
+    """Whether a backward pass works.
+
+    Some types change their weights in place outside training, so training mode is tried as well.
+    """
     for training in (False, True):
         with contextlib.suppress(Exception):
             model.train(training)
@@ -172,13 +177,13 @@ def _backward(model: Any) -> bool:
 
 
 def _inputs(model: Any) -> list[dict[str, torch.Tensor]]:
-    """Text, and text with an image if the model takes images."""
+    """Return text, and text with an image if the model takes images."""
     picture = composites.with_an_image(model) if hasattr(model.config, "vision_config") else None
     return [{"input_ids": toys.tokens()}, *([picture] if picture else [])]
 
 
 def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
-    """The name in the base of the tensor that a new layer's tensor was copied from."""
+    """Return the base's name of the tensor that a new layer's tensor was copied from."""
     match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
     if match is None or int(match[2]) >= len(layers) or not layers[int(match[2])]["new"]:
         return None
@@ -186,7 +191,7 @@ def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
 
 
 def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitResult:
-    """What plain `mergekit-yaml` writes for the recipe, and whether `fix-config` repairs it."""
+    """Say what plain `mergekit-yaml` writes for the recipe, and whether `fix-config` repairs it."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -198,8 +203,8 @@ def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitRes
     out, file = folder / "mergekit", folder / "recipe.yml"
     file.write_text(recipe)
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):
-        made = MergeConfiguration.model_validate(yaml.safe_load(recipe))
-        run_merge(made, str(out), MergeOptions(quiet=True, copy_tokenizer=False))
+        config = MergeConfiguration.model_validate(yaml.safe_load(recipe))
+        run_merge(config, str(out), MergeOptions(quiet=True, copy_tokenizer=False))
     with contextlib.suppress(Exception):
         if not compare(base, out):
             return families.EXACT
@@ -212,7 +217,7 @@ def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitRes
 
 @contextlib.contextmanager
 def gen_allowed() -> Iterator[None]:
-    """Let `gen` write recipes that the data says mergekit cannot follow, since that is measured."""
+    """Let `gen` write recipes that the data says mergekit cannot follow, to measure them."""
     check, mergekit_support.check = mergekit_support.check, lambda *_: ()
     try:
         yield
@@ -221,31 +226,29 @@ def gen_allowed() -> Iterator[None]:
 
 
 def _mk(*words: str) -> tuple[int, str]:
-    status, said, _ = _mk_out(*words)
-    return status, said
+    status, err, _ = _mk_out(*words)
+    return status, err
 
 
 def _mk_out(*words: str) -> tuple[int, str, str]:
-    said, out = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(out):
+    err, out = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
         try:
             cli.main([*words])
-        except SystemExit as left:
-            return int(left.code or 0), said.getvalue(), out.getvalue()
+        except SystemExit as error:
+            return int(error.code or 0), err.getvalue(), out.getvalue()
 
 
-def _line(said: str, start: str) -> str:
-    lines = (line for line in said.splitlines() if line.startswith(start))
+def _line(text: str, start: str) -> str:
+    lines = (line for line in text.splitlines() if line.startswith(start))
     return next(lines, "").removeprefix(start)
 
 
 def load(path: Path) -> Any:
-    """Load a model with the class that saved it; no tensor is missing or left over."""
+    """Load a model with the class that saved it; no tensor may be missing or left over."""
     architectures = json.loads((path / "config.json").read_text()).get("architectures") or [""]
-    own = getattr(transformers, architectures[0], None)
-    model, info = (own or AutoModelForCausalLM).from_pretrained(
-        path, dtype=torch.float32, output_loading_info=True
-    )
+    model_class = getattr(transformers, architectures[0], None) or AutoModelForCausalLM
+    model, info = model_class.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         raise AssertionError(f"{info['missing_keys']} {info['unexpected_keys']}")
     return model.eval()
@@ -260,7 +263,7 @@ def _logits(model: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _text(model: Any, *, cache: bool) -> torch.Tensor:
-    """Greedy text."""
+    """Generate greedy text."""
     text: torch.Tensor = model.generate(
         toys.tokens()[:1, : toys.TOKENS // 2],
         max_new_tokens=8,
@@ -283,10 +286,10 @@ class Row:
     """The results of one type.
 
     Attributes:
-        name: Its name, or that of a variant.
+        name: The name of the type or variant.
         outcomes: The result of each plan.
         mergekit: What plain `mergekit-yaml` writes for the first plan that is exact.
-        nearby: The result of the directive that is suggested in place of a refused one.
+        nearby: The result of the directive that is suggested instead of a refused one.
     """
 
     name: str
@@ -296,23 +299,23 @@ class Row:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the first plan is."""
+        """Whether the first plan is exact."""
         return self.outcomes["every 2"].result == "exact"
 
     def __str__(self) -> str:
-        """The row of the table."""
+        """Return the row of the table."""
         cells = [self.name]
         for plan in PLANS:
             outcome = self.outcomes.get(plan)
             cells.append(outcome.result if outcome else "-")
-        found = [o for o in self.outcomes.values() if o.result != "exact"]
+        inexact = [o for o in self.outcomes.values() if o.result != "exact"]
         engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "-")
-        works = next((o.hint for o in found if o.hint), "")
-        reasons = {re.sub(r"\d+", "N", o.detail): o.detail for o in reversed(found)}
-        words = [*reversed(reasons.values())]
-        words = [word.split(" this layout: ")[-1] for word in words]
-        words += [f"`{works}` works"] if works and self.nearby.result == "exact" else []
-        cells += [engine, self.mergekit or "-", "; ".join(words)]
+        suggested = next((o.hint for o in inexact if o.hint), "")
+        distinct = {re.sub(r"\d+", "N", o.detail): o.detail for o in reversed(inexact)}
+        reasons = [text.split(" this layout: ")[-1] for text in reversed(distinct.values())]
+        works = suggested and self.nearby.result == "exact"
+        reasons += [f"`{suggested}` works"] if works else []
+        cells += [engine, self.mergekit or "-", "; ".join(reasons)]
         return f"| {' | '.join(cells)} |"
 
 
@@ -320,11 +323,11 @@ def examine(name: str, folder: Path) -> Row:
     """Expand a type by each plan.
 
     Args:
-        name: See `names`.
-        folder: Where to work.
+        name: The type; see `names`.
+        folder: A directory for the checkpoints.
 
     Raises:
-        Exception: transformers cannot build it.
+        Exception: transformers cannot build the type.
     """
     base = save(name, folder / "base")
     _logits(load(base), {"input_ids": toys.tokens()})
@@ -342,71 +345,71 @@ def examine(name: str, folder: Path) -> Row:
             if outcome.result == "exact" and plan == "gains":
                 fault = untrainable(out)
             outcome = Outcome("wrong", fault) if fault else outcome
-        except Exception as error:  # noqa: BLE001 - the table says so
+        except Exception as error:  # noqa: BLE001 - the table shows it
             outcome = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
         shutil.rmtree(out, ignore_errors=True)
         row.outcomes[plan] = outcome
-    exact = [PLANS[plan] for plan, found in row.outcomes.items() if found.result == "exact"]
-    hints = [found.hint for found in row.outcomes.values() if found.hint]
+    exact = [PLANS[plan] for plan, outcome in row.outcomes.items() if outcome.result == "exact"]
+    hints = [outcome.hint for outcome in row.outcomes.values() if outcome.hint]
     nearby = expand(base, hints[0], folder / "nearby") if hints else Outcome("", "")
     exact += hints[:1] if nearby.result == "exact" else []
     return Row(name, row.outcomes, mergekit_result(base, exact[0], folder) if exact else "", nearby)
 
 
 def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
-    """What else is wrong with an exact expansion; empty if nothing is."""
-    dead = in_vain(base, out)
-    if dead:
-        return f"zeroed in vain: {dead[0]}"
+    """Say what else is wrong with an exact expansion; empty if nothing is."""
+    needless = in_vain(base, out)
+    if needless:
+        return f"zeroed needlessly: {needless[0]}"
     if engine == "mergekit" and not engines_agree(base, out, again):
         return "the engines' tensors differ"
     fault = untrainable(out)
     if fault:
         return f"train: {fault}"
     for words in ((), ("--against", str(base), "--forward")):
-        status, said = _mk("verify", str(out), *words)
+        status, err = _mk("verify", str(out), *words)
         if status:
-            return f"verify: {_line(said, 'error: ')}"
+            return f"verify: {_line(err, 'error: ')}"
     return ""
 
 
 def untrainable(out: Path) -> str:
-    """What is wrong with the settings to train the new layers; empty if nothing is.
+    """Say what is wrong with the settings to train the new layers; empty if nothing is.
 
     The settings for transformers and PEFT are run as `train` prints them.
     """
     try:
-        trained = targets.read(out, Models())
+        target = targets.read(out, Models())
     except RefusedError as error:
         return "" if _is_shared(load(out)) else str(error)
     for name in ("transformers", "peft"):
-        model = _told(write.write(trained, name).text)
-        inner = getattr(model, "get_base_model", lambda own=model: own)()
-        new = {*trained.new_layers}
-        theirs = _layers(inner, trained.depth)
-        own = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-        layers = {index for parameter in own for index in theirs.get(parameter, [-1])}
+        model = _model_of(write.write(target, name).text)
+        inner = getattr(model, "get_base_model", lambda whole=model: whole)()
+        new = {*target.new_layers}
+        layers_of = _layers(inner, target.depth)
+        trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+        layers = {index for parameter in trained for index in layers_of.get(parameter, [-1])}
         if layers != new:
-            return f"{name}: trains {sorted(layers)}, not {sorted(new)}"
-        whole = {parameter for parameter, indices in theirs.items() if indices <= new}
-        if name == "transformers" and own != whole:
-            return f"{name}: does not train all of the new layers"
+            return f"{name}: trains layers {sorted(layers)}, not {sorted(new)}"
+        in_new_layers = {parameter for parameter, indices in layers_of.items() if indices <= new}
+        if name == "transformers" and trained != in_new_layers:
+            return f"{name}: does not train every parameter of the new layers"
         if _backward(model):
             parameters = [p for p in model.parameters() if p.grad is not None and p.grad.any()]
-            alive = {index for p in parameters for index in theirs[id(p)]}
-            if alive != new:
-                return f"{name}: layers {sorted(new - alive)} get no gradient"
+            with_gradient = {index for p in parameters for index in layers_of[id(p)]}
+            if with_gradient != new:
+                return f"{name}: layers {sorted(new - with_gradient)} get no gradient"
     return ""
 
 
 def _layers(model: Any, depth: int) -> dict[int, set[int]]:
-    """The layers that each parameter is in, by the modules of the model."""
-    found: dict[int, set[int]] = {}
+    """Map each parameter to the layers that contain it, by the modules of the model."""
+    layers_of: dict[int, set[int]] = {}
     for layers in _stacks(model, depth):
         for index, layer in enumerate(layers):
             for parameter in layer.parameters():
-                found.setdefault(id(parameter), set()).add(index)
-    return found
+                layers_of.setdefault(id(parameter), set()).add(index)
+    return layers_of
 
 
 def _is_shared(model: Any) -> bool:
@@ -415,19 +418,19 @@ def _is_shared(model: Any) -> bool:
     return any(len(layers) > 1 for layers in _layers(model, depth).values())
 
 
-def _told(text: str) -> Any:
-    """The model that a piece of Python makes, in float32 for evaluation."""
+def _model_of(code: str) -> Any:
+    """Run Python code that creates a model, and return the model in float32 for evaluation."""
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        exec(text, names)  # noqa: S102 - users are told to run it
+        exec(code, names)  # noqa: S102 - `train` tells users to run it
     return names["model"].float().eval()
 
 
 def _stacks(model: Any, depth: int) -> list[Any]:
-    """The layer lists of the module that the model calls its decoder."""
+    """Return the layer lists of the module that the model calls its decoder."""
     decoder, inner = model, model.get_decoder()
-    while inner is not decoder and hasattr(inner, "get_decoder"):  # some types name the head so
+    while inner is not decoder and hasattr(inner, "get_decoder"):  # in some types, this is the head
         decoder, inner = inner, inner.get_decoder()
     lists = [m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)]
     return [layers for layers in lists if len(layers) == depth]
@@ -439,26 +442,26 @@ def engines_agree(base: Path, out: Path, again: Path) -> bool:
     status, _ = _mk(*words)
     if status:
         return False
-    ours, theirs = (
+    stream, mergekit = (
         {n: t for file in path.glob("*.safetensors") for n, t in load_file(file).items()}
         for path in (again, out)
     )
-    return ours.keys() == theirs.keys() and all(
-        torch.equal(ours[name], theirs[name]) for name in ours
+    return stream.keys() == mergekit.keys() and all(
+        torch.equal(stream[name], mergekit[name]) for name in stream
     )
 
 
 def main() -> int:
-    """Check one type or all; 1 where a result is neither exact nor refused."""
+    """Check one type or all; return 1 if a result is neither exact nor refused."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("page", type=Path, help="where to write the table")
+    parser.add_argument("page", type=Path, help="the file for the table")
     parser.add_argument("type", nargs="?", default="", help="check only this type")
-    words = parser.parse_args()
+    arguments = parser.parse_args()
     faults = architecture_data.problems(json.loads(families.DATA.read_text(encoding="utf-8")))
     if faults:
         print(*faults, sep="\n")
         return 1
-    return check_one(words.type) if words.type else check_all(words.page)
+    return check_one(arguments.type) if arguments.type else check_all(arguments.page)
 
 
 def check_one(model_type: str) -> int:
@@ -472,26 +475,27 @@ def check_one(model_type: str) -> int:
     if not chosen:
         close = difflib.get_close_matches(model_type, names())
         print(f"transformers {transformers.__version__} has no causal LM of type {model_type!r}")
-        print(f"close names: {', '.join(close)}" if close else "no name is close")
+        print(f"similar names: {', '.join(close)}" if close else "no name is similar")
         return 1
     print(_head())
-    found = [_examined(name) for name in chosen]
-    for row in found:
+    examined = [_examined(name) for name in chosen]
+    for row in examined:
         print(row, flush=True)
-    rows = [row for row in found if isinstance(row, Row)]
+    rows = [row for row in examined if isinstance(row, Row)]
     for row in rows:
         recorded = _recorded(row.name)
         if row.mergekit and recorded and row.mergekit != recorded:
             print(
-                f"mergekit_yaml_result of {row.name}: {recorded} in the data, {row.mergekit} here"
+                f"the mergekit_yaml_result of {row.name} is {recorded} in the data, but this run "
+                f"measured {row.mergekit}"
             )
         if row.mergekit and not recorded:
             print(f'add "mergekit_yaml_result": "{row.mergekit}" to the entry of {row.name}')
-    return 1 if len(rows) < len(found) or _has_faults(rows) else 0
+    return 1 if len(rows) < len(examined) or _has_faults(rows) else 0
 
 
 def _recorded(name: str) -> str | None:
-    """The `mergekit_yaml_result` in the entry of a type; variants have no entry."""
+    """Return the `mergekit_yaml_result` in the entry of a type; variants have no entry."""
     data = json.loads(families.DATA.read_text(encoding="utf-8"))
     entry = data["composites"].get(name) or data["families"].get(name)
     if entry is None:
@@ -504,15 +508,15 @@ def check_all(page: Path) -> int:
     """Check every type, and write the table and mergekit's results."""
     rows, unbuilt = [], []
     with ProcessPoolExecutor(initializer=quiet) as pool:
-        for found in pool.map(_examined, names()):
-            print(found, flush=True)
-            if isinstance(found, Row):
-                rows.append(found)
+        for row in pool.map(_examined, names()):
+            print(row, flush=True)
+            if isinstance(row, Row):
+                rows.append(row)
             else:
-                unbuilt.append(found)
+                unbuilt.append(row)
     fill_in({row.name: row.mergekit for row in rows if row.mergekit})
     page.parent.mkdir(exist_ok=True)
-    words = {
+    values = {
         "version": transformers.__version__,
         "count": len(rows),
         "exact": sum(row.is_exact for row in rows),
@@ -521,12 +525,12 @@ def check_all(page: Path) -> int:
         "rows": "\n".join(map(str, rows)),
         "unbuilt": "\n".join(unbuilt),
     }
-    page.write_text(_PAGE.format(**words), encoding="utf-8")
+    page.write_text(_PAGE.format(**values), encoding="utf-8")
     return 1 if _has_faults(rows) else 0
 
 
 def _head() -> str:
-    """The first two lines of the table."""
+    """Return the first two lines of the table."""
     columns = ["type", *PLANS, "engine", "mergekit-yaml", "why refused"]
     return f"| {' | '.join(columns)} |\n| {' | '.join('---' for _ in columns)} |"
 
@@ -539,12 +543,12 @@ def _has_faults(rows: list[Row]) -> bool:
 
 
 def _examined(name: str) -> Row | str:
-    """The row of a type, or a row with the reason why it cannot be built."""
+    """Return the row of a type, or a row with the reason why it cannot be built."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         try:
             return examine(name, Path(folder))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the reason
+        except Exception as error:  # noqa: BLE001 - any error is the reason
             reason = " ".join(str(error).split())[:100].replace("|", "/")
             return f"| {name} | {type(error).__name__}: {reason} |"
 
@@ -552,18 +556,18 @@ def _examined(name: str) -> Row | str:
 def fill_in(results: dict[str, str]) -> None:
     """Write the `mergekit_yaml_result` of each type into the data file, one line per type."""
     file = families.DATA
-    facts = json.loads(file.read_text(encoding="utf-8"))
+    data = json.loads(file.read_text(encoding="utf-8"))
     for section in ("composites", "families"):
-        for name, entry in facts[section].items():
+        for name, entry in data[section].items():
             if name in results:
                 entry["mergekit_yaml_result"] = results[name]
-    file.write_text(lines(facts), encoding="utf-8")
+    file.write_text(lines(data), encoding="utf-8")
 
 
-def lines(facts: dict[str, Any]) -> str:
-    """The text of the data file: one line for each entry."""
+def lines(data: dict[str, Any]) -> str:
+    """Return the text of the data file: one line for each entry."""
     parts = []
-    for key, value in facts.items():
+    for key, value in data.items():
         text = json.dumps(value)
         if isinstance(value, dict):
             entries = (f"    {json.dumps(n)}: {json.dumps(entry)}" for n, entry in value.items())
@@ -574,28 +578,29 @@ def lines(facts: dict[str, Any]) -> str:
 
 _PAGE = """# Architectures
 
-What `mk-interleave run` does with each type that transformers {version} builds at toy size: {count}
-types and variants of types. {exact} are exact when every second layer gets a copy. The plans:
+This page shows what `mk-interleave run` does with each model type that transformers {version}
+builds at toy size: {count} types and variants. {exact} of them are exact if every second layer is
+copied. The plans are:
 
 {plans}
 
-*Exact*: the float32 logits differ from the base's by at most 1e-5 of their size, on more tokens
-than any window or indexer covers; greedy text is the same with the cache and without; each zeroed
-tensor must be zero and gets a gradient. *Refused*: before a byte is written. A dash: does not apply
-to this type.
+*Exact* means that the float32 logits differ from the base's by at most 1e-5 of the largest logit,
+on more tokens than any window or indexer covers; that greedy text is the same with and without the
+cache; and that each zeroed tensor must be zero and gets a gradient. *Refused* means that `run`
+stops before it writes a byte. A dash means that the plan does not apply to the type.
 
-The engine is mergekit where it writes the right tensors, else the stream engine. The next column is
-what plain `mergekit-yaml` writes for the YAML of `gen`: `exact`; a broken `config`, which
-`fix-config` repairs; or wrong `tensors` or none, in which case `gen` refuses. The last column says
-why a plan was refused and which directive works instead, if there is one. `type:variant` is a type
-with other settings. Written by `make zoo`.
+The engine is mergekit if it writes the right tensors, and the stream engine otherwise. The next
+column shows what plain `mergekit-yaml` writes from the YAML of `gen`: `exact` models; `config`, a
+wrong config.json that `fix-config` repairs; or `tensors`, which are wrong or missing, so `gen`
+refuses the type. The last column says why a plan was refused, and which directive works instead if
+there is one. `type:variant` is a type with other settings. `make zoo` writes this page.
 
 {head}
 {rows}
 
 ## Not built
 
-These types are not checked: generic settings do not build toy models of them.
+These types are not checked, because generic settings do not build toy models of them.
 
 | type | why |
 | --- | --- |

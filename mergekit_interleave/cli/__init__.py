@@ -1,5 +1,5 @@
-"""One file per command: options in, one call of the Python API, text out.
+"""One module per command: it reads the options, calls the Python API and prints the result.
 
-A new command is a file here, a function in `commands/`, and a line in each of two lists: `COMMANDS`
-in `app.py` and `_MODULES` in the package root.
+To add a command, add a module here, a function in `commands/`, and a line to each of two lists:
+`COMMANDS` in `app.py` and `_MODULES` in the package root.
 """

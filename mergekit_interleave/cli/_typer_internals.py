@@ -1,9 +1,9 @@
 """All uses of typer internals in this project.
 
-typer builds a pydantic adapter for every option that is more than a flag. That takes as long as
-everything else that `gen` does when it starts. These classes keep option values as they were typed;
-the commands check them. Because the attributes used here may change in any release, pyproject.toml
-caps typer's version, and a test compares the help and the parsing of every option.
+typer builds a pydantic adapter for every option that takes a value, which doubles the start-up time
+of `gen`. These classes leave option values as text, and the commands check them. The attributes
+used here may change in any release, so pyproject.toml caps typer's version, and a test checks the
+parsing of every option.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ class _Plain:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             param._runtime_param = AsTyped()  # noqa: SLF001
-            if param.metavar is None:
+            if param.metavar is None or param.param_type_name == "argument":
                 param.display_type_rich = _no_type
         return params
 
 
 def _no_type(ctx: Any) -> None:
-    """A flag takes no value, so its help shows no type."""
+    """Show no type in the help of a flag or an argument."""
 
 
 class PlainCommand(_Plain, TyperCommand):
-    """A command whose option values stay text."""
+    """A command that leaves option values as text."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - typer's signature
-        """The usage line shows metavars, without the brackets that typer adds."""
+        """Return the usage line, with metavars but without the brackets that typer adds."""
         arguments = (p.metavar or "" for p in self.params if p.param_type_name == "argument")
         return ["[OPTIONS]", *arguments]
 
@@ -50,11 +50,11 @@ class AsTyped:
 
 
 NAMED_SHELL = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
-"""The variable that makes typer take the name of a shell rather than detect the shell."""
+"""The environment variable with which typer accepts the name of a shell."""
 
 
 def take_named_shell(words: list[str]) -> None:
-    """Let the completion options take a shell's name if one is given."""
+    """Let the completion options accept the name of a shell; without one, typer detects it."""
     for word, shell in pairwise(words):
         if word in ("--show-completion", "--install-completion") and not shell.startswith("-"):
             os.environ[NAMED_SHELL] = "1"

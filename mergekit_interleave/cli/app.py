@@ -1,4 +1,4 @@
-"""The typer application. It imports only the modules of the requested commands."""
+"""The typer application. It imports only the module of the requested command."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from mergekit_interleave.cli._typer_internals import PlainCommand, PlainGroup
 
 NAME = "mk-interleave"
 ALIAS = "mergekit-interleave"
-"""A second name of the same program, which sorts next to mergekit's own programs."""
+"""A second name of the program, which sorts next to mergekit's own programs."""
 
 COMMANDS = ("gen", "run", "plan", "verify", "explain", "card", "train", "fix-config", "schema")
-"""Each is a module of this package with a function of the same name, in the order of the help."""
+"""The commands, in the order of the help. Each is a module of this package, with a function of
+the same name."""
 
 
 def application(command: str | None = None) -> typer.Typer:
@@ -28,7 +29,7 @@ def application(command: str | None = None) -> typer.Typer:
     app = typer.Typer(
         name=NAME,
         cls=PlainGroup,
-        help="Grow a language model deeper: one line in, mergekit YAML or the finished model out.",
+        help="Make a language model deeper: from one line to mergekit YAML or the finished model.",
         epilog="A directive is a file, - for standard input, or its text: "
         "'model: org/name, interleave: every 4, zero: \\[o_proj, down_proj]'",
         add_completion=True,

@@ -18,10 +18,9 @@ def card(
         "A model that `run` or mergekit-yaml wrote.")],
     *,
     force: Annotated[bool, typer.Option("--force", help=
-        "Replace a card that was edited, or that another tool wrote.")] = False,
+        "Replace a card that was edited or that another tool wrote.")] = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Write the model card and the layer map again, from interleave.json and the weights."""
+    """Regenerate the model card and the layer map, from interleave.json and the weights."""
     report = api.card(directory, force=force)
-    text.show_report(report, as_json=as_json)
-    text.tell("note", report.notes)
+    text.show_report(report, report.notes, as_json=as_json)

@@ -14,10 +14,10 @@ EXAMPLE = "mk-interleave explain deeper"
 
 def explain(
     source: Annotated[str, typer.Argument(metavar="FILE", show_default=False, help=
-        "A mergekit YAML, a model card, or a model's directory that contains one; - for standard "
-        "input.")],
+        "A mergekit YAML, a model card that contains one, the directory of a model, or - for "
+        "standard input.")],
 ) -> None:  # fmt: skip
-    """Write the shortest directive that expands to the same slices."""
+    """Print the shortest directive that expands to the same slices as a mergekit YAML."""
     directive = api.explain(options.opened(source) or source)
     text.tell("warning", directive.warnings)
     text.write(directive)

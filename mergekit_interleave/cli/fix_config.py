@@ -18,8 +18,8 @@ def fix_config(
         "The directory that mergekit-yaml wrote.")],
     *,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The YAML it was made from. Default: mergekit_config.yml in DIR, which is missing if "
-        "mergekit stopped early.")] = None,
+        "The YAML that DIR was made from. Default: mergekit_config.yml in DIR, which is missing "
+        "if mergekit stopped early.")] = None,
     model: Model = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip

@@ -19,7 +19,7 @@ def gen(
     flags: Flags,
     allow_non_identity: NonIdentity = False,
 ) -> None:
-    """Write the mergekit YAML to standard output, ready for mergekit-yaml."""
+    """Print the mergekit YAML of a directive, ready for mergekit-yaml."""
     if sys.stdout is None:
         raise OutputError("standard output is closed")
     recipe = api.gen(

@@ -1,4 +1,4 @@
-"""Run the command line. All errors become one `error:` line and an exit code here."""
+"""Run the command line, and turn each error into one `error:` line and an exit code."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _program() -> str:
-    """The name by which the program was started: shell completion is installed for that name."""
+    """Return the name by which the program was started, for which completion is installed."""
     name = Path(sys.argv[0]).stem if sys.argv else apps.NAME
     return name if name == apps.ALIAS else apps.NAME
 
 
 def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
-    """The message, the hint and the exit code of an error."""
+    """Return the message, the hint and the exit code of an error."""
     match error:
         case InterleaveError():
             return str(error), error.hint, error.exit_code

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the flags that correspond to the keys of a directive."""
+"""Options that several commands share, and the flags for the keys of a directive."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Directive = Annotated[
     str | None,
     typer.Argument(
         metavar="[DIRECTIVE]",
-        help="A file, - for standard input, or the directive itself. Flags replace what it says.",
+        help="A file, - for standard input, or the directive itself. Flags override it.",
         show_default=False,
     ),
 ]
 
 
 def offering(*values: str) -> Callable[[str], list[str]]:
-    """Return a completion function that offers these values of an option."""
+    """Return a completion function that offers these values."""
 
     def matching(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
@@ -55,26 +55,32 @@ NonIdentity = Annotated[
     bool,
     typer.Option(
         "--allow-non-identity",
-        help="Accept names to zero that leave the new layers no identities.",
+        help="Accept a --zero list with which the new layers are not identities.",
         rich_help_panel="What to grow",
     ),
 ]
 _FLAGS = {
     **{flag.name: _growth(flag.help, flag.metavar) for flag in registry.flags().values()},
     "zero": _growth(
-        "What new layers zero: auto, none, norms, or names: o_proj,down_proj.",
+        "What to zero in new layers: auto, none, norms, or names such as o_proj,down_proj.",
         "NAMES",
         (AUTO, NONE, NORMS, GAINS, "o_proj,down_proj"),
     ),
-    "scale": _growth("Multiply tensors of new layers: q_proj=0.84,k_proj=0.84.", "NAME=X,..."),
+    "scale": _growth(
+        "Multiply tensors of new layers, such as q_proj=0.84,k_proj=0.84.", "NAME=X,..."
+    ),
     "apply_to": _growth(
-        "Which layers --zero and --scale apply to: copies, first, last or all.",
+        "The occurrences of a repeated layer that --zero and --scale apply to: copies, first, last "
+        "or all.",
         "WHICH",
         APPLY_TO,
     ),
-    "model": typer.Option(help="The source model: a directory or a Hub id.", metavar="MODEL"),
+    "model": typer.Option(
+        help="The source model: a directory or a Hub id, org/name or org/name@revision.",
+        metavar="MODEL",
+    ),
     "layers": typer.Option(
-        help="Its number of layers, if its config.json cannot be read.", metavar="N"
+        help="The number of layers, if the config.json of the model cannot be read.", metavar="N"
     ),
     "dtype": typer.Option(
         help="Convert the weights, for example to bfloat16.",
@@ -82,27 +88,29 @@ _FLAGS = {
         autocompletion=offering(*directives.DTYPES),
     ),
 }
-"""The flags that correspond to the keys of a directive."""
+"""The flags for the keys of a directive."""
 
 _REPEATABLE = {
     "zero",
     "scale",
     *(flag.name for flag in registry.flags().values() if flag.repeatable),
 }
-"""The flags that may be given several times, each time with more of a list."""
+"""The flags that may be given several times; their values are joined to one list."""
 
 Model = Annotated[list[str] | None, _FLAGS["model"]]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run code from the models. By default none is run."),
+    typer.Option(
+        "--trust-remote-code", help="Run Python code from the models. By default, none is run."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 Flags = Mapping[str, "list[str] | None"]
 
 
 def takes_words(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the flags of a directive to a command, which receives them as `flags`."""
+    """Add the flags of a directive to a command, which receives their values as `flags`."""
     signature = inspect.signature(command, eval_str=True)
     added = [
         inspect.Parameter(
@@ -129,12 +137,12 @@ def takes_words(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def words(flags: Flags) -> Words:
-    """The flags as keywords of the Python API."""
+    """Convert the flags to keywords of the Python API."""
     return cast("Words", {name: joined(name, values) for name, values in flags.items()})
 
 
 def joined(name: str, values: list[str] | None) -> str | None:
-    """Join the values of a flag that was given several times, which few flags may be."""
+    """Join the values of a flag. Only the flags in `_REPEATABLE` may be given several times."""
     if not values:
         return None
     structured = any(map(yaml_io.is_structured, values))

@@ -24,13 +24,16 @@ def plan(  # noqa: PLR0913 - one parameter for each flag
     drawing: Annotated[
         str | None,
         typer.Option(
-            "--svg", metavar="FILE", show_default=False, help="Draw the layer map to this file."
+            "--svg",
+            metavar="FILE",
+            show_default=False,
+            help="Write the layer map to this file as an SVG.",
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what `run` would make, and write nothing."""
+    """Show what `run` would write, without writing the model."""
     found = api.plan(
         options.opened(directive),
         allow_non_identity=allow_non_identity,

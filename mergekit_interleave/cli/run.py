@@ -13,7 +13,7 @@ import typer
 
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
-from mergekit_interleave.cli.options import AsJson, Flags, NonIdentity
+from mergekit_interleave.cli.options import AsJson, Flags, NonIdentity, TrustRemoteCode
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.engines import registry as engines
 from mergekit_interleave.errors import DirectiveError
@@ -27,8 +27,8 @@ _MERGEKIT = "mergekit's options"
 def run(  # noqa: PLR0913 - one parameter for each flag
     words: Annotated[list[str], typer.Argument(metavar="[DIRECTIVE] OUT", show_default=False, help=
         "DIRECTIVE is a file (a directive or a mergekit passthrough YAML), - for standard input, "
-        "or the directive itself; flags replace what it says. OUT is the directory of the new "
-        "model, which appears when it is complete, or not at all.")],
+        "or the directive itself; flags override it. OUT is the directory to create for the new "
+        "model. It appears only when the model is complete.")],
     *,
     flags: Flags,
     allow_non_identity: NonIdentity = False,
@@ -39,31 +39,30 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         metavar="SIZE", show_default=False, help="The maximum size of a shard, such as 5GB, 500MB "
         "or mergekit's 5B. Default: 5GB; the stream engine keeps the base's shards.")] = None,
     no_reflink: Annotated[bool, typer.Option("--no-reflink", help=
-        "Let the stream engine copy every byte, even where the filesystem could share blocks with "
+        "Let the stream engine copy every byte, even if the filesystem can share disk blocks with "
         "the base.")] = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help=
-        "Do not read back and compare the written weights.")] = False,
+        "Do not read the written weights back to compare them with the base.")] = False,
     force: Annotated[bool, typer.Option(
         "--force", help="Replace an existing model at OUT; nothing else is replaced.")] = False,
     base_model: Annotated[str | None, typer.Option(
-        metavar="ORG/NAME", help="The Hub id by which OUT names a local source model.")] = None,
+        metavar="ORG/NAME", help="The Hub id of a local source model, for the model card and the "
+        "recipe in OUT.")] = None,
     cuda: Annotated[bool, typer.Option("--cuda", help=
         "Do arithmetic on the GPU.", rich_help_panel=_MERGEKIT)] = False,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help=
-        "Do arithmetic on this device.", rich_help_panel=_MERGEKIT)] = None,
+        "Do arithmetic on this device, such as cpu or cuda:1.", rich_help_panel=_MERGEKIT)] = None,
     low_cpu_memory: Annotated[bool, typer.Option("--low-cpu-memory", help=
         "Keep intermediate values on the device.", rich_help_panel=_MERGEKIT)] = False,
     lazy_unpickle: Annotated[bool, typer.Option("--lazy-unpickle", help=
         "Load pickles lazily.", rich_help_panel=_MERGEKIT)] = False,
     async_write: Annotated[bool, typer.Option("--async-write", help=
-        "Write shards while the next are made.", rich_help_panel=_MERGEKIT)] = False,
+        "Write shards in the background.", rich_help_panel=_MERGEKIT)] = False,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=
         "Read the tensors in pickled weights, and nothing else.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
-        "Run code from the models. By default none is run.",
-        rich_help_panel=_MERGEKIT)] = False,
+    trust_remote_code: TrustRemoteCode = False,
     mergekit: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help=
-        "Any other option of mergekit-yaml; may be repeated.",
+        "Another option of mergekit-yaml. May be given several times.",
         rich_help_panel=_MERGEKIT)] = None,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -94,18 +93,16 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         progress=_bar,
         **stated,
     )
-    text.tell("warning", report.warnings)
-    text.tell("note", report.notes)
-    text.show_result(report, as_json=as_json)
+    text.show_report(report, report.notes, as_json=as_json)
     text.tell("hint", [report.hint])
 
 
 def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
-    """The arguments of `run`: the last is always OUT."""
+    """Split the arguments of `run`; the last one is always OUT."""
     *directive, out = words
     if len(directive) > 1:
         raise DirectiveError(
-            f"expected [DIRECTIVE] OUT, found {len(words)} words", hint=options.QUOTES
+            f"expected [DIRECTIVE] OUT, found {len(words)} arguments", hint=options.QUOTES
         )
     if not directive and (out == "-" or directives.is_inline(out) or os.path.isfile(out)):
         kind = "an existing file" if os.path.isfile(out) else "a directive"
@@ -137,14 +134,14 @@ def _terminated(number: int, _: object) -> NoReturn:
 
 def _show_bars_on_terminals_only() -> None:
     if sys.stderr is None or not sys.stderr.isatty():
-        # Some progress bars of mergekit and the Hub client ignore options.
+        # Some progress bars of mergekit and the Hub client can be disabled only this way.
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @contextmanager
 def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar with bytes, rate and time left on a terminal."""
+    """Show a progress bar if standard error is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _: None
         return

@@ -9,5 +9,5 @@ EXAMPLE = "mk-interleave schema > interleave.schema.json"
 
 
 def schema() -> None:
-    """Write the JSON Schema of a directive, which editors use to complete and check it."""
+    """Print the JSON Schema of a directive, which editors use to complete and check directives."""
     text.show_json(api.schema())

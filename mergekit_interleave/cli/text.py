@@ -19,36 +19,33 @@ def show_json(report: Mapping[str, object]) -> None:
 
 
 class Report(Protocol):
-    """What a command returns, as far as it is printed."""
+    """The result of a command."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What to beware of, one sentence each."""
+        """Warnings, one sentence each."""
 
     def lines(self) -> Iterable[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
 
     def as_dict(self) -> Mapping[str, Any]:
-        """The report as JSON values."""
+        """Return the report as JSON values."""
 
 
-def show_result(report: Report, *, as_json: bool) -> None:
-    """Print a report, as lines or as JSON."""
+def show_report(report: Report, notes: Iterable[str] = (), *, as_json: bool) -> None:
+    """Print a report with its warnings and notes, which its JSON contains already."""
     if as_json:
         show_json(report.as_dict())
-    else:
-        for line in report.lines():
-            show(line)
-
-
-def show_report(report: Report, *, as_json: bool) -> None:
-    """Print the warnings of a report, then the report."""
+        return
     tell("warning", report.warnings)
-    show_result(report, as_json=as_json)
+    for line in report.lines():
+        show(line)
+    sys.stdout.flush()
+    tell("note", notes)
 
 
 def write(text: str) -> None:
-    """Write a text result unchanged."""
+    """Print a text result unchanged."""
     sys.stdout.write(text)
 
 

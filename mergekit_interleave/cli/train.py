@@ -9,7 +9,7 @@ import typer
 
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
-from mergekit_interleave.cli.options import AsJson
+from mergekit_interleave.cli.options import AsJson, TrustRemoteCode
 from mergekit_interleave.training.trainers import registry
 
 EXAMPLE = "mk-interleave train deeper --for axolotl > train.yml"
@@ -23,16 +23,15 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         f"The trainer: {registry.in_words()}.",
         autocompletion=options.offering(*registry.TRAINERS))],
     method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
-        "Train the new layers themselves, or a LoRA of them. Default: full, if the trainer "
-        "supports it.", autocompletion=options.offering(*registry.METHODS))] = None,
+        "Train the new layers themselves, or a LoRA of them. Default: full if the trainer "
+        "supports it, else lora.", autocompletion=options.offering(*registry.METHODS))] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The file that states which layers are new, if DIR does not: an interleave.json or a "
+        "The file that records which layers are new, if DIR has none: an interleave.json or a "
         "mergekit config.")] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help=
-        "Run code from the model. By default none is run.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Write a trainer's settings that train the new layers and nothing else."""
+    """Print the settings with which a trainer trains the new layers and nothing else."""
     settings = api.train(
         directory,
         trainer=trainer,
@@ -40,10 +39,10 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         recipe=recipe,
         trust_remote_code=trust_remote_code,
     )
-    text.tell("warning", settings.warnings)
     if as_json:
         text.show_json(settings.as_dict())
-    else:
-        text.write(settings.text)
+        return
+    text.tell("warning", settings.warnings)
+    text.write(settings.text)
     sys.stdout.flush()
     text.tell("note", settings.notes)

@@ -18,23 +18,27 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         "A model that `run` or mergekit-yaml wrote.")],
     *,
     against: Annotated[list[str] | None, typer.Option(metavar="BASE", help=
-        "Its base, a directory or a Hub id; for several models repeat it, in the order of "
-        "interleave.json. Without it OUT is compared with itself.")] = None,
+        "The base: a directory or a Hub id. With several sources, give the option once for each, "
+        "in the order of interleave.json. By default, OUT is compared with itself.")] = None,
     forward: Annotated[bool, typer.Option("--forward", help=
         "Load both models, and compare logits and greedy text.")] = False,
     trained: Annotated[bool, typer.Option("--trained", help=
-        "Accept any values in new layers; all others must be the base's, to the bit.")] = False,
+        "Accept any values in new layers; all other tensors must equal the base's, bit for bit.",
+        )] = False,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The file that states the layout, if OUT does not: an interleave.json, a mergekit "
+        "The file that records the layout, if OUT has none: an interleave.json, a mergekit "
         "config or a directive.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
-        "The maximum memory for weights in --forward; the rest stays on disk.")] = None,
+        "The maximum memory for weights with --forward; the rest stays on disk.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=
-        "Read the tensors in a base's pickled weights, and nothing else.")] = False,
+        "Read the tensors of a base from pickled weights, and nothing else.")] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
-    """Check that OUT is what its layout says: every tensor, byte for byte, and config.json."""
+    """Check that OUT matches its layout: every tensor, byte for byte, and config.json.
+
+    With --against, the result is recorded in interleave.json and in the model card of OUT.
+    """
     report = api.verify(
         out,
         against=against,

@@ -1,4 +1,4 @@
-"""What a command does, as a function that anyone can call.
+"""One module per command: the function that performs it, which is also the Python API.
 
-A new command is a module here with a function of the same name, and a line in the package root.
+To add a command, add a module with a function of the same name, and a line in the package root.
 """

@@ -1,4 +1,4 @@
-"""Restore logging and progress bars of the libraries after a command."""
+"""Restore the log levels and progress bars of the libraries after a command."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _LOGGERS = ("", "accelerate", "huggingface_hub", "mergekit", "transformers")
 
 @contextmanager
 def restored_settings(*, bars: bool = False) -> Iterator[None]:
-    """Restore the log levels and progress bars of the libraries at the end.
+    """Restore the log levels and progress bars of the libraries when the block ends.
 
     Args:
-        bars: Show the progress of downloads until then.
+        bars: Show the progress of downloads within the block.
     """
-    shown = SHOW_BARS.set(bars)
+    token = SHOW_BARS.set(bars)
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     enabled = _transformers_bars()
     try:
         yield
     finally:
-        SHOW_BARS.reset(shown)
+        SHOW_BARS.reset(token)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if enabled and not _transformers_bars():
@@ -36,6 +36,6 @@ def restored_settings(*, bars: bool = False) -> Iterator[None]:
 
 
 def _transformers_bars() -> bool:
-    """Whether transformers shows progress bars, as it does by default."""
-    loaded = sys.modules.get("transformers.utils.logging")
-    return True if loaded is None else bool(loaded.is_progress_bar_enabled())
+    """Return whether transformers shows progress bars, as it does by default."""
+    module = sys.modules.get("transformers.utils.logging")
+    return True if module is None else bool(module.is_progress_bar_enabled())

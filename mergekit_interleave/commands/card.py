@@ -1,4 +1,4 @@
-"""`card`: generate README.md and layers.svg of a model again."""
+"""`card`: regenerate README.md and layers.svg of a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from mergekit_interleave.verification.expected import ExpectedModel
 
 @dataclass(frozen=True)
 class CardReport:
-    """What `card` wrote.
+    """The files that `card` wrote.
 
     Attributes:
         files: The names of the files.
@@ -50,18 +50,18 @@ class CardReport:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         return [*(f"{name}: written" for name in self.files), f"suggested name: {self.name}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `card --json` prints it."""
+        """Return the report as JSON values, as `card --json` prints it."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 
 def card(directory: StrPath, *, force: bool = False) -> CardReport:
-    """Generate the model card and the layer map of a model again.
+    """Regenerate the model card and the layer map of a model.
 
-    Both are derived from interleave.json and from what the directory holds now.
+    Both are derived from interleave.json and from the present content of the directory.
 
     Args:
         directory: A model that `run` or mergekit-yaml wrote.
@@ -70,7 +70,7 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
     Raises:
         CheckpointError: The directory does not record the model's layers.
         OutputError: The card was edited, or cannot be written.
-        RefusedError: The model is not what its layout requires.
+        RefusedError: The model does not match its layout.
     """
     place = Path(directory)
     recorded_layout.check_directory(place)
@@ -101,7 +101,10 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
     file = place / manifest.FILE
     if before and before.get(card_files.KEY) != digests and not file.is_symlink():
         replace_file(file, to_json({**before, card_files.KEY: digests}))
-    note = "no base_model: its Hub id is unknown; `run --base-model org/name` states it"
+    note = (
+        "the card has no base_model, because the base's Hub id is unknown; set it with "
+        "`run --base-model org/name`"
+    )
     return CardReport(
         files=tuple(texts),
         name=data.name,
@@ -115,7 +118,7 @@ def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
     """Return the expected model, and whether its new layers were trained after `run` wrote it.
 
     Raises:
-        RefusedError: Other tensors or files differ.
+        RefusedError: Tensors outside the new layers differ, or files do.
     """
     report = verification.verify(directory, models)
     if not report.differences:
@@ -123,7 +126,7 @@ def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
     lenient = verification.verify(directory, models, trained=True)
     if lenient.differences:
         raise RefusedError(
-            f"{directory}: is not what its layout requires: {lenient.differences[0]}",
+            f"{directory}: does not match its layout: {lenient.differences[0]}",
             hint=f"mk-interleave verify {directory}",
         )
     new = {layer.index for layer in report.expected.layout.new_layers}
@@ -145,8 +148,8 @@ def _content(
     except InterleaveError:
         plan = None
     if plan is not None:
-        made = manifest.describe(plan, MERGEKIT, None, {}, warn)
-        return {**made, "tools": {}, "recipe": plan.recipe, "says": mergekit_yaml.FILE}
+        content = manifest.describe(plan, MERGEKIT, None, {}, warn)
+        return {**content, "tools": {}, "recipe": plan.recipe, "says": mergekit_yaml.FILE}
     family = result.require_family()
     inherited = card_metadata.inherited({"": card_metadata.read(directory, warn)}, "", ())
     return {

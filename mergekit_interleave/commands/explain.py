@@ -1,7 +1,7 @@
-"""`explain`: turn a mergekit config into the shortest directive that expands to the same slices.
+"""`explain`: find the shortest directive that expands to the same slices as a mergekit config.
 
-The config may be YAML, a model card that contains it, or the directory of a model. In a stream,
-documents that are not passthrough merges stay unchanged. The network is never used.
+The config may be a YAML file, a model card that contains it, or the directory of a model. In a
+stream, documents that are not passthrough merges stay unchanged. The network is never used.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ CARD = _out_files.CARD
 
 
 def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:
-    """Write the shortest directive that expands to the same slices as a mergekit config.
+    """Find the shortest directive that expands to the same slices as a mergekit config.
 
     Args:
-        source: A file's name, a model's directory, or an open file.
-        stdin: What `-` reads.
+        source: A file name, a model's directory, or an open file.
+        stdin: The file that `-` stands for.
 
     Returns:
-        The directive, after a comment that describes it; a `str` with `warnings`.
+        The directive, preceded by a comment that describes it; a `str` with `warnings`.
 
     Raises:
         InterleaveError: The source contains no passthrough config.
@@ -71,39 +71,39 @@ def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
     known = [yaml_io.keys(part) for part in documents]
     ours = any(_is_ours(keys) for keys in known)
     if len(documents) > 1 and not (ours or _FENCE.search(text) or _has_merge(known)):
-        raise DirectiveError(f"{where}: no document in it is a mergekit config")
+        raise DirectiveError(f"{where}: none of its documents is a mergekit config")
     if _FENCE.search(text) and not ours:
-        text, where = _fenced(text, where, warn), f"{where}, in its block of YAML"
+        text, where = _fenced(text, where, warn), f"{where}, in its YAML block"
         documents = _documents(text)
     models = _Opened(where, warn)
-    if (
-        len(documents) <= 1
-    ):  # one document, the one-line form, or invalid YAML, which `_explained` reports
+    # One document, the one-line form, or invalid YAML, which `_explained` reports.
+    if len(documents) <= 1:
         return _explained(text, where, models, stored)
     return "".join(_part_of_stream(part, where, models) for part in documents)
 
 
 def _read(source: str, stdin: IO[str]) -> tuple[str, str, Directive | None]:
-    """Return the text, its name in errors, and the directive that `run` stored beside it."""
+    """Return the text, its name in errors, and the directive that `run` stored with it."""
     path = Path(source)
     if source != "-" and path.is_dir():
         for name in (mergekit_yaml.FILE, CARD):
             if (path / name).is_file():
                 return *directives.read_text(str(path / name), stdin), _stored(path)
         raise CheckpointError(
-            f"{source}: has neither {mergekit_yaml.FILE} nor a {CARD}, so its layers are unknown"
+            f"{source}: contains neither {mergekit_yaml.FILE} nor {CARD}, so its layers are unknown"
         )
     return *directives.read_text(source, stdin), None
 
 
 def _stored(directory: Path) -> Directive | None:
+    """Return the directive in interleave.json if its growth line depends on the model's depth."""
     file = directory / manifest.FILE
     if not file.is_file():
         return None
     with suppress(InterleaveError):
         stored = manifest.read(file).content["directive"]
         directive = directives.of_document(stored, str(file))
-        # A directive that needs no config would also expand without knowledge of the model type.
+        # Any other directive is derived from the slices alone.
         needed = directive.growth is not None and directive.growth.needs_depth
         return directive if needed else None
     return None
@@ -113,17 +113,17 @@ _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 
 def _fenced(card: str, where: str, warn: Warn) -> str:
-    """The first block of a card that is a passthrough merge."""
-    found = [
+    """Return the first block of a card that is a passthrough merge."""
+    merges = [
         text
         for text in _blocks(card)
         if any(_is_passthrough(yaml_io.keys(part)) for part in _documents(text))
     ]
-    if not found:
+    if not merges:
         raise DirectiveError(f"{where}: none of its code blocks is the YAML of a passthrough merge")
-    if len(set(found)) > 1:
-        warn(f"{where}: shows {len(set(found))} passthrough merges; only the first is explained")
-    return found[0]
+    if len(set(merges)) > 1:
+        warn(f"{where}: has {len(set(merges))} passthrough merges; only the first is explained")
+    return merges[0]
 
 
 def _blocks(card: str) -> Iterator[str]:
@@ -161,8 +161,8 @@ def _is_spelled(keys: Mapping[str, str | None]) -> bool:
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
-    alone = _is_spelled(keys) and not registry.has_line(keys)
-    return alone and keys.get("merge_method", "passthrough") == "passthrough"
+    lists_slices = _is_spelled(keys) and not registry.has_line(keys)
+    return lists_slices and keys.get("merge_method", "passthrough") == "passthrough"
 
 
 def _part_of_stream(text: str, where: str, models: _Opened) -> str:
@@ -170,8 +170,8 @@ def _part_of_stream(text: str, where: str, models: _Opened) -> str:
     if _is_passthrough(yaml_io.keys(text)):
         try:
             written = _explained(text, where, models)
-        except CheckpointError as error:  # a document alone would be refused
-            models.warn(f"{error}; that document stays as it is")
+        except CheckpointError as error:  # a single document would be refused
+            models.warn(f"{error}; the document is left unchanged")
     models.results.learn(text, where)
     return text if written == text else merge_stream.begin(text) + written + merge_stream.end(text)
 
@@ -181,13 +181,13 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     document = yaml_io.read(text, where, directives.known_keys())
     if not isinstance(document, dict):
         raise DirectiveError(
-            f"{where}: contains neither a mergekit config nor a model card with one"
+            f"{where}: is neither a mergekit config nor a model card that contains one"
         )
     directive = directives.of_document(document, where)
     for warning in directive.warnings:
         models.warn(warning)
     if not isinstance(directive.growth, ExplicitSlices):
-        return text.rstrip() + "\n"  # a directive already
+        return text.rstrip() + "\n"  # it is a directive already
     layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)
     found = list(directives_of(layout, models.known(layout)))
     if not _modules_return(directive.growth, layout, models):
@@ -206,10 +206,10 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
         identities = frozenset(layer.index for layer in layout.new_layers)
     sentence = describe.sentence(layout, growth, depth, identities)
     # A document of a stream keeps its first line.
-    most = len(text) - len(merge_stream.begin(text)) - len(merge_stream.end(text))
+    limit = len(text) - len(merge_stream.begin(text)) - len(merge_stream.end(text))
     comments = (f"# {sentence}\n", f"# {sentence.rpartition(': ')[2]}\n", "")
     choices = (*(comment + written for comment in comments), text)
-    return min(choices, key=lambda choice: len(choice) > most)
+    return min(choices, key=lambda choice: len(choice) > limit)
 
 
 def _with_keys(one: Directive, written: Directive) -> Directive:
@@ -217,7 +217,7 @@ def _with_keys(one: Directive, written: Directive) -> Directive:
 
 
 def _modules_return(growth: ExplicitSlices, layout: Layout, models: _Opened) -> bool:
-    """Whether a directive expands to the modules that a config lists."""
+    """Return whether a directive would expand to the modules that a config lists."""
     modules = growth.document.get("modules")
     if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
         return True  # mergekit-multi writes slices this way
@@ -229,7 +229,7 @@ class _Opened:
     """Information about models that is available without the network.
 
     Args:
-        where: The name of the input, perhaps a stream whose documents use each other as models.
+        where: The name of the input. The documents of a stream may use earlier ones as models.
         warn: Called with each warning.
     """
 
@@ -248,7 +248,7 @@ class _Opened:
         depth = self.depth(model)
         if depth is None:
             raise CheckpointError(
-                f"{model}: its depth is unknown, and a config of whole models depends on it",
+                f"{model}: its number of layers is unknown, and the config takes whole models",
                 hint="make its config.json available, in a directory or in the Hub's cache",
             )
         return depth

@@ -1,6 +1,6 @@
-"""`fix-config`: write the config.json that plain `mergekit-yaml` left broken or did not write.
+"""`fix-config`: fix the config.json that mergekit-yaml left broken or did not write.
 
-The weights are not changed: they must be those of the recipe, or nothing is written.
+The weights are not changed. If they do not match the recipe, nothing is written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from mergekit_interleave.planning.tensor_plan import assemble
 
 @dataclass(frozen=True)
 class FixConfigReport:
-    """What was changed.
+    """The changes that `fix-config` made.
 
     Attributes:
         directory: The model.
@@ -53,7 +53,7 @@ class FixConfigReport:
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         if self.written:
             lines = [f"config.json: written, for {self.layers} layers"]
         else:
@@ -65,7 +65,7 @@ class FixConfigReport:
         return lines or [f"{self.directory}: its config.json is correct"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `fix-config --json` prints it."""
+        """Return the report as JSON values, as `fix-config --json` prints it."""
         return {
             "directory": str(self.directory),
             "layers": self.layers,
@@ -82,17 +82,17 @@ def fix_config(
     """Fix the config.json that mergekit-yaml left broken or did not write.
 
     Args:
-        directory: What mergekit-yaml wrote.
+        directory: The directory that mergekit-yaml wrote.
         recipe: The YAML that it was made from. The default is mergekit_config.yml in the
             directory, which is missing if mergekit stopped early.
         model: The source model, if it is not at the path that the recipe names.
 
     Returns:
-        What was changed.
+        The changes.
 
     Raises:
-        DirectiveError: No recipe is given, and there is none in the directory.
-        RefusedError: The weights are not those of the recipe; nothing is changed.
+        DirectiveError: No recipe is given, and the directory contains none.
+        RefusedError: The weights do not match the recipe; nothing is changed.
         InterleaveError: The config.json cannot be written; nothing is changed.
     """
     place = Path(directory)
@@ -100,7 +100,7 @@ def fix_config(
     recorded_layout.check_directory(place)
     if recipe is None and not own.is_file():
         raise DirectiveError(
-            f"{directory}: no {mergekit_yaml.FILE} there to state the layers",
+            f"{directory}: contains no {mergekit_yaml.FILE}, so its layers are unknown",
             hint="name the YAML that it was made from: --recipe FILE",
         )
     models = Models()
@@ -174,10 +174,14 @@ def _check_weights(
     placement: Placement,
     config: Mapping[str, Any],
 ) -> None:
-    """Check that the weights have the names and shapes that the recipe calls for.
+    """Check that the weights have the names and shapes that the recipe requires.
 
-    If the weights of the sources are available, names and shapes come from them. Otherwise those of
-    the layers come from the model in memory. mergekit may write either.
+    mergekit writes either the tensors of the sources, which are known if their weights are
+    available, or the tensors that the model's class has in memory. Of the latter only those in
+    layers are compared.
+
+    Raises:
+        RefusedError: They have others.
     """
     first = sources[layout.models[0]]
     written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}
@@ -187,8 +191,8 @@ def _check_weights(
             structure_check.check(first, layout, folder, placement.kv_sharing_layers)
         wanted = meta_model.shapes(folder, trusted=first.trusted)
     if all(source.has_weights for source in sources.values()):
-        parts = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)
-        stored = {part.name: part.shape for part in parts}
+        specs = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)
+        stored = {spec.name: spec.shape for spec in specs}
         if written == stored:
             return
         if quantization.KEY in first.config:  # the model in memory may lack the scales
@@ -200,8 +204,8 @@ def _check_weights(
     )
     wrong = sorted(name for name, _ in found.items() ^ expected.items())
     if wrong:
-        what = "missing" if wrong[0] not in found else "unexpected, or of another shape"
+        what = "missing" if wrong[0] not in found else "not in the recipe, or has another shape"
         raise RefusedError(
-            f"{directory}: its weights are not those of its recipe: {wrong[0]} is {what}",
-            hint="`mk-interleave run` takes the same recipe and writes the model",
+            f"{directory}: its weights do not match its recipe: {wrong[0]} is {what}",
+            hint="write the model from the recipe with `mk-interleave run`",
         )

@@ -1,4 +1,4 @@
-"""`gen`: the mergekit YAML of a directive."""
+"""`gen`: generate the mergekit YAML of a directive."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import SPELLED_KEYS
+from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.planning import merge_stream, mergekit_support
 from mergekit_interleave.planning.resolve import resolve
@@ -24,14 +27,13 @@ def gen(
     allow_non_identity: bool = False,
     **words: Unpack[Words],
 ) -> Recipe:
-    """Write the mergekit YAML of a directive, ready for mergekit-yaml.
+    """Generate the mergekit YAML of a directive, ready for mergekit-yaml.
 
-    A file of several documents, as mergekit-multi reads it, is written with its growth lines
-    expanded.
+    In a multi-document file for mergekit-multi, the growth line of each document is expanded.
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
-        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
@@ -45,8 +47,7 @@ def gen(
     models = Models()
     source = inputs.read(directive)
     if isinstance(source, Text) and merge_stream.is_stream(*source):
-        if inputs.any_given(words):
-            raise DirectiveError("growth flags cannot be used with a multi-document file")
+        _check_stream(source, has_flags=inputs.any_given(words))
         return Recipe(*merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
     wanted = inputs.parse(source, words)
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
@@ -54,3 +55,20 @@ def gen(
         warnings.extend(expansion.warnings)
         warnings.extend(mergekit_support.check(expansion))
     return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name), warnings)
+
+
+def _check_stream(source: Text, *, has_flags: bool) -> None:
+    """Check that a multi-document file is a stream; a model card is such a file, too.
+
+    Raises:
+        DirectiveError: It is not, or flags are given, which apply to a single directive.
+    """
+    documents = map(yaml_io.keys, yaml_io.documents(*source))
+    merge_keys = {"merge_method", *SPELLED_KEYS}
+    if not any(registry.has_line(keys) or merge_keys & keys.keys() for keys in documents):
+        raise DirectiveError(
+            f"{source.where}: contains neither a directive nor a mergekit config",
+            hint="the shortest directive is `interleave: every 4`",
+        )
+    if has_flags:
+        raise DirectiveError(f"{source.where}: flags cannot be combined with a multi-document file")

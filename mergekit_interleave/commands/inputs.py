@@ -1,4 +1,4 @@
-"""Read what the commands take: a directive in any of its forms, and the keywords beside it."""
+"""Read the arguments of the commands: directives in any form, keywords, models and sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ StrPath: TypeAlias = "str | os.PathLike[str]"
 DirectiveLike: TypeAlias = "Directive | Mapping[str, object] | StrPath | IO[str]"
 """A directive: its text, a file's name, an open file, a mapping with its keys, or a `Directive`.
 
-Text that names an existing file is that file, as on the command line.
+As on the command line, text that names an existing file stands for that file.
 """
 
 ModelLike: TypeAlias = "StrPath | Mapping[str, object]"
@@ -31,13 +31,13 @@ Ranges: TypeAlias = "str | Sequence[object] | Mapping[str, object]"
 
 
 class Words(TypedDict, total=False):
-    """Keywords that say the same as the keys of a directive. They take precedence over it.
+    """Keywords that correspond to the keys of a directive and take precedence over it.
 
     Attributes:
         model: The source model: a directory or a Hub id.
-        layers: Its number of layers, for a model whose config.json cannot be read.
+        layers: The number of layers of a model whose config.json cannot be read.
         zero: The tensors that new layers zero: `auto`, `none`, `norms`, or names of tensors.
-        scale: The factors of the tensors of the new layers: one factor, or names and factors.
+        scale: The factors for tensors of the new layers: one factor, or names with factors.
         apply_to: Which layers `zero` and `scale` apply to: `copies`, `first`, `last` or `all`.
         dtype: The dtype to convert the weights to, such as `bfloat16`.
         every: Insert a new layer after every Nth layer.
@@ -46,7 +46,7 @@ class Words(TypedDict, total=False):
         repeat: Repeat a range of layers: `"8:24x2"`, `[8, 24]`, or a mapping.
         stack: Stack ranges one after another: `"0:24,8:32"` or `[[0, 24], [8, 32]]`.
         windows: Stack overlapping windows: `"16:8"` or `{"size": 16, "stride": 8}`.
-        drop: Leave out ranges of layers: `"23:28"` or `[23, 28]`.
+        drop: Omit ranges of layers: `"23:28"` or `[23, 28]`.
     """
 
     model: ModelLike | None
@@ -69,7 +69,7 @@ class Text(NamedTuple):
 
     Attributes:
         text: The text.
-        where: Its name in error messages.
+        where: The name of the text in error messages.
     """
 
     text: str
@@ -90,7 +90,7 @@ def read(directive: DirectiveLike | None) -> Directive | Text | None:
 
 
 def read_text(source: StrPath | IO[str]) -> Text:
-    """Read a file by its name or from an open one; other text is the directive itself.
+    """Read the text of a directive: from a file name, an open file, or the argument itself.
 
     Raises:
         DirectiveError: The file cannot be read, or does not exist.
@@ -99,7 +99,7 @@ def read_text(source: StrPath | IO[str]) -> Text:
         name = os.fspath(source)
         if name == "-":
             raise DirectiveError(
-                "'-' is not a file name", hint="for standard input, pass sys.stdin"
+                "'-' is not a file name", hint="pass sys.stdin to read standard input"
             )
         return Text(*directives.read_text(name, io.StringIO()))
     if not hasattr(source, "read"):
@@ -110,20 +110,20 @@ def read_text(source: StrPath | IO[str]) -> Text:
     return Text(*directives.read_text("-", source))
 
 
-def parse(read_in: Directive | Text | None, words: Words) -> Directive:
+def parse(source: Directive | Text | None, words: Words) -> Directive:
     """Parse a directive and apply the keywords, which take precedence.
 
     Args:
-        read_in: What `read` returned.
+        source: The result of `read`.
         words: The keywords.
 
     Raises:
         DirectiveError: The text or a keyword is wrong, or two keywords are growth lines.
     """
-    if isinstance(read_in, Text):
-        read_in = directives.parse(*read_in)
+    if isinstance(source, Text):
+        source = directives.parse(*source)
     stated = directives.from_flags(**_flags(words))
-    return stated if read_in is None else read_in.replaced_by(stated)
+    return stated if source is None else source.replaced_by(stated)
 
 
 def parse_models(models: ModelLike | Sequence[ModelLike] | None, where: str) -> list[ModelRef]:
@@ -140,12 +140,12 @@ def parse_models(models: ModelLike | Sequence[ModelLike] | None, where: str) -> 
 
 
 def any_given(words: Words) -> bool:
-    """Whether any keyword is given."""
+    """Return whether any keyword is given."""
     return any(value is not None for value in words.values())
 
 
 def parse_size(size: int | str | None, where: str) -> int | None:
-    """Read a number of bytes, such as 5GB.
+    """Read a size in bytes, such as 5GB.
 
     Raises:
         DirectiveError: The value is not a size, or not positive.
@@ -163,7 +163,7 @@ def parse_size(size: int | str | None, where: str) -> int | None:
 
 
 def _flags(words: Words) -> dict[str, str | None]:
-    """The keywords as the command line writes them."""
+    """Convert the keywords to the text of flags."""
     return {name: _flag(name, value) for name, value in words.items() if value is not None}
 
 
@@ -173,7 +173,7 @@ def _flag(name: str, value: object) -> str:
     if isinstance(value, str):
         return value
     value = _plain(value)
-    if name == "model":  # a mapping is read as it is
+    if name == "model":  # a mapping is accepted unchanged
         return cast("str", value)
     if name == "zero" and isinstance(value, list):
         return ",".join(map(str, value))
@@ -181,7 +181,7 @@ def _flag(name: str, value: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """The value with lists and dicts in place of tuples, mappings and paths."""
+    """Convert tuples to lists, mappings to dicts, and paths to text."""
     if isinstance(value, Mapping):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""`plan`: what `run` would make of a directive; nothing is written."""
+"""`plan`: compute what `run` would write for a directive, without writing it."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Numbers that models hold.
+    """The numbers of parameters.
 
     Attributes:
         before: In the base, the model of the first layer.
         after: In the result.
-        new: In the result's new layers, which are the ones to train.
+        new: In the new layers of the result, which are to be trained.
     """
 
     before: int
@@ -95,7 +95,7 @@ class Writing:
             "why": self.why,
             "estimates": estimates,
             "memory": {name: each.memory for name, each in self.estimates.items()},
-            # as release 0.1.0 gave them
+            # Release 0.1.0 had these two keys.
             "mergekit": mergekit and mergekit["traffic"]["written"],
             "stream": stream and stream["traffic"],
             "free": self.free,
@@ -104,18 +104,18 @@ class Writing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `run` would make of a directive. A notebook shows its layer map.
+    """The model that `run` would write for a directive. A notebook shows its layer map.
 
     Attributes:
         directive: The directive, with its model filled in.
         layout: The layers of the result.
         names: The public names of the models, in the order of their first layers.
-        depths: The number of layers of each model; None where it is not known.
+        depths: The number of layers of each model; None if it is unknown.
         identities: The indices of the new layers that pass their input on unchanged.
-        parameters: The numbers of parameters; None where they cannot be counted.
+        parameters: The numbers of parameters; None if they cannot be counted.
         writing: The cost of writing the weights; None if their sizes are unknown.
-        config: The keys of config.json that change, each with its old and new value; None where
-            there is no config.json to read.
+        config: The keys of config.json that change, each with its old and new value; None if there
+            is no config.json to read.
         warnings: Warnings, one sentence each.
         counted: Whether the weights were read; if not, sizes are derived from config.json.
     """
@@ -149,15 +149,15 @@ class Plan:
         return manifest.fingerprint(self.layout)
 
     def lines(self) -> list[tuple[str, str]]:
-        """The plan as text: lines, each with its name."""
+        """Return the plan as lines of text, each with its name."""
         return list(_lines(self))
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON values, as `plan --json` prints it."""
+        """Return the plan as JSON values, as `plan --json` prints it."""
         return _as_dict(self)
 
     def strip(self, width: int, *, ascii_only: bool = False) -> list[layer_maps.Line]:
-        """The layer map for a terminal: lines of text, each with its style as rich names it.
+        """Draw the layer map for a terminal: lines of text, each with its style as rich names it.
 
         Args:
             width: The width of the terminal in characters.
@@ -172,11 +172,11 @@ class Plan:
         )
 
     def svg(self) -> str:
-        """The layer map as an SVG picture, as `plan --svg` writes it."""
+        """Draw the layer map as an SVG picture, as `plan --svg` writes it."""
         return svg.picture(self.layout, self.identities, self.names)
 
     def _repr_svg_(self) -> str:
-        """Return the SVG that a notebook shows."""
+        """Return the SVG picture, which a notebook shows."""
         return self.svg()
 
     def __str__(self) -> str:
@@ -190,16 +190,16 @@ def plan(
     trust_remote_code: bool = False,
     **words: Unpack[Words],
 ) -> Plan:
-    """Compute what `run` would make of a directive. Nothing is written.
+    """Compute what `run` would write for a directive. Nothing is written.
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
-        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         trust_remote_code: Run code from the models. By default none is run.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
-        The plan: its layers, parameters, bytes, changes of config.json, and warnings.
+        The plan: layers, parameters, bytes, changes of config.json, and warnings.
 
     Raises:
         InterleaveError: `run` would refuse the directive or the model.
@@ -253,7 +253,7 @@ def _is_readable(directive: Directive, models: Models) -> bool:
 
 
 def _from_words(expansion: Expansion, models: Models) -> Plan:
-    """Plan from the directive alone, when nothing is known about the models."""
+    """Plan from the directive alone, if the models cannot be read."""
     stated = expansion.directive.layers
     layout = mergekit_yaml.effective(expansion.layout, expansion.directive.mergekit)
     return Plan(
@@ -291,7 +291,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 
 
 def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
-    """Add the sizes that the tensors give to a plan."""
+    """Add the sizes of the tensors to a plan."""
     new = {layer.index for layer in found.layout.new_layers}
     choice = select.choose(made, here)
     return dataclasses.replace(
@@ -314,7 +314,7 @@ def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
 
 
 def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
-    """Estimate the sizes from config.json, by the parameters that its class would build."""
+    """Estimate the sizes from the parameters that the class in config.json would build."""
     shapes = {}
     try:
         for model, checkpoint in sources.models.items():
@@ -357,7 +357,7 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     for key, (old, value) in (found.config or {}).items():
         yield "config", f"{key}: {_short(old)} → {_short(value)}"
     if not found.config:
-        yield "config", "not known" if found.config is None else "stays as it is"
+        yield "config", "not known" if found.config is None else "unchanged"
     yield "fingerprint", manifest.fingerprint(layout)
     for warning in found.warnings:
         yield "warning", warning
@@ -366,8 +366,11 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
 def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
     if found.parameters is not None:
         numbers = found.parameters
-        by = "" if found.counted else ", by config.json"
-        yield "parameters", f"{numbers.before:,} → {numbers.after:,} ({count(numbers.after)}{by})"
+        source = "" if found.counted else ", by config.json"
+        yield (
+            "parameters",
+            f"{numbers.before:,} → {numbers.after:,} ({count(numbers.after)}{source})",
+        )
         if numbers.new:
             share = numbers.new / numbers.after
             yield "trainable", f"{numbers.new:,} in the new layers, {share:.1%} of all"
@@ -387,7 +390,7 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
 
 
 def _short(value: object) -> str:
-    """A value of config.json; a list with an entry for each layer would fill the screen."""
+    """Return a value of config.json as text; a long list, such as one per layer, is abridged."""
     text = json.dumps(value)
     if isinstance(value, list) and len(text) > _LONGEST:
         return f"{len(value)} entries"

@@ -1,4 +1,4 @@
-"""YAML text together with its warnings."""
+"""YAML text with its warnings."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Recipe(str):
     warnings: tuple[str, ...]
 
     def __new__(cls, text: str, warnings: Iterable[str] = ()) -> Self:
-        """Keep the warnings beside the text."""
+        """Create the text with its warnings."""
         recipe = super().__new__(cls, text)
         recipe.warnings = tuple(warnings)
         return recipe
 
     def as_dict(self) -> dict[str, object]:
-        """The text and the warnings, for JSON."""
+        """Return the text and the warnings for JSON."""
         return {"text": str(self), "warnings": list(self.warnings)}

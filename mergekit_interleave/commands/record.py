@@ -1,4 +1,4 @@
-"""Record the result of `verify` in interleave.json, and in the card if it is unedited."""
+"""Record the result of `verify` in interleave.json, and in the model card if it is unedited."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from mergekit_interleave.verification.report import VerifyReport
 def record(
     out: Path, report: VerifyReport, measured: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
-    """Write what was verified into interleave.json and the card.
+    """Write the result of a comparison into interleave.json and the model card.
 
-    Nothing is written if OUT was compared with a layout other than its own, or if it differs from
-    models other than its recorded sources: such a result says nothing about OUT.
+    Nothing is written if OUT was compared with another layout than its own, or if it differs from
+    models that are not its recorded sources: such a result does not apply to OUT.
 
     Args:
         out: The model's directory.
         report: The comparison of its weights.
-        measured: The comparison of a forward pass, to record instead.
+        measured: The comparison of a forward pass, which is recorded instead.
 
     Returns:
-        Warnings; a failure to write is not an error.
+        Warnings. A failure to write is not an error.
     """
     own = report.own
     stated = [] if own is None else [_last(name) for name in own.models]
     if own is None or not (report.is_exact or stated == [_last(name) for name in report.against]):
         return ()
-    kind, found = report.kind, report.outcome()
+    kind, outcome = report.kind, report.outcome()
     if measured is not None:
-        kind, found = verification_text.FORWARD, dict(measured)
+        kind, outcome = verification_text.FORWARD, dict(measured)
     try:
-        return _record(out, kind, found)
+        return _record(out, kind, outcome)
     except Exception as error:  # noqa: BLE001 - the result of `verify` must be returned anyway
-        return (f"what was verified could not be recorded: {error}",)
+        return (f"{out}: the result could not be recorded: {error}",)
 
 
 def _record(out: Path, kind: str, outcome: Mapping[str, Any]) -> tuple[str, ...]:
@@ -56,10 +56,10 @@ def _record(out: Path, kind: str, outcome: Mapping[str, Any]) -> tuple[str, ...]
         replace_file(out / manifest.FILE, to_json({**content, card_files.KEY: recorded}))
     page = out / card_files.FILES[0]
     if page.exists() and page.name not in names:
-        return (f"{page}: was edited, so {manifest.FILE} alone records what was verified",)
+        return (f"{page}: was edited, so the result is recorded in {manifest.FILE} only",)
     return ()
 
 
 def _last(name: str) -> str:
-    """A model's name without owner and revision, which a copy of it may lack."""
+    """Return a model's name without owner and revision, which a local copy may lack."""
     return name.partition("@")[0].rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""`run`: plan, stage, write, check, and move the finished model to OUT in one rename."""
+"""`run`: plan, write into a staging directory, check, and rename it to OUT."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.inputs import Words
 
 _UNPICKLED = ".unpickled"
-"""The folder for pickled weights converted to safetensors, inside the staging directory."""
+"""The directory for converted pickled weights, inside the staging directory."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class RunReport:
         layout: Its layers.
         written: The comparison of the written tensors with the sources.
         outcome: The engine that wrote them, and how it wrote the bytes.
-        parameters: The number of its parameters; None if integers pack several each.
-        name: The suggested name; None where no model card could be written.
+        parameters: The number of its parameters; None if one integer may hold several of them.
+        name: The suggested name; None if no model card could be written.
         warnings: Warnings, one sentence each.
         notes: Notes, one sentence each.
     """
@@ -93,20 +93,20 @@ class RunReport:
         return None
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         traffic = self.outcome.traffic
         numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
         size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
         new = f"{len(self.layout)} layers, {len(self.layout.new_layers)} of them new"
-        same = "only models of the same layout can be merged with this one"
+        purpose = "merging two models layer by layer requires equal fingerprints"
         lines = [
             f"{self.out}: {new}; {numbers}{size}{traffic}",
-            f"layout {self.fingerprint}: {same}",
+            f"layout fingerprint: {self.fingerprint} ({purpose})",
         ]
         return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `run --json` prints it."""
+        """Return the report as JSON values, as `run --json` prints it."""
         return {
             "out": str(self.out),
             "layers": len(self.layout),
@@ -151,37 +151,39 @@ def run(  # noqa: PLR0913 - one parameter for each option
     The directory appears when the model is complete and checked, or not at all.
 
     Args:
-        directive: Text, a path, an open file, a mapping, or a `Directive`; also a mergekit
-            passthrough config.
+        directive: Text, a path, an open file, a mapping, or a `Directive`. A mergekit passthrough
+            config is a directive, too.
         out: The directory to write.
-        engine: What writes the weights: `auto`, `mergekit` or `stream`.
+        engine: The engine that writes the weights: `auto`, `mergekit` or `stream`.
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
-        reflink: Let the stream engine share blocks with the base where the filesystem can.
-        verify: Read back what was written and compare it with the sources.
+        reflink: Let the stream engine share disk blocks with the base if the filesystem can.
+        verify: Read the written weights back and compare them with the sources.
         force: Replace an existing model at `out`; nothing else is replaced.
-        base_model: The Hub id by which OUT names a local source model.
+        base_model: The Hub id of a local source model, for the model card and the recipe.
         allow_pickle: Read the tensors in pickled weights, and nothing else.
-        allow_non_identity: Accept names to zero that leave the new layers no identities.
+        allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         trust_remote_code: Run code from the models. By default none is run.
         cuda: Let mergekit do arithmetic on the GPU.
         device: The device on which mergekit does arithmetic.
         low_cpu_memory: Let mergekit keep intermediate values on the device.
         lazy_unpickle: Let mergekit load pickles lazily.
-        async_write: Let mergekit write shards while it makes the next ones.
+        async_write: Let mergekit write shards in the background.
         mergekit: Other options of mergekit-yaml, by name.
-        progress: Called with the number of bytes to write; a context manager whose value is called
-            with the bytes of each step.
+        progress: Called with the number of bytes to write. It returns a context manager, whose
+            value is called with the number of bytes of each step.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
-        What was written, and the result of comparing it with its sources.
+        The report: the layers, the written bytes, and the comparison with the sources.
 
     Raises:
-        InterleaveError: The model cannot be made exactly; nothing is at `out`.
+        InterleaveError: The model cannot be written exactly; nothing is written to `out`.
     """
     registry.rows(engine)  # raises an error for an unknown engine
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
+    if device is not None:
+        _check_device(device)
     stated = {
         "cuda": cuda,
         "device": device,
@@ -224,15 +226,31 @@ def run(  # noqa: PLR0913 - one parameter for each option
             raise
 
 
+def _check_device(device: str) -> None:
+    """Check that torch knows a device, whether or not this machine has it.
+
+    Raises:
+        DirectiveError: torch does not know it.
+    """
+    import torch  # noqa: PLC0415 - takes seconds to import
+
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise DirectiveError(
+            f"--device: {device!r} is not a device of torch", hint="use cpu, cuda, cuda:1 or mps"
+        ) from error
+
+
 @dataclass(frozen=True)
 class _Options:
-    """How to run.
+    """The options of `run`.
 
     Attributes:
         weights: How to write the weights.
-        replace: Replace a model that exists at OUT.
-        base_model: The Hub id of the base, if its directory does not show it.
-        verify: Read back what was written, and compare it with the sources.
+        replace: Replace an existing model at OUT.
+        base_model: The Hub id of a local source model.
+        verify: Read the written weights back and compare them with the sources.
         allow_pickle: Read pickled weights.
         allow_non_identity: See `resolve`, which is called again after pickled weights are read.
     """
@@ -249,6 +267,7 @@ def _run(
     expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
 ) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
+    _check_outside(out, expansion)
     check_vacant(out, replace=options.replace)
     how = options.weights
     select.check(how, expansion)
@@ -274,8 +293,8 @@ def _run(
             _check_classes(plan, work)
         if measured and not plan.is_identity:
             raise RefusedError(
-                f"nothing is known of model type {plan.first.model_type!r}: only an expansion "
-                "that computes what its base computes can be measured",
+                f"model type {plan.first.model_type!r} is unknown: only an expansion that computes "
+                "what its base computes can be checked",
                 hint="zero the new layers' residual writers",
             )
         outcome = writer.write()
@@ -310,11 +329,28 @@ def _run(
     return dataclasses.replace(result.value, warnings=(*result.value.warnings, *result.warnings))
 
 
+def _check_outside(out: Path, expansion: Expansion) -> None:
+    """Check that OUT is not in the directory of a source model, before anything is written.
+
+    Raises:
+        OutputError: It is, or it is that directory.
+    """
+    target = out.resolve()
+    for checkpoint in expansion.sources.values():
+        source = checkpoint.path.resolve()
+        if source in (target, *target.parents):
+            where = "is" if source == target else "is inside"
+            raise OutputError(
+                f"{out}: {where} the directory of the source model {checkpoint.ref}",
+                hint="name another OUT",
+            )
+
+
 def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expansion:
-    """Resolve again if weights were pickled, to check names against their tensors."""
+    """Resolve again if weights were pickled, to check the names in `zero` and `scale`."""
     models = models_for(expansion.directive, models)
-    found = [models.with_weights(model) for model in expansion.layout.models]
-    if not any(checkpoint.unpickled for checkpoint in found):
+    checkpoints = [models.with_weights(model) for model in expansion.layout.models]
+    if not any(checkpoint.unpickled for checkpoint in checkpoints):
         return expansion
     return resolve(
         expansion.directive,
@@ -327,10 +363,10 @@ def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expan
 def _check_classes(plan: ExpansionPlan, work: Path) -> None:
     """Check that the class that loads the result builds the expected tensors.
 
-    The architecture data should already ensure this. Loading transformers takes longer than a run
-    of the stream engine, so that engine skips the check.
+    The architecture data should ensure this already. The stream engine alone skips this check,
+    because importing transformers takes longer than its run.
     """
-    if len(plan.sources) > 1:  # several models are stacked only if all their layers are alike
+    if len(plan.sources) > 1:  # all layers of stacked models are alike
         meta_model.shapes(work, trusted=plan.first.trusted)
     else:
         structure_check.check(plan.first, plan.layout, work, plan.placement.kv_sharing_layers)
@@ -355,23 +391,24 @@ def _check_weights(
     new_vocabulary = mergekit_yaml.changes_vocabulary(plan.mergekit)
 
     def unread(spec: TensorSpec) -> str | None:
-        # mergekit multiplies, and infinity times 0 is NaN. The other engine writes zeros.
+        # mergekit multiplies by 0, and infinity times 0 is NaN. The stream engine writes zeros.
         if options.verify or (registry.ENGINES[outcome.engine].multiplies and spec.scale == 0):
             return plan.reason_unread(spec)
-        return "not asked for"
+        return "--no-verify"
 
-    leeway = Tolerance(
+    tolerance = Tolerance(
         unread=unread,
         any_dtype=lambda _: any_dtype,
         any_rows=lambda spec: new_vocabulary and spec.layer is None,
     )
-    written = compare(iterate_tensors(work), plan.specs, leeway)
+    source_name = verification.source_name(plan)
+    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name)
     if written.differences:
         first, *more = written.differences
-        others = f", and {len(more)} more are wrong" if more else ""
+        others = f", and {len(more)} more" if more else ""
         raise OutputError(
             f"the written weights are wrong: {first}{others}",
-            hint="check the base for infinity or NaN in this tensor: times 0 either gives NaN"
+            hint="does the base have infinity or NaN in this tensor? Times 0, either is NaN"
             if first.what.startswith("is not zero")
             else None,
         )
@@ -379,17 +416,17 @@ def _check_weights(
 
 
 def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:
-    """Check that the result computes what its base computes, for an unknown model type.
+    """Check that a result of unknown model type computes what its base computes.
 
     Raises:
-        RefusedError: It does not, or the comparison is impossible.
+        RefusedError: It does not, or they cannot be compared.
     """
     found = forward.compare(plan.first.store, work, trust_remote_code=plan.first.trusted)
     if not found.is_exact:
         raise RefusedError(
-            "nothing is known of this model type, and the result does not compute what its "
-            f"base: its logits differ by {found.relative:.0e} of their size",
-            hint="try other names: every tensor that writes to the residual stream must be zero",
+            f"model type {plan.first.model_type!r} is unknown, and the result does not compute "
+            f"what its base computes: the logits differ by {found.relative:.0e} of their size",
+            hint="zero other tensors: all that write to the residual stream must be zero",
         )
     return found.outcome(identity=True)
 

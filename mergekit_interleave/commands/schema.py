@@ -1,4 +1,4 @@
-"""`schema`: the JSON Schema of a directive."""
+"""`schema`: print the JSON Schema of a directive."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from mergekit_interleave.directive import json_schema
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of a directive, which editors use to complete and check it."""
+    """Return the JSON Schema of a directive, which editors use to complete and check directives."""
     return dict(json_schema.schema())

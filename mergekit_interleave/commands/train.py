@@ -1,4 +1,4 @@
-"""`train`: a trainer's settings that train the new layers and nothing else."""
+"""`train`: write the settings with which a trainer trains the new layers and nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def train(
             method is `full` if the trainer supports that for these layers, else `lora`.
         recipe: The file that records which layers are new, if the directory has none: an
             interleave.json or a mergekit config.
-        trust_remote_code: Run code from the model.
+        trust_remote_code: Run code from the model. By default none is run.
 
     Returns:
         The settings as `text`, with the `method` that was used and `notes` on it.

@@ -1,4 +1,4 @@
-"""`verify`: compare a model with its layout, its sources, and what its base computes."""
+"""`verify`: compare a model with its layout, its sources, and the logits of its base."""
 
 from __future__ import annotations
 
@@ -29,39 +29,37 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
 ) -> VerifyReport:
-    """Check that a model is what its layout says: every tensor, byte for byte, and config.json.
+    """Check that a model matches its layout: every tensor, byte for byte, and config.json.
 
-    Differences are in the report; `VerifyReport.check` raises them. What was verified against the
-    sources is recorded in interleave.json and the model card.
+    The report lists the differences; `VerifyReport.check` raises an error if there are any. With
+    `against`, the result is recorded in interleave.json and the model card.
 
     Args:
         out: A model that `run` or mergekit-yaml wrote.
-        against: Its base, a directory or a Hub id; for several models all of them, in the order of
-            interleave.json. Without it the model is compared with itself.
+        against: Its base: a directory or a Hub id. If there are several sources, a list of them in
+            the order of interleave.json. By default, the model is compared with itself.
         forward: Load both models, and compare logits and greedy text.
-        trained: Accept any values in new layers; all others must be the base's, to the bit.
-        recipe: The file that states the layout if the model does not: an interleave.json, a
+        trained: Accept any values in new layers; all other tensors must equal the base's, bit for
+            bit.
+        recipe: The file that records the layout, if the model has none: an interleave.json, a
             mergekit config or a directive.
         max_memory: The maximum memory for weights in the forward pass, in bytes or as text such as
             `8GB`; the rest stays on disk.
-        allow_pickle: Read the tensors in a base's pickled weights, and nothing else.
+        allow_pickle: Read the tensors of a base from pickled weights, and nothing else.
         trust_remote_code: Run code from the models. By default none is run.
 
     Returns:
-        The differences, and what was compared.
+        The differences, and the number of compared tensors and bytes.
 
     Raises:
         DirectiveError: `forward` or `trained` is given without `against`.
-        CheckpointError: A model cannot be read, or nothing states its layout.
+        CheckpointError: A model cannot be read, or no file records its layout.
         RefusedError: The forward passes cannot be compared.
     """
     if forward and not against:
-        raise DirectiveError("--forward needs the base", hint="name it: --against MODEL")
+        raise DirectiveError("--forward needs the base", hint="pass it with --against MODEL")
     if trained and not against:
-        raise DirectiveError(
-            "--trained: without the base there is nothing to compare with",
-            hint="name it: --against MODEL",
-        )
+        raise DirectiveError("--trained needs the base", hint="pass it with --against MODEL")
     memory = inputs.parse_size(max_memory, "--max-memory")
     place, sources = Path(out), inputs.parse_models(against, "--against")
     with restored_settings(), _scratch(wanted=allow_pickle) as scratch:
@@ -77,7 +75,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
 
         report = verified(trained=trained)
         if trained and report.is_exact and report.own is not None:
-            # Nothing may call a model trained whose new layers are as `run` wrote them.
+            # A model whose new layers are still as `run` wrote them is not recorded as trained.
             untrained = verified(trained=False)
             report = untrained if untrained.is_exact else report
         warnings = record(place, report) if sources else ()

@@ -455,7 +455,11 @@ def _short_names(value: object, where: str) -> dict[str, ModelRef]:
 
 def _apply_to(value: object, where: str) -> str:
     if value not in APPLY_TO:
-        raise DirectiveError(f"{where}: expected one of {', '.join(APPLY_TO)}, found {value!r:.80}")
+        close = nearest(str(value), APPLY_TO)
+        raise DirectiveError(
+            f"{where}: expected one of {', '.join(APPLY_TO)}, found {value!r:.80}",
+            hint=f"did you mean {close}?" if close else None,
+        )
     return str(value)
 
 

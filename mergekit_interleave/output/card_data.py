@@ -166,47 +166,44 @@ def card_data(
     Raises:
         CheckpointError: interleave.json is malformed.
     """
-    with config_errors(directory, manifest.FILE):
-        return _card_data(directory, title, content, layout, trained=trained)
-
-
-def _card_data(
-    directory: Path, title: str, content: Mapping[str, Any], layout: Layout, *, trained: bool
-) -> CardData:
     config = read_json(directory / CONFIG, most=MAX_CONFIG)
-    directive = dict(content["directive"])
-    growth = directives.from_document(directive).growth
-    spelled = isinstance(growth, ExplicitSlices)
-    verified = dict(content.get("verified", {}))
-    total, new = _number(content.get("parameters")), _number(content.get("new_parameters"))
-    own = directory / mergekit_yaml.FILE
-    written = own.read_text(encoding="utf-8") if own.is_file() else None
+    with config_errors(directory):
+        task, family = tasks.task_of(config), families.family_of_config(config)
     edits = {layer.index: layer.edit for layer in layout.new_layers if layer.edit}
-    family = families.family_of_config(config)
-    return CardData(
-        title=title,
-        layout=layout,
-        growth=None if spelled else growth,
-        sources=_sources(content["models"]),
-        identities=edits.keys() & {int(index) for index in content.get("identities", ())},
-        status=_status(content, layout, verified, trained=trained),
-        norms=family is not None and any(zeroing.closes_gains(e, family) for e in edits.values()),
-        fingerprint=manifest.fingerprint(layout),
-        task=tasks.task_of(config),
-        inherited=card_metadata.filtered(content.get("inherited", {})),
-        directive=None if spelled else yaml_io.write(directive),
-        recipe=content.get("recipe", written),
-        says=content.get("says", manifest.FILE),
-        tools={str(name): str(version) for name, version in content.get("tools", {}).items()},
-        verified=verification_text.short(verified),
-        checks=verification_text.sentences(verified),
-        parameters=(total, new or 0) if total else None,
-        nbytes=_number(content.get("bytes")),
-        dtypes=[str(dtype) for dtype in content.get("dtypes", ())],
-        conversion=content.get("converted"),
-        beyond_mergekit=content.get("beyond_mergekit"),
-        has_remote_code="auto_map" in config,
-    )
+    norms = family is not None and any(zeroing.closes_gains(e, family) for e in edits.values())
+    fingerprint = manifest.fingerprint(layout)
+    yaml_file = directory / mergekit_yaml.FILE
+    recipe = yaml_file.read_text(encoding="utf-8") if yaml_file.is_file() else None
+    with config_errors(directory, manifest.FILE):
+        directive = dict(content["directive"])
+        growth = directives.from_document(directive).growth
+        spelled = isinstance(growth, ExplicitSlices)
+        verified = dict(content.get("verified", {}))
+        total, new = _number(content.get("parameters")), _number(content.get("new_parameters"))
+        return CardData(
+            title=title,
+            layout=layout,
+            growth=None if spelled else growth,
+            sources=_sources(content["models"]),
+            identities=edits.keys() & {int(index) for index in content.get("identities", ())},
+            status=_status(content, layout, verified, trained=trained),
+            norms=norms,
+            fingerprint=fingerprint,
+            task=task,
+            inherited=card_metadata.filtered(content.get("inherited", {})),
+            directive=None if spelled else yaml_io.write(directive),
+            recipe=content.get("recipe", recipe),
+            says=content.get("says", manifest.FILE),
+            tools={str(name): str(version) for name, version in content.get("tools", {}).items()},
+            verified=verification_text.short(verified),
+            checks=verification_text.sentences(verified),
+            parameters=(total, new or 0) if total else None,
+            nbytes=_number(content.get("bytes")),
+            dtypes=[str(dtype) for dtype in content.get("dtypes", ())],
+            conversion=content.get("converted"),
+            beyond_mergekit=content.get("beyond_mergekit"),
+            has_remote_code="auto_map" in config,
+        )
 
 
 def _number(value: Any) -> int | None:

@@ -1,78 +1,104 @@
-"""Put verification outcomes into words, for the card and for a terminal. Pure.
+"""Describe verification outcomes for the card and for a terminal.
 
-An outcome is a mapping, as interleave.json stores it.
+An outcome is a mapping, as interleave.json stores it. All functions are pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mergekit_interleave._units import amount
 
 WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
-"""What can be verified."""
+"""The kinds of verification."""
+
+OTHER_FILES = "other files"
+"""Files whose differences are counted together, such as the tokenizer."""
 
 
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:
-    """One sentence for each outcome."""
-    found = [
-        f"Weights: {_weights(outcomes[kind], trained=kind == TRAINED)}"
-        for kind in (WEIGHTS, TRAINED)
-        if kind in outcomes
-    ]
+    """Return one sentence for each outcome."""
+    found: list[str] = []
+    for kind in (WEIGHTS, TRAINED):
+        if kind in outcomes:
+            found += _parts(outcomes[kind], trained=kind == TRAINED)
     if FORWARD in outcomes:
         found.append(f"Forward pass: {forward(outcomes[FORWARD])}")
     return found
 
 
 def short(outcomes: Mapping[str, Any]) -> str:
-    """A summary of all outcomes."""
+    """Return a summary of all outcomes."""
     found = []
     for kind in (WEIGHTS, TRAINED):
         if kind in outcomes:
-            said, which = outcomes[kind], _which(outcomes[kind])
-            equal = f"{which} tensors equal to their sources, {_how(said)}"
-            words = "no tensors compared" if which == "no" else equal
-            found.append(words if said["exact"] else _failed(said))
+            outcome, compared = outcomes[kind], _compared(outcomes[kind])
+            equal = f"{compared} tensors equal to their sources, {_precision(outcome)}"
+            words = "no tensors compared" if compared == "no" else equal
+            found.append(words if outcome["exact"] else _short_failure(outcome))
     if FORWARD in outcomes:
         found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
     return "; ".join(found) or "nothing yet"
 
 
+def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
+    """Yield one sentence about the weights, and one about each other part that differs."""
+    failed = _failed_parts(found)
+    if WEIGHTS in failed:
+        yield f"Weights: {_failed(failed[WEIGHTS])}. {_by(found)}"
+    else:
+        yield f"Weights: {_weights(found, trained=trained)}"
+    for part, count in failed.items():
+        if part != WEIGHTS:
+            yield f"{_title(part)}: {_failed(count)}. {_by(found)}"
+
+
+def _short_failure(found: Mapping[str, Any]) -> str:
+    parts = [*_failed_parts(found)]
+    where = "" if parts == [WEIGHTS] else f" ({', '.join(parts)})"
+    return f"{_failed(found['differences'])}{where}"
+
+
+def _failed_parts(found: Mapping[str, Any]) -> Mapping[str, int]:
+    """Count the differences in each part; earlier releases recorded only their sum."""
+    return {} if found["exact"] else found.get("failed", {WEIGHTS: found["differences"]})
+
+
+def _title(part: str) -> str:
+    return part.capitalize() if part == OTHER_FILES else f"`{part}`"
+
+
 def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
-    if not found["exact"]:
-        return f"{_failed(found)}. {_by(found)}"
     against = " and ".join(f"`{name}`" for name in found["against"])
     what = "the base's own, layer for layer" if trained else "what the layout requires"
-    which = _which(found)
-    words = f"{which} tensors ({amount(found['compared'])}) compared with {against}"
-    words += "." if which == "no" else f": {_how(found)} {what}."
+    compared = _compared(found)
+    words = f"{compared} tensors ({amount(found['compared'])}) compared with {against}"
+    words += "." if compared == "no" else f": {_precision(found)} {what}."
     for reason, count in found.get("not_compared", {}).items():
         words += f" Not compared: {count:,} ({reason})."
     return f"{words} {_by(found)}"
 
 
-def _which(found: Mapping[str, Any]) -> str:
+def _compared(found: Mapping[str, Any]) -> str:
     unread = sum(found.get("not_compared", {}).values())
     compared = found["tensors"] - unread
     return "all" if not unread else f"{compared:,} of {found['tensors']:,}" if compared else "no"
 
 
-def _how(found: Mapping[str, Any]) -> str:
+def _precision(found: Mapping[str, Any]) -> str:
     wider = found.get("wider", 0)
-    said = {"stored in a wider dtype": wider, "recomputed": found.get("computed", 0)}
-    some = ", ".join(f"{count:,} of them {what}" for what, count in said.items() if count)
+    counts = {"stored in a wider dtype": wider, "recomputed": found.get("computed", 0)}
+    some = ", ".join(f"{count:,} of them {what}" for what, count in counts.items() if count)
     return f"{'number for number' if wider else 'byte for byte'}{some and f' ({some})'}"
 
 
-def _failed(found: Mapping[str, Any]) -> str:
-    places = found["differences"]
-    return f"**failed** with {places} difference{'' if places == 1 else 's'}"
+def _failed(differences: int) -> str:
+    return f"**failed** with {differences} difference{'' if differences == 1 else 's'}"
 
 
 def forward(found: Mapping[str, Any]) -> str:
-    """The outcome of a forward pass."""
+    """Describe the outcome of a forward pass."""
     text = f" and on a text of {found['text_tokens']} tokens" if found["text_tokens"] else ""
     if 0 < found["window"] < found["random_tokens"]:
         text = f" (more than the window of {found['window']}){text}"

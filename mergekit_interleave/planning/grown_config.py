@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,13 +261,21 @@ def _with_defaults(base: Checkpoint) -> Any:
     return _loaded(base.path, trusted=base.trusted)
 
 
-def _loaded(path: Path, *, trusted: bool) -> Any:
-    """Load a config with its class, which fills in the defaults."""
+def _loaded(
+    path: Path, *, trusted: bool, read: Callable[[Any], Any] = lambda config: config
+) -> Any:
+    """Load a config with its class, which fills in the defaults.
+
+    Args:
+        path: The directory of the config.
+        trusted: Whether code that the model brings may be run.
+        read: Reads what is wanted from the config object.
+    """
     from transformers import AutoConfig, logging  # noqa: PLC0415 - takes seconds, and few files need it
 
     logging.set_verbosity_error()
     try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+        return read(AutoConfig.from_pretrained(str(path), trust_remote_code=trusted))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise RefusedError(f"{path / CONFIG}: transformers cannot read it: {reason}") from error
@@ -279,8 +287,12 @@ def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
     Raises:
         RefusedError: transformers cannot read it.
     """
-    # Through JSON, so that both sides hold only values that a file can hold.
-    return dict(json.loads(_loaded(path, trusted=trusted).to_json_string(use_diff=False)))
+
+    def values(config: Any) -> dict[str, Any]:
+        # Through JSON, so that both sides hold only values that a file can hold.
+        return dict(json.loads(config.to_json_string(use_diff=False)))
+
+    return dict(_loaded(path, trusted=trusted, read=values))
 
 
 def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:

@@ -1,4 +1,4 @@
-"""Reproduce mergekit's arithmetic on weights; the only check that needs torch."""
+"""Reproduce mergekit's arithmetic on weights. Only this check needs torch."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any
 from mergekit_interleave import _dtypes
 
 
-def computed(data: bytes, stored: str, scale: float | None, through: str, dtype: str) -> bytes:
+def compute(data: bytes, stored: str, scale: float | None, through: str, dtype: str) -> bytes:
     """Scale and convert numbers as mergekit does.
 
     mergekit converts its input to `dtype`, multiplies, and converts the result to `out_dtype`.
     Each step rounds.
 
     Args:
-        data: The numbers.
-        stored: Their dtype. This and the dtypes below are spelled as in safetensors.
+        data: The numbers, as bytes.
+        stored: Their dtype. This and the other dtypes are spelled as in safetensors.
         scale: The factor to multiply them by; None for no multiplication.
-        through: The dtype to multiply in.
+        through: The dtype in which they are multiplied.
         dtype: The dtype of the result.
     """
-    import torch  # noqa: PLC0415 - seconds
+    import torch  # noqa: PLC0415 - takes seconds to import
 
-    def named(spelling: str) -> Any:
+    def torch_dtype(spelling: str) -> Any:
         return getattr(torch, str(_dtypes.name_of(spelling)))
 
-    numbers = torch.frombuffer(bytearray(data), dtype=named(stored)).to(named(through))
+    numbers = torch.frombuffer(bytearray(data), dtype=torch_dtype(stored)).to(torch_dtype(through))
     if scale is not None:
         numbers = numbers * scale
-    numbers = numbers.to(named(dtype))
+    numbers = numbers.to(torch_dtype(dtype))
     return bytes(numbers.view(torch.uint8).numpy())

@@ -20,6 +20,7 @@ from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_m
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, Slice
+from mergekit_interleave.output import manifest
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
@@ -38,7 +39,7 @@ class ExpectedModel:
         layout: The layers.
         specs: Every tensor.
         config: Its config.json; None if unknown.
-        unread: Gives the reason why a tensor cannot be compared; None if it can be.
+        unread: Returns the reason why a tensor cannot be compared, or None if it can be.
         plan: The plan of the model, if its sources are available.
         warnings: Warnings for the user, one sentence each.
     """
@@ -51,11 +52,13 @@ class ExpectedModel:
     warnings: tuple[str, ...] = ()
 
 
-def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> ExpectedModel:
+def of_sources(
+    recorded: RecordedLayout, against: Sequence[ModelRef], models: Models
+) -> ExpectedModel:
     """Derive what a model must contain from its sources.
 
     Args:
-        claim: Its recorded layout.
+        recorded: Its recorded layout.
         against: Its sources, in the order of their first layers; then the model that its config
             comes from, if that is not one of them.
         models: Opens them.
@@ -63,16 +66,16 @@ def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
     Raises:
         InterleaveError: They cannot be read, or are not the sources of this model.
     """
-    expansion = _expansion(claim, against, models)
+    expansion = _expansion(recorded, against, models)
     opener = models_for(expansion.directive, models)
     fetched = opener.fetch_small_files(opener.open(expansion.base))
     plan = plan_expansion(expansion, models, None, mix=True)
-    if claim.manifest is not None:
-        for model, depth in zip(plan.layout.models, claim.manifest.depths, strict=True):
+    if recorded.manifest is not None:
+        for model, depth in zip(plan.layout.models, recorded.manifest.depths, strict=True):
             if plan.sources[model].depth != depth:
                 raise CheckpointError(
-                    f"{model}: has {plan.sources[model].depth} layers, but the recorded source had "
-                    f"{depth}"
+                    f"{model}: has {plan.sources[model].depth} layers, but {manifest.FILE} records "
+                    f"{depth} for this source"
                 )
     return ExpectedModel(
         layout=plan.layout,
@@ -84,30 +87,29 @@ def of_sources(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
     )
 
 
-def _made_of(directive: Directive, against: Sequence[ModelRef]) -> Directive:
-    """Replace the models of a directive, in the order of their first layers.
-
-    The model that the directive itself grows is None.
-    """
+def _with_models(directive: Directive, against: Sequence[ModelRef]) -> Directive:
+    """Replace the models of a directive, in the order of their first layers."""
     growth = directive.growth
     parts = growth.parts if isinstance(growth, Stack) else ()
+    # None is the model of the `model` key.
     named = list(dict.fromkeys(part.model for part in parts)) or [None]
     if len(against) != len(named):
-        raise DirectiveError(
-            f"--against: the directive takes layers of {len(named)} models, and {len(against)} "
-            "are named"
-        )
+        raise DirectiveError(_wrong_number(len(named), len(against)))
     models = dict(zip(named, against, strict=True))
     if isinstance(growth, Stack):
         growth = growth.of({old: new for old, new in models.items() if old is not None})
     return dataclasses.replace(directive, growth=growth, model=models.get(None), models={})
 
 
-def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Models) -> Expansion:
+def _wrong_number(expected: int, found: int) -> str:
+    return f"--against: expected {expected} model{'' if expected == 1 else 's'}, found {found}"
+
+
+def _expansion(recorded: RecordedLayout, against: Sequence[ModelRef], models: Models) -> Expansion:
     """Resolve the recorded layout with these models as its sources."""
-    directive = claim.directive
+    directive = recorded.directive
     if not isinstance(directive.growth, ExplicitSlices):
-        wanted = _made_of(directive, against)
+        wanted = _with_models(directive, against)
         return resolve(wanted, models, strict=True, allow_non_identity=True)
     spelled = mergekit_yaml.from_document(
         directive.growth.document, lambda _: models.open(against[0]).depth
@@ -117,18 +119,18 @@ def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
     named = list(dict.fromkeys((*spelled.models, *([] if base is None else [base]))))
     if len(named) != len(against):
         raise DirectiveError(
-            f"--against: it was made of {len(named)} models, and {len(against)} are named",
+            _wrong_number(len(named), len(against)),
             hint=f"in this order: {' '.join(f'--against {model}' for model in named)}",
         )
     known = dict(zip(named, against, strict=True))
     if len(set(against)) < len(against):
-        raise DirectiveError("--against: a model is named twice", hint="each once, in order")
+        raise DirectiveError("--against: a model is given twice", hint="give each model once")
     for name, model in known.items():
         if (name.lora is None) != (model.lora is None):
-            which = "with" if name.lora else "without"
+            used = "with" if name.lora else "without"
             raise CheckpointError(
-                f"it says that {name.model} was taken {which} a LoRA, and {model} is named",
-                hint="with a LoRA: --against BASE+LORA",
+                f"--against {model}: the layout uses {name.model} {used} a LoRA",
+                hint=f"--against {'BASE+LORA' if name.lora else 'BASE'}",
             )
     if base is not None:
         keys["base_model"] = known[base].to_yaml()
@@ -136,11 +138,11 @@ def _expansion(claim: RecordedLayout, against: Sequence[ModelRef], models: Model
     return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
 
 
-def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
+def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
     """Derive what a model must contain from its own original layers.
 
     Args:
-        claim: Its recorded layout.
+        recorded: Its recorded layout.
         directory: The model's directory.
         models: Opens it.
 
@@ -148,15 +150,15 @@ def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> Expecte
         InterleaveError: The model cannot be read, or does not match its layout.
     """
     own = ModelRef(ModelPath(str(directory)))
-    result, layout = models.open(own), claim.layout
+    result, layout = models.open(own), recorded.layout
     if result.depth != len(layout):
         raise CheckpointError(
-            f"{directory}: its config.json states {result.depth} layers, and its layout has "
-            f"{len(layout)}"
+            f"{directory}: config.json states {result.depth} layers, expected {len(layout)}, as "
+            f"{'in the recipe' if recorded.manifest is None else f'in {manifest.FILE}'}"
         )
     within = _within(layout, own)
     specs = assemble(within, {own: result}, kv_sharing_layers=_kv_sharing_layers(result, within))
-    converted_late = "out_dtype" in claim.directive.mergekit
+    converted_late = "out_dtype" in recorded.directive.mergekit
 
     def unread(spec: TensorSpec) -> str | None:
         if spec.is_computed and converted_late:
@@ -172,7 +174,7 @@ def of_itself(claim: RecordedLayout, directory: Path, models: Models) -> Expecte
 
 
 def _within(layout: Layout, own: ModelRef) -> Layout:
-    """The layout with the result as its only source; each original layer is its own source."""
+    """Return the layout with the result as its only source. An original layer is its own source."""
     originals = {
         (layer.model, layer.source): layer.index for layer in layout.layers if not layer.new
     }
@@ -194,7 +196,7 @@ def _unscaled(spec: TensorSpec) -> TensorSpec:
 
 
 def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
-    """The layers that lack tensors of their originals, since the config no longer lists them."""
+    """Find the layers without tensors that their originals have; config.json does not list them."""
     family = result.require_family()
     rules = [rule for rule in (family.indexer_sharing, family.kv_sharing) if rule is not None]
 
@@ -210,7 +212,7 @@ def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
 
 
 def _own_config(result: Checkpoint, within: Layout) -> Mapping[str, Any] | None:
-    """Its config.json, with the entries of each new layer taken from its original layer."""
+    """Return its config.json with the entries of each new layer taken from its original layer."""
     try:
         grown = grown_config.grow({within.models[0]: result}, within, only_stated=True)
     except RefusedError:

@@ -11,7 +11,7 @@ from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
@@ -23,22 +23,22 @@ from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Difference
 
 
-def of_words(
-    out: Path, claimed: RecordedLayout, expected: ExpectedModel, *, trained: bool
+def of_records(
+    out: Path, recorded: RecordedLayout, expected: ExpectedModel, *, trained: bool
 ) -> list[Difference]:
-    """Check that the files that describe a model agree with each other.
+    """Check that interleave.json and mergekit_config.yml agree, and that copied files are intact.
 
     Args:
         out: The model's directory.
-        claimed: Its recorded layout.
+        recorded: Its recorded layout.
         expected: What the model must contain.
         trained: Whether a trainer has written the model since.
     """
-    found = [*_recipe(out, claimed, expected)]
-    if claimed.manifest is not None:
-        found += _manifest(claimed.manifest, expected, trained=trained)
+    found = [*_recipe(out, recorded, expected)]
+    if recorded.manifest is not None:
+        found += _manifest(recorded.manifest, expected, trained=trained)
         if not trained:
-            found += _files(out, claimed.manifest, expected.plan)
+            found += _files(out, recorded.manifest, expected.plan)
     return found
 
 
@@ -56,91 +56,102 @@ def of_config(
         out: The model's directory.
         expected: What the model must contain.
         trained: Whether a trainer has written the model since.
-        trusted: Whether code that the model brings may be run.
-        stored: Dtypes that config.json may state because a trainer has stored tensors in them.
+        trusted: Whether code from the model may be run.
+        stored: Dtypes that config.json may also state, because a trainer has stored tensors in
+            them.
     """
-    try:
-        with config_errors(out):
-            return list(_config(out, expected, stored, trained=trained, trusted=trusted))
-    except CheckpointError as error:
-        return [Difference(str(error))]
+    return list(_config(out, expected, stored, trained=trained, trusted=trusted))
 
 
 def of_weights(out: Path) -> Iterator[Difference]:
-    """Find weights that no index names, and adapters that would be loaded.
+    """Find weights that the index does not list, and adapters that would be loaded.
 
     Args:
         out: The model's directory.
     """
     index = out / INDEX
-    named = set(read_index(index).values()) if index.is_file() else {WEIGHTS}
+    listed = set(read_index(index).values()) if index.is_file() else {WEIGHTS}
     for file in sorted(out.glob("*.safetensors")):
-        if file.name not in named:
-            yield Difference(f"{file.name}: contains weights that no index names")
+        if file.name not in listed:
+            yield Difference(f"{file.name}: is not in the index, so it would not be loaded")
     if (out / "adapter_config.json").exists():
-        yield Difference("adapter_config.json: loads an adapter that is not part of the layout")
+        yield Difference(
+            "adapter_config.json: is not part of the layout; transformers would load its adapter"
+        )
+
+
+def _in_file(name: str, what: str) -> Difference:
+    """Return a difference in a file beside the weights."""
+    return Difference(f"{name}: {what}", file=name)
 
 
 def _manifest(
-    own: manifest.Manifest, expected: ExpectedModel, *, trained: bool
+    recorded: manifest.Manifest, expected: ExpectedModel, *, trained: bool
 ) -> Iterator[Difference]:
     """Check interleave.json against itself, the tensors, and the plan that made them."""
-    if own.content.get("fingerprint") != manifest.fingerprint(expected.layout):
-        yield Difference(f"{manifest.FILE}: the fingerprint does not match the layers")
+    content = recorded.content
+    if content.get("fingerprint") != manifest.fingerprint(expected.layout):
+        yield _in_file(manifest.FILE, "the fingerprint does not match the layers")
     plan = expected.plan
-    found = manifest.totals(expected.layout, expected.specs, packed=False)
-    found |= {} if plan is None else manifest.facts(plan)
-    for key, value in ({} if trained else found).items():
-        if own.content.get(key, value) != value:
-            said = json.dumps(own.content[key])
-            yield Difference(f"{manifest.FILE}: {key} should not be {said:.100}")
-    says = own.content["layers"]
+    entries = manifest.totals(expected.layout, expected.specs, packed=False)
+    entries |= {} if plan is None else manifest.facts(plan)
+    for key, value in ({} if trained else entries).items():
+        if content.get(key, value) != value:
+            yield _in_file(manifest.FILE, f"{key} is {_unlike_value(content[key], value)}")
     for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
-        for key in layer.keys() | says[index].keys():
-            if layer.get(key) != says[index].get(key):
-                said = json.dumps(says[index].get(key))
-                yield Difference(f"{manifest.FILE}: layer {index}: {key} should not be {said:.100}")
+        stated = content["layers"][index]
+        for key in layer.keys() | stated.keys():
+            if layer.get(key) != stated.get(key):
+                values = _unlike_value(stated.get(key), layer.get(key))
+                yield _in_file(manifest.FILE, f"layer {index}: {key} is {values}")
 
 
-def _files(out: Path, own: manifest.Manifest, plan: ExpansionPlan | None) -> Iterator[Difference]:
+def _unlike_value(found: object, expected: object) -> str:
+    """Return both values of a JSON key in words."""
+    return f"{json.dumps(found):.100}, expected {json.dumps(expected):.100}"
+
+
+def _files(
+    out: Path, recorded: manifest.Manifest, plan: ExpansionPlan | None
+) -> Iterator[Difference]:
     """Check that all files of the run exist, and that copied files equal those of the base."""
-    for name in own.files:
+    for name in recorded.files:
         if not _out_files.is_replaceable(name) and not (out / name).is_file():
-            yield Difference(f"{name}: is missing")
+            yield _in_file(name, "is missing")
     if plan is None:
         return
-    for name, wanted in plan.carried(lambda _: None):  # `run` has warned
-        if (out / name).is_file() and not _holds(out / name, wanted):
-            yield Difference(f"{name}: differs from the base's file")
+    for name, content in plan.carried(lambda _: None):  # `run` printed the warnings
+        if (out / name).is_file() and not _has_content(out / name, content):
+            yield _in_file(name, "differs from the file of the base")
 
 
-def _holds(file: Path, content: bytes) -> bool:
+def _has_content(file: Path, content: bytes) -> bool:
     return file.stat().st_size == len(content) and file.read_bytes() == content
 
 
-def _recipe(out: Path, claimed: RecordedLayout, expected: ExpectedModel) -> Iterator[Difference]:
+def _recipe(out: Path, recorded: RecordedLayout, expected: ExpectedModel) -> Iterator[Difference]:
     """Check that mergekit_config.yml states the same layers and dtype."""
     if not (out / mergekit_yaml.FILE).is_file():
         return
     try:
-        other = recorded_layout.read(out, out / mergekit_yaml.FILE)
-        layout = other.layout
+        recipe = recorded_layout.read(out, out / mergekit_yaml.FILE)
+        layout = recipe.layout
     except InterleaveError as error:
-        yield Difference(f"{mergekit_yaml.FILE}: {error}")
+        yield _in_file(mergekit_yaml.FILE, str(error))
         return
     if manifest.fingerprint(layout) != manifest.fingerprint(expected.layout):
-        yield Difference(f"{mergekit_yaml.FILE}: states other layers")
-    if mergekit_yaml.dtypes_of(other.directive.mergekit) != mergekit_yaml.dtypes_of(
-        claimed.directive.mergekit
+        yield _in_file(mergekit_yaml.FILE, f"its layers differ from those in {manifest.FILE}")
+    if mergekit_yaml.dtypes_of(recipe.directive.mergekit) != mergekit_yaml.dtypes_of(
+        recorded.directive.mergekit
     ):
-        yield Difference(f"{mergekit_yaml.FILE}: states another dtype")
+        yield _in_file(mergekit_yaml.FILE, f"its dtype differs from that in {manifest.FILE}")
 
 
-_IDLE = {"transformers_version", "_name_or_path"}
+_IGNORED = {"transformers_version", "_name_or_path"}
 """Keys of a config that have no effect."""
 
-_IDLE_TRAINED = {*_IDLE, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
-"""Keys that trainers write as well."""
+_IGNORED_AFTER_TRAINING = {*_IGNORED, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
+"""These keys, and the keys that trainers change without changing the weights."""
 
 
 def _config(
@@ -151,30 +162,31 @@ def _config(
     try:
         found = read_json(out / CONFIG, most=MAX_CONFIG)
     except CheckpointError as error:
-        yield Difference(str(error))
+        yield Difference(str(error), file=CONFIG)
         return
-    idle = _IDLE_TRAINED if trained else _IDLE
-    wrong = _unlike(expected.config, found, idle)
+    ignored = _IGNORED_AFTER_TRAINING if trained else _IGNORED
+    wrong = _unlike(expected.config, found, ignored)
     if wrong and not _is_too_deep(found):
-        # A config may be written differently and mean the same: transformers omits defaults.
-        meant, said = (_meant(config, trusted=trusted) for config in (expected.config, found))
-        if meant is not None and said is not None:
-            unlike = _unlike(meant, said, idle)
-            # Keys that the class consumes, such as which kernels to load, it does not write again.
-            extra = {key for key, (wanted, _) in wrong.items() if wanted is None} - _keys(said)
-            named = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
-            wrong = named or unlike
-    for key, (wanted, got) in wrong.items():
-        dtype = _dtypes.NAMED.get(str(got))
+        # Different JSON may load as the same config: transformers omits defaults.
+        loaded, loaded_found = (
+            _as_loaded(config, trusted=trusted) for config in (expected.config, found)
+        )
+        if loaded is not None and loaded_found is not None:
+            unlike = _unlike(loaded, loaded_found, ignored)
+            # The class does not write keys that it consumes, such as which kernels to load.
+            extra = {key for key, (value, _) in wrong.items() if value is None}
+            extra -= _keys(loaded_found)
+            as_written = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
+            wrong = as_written or unlike
+    for key, (wanted, value) in wrong.items():
+        dtype = _dtypes.NAMED.get(str(value))
         if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
-        yield Difference(
-            f"{CONFIG}: {key} is {json.dumps(got):.100}, not {json.dumps(wanted):.100}"
-        )
+        yield _in_file(CONFIG, f"{key} is {_unlike_value(value, wanted)}")
 
 
 def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:
-    """All keys of a config; those of nested configs with a dot."""
+    """Return all keys of a config; the keys of nested configs are joined with a dot."""
     found = {f"{place}{key}" for key in config}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -183,25 +195,26 @@ def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:
 
 
 def _is_too_deep(config: Mapping[str, Any]) -> bool:
-    """Whether the config states so many layers that its class would never finish."""
+    """Return whether a config has so many layers that building its class would never finish."""
     specs = (config, *(part for part in config.values() if isinstance(part, Mapping)))
     depths = [part.get(key) for part in specs for key in families.depth_keys()]
     return any(isinstance(depth, int) and depth > MAX_LAYERS for depth in depths)
 
 
 def _unlike(
-    wanted: Mapping[str, Any], found: Mapping[str, Any], idle: Collection[str]
+    wanted: Mapping[str, Any], found: Mapping[str, Any], ignored: Collection[str]
 ) -> dict[str, tuple[object, object]]:
+    """Return the keys in which two configs differ, with both values."""
     pairs = grown_config.differences(wanted, found)
     return {
         key: pair
         for key, pair in pairs
-        if key.rpartition(".")[2] not in idle and not _is_dtype_of_a_part(key, pair)
+        if key.rpartition(".")[2] not in ignored and not _is_dtype_of_a_part(key, pair)
     }
 
 
 def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
-    """Whether a nested config states a dtype that it inherits: transformers writes it out."""
+    """Return whether just one of two nested configs has a dtype, which transformers may add."""
     part, _, name = key.rpartition(".")
     return bool(part) and name in _DTYPE and None in pair
 
@@ -209,8 +222,8 @@ def _is_dtype_of_a_part(key: str, pair: tuple[object, object]) -> bool:
 _DTYPE = ("dtype", "torch_dtype")
 
 
-def _meant(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:
-    """A config as its class reads it; None if the class cannot read it."""
+def _as_loaded(config: Mapping[str, Any], *, trusted: bool) -> Mapping[str, Any] | None:
+    """Return a config as its class reads it, or None if the class cannot read it."""
     try:
         with scratch_directory() as folder:
             (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")

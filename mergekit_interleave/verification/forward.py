@@ -1,7 +1,7 @@
 """Compare the forward passes of a model and its base, which are loaded one after the other.
 
-Both run in float32 on a text and on seeded random tokens. There are more random tokens than the
-longest sliding window holds.
+Both run in float32 on a text and on seeded random tokens. The number of random tokens exceeds the
+longest sliding window.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ stood in the water longer than any instrument. They compared their tables until 
 agreed that both should go on, and that each should send the other a letter on the first of May.
 """
 
-_MOST_LOSS = 700.0
-"""The exponential of a larger loss overflows."""
+_MAX_LOSS = 700.0
+"""The largest loss whose exponential does not overflow."""
 
 _TOKENS = 64
 _NEW_TOKENS = 16
-_MOST_TOKENS = 2**13
-"""The most random tokens. A longer window is not exceeded, since that would take hours."""
+_MAX_TOKENS = 2**13
+"""The maximum number of random tokens. Exceeding a longer window would take hours."""
 
 _WINDOWS = (
     "sliding_window", "attention_window_size", "window_size", "attention_chunk_size",
@@ -58,11 +58,12 @@ class ForwardComparison:
         tokens: The number of random tokens.
         window: The longest window of a layer; 0 if there is none.
         text: The number of tokens of the text; 0 if there is no tokenizer.
-        new_tokens: The number of tokens that each generated; 0 if the type cannot generate.
+        new_tokens: The number of tokens that each model generated; 0 if the type cannot generate.
         difference: The largest difference between two logits.
         size: The largest logit of the base.
-        same_words: Whether both generated the same tokens.
-        perplexity: That of the base and of the model on the text; None if the type has none.
+        same_tokens: Whether both generated the same tokens.
+        perplexity: The perplexities of the base and of the model on the text; None if they cannot
+            be computed.
         offloaded: Whether weights stayed on disk.
     """
 
@@ -72,14 +73,14 @@ class ForwardComparison:
     new_tokens: int
     difference: float
     size: float
-    same_words: bool
+    same_tokens: bool
     perplexity: tuple[float, float] | None
     offloaded: bool
 
     @property
     def is_exact(self) -> bool:
         """Whether the model computes what its base computes."""
-        return self.relative <= MOST_DIFFERENT and self.same_words
+        return self.relative <= MOST_DIFFERENT and self.same_tokens
 
     @property
     def relative(self) -> float:
@@ -87,7 +88,7 @@ class ForwardComparison:
         return self.difference / self.size if self.size else self.difference
 
     def outcome(self, *, identity: bool) -> dict[str, Any]:
-        """The result as interleave.json stores it.
+        """Return the result as interleave.json stores it.
 
         Args:
             identity: Whether the model must compute what its base computes.
@@ -102,7 +103,7 @@ class ForwardComparison:
             "text_tokens": self.text,
         }
         if self.new_tokens:
-            found |= {"greedy_tokens": self.new_tokens, "same_greedy_tokens": self.same_words}
+            found |= {"greedy_tokens": self.new_tokens, "same_greedy_tokens": self.same_tokens}
         if self.perplexity is not None:
             found |= dict(zip(("base_perplexity", "perplexity"), self.perplexity, strict=True))
         found |= {"offloaded": True} if self.offloaded else {}
@@ -111,182 +112,199 @@ class ForwardComparison:
 
 
 def compare(
-    base: Path, out: Path, *, trust_remote_code: bool = False, most_memory: int | None = None
+    base: Path, out: Path, *, trust_remote_code: bool = False, max_memory: int | None = None
 ) -> ForwardComparison:
     """Run both models on the same inputs.
 
     Args:
         base: The source model.
         out: The model that was made from it.
-        trust_remote_code: Whether code that they bring may be run.
-        most_memory: The most bytes of weights in memory; the rest stay on disk. None for the
+        trust_remote_code: Whether code from the models may be run.
+        max_memory: The maximum memory for weights in bytes; the rest stay on disk. None for the
             free memory.
 
     Raises:
         RefusedError: One of them cannot be loaded or run.
     """
-    how: dict[str, Any] = {"most_memory": most_memory, "trusted": trust_remote_code}
+    options: dict[str, Any] = {"max_memory": max_memory, "trusted": trust_remote_code}
     try:
-        questions, ours, window, offloaded = _asked(base, **how)
+        inputs, of_base, window, offloaded = _load_and_run(base, **options)
         # Each model generates its own tokens; the pass without a cache uses the base's tokens.
-        _, theirs, _, also = _asked(out, questions, ours.words, **how)
+        _, of_out, _, also_offloaded = _load_and_run(out, inputs, of_base.generated, **options)
     except RefusedError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RefusedError(f"{out} cannot be compared with its base: {reason[:300]}") from error
-    return _measured(questions, ours, theirs, window=window, offloaded=offloaded or also)
+    return _comparison(
+        inputs, of_base, of_out, window=window, offloaded=offloaded or also_offloaded
+    )
 
 
-def _asked(
+def _load_and_run(
     path: Path,
-    questions: _Questions | None = None,
-    words: Any | None = None,
+    inputs: _Inputs | None = None,
+    generated: Any | None = None,
     *,
-    most_memory: int | None,
+    max_memory: int | None,
     trusted: bool,
-) -> tuple[_Questions, _Answers, int, bool]:
+) -> tuple[_Inputs, _Outputs, int, bool]:
     """Load a model, run it and free it, since two large models might not fit in memory.
 
     Args:
         path: The model.
-        questions: The inputs; None to make them for this model.
-        words: See `_ask`.
-        most_memory: See `compare`.
-        trusted: Whether code that it brings may be run.
+        inputs: The inputs; None to create them for this model.
+        generated: See `_run`.
+        max_memory: See `compare`.
+        trusted: Whether code from the model may be run.
 
     Returns:
         Its inputs, its outputs, its longest window, and whether weights stayed on disk.
     """
-    with _loaded(path, most_memory, trusted=trusted) as model:
-        asked = questions or _questions(model, path, trusted=trusted)
-        return asked, _ask(model, asked, words), _window(model.config), _is_offloaded(model)
+    with _loaded(path, max_memory, trusted=trusted) as model:
+        inputs = inputs or _inputs(model, path, trusted=trusted)
+        outputs = _run(model, inputs, generated)
+        return inputs, outputs, _window(model.config), _is_offloaded(model)
 
 
-class _Questions(NamedTuple):
-    """The inputs of both models: tokens, in batches of one."""
+class _Inputs(NamedTuple):
+    """The inputs of both models: tokens, in batches of one.
+
+    Attributes:
+        random: Random tokens.
+        text: The tokens of `TEXT`; None if there is no usable tokenizer.
+    """
 
     random: Any
     text: Any | None
 
 
-class _Answers(NamedTuple):
+class _Outputs(NamedTuple):
     """The outputs of a model.
 
     Attributes:
-        logits: Those of the generated tokens, if it generates; then those of the inputs.
-        words: The tokens that it generated.
-        perplexity: Its perplexity on the text.
+        logits: The logits of the generated tokens, if the model generates, and of the inputs.
+        generated: The generated tokens; None if the model cannot generate.
+        perplexity: The perplexity on the text; None if it cannot be computed.
     """
 
     logits: list[Any]
-    words: Any | None
+    generated: Any | None
     perplexity: float | None
 
 
-def _measured(
-    questions: _Questions, ours: _Answers, theirs: _Answers, *, window: int, offloaded: bool
+def _comparison(
+    inputs: _Inputs, base: _Outputs, out: _Outputs, *, window: int, offloaded: bool
 ) -> ForwardComparison:
-    pairs = list(zip(ours.logits, theirs.logits, strict=True))
-    if ours.words is not None and pairs[0][0].shape == pairs[0][1].shape:
+    """Compare the outputs of the base and of the model."""
+    pairs = list(zip(base.logits, out.logits, strict=True))
+    if base.generated is not None and pairs[0][0].shape == pairs[0][1].shape:
         # After the first token that differs, their inputs differ.
-        same = int((ours.words == theirs.words).int().cumprod(dim=1).sum())
+        same = int((base.generated == out.generated).int().cumprod(dim=1).sum())
         pairs[0] = (pairs[0][0][:, : same + 1], pairs[0][1][:, : same + 1])
     if any(one.shape != other.shape for one, other in pairs):
-        raise RefusedError("they have vocabularies of different sizes")
-    both = (ours.perplexity, theirs.perplexity)
+        raise RefusedError("the model and its base have vocabularies of different sizes")
+    both = (base.perplexity, out.perplexity)
     return ForwardComparison(
-        tokens=questions.random.shape[1],
+        tokens=inputs.random.shape[1],
         window=window,
-        text=0 if questions.text is None else questions.text.shape[1],
-        new_tokens=0 if ours.words is None else _NEW_TOKENS,
+        text=0 if inputs.text is None else inputs.text.shape[1],
+        new_tokens=0 if base.generated is None else _NEW_TOKENS,
         difference=max(float((one - other).abs().max()) for one, other in pairs),
         size=max(float(one.abs().max()) for one, _ in pairs),
-        same_words=ours.words is None or ours.words.equal(theirs.words),
+        same_tokens=base.generated is None or base.generated.equal(out.generated),
         perplexity=None if both[0] is None or both[1] is None else (both[0], both[1]),
         offloaded=offloaded,
     )
 
 
 @contextmanager
-def _loaded(path: Path, most_memory: int | None, *, trusted: bool) -> Iterator[Any]:
+def _loaded(path: Path, max_memory: int | None, *, trusted: bool) -> Iterator[Any]:
     """Load a model in float32; the weights that do not fit in memory stay on disk."""
-    import torch  # noqa: PLC0415 - seconds
+    import torch  # noqa: PLC0415 - takes seconds to import
     import transformers  # noqa: PLC0415
     from accelerate.utils import get_max_memory  # noqa: PLC0415
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
-    gc.collect()  # free the model that was loaded before
-    _check_plain(read_json(path / "config.json"), path)
+    gc.collect()  # free the previous model
+    _check_kernels(read_json(path / "config.json"), path)
     config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
     named = getattr(transformers, (config.architectures or [""])[0], None)
-    room = int(get_max_memory()["cpu"] * 0.8) if most_memory is None else most_memory
+    memory = int(get_max_memory()["cpu"] * 0.8) if max_memory is None else max_memory
     needed = sum(tensor.elements for _, tensor in iterate_tensors(path)) * 4
     with scratch_directory() as folder:
-        how = {"device_map": "auto", "max_memory": {"cpu": room}, "offload_folder": str(folder)}
+        offload = {
+            "device_map": "auto",
+            "max_memory": {"cpu": memory},
+            "offload_folder": str(folder),
+        }
         model, info = (named or transformers.AutoModelForCausalLM).from_pretrained(
             str(path),
             dtype=torch.float32,
             trust_remote_code=trusted,
             output_loading_info=True,
-            **(how if needed > room else {}),
+            **(offload if needed > memory else {}),
         )
         if info["missing_keys"]:
             raise RefusedError(
-                f"{path}: its class asks for {min(info['missing_keys'])}, which it lacks"
+                f"{path}: {min(info['missing_keys'])}, which its class needs, is missing"
             )
         if model.main_input_name != "input_ids":
-            raise RefusedError(f"{path}: its class takes no tokens, but {model.main_input_name}")
+            raise RefusedError(f"{path}: its input is {model.main_input_name}, not tokens")
         yield model.eval()
 
 
 _KERNELS = ("attn_implementation", "experts_implementation")
+"""The ends of config keys that select kernels."""
+
 _OWN_KERNELS = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
+"""The kernels that transformers itself contains."""
 
 
-def _check_plain(config: Mapping[str, Any], path: Path) -> None:
-    """Reject keys that make transformers fetch code from the Hub, whatever trust was given."""
+def _check_kernels(config: Mapping[str, Any], path: Path) -> None:
+    """Reject keys that make transformers download kernels, even if remote code is trusted."""
     for key, value in config.items():
         if isinstance(value, Mapping):
-            _check_plain(value, path)
+            _check_kernels(value, path)
         elif key.endswith(_KERNELS) and value not in _OWN_KERNELS:
             raise RefusedError(
-                f"{path}: its config.json asks for {value!r:.100}, which is not transformers' own",
-                hint=f"take {key} out of it",
+                f"{path}: config.json: {key} is {value!r:.100}, which is not part of transformers",
+                hint=f"remove {key} from config.json",
             )
 
 
 def _window(config: Any) -> int:
-    """The longest window of a layer, in tokens."""
+    """Return the longest window of a layer, in tokens; 0 if there is none."""
     text = config.get_text_config(decoder=True)
     stated = [getattr(text, key, None) for key in _WINDOWS]
     return max((n for n in stated if isinstance(n, int) and not isinstance(n, bool)), default=0)
 
 
-def _questions(model: Any, path: Path, *, trusted: bool) -> _Questions:
+def _inputs(model: Any, path: Path, *, trusted: bool) -> _Inputs:
+    """Create the inputs for a model and its base."""
     import torch  # noqa: PLC0415
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     config = model.config.get_text_config(decoder=True)
-    most = getattr(config, "max_position_embeddings", None) or _MOST_TOKENS
-    count = min(max(_window(model.config), 0) + _TOKENS, most, _MOST_TOKENS)
+    limit = getattr(config, "max_position_embeddings", None) or _MAX_TOKENS
+    count = min(max(_window(model.config), 0) + _TOKENS, limit, _MAX_TOKENS)
     rows = model.get_input_embeddings().weight.shape[0]
     special = _special_tokens(model.config.to_dict())
     plain = torch.tensor([token for token in range(rows) if token not in special])
     chosen = torch.randint(0, len(plain), (1, count), generator=torch.Generator().manual_seed(0))
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=trusted)
-        text = tokenizer(TEXT, return_tensors="pt").input_ids[:, :most]
+        text = tokenizer(TEXT, return_tensors="pt").input_ids[:, :limit]
     except Exception:  # noqa: BLE001 - a missing tokenizer raises many kinds of errors
-        return _Questions(plain[chosen], None)
+        return _Inputs(plain[chosen], None)
     usable = text.shape[1] > 1 and int(text.max()) < rows
-    return _Questions(plain[chosen], text if usable else None)
+    return _Inputs(plain[chosen], text if usable else None)
 
 
 def _special_tokens(config: Mapping[str, Any]) -> set[Any]:
-    """Tokens with a special meaning, such as an image placeholder."""
+    """Return tokens with a special meaning, such as an image placeholder."""
     found: set[Any] = set()
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -298,41 +316,42 @@ def _special_tokens(config: Mapping[str, Any]) -> set[Any]:
     return found
 
 
-def _ask(model: Any, questions: _Questions, words: Any | None = None) -> _Answers:
+def _run(model: Any, inputs: _Inputs, generated: Any | None = None) -> _Outputs:
     """Run a model.
 
     Args:
         model: The model.
-        questions: The inputs.
-        words: Tokens that another model generated, as input; None for its own.
+        inputs: The inputs.
+        generated: The generated tokens to use as input without a cache; None for those that this
+            model generates.
     """
     import torch  # noqa: PLC0415
 
-    own, answers = None, []
+    own, outputs = None, []
     with torch.no_grad():
-        tokens = questions.random
+        tokens = inputs.random
         if model.can_generate():
             # Generate with a cache; the last tokens are beyond the window.
             start = tokens[:, : max(tokens.shape[1] - _NEW_TOKENS, 1)]
-            own, logits = _written(model, start)
-            answers.append(logits)
-            tokens = torch.cat([start, own if words is None else words], dim=1)
+            own, logits = _generate(model, start)
+            outputs.append(logits)
+            tokens = torch.cat([start, own if generated is None else generated], dim=1)
             if model.config.is_encoder_decoder:
-                tokens = questions.random
-        answers.append(_logits(model, tokens, _TOKENS))
+                tokens = inputs.random
+        outputs.append(_logits(model, tokens, _TOKENS))
         perplexity = None
-        if questions.text is not None:
-            answers.append(_logits(model, questions.text))
+        if inputs.text is not None:
+            outputs.append(_logits(model, inputs.text))
             if own is not None and not model.config.is_encoder_decoder:
-                loss = torch.nn.functional.cross_entropy(answers[-1][0, :-1], questions.text[0, 1:])
-                perplexity = math.exp(min(float(loss), _MOST_LOSS))
-    if not all(bool(torch.isfinite(logits).all()) for logits in answers):
-        raise RefusedError("logits are not finite")
-    return _Answers(answers, own, perplexity)
+                loss = torch.nn.functional.cross_entropy(outputs[-1][0, :-1], inputs.text[0, 1:])
+                perplexity = math.exp(min(float(loss), _MAX_LOSS))
+    if not all(bool(torch.isfinite(logits).all()) for logits in outputs):
+        raise RefusedError(f"{model.name_or_path}: its logits are not finite")
+    return _Outputs(outputs, own, perplexity)
 
 
-def _written(model: Any, start: Any) -> tuple[Any, Any]:
-    """Generate tokens greedily; returns them and their logits."""
+def _generate(model: Any, start: Any) -> tuple[Any, Any]:
+    """Generate tokens greedily, and return them and their logits."""
     import torch  # noqa: PLC0415
     from transformers import GenerationConfig  # noqa: PLC0415
 
@@ -347,22 +366,29 @@ def _written(model: Any, start: Any) -> tuple[Any, Any]:
         return_dict_in_generate=True,
         use_cache=True,
     )
-    written = model.generate(start, attention_mask=torch.ones_like(start))
-    return written.sequences[:, -_NEW_TOKENS:], torch.stack(written.logits, dim=1)
+    output = model.generate(start, attention_mask=torch.ones_like(start))
+    return output.sequences[:, -_NEW_TOKENS:], torch.stack(output.logits, dim=1)
 
 
 def _logits(model: Any, tokens: Any, last: int | None = None) -> Any:
-    """The logits of tokens without a cache; only the last ones, if the class supports that."""
-    known = inspect.signature(model.forward).parameters
-    given = {"input_ids": tokens}
-    if last is not None and "logits_to_keep" in known:
-        given["logits_to_keep"] = last
+    """Compute the logits of tokens without a cache.
+
+    Args:
+        model: The model.
+        tokens: The tokens.
+        last: Compute only the logits of so many last tokens, if the class supports that.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    arguments = {"input_ids": tokens}
+    if last is not None and "logits_to_keep" in parameters:
+        arguments["logits_to_keep"] = last
     if model.config.is_encoder_decoder:
-        given["decoder_input_ids"] = tokens
-    if "use_cache" in known:
-        given["use_cache"] = False
-    return model(**given).logits.float().cpu()
+        arguments["decoder_input_ids"] = tokens
+    if "use_cache" in parameters:
+        arguments["use_cache"] = False
+    return model(**arguments).logits.float().cpu()
 
 
 def _is_offloaded(model: Any) -> bool:
+    """Return whether some weights of a model are on disk."""
     return "disk" in getattr(model, "hf_device_map", {}).values()

@@ -1,8 +1,9 @@
-"""Check that OUT matches its layout: every byte of its tensors, its index, its config.json."""
+"""Check that a model matches its layout: every byte of its tensors, its index, its config.json."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount
 from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import meta_model
+from mergekit_interleave.checkpoint.checkpoint import CONFIG
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor, iterate_tensors
 from mergekit_interleave.directive.model_ref import ModelRef
@@ -20,9 +22,9 @@ from mergekit_interleave.errors import (
     RefusedError,
 )
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import recorded_layout, verification_text
+from mergekit_interleave.output import manifest, recorded_layout, verification_text
 from mergekit_interleave.output.manifest import Manifest
-from mergekit_interleave.planning.expansion_plan import TOKENIZER
+from mergekit_interleave.planning.expansion_plan import TOKENIZER, ExpansionPlan
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import expected as expectations
 from mergekit_interleave.verification import files as consistency
@@ -31,7 +33,7 @@ from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Comparison, Difference, Tolerance, compare
 
 TRAINED = "a new layer, which was trained"
-"""Why a tensor was not compared."""
+"""A reason why a tensor was not compared."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ class VerifyReport:
         weights: The comparison of the tensors; None if they cannot be read.
         differences: All differences, including those in config.json.
         trained: Whether new layers were allowed to differ.
-        expected: What the model must be.
-        own: Its interleave.json, if that records the layout.
+        expected: What the model must contain.
+        own: Its interleave.json, if the layout comes from that file.
         wider: The number of tensors that a trainer has stored in a wider dtype.
         forward: The result of a forward pass, as interleave.json stores it; None without one.
         warnings: Warnings for the user, one sentence each.
@@ -64,7 +66,7 @@ class VerifyReport:
 
     @property
     def is_exact(self) -> bool:
-        """Whether the model is what its layout says, and computes what its base computes."""
+        """Whether the model matches its layout and computes what its base computes."""
         return not self.differences and (self.forward or {}).get("exact") is not False
 
     @property
@@ -73,33 +75,33 @@ class VerifyReport:
         return verification_text.TRAINED if self.trained else verification_text.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
-        """The result as interleave.json stores it."""
-        specs, differences = self.expected.specs, len(self.differences)
-        found = outcome(self.weights, self.against, specs, differences)
+        """Return the result as interleave.json stores it."""
+        specs = self.expected.specs
+        found = outcome(self.weights, self.against, specs, self.differences)
         return {**found, "wider": self.wider} if self.wider else found
 
     def lines(self) -> list[str]:
-        """The report as lines of text."""
+        """Return the report as lines of text."""
         return list(_lines(self))
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON values, as `verify --json` prints it."""
-        found = {**self.outcome(), "trained": self.trained}
-        found["differences"] = [difference._asdict() for difference in self.differences]
+        """Return the report as JSON values, as `verify --json` prints it."""
+        content = {**self.outcome(), "trained": self.trained}
+        content["differences"] = [difference._asdict() for difference in self.differences]
         if self.forward is not None:
-            found["forward"] = dict(self.forward)
-        return {**found, "warnings": list(self.warnings)}
+            content["forward"] = dict(self.forward)
+        return {**content, "warnings": list(self.warnings)}
 
     def check(self) -> None:
-        """Check that the model is what it must be.
+        """Check that the model is exact.
 
         Raises:
-            RefusedError: It is not.
+            RefusedError: It is not; see `is_exact`.
         """
         if self.differences:
             count = len(self.differences)
             places = "1 place" if count == 1 else f"{count} places"
-            raise RefusedError(f"{self.out}: is not what its layout says, in {places}")
+            raise RefusedError(f"{self.out}: does not match its layout in {places}")
         if not self.is_exact:
             raise RefusedError(f"{self.out}: does not compute what its base computes")
 
@@ -108,18 +110,19 @@ def outcome(
     weights: Comparison | None,
     against: Sequence[str],
     specs: Sequence[TensorSpec],
-    differences: int = 0,
+    differences: Sequence[Difference] = (),
 ) -> dict[str, Any]:
-    """The result of a comparison as interleave.json stores it.
+    """Return the result of a comparison as interleave.json stores it.
 
     Args:
         weights: The comparison of the tensors; None if they could not be read.
         against: The names of the sources.
         specs: The expected tensors.
-        differences: The number of differences.
+        differences: All differences, including those in other files.
     """
     computed = sum(spec.is_computed for spec in specs)
-    found: dict[str, Any] = {"exact": not differences, "differences": differences}
+    found: dict[str, Any] = {"exact": not differences, "differences": len(differences)}
+    found |= {"failed": Counter(map(_part, differences))} if differences else {}
     found |= {"against": list(against)} if against else {}
     if weights is not None:
         found |= {
@@ -130,6 +133,14 @@ def outcome(
         found |= {"not_compared": dict(weights.unread)} if weights.unread else {}
     found |= {"computed": computed} if computed else {}
     return found | {"tools": {"mergekit-interleave": __version__}}
+
+
+def _part(difference: Difference) -> str:
+    """Return the part of a model that differs, as interleave.json names it."""
+    if difference.file is None:
+        return verification_text.WEIGHTS
+    known = (CONFIG, manifest.FILE, mergekit_yaml.FILE)
+    return difference.file if difference.file in known else verification_text.OTHER_FILES
 
 
 def verify(
@@ -146,7 +157,7 @@ def verify(
         out: The model's directory.
         models: Opens its sources.
         against: Its sources, see `expected.of_sources`; empty to compare it with itself.
-        layout_from: The file that records the layers, see `recorded_layout.read`.
+        layout_from: Another file that records the layers, see `recorded_layout.read`.
         trained: Whether a trainer has written the model, so that new layers may differ.
 
     Raises:
@@ -154,15 +165,15 @@ def verify(
     """
     recorded_layout.check_directory(out)
     trusted = models.trust_remote_code
-    claimed = recorded_layout.read(out, layout_from)
+    recorded = recorded_layout.read(out, layout_from)
     if against:
-        expected = expectations.of_sources(claimed, against, models)
+        expected = expectations.of_sources(recorded, against, models)
     else:
-        expected = expectations.of_itself(claimed, out, models)
+        expected = expectations.of_itself(recorded, out, models)
     differences: list[Difference] = []
     wider: dict[str, TensorSpec] = {}
     if layout_from is None:
-        differences += consistency.of_words(out, claimed, expected, trained=trained)
+        differences += consistency.of_records(out, recorded, expected, trained=trained)
     weights = None
     try:
         found = dict(iterate_tensors(out))
@@ -173,7 +184,9 @@ def verify(
         wider = _wider(expected, found) if trained else {}
         specs = [wider.get(spec.name, spec) for spec in expected.specs]
         lacking = _may_lack(out, found, trusted=trusted) if trained else None
-        weights = compare(found.items(), specs, _leeway(expected, lacking))
+        weights = compare(
+            found.items(), specs, _tolerance(expected, lacking), source_name(expected.plan)
+        )
         differences += weights.differences
         expected = _with_vocabulary(expected, found, differences)
     stored = {spec.dtype for spec in wider.values()}
@@ -182,7 +195,7 @@ def verify(
     )
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
-    own = claimed.manifest if layout_from is None else None
+    own = recorded.manifest if layout_from is None else None
     return VerifyReport(
         out,
         tuple(names),
@@ -196,8 +209,15 @@ def verify(
     )
 
 
+def source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:
+    """Return a function that names a source model within a sentence."""
+    if plan is None:
+        return lambda _: "the same model"
+    return plan.public.title if len(plan.sources) > 1 else lambda _: "the base"
+
+
 def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """The tensors that a trainer has stored in a wider dtype; their values must be the same."""
+    """Find the tensors that a trainer has stored in a wider dtype; their values must be equal."""
     new = {layer.index for layer in expected.layout.new_layers}
     wider = {}
     for spec in expected.specs:
@@ -217,17 +237,22 @@ def _with_vocabulary(
     plan = expected.plan
     if plan is None or not mergekit_yaml.changes_vocabulary(plan.mergekit):
         return expected
-    made = [spec.name for spec in plan.specs if plan.reason_unread(spec) == TOKENIZER]
-    rows = {found[name].shape[0] for name in made if name in found}
+    resized = [spec.name for spec in plan.specs if plan.reason_unread(spec) == TOKENIZER]
+    rows = {found[name].shape[0] for name in resized if name in found}
     if len(rows) > 1:
-        differences.append(Difference("embeddings and head differ in their numbers of rows"))
+        differences.append(Difference("embeddings and head have different numbers of rows"))
     if len(rows) != 1:
         return expected
     return dataclasses.replace(expected, config=plan.config(rows.pop()))
 
 
-def _leeway(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> Tolerance:
-    """The allowed differences; after training, tensors that transformers omits may be missing."""
+def _tolerance(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> Tolerance:
+    """Return the allowed differences.
+
+    Args:
+        expected: What the model must contain.
+        may_lack: After training: whether transformers omits a tensor of this name.
+    """
     new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
 
     def unread(spec: TensorSpec) -> str | None:
@@ -242,44 +267,47 @@ def _leeway(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> 
 
 
 def _may_lack(out: Path, found: Mapping[str, Tensor], *, trusted: bool) -> Callable[[str], bool]:
-    """Tell whether transformers omits a tensor that the base stores.
+    """Return a function that tells whether transformers omits a tensor that the base stores.
 
-    transformers saves the tensors that its class has in memory, and one of each tied group.
+    transformers saves the tensors that its class has in memory, and one tensor of each tied group.
     """
     known: list[Mapping[str, frozenset[str]]] = []
 
     def may_lack(name: str) -> bool:
-        if not known:  # this takes seconds, and most models lack nothing
+        if not known:  # loading takes seconds, and most models lack no tensor
             known.append(meta_model.ties(out, trusted=trusted))
         return name not in known[0] or any(other in found for other in known[0][name])
 
     return may_lack
 
 
-def measure(out: Path, report: VerifyReport, most_memory: int | None = None) -> dict[str, Any]:
+def measure(out: Path, report: VerifyReport, max_memory: int | None = None) -> dict[str, Any]:
     """Compare what a model computes with what its base computes.
 
     Args:
         out: The model's directory.
         report: The report on its weights, compared with its sources.
-        most_memory: The most bytes for weights, see `forward.compare`.
+        max_memory: The maximum memory for weights in bytes, see `forward.compare`.
 
     Raises:
         RefusedError: They cannot be compared.
     """
     plan = report.expected.plan
     if plan is None:
-        raise TypeError("the sources are needed")
+        raise TypeError("a forward pass needs a report with sources")
     if mergekit_yaml.changes_tokenizer(plan.mergekit):
-        raise RefusedError(f"{out}: has another tokenizer than its base, so other logits")
+        raise RefusedError(
+            f"{out}: has another tokenizer than its base, so their logits cannot be compared"
+        )
     found = forward.compare(
-        plan.base.store, out, trust_remote_code=plan.base.trusted, most_memory=most_memory
+        plan.base.store, out, trust_remote_code=plan.base.trusted, max_memory=max_memory
     )
     identity = plan.is_identity and plan.conversion is None and not report.trained
     return found.outcome(identity=identity)
 
 
 _SHOWN = 10
+"""The maximum number of differences in a report as text."""
 
 
 def _lines(report: VerifyReport) -> Iterator[str]:
@@ -290,27 +318,27 @@ def _lines(report: VerifyReport) -> Iterator[str]:
         yield f"and {len(report.differences) - _SHOWN} more"
     if not report.differences:
         new = f"{len(layout)} layers, {len(layout.new_layers)} of them new"
-        yield f"{report.out}: {new}: {_verdict(report)}"
+        yield f"{report.out}: {new}; {_conclusion(report)}"
     if weights is not None:
-        against = " and ".join(report.against) or "one another"
+        against = " and ".join(report.against) or "the model itself"
         compared = weights.tensors - sum(weights.unread.values())
         yield (
             f"weights: {compared:,} of {weights.tensors:,} tensors compared with {against}, "
             f"{amount(weights.compared)}"
         )
         for reason, count in weights.unread.items():
-            yield f"         {count:,} not: {reason}"
+            yield f"         {count:,} not compared: {reason}"
     if report.forward is not None:
         yield f"forward: {verification_text.forward(report.forward)}"
 
 
-def _verdict(report: VerifyReport) -> str:
-    """The conclusion of a report without differences."""
+def _conclusion(report: VerifyReport) -> str:
+    """Return the conclusion of a report without differences."""
     weights = report.weights
     if weights is None or not weights.compared:
-        return "nothing could be compared"
+        return "no tensor could be compared"
     if not report.against:
         return "no inconsistencies found (pass --against BASE for a full check)"
     if weights.unread and not report.trained:
-        return "what its layout says, as far as it was compared"
-    return "exactly what its layout says"
+        return "matches its layout in all compared tensors"
+    return "matches its layout exactly"

@@ -1,6 +1,6 @@
-"""Find the ranges of two files that share blocks on disk, which need not be read.
+"""Find the ranges of two files that do not share blocks on disk. Only these must be read.
 
-The kernel reports them (Linux: FS_IOC_FIEMAP). Ranges that it does not report must be read.
+The kernel reports shared blocks (Linux: FS_IOC_FIEMAP).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if sys.platform == "linux":
     import fcntl
 
 FIEMAP = 0xC020660B
-"""Linux: FS_IOC_FIEMAP, see Documentation/filesystems/fiemap.rst."""
+"""FS_IOC_FIEMAP, see Documentation/filesystems/fiemap.rst in the Linux sources."""
 
 _SYNC = 0x1
 """The flag that writes cached data to disk first."""
@@ -25,33 +25,41 @@ _PLAIN = 0x1 | 0x1000 | _SHARED
 """The flags (last, merged, shared) of an extent whose disk position identifies its content."""
 
 _HEADER, _EXTENT = struct.Struct("=QQLLLL"), struct.Struct("=QQQQQLLLL")
-_MOST = 256
-"""The most extents of one request."""
+_MAX_EXTENTS = 256
+"""The maximum number of extents of one request."""
 
 
 class _Extent(NamedTuple):
-    """A range of a file that is contiguous on disk."""
+    """A range of a file that is contiguous on disk.
+
+    Attributes:
+        start: The offset of its first byte in the file.
+        stop: The offset after its last byte.
+        place: The offset of its first byte on disk.
+    """
 
     start: int
     stop: int
     place: int
 
 
-def unshared(ours: int, at: int, theirs: int, start: int, length: int) -> Iterator[tuple[int, int]]:
+def unshared(
+    file: int, start: int, other: int, other_start: int, length: int
+) -> Iterator[tuple[int, int]]:
     """Find the parts of a range of one file that share no blocks with a range of another.
 
     Args:
-        ours: The descriptor of the first file.
-        at: Where the range starts in it.
-        theirs: The descriptor of the second file.
-        start: Where the range starts there.
-        length: Its length.
+        file: The descriptor of the first file.
+        start: The offset of the range in the first file.
+        other: The descriptor of the second file.
+        other_start: The offset of the range in the second file.
+        length: The length of both ranges.
 
     Yields:
         The offset within the range and the length of each part.
     """
     done = 0
-    for first, stop in sorted(_shared(ours, at, theirs, start, length)):
+    for first, stop in sorted(_shared(file, start, other, other_start, length)):
         if first > done:
             yield done, first - done
         done = max(done, stop)
@@ -59,31 +67,34 @@ def unshared(ours: int, at: int, theirs: int, start: int, length: int) -> Iterat
         yield done, length - done
 
 
-def _shared(ours: int, at: int, theirs: int, start: int, length: int) -> Iterator[tuple[int, int]]:
-    if sys.platform != "linux" or os.fstat(ours).st_dev != os.fstat(theirs).st_dev:
+def _shared(
+    file: int, start: int, other: int, other_start: int, length: int
+) -> Iterator[tuple[int, int]]:
+    """Yield the start and the end of each part that shares blocks, within the range."""
+    if sys.platform != "linux" or os.fstat(file).st_dev != os.fstat(other).st_dev:
         return
-    mine = _extents(ours, at, length)
-    others = _extents(theirs, start, length) if mine else []
-    for one in mine:
-        for other in others:
-            first = max(one.start - at, other.start - start, 0)
-            stop = min(one.stop - at, other.stop - start, length)
-            same = one.place + at - one.start == other.place + start - other.start
+    extents = _extents(file, start, length)
+    other_extents = _extents(other, other_start, length) if extents else []
+    for one in extents:
+        for two in other_extents:
+            first = max(one.start - start, two.start - other_start, 0)
+            stop = min(one.stop - start, two.stop - other_start, length)
+            same = one.place + start - one.start == two.place + other_start - two.start
             if first < stop and same:
                 yield first, stop
 
 
 def _extents(descriptor: int, start: int, length: int) -> list[_Extent]:
-    """The shared extents of a range of a file; none if the kernel does not support this."""
-    size = _HEADER.size + _MOST * _EXTENT.size
-    answer = bytearray(_HEADER.pack(start, length, _SYNC, 0, _MOST, 0).ljust(size, b"\0"))
+    """Return the shared extents of a range of a file; none if the kernel cannot report them."""
+    size = _HEADER.size + _MAX_EXTENTS * _EXTENT.size
+    answer = bytearray(_HEADER.pack(start, length, _SYNC, 0, _MAX_EXTENTS, 0).ljust(size, b"\0"))
     try:
         fcntl.ioctl(descriptor, FIEMAP, answer)
     except OSError:
         return []
     count = _HEADER.unpack_from(answer)[3]
     found = []
-    for number in range(min(count, _MOST)):
+    for number in range(min(count, _MAX_EXTENTS)):
         logical, place, nbytes, _, _, flags, *_ = _EXTENT.unpack_from(
             answer, _HEADER.size + number * _EXTENT.size
         )

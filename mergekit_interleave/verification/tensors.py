@@ -1,6 +1,6 @@
 """Compare the tensors of a model with the expected ones: names, shapes, dtypes, every byte.
 
-A few threads read both sides once, in blocks that fit in a processor's cache. torch is loaded
+A few threads read each side once, in blocks that fit in a processor's cache. torch is imported
 only if a weight was computed.
 """
 
@@ -16,35 +16,38 @@ from typing import IO, NamedTuple
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave.checkpoint.safetensors_header import Shard, Tensor, next_data
+from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, TensorSpec
 from mergekit_interleave.verification import arithmetic, shared_blocks
 
 _BLOCK = 2**18
-"""The bytes compared at once; each thread holds one block of each side in memory."""
+"""The number of bytes compared at once; each thread has one block of each side in memory."""
 
 _SPAN = 2**26
-"""The most bytes of one job, so that a large tensor keeps all threads busy."""
+"""The maximum size of one job in bytes, so that a large tensor keeps all threads busy."""
 
-_AT_ONCE = 2
-"""The number of threads: reading releases Python's lock, comparing holds it."""
+_THREADS = 2
+"""The number of threads. Reading releases Python's global lock; comparing does not."""
 
-_OPEN = 4
-"""The number of files that a thread keeps open; a job needs two at once."""
+_MAX_OPEN = 4
+"""The number of files that a thread keeps open. A job needs two at once."""
 
 
 class Difference(NamedTuple):
     """A difference between a model and what it must be.
 
     Attributes:
-        what: What is wrong.
-        tensor: The name of the tensor, if it concerns one.
+        what: A description; if `tensor` is given, a predicate that follows its name.
+        tensor: The name of the tensor, if the difference concerns one.
         layer: The index of the tensor's layer in the new model, if it belongs to one.
+        file: The name of the file beside the weights, if the difference concerns one.
     """
 
     what: str
     tensor: str | None = None
     layer: int | None = None
+    file: str | None = None
 
     def __str__(self) -> str:
         place = "" if self.layer is None else f"layer {self.layer}: "
@@ -77,7 +80,7 @@ class Tolerance:
     """The allowed differences from the expected tensors.
 
     Attributes:
-        unread: Gives the reason why a tensor is not compared; None if it is.
+        unread: Returns the reason why a tensor is not compared, or None if it is compared.
         any_dtype: Whether a tensor may have another dtype.
         any_rows: Whether a tensor may have another number of rows.
         may_lack: Whether a tensor of this name may be missing.
@@ -92,14 +95,16 @@ class Tolerance:
 def compare(
     found: Iterable[tuple[str, Tensor]],
     specs: Sequence[TensorSpec],
-    leeway: Tolerance = Tolerance(),
+    tolerance: Tolerance = Tolerance(),
+    source_name: Callable[[ModelRef], str] = lambda _: "the base",
 ) -> Comparison:
     """Compare the tensors of a model with the expected ones.
 
     Args:
         found: The tensors, by name.
         specs: The expected tensors.
-        leeway: The allowed differences.
+        tolerance: The allowed differences.
+        source_name: Returns the name of a source model within a sentence.
 
     Raises:
         CheckpointError: A source cannot be read, or has changed.
@@ -114,23 +119,24 @@ def compare(
         nbytes += tensor.nbytes
         spec = expected.pop(name, None)
         if spec is None:
-            differences.append(Difference("is one too many", name))
-        elif not _is_alike(tensor, spec, leeway):
+            differences.append(Difference("is not part of the layout", name))
+        elif not _is_alike(tensor, spec, tolerance):
             differences.append(
                 Difference(
-                    f"is {tensor.dtype} {list(tensor.shape)}, not {spec.dtype} {list(spec.shape)}",
+                    f"is {tensor.dtype} {list(tensor.shape)}, "
+                    f"expected {spec.dtype} {list(spec.shape)}",
                     name,
                     spec.layer,
                 )
             )
-        elif (reason := leeway.unread(spec)) is not None:
+        elif (reason := tolerance.unread(spec)) is not None:
             unread[reason] = unread.get(reason, 0) + 1
         else:
-            pairs.append(_Pair(tensor, spec))
+            pairs.append(_Pair(tensor, spec, source_name(spec.model)))
     differences += [
         Difference("is missing", name, spec.layer)
         for name, spec in expected.items()
-        if not leeway.may_lack(name)
+        if not tolerance.may_lack(name)
     ]
     differences += _read(pairs)
     order = {spec.name: number for number, spec in enumerate(specs)}
@@ -139,44 +145,54 @@ def compare(
     return Comparison(parameters, nbytes, tensors, compared, unread, differences)
 
 
-def _is_alike(tensor: Tensor, spec: TensorSpec, leeway: Tolerance) -> bool:
-    skip = 1 if leeway.any_rows(spec) else 0
+def _is_alike(tensor: Tensor, spec: TensorSpec, tolerance: Tolerance) -> bool:
+    """Return whether a tensor has the expected shape and dtype."""
+    skip = 1 if tolerance.any_rows(spec) else 0
     return tensor.shape[skip:] == spec.shape[skip:] and (
-        tensor.dtype == spec.dtype or leeway.any_dtype(spec)
+        tensor.dtype == spec.dtype or tolerance.any_dtype(spec)
     )
 
 
 class _Pair(NamedTuple):
-    """A tensor and its specification."""
+    """A tensor and its specification.
+
+    Attributes:
+        found: The tensor.
+        spec: Its specification.
+        source_name: The name of its source model within a sentence.
+    """
 
     found: Tensor
     spec: TensorSpec
+    source_name: str
 
     def difference(self, at: int) -> Difference:
         """Describe the difference at a byte offset of the tensor."""
         spec = self.spec
-        if spec.scale == 0:
-            what = "is not zero"
-        elif spec.constant is not None:
-            what = f"is not {spec.source}, filled with {spec.constant.value:g}"
-        elif spec.is_computed:
-            times = "" if spec.scale in (None, 1) else f", times {spec.scale:g}"
-            what = f"is not {spec.source} as {spec.dtype}{times}"
-        else:
-            what = f"differs from {'its source' if spec.source == spec.name else spec.source}"
+        what = "is not zero" if spec.scale == 0 else f"differs from {self._expected()}"
         shape, element = self.found.shape, at // max(self.found.width, 1)
         place = [element // math.prod(shape[axis + 1 :]) % size for axis, size in enumerate(shape)]
         where = f", first at {place}" if place else ""
         return Difference(f"{what}{where}", self.spec.name, self.spec.layer)
 
+    def _expected(self) -> str:
+        """Describe the expected values of a tensor that is not zeroed."""
+        spec = self.spec
+        steps = [f"multiplied by {spec.scale:g}"] if spec.scale not in (None, 1) else []
+        steps += [f"converted to {spec.dtype}"] if len(spec.dtypes) > 1 else []
+        steps += [] if spec.constant is None else [f"filled with {spec.constant.value:g}"]
+        if spec.source == spec.name and not steps:
+            return self.source_name
+        return ", ".join([f"{spec.source} of {self.source_name}", *steps])
+
 
 class _Job(NamedTuple):
-    """A range of a tensor whose bytes have one origin.
+    """A range of a tensor whose expected bytes are stored in one place.
 
     Attributes:
-        pair: The tensor.
-        at: Where it starts in the tensor.
-        length: Its length.
+        pair: The tensor and its specification.
+        at: The offset of the range in the tensor.
+        length: The length of the range in bytes.
         piece: The expected bytes; None if they are computed.
     """
 
@@ -187,9 +203,10 @@ class _Job(NamedTuple):
 
 
 def _jobs(pairs: Iterable[_Pair]) -> Iterator[_Job]:
+    """Yield the jobs of all tensors."""
     for pair in pairs:
         at = 0
-        for length, piece in _stretches(pair):
+        for length, piece in _expected_pieces(pair):
             for done in range(0, length, _SPAN):
                 rest = min(length - done, _SPAN)
                 if isinstance(piece, ByteRange):
@@ -199,7 +216,8 @@ def _jobs(pairs: Iterable[_Pair]) -> Iterator[_Job]:
             at += length
 
 
-def _stretches(pair: _Pair) -> Iterator[tuple[int, ByteRange | Fill | None]]:
+def _expected_pieces(pair: _Pair) -> Iterator[tuple[int, ByteRange | Fill | None]]:
+    """Yield the expected bytes of a tensor in order: their length, and where they are stored."""
     if pair.spec.is_computed:
         yield pair.found.nbytes, None
         return
@@ -208,20 +226,20 @@ def _stretches(pair: _Pair) -> Iterator[tuple[int, ByteRange | Fill | None]]:
 
 
 def _read(pairs: Iterable[_Pair]) -> list[Difference]:
-    """Compare the bytes; returns the first difference of each tensor."""
+    """Compare the bytes, and return the first difference of each tensor."""
     jobs, lock, stopped = _jobs(pairs), Lock(), Event()
     wrong: dict[str, tuple[int, _Pair]] = {}
 
     def work() -> None:
         with closing(Files()) as files:
             while (job := take()) is not None:
-                name, at = job.pair.spec.name, _first(job, files)
+                name, at = job.pair.spec.name, _first_difference(job, files)
                 with lock:
                     if at is not None and (name not in wrong or at < wrong[name][0]):
                         wrong[name] = (at, job.pair)
 
     def take() -> _Job | None:
-        """The next job, except after a known difference in its tensor."""
+        """Return the next job that could find an earlier difference in its tensor."""
         with lock:
             for job in () if stopped.is_set() else jobs:
                 first, _ = wrong.get(job.pair.spec.name, (math.inf, None))
@@ -229,16 +247,16 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
                     return job
         return None
 
-    def watched() -> None:
+    def stop_others_on_error() -> None:
         try:
             work()
         except BaseException:
             stopped.set()
             raise
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            for done in as_completed([pool.submit(watched) for _ in range(_AT_ONCE)]):
+            for done in as_completed([pool.submit(stop_others_on_error) for _ in range(_THREADS)]):
                 done.result()
         finally:
             stopped.set()  # otherwise the pool waits until the other threads have read everything
@@ -247,7 +265,7 @@ def _read(pairs: Iterable[_Pair]) -> list[Difference]:
 
 @dataclass(frozen=True)
 class Files:
-    """The files that were used last, kept open."""
+    """The most recently used files, kept open."""
 
     opened: dict[Shard, IO[bytes]] = field(default_factory=dict)
 
@@ -264,11 +282,11 @@ class Files:
         except OSError as error:
             raise CheckpointError(f"{shard.file}: {error.strerror or error}") from error
         if len(data) < length:
-            raise CheckpointError(f"{shard.file}: cut short while it was read")
+            raise CheckpointError(f"{shard.file}: was truncated while it was read")
         return data
 
     def of(self, shard: Shard) -> IO[bytes]:
-        """Open a file; the few files that were used last stay open.
+        """Open a file, or return it if it is open already.
 
         Raises:
             CheckpointError: It cannot be opened, or has changed.
@@ -279,7 +297,7 @@ class Files:
         except OSError as error:
             raise CheckpointError(f"{shard.file}: {error.strerror or error}") from error
         self.opened[shard] = file  # now the most recent
-        if len(self.opened) > _OPEN:
+        if len(self.opened) > _MAX_OPEN:
             self.opened.pop(next(iter(self.opened))).close()
         shard.check_unchanged(file.fileno())
         return file
@@ -291,54 +309,61 @@ class Files:
                 file.close()
 
 
-def _first(job: _Job, files: Files) -> int | None:
-    """The offset in the tensor of the first wrong byte of a job; None if there is none."""
-    (found, spec), piece = job.pair, job.piece
-    for start, stop in _unproven(job, files):
+def _first_difference(job: _Job, files: Files) -> int | None:
+    """Return the offset in the tensor of the first wrong byte of a job, or None."""
+    found, spec, piece = job.pair.found, job.pair.spec, job.piece
+    for start, stop in _ranges_to_read(job, files):
         for done in range(start, stop, _BLOCK):
             at, length = job.at + done, min(stop - done, _BLOCK)
-            ours = files.read(found.shard, found.start + at, length)
+            block = files.read(found.shard, found.start + at, length)
             if spec.scale == 0:
-                wrong = _not_zero(ours, found, spec.zero)
+                wrong = _first_nonzero(block, found, spec.zero)
             elif isinstance(piece, Fill):
-                wrong = _unlike(ours, piece.data * (length // len(piece.data)))
+                wrong = _first_unequal(block, piece.data * (length // len(piece.data)))
             elif isinstance(piece, ByteRange):
-                wrong = _unlike(ours, files.read(spec.tensor.shard, piece.start + done, length))
+                other = files.read(spec.tensor.shard, piece.start + done, length)
+                wrong = _first_unequal(block, other)
             else:
-                wrong = _unlike(ours, _computed(spec, at, length, files))
+                wrong = _first_unequal(block, _computed(spec, at, length, files))
             if wrong is not None:
                 return at + wrong
     return None
 
 
-def _unproven(job: _Job, files: Files) -> Iterator[tuple[int, int]]:
-    """The ranges of a job that must be read: neither holes that must be zero nor shared blocks."""
-    (found, spec), piece = job.pair, job.piece
-    start, ours = found.start + job.at, files.of(found.shard).fileno()
+def _ranges_to_read(job: _Job, files: Files) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a job that must be read.
+
+    Holes of a tensor that must be zero, and blocks shared with the source, need not be read.
+    """
+    found, spec, piece = job.pair.found, job.pair.spec, job.piece
+    start, descriptor = found.start + job.at, files.of(found.shard).fileno()
     if spec.scale == 0 and not spec.zero:
         done = 0
         while done < job.length:
             # The next data may start within an element.
-            done = max(done, next_data(ours, start + done) - start) // _BLOCK * _BLOCK
+            done = max(done, next_data(descriptor, start + done) - start) // _BLOCK * _BLOCK
             yield done, min(done + _BLOCK, job.length)
             done += _BLOCK
     elif isinstance(piece, ByteRange) and job.length > _BLOCK:
-        theirs = files.of(spec.tensor.shard).fileno()
-        for at, length in shared_blocks.unshared(ours, start, theirs, piece.start, job.length):
+        source = files.of(spec.tensor.shard).fileno()
+        for at, length in shared_blocks.unshared(
+            descriptor, start, source, piece.start, job.length
+        ):
             yield at, at + length
     else:
         yield 0, job.length
 
 
-def _unlike(ours: bytes, theirs: bytes) -> int | None:
-    """The first position at which two blocks differ; None if they are equal."""
-    if ours == theirs:
+def _first_unequal(block: bytes, expected: bytes) -> int | None:
+    """Return the first position at which two blocks differ, or None if they are equal."""
+    if block == expected:
         return None
-    return next(i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if one != other)
+    pairs = enumerate(zip(block, expected, strict=True))
+    return next(i for i, (one, other) in pairs if one != other)
 
 
-def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
-    """The first position that is not zero; for floats, negative zeros are zeros too."""
+def _first_nonzero(block: bytes, tensor: Tensor, zero: int) -> int | None:
+    """Return the first position that is not zero, or None; a float may be a negative zero."""
     if block.count(zero) == len(block):
         return None
     if zero or not _dtypes.is_float(tensor.dtype):
@@ -352,13 +377,13 @@ def _not_zero(block: bytes, tensor: Tensor, zero: int) -> int | None:
     return next(
         i
         for i, byte in enumerate(block)
-        if byte and (byte != 0x80 or (i + 1) % size)  # noqa: PLR2004 - the sign
+        if byte and (byte != 0x80 or (i + 1) % size)  # noqa: PLR2004 - the sign bit
     )
 
 
 def _computed(spec: TensorSpec, at: int, length: int, files: Files) -> bytes:
-    """The expected bytes of a range of a scaled or converted tensor."""
+    """Compute the expected bytes of a range of a scaled or converted tensor."""
     tensor, width = spec.tensor, spec.nbytes // max(math.prod(spec.shape), 1)
     first, count = at // width, length // width
     data = files.read(tensor.shard, tensor.start + first * tensor.width, count * tensor.width)
-    return arithmetic.computed(data, tensor.dtype, spec.scale, spec.through, spec.dtype)
+    return arithmetic.compute(data, tensor.dtype, spec.scale, spec.through, spec.dtype)

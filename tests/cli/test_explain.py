@@ -1,4 +1,4 @@
-"""`explain`: any merge as the shortest directive that expands to the same slices."""
+"""Test `explain`: it writes the shortest directive that expands to the same slices."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def explained(document: dict[str, Any] | str) -> str:
-    """The directive of a mergekit config."""
+    """Return the directive of a mergekit config."""
     text = document if isinstance(document, str) else yaml.safe_dump(document, sort_keys=False)
-    return str(explain("-", io.StringIO(text)))  # exactly a str, which yaml's C loader asks for
+    return str(explain("-", io.StringIO(text)))  # yaml's C loader needs exactly a str
 
 
 def generated(text: str) -> Expansion:
-    """What `gen` makes of a directive."""
+    """Resolve a directive as `gen` does."""
     return resolve(directives.parse(text, "x"), Models(cached_only=True))
 
 
 def slices(document: dict[str, Any]) -> list[Any]:
-    """The slices of a mergekit config, as YAML has them."""
+    """Return the slices of a mergekit config as YAML has them."""
     sources = [part["sources"][0] for part in document["slices"]]
     return [
         (source["model"], source["layer_range"], source.get("parameters", {}).get("scale"))
@@ -59,7 +59,7 @@ def slices(document: dict[str, Any]) -> list[Any]:
 
 
 def spelled(*parts: Any, **keys: Any) -> dict[str, Any]:
-    """A mergekit config of `(start, stop)` or `(model, start, stop, scale)`."""
+    """Create a mergekit config of `(start, stop)` or `(model, start, stop, scale)`."""
     whole = [("org/m", *part) if isinstance(part[0], int) else part for part in parts]
     merge = {
         "models": list(dict.fromkeys(part[0] for part in whole)),
@@ -70,21 +70,24 @@ def spelled(*parts: Any, **keys: Any) -> dict[str, Any]:
 
 
 class TestPublished:
-    """The merges that people have published."""
+    """`explain` shortens the merges that people have published."""
 
     @pytest.mark.parametrize("merge", published.MERGES, ids=[m["name"] for m in published.MERGES])
     def test_the_same_slices_and_never_longer(self, merge: dict[str, Any]) -> None:
-        """Models, ranges and scales, of each."""
+        """The directive of each merge gives the same slices and dtype, and is not longer."""
         written = yaml.safe_dump(published.document(merge), sort_keys=False)
         text = explained(written)
-        made = yaml.safe_load(generated(text).recipe)
-        assert slices(made) == slices(published.document(merge))
-        assert made.get("dtype") == merge["dtype"]
+        expanded = yaml.safe_load(generated(text).recipe)
+        assert slices(expanded) == slices(published.document(merge))
+        assert expanded.get("dtype") == merge["dtype"]
         assert len(text) <= len(written)
         assert text.startswith("# ")
 
     def test_a_third_of_the_lines(self) -> None:
-        """Over all of them, wrapped at 100 columns, with scales on one line in the YAML."""
+        """All directives together have at most a third of the lines of the YAML.
+
+        Lines are wrapped at 100 columns; the YAML has scales on one line.
+        """
         before = after = 0
         for merge in published.MERGES:
             text = yaml.safe_dump(
@@ -200,7 +203,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
     ids=[case[0] for case in CASES],
 )
 def test_patterns(document: dict[str, Any], directive: str, sentence: str) -> None:
-    """Each kind of merge as one says it, and what the comment calls it."""
+    """`explain` finds the directive and the sentence of each kind of merge."""
     comment, *lines = explained(document).splitlines(keepends=True)
     text = "".join(line for line in lines if not line.startswith("model: "))
     assert text == directive
@@ -219,7 +222,7 @@ VALUES = st.sampled_from([0.0, 1.0, 0.5**0.5, 1 / 3, -0.0, 1e-7, 3]) | st.floats
 
 @st.composite
 def merges(draw: Any) -> dict[str, Any]:
-    """Any list of slices, of few models and scales, so that patterns come about."""
+    """Draw any list of slices, with few models and scales so that patterns occur."""
     conditions = st.builds(
         lambda name, value: {"value": value} if name is None else {"filter": name, "value": value},
         st.none() | st.sampled_from(FILTERS),
@@ -232,21 +235,21 @@ def merges(draw: Any) -> dict[str, Any]:
     parts = st.tuples(
         st.sampled_from(models), starts, st.integers(1, 6), st.sampled_from(scales)
     ).map(lambda part: [models.index(part[0]), part[1], part[1] + part[2], *[part[3]]])
-    found = draw(st.lists(parts, min_size=1, max_size=12))
-    trimmed = [part if part[3] is not None else part[:3] for part in found]
+    drawn = draw(st.lists(parts, min_size=1, max_size=12))
+    trimmed = [part if part[3] is not None else part[:3] for part in drawn]
     return published.document({"models": models, "dtype": "bfloat16", "slices": trimmed})
 
 
 @fuzz(150)
 @given(merges())
 def test_any_slices(document: dict[str, Any]) -> None:
-    """Come back as they were, and never longer; also where scales have no pattern at all."""
+    """Any slices survive `explain` unchanged, and the directive is never longer than the YAML."""
     logging.getLogger("mergekit_interleave").setLevel(logging.CRITICAL)
     for flow in (None, False):
         text = yaml.safe_dump(document, sort_keys=False, default_flow_style=flow)
         try:
             wanted = mergekit_yaml.from_document({"slices": document["slices"]}, lambda _: None)
-        except InterleaveError:  # such as two scales in the first slice
+        except InterleaveError:  # for example, two scales in the first slice
             return
         written = explained(text)
         assert generated(written).layout == wanted
@@ -254,7 +257,7 @@ def test_any_slices(document: dict[str, Any]) -> None:
 
 
 def test_500_slices_take_less_than_a_second() -> None:
-    """Without any pattern, half of them zeroed."""
+    """`explain` takes less than a second for 500 slices without a pattern."""
     chance = random.Random(1)  # noqa: S311 - no secret
     parts = []
     for _ in range(500):
@@ -270,11 +273,11 @@ def test_500_slices_take_less_than_a_second() -> None:
     assert min(taken() for _ in range(3)) < 1  # another process may share the core
 
 
-class TestDoors:
-    """A YAML, a card, a directory, a stream, standard input."""
+class TestInputs:
+    """`explain` reads YAML, a card, a directory, a stream of documents and standard input."""
 
     def test_a_card(self, mk: Cli) -> None:
-        """Its first block that is a passthrough merge; fences of every kind."""
+        """`explain` reads the first passthrough merge on a card, in any kind of code fence."""
         config = yaml.safe_dump(spelled((0, 24), (8, 32), dtype="float16"))
         quoted = "".join(f"> {line}\n" for line in config.splitlines())
         for fenced in (
@@ -290,7 +293,7 @@ class TestDoors:
             assert yaml.safe_load(result.out)["dtype"] == "float16"
 
     def test_the_directory_of_a_model(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """What `run` wrote, by its recipe; what has only a card, by that."""
+        """`explain` reads the recipe of a model, or its card if there is no recipe."""
         out = tmp_path / "out"
         mk("run", "interleave: every 4", out, "--model", tiny, "--base-model", "org/tiny")
         text = mk("explain", out).out
@@ -305,10 +308,12 @@ class TestDoors:
         assert mk("explain", out).out == text
         (out / "README.md").unlink()
         result = mk("explain", out)
-        assert (result.status, "has neither" in result.err) == (1, True)
+        assert result.status == 1
+        assert result.err.startswith(f"error: {out}: ")
+        assert "mergekit_config.yml" in result.err
 
     def test_what_only_the_stored_directive_says(self, mk: Cli, tmp_path: Path) -> None:
-        """Constants, whose base is not at hand: then as the user wrote it."""
+        """If the base is not available, `explain` prints the stored directive."""
         zoo.quiet()
         base = zoo.save("gemma2", tmp_path / "gemma2")
         words = ("--model", base, "--base-model", "org/gemma2")
@@ -322,7 +327,7 @@ class TestDoors:
         }
 
     def test_a_readable_model_needs_fewer_words(self, mk: Cli, tiny: Path) -> None:
-        """Its depth is known, and what `auto` zeroes."""
+        """A readable model makes `layers` and `zero` redundant."""
         config = mk("gen", "--every", "4", "--model", tiny).out
         text = mk("explain", "-", stdin=config).out
         assert yaml.safe_load(text) == {"model": str(tiny), "interleave": "every 4"}
@@ -330,7 +335,7 @@ class TestDoors:
 
     @pytest.mark.parametrize(("name", "zero"), [("mistral3", "auto"), ("olmo2", "gains")])
     def test_what_only_the_type_tells(self, mk: Cli, tmp_path: Path, name: str, zero: str) -> None:
-        """Its modules, and which norms close its layers."""
+        """`explain` knows the modules and the output norms of a model type."""
         zoo.quiet()
         base = zoo.save(name, tmp_path / name)
         config = mk("gen", "--every", "2", "--zero", zero, "--model", base).out
@@ -341,7 +346,7 @@ class TestDoors:
         assert mk("gen", "-", stdin=text).out == config
 
     def test_a_stream(self, mk: Cli) -> None:
-        """Other documents stay as they are, to the byte."""
+        """`explain` keeps other documents of a stream byte for byte."""
         linear = "# a blend\nname:   one\nmerge_method: linear\nmodels: [{model: a/b}]\n"
         config = yaml.safe_dump({"name": "two", **spelled((0, 24), (8, 32))}, sort_keys=False)
         result = mk("explain", "-", stdin=f"{linear}---\n{config}---\n{linear}")
@@ -354,12 +359,12 @@ class TestDoors:
         }
 
     def test_a_directive_stays_as_it_is(self, mk: Cli) -> None:
-        """There is nothing to explain."""
+        """`explain` prints a directive unchanged."""
         text = "interleave: every 4, model: org/m\n"
         assert mk("explain", "-", stdin=text).out == text
 
     def test_what_no_directive_says(self, mk: Cli) -> None:
-        """A gradient at the edge is refused; the base as it is stays the config that it was."""
+        """`explain` refuses a gradient that no directive has, and keeps an unchanged model."""
         edge = {"sources": [{"model": "m", "layer_range": [0, 4], "parameters": {"scale": [1, 2]}}]}
         result = mk("explain", "-", stdin=yaml.safe_dump({"slices": [edge]}))
         assert (result.status, "gradient" in result.err) == (1, True)
@@ -375,14 +380,14 @@ class TestDoors:
          "slices: 5", "# Card\n\n```yaml\nmerge_method: slerp\n```\n", "slices: [{sources: []}]"],
     )  # fmt: skip
     def test_what_is_no_merge(self, mk: Cli, text: str) -> None:
-        """One error, and nothing on standard output."""
+        """Text without a merge gives one error and no output."""
         result = mk("explain", "-", stdin=text)
         assert result.status in (1, 2)
         assert result.out == ""
         assert result.err.startswith("error: ")
 
     def test_a_scale_at_the_edge_stays_with_its_step(self, mk: Cli, tiny: Path) -> None:
-        """There mergekit scales the head, too, which a growth line must not."""
+        """A scale on the last slice stays in a layout, since mergekit scales the head as well."""
         text = "layout: [0:8, {layers: 7:8, scale: 0.5}]"
         config = mk("gen", text, "--model", tiny).out
         explained = mk("explain", "-", stdin=config).out
@@ -390,7 +395,7 @@ class TestDoors:
         assert mk("gen", "-", stdin=explained).out == config
 
     def test_zero_and_scale_at_once(self, mk: Cli, tiny: Path) -> None:
-        """What is zeroed apart from what is scaled."""
+        """`explain` separates what is zeroed from what is scaled."""
         text = "interleave: every 4, scale: {q_proj: 0.5}"
         config = mk("gen", text, "--model", tiny).out
         assert yaml.safe_load(mk("explain", "-", stdin=config).out) == {
@@ -400,7 +405,7 @@ class TestDoors:
         }
 
     def test_what_mergekit_multi_writes(self, mk: Cli) -> None:
-        """Slices in a module called default."""
+        """`explain` reads slices in a module called default."""
         whole = spelled((0, 24), (8, 32))
         document = {
             "modules": {"default": {"slices": whole["slices"]}},
@@ -410,7 +415,10 @@ class TestDoors:
         assert yaml.safe_load(text)["stack"] == [[0, 24], [8, 32]]
 
     def test_a_gradient(self, mk: Cli) -> None:
-        """Is a step for each layer, at the edge too where it cannot reach outside the layers."""
+        """`explain` writes a gradient as one step for each layer.
+
+        The last slice may have one if no filter matches tensors outside the layers.
+        """
         scale = [{"filter": "o_proj", "value": [0, 1]}, {"value": 1}]
         document = spelled((0, 6), ("org/m", 4, 8, scale))
         text = mk("explain", "-", stdin=yaml.safe_dump(document)).out
@@ -418,30 +426,35 @@ class TestDoors:
         assert [step["scale"]["o_proj"] for step in steps] == [0, "1/3", "2/3", 1]
 
     def test_two_merges_on_a_card(self, mk: Cli) -> None:
-        """The first, and a word of the other."""
+        """`explain` uses the first merge on a card, and notes that there is another."""
         blocks = [yaml.safe_dump(spelled((0, 24), (start, 32))) for start in (8, 16)]
         Path("README.md").write_text("".join(f"```yaml\n{block}```\n" for block in blocks))
         result = mk("explain", "README.md")
         assert yaml.safe_load(result.out)["stack"] == [[0, 24], [8, 32]]
-        assert "shows 2 passthrough merges" in result.err
+        (warning,) = result.err.splitlines()
+        assert warning.startswith("warning: README.md: ")
+        assert "2 passthrough merges" in warning
 
     def test_ranges_past_the_end(self, mk: Cli, tiny: Path) -> None:
-        """Of a readable model: explained as they stand, and refused by what expands them."""
+        """`explain` accepts ranges past the end of a readable model, and `gen` refuses them."""
         for parts in ([(0, 10)], [(1, 10)], [(0, 4), (4, 12)]):
             document = spelled(*((str(tiny), *part) for part in parts))
             result = mk("explain", "-", stdin=yaml.safe_dump(document))
             assert result.status == 0, result.err
-            assert mk("gen", "-", stdin=result.out).status == 1
+            refused = mk("gen", "-", stdin=result.out)
+            assert refused.status == 1
+            assert f"[{parts[-1][0]}, {parts[-1][1]}] " in refused.err
+            assert str(tiny) in refused.err
 
     def test_a_fence_inside_a_config(self, mk: Cli) -> None:
-        """A chat template that shows code makes no card of it."""
+        """A code fence in a chat template does not make a config a card."""
         document = spelled((0, 24), (8, 32), chat_template="a\n```\nb\n```\n")
         result = mk("explain", "-", stdin=yaml.safe_dump(document, default_style="|"))
         assert result.status == 0, result.err
         assert yaml.safe_load(result.out)["chat_template"] == document["chat_template"]
 
     def test_a_whole_model_needs_its_depth(self, mk: Cli, tiny: Path) -> None:
-        """From a config at hand."""
+        """`explain` needs a readable config.json for a merge of a whole model."""
         whole = {"models": [{"model": "org/m"}], "merge_method": "passthrough"}
         result = mk("explain", "-", stdin=yaml.safe_dump(whole))
         assert (result.status, "org/m: " in result.err) == (1, True)
@@ -450,14 +463,14 @@ class TestDoors:
         assert yaml.safe_load(text)["layout"] == [{"layers": [0, 8], "scale": 0.5}]
 
     def test_as_many_layers_as_there_may_be(self, mk: Cli) -> None:
-        """What `gen` writes can be read back."""
+        """`explain` reads the largest config that `gen` writes."""
         config = mk("gen", "interleave: every 1, model: o/x, layers: 3000").out
         text = mk("explain", "-", stdin=config).out
         assert len(text) < 200
         assert generated(text).layout == generated(config).layout
 
     def test_many_open_fences(self) -> None:
-        """Take no longer than the text is long."""
+        """`explain` takes linear time for many unclosed code fences."""
         began = time.process_time()
         with pytest.raises(InterleaveError):
             explained("```x\n" * 50_000)
@@ -467,13 +480,13 @@ class TestDoors:
 @settings(max_examples=50)
 @given(st.text(max_size=80))
 def test_any_text(text: str) -> None:
-    """Is explained or is one error."""
+    """Any text gives a directive or an InterleaveError."""
     with contextlib.suppress(InterleaveError):
         assert isinstance(explained(text), str)
 
 
 def test_a_card_without_a_merge(mk: Cli, tmp_path: Path) -> None:
-    """A card with front matter and no mergekit config is an error, not a stream to pass on."""
+    """A card with front matter and no mergekit config gives an error that names it."""
     card = tmp_path / "README.md"
     card.write_text("---\nlicense: mit\n---\n\n# Hello\n\nplain text\n")
     result = mk("explain", card)

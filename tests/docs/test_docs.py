@@ -1,4 +1,4 @@
-"""The pages for people are true: every directive in them is read and expanded."""
+"""Examples in the pages must be valid: each directive in them is read and expanded."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("example", pictures.DEPTHS)
-def test_what_stands_beside_an_example_is_current(mk: Cli, example: str) -> None:
-    """The YAML that `gen` makes of it, and its picture; `explain` finds the same directive."""
+def test_files_beside_an_example_are_current(mk: Cli, example: str) -> None:
+    """`gen`, `explain` and the picture of each example match the files beside it."""
     depth = pictures.DEPTHS[example]
     written = (EXAMPLES / f"{example}.mergekit.yml").read_text()
     assert mk("gen", EXAMPLES / f"{example}.yml", "--layers", depth).out == written
     assert pictures.draw(example) == (EXAMPLES / f"{example}.svg").read_text(encoding="utf-8")
-    found = yaml.safe_load(mk("explain", EXAMPLES / f"{example}.mergekit.yml").out)
+    explained = yaml.safe_load(mk("explain", EXAMPLES / f"{example}.mergekit.yml").out)
     directive = yaml.safe_load((EXAMPLES / f"{example}.yml").read_text())
     line = next(key for key in registry.LINES if key in directive)
-    assert line in found
+    assert line in explained
     if line != "layout":
-        assert found[line] == directive[line]
+        assert explained[line] == directive[line]
 
 
-def test_every_example_has_them() -> None:
-    """All directives in the directory."""
+def test_every_example_has_yaml_and_picture() -> None:
+    """Each directive in examples/ has its YAML and its picture."""
     names = {file.stem for file in EXAMPLES.glob("*.yml")} - {
         f"{example}.mergekit" for example in pictures.DEPTHS
     }
@@ -62,16 +62,16 @@ def test_every_example_has_them() -> None:
     ("example", "name"),
     [("miqu-120b", "wolfram/miqu-1-120b"), ("deep-miqu-103b", "jukofyork/Deep-Miqu-103B")],
 )
-def test_examples_are_what_was_published(example: str, name: str) -> None:
-    """Slice for slice."""
+def test_examples_equal_published_merges(example: str, name: str) -> None:
+    """The generated slices equal those of the published merge."""
     merge = next(merge for merge in published.MERGES if merge["name"] == name)
     written = yaml.safe_load((EXAMPLES / f"{example}.mergekit.yml").read_text())
     assert written == published.document(merge)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[" ".join(block.split())[:50] for block in BLOCKS])
-def test_every_example(mk: Cli, block: str) -> None:
-    """Is a directive of its own, by the tool and by the schema, and makes slices."""
+def test_every_example_is_valid(mk: Cli, block: str) -> None:
+    """Each YAML block is a directive that the tool and the schema accept, and it makes slices."""
     documents = list(yaml.safe_load_all(block))
     errors = [error.message for document in documents for error in VALIDATOR.iter_errors(document)]
     assert accepts(documents[-1]), errors
@@ -81,12 +81,12 @@ def test_every_example(mk: Cli, block: str) -> None:
         missing += ["--model", "org/model"]
     result = mk("gen", "-", *missing, stdin=block)
     assert result.status == 0, result.err
-    for made in yaml.safe_load_all(result.out):
-        assert "slices" in made or made["merge_method"] == "linear"
+    for config in yaml.safe_load_all(result.out):
+        assert "slices" in config or config["merge_method"] == "linear"
 
 
 def test_every_key_has_an_example() -> None:
-    """And stands in the text with a word of its own."""
+    """Each key and each growth flag is described in the page and used in an example."""
     for key in (*registry.LINES, *OWN_KEYS):
         assert re.search(rf"^\*\*`{key}\b", PAGE, re.MULTILINE), key
         assert re.search(rf"^{key}:", "".join(BLOCKS), re.MULTILINE), key
@@ -100,13 +100,13 @@ REFERENCE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
 def test_the_reference_is_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what the commands say of themselves, on a terminal of any width: `make docs`."""
+    """docs/cli.md is the output of `make docs`, on a terminal of any width."""
     monkeypatch.setenv("COLUMNS", "40")
     assert reference.page() == REFERENCE
 
 
 def test_every_option_is_in_the_reference() -> None:
-    """In the section of its command; there is none for what is no command."""
+    """Each option is in the section of its command, and each section belongs to a command."""
     group: Any = typer.main.get_command(application())
     _, *parts = re.split(r"^#+ mk-interleave ?(.*)\n", REFERENCE, flags=re.MULTILINE)
     sections = dict(zip(parts[::2], parts[1::2], strict=True))

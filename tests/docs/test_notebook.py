@@ -1,4 +1,4 @@
-"""The notebook among the examples runs as it stands there, and shows what it should."""
+"""The example notebook runs as committed, and its cells show the right results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOTEBOOK = Path(__file__).parents[2] / "examples" / "python-api.ipynb"
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """Its code cells after a run in a directory of its own."""
+    """Run the notebook in a new directory, and return its code cells."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     folder = tmp_path_factory.mktemp("notebook")
     with pytest.MonkeyPatch.context() as patch:
@@ -30,7 +30,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 
 def _shown(cells: list[Any], source: str) -> dict[str, Any]:
-    """What a notebook shows of the cell that ends so."""
+    """Return the output of the cell whose source ends with this text."""
     (cell,) = [cell for cell in cells if cell.source.endswith(source)]
     shown: dict[str, Any] = {}
     for output in cell.outputs:
@@ -40,21 +40,21 @@ def _shown(cells: list[Any], source: str) -> dict[str, Any]:
     return shown
 
 
-def test_it_is_kept_without_outputs() -> None:
-    """They are made anew each time."""
+def test_it_is_committed_without_outputs() -> None:
+    """The committed notebook has no outputs, because they are generated on each run."""
     for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
         assert not cell.get("outputs")
         assert cell.get("execution_count") is None
 
 
 def test_a_plan_is_shown_as_its_layer_map(cells: list[Any]) -> None:
-    """As a picture, whether or not the weights are there."""
+    """A plan is shown as an SVG picture, with or without the weights."""
     for source in ("\nplan", 'model="org/name")'):
         assert _shown(cells, source)["image/svg+xml"].startswith("<svg")
 
 
 def test_reports_are_shown(cells: list[Any]) -> None:
-    """The model that was made is exact, and only its new layers are trained."""
+    """The reports show an exact model and only its new layers as trainable."""
     assert "'layers': 12" in _shown(cells, "report.as_dict()")["text/plain"]
     assert "'exact': True" in _shown(cells, "checked.forward")["text/plain"]
     assert "unfrozen_parameters" in _shown(cells, ".text)")["stdout"]
@@ -63,9 +63,9 @@ def test_reports_are_shown(cells: list[Any]) -> None:
 
 
 def test_the_functions_print_nothing(cells: list[Any]) -> None:
-    """Neither to standard output, where no cell prints, nor to standard error."""
+    """The API prints nothing to standard output or standard error."""
     for cell in cells:
         if "mk." not in cell.source or "from_pretrained" in cell.source:
-            continue  # transformers shows bars of its own there
+            continue  # transformers prints its own progress bars there
         streams = {output.name for output in cell.outputs if output.output_type == "stream"}
         assert streams <= ({"stdout"} if "print(" in cell.source else set()), cell.source

@@ -1,4 +1,4 @@
-"""docs/python.md is what the docstrings say, and every public name stands in it."""
+"""docs/python.md is generated from the docstrings and has every public name."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ PAGE = python_reference.PAGE.read_text(encoding="utf-8")
 
 
 def test_it_is_current() -> None:
-    """`make docs` writes it."""
+    """docs/python.md is the output of `make docs`."""
     assert python_reference.page() == PAGE
 
 
 def test_every_public_name_is_in_it() -> None:
-    """With a section of its own, or a row among the errors."""
+    """Each public name has a section or a row in the table of errors."""
     for name in set(api.__all__) - {"__version__"}:
         assert re.search(rf"^(### {name}$|\| `{name}` \|)", PAGE, re.MULTILINE), name
 
 
 def test_every_argument_is_described() -> None:
-    """Each keyword of a signature stands in the table below it."""
+    """Each argument of a signature has a row in the table below it."""
     for section in PAGE.split("\n### ")[1:]:
         signature = re.search(r"```python\n(.*?)```", section, re.DOTALL)
         for name in re.findall(r"(?:^\w+\(|^    |, )(\w+):", signature[1] if signature else ""):

@@ -1,4 +1,4 @@
-"""What the repository promises to those who work on it: workflows, hooks, packages."""
+"""Checks of the repository itself: workflows, hooks, packages and the contributor guide."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_actions_are_pinned_by_hash() -> None:
 
 
 def test_workflows_have_least_permissions() -> None:
-    """A workflow grants nothing at its top, and each job grants reading alone."""
+    """A workflow grants no permissions, and each job grants read access only."""
     for file in (ROOT / ".github" / "workflows").glob("*.yml"):
         workflow = yaml.safe_load(file.read_text(encoding="utf-8"))
         assert workflow["permissions"] == {}
@@ -39,7 +39,7 @@ def test_workflows_have_least_permissions() -> None:
 
 
 def test_workflows_run_the_commands_of_the_makefile() -> None:
-    """`make check` and `make test` are run, and every `make` target in a workflow exists."""
+    """The workflows run `make check` and `make test`, and each `make` target in them exists."""
     text = "".join(f.read_text() for f in (ROOT / ".github" / "workflows").glob("*.yml"))
     ran = {*re.findall(r"run: make ([\w-]+)", text)}
     targets = {*re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
@@ -47,7 +47,7 @@ def test_workflows_run_the_commands_of_the_makefile() -> None:
 
 
 def test_the_hooks_use_the_pinned_ruff() -> None:
-    """The pre-commit hooks run the release of ruff that constraints.txt pins."""
+    """The pre-commit hooks run the ruff version that constraints.txt pins."""
     pinned = re.search(r"^ruff==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
     assert pinned is not None
@@ -58,8 +58,8 @@ PACKAGES = sorted(file.parent for file in PACKAGE.rglob("__init__.py") if file.p
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=[package.name for package in PACKAGES])
-def test_packages_say_what_they_are_for(package: Path) -> None:
-    """The docstring of a package says what it is for, and how to add to it."""
+def test_packages_have_a_purpose(package: Path) -> None:
+    """The docstring of a package states its purpose and how to add to it."""
     words = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8")))
     assert words is not None
     purpose, addition = re.split(r"\.\s+", words.removesuffix("."), maxsplit=1)
@@ -68,17 +68,17 @@ def test_packages_say_what_they_are_for(package: Path) -> None:
 
 
 def test_packages_are_in_the_guide_for_contributors() -> None:
-    """CONTRIBUTING.md has a row for each package at the top level."""
+    """CONTRIBUTING.md has a row for each top-level package."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for package in PACKAGES:
         if package.parent == PACKAGE:
             assert f"| `{package.name}/` |" in page, package.name
 
 
-def test_places_in_the_guide_exist() -> None:
-    """Every path that CONTRIBUTING.md names is there, patterns in angle brackets apart."""
+def test_paths_in_the_guide_exist() -> None:
+    """Each path in CONTRIBUTING.md exists; a name in angle brackets matches any name."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for name in re.findall(r"`((?:[\w.]+/)+[\w.<>*-]*)`", page):
-        place = re.sub(r"<\w+>", "*", name)
-        found = [*ROOT.glob(place), *PACKAGE.glob(place)]
+        pattern = re.sub(r"<\w+>", "*", name)
+        found = [*ROOT.glob(pattern), *PACKAGE.glob(pattern)]
         assert found, name

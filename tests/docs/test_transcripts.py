@@ -1,4 +1,4 @@
-"""The commands in README and docs: each is run as it stands there, and says what stands there."""
+"""Commands in README and docs run as written and print what the page shows."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Block:
     """A fenced block of commands.
 
     Attributes:
-        kind: `console`, with what they say, or `sh`, without.
-        text: What stands in it.
-        marked: Whether it says that it needs what no test has.
+        kind: `console`, which includes output, or `sh`, which does not.
+        text: The text of the block.
+        marked: Whether a comment marks it as needing a network or a GPU.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Block:
 
     @property
     def commands(self) -> list[tuple[str, str | None]]:
-        """Each command, and what it is to say; None where that is not written down."""
+        """Return each command with its expected output, which is None for a `sh` block."""
         if self.kind == "sh":
             joined = self.text.replace("\\\n", " ")
             return [(line, None) for line in joined.splitlines() if line.strip()]
@@ -51,7 +51,7 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """All blocks of commands of a page."""
+    """Return all command blocks of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.findall(
         r"(?:^(<!--[^\n]*-->)\n)?^```(console|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL
@@ -60,14 +60,14 @@ def blocks(page: str) -> list[Block]:
 
 
 def same(text: str) -> str:
-    """What differs from one machine to the next: room on the disk, the build of torch."""
-    text = re.sub(r"[\d.]+ [kMGT]B here", "SOME here", text)
+    """Mask what differs between machines: free disk space and the build of torch."""
+    text = re.sub(r"^(free disk +)[\d.]+ [kMGT]B", r"\1SOME", text, flags=re.MULTILINE)
     return re.sub(r"(torch [\d.]+)\+\w+", r"\1", text)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages take for granted: models, examples, a Hub cache with `org/name`."""
+    """Prepare what the pages assume: models, examples, and a Hub cache with `org/name`."""
     smollm2 = os.environ.get("MK_INTERLEAVE_SMOLLM2")
     if smollm2 is None:
         pytest.skip("MK_INTERLEAVE_SMOLLM2 names no checkpoint; `make test` builds one")
@@ -85,10 +85,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.smollm2
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
-def test_every_command_does_what_its_page_says(
+def test_every_command_prints_what_its_page_shows(
     page: str, folder: Path, shell: Shell, mk: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the order of the page, in one directory, as a reader would type them."""
+    """Each command of a page, run in order in one directory, prints what the page shows."""
     work = folder / page.replace("/", "-")
     work.mkdir()
     for entry in folder.iterdir():
@@ -98,20 +98,20 @@ def test_every_command_does_what_its_page_says(
     monkeypatch.setenv("MK_INTERLEAVE_MODEL", "org/name")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
     for block in blocks(page):
-        for command, said in [] if block.marked else block.commands:
+        for command, expected in [] if block.marked else block.commands:
             if set(command) & set("|>&;$") or not command.startswith("mk-interleave "):
                 done = shell(f"exec 2>&1; {command}", cwd=work, **environment)
                 status, out = done.returncode, done.stdout
-            else:  # in this process, where the libraries are loaded already
+            else:  # in this process, which has imported the libraries already
                 result = mk(*shlex.split(command, comments=True)[1:], cwd=work)
                 status, out = result.status, result.out + result.err
             assert status == 0, (command, out)
-            if said is not None:
-                assert same(out) == same(said), command
+            if expected is not None:
+                assert same(out) == same(expected), command
 
 
-def _spoken(page: str) -> list[str]:
-    """The commands that are named within a sentence."""
+def _in_prose(page: str) -> list[str]:
+    """Return the commands that are named in the prose of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     found = re.findall(r"`((?:mk-interleave|make) [^`]+)`", prose)
@@ -119,11 +119,11 @@ def _spoken(page: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS, "CHANGELOG.md"])
-def test_commands_within_a_sentence_exist(page: str) -> None:
-    """And have the flags that they are said to have."""
+def test_commands_in_prose_exist(page: str) -> None:
+    """Each command and each flag in the prose exists."""
     group: Any = typer.main.get_command(application())
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    for command in _spoken(page):
+    for command in _in_prose(page):
         program, *words = shlex.split(command.partition("|")[0].replace("...", "").replace("'", ""))
         if program == "make":
             assert words[0] in targets, command
@@ -137,8 +137,8 @@ def test_commands_within_a_sentence_exist(page: str) -> None:
         assert flags <= known | {"--help"}, command
 
 
-def test_every_block_is_one_of_these() -> None:
-    """No command hides in a block of another kind, and marks are spelled as they are read."""
+def test_every_block_has_a_checked_language() -> None:
+    """Command blocks use the checked languages, and their marks are spelled correctly."""
     for page in (*PAGES, *OTHERS):
         text = (ROOT / page).read_text(encoding="utf-8")
         kinds = {*re.findall(r"^```(\w*)$", text, re.MULTILINE)} - {""}
@@ -152,8 +152,8 @@ def test_every_block_is_one_of_these() -> None:
 
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS, "CHANGELOG.md"])
-def test_links_lead_somewhere(page: str) -> None:
-    """To a file of the project, and a heading in it."""
+def test_links_have_a_target(page: str) -> None:
+    """Each local link points to an existing file, and to a heading in it."""
     for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
         if "://" in link:
             continue
@@ -167,7 +167,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_python_in_the_pages_compiles() -> None:
-    """Each block by itself."""
+    """Each Python block compiles."""
     for page in PAGES:
         text = (ROOT / page).read_text(encoding="utf-8")
         for body in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):

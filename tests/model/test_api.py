@@ -1,4 +1,4 @@
-"""The Python API: the commands as functions, which print nothing and leave the process alone."""
+"""The commands as Python functions print nothing and leave the process unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REPORTS = ("Plan", "RunReport", "VerifyReport", "CardReport", "TrainerSettings",
 
 @pytest.fixture
 def unchanged(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
-    """Nothing was printed, and logging, signal handlers and environment are as before."""
+    """Check that nothing is printed, and that logging, signals and environment stay unchanged."""
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
     def state() -> Any:
@@ -50,16 +50,16 @@ def unchanged(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 @pytest.fixture
 def grown(tiny: Path, tmp_path: Path) -> Path:
-    """A model that `run` wrote."""
+    """Return a model that `run` wrote."""
     api.run(out=tmp_path / "grown", model=tiny, every=4, engine="stream")
     return tmp_path / "grown"
 
 
 class TestPackage:
-    """What `import mergekit_interleave` gives."""
+    """The names that `import mergekit_interleave` provides."""
 
     def test_it_lists_every_command(self) -> None:
-        """`dir()` and `__all__` have all of them, and each is there."""
+        """`dir()` and `__all__` list every command, and each name exists."""
         assert {*NAMES, *REPORTS, "Recipe", "Directive", "freeze_original_layers"} <= {*dir(api)}
         assert sorted(api.__all__) == dir(api)
         for name in api.__all__:
@@ -67,7 +67,7 @@ class TestPackage:
             assert getattr(api, name, None).__doc__ or name == "__version__"
 
     def test_importing_it_imports_nothing_else(self, tiny: Path) -> None:
-        """Neither the libraries that take seconds nor modules of its own."""
+        """The import loads neither slow libraries nor other modules of the package."""
         script = (
             "import sys\nbefore = {*sys.modules}\nimport mergekit_interleave\n"
             "print(*sorted({*sys.modules} - before))\n"
@@ -91,17 +91,17 @@ class TestPackage:
         assert not heavy & set(result.stderr.splitlines()[-1].split())
 
     def test_unknown_names_are_attribute_errors(self) -> None:
-        """As for any module."""
+        """An unknown name is an AttributeError that names it."""
         with pytest.raises(AttributeError, match="nonsense"):
             api.nonsense  # type: ignore[attr-defined]  # noqa: B018
 
     def test_types_are_found(self) -> None:
-        """The marker for type checkers is beside the package."""
+        """The marker for type checkers is part of the package."""
         assert (Path(api.__file__).parent / "py.typed").exists()
 
     @pytest.mark.parametrize("name", REPORTS)
     def test_reports_are_frozen(self, name: str) -> None:
-        """Dataclasses with warnings, and what `--json` prints."""
+        """Reports are frozen dataclasses that have warnings and the content of `--json`."""
         report = getattr(api, name)
         assert dataclasses.is_dataclass(report)
         assert report.__dataclass_params__.frozen  # type: ignore[attr-defined]
@@ -109,14 +109,14 @@ class TestPackage:
         assert callable(report.as_dict)
 
     def test_errors_are_one_family(self) -> None:
-        """One `except` catches them all."""
+        """All errors derive from InterleaveError."""
         errors = [getattr(api, name) for name in dir(api) if name.endswith("Error")]
         assert len(errors) > 5
         assert all(issubclass(error, api.InterleaveError) for error in errors)
 
     @pytest.mark.parametrize("name", NAMES)
     def test_the_command_line_has_the_same_words(self, name: str) -> None:
-        """Each option is a keyword of the function, some by their opposites or in Python's way."""
+        """Each option is a keyword of the function, some negated or with a Python name."""
         import typer
 
         from mergekit_interleave.cli.app import application
@@ -143,10 +143,10 @@ def _keywords(function: Callable[..., Any]) -> Iterator[str]:
 
 @pytest.mark.usefixtures("unchanged")
 class TestCommands:
-    """Every command prints nothing and leaves logging, signals and environment as they were."""
+    """Every command prints nothing and leaves logging, signals and environment unchanged."""
 
     def test_gen(self, tiny: Path) -> None:
-        """The YAML is a `str`."""
+        """The returned YAML is a `str` that can be pickled."""
         recipe = api.gen("interleave: every 4", model=tiny)
         assert isinstance(recipe, str)
         assert yaml.safe_load(recipe)["merge_method"] == "passthrough"
@@ -155,7 +155,7 @@ class TestCommands:
         assert (copy, copy.warnings) == (recipe, recipe.warnings)
 
     def test_gen_of_several_documents(self, tiny: Path, tmp_path: Path) -> None:
-        """A file for mergekit-multi, which takes no keywords."""
+        """`gen` expands a file for mergekit-multi, but refuses keywords for it."""
         file = tmp_path / "multi.yml"
         file.write_text(
             f"name: one\nmodel: {tiny}\nappend: 1\n---\nname: two\nmodel: one\ndrop: 2:3\n"
@@ -165,7 +165,7 @@ class TestCommands:
             api.gen(file, every=4)
 
     def test_plan(self, tiny: Path) -> None:
-        """A notebook shows its layer map."""
+        """A plan has the new layers, a fingerprint and a layer map that a notebook shows."""
         plan = api.plan({"append": 2}, model=tiny)
         assert len(plan.layout) == 10
         assert plan._repr_svg_() == plan.svg()
@@ -178,7 +178,7 @@ class TestCommands:
 
     @pytest.mark.parametrize("engine", ["stream", "auto"])
     def test_run_and_verify(self, tiny: Path, tmp_path: Path, engine: str) -> None:
-        """The report says what was written, and `verify` agrees."""
+        """The report states what was written, and `verify` finds no differences."""
         out = tmp_path / "out"
         report = api.run("append: 1", out, model=tiny, engine=engine, out_shard_size=10**6)
         assert (report.out, len(report.layout)) == (out, 9)
@@ -191,7 +191,7 @@ class TestCommands:
         assert json.loads(json.dumps(checked.as_dict()))["differences"] == []
 
     def test_progress(self, tiny: Path, tmp_path: Path) -> None:
-        """It is told all bytes."""
+        """The progress callback receives the number of all bytes."""
         from contextlib import contextmanager
 
         told: list[int] = []
@@ -207,7 +207,7 @@ class TestCommands:
         assert sum(told) == report.written.nbytes
 
     def test_differences_are_no_exception(self, grown: Path, tiny: Path) -> None:
-        """Until they are asked for."""
+        """Differences are part of the report; only `check` raises an error."""
         config = json.loads((grown / "config.json").read_text())
         (grown / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
         report = api.verify(grown, against=[tiny])
@@ -217,7 +217,7 @@ class TestCommands:
             report.check()
 
     def test_verify_forward(self, grown: Path, tiny: Path) -> None:
-        """The outcome of the forward pass is part of the report."""
+        """The result of the forward pass is part of the report."""
         report = api.verify(grown, against=tiny, forward=True, max_memory="1GB")
         assert report.is_exact
         assert report.forward is not None
@@ -225,15 +225,15 @@ class TestCommands:
         assert json.loads(json.dumps(report.as_dict()))["forward"]["exact"]
 
     def test_explain(self, grown: Path) -> None:
-        """A file, a directory, or an open file."""
+        """`explain` accepts a directory, a file or an open file."""
         directive = api.explain(grown)
         assert "interleave: every 4" in directive
-        assert api.explain(grown / "mergekit_config.yml").splitlines()[-1:] != []
+        assert "interleave: every 4" in api.explain(grown / "mergekit_config.yml")
         with (grown / "mergekit_config.yml").open(encoding="utf-8") as file:
             assert api.explain(file) == api.explain(grown / "mergekit_config.yml")
 
     def test_card(self, grown: Path) -> None:
-        """What it wrote, and the suggested name."""
+        """The report states the suggested name, and an unchanged card stays equal."""
         before = (grown / "README.md").read_text()
         report = api.card(grown)
         assert report.name
@@ -241,13 +241,13 @@ class TestCommands:
         assert (grown / "README.md").read_text() == before
 
     def test_train(self, grown: Path) -> None:
-        """The text is what the command line writes."""
+        """The settings contain the trainer's text."""
         settings = api.train(grown, trainer="axolotl")
         assert yaml.safe_load(settings.text)["unfrozen_parameters"]
         assert json.loads(json.dumps(settings.as_dict()))["text"] == settings.text
 
     def test_fix_config(self, grown: Path, tiny: Path) -> None:
-        """The changes, and then none."""
+        """The report states the changes, and a second call makes none."""
         shutil.copy(tiny / "config.json", grown / "config.json")
         report = api.fix_config(grown, model=tiny)
         assert report.changes["num_hidden_layers"] == (8, 10)
@@ -256,7 +256,7 @@ class TestCommands:
         assert not api.fix_config(grown, model=tiny).changes
 
     def test_schema(self) -> None:
-        """A JSON Schema."""
+        """`schema` returns a JSON Schema."""
         assert json.loads(json.dumps(api.schema()))["$schema"]
 
     @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ class TestCommands:
         command: Callable[[Path, Path], object],
         error: type[Exception],
     ) -> None:
-        """By their classes; nothing is written."""
+        """Each error has its class, and nothing is written."""
         with pytest.raises(error):
             command(tiny, tmp_path / "out")
         assert os.listdir(tmp_path) == []
@@ -300,7 +300,7 @@ class TestCommandLine:
     """The command line prints the same reports."""
 
     def test_json(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """`run`, `card`, `train`, `fix-config`, `plan` and `verify` print JSON on request."""
+        """Each command with a report prints it as JSON with `--json`."""
         out = tmp_path / "out"
         words = {
             "plan": ["append: 1", "--model", tiny],
@@ -317,7 +317,7 @@ class TestCommandLine:
         assert json.loads(mk("train", *words["train"], "--json").out)["text"]
 
     def test_it_writes_what_the_function_writes(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """The same files."""
+        """The command and the function write the same files."""
         api.run("append: 1", tmp_path / "a" / "out", model=tiny, engine="stream")
         words = ("append: 1", tmp_path / "b" / "out", "--model", tiny, "--engine", "stream")
         assert mk("run", *words).status == 0
@@ -328,7 +328,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize("name", ["mk-interleave", "mergekit-interleave"])
     def test_both_names_are_the_same_program(self, name: str) -> None:
-        """Shell completion and usage carry the name by which it was started."""
+        """Both program names run the same code, and the usage shows the name that was called."""
         script = (
             f"import sys; sys.argv[0] = '/bin/{name}'\n"
             "from mergekit_interleave.__main__ import main\nmain()"
@@ -342,31 +342,31 @@ class TestCommandLine:
 
 
 class TestRelease:
-    """A model that release 0.1.0 wrote is still read."""
+    """A model that release 0.1.0 wrote can still be read."""
 
     @pytest.fixture
     def model(self, tmp_path: Path) -> Path:
-        """A copy of it."""
+        """Return a copy of the model."""
         return Path(shutil.copytree(RELEASE, tmp_path / "deeper"))
 
     def test_verify(self, model: Path) -> None:
-        """Its layout is found, and no difference."""
+        """`verify` finds the layout and no differences."""
         report = api.verify(model)
         assert report.is_exact, report.lines()
         assert [layer.index for layer in report.expected.layout.new_layers] == [2, 5]
 
     def test_card(self, model: Path) -> None:
-        """It is written again, without being forced."""
+        """`card` rewrites the card without --force."""
         assert api.card(model).name == "tiny-llama_2.5K_6Layers-Interleaved"
         assert (model / "README.md").read_text(encoding="utf-8").startswith("---\n")
 
     def test_train(self, model: Path) -> None:
-        """Its new layers are the ones to train."""
+        """`train` selects the model's new layers."""
         settings = api.train(model, trainer="axolotl")
         assert "model.layers.(2|5)." in settings.text
 
     def test_explain(self, model: Path) -> None:
-        """The directive that made it."""
+        """`explain` returns the directive of the model."""
         directive = yaml.safe_load(api.explain(model))
         assert directive["interleave"] == "every 2"
         assert directive["model"] == "tiny-llama"

@@ -26,8 +26,8 @@ def test_mergekit_remembers_models_for_the_life_of_the_process(tmp_path: Path) -
     assert set(LoaderCache().get(reference).index.tensor_paths) == before
 
 
-def test_a_model_that_was_replaced_is_read_anew(mk: Cli, tmp_path: Path) -> None:
-    """Two runs in one process read what is there now."""
+def test_a_model_that_was_replaced_is_read_again(mk: Cli, tmp_path: Path) -> None:
+    """A second run in one process reads the model that has replaced the first."""
     base = make_llama(tmp_path / "model", layers=2)
     assert mk("run", "append: 1", tmp_path / "a", "--model", base).status == 0
     make_llama(base, layers=3)
@@ -49,7 +49,7 @@ def test_mergekit_asks_the_hub_for_what_is_in_the_cache(monkeypatch: pytest.Monk
 def test_mergekit_warns_of_tensors_written_twice(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`clone_tensors`: without it, the first attempt at saving fails."""
+    """`clone_tensors`: without it, mergekit warns of duplicated tensors."""
     tensor = torch.zeros(4)
     with caplog.at_level(logging.WARNING, "mergekit"), TensorWriter(str(tmp_path)) as writer:
         writer.save_tensor("a", tensor)
@@ -93,8 +93,10 @@ def test_every_option_that_is_decided_here_exists() -> None:
 def test_options_reach_mergekit(
     mk: Cli, tiny: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Options are set by their own flags and by --mergekit; the tensors stay the same."""
-    monkeypatch.setattr(torch, "set_num_interop_threads", lambda _: None)  # once a process
+    """Options can be set by their own flags and by --mergekit; the tensors stay the same."""
+    monkeypatch.setattr(
+        torch, "set_num_interop_threads", lambda _: None
+    )  # allowed once per process
     result = mk("run", "append: 1", tmp_path / "out", "--model", tiny, *flags)
     assert result.status == 0, result.err
     assert mk("run", "append: 1", tmp_path / "plain", "--model", tiny).status == 0

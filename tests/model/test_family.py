@@ -1,4 +1,4 @@
-"""The data of two families, checked against the models that transformers builds."""
+"""The data of two families agrees with the models that transformers builds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAMILIES = ["llama", "mistral"]
 
 
 def last_block(model: Any) -> Any:
-    """The last layer as a function of the residual stream: (its input, its output)."""
+    """Return the input and the output of the last layer for some tokens."""
     seen: dict[str, torch.Tensor] = {}
     layer = model.model.layers[-1]
 
@@ -32,21 +32,21 @@ def last_block(model: Any) -> Any:
 
 
 def family_of(name: str) -> families.Family:
-    """A family in the data."""
+    """Return a family from the data."""
     family = families.family_of(name)
     assert family is not None
     return family
 
 
 def writers_of(family: families.Family, path: Path, index: int) -> list[str]:
-    """The residual writers among the stored tensors of a layer."""
+    """Return the residual writers among the stored tensors of a layer."""
     prefix = f"{family.layer_prefix}.{index}."
     return [n for n in load_tensors(path) if n.startswith(prefix) and family.writes(n)]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A family and a tiny checkpoint of it."""
+    """Return a family and a tiny checkpoint of it."""
     path = tmp_path_factory.mktemp("families") / request.param
     make_llama(path, layers=2, mistral=request.param == "mistral")
     return family_of(request.param), path
@@ -65,7 +65,7 @@ def test_the_names_are_those_of_real_checkpoints(built: tuple[families.Family, P
 def test_zeroing_the_writers_makes_an_identity_and_needs_each(
     built: tuple[families.Family, Path],
 ) -> None:
-    """With all of them zero the layer returns its input; with one kept it does not.
+    """A layer returns its input exactly if all its residual writers are zero.
 
     Each zeroed tensor still gets a gradient, so that it can be trained.
     """
@@ -90,7 +90,7 @@ def test_zeroing_the_writers_makes_an_identity_and_needs_each(
 def test_the_names_to_zero_match_the_writers_and_nothing_else(
     built: tuple[families.Family, Path],
 ) -> None:
-    """A filter matches substrings of whole tensor names."""
+    """The filters, which match substrings of tensor names, match the residual writers only."""
     family, path = built
     scales = zeroed_scales(family.residual_writers)
     zeroed = {n for n in load_tensors(path) if any(s.value == 0 and s.matches(n) for s in scales)}
@@ -98,7 +98,7 @@ def test_the_names_to_zero_match_the_writers_and_nothing_else(
 
 
 def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
-    """A checkpoint with other values in them is the same model."""
+    """A checkpoint with other values in its rotary buffers computes the same logits."""
     from safetensors.torch import save_file
 
     path = make_llama(tmp_path / "old", layers=1)
@@ -112,7 +112,7 @@ def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
 
 
 def test_defaults_are_those_of_transformers() -> None:
-    """The values of missing keys in `must_agree` are the defaults of the config classes."""
+    """The defaults of keys in `must_agree` are those of the config classes."""
     from transformers import LlamaConfig, MistralConfig
 
     for name, config in (("llama", LlamaConfig()), ("mistral", MistralConfig())):

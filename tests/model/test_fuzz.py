@@ -1,6 +1,6 @@
-"""Whatever a file says, it comes to a valid layout or to one of this project's errors.
+"""Any content of a file gives a valid layout or one of this project's errors.
 
-Headers and indexes are in `test_shards.py`. `make faults` tries many times as many.
+Headers and indexes are in `test_safetensors_header.py`. `make faults` runs many more examples.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ DIRECTIVES: list[dict[str, Any]] = [
 
 
 def places(document: Any) -> Iterator[tuple[Any, ...]]:
-    """The path to everything in a document."""
+    """Yield the path to every value in a document."""
     items = document.items() if isinstance(document, dict) else enumerate(document)
     for key, value in items:
         yield (key,)
@@ -86,7 +86,7 @@ def places(document: Any) -> Iterator[tuple[Any, ...]]:
 
 @st.composite
 def spoiled(draw: st.DrawFn, documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """One of some documents with a few values others, gone, or with another name."""
+    """Draw a document in which a few values are replaced, removed or renamed."""
     document = copy.deepcopy(draw(st.sampled_from(documents)))
     for _ in range(draw(st.integers(1, 3))):
         found = sorted(places(document), key=repr)
@@ -108,7 +108,7 @@ def spoiled(draw: st.DrawFn, documents: list[dict[str, Any]]) -> dict[str, Any]:
 
 @cache
 def toy(name: str) -> Path:
-    """A toy checkpoint, made once; `cache` keeps no more than a few."""
+    """Return a toy checkpoint, which is made once."""
     path = Path(tempfile.mkdtemp(prefix="fuzz-"), name)
     toys.build(name).save_pretrained(path)
     return path
@@ -126,7 +126,7 @@ def _clean() -> Iterator[None]:
 
 
 def expanded(words: Directive, model: Path) -> None:
-    """Lay it out, write its recipe, settle all that `run` settles before it writes."""
+    """Resolve a directive, write its recipe, and do all that `run` does before it writes."""
     models = Models()
     own = ModelRef(ModelPath(str(model)))
     if words.layers is None:
@@ -141,12 +141,12 @@ def expanded(words: Directive, model: Path) -> None:
 
 
 class TestDirectives:
-    """What a user writes."""
+    """Directives as a user writes them."""
 
     @fuzz(500)
     @given(spoiled(DIRECTIVES))
     def test_documents(self, document: dict[str, Any]) -> None:
-        """A few values are others, gone, or stand under another name."""
+        """A directive with replaced, removed or renamed keys gives a layout or an error."""
         with suppress(InterleaveError):
             expanded(directives.from_document(document), toy("llama"))
 
@@ -156,7 +156,7 @@ class TestDirectives:
         st.lists(st.tuples(st.integers(0, 400), st.text(max_size=3)), max_size=4),
     )
     def test_text(self, text: str, edits: list[tuple[int, str]]) -> None:
-        """A few letters are others, more or fewer."""
+        """A directive with a few other letters gives a layout or an error."""
         for at, new in edits:
             text = text[:at] + new + text[at + 1 :]
         with suppress(InterleaveError):
@@ -164,27 +164,27 @@ class TestDirectives:
 
 
 class TestConfigs:
-    """What a checkpoint says of itself."""
+    """The config.json of a checkpoint."""
 
     @pytest.mark.parametrize("name", TYPES)
     @fuzz(100)
     @given(st.data())
     def test_documents(self, name: str, data: st.DataObject) -> None:
-        """A few values of its config.json are others, gone, or stand under another name."""
+        """A config.json with replaced, removed or renamed keys gives a plan or an error."""
         config = json.loads((toy(name) / "config.json").read_text())
         self.expand(name, json.dumps(data.draw(spoiled([config]))))
 
     @fuzz(400)
     @given(st.lists(st.tuples(st.integers(0, 900), st.binary(max_size=3)), max_size=4))
     def test_bytes(self, edits: list[tuple[int, bytes]]) -> None:
-        """A few bytes are others."""
+        """A config.json with a few other bytes gives a plan or an error."""
         content = (toy("llama") / "config.json").read_bytes()
         for at, new in edits:
             content = content[:at] + new + content[at + 1 :]
         self.expand("llama", content)
 
     def expand(self, name: str, config: str | bytes) -> None:
-        """Grow the model with this config.json."""
+        """Expand the model with this config.json."""
         with tempfile.TemporaryDirectory() as folder:
             for file in toy(name).glob("*.safetensors"):
                 Path(folder, file.name).symlink_to(file)
@@ -195,7 +195,7 @@ class TestConfigs:
 
 
 class TestSmallFiles:
-    """What else speaks of layers, or of directories."""
+    """Other files that may name layers or directories."""
 
     @pytest.mark.parametrize("name", ["generation_config.json", "quantize_config.json"])
     @fuzz(100)
@@ -214,7 +214,7 @@ class TestSmallFiles:
         )
     )
     def test_documents(self, name: str, content: Any) -> None:
-        """They are moved, copied or refused."""
+        """Any content is adapted, copied or refused."""
         models = Models()
         base = models.open(ModelRef(ModelPath(str(toy("llama")))))
         words = directives.parse("interleave: every 2", "x")
@@ -224,12 +224,12 @@ class TestSmallFiles:
 
 
 class TestManifests:
-    """What a result says of itself."""
+    """The interleave.json of a result."""
 
     @fuzz(300)
     @given(st.data())
     def test_documents(self, data: st.DataObject) -> None:
-        """Its interleave.json."""
+        """An interleave.json with replaced, removed or renamed keys gives a layout or an error."""
         layer = {"model": 0, "layer": 1, "new": True, "zeroed": [], "set": {}}
         manifest = {
             "version": 1,

@@ -1,6 +1,6 @@
-"""Checkpoints and directives that mean harm: one error within seconds, and nothing at OUT.
+"""A malicious checkpoint or directive is one error within seconds, and OUT is absent.
 
-Both engines read through the same door, which is what these tests hold.
+Both engines read through the same code, so the error must be the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Spoil = Callable[[Path], None]
 
 
 def header(change: Callable[[dict[str, Any]], None]) -> Spoil:
-    """Change the header of the weights, and keep their data."""
+    """Return a function that changes the header of the weights and keeps their data."""
 
     def spoil(base: Path) -> None:
         file = base / "model.safetensors"
@@ -37,12 +37,12 @@ def header(change: Callable[[dict[str, Any]], None]) -> Spoil:
 
 
 def entry(**values: Any) -> Spoil:
-    """Change what the header says of one tensor."""
+    """Return a function that changes the header's entry of one tensor."""
     return header(lambda entries: entries["model.norm.weight"].update(values))
 
 
 def raw(text: bytes, length: int | None = None) -> Spoil:
-    """Another header altogether."""
+    """Return a function that replaces the weights by another header."""
 
     def spoil(base: Path) -> None:
         size = struct.pack("<Q", len(text) if length is None else length)
@@ -52,7 +52,7 @@ def raw(text: bytes, length: int | None = None) -> Spoil:
 
 
 def index(name: str) -> Spoil:
-    """An index that leads to a file of this name."""
+    """Return a function that writes an index that names a given file."""
 
     def spoil(base: Path) -> None:
         weights = base / "model.safetensors"
@@ -65,7 +65,7 @@ def index(name: str) -> Spoil:
 
 
 def config(**values: Any) -> Spoil:
-    """Change config.json."""
+    """Return a function that changes config.json."""
 
     def spoil(base: Path) -> None:
         content = json.loads((base / "config.json").read_text())
@@ -75,7 +75,7 @@ def config(**values: Any) -> Spoil:
 
 
 def text(name: str, content: str | bytes) -> Spoil:
-    """Another content for a file."""
+    """Return a function that replaces the content of a file."""
 
     def spoil(base: Path) -> None:
         data = content if isinstance(content, bytes) else content.encode()
@@ -85,7 +85,7 @@ def text(name: str, content: str | bytes) -> Spoil:
 
 
 def special(make: Callable[[Path], Any]) -> Spoil:
-    """Weights that are no file."""
+    """Return a function that replaces the weights by something that is not a regular file."""
 
     def spoil(base: Path) -> None:
         (base / "model.safetensors").unlink()
@@ -95,13 +95,13 @@ def special(make: Callable[[Path], Any]) -> Spoil:
 
 
 def fifo_behind_a_link(place: Path) -> None:
-    """A plain name may be a link, but to a regular file."""
+    """Make a link to a pipe; only links to regular files are allowed."""
     os.mkfifo(place.parent / "pipe")
     place.symlink_to(place.parent / "pipe")
 
 
 def without_layer(base: Path) -> None:
-    """The layers that config.json states are not all there."""
+    """Remove the tensors of one layer that config.json counts."""
     from safetensors.torch import save_file
 
     tensors = {n: t for n, t in load_tensors(base).items() if ".layers.5." not in n}
@@ -117,16 +117,16 @@ HOSTILE: dict[str, Spoil] = {
     "a shard that is missing": index("none.safetensors"),
     "a header of 2^60 bytes": raw(b"{}", 2**60),
     "a header that is larger than the file": raw(b"{}", 200),
-    "a header that is no JSON": raw(b"{" * 50),
+    "a header that is not JSON": raw(b"{" * 50),
     "a header in bad UTF-8": raw(b'{"\xff\xfe": 1}'),
     "a header that is nested deeply": raw(DEEP.encode()),
-    "a name that stands there twice": raw(b'{"a": 1, "a": 1}'),
+    "a name that occurs twice": raw(b'{"a": 1, "a": 1}'),
     "offsets that overlap": entry(data_offsets=[4, 132]),
     "offsets past the end": entry(data_offsets=[2**40, 2**40 + 128]),
     "negative offsets": entry(data_offsets=[-128, 0]),
     "a shape whose size overflows": entry(shape=[2**40, 2**40]),
-    "a shape that is no shape": entry(shape=[[32]]),
-    "a dtype that is none": entry(dtype=["F32"]),
+    "a shape that is nested": entry(shape=[[32]]),
+    "a dtype that is a list": entry(dtype=["F32"]),
     "a gap": header(lambda entries: entries.pop("model.norm.weight")),
     "an index in deep JSON": text("model.safetensors.index.json", DEEP),
     "an index in bad UTF-8": text("model.safetensors.index.json", b'{"weight_map": "\xff"}'),
@@ -137,19 +137,19 @@ HOSTILE: dict[str, Spoil] = {
     "10^12 layers": config(num_hidden_layers=10**12),
     "more layers than tensors": config(num_hidden_layers=9),
     "fewer layers than tensors": config(num_hidden_layers=7),
-    "layers that are no number": config(num_hidden_layers="many"),
+    "a depth that is not a number": config(num_hidden_layers="many"),
     "a config in deep JSON": text("config.json", DEEP),
     "a config in bad UTF-8": text("config.json", b'{"model_type": "\xff"}'),
     "a config that is a list": text("config.json", "[]"),
     "a layer that is missing": without_layer,
-    "deep JSON beside": text("tokenizer_config.json", DEEP),
+    "a tokenizer config in deep JSON": text("tokenizer_config.json", DEEP),
 }
-"""What is done to a checkpoint."""
+"""The ways to spoil a checkpoint."""
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_checkpoints(name: str, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """The same error from both engines."""
+    """Both engines report the same error, and leave no file."""
     HOSTILE[name](own_tiny)
     before = sorted(os.listdir(tmp_path))
     errors = set()
@@ -172,33 +172,37 @@ BOMB = "a: &a [x, x]\n" + "".join(
 )
 CARDS = {
     "no front matter": "# Tiny",
-    "an open one": "---\nlicense: mit\n",
-    "no YAML": "---\n{[\n---\n",
+    "unterminated front matter": "---\nlicense: mit\n",
+    "not YAML": "---\n{[\n---\n",
     "a list": "---\n- 1\n---\n",
     "a bomb": f"---\n{BOMB}license: *x\n---\n",
     "an object": "---\nlicense: !!python/object/apply:os.mkdir [trap]\n---\n",
-    "other kinds": "---\nlicense: {a: 1}\nlanguage: [1, [2]]\nlicense_name: 5\n---\n",
+    "values of other types": "---\nlicense: {a: 1}\nlanguage: [1, [2]]\nlicense_name: 5\n---\n",
     "deep": f"---\nlicense: {'[' * 3000}{']' * 3000}\n---\n",
     "long": "---\nlicense: mit\n" + "x: y\n" * 10**6 + "---\n",
     "bytes": b"---\n\xff\xfe\n---\n",
 }
-"""READMEs of a base."""
+"""The README.md files of a base."""
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_cards(
     name: str, mk: Cli, own_tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A card that cannot be read never costs the model, and nothing of it is run."""
+    """A card that cannot be read is at most a warning, and nothing in it is executed."""
     monkeypatch.chdir(tmp_path)
     text("README.md", CARDS[name])(own_tiny)
     words = ("run", "append: 1", tmp_path / "out", "--model", own_tiny, "--engine", "stream")
     started = time.monotonic()
     result = mk(*words)
     assert result.status == 0
-    unread = [line for line in result.err.splitlines() if "README.md: no license or" in line]
+    unread = [
+        line
+        for line in result.err.splitlines()
+        if line.startswith(f"warning: {own_tiny}/README.md: ")
+    ]
     assert result.err.splitlines() == unread
-    assert len(unread) == (name in ("no YAML", "a bomb", "an object", "deep", "bytes"))
+    assert len(unread) == (name in ("not YAML", "a bomb", "an object", "deep", "bytes"))
     assert time.monotonic() - started < 10
     assert (tmp_path / "out/README.md").stat().st_size < 20_000
     assert "license: mit" not in (tmp_path / "out/README.md").read_text()
@@ -219,7 +223,7 @@ DIRECTIVES = [
 
 @pytest.mark.parametrize("words", DIRECTIVES)
 def test_directives(words: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-    """One error, and nothing is run."""
+    """A malicious directive is one error, and nothing in it is executed."""
     started = time.monotonic()
     result = mk("run", "-", "out", "--model", tiny, cwd=tmp_path, stdin=words)
     assert result.status in (1, 2)
@@ -230,7 +234,7 @@ def test_directives(words: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_links_are_followed_once(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """The Hub's cache is made of them: what they point to is copied, never the link."""
+    """The targets of links are copied, not the links, because the Hub's cache has links."""
     blobs = tmp_path / "blobs"
     blobs.mkdir()
     for number, file in enumerate(sorted(own_tiny.iterdir())):

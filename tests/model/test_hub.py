@@ -1,4 +1,4 @@
-"""Hub ids, with the real client against a server on loopback."""
+"""Hub ids work with the real client against a local server."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
-from harness import STREAM_HINT, Cli, assert_same_tensors
+from harness import Cli, assert_same_tensors
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -47,12 +48,12 @@ class Hub:
 
     @property
     def files(self) -> list[str]:
-        """The files that were downloaded, each once."""
+        """The downloaded files, each once."""
         got = (r.split("/", 5)[-1] for r in self.requests if r.startswith("GET /org/tiny/resolve/"))
         return sorted(set(got))
 
     def answer(self, request: http.server.BaseHTTPRequestHandler, *, body: bool) -> None:
-        """The part of the Hub's API that downloading a model needs."""
+        """Answer the requests of the Hub's API that downloading a model needs."""
         path = unquote(urlsplit(request.path).path)
         self.requests.append(f"{request.command} {path}")
         if self.token and request.headers.get("authorization") != f"Bearer {self.token}":
@@ -86,14 +87,14 @@ class Hub:
         return self.fail(request, 404, "RepoNotFound")
 
     def entries(self) -> Iterator[tuple[str, Path]]:
-        """The repository's files."""
+        """Yield the repository's files with their names."""
         for file in sorted(self.root.rglob("*")):
             if file.is_file():
                 yield file.relative_to(self.root).as_posix(), file
 
     @staticmethod
     def etag(file: Path) -> str:
-        """A name for a file's content."""
+        """Return a hash of a file's content."""
         return hashlib.sha1(file.read_bytes(), usedforsecurity=False).hexdigest()
 
     @staticmethod
@@ -108,7 +109,7 @@ class Hub:
 
     @staticmethod
     def fail(request: http.server.BaseHTTPRequestHandler, status: int, code: str) -> None:
-        """Answer as the Hub does when something is missing."""
+        """Answer as the Hub does if something is missing."""
         request.send_response(status)
         request.send_header("X-Error-Code", code)
         request.send_header("Content-Length", "0")
@@ -117,7 +118,7 @@ class Hub:
 
 @pytest.fixture(scope="module")
 def repository(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sharded model, with files beside it that nobody should download."""
+    """Return the sharded model, with additional files that are not needed."""
     root = tmp_path_factory.mktemp("hub") / "tiny"
     shutil.copytree(sharded, root)
     for name in ("pytorch_model.bin", "model.gguf", "onnx/model.onnx", "stray.safetensors"):
@@ -128,7 +129,7 @@ def repository(sharded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(repository: Path) -> Iterator[Hub]:
-    """The repository on loopback."""
+    """Serve the repository on the loopback interface."""
     hub = Hub(repository)
     yield hub
     hub.server.shutdown()
@@ -136,7 +137,7 @@ def hub(repository: Path) -> Iterator[Hub]:
 
 @pytest.fixture
 def online(hub: Hub, shell: Shell, tmp_path: Path) -> Shell:
-    """A shell whose Hub is the loopback server, with a cache of its own."""
+    """Return a shell that uses the local server as the Hub, with its own cache."""
 
     def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         settings = {
@@ -154,7 +155,7 @@ def online(hub: Hub, shell: Shell, tmp_path: Path) -> Shell:
 
 
 def test_gen_fetches_the_config_alone(hub: Hub, online: Shell) -> None:
-    """And keeps the id as it was written."""
+    """`gen` downloads config.json only, and keeps the id as the user wrote it."""
     result = online("mk-interleave gen 'interleave: every 2, model: org/tiny@v1'")
     assert result.returncode == 0, result.stderr
     document = yaml.safe_load(result.stdout)
@@ -164,15 +165,15 @@ def test_gen_fetches_the_config_alone(hub: Hub, online: Shell) -> None:
 
 
 def test_plan_needs_the_config_alone(hub: Hub, online: Shell) -> None:
-    """Parameters are counted by it, before the weights are fetched."""
+    """`plan` downloads config.json only, and counts the parameters from it."""
     result = online("mk-interleave plan 'interleave: every 2, model: org/tiny'")
     assert result.returncode == 0, result.stderr
-    assert ", by config.json)" in result.stdout
+    assert "config.json" in result.stdout
     assert hub.files == ["config.json"]
 
 
 def test_explain_asks_the_cache_alone(hub: Hub, online: Shell, tmp_path: Path) -> None:
-    """Not the network, before and after the config is there."""
+    """`explain` sends no request, whether or not config.json is in the cache."""
     gen = "mk-interleave gen 'interleave: every 2, model: org/tiny' > cfg.yml"
     (tmp_path / "stated.yml").write_text("model: org/tiny\nlayers: 4\ninterleave: every 2\n")
     online("mk-interleave gen stated.yml > cfg.yml")
@@ -187,25 +188,28 @@ def test_explain_asks_the_cache_alone(hub: Hub, online: Shell, tmp_path: Path) -
 
 
 def test_a_hub_without_an_address_is_not_waited_for(online: Shell) -> None:
-    """Its client would ask again and again, for half a minute with each model."""
+    """An unknown host gives one warning for each model, without the client's long retries."""
     began = time.monotonic()
     result = online(
         "mk-interleave gen 'layout: [org/one 0:4, org/two 2:4]'",
         HF_ENDPOINT="https://no-such-host.invalid",
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr.count("the Hub was not reached") == 2
+    assert re.findall(r"^warning: (org/\w+): ", result.stderr, re.MULTILINE) == [
+        "org/one",
+        "org/two",
+    ]
     assert time.monotonic() - began < 15
 
 
 def test_run_fetches_what_it_needs(
     hub: Hub, online: Shell, mk: Cli, sharded: Path, tmp_path: Path
 ) -> None:
-    """The shards that the index names and the small files; then it needs no network at all."""
+    """`run` downloads the indexed shards and the small files, and then works offline."""
     command = "mk-interleave run 'interleave: every 2, model: org/tiny' "
     result = online(command + "out")
     assert result.returncode == 0, result.stderr
-    assert result.stderr == STREAM_HINT
+    assert re.fullmatch(r"hint: --engine stream .*\n", result.stderr)
     wanted = {file.name for file in sharded.iterdir()}
     assert set(hub.files) == wanted
     assert mk("run", "interleave: every 2", tmp_path / "local", "--model", sharded).status == 0
@@ -225,62 +229,64 @@ def test_run_fetches_what_it_needs(
 
 
 def test_the_token_is_sent(hub: Hub, online: Shell) -> None:
-    """A private repository opens with it, and is not found without."""
+    """A private repository can be read with HF_TOKEN only."""
     hub.token = "secret"  # noqa: S105 - of the test's own server
     command = "mk-interleave gen 'append: 1, model: org/tiny'"
     result = online(command)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: org/tiny: no such repository, or it is private\n")
+    assert result.stderr.startswith("error: org/tiny: ")
     assert "HF_TOKEN" in result.stderr
     assert online(command, HF_TOKEN="secret").returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("model", "reason"),
+    ("model", "named"),
     [
-        ("org/tiny@nowhere", "no such revision"),
-        ("org/nothing", "no such repository"),
-        ("a/b/c", "no such directory"),
-        ("./org/tiny", "no such directory"),
+        ("org/tiny@nowhere", "@revision"),
+        ("org/nothing", "HF_TOKEN"),
+        ("a/b/c", "org/name"),
+        ("./org/tiny", "org/name"),
     ],
 )
-def test_what_the_hub_does_not_have(online: Shell, model: str, reason: str) -> None:
-    """One error that names it."""
+def test_what_the_hub_does_not_have(online: Shell, model: str, named: str) -> None:
+    """A missing repository, revision or directory is one error that names it."""
     result = online(f"mk-interleave gen 'append: 1, model: {model}'")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: ")
-    assert reason in result.stderr
-    assert len(result.stderr.splitlines()) == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith(f"error: {model}: ")
+    assert hint.startswith("hint: ")
+    assert named in hint
 
 
 def test_with_layers_stated_the_network_is_never_asked(hub: Hub, online: Shell) -> None:
-    """Only the cache, where the config is or is not."""
+    """With `--layers`, only the cache is read, and a wrong number is an error."""
     command = "mk-interleave gen 'append: 1, model: org/tiny'"
     result = online(f"{command} --layers 4")
     assert result.returncode == 0
-    assert "not in the Hub's cache" in result.stderr
+    assert result.stderr.startswith("warning: org/tiny: ")
     assert hub.requests == []
     assert online(command).returncode == 0
     hub.requests.clear()
     result = online(f"{command} --layers 5")
-    assert "org/tiny has 4 layers" in result.stderr
+    assert re.search(r"^error: layers: 5\b.*\borg/tiny\b.*\b4\b", result.stderr), result.stderr
     assert hub.requests == []
 
 
 def test_a_server_that_is_down(online: Shell) -> None:
-    """Says so, without a traceback."""
+    """A server that does not answer is one error, without a traceback."""
     result = online(
         "mk-interleave gen 'append: 1, model: org/tiny'", HF_ENDPOINT="http://127.0.0.1:9"
     )
     assert result.returncode == 1
-    assert "the Hub was not reached" in result.stderr
-    assert len(result.stderr.splitlines()) == 2
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: org/tiny: ")
+    assert "HF_ENDPOINT" in hint
 
 
 def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(
     hub: Hub, online: Shell, tmp_path: Path
 ) -> None:
-    """Gigabytes for nothing."""
+    """An unknown model type is refused before the weights are downloaded."""
     config = hub.root / "config.json"
     original = config.read_text()
     config.write_text(json.dumps({**json.loads(original), "model_type": "novel"}))
@@ -289,7 +295,7 @@ def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(
     finally:
         config.write_text(original)
     assert result.returncode == 1
-    assert "model type 'novel'" in result.stderr
+    assert re.search(r"^error: org/tiny: .*'novel'", result.stderr), result.stderr
     assert hub.files == ["config.json"]
     assert "out" not in os.listdir(tmp_path)
 
@@ -297,7 +303,7 @@ def test_an_unsupported_type_is_refused_before_its_weights_are_fetched(
 def test_a_model_of_the_hubs_is_frozen_by_its_own_manifest(
     online: Shell, mk: Cli, sharded: Path, tmp_path: Path
 ) -> None:
-    """Which transformers does not fetch; it is where the model was loaded from."""
+    """`freeze_original_layers` downloads interleave.json from the repository of the model."""
     deeper = tmp_path / "deeper"
     words = ("run", "interleave: every 2", deeper, "--model", sharded, "--engine", "stream")
     assert mk(*words).status == 0

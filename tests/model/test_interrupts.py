@@ -1,4 +1,4 @@
-"""A signal between any two instructions leaves nothing behind."""
+"""A signal between any two instructions leaves no partial files behind."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mergekit_interleave.output.staging import staged
 
 
 class BoomError(Exception):
-    """Something goes wrong in the middle."""
+    """An error that is raised while a model is written."""
 
 
 def entries(path: Path) -> list[str]:
-    """What a directory holds."""
+    """Return the sorted names of the entries of a directory."""
     return sorted(os.listdir(path))
 
 
@@ -37,13 +37,13 @@ def write_new(work: Path) -> None:
 
 
 def fail(work: Path) -> None:
-    """Write half a model."""
+    """Write half a model, then raise."""
     (work / "config.json").write_text("half")
     raise BoomError
 
 
 def test_staging_leaves_out_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Wherever a run is interrupted, no other file stays, and the next run succeeds."""
+    """After an interrupt at any point, OUT is whole or absent, and the next run succeeds."""
     place = tmp_path / "place"
     place.mkdir()
     out = place / "deep" / "out"
@@ -64,7 +64,7 @@ def test_staging_leaves_out_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_staging_keeps_the_old_model_or_has_the_new_one(tmp_path: Path) -> None:
-    """Wherever a run that replaces a model is interrupted, one of both is there."""
+    """After an interrupt at any point of a replacement, OUT is the old model or the new one."""
     out = tmp_path / "out"
     staged(out, write_new, replace=False)
 
@@ -77,7 +77,7 @@ def test_staging_keeps_the_old_model_or_has_the_new_one(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_after_an_error_leaves_nothing(tmp_path: Path) -> None:
-    """Cleaning up is not cut short, nor is the moment before it."""
+    """An interrupt during or before the cleanup after an error does not stop the cleanup."""
 
     def prepare() -> None:
         assert entries(tmp_path) == []
@@ -90,7 +90,7 @@ def test_an_interrupt_after_an_error_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
-    """An interrupted run unlocks what it has locked."""
+    """An interrupted run closes its lock file."""
     before = len(os.listdir("/proc/self/fd"))
 
     def prepare() -> None:
@@ -104,7 +104,7 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
 
 
 def test_replacing_a_file_leaves_it_whole(tmp_path: Path) -> None:
-    """Wherever it is interrupted: the old content or the new one, and no other file."""
+    """After an interrupt at any point, the file has the old content or the new one."""
     file = tmp_path / "card"
 
     def prepare() -> None:
@@ -118,7 +118,7 @@ def test_replacing_a_file_leaves_it_whole(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_no_scratch_directory_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wherever the block is interrupted: before, within and after it."""
+    """The scratch directory is removed, even if an interrupt comes before or after the block."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
     def prepare() -> None:
@@ -132,7 +132,7 @@ def test_no_scratch_directory_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_step_is_whole_or_never_begins() -> None:
-    """When an interrupted step raises, it has ended, or will never run."""
+    """If an interrupted step raises, it has either finished or will never start."""
     ran: list[str] = []
 
     def step() -> None:
@@ -147,7 +147,7 @@ def test_a_step_is_whole_or_never_begins() -> None:
 
 
 def test_a_step_runs_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then it runs in the thread that asks for it."""
+    """If no thread can be started, the step runs in the calling thread."""
 
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
@@ -157,6 +157,6 @@ def test_a_step_runs_where_no_thread_can_be_started(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_error_of_a_step_is_raised() -> None:
-    """As it was raised there."""
+    """An error that a step raises reaches the caller unchanged."""
     with pytest.raises(ZeroDivisionError):
         uninterrupted(lambda: 1 / 0)

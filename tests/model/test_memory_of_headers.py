@@ -64,7 +64,7 @@ def make_moe(path: Path, *, layers: int, shards: int) -> Path:
 
 
 def headers(path: Path) -> int:
-    """The bytes of all headers and of the index."""
+    """Return the total size of all headers and of the index, in bytes."""
     total = (path / "model.safetensors.index.json").stat().st_size
     for file in path.glob("*.safetensors"):
         with file.open("rb") as opened:
@@ -72,7 +72,7 @@ def headers(path: Path) -> int:
     return total
 
 
-# What the operating system tells of a child counts the fork of this large process, too.
+# The child measures itself: the parent's figures for it include the fork of this large process.
 SCRIPT = """
 import sys
 from mergekit_interleave.cli import main as cli
@@ -85,7 +85,7 @@ finally:
 
 
 def peak_of(base: Path, out: Path) -> int:
-    """The peak memory, in bytes, of the process that grows a model."""
+    """Return the peak memory, in bytes, of the process that grows a model."""
     words = ["run", "interleave: every 4", str(out), "--model", str(base), "--engine", "stream"]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, *words], capture_output=True, text=True, check=True
@@ -106,5 +106,5 @@ def test_a_thousand_shards(tmp_path: Path) -> None:
     more = sum(headers(tmp_path / name) for name in ("many", "many-out"))
     assert peaks["few"] < 64 * 2**20
     assert peaks["many"] < peaks["few"] + 3 * more
-    for name, peak in peaks.items():  # `plan` says it beforehand, about
+    for name, peak in peaks.items():  # the estimate of `plan` is right within a factor of 2
         assert peak / 2 < stream.memory(tensors[name]) < peak * 2

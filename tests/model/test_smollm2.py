@@ -1,9 +1,10 @@
-"""A model that was really trained: deeper by a fifth, it says the same words."""
+"""A trained model generates the same text after it grew by a fifth."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ PROMPT = "The three largest cities of France are"
 
 @pytest.fixture(scope="module")
 def base() -> Path:
-    """The checkpoint that `make` builds."""
+    """Return the checkpoint that `make` builds."""
     path = os.environ.get("MK_INTERLEAVE_SMOLLM2")
     if path is None:
         pytest.skip("MK_INTERLEAVE_SMOLLM2 names no checkpoint; `make test` builds one")
@@ -24,7 +25,7 @@ def base() -> Path:
 
 
 def load(path: Path) -> Any:
-    """The model in float32; every key found, none left over."""
+    """Load the model in float32, and check that no key is missing or unexpected."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -36,15 +37,15 @@ def load(path: Path) -> Any:
     return model
 
 
-def test_30_to_36_layers_says_the_same_words(mk: Cli, base: Path, tmp_path: Path) -> None:
-    """Logits equal to the last bit, greedy text equal, embeddings tied."""
+def test_30_to_36_layers_generate_the_same_text(mk: Cli, base: Path, tmp_path: Path) -> None:
+    """Logits are equal to the last bit, greedy text is equal, and embeddings stay tied."""
     import torch
     from transformers import AutoTokenizer
 
     out = tmp_path / "out"
     result = mk("run", "interleave: every 5, zero: [o_proj, down_proj]", out, "--model", base)
     assert result.status == 0, result.err
-    assert "36 layers, 6 of them new" in result.out
+    assert re.search(r"\b36\b.*\b6\b", result.out), result.out
     tokens = AutoTokenizer.from_pretrained(out)(PROMPT, return_tensors="pt")
     models = [load(base), load(out)]
     assert [model.config.num_hidden_layers for model in models] == [30, 36]

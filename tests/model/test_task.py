@@ -1,4 +1,4 @@
-"""What a model is for, checked against the tables of transformers."""
+"""The task of a model agrees with the tables of transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COMPOSITES = json.loads(
     (Path(families.__file__).parent / "data" / "architectures.json").read_text()
 )["composites"]
 
-# The first table with a class decides: a few classes of images are in tables of text, too.
+# The order matters: a few image classes are in text tables too, and the first match is used.
 TABLES = {
     "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
@@ -44,7 +44,7 @@ def _cases() -> list[tuple[str, str, str]]:
 
 
 def test_every_class_of_a_known_type_has_its_task() -> None:
-    """The end of a class's name tells what loads it; two exceptions get no tag."""
+    """Each class has the task of its transformers table; two exceptions have no tag."""
     wrong = {}
     for model_type, name, load in _cases():
         config: dict[str, Any] = {"model_type": model_type, "architectures": [name]}
@@ -57,5 +57,5 @@ def test_every_class_of_a_known_type_has_its_task() -> None:
 
 @pytest.mark.parametrize("named", [None, [], "LlamaForCausalLM", [3], ["Unheard"]])
 def test_an_unknown_class_has_no_tag(named: object) -> None:
-    """A missing tag is better than a wrong one."""
+    """An unknown class has no tag, because a missing tag is better than a wrong one."""
     assert tasks.task_of({"model_type": "llama", "architectures": named}).tag is None

@@ -1,4 +1,4 @@
-"""The table of the files of a model's directory."""
+"""The table of the files in a model's directory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from mergekit_interleave import _out_files
         ("notes.txt", True),
     ],
 )
-def test_what_is_copied_from_the_base(path: str, *, copied: bool) -> None:
-    """What another writes is not; what no row names is."""
+def test_files_copied_from_the_base(path: str, *, copied: bool) -> None:
+    """Files of other writers are not copied from the base; unknown files are."""
     assert _out_files.is_copied(path) is copied
 
 
@@ -38,18 +38,18 @@ def test_what_is_copied_from_the_base(path: str, *, copied: bool) -> None:
         ("notes.txt", False),
     ],
 )
-def test_what_force_replaces_without_a_manifest(path: str, *, usual: bool) -> None:
-    """Only the usual files of a model, and none in a folder."""
+def test_files_that_force_replaces_without_a_manifest(path: str, *, usual: bool) -> None:
+    """Without interleave.json, --force replaces only a model's usual files, outside of folders."""
     assert _out_files.is_usual(path) is usual
 
 
 def test_every_file_has_one_row() -> None:
-    """No pattern is listed twice, and the writers are few."""
+    """No pattern is listed twice, and each row has a known writer."""
     listed = [row.pattern for row in _out_files.FILES]
     assert len(listed) == len(set(listed))
     assert {row.writer for row in _out_files.FILES} == {"run", "engine", "base", "others"}
 
 
 def test_card_and_picture_may_be_replaced() -> None:
-    """They are for people; `verify` asks for all other files."""
+    """README.md and layers.svg are the only files that may be replaced after the run."""
     assert _out_files.patterns(lambda row: row.replaceable) == ("README.md", "layers.svg")

@@ -1,4 +1,4 @@
-"""Numbers of bytes, as people write and read them."""
+"""Sizes in bytes, parsed and formatted."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from mergekit_interleave._units import amount, parse_amount
         ("", None),
     ],
 )
-def test_what_people_write(text: str, size: int | None) -> None:
-    """Mergekit's spelling and everybody else's; what is no size is none."""
+def test_sizes_are_parsed(text: str, size: int | None) -> None:
+    """Sizes with common units are parsed, and any other text gives None."""
     assert parse_amount(text) == size
 
 
@@ -41,6 +41,6 @@ def test_what_people_write(text: str, size: int | None) -> None:
         (10**18, "1e+03 PB"),
     ],
 )
-def test_what_people_read(nbytes: int, text: str) -> None:
-    """Three digits and a unit."""
+def test_sizes_are_formatted(nbytes: int, text: str) -> None:
+    """A size is formatted with three digits and a unit."""
     assert amount(nbytes) == text

@@ -1,10 +1,11 @@
-"""The data files: every key is known, has the right type and is documented."""
+"""The architecture data: every key is known, has the right type and is documented."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import json
+import re
 from typing import Any
 
 import architecture_data
@@ -19,14 +20,14 @@ TASKS = json.loads(tasks.DATA.read_text(encoding="utf-8"))
 
 
 def test_the_data_is_valid() -> None:
-    """Every entry has known keys, right types and references to what exists."""
+    """Each entry has known keys, values of the right type and references to existing entries."""
     assert architecture_data.problems(DATA) == []
     assert architecture_data.task_problems(TASKS) == []
 
 
 @pytest.mark.parametrize("name", families.known_types())
 def test_every_family_loads(name: str) -> None:
-    """The typed form holds what the file says."""
+    """The loaded family has the values of the file."""
     family = families.family_of(name)
     assert family is not None
     for key, value in DATA["families"][name].items():
@@ -39,7 +40,7 @@ def _plain(value: Any) -> Any:
 
 
 def _whole(key: str, value: Any) -> Any:
-    """An entry's value, with the defaults of the keys that it leaves out."""
+    """Return an entry's value with the defaults of missing keys."""
     defaults: dict[str, dict[str, Any]] = {
         "output_norms": {"optional_names": [], "closed_value": 0, "types_key": None, "types": []},
         "kv_sharing": {"double_wide_key": None, "double_wide_tensors": {}},
@@ -47,78 +48,95 @@ def _whole(key: str, value: Any) -> Any:
     return {**defaults[key], **value} if key in defaults else value
 
 
-FAULTS: dict[str, tuple[tuple[str, ...], Any]] = {
-    "families.llama: unknown key 'residual_writer'": (
-        ("families", "llama", "residual_writer"),
-        ["o_proj"],
-    ),
-    "families.llama.residual_writers: 'o_proj' is not a list": (
+FAULTS: list[tuple[tuple[str, ...], Any, str, str]] = [
+    (("families", "llama", "residual_writer"), ["o_proj"], "families.llama", "'residual_writer'"),
+    (
         ("families", "llama", "residual_writers"),
         "o_proj",
+        "families.llama.residual_writers",
+        "'o_proj'",
     ),
-    "families.llama.depth[0]: 3 is not str": (("families", "llama", "depth"), [3]),
-    "families.llama.has_mtp_layers: 1 is not bool": (("families", "llama", "has_mtp_layers"), 1),
-    "families.llama: there is no reason 'postnorm'": (("families", "llama", "refused"), "postnorm"),
-    "families.opt: there is no reason 'x'": (
+    (("families", "llama", "depth"), [3], "families.llama.depth[0]", "str"),
+    (("families", "llama", "has_mtp_layers"), 1, "families.llama.has_mtp_layers", "bool"),
+    (("families", "llama", "refused"), "postnorm", "families.llama", "'postnorm'"),
+    (
         ("families", "opt", "refused_unless"),
         {"do_layer_norm_before": [True, "x"]},
+        "families.opt",
+        "reason 'x'",
     ),
-    "families.opt.refused_unless.key: [True] does not hold 2 items": (
+    (
         ("families", "opt", "refused_unless"),
         {"key": [True]},
+        "families.opt.refused_unless.key",
+        "2 items",
     ),
-    "families.gemma2.output_norms: unknown key 'value'": (
+    (
         ("families", "gemma2", "output_norms", "value"),
         -1,
+        "families.gemma2.output_norms",
+        "key 'value'",
     ),
-    "families.hy_v4: there is no per-layer list 'types'": (
+    (
         ("families", "hy_v4", "indexer_sharing", "types_key"),
         "types",
+        "families.hy_v4",
+        "list 'types'",
     ),
-    "families.llama.indexer_sharing: full is missing": (
+    (
         ("families", "llama", "indexer_sharing"),
         {"types_key": "a", "shared": "b", "absent_tensors": []},
+        "families.llama.indexer_sharing",
+        "full",
     ),
-    "families.llama.mergekit_yaml_result: 'good' is not one of 'exact', 'config', 'tensors'": (
+    (
         ("families", "llama", "mergekit_yaml_result"),
         "good",
+        "families.llama.mergekit_yaml_result",
+        "'exact', 'config', 'tensors'",
     ),
-    "families.minimax.identity_constants.x: value is missing": (
+    (
         ("families", "minimax", "identity_constants"),
         {"x": {}},
+        "families.minimax.identity_constants.x",
+        "value",
     ),
-    "families.llama.depth_list: 3 is not str or null": (("families", "llama", "depth_list"), 3),
-    "families.llama: [] is not a mapping": (("families", "llama"), []),
-    "composites.gemma3: there is no family 'gemma33'": (
-        ("composites", "gemma3", "family"),
-        "gemma33",
-    ),
-    "reasons.new: no family uses it": (("reasons", "new"), "it is new"),
-    "assumed_family: there is no family 'lama'": (("assumed_family",), "lama"),
-    "families: the entries are not sorted by name": (("families", "a_new_type"), {}),
-    "architectures.json: unknown key 'family'": (("family",), {}),
-    "architectures.json.quantized.awq: unknown key 'zeros'": (("quantized", "awq", "zeros"), "x"),
-}
+    (("families", "llama", "depth_list"), 3, "families.llama.depth_list", "str or null"),
+    (("families", "llama"), [], "families.llama", "mapping"),
+    (("composites", "gemma3", "family"), "gemma33", "composites.gemma3", "'gemma33'"),
+    (("reasons", "new"), "it is new", "reasons.new", "family"),
+    (("assumed_family",), "lama", "assumed_family", "'lama'"),
+    (("families", "a_new_type"), {}, "families", "sorted"),
+    (("family",), {}, "architectures.json", "'family'"),
+    (("quantized", "awq", "zeros"), "x", "architectures.json.quantized.awq", "'zeros'"),
+]
 
 
-@pytest.mark.parametrize("message", FAULTS)
-def test_a_fault_is_named_with_its_entry(message: str) -> None:
-    """One wrong value gives one message."""
-    path, value = FAULTS[message]
+@pytest.mark.parametrize(
+    ("path", "value", "entry", "named"), FAULTS, ids=[f"{case[2]} {case[3]}" for case in FAULTS]
+)
+def test_a_fault_is_named_with_its_entry(
+    path: tuple[str, ...], value: Any, entry: str, named: str
+) -> None:
+    """One wrong value gives one message, which names the entry and the fault."""
     data = copy.deepcopy(DATA)
     place = data
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = value
-    assert architecture_data.problems(data) == [message]
+    (problem,) = architecture_data.problems(data)
+    where, _, reason = problem.partition(": ")
+    assert where == entry
+    assert named in reason
 
 
 def test_a_missing_section_and_a_wrong_task_are_named() -> None:
-    """Both are faults of the file, not of an entry."""
+    """A missing section and a wrong task each give one message that names the file."""
     data = {key: value for key, value in DATA.items() if key != "reasons"}
-    assert architecture_data.problems(data) == ["architectures.json: reasons is missing"]
-    wrong = {"ForCausalLM": {"tag": "text-generation"}}
-    assert architecture_data.task_problems(wrong) == ["tasks.json.ForCausalLM: load is missing"]
+    (problem,) = architecture_data.problems(data)
+    assert re.match(r"architectures\.json: .*\breasons\b", problem)
+    (problem,) = architecture_data.task_problems({"ForCausalLM": {"tag": "text-generation"}})
+    assert re.match(r"tasks\.json\.ForCausalLM: .*\bload\b", problem)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +155,7 @@ def test_a_missing_section_and_a_wrong_task_are_named() -> None:
     ],
 )
 def test_every_key_is_documented(described: type) -> None:
-    """In the docstring of the class that holds it, in any order, and nothing else is."""
+    """The docstring of each class documents its keys and nothing else."""
     keys = [key for key, _ in architecture_data.documented(described)]
     names = set()
     for base in (*getattr(described, "__orig_bases__", ()), described):
@@ -147,12 +165,12 @@ def test_every_key_is_documented(described: type) -> None:
 
 
 def test_the_reference_is_current() -> None:
-    """`python tools/architecture_data.py` writes it."""
+    """The reference page is the output of tools/architecture_data.py."""
     assert architecture_data.PAGE.read_text(encoding="utf-8") == architecture_data.page()
 
 
 def test_the_periodic_rules_are_known() -> None:
-    """Each names a rule that can be solved, and one key for each of its numbers."""
+    """Each periodic rule exists in the code and has one key per number."""
     for name in families.known_types():
         family = families.family_of(name)
         assert family is not None
@@ -162,7 +180,7 @@ def test_the_periodic_rules_are_known() -> None:
 
 
 def test_only_what_code_sets_is_left_out_of_an_entry() -> None:
-    """Every other attribute of a family is a key."""
+    """An attribute of a family is either set by code or a key of its entry, never both."""
     names = {item.name for item in dataclasses.fields(families.Family)}
     assert names >= architecture_data.SET_BY_CODE
     assert not architecture_data.SET_BY_CODE & architecture_data.entry_hints().keys()

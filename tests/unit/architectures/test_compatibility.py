@@ -1,4 +1,4 @@
-"""Whether the layers of two models can be stacked."""
+"""Checks for layers of two models that cannot be stacked."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from mergekit_interleave.architectures.family import Family
 
 
 def family_of(name: str) -> Family:
-    """A family in the data."""
+    """Return a family from the data."""
     family = families.family_of(name)
     assert family is not None
     return family
 
 
 def test_equal_settings_in_two_forms_agree() -> None:
-    """The forms are those of transformers 4 and 5, and a key that is left at its default."""
+    """Settings are equal in the forms of transformers 4 and 5, with or without defaults."""
     family = family_of("llama")
     old = {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}, "hidden_size": 8}
     new = {
@@ -29,14 +29,14 @@ def test_equal_settings_in_two_forms_agree() -> None:
 
 
 def test_derived_settings_may_be_missing() -> None:
-    """Older configs omit keys that follow from others."""
+    """A key that follows from other keys may be missing, as in older configs."""
     family = family_of("llama")
     whole = {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 8, "num_key_value_heads": 4}
     assert disagreement(whole, {"hidden_size": 32, "num_attention_heads": 4}, family) is None
 
 
 def test_differences_that_prevent_stacking() -> None:
-    """Each difference is named with its two values."""
+    """A disagreement has the key and both values."""
     llama, mistral = family_of("llama"), family_of("mistral")
     assert disagreement({}, {"hidden_act": "gelu"}, llama) == ("hidden_act", "silu", "gelu")
     assert disagreement({"sliding_window": 8}, {}, mistral) == ("sliding_window", 8, 4096)

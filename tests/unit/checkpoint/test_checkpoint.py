@@ -1,8 +1,9 @@
-"""Reading a model directory."""
+"""A model directory is read as a checkpoint."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,15 @@ from mergekit_interleave.errors import CheckpointError
 
 
 def opened(path: Path) -> Checkpoint:
-    """The checkpoint of a directory."""
+    """Open the checkpoint of a directory."""
     return open_checkpoint(ModelRef(ModelPath(str(path))))
 
 
 class TestConfig:
-    """config.json."""
+    """Tests of config.json."""
 
     def test_the_depth_and_type_are_read(self, tiny: Path) -> None:
-        """From the usual keys."""
+        """Depth and model type are read from the usual keys."""
         checkpoint = opened(tiny)
         assert (checkpoint.depth, checkpoint.model_type) == (8, "llama")
 
@@ -40,51 +41,53 @@ class TestConfig:
     def test_other_keys_for_the_depth(
         self, tmp_path: Path, config: dict[str, object], depth: int
     ) -> None:
-        """Older names, and the text part of a vision-language model."""
+        """The depth is also read from older keys, and from text_config of a multimodal model."""
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert opened(tmp_path).depth == depth
 
     @pytest.mark.parametrize(
         ("content", "reason"),
         [
-            ("{", "not valid JSON"),
-            ("[]", "expected a JSON object"),
-            ("[" * 100_000, "not valid JSON"),
-            ("\xff", "not valid JSON"),
+            ("{", "JSON"),
+            ("[]", "JSON object"),
+            ("[" * 100_000, "JSON"),
+            ("\xff", "JSON"),
         ],
     )
     def test_a_broken_config_is_named(self, tmp_path: Path, content: str, reason: str) -> None:
-        """By its path."""
+        """The error for a broken config.json names the file."""
         (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
         with pytest.raises(CheckpointError, match=reason) as error:
             opened(tmp_path)
         assert "config.json" in str(error.value)
 
     @pytest.mark.parametrize("depth", [None, 0, -1, "32", True, 1.5])
-    def test_no_layer_count_to_be_had(self, tmp_path: Path, depth: object) -> None:
-        """The hint names the flag that states it."""
+    def test_a_missing_or_invalid_layer_count(self, tmp_path: Path, depth: object) -> None:
+        """If the depth is unknown, the hint names --layers."""
         (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": depth}))
         with pytest.raises(CheckpointError, match="layer") as error:
             _ = opened(tmp_path).depth
         assert "--layers" in str(error.value.hint)
 
-    def test_what_is_no_checkpoint(self, tmp_path: Path) -> None:
-        """A directory without config.json, a file, a name of nothing."""
+    def test_paths_that_are_no_checkpoint(self, tmp_path: Path) -> None:
+        """A directory without config.json, a file and a missing path are no checkpoints."""
         assert not is_checkpoint(tmp_path)
-        with pytest.raises(CheckpointError, match="not a checkpoint"):
+        with pytest.raises(CheckpointError, match=r"config\.json"):
             opened(tmp_path)
         (tmp_path / "file").write_text("")
-        with pytest.raises(CheckpointError, match="not a directory"):
+        with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}/file: ")) as error:
             opened(tmp_path / "file")
-        with pytest.raises(CheckpointError, match="no such directory"):
+        assert f"--model {tmp_path}" in str(error.value.hint)
+        with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path}/nothing: ")) as error:
             opened(tmp_path / "nothing")
+        assert "org/name" in str(error.value.hint)
 
 
 class TestTensors:
-    """Which layer a tensor belongs to."""
+    """Tests of tensor names by layer."""
 
-    def test_a_layers_tensors_end_at_its_index(self, tmp_path: Path) -> None:
-        """Layer 1 does not take those of layer 10."""
+    def test_tensors_of_one_layer(self, tmp_path: Path) -> None:
+        """The tensors of layer 1 do not include those of layer 10."""
         header = {
             f"model.layers.{i}.x": {"dtype": "F32", "shape": [1], "data_offsets": [at, at + 4]}
             for at, i in ((0, 1), (4, 10))
@@ -93,8 +96,8 @@ class TestTensors:
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')
         assert opened(tmp_path).layer_tensors(1) == ["model.layers.1.x"]
 
-    def test_buffers_that_no_model_loads_are_left_out(self, tmp_path: Path) -> None:
-        """Early Llama checkpoints hold rotary frequencies."""
+    def test_unused_buffers_are_left_out(self, tmp_path: Path) -> None:
+        """Rotary frequencies of early Llama checkpoints are not tensors of a layer."""
         names = ["model.layers.0.self_attn.rotary_emb.inv_freq", "model.layers.0.x"]
         header = {
             name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
@@ -106,10 +109,10 @@ class TestTensors:
 
 
 class TestOrigin:
-    """Where a directory came from."""
+    """Tests of a checkpoint's origin."""
 
-    def test_the_cache_path_tells_id_and_commit(self, tmp_path: Path) -> None:
-        """Of a directory in the Hub's cache."""
+    def test_the_cache_path_gives_id_and_commit(self, tmp_path: Path) -> None:
+        """The path of a snapshot in the Hub cache gives the Hub id and the commit."""
         commit = "0123456789abcdef0123456789abcdef01234567"
         path = tmp_path / "models--org--na.me" / "snapshots" / commit
         path.mkdir(parents=True)

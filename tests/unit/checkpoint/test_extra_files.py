@@ -1,4 +1,4 @@
-"""The small files of a base."""
+"""The files of a base other than its weights and its config."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mergekit_interleave.errors import CheckpointError, Warn
 
 
 def opened(path: Path) -> Checkpoint:
-    """The checkpoint of a directory."""
+    """Open the checkpoint of a directory."""
     return open_checkpoint(ModelRef(ModelPath(str(path))))
 
 
 def carried(path: Path, warn: Warn = print) -> dict[str, bytes]:
-    """What a copy of the model would carry."""
+    """Return the files that a copy of the model would contain."""
     base = opened(path)
     files = extra_files.collect(base, warn=warn)
     read = {name: extra_files.read(name, file, base, warn) for name, file in files}
@@ -28,10 +28,10 @@ def carried(path: Path, warn: Warn = print) -> dict[str, bytes]:
 
 
 class TestCollect:
-    """What is carried along."""
+    """Tests of which files are copied."""
 
     def test_small_files_but_no_weights_and_no_card(self, tmp_path: Path) -> None:
-        """Tokenizer, template, license, code, folders of the model's own: yes; the rest: no."""
+        """Tokenizer, template, license, code and module folders are copied; nothing else is."""
         wanted = [
             "tokenizer.json",
             "merges.txt",
@@ -74,7 +74,7 @@ class TestCollect:
         assert sorted(carried(tmp_path)) == sorted(wanted)
 
     def test_links_to_files_are_followed(self, tmp_path: Path) -> None:
-        """The Hub's cache is made of them."""
+        """Links to files are followed, because the Hub cache consists of links."""
         (tmp_path / "blob").write_text("{}")
         model = tmp_path / "model"
         model.mkdir()
@@ -82,17 +82,18 @@ class TestCollect:
             (model / name).symlink_to("../blob")
         assert list(carried(model)) == ["tokenizer.json"]
 
-    def test_a_file_too_large_to_be_a_part_of_every_copy(self, tmp_path: Path) -> None:
-        """Is left, and said to be."""
+    def test_a_file_that_is_too_large(self, tmp_path: Path) -> None:
+        """A large file is not copied, and a warning names it."""
         (tmp_path / "config.json").write_text("{}")
         with (tmp_path / "data.zip").open("wb") as file:
             file.truncate(2**30)
         warnings: list[str] = []
         assert carried(tmp_path, warnings.append) == {}
-        assert [text.split(":")[0] for text in warnings] == ["data.zip is not copied"]
+        (warning,) = warnings
+        assert "data.zip" in warning
 
     def test_names_can_be_left_out(self, tmp_path: Path) -> None:
-        """Where another tokenizer comes in their place."""
+        """The tokenizer's files can be excluded, for a model with another tokenizer."""
         for name in ("config.json", "tokenizer.json", "LICENSE"):
             (tmp_path / name).write_text("{}")
         base = opened(tmp_path)
@@ -101,10 +102,10 @@ class TestCollect:
 
 
 class TestRead:
-    """Nothing names a directory of this machine."""
+    """A copied file must not contain a path of this machine."""
 
-    def test_what_a_tokenizer_was_loaded_from(self, tmp_path: Path) -> None:
-        """Older transformers wrote it down; a Hub id may stay."""
+    def test_the_path_that_a_tokenizer_was_loaded_from(self, tmp_path: Path) -> None:
+        """A local path in tokenizer_config.json is removed, and a Hub id is kept."""
         (tmp_path / "config.json").write_text("{}")
         for name in ("/home/me/model", "org/name", ""):
             content = {"name_or_path": name, "unk_token": "é"}
@@ -113,23 +114,24 @@ class TestRead:
             kept = json.loads(carried(tmp_path)["tokenizer_config.json"])
             assert kept == (content if name != "/home/me/model" else {"unk_token": "é"})
 
-    def test_a_recipe_that_names_its_model(self, tmp_path: Path) -> None:
-        """The documented `gen > cfg.yml` leaves one in the model's directory."""
+    def test_a_config_that_names_its_model(self, tmp_path: Path) -> None:
+        """A mergekit config that names the model's path is not copied, and a warning names it."""
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "cfg.yml").write_text(f"slices: [{tmp_path}]")
         warnings: list[str] = []
         assert carried(tmp_path, warnings.append) == {}
-        assert [text.split(":")[0] for text in warnings] == ["cfg.yml is not copied"]
+        (warning,) = warnings
+        assert "cfg.yml" in warning
 
-    def test_a_path_beside_the_base_is_none_of_its_own(self, tmp_path: Path) -> None:
-        """`/models/base2` is not `/models/base`; and what a model needs is never left out."""
+    def test_a_path_beside_the_base(self, tmp_path: Path) -> None:
+        """A path that only begins like the base's path is kept, and code is always copied."""
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "NOTICE").write_text(f"see {tmp_path}2/x")
         (tmp_path / "modeling_x.py").write_text(f"# {tmp_path}")
         assert set(carried(tmp_path)) == {"NOTICE", "modeling_x.py"}
 
     def test_other_files_are_copied_to_the_byte(self, tmp_path: Path) -> None:
-        """Whatever they hold."""
+        """All other files are copied byte for byte."""
         (tmp_path / "config.json").write_text("{}")
         contents = {"a.json": b'{"x":1}', "b.json": b'{"name_or_path', "c": bytes(range(256))}
         for name, content in contents.items():
@@ -137,7 +139,7 @@ class TestRead:
         assert carried(tmp_path) == contents
 
     def test_a_file_that_cannot_be_read(self, tmp_path: Path) -> None:
-        """Is named, not OUT."""
+        """If a file cannot be read, the error names that file."""
         (tmp_path / "config.json").write_text("{}")
-        with pytest.raises(CheckpointError, match="gone: No such file"):
+        with pytest.raises(CheckpointError, match=r"\bgone: No such file"):
             extra_files.read("gone", tmp_path / "gone", opened(tmp_path), print)

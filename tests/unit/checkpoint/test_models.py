@@ -1,4 +1,4 @@
-"""Source models: a frozen value, of which others are derived."""
+"""`Models` is immutable, and derived values share the opened checkpoints."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mergekit_interleave.errors import CheckpointError
 
 
 def test_options_cannot_be_assigned() -> None:
-    """Other options need another value."""
+    """Options cannot be assigned; a derived value has other options."""
     models = Models()
     with pytest.raises(dataclasses.FrozenInstanceError):
         models.cached_only = True  # type: ignore[misc]
@@ -22,13 +22,13 @@ def test_options_cannot_be_assigned() -> None:
 
 
 def test_a_derived_value_shares_what_is_opened(tiny: Path) -> None:
-    """A model is opened once, offline or not."""
+    """A derived value returns the checkpoint that is already open."""
     models, ref = Models(), ModelRef(ModelPath(str(tiny)))
     assert models.offline().open(ref) is models.open(ref)
 
 
 def test_allowing_pickles_does_not_change_the_original(tmp_path: Path, tiny: Path) -> None:
-    """What is read out of pickles is known to the derived value alone."""
+    """A derived value may read pickles without a change to the original."""
     models, ref = Models(), ModelRef(ModelPath(str(tiny)))
     derived = models.unpickling_into(tmp_path)
     assert (models.unpickle_into, derived.unpickle_into) == (None, tmp_path)
@@ -36,7 +36,7 @@ def test_allowing_pickles_does_not_change_the_original(tmp_path: Path, tiny: Pat
 
 
 def test_models_that_cannot_be_opened(tmp_path: Path) -> None:
-    """One method says so without an error, and passes the error on where that is wanted."""
+    """`open` raises, and the methods for optional models return None."""
     models, ref = Models(), ModelRef(ModelPath(str(tmp_path / "none")))
     found: list[CheckpointError] = []
     assert models.open_if_possible(ref) is None

@@ -1,10 +1,11 @@
-"""Reading safetensors: headers and index, and what is wrong with them."""
+"""Headers and indexes of safetensors files are read, and invalid ones are refused."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
+import re
 import socket
 import struct
 import tempfile
@@ -23,13 +24,13 @@ from mergekit_interleave.errors import CheckpointError
 
 
 class TestTensors:
-    """Headers and index."""
+    """Tests of headers and indexes."""
 
     @pytest.mark.parametrize("name", ["tiny", "sharded"])
-    def test_headers_say_what_the_library_loads(
+    def test_headers_equal_what_the_library_loads(
         self, name: str, request: pytest.FixtureRequest
     ) -> None:
-        """Names, shapes and sizes are those of the safetensors library."""
+        """Names, shapes and sizes equal those of the safetensors library."""
         path = request.getfixturevalue(name)
         loaded = load_tensors(path)
         tensors = read_tensors(path)
@@ -40,22 +41,23 @@ class TestTensors:
             assert tensor.nbytes == loaded[key].nbytes
 
     @pytest.mark.parametrize(
-        ("content", "reason"),
+        ("content", "whole"),
         [
-            (b"", "cut short"),
-            (b"version https://git-lfs.github.com/spec/v1\n", "cut short"),
-            (struct.pack("<Q", 2**60) + b"{}", "cut short"),
-            (struct.pack("<Q", 2) + b"{", "cut short"),
-            (struct.pack("<Q", 2) + b"[]", "broken safetensors header"),
-            (struct.pack("<Q", 4) + b"{{{{", "broken safetensors header"),
+            (b"", False),
+            (b"version https://git-lfs.github.com/spec/v1\n", False),
+            (struct.pack("<Q", 2**60) + b"{}", False),
+            (struct.pack("<Q", 2) + b"{", False),
+            (struct.pack("<Q", 2) + b"[]", True),
+            (struct.pack("<Q", 4) + b"{{{{", True),
         ],
     )
-    def test_a_broken_file_is_named(self, tmp_path: Path, content: bytes, reason: str) -> None:
-        """Whatever it holds."""
+    def test_a_broken_file_is_named(self, tmp_path: Path, content: bytes, *, whole: bool) -> None:
+        """The error for a broken file names it, and the hint for a short one names git lfs."""
         (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(CheckpointError, match=reason) as error:
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: ") as error:
             read_tensors(tmp_path)
-        assert "model.safetensors" in str(error.value)
+        assert ("header" in str(error.value)) == whole
+        assert ("git lfs pull" in str(error.value.hint)) != whole
 
     @pytest.mark.parametrize(
         "entry",
@@ -70,20 +72,20 @@ class TestTensors:
         ],
     )
     def test_a_broken_entry_is_an_error(self, tmp_path: Path, entry: object) -> None:
-        """Shapes and offsets must agree."""
+        """Shape and offsets of a tensor must agree."""
         write_header(tmp_path / "model.safetensors", {"x": entry}, b"\0" * 8)
-        with pytest.raises(CheckpointError, match="broken safetensors header"):
+        with pytest.raises(CheckpointError, match="safetensors header"):
             read_tensors(tmp_path)
 
     def test_a_file_that_was_cut_short(self, own_tiny: Path) -> None:
-        """Its header promises more data than there is."""
+        """A file with less data than its header states is refused."""
         file = own_tiny / "model.safetensors"
         os.truncate(file, file.stat().st_size - 1)
-        with pytest.raises(CheckpointError, match="ends before its last tensor"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: .*last tensor"):
             read_tensors(own_tiny)
 
     def test_index_and_shards_must_agree(self, sharded: Path, tmp_path: Path) -> None:
-        """A tensor that only one of them has is named."""
+        """A tensor that is only in the index or only in a shard is named."""
         for file in sharded.iterdir():
             (tmp_path / file.name).symlink_to(file)
         index = tmp_path / "model.safetensors.index.json"
@@ -91,54 +93,54 @@ class TestTensors:
         del content["weight_map"]["model.norm.weight"]
         index.unlink()
         index.write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match=r"disagree about model\.norm\.weight"):
+        with pytest.raises(CheckpointError, match=r"index\.json: .*model\.norm\.weight"):
             read_tensors(tmp_path)
 
     @pytest.mark.parametrize(
         "shard", ["../x.safetensors", "/x.safetensors", "a/b.safetensors", "x"]
     )
     def test_an_index_names_only_files_beside_it(self, tmp_path: Path, shard: str) -> None:
-        """A path elsewhere is refused."""
+        """A shard outside of the model's directory is refused."""
         content = {"weight_map": {"x": shard}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match="not the name of a shard"):
+        with pytest.raises(CheckpointError, match=re.escape(repr(shard))):
             read_tensors(tmp_path)
 
     def test_a_missing_shard_is_named(self, tmp_path: Path) -> None:
-        """By its path."""
+        """The error for a missing shard names it."""
         content = {"weight_map": {"x": "a.safetensors"}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
         with pytest.raises(CheckpointError, match=r"a\.safetensors: No such file"):
             read_tensors(tmp_path)
 
     def test_two_sets_of_weights_are_ambiguous(self, own_tiny: Path) -> None:
-        """Transformers reads the one, mergekit the other."""
+        """A directory with both a single file and an index is refused as ambiguous."""
         content = {"weight_map": {"x": "a.safetensors"}}
         (own_tiny / "model.safetensors.index.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match="holds both"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors .*index\.json"):
             read_tensors(own_tiny)
 
     def test_pickles_are_not_loaded(self, tmp_path: Path) -> None:
-        """Nor opened."""
+        """A pickle is refused without being opened."""
         (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-        with pytest.raises(CheckpointError, match="pickles are not loaded"):
+        with pytest.raises(CheckpointError, match="pickle"):
             read_tensors(tmp_path)
 
     def test_no_weights_at_all(self, tmp_path: Path) -> None:
-        """An error that says what was looked for."""
-        with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        """Without weights, the error names the expected file."""
+        with pytest.raises(CheckpointError, match=r"\bmodel\.safetensors\b.*index\.json"):
             read_tensors(tmp_path)
 
 
 class TestHostile:
-    """What no writer makes is one error, in no time, whatever it asks for."""
+    """An invalid file gives one error in little time, whatever sizes it states."""
 
     def entry(self, start: int, stop: int, **how: object) -> dict[str, object]:
-        """A tensor of bytes."""
+        """Return the header entry of a uint8 tensor."""
         return {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop], **how}
 
     def refused(self, folder: Path, header: object, data: bytes = b"") -> str:
-        """What is said of a file."""
+        """Return the error message for a file."""
         write_header(folder / "model.safetensors", header, data)
         started = time.monotonic()
         with pytest.raises(CheckpointError) as error:
@@ -148,21 +150,21 @@ class TestHostile:
         return str(error.value)
 
     def test_offsets(self, tmp_path: Path) -> None:
-        """Tensors fill the data, one behind the other."""
+        """Tensors must fill the data without gaps or overlaps."""
         entry = self.entry
         for offsets, reason in (
-            ([(0, 8), (4, 12)], "overlap, or leave gaps"),
-            ([(0, 8), (0, 8)], "overlap, or leave gaps"),
-            ([(0, 4), (8, 12)], "overlap, or leave gaps"),
-            ([(4, 12)], "overlap, or leave gaps"),
-            ([(0, 8)], "4 bytes behind the last tensor"),
-            ([(0, 13)], "ends before its last tensor"),
+            ([(0, 8), (4, 12)], "overlap"),
+            ([(0, 8), (0, 8)], "overlap"),
+            ([(0, 4), (8, 12)], "overlap"),
+            ([(4, 12)], "overlap"),
+            ([(0, 8)], "4 bytes"),
+            ([(0, 13)], "last tensor"),
         ):
             header = {str(i): entry(*pair) for i, pair in enumerate(offsets)}
             assert reason in self.refused(tmp_path, header, bytes(12))
 
     def test_numbers(self, tmp_path: Path) -> None:
-        """A shape whose size overflows, and what are no sizes."""
+        """Shapes that overflow or are not lists of sizes are refused."""
         for shape in (
             [2**40, 2**40],
             [2**63, 0],
@@ -174,38 +176,39 @@ class TestHostile:
             "8",
         ):
             header = {"x": self.entry(0, 8, shape=shape)}
-            assert "broken safetensors header" in self.refused(tmp_path, header, bytes(8))
+            assert "safetensors header" in self.refused(tmp_path, header, bytes(8))
 
-    def test_a_name_that_stands_there_twice(self, tmp_path: Path) -> None:
-        """Readers would not agree which counts."""
+    def test_a_duplicate_name(self, tmp_path: Path) -> None:
+        """A duplicate key is refused, because readers disagree about which one counts."""
         one = json.dumps(self.entry(0, 8))
         for text in (f'{{"x": {one}, "x": {one}}}', one[:-1].join(('{"x": ', ', "shape": [8]}}'))):
-            assert "duplicate key" in self.refused(tmp_path, text.encode(), bytes(8))
+            message = self.refused(tmp_path, text.encode(), bytes(8))
+            assert re.search("duplicate key '(x|shape)'", message)
 
     def test_text(self, tmp_path: Path) -> None:
-        """Broken words, and deep nests."""
+        """Invalid UTF-8, deep nesting and values that are no object are refused."""
         for text in (b'{"\xff": 1}', b"[" * 10**6, b'{"x":' * 10**6, b"null", b"1e999", b'"x"'):
-            assert "broken safetensors header" in self.refused(tmp_path, text)
+            assert "safetensors header" in self.refused(tmp_path, text)
 
     @pytest.mark.parametrize("kind", ["pipe", "directory", "socket"])
-    def test_what_is_no_file(self, kind: str, own_tiny: Path) -> None:
-        """Is not waited for."""
+    def test_special_files(self, kind: str, own_tiny: Path) -> None:
+        """A pipe, a directory or a socket is refused without waiting."""
         (own_tiny / "model.safetensors").unlink()
         index = {"weight_map": {"x": "a.safetensors"}}
         (own_tiny / "model.safetensors.index.json").write_text(json.dumps(index))
-        place = own_tiny / "a.safetensors"
+        shard = own_tiny / "a.safetensors"
         if kind == "pipe":
-            os.mkfifo(place)
+            os.mkfifo(shard)
         elif kind == "directory":
-            place.mkdir()
+            shard.mkdir()
         else:
-            socket.socket(socket.AF_UNIX).bind(os.path.relpath(place))
+            socket.socket(socket.AF_UNIX).bind(os.path.relpath(shard))
         with pytest.raises(CheckpointError, match=r"a\.safetensors: "):
             read_tensors(own_tiny)
 
 
 class TestFuzzed:
-    """Whatever becomes of a file, it is read or it is refused."""
+    """Any file is either read or refused with CheckpointError."""
 
     HEADER: ClassVar[dict[str, Any]] = {
         "__metadata__": {"format": "pt"},
@@ -215,7 +218,7 @@ class TestFuzzed:
     }
 
     def read(self, folder: Path) -> None:
-        """Read a directory; nothing but a project's error may come of it."""
+        """Read a directory, which may raise CheckpointError and nothing else."""
         with suppress(CheckpointError):
             for tensor in read_tensors(folder).values():
                 assert tensor.start + tensor.nbytes <= tensor.file.stat().st_size
@@ -223,7 +226,7 @@ class TestFuzzed:
     @fuzz(1500)
     @given(edits=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), max_size=4))
     def test_bytes(self, edits: list[tuple[int, bytes]]) -> None:
-        """A few bytes are others, more or fewer."""
+        """Changed, added or removed bytes are read or refused."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "model.safetensors")
             write_header(file, self.HEADER, bytes(16))
@@ -253,7 +256,7 @@ class TestFuzzed:
         whole=st.booleans(),
     )
     def test_entries(self, name: str, key: str, value: object, *, whole: bool) -> None:
-        """One value is another."""
+        """A changed value in a header is read or refused."""
         header = copy.deepcopy(self.HEADER)
         if whole:
             header[name] = value
@@ -280,7 +283,7 @@ class TestFuzzed:
         )
     )
     def test_index(self, index: dict[str, object]) -> None:
-        """It says anything."""
+        """Any index is read or refused."""
         with tempfile.TemporaryDirectory() as folder:
             write_header(Path(folder, "a.safetensors"), self.HEADER, bytes(16))
             Path(folder, "model.safetensors.index.json").write_text(json.dumps(index))
@@ -288,10 +291,10 @@ class TestFuzzed:
 
 
 class TestMetadata:
-    """What a header says besides its tensors."""
+    """Tests of a header's metadata."""
 
     def test_it_is_read(self, tmp_path: Path) -> None:
-        """With the tensors, and is none of them."""
+        """Metadata is read, and is not a tensor."""
         entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         header = {"__metadata__": {"format": "pt", "made": "by hand"}, "x": entry}
         write_header(tmp_path / "model.safetensors", header, b"\0" * 4)
@@ -299,22 +302,22 @@ class TestMetadata:
         assert tensor.shard.metadata == {"format": "pt", "made": "by hand"}
 
     def test_it_is_an_object(self, tmp_path: Path) -> None:
-        """Or the header is broken."""
+        """Metadata that is not an object makes the header invalid."""
         write_header(tmp_path / "model.safetensors", {"__metadata__": "pt"})
-        with pytest.raises(CheckpointError, match="broken safetensors header"):
+        with pytest.raises(CheckpointError, match="safetensors header"):
             read_tensors(tmp_path)
 
 
 class TestUnchanged:
-    """A file is still what it was when its header was read."""
+    """Tests of files that change after their header was read."""
 
-    def test_one_that_stays(self, tiny: Path) -> None:
-        """Passes."""
+    def test_an_unchanged_file(self, tiny: Path) -> None:
+        """An unchanged file passes."""
         check_unchanged(read_tensors(tiny).values())
 
     @pytest.mark.parametrize("change", ["written", "replaced", "cut", "gone"])
-    def test_one_that_does_not(self, change: str, own_tiny: Path) -> None:
-        """Is named."""
+    def test_a_changed_file(self, change: str, own_tiny: Path) -> None:
+        """A changed file is named."""
         tensors = read_tensors(own_tiny)
         file = own_tiny / "model.safetensors"
         content, status = file.read_bytes(), file.stat()
@@ -335,7 +338,7 @@ class TestUnchanged:
 
 
 def test_metadata_of_single_layers(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """What a header says of a layer besides its tensors is true of no new one: refused."""
+    """Both engines refuse header metadata that names a layer, because new layers would lack it."""
     from safetensors.torch import save_file
 
     name = "model.layers.0.self_attn.q_proj.weight"

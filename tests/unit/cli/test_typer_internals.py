@@ -1,4 +1,4 @@
-"""What this project uses of typer beyond its public interface still works as it must."""
+"""The parts of typer outside of its public interface still work."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 
 @pytest.fixture(scope="module")
 def group() -> Any:
-    """All commands as typer builds them."""
+    """Return all commands as typer builds them."""
     return typer.main.get_command(application())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_values_stay_as_they_were_typed(group: Any, command: str) -> None:
-    """Every option gives its text, or a list of texts; a flag gives a bool."""
+    """An option's value is the typed text or a list of texts, and a flag's value is a bool."""
     found = group.commands[command]
     context = found.make_context(command, [], resilient_parsing=True)
     for param in found.get_params(context):
@@ -51,7 +51,7 @@ def test_values_stay_as_they_were_typed(group: Any, command: str) -> None:
 
 
 def test_one_command_is_built_alone() -> None:
-    """It parses as it does among the others, and no other module is imported."""
+    """A single command is built without an import of the other commands' modules."""
     script = (
         "import sys\nfrom mergekit_interleave.cli.app import application\napplication('gen')\n"
         "print(*(m for m in sys.modules if m.startswith('mergekit_interleave.cli.')))"
@@ -64,5 +64,5 @@ def test_one_command_is_built_alone() -> None:
 
 
 def test_typer_is_capped() -> None:
-    """A release that was not tested is not installed."""
+    """pyproject.toml has an upper bound for typer."""
     assert re.search(r'"typer>=[\d.]+,<[\d.]+"', PYPROJECT.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Directives and keywords in every form that the Python API takes."""
+"""Directives and keywords in each form that the Python API accepts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TEXT = "model: org/name, interleave: every 4"
 
 
 def parsed(directive: Any = None, **words: Any) -> Directive:
-    """What a command makes of its arguments."""
+    """Return the directive that a command makes of its arguments."""
     return inputs.parse(inputs.read(directive), words)  # type: ignore[arg-type]
 
 
 def test_all_forms_of_a_directive_are_the_same(tmp_path: Path) -> None:
-    """Text, mapping, file name, path, open file and parsed directive."""
+    """Text, mapping, file name, path, open file and parsed directive are equivalent."""
     file = tmp_path / "directive.yml"
     file.write_text("model: org/name\ninterleave: every 4\n")
     expected = parsed(TEXT)
@@ -60,17 +60,17 @@ def test_all_forms_of_a_directive_are_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_values_mean_the_same_as_text(words: Mapping[str, Any], flags: Mapping[str, Any]) -> None:
-    """Lists, tuples, mappings and numbers are read as the command line reads their text."""
+    """Lists, tuples, mappings and numbers mean the same as the text on the command line."""
     assert parsed(**words) == parsed(**flags)
 
 
-def test_keywords_replace_what_the_directive_says() -> None:
-    """As flags do; None is no value."""
+def test_keywords_replace_directive_values() -> None:
+    """A keyword replaces the directive's value, and None replaces nothing."""
     assert parsed(TEXT, every=2, zero=None) == parsed("model: org/name, interleave: every 2")
 
 
 def test_a_mapping_may_hold_tuples_and_paths() -> None:
-    """Where YAML would have lists and text."""
+    """A mapping may contain tuples and paths in place of lists and text."""
     found = parsed({"model": Path("org/name"), "repeat": (8, 24)})
     assert found == parsed("model: org/name, repeat: [8, 24]")
 
@@ -88,8 +88,8 @@ def test_a_mapping_may_hold_tuples_and_paths() -> None:
         (Path("missing.yml"), {}, "missing.yml"),
     ],
 )
-def test_mistakes_name_what_is_wrong(directive: Any, words: Any, names: str) -> None:
-    """With the exception of wrong usage."""
+def test_mistakes_are_named(directive: Any, words: Any, names: str) -> None:
+    """A mistake raises DirectiveError and is named."""
     with pytest.raises(DirectiveError) as raised:
         parsed(directive, **words)
     assert names in str(raised.value)
@@ -99,19 +99,19 @@ def test_mistakes_name_what_is_wrong(directive: Any, words: Any, names: str) -> 
     ("size", "nbytes"), [(None, None), (5, 5), ("5GB", 5 * 10**9), ("4KiB", 4096)]
 )
 def test_sizes(size: int | str | None, nbytes: int | None) -> None:
-    """Bytes or text."""
+    """A size is a number of bytes or a text with a unit."""
     assert inputs.parse_size(size, "max_memory") == nbytes
 
 
 @pytest.mark.parametrize("size", ["big", 0, -1, "0"])
-def test_sizes_that_are_none(size: int | str) -> None:
-    """The error names the argument."""
+def test_invalid_sizes(size: int | str) -> None:
+    """The error for an invalid size names the argument."""
     with pytest.raises(DirectiveError, match="max_memory"):
         inputs.parse_size(size, "max_memory")
 
 
 def test_models() -> None:
-    """One or several, as text, path or mapping."""
+    """Models are one value or a list of texts, paths and mappings."""
     assert inputs.parse_models(None, "against") == []
     (one,) = inputs.parse_models("org/a@main", "against")
     assert (one.path, one.model.revision) == ("org/a", "main")

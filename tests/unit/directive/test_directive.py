@@ -1,10 +1,11 @@
-"""Files, inline text and flags become one `Directive`, or one error."""
+"""Files, inline text and flags give one `Directive` or one error."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,15 @@ from mergekit_interleave.errors import DirectiveError
 
 @pytest.mark.parametrize(("text", "flags", "growth"), GROWTHS, ids=[case[0] for case in GROWTHS])
 class TestGrowthLines:
-    """Each growth line, and the flag that says the same."""
+    """Tests of each growth line and the flag with the same meaning."""
 
     def test_block_style(self, text: str, flags: dict[str, str], growth: Growth) -> None:
-        """A document of its own."""
+        """A growth line is read from a YAML document."""
         del flags
         assert parse(f"{text}\ndtype: bfloat16\n", "x").growth == growth
 
     def test_one_line(self, text: str, flags: dict[str, str], growth: Growth) -> None:
-        """`key: value, key: value` without braces."""
+        """A growth line is read from `key: value, key: value` without braces."""
         del flags
         directive = parse(f"model: org/m, {text}, zero: [a, b], dtype: bfloat16", "x")
         assert directive.growth == growth
@@ -48,12 +49,12 @@ class TestGrowthLines:
         assert directive.model == ModelRef(ModelPath("org/m"))
 
     def test_flag(self, text: str, flags: dict[str, str], growth: Growth) -> None:
-        """The command line's form."""
+        """The flag has the same meaning as the growth line."""
         del text
         assert from_flags(**flags).growth == growth
 
     def test_written_and_read_again(self, text: str, flags: dict[str, str], growth: Growth) -> None:
-        """`to_document` is what `parse` reads."""
+        """`parse` reads what `to_document` writes."""
         del flags
         directive = parse(f"model: org/m, layers: 32, {text}, zero: none, dtype: float16", "x")
         again = parse(yaml.safe_dump(directive.to_document()), "x")
@@ -62,10 +63,10 @@ class TestGrowthLines:
 
 
 class TestDocuments:
-    """Valid documents."""
+    """Tests of valid documents."""
 
     def test_mergekits_own_keys_pass_through_in_their_order(self) -> None:
-        """They keep their values."""
+        """Mergekit's keys keep their values and their order."""
         text = (
             "tokenizer: {source: union}\nout_dtype: float16\nappend: 1\n"
             "base_model: org/b\nchat_template: auto\nparameters: {scale: 1.5}\n"
@@ -79,7 +80,7 @@ class TestDocuments:
         ]
 
     def test_a_mergekit_config_is_a_directive(self) -> None:
-        """Its growth is its explicit slices."""
+        """The slices of a mergekit config are the directive's growth."""
         slices: Any = [{"sources": [{"model": "m", "layer_range": [0, 2]}]}]
         text = yaml.safe_dump({"slices": slices, "merge_method": "passthrough", "dtype": "float16"})
         directive = parse(text, "x")
@@ -98,11 +99,11 @@ class TestDocuments:
         ],
     )
     def test_zero_is_auto_for_identities_and_none_for_copies(self, text: str, rule: str) -> None:
-        """The default depends on the growth line; a stated `zero` replaces it."""
+        """The default of `zero` depends on the growth line, and a stated `zero` replaces it."""
         assert parse(text, "x").zero_rule == rule
 
     def test_flags_win(self) -> None:
-        """A growth flag replaces the growth line; other keys are kept."""
+        """A growth flag replaces the growth line, and other keys are kept."""
         written = parse("model: org/a, interleave: every 4, zero: [x], dtype: float16", "x")
         flags = from_flags(repeat="2:4", model="org/b", dtype="bfloat16")
         assert written.replaced_by(flags) == Directive(
@@ -113,7 +114,7 @@ class TestDocuments:
         )
 
     def test_several_models_by_short_names(self) -> None:
-        """`models` is a mapping, or a list named a, b, c; full names work without it."""
+        """`models` is a mapping or a list named a, b, c, and full names work without it."""
         two = [ModelRef(ModelPath("org/m", f"v{i}")) for i in (1, 2)]
         for models in ("{a: org/m@v1, b: org/m@v2}", "[org/m@v1, org/m@v2]"):
             growth = parse(f"models: {models}\nlayout: [a 0:4, b 2:6]", "x").growth
@@ -135,14 +136,14 @@ class TestDocuments:
         ],
     )
     def test_steps_written_and_read_again(self, text: str) -> None:
-        """`to_document` is what `parse` reads, in every form."""
+        """`parse` reads the steps that `to_document` writes, in every form."""
         directive = parse(f"models: {{a: org/one, b: org/two}}, {text}", "x")
         assert parse(yaml.safe_dump(directive.to_document()), "x") == directive
         assert parse(yaml_io.write_lines(directive.to_document()), "x") == directive
         assert parse(yaml_io.write_inline(directive.to_document()), "x") == directive
 
     def test_a_growth_flag_needs_one_model(self) -> None:
-        """It replaces a layout of several models only if the model is named."""
+        """A growth flag replaces a layout of several models only with a model flag."""
         written = parse("models: {a: org/one, b: org/two}, layout: [a 0:4, b 4:8]", "x")
         with pytest.raises(DirectiveError, match=r"one model.* 2"):
             written.replaced_by(from_flags(every="4"))
@@ -150,7 +151,7 @@ class TestDocuments:
         assert replaced == Directive(growth=Every(4), model=ModelRef(ModelPath("org/two")))
 
     def test_keys_that_mergekit_ignores(self) -> None:
-        """People keep anchors under such a key; it may occur twice, and the directive warns."""
+        """A key that mergekit ignores may occur twice and gives one warning that names it."""
         text = (
             "const_tag: &A org/one\nconst_tag: &S 0.5\nslices:\n- sources:\n"
             "  - {model: *A, layer_range: [0, 2], parameters: {scale: *S}}\n"
@@ -163,21 +164,21 @@ class TestDocuments:
         assert "const_tag" in warning
         assert dataclasses.replace(directive, warnings=()) == directive
         assert directive.replaced_by(from_flags(model="org/two")).warnings == (warning,)
-        with pytest.raises(DirectiveError, match="`dtype` is given twice"):
+        with pytest.raises(DirectiveError, match="`dtype`"):
             parse(f"{text}dtype: float16\ndtype: float16", "x")
 
     def test_comments_and_blank_lines_may_surround_the_one_line(self) -> None:
-        """The one-line form also works in a file."""
+        """The one-line form may be in a file with comments and blank lines."""
         text = "# grow it\n\ninterleave: every 4, zero: [o_proj, down_proj] # as published\n"
         assert parse(text, "x").growth == Every(4)
 
 
 class TestBadInput:
-    """Every mistake is one error of exit code 2 that names the key."""
+    """Every mistake gives one error with exit code 2 that names the key."""
 
     @pytest.mark.parametrize(("text", "reason"), BAD_TEXT, ids=[t[:40] for t, _ in BAD_TEXT])
     def test_text(self, text: str, reason: str) -> None:
-        """Mistakes in a document."""
+        """A mistake in a document is refused and named."""
         with pytest.raises(DirectiveError, match=reason) as error:
             parse(text, "the directive")
         assert error.value.exit_code == 2
@@ -185,53 +186,55 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("flags", "reason"),
         [
-            ({"every": "banana"}, "--every: expected a whole number"),
-            ({"every": "0"}, "--every: must be at least 1"),
-            ({"repeat": "24:8"}, "--repeat: .* is reversed"),
-            ({"repeat": "8"}, "--repeat: expected START:STOP"),
-            ({"repeat": "8:24x1"}, "--repeat.times: 1 adds nothing"),
-            ({"repeat": "a 8:24"}, "--repeat: expected"),
-            ({"windows": "20"}, "--windows: expected"),
-            ({"windows": "20:10", "drop": "1:2"}, "two growth flags: --windows and --drop"),
-            ({"drop": "5"}, "--drop"),
-            ({"scale": "o_proj=x"}, "--scale.o_proj: expected a number"),
-            ({"apply_to": "some"}, "--apply-to: .*copies, first, last, all"),
-            ({"stack": "0:2,2"}, r"--stack\[1\]: expected START:STOP"),
-            ({"every": "4", "append": "2"}, "two growth flags: --every and --append"),
-            ({"zero": ""}, "--zero: expected"),
-            ({"layers": "many"}, "--layers: expected a whole number"),
-            ({"model": ""}, "--model: expected a model"),
-            ({"dtype": "bfloat"}, "--dtype: 'bfloat'"),
+            ({"every": "banana"}, "every: .*'banana'"),
+            ({"every": "0"}, r"every: .*\b1\b.*0$"),
+            ({"repeat": "24:8"}, r"repeat: \[24, 8\]"),
+            ({"repeat": "8"}, "repeat: .*START:STOP.*'8'"),
+            ({"repeat": "8:24x1"}, r"repeat\.times: 1\b"),
+            ({"repeat": "a 8:24"}, "repeat: .*'a8'"),
+            ({"windows": "20"}, "windows: .*'20'"),
+            ({"windows": "20:10", "drop": "1:2"}, r"windows\b.* and .*drop\b"),
+            ({"drop": "5"}, r"drop: .*\[START, STOP\]"),
+            ({"scale": "o_proj=x"}, r"scale\.o_proj: .*'x'"),
+            ({"apply_to": "some"}, r"apply.to: .*copies, first, last, all.*'some'"),
+            ({"stack": "0:2,2"}, r"stack\[1\]: .*START:STOP.*'2'"),
+            ({"every": "4", "append": "2"}, r"every\b.* and .*append\b"),
+            ({"zero": ""}, "zero: .*`none`"),
+            ({"layers": "many"}, "layers: .*'many'"),
+            ({"model": ""}, "model: .*Hub id"),
+            ({"dtype": "bfloat"}, "dtype: .*'bfloat'"),
         ],
     )
     def test_flags(self, flags: dict[str, str], reason: str) -> None:
-        """Mistakes in flags."""
-        with pytest.raises(DirectiveError, match=reason):
+        """A mistake in a flag is refused and named."""
+        with pytest.raises(DirectiveError, match=reason) as error:
             from_flags(**flags)
+        assert error.value.exit_code == 2
 
-    def test_a_typo_is_answered_with_the_right_word(self) -> None:
-        """Hints suggest keys and dtypes."""
+    def test_a_typo_gets_a_suggestion(self) -> None:
+        """The hint suggests the right key or dtype."""
         with pytest.raises(DirectiveError) as error:
             parse("interleave: every 4, zeros: auto", "x")
-        assert error.value.hint == "did you mean `zero`?"
+        assert "`zero`" in str(error.value.hint)
         with pytest.raises(DirectiveError) as error:
             parse("append: 1, dtype: bf16", "x")
-        assert error.value.hint == "did you mean bfloat16?"
+        assert "bfloat16" in str(error.value.hint)
+        assert "float32" not in str(error.value.hint)
 
     @given(st.text(max_size=60) | st.from_regex(r"(interleave|repeat|stack|zero): .{0,40}"))
     def test_any_text_is_a_directive_or_an_error(self, text: str) -> None:
-        """No other exception is raised."""
+        """No text raises another exception than DirectiveError."""
         with contextlib.suppress(DirectiveError):
             assert isinstance(parse(text, "x"), Directive)
 
 
 class TestLoad:
-    """The three sources: a file, standard input, inline text."""
+    """Tests of the three sources: a file, standard input and inline text."""
 
     def test_a_file_wins_over_inline_text(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """This holds even if the name of the file is a valid directive."""
+        """An existing file is read even if its name is a valid directive."""
         monkeypatch.chdir(tmp_path)
         Path("append: 1").write_text("append: 7")
         assert load("append: 1", io.StringIO()).growth == Append(7)
@@ -242,23 +245,23 @@ class TestLoad:
         assert load("-", io.StringIO("append: 3")).growth == Append(3)
 
     def test_text_without_a_colon_is_a_missing_file(self) -> None:
-        """The error names the file."""
-        with pytest.raises(DirectiveError, match=r"recipe\.yml: no such file"):
+        """Text without a colon is a missing file, and the error names it."""
+        with pytest.raises(DirectiveError, match=r"recipe\.yml: "):
             load("recipe.yml", io.StringIO())
 
-    def test_a_directory_is_no_directive(self, tmp_path: Path) -> None:
-        """The hint names the flag that takes it."""
-        with pytest.raises(DirectiveError, match="is a directory") as error:
+    def test_a_directory(self, tmp_path: Path) -> None:
+        """A directory is refused, and the hint names the flag that accepts it."""
+        with pytest.raises(DirectiveError, match=re.escape(f"{tmp_path}: ")) as error:
             load(str(tmp_path), io.StringIO())
         assert "--model" in str(error.value.hint)
 
-    def test_a_file_that_is_no_text(self, tmp_path: Path) -> None:
-        """A binary file is refused."""
+    def test_a_binary_file(self, tmp_path: Path) -> None:
+        """A file that is not UTF-8 is refused."""
         (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(DirectiveError, match="not UTF-8"):
+        with pytest.raises(DirectiveError, match=re.escape(f"{tmp_path}/x: ") + ".*UTF-8"):
             load(str(tmp_path / "x"), io.StringIO())
 
     def test_inline_text_may_be_long(self) -> None:
-        """It may be longer than the longest file name."""
+        """Inline text may be longer than the longest file name."""
         names = ", ".join(f"name{i}" for i in range(2000))
         assert len(directives.load(f"append: 1, zero: [{names}]", io.StringIO()).zero or ()) == 2000

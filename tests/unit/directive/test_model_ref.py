@@ -1,4 +1,4 @@
-"""Model references: kept as written, and never misread by mergekit."""
+"""Model references are kept as written, and mergekit never misreads them."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_m
     ],
 )
 def test_strings_are_read_as_mergekit_reads_them(text: str, expected: ModelRef) -> None:
-    """They are written back unchanged."""
+    """A string is read as by mergekit and written back unchanged."""
     assert parse_model(text, "model") == expected
     assert expected.to_yaml() == text
-    theirs = ModelReference.model_validate(text)
-    assert (theirs.model.path, theirs.model.revision) == (
+    loaded = ModelReference.model_validate(text)
+    assert (loaded.model.path, loaded.model.revision) == (
         expected.path,
         expected.model.revision,
     )
 
 
 def test_an_existing_path_is_that_path(tmp_path: Path) -> None:
-    """This holds even with + or @ in it; it is written in the mapping form."""
+    """An existing path with + or @ is read as a path and written in the mapping form."""
     path = tmp_path / "a+b@c"
     path.mkdir()
     ref = parse_model(str(path), "model")
     assert ref == ModelRef(ModelPath(str(path)))
     assert ref.to_yaml() == {"model": {"path": str(path)}}
-    theirs = ModelReference.model_validate(ref.to_yaml())
-    assert theirs.model.path == str(path)
-    assert theirs.lora is None
+    loaded = ModelReference.model_validate(ref.to_yaml())
+    assert loaded.model.path == str(path)
+    assert loaded.lora is None
 
 
 def test_mergekit_misreads_such_a_path_as_a_string() -> None:
-    """This is why the mapping form is needed; remove it when this test fails."""
+    """Mergekit misreads such a path as a string; if this fails, the mapping form can go."""
     assert ModelReference.model_validate("/models/a+b").lora is not None
     assert ModelReference.model_validate("/models/a@b").model.revision == "b"
 
 
 def test_the_mapping_form_is_read() -> None:
-    """With revision, LoRA and architecture."""
+    """The mapping form has revision, LoRA and architecture."""
     value = {
         "model": {"path": "org/a", "revision": "v1"},
         "lora": "org/b",

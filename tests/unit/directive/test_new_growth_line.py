@@ -1,4 +1,4 @@
-"""A new growth line is one file and one row: `mirror` is known everywhere once it is registered."""
+"""A new growth line needs one file and one row, which make `mirror` known everywhere."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ SENTENCE = "the last 3 of 8 layers mirrored: depth up-scaling"
 
 
 def ranges(text: str) -> list[list[int]]:
-    """The layer ranges of mergekit YAML."""
+    """Return the layer ranges of mergekit YAML."""
     return [part["sources"][0]["layer_range"] for part in yaml.safe_load(text)["slices"]]
 
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The row, for the time of a test."""
+    """Register `mirror` for one test."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setitem(registry.LINES, mirror.KEY, mirror.LINE)
 
 
 @pytest.mark.usefixtures("registered")
 class TestRegistered:
-    """With the row."""
+    """Tests with `mirror` registered."""
 
     def test_the_directive(self) -> None:
-        """It is read from YAML and from a flag, and written again."""
+        """`mirror` is read from YAML and from a flag, and is written again."""
         directive = parse(TEXT, "x")
         assert directive.growth == from_flags(mirror="3").growth == mirror.Mirror(3)
         assert parse(yaml.safe_dump(directive.to_document()), "x") == directive
-        with pytest.raises(DirectiveError, match="mirror: must be at least 1"):
+        with pytest.raises(DirectiveError, match=r"mirror: .*\b1\b.*0$"):
             parse("mirror: 0", "x")
-        with pytest.raises(DirectiveError, match="two growth lines"):
+        with pytest.raises(DirectiveError, match=r"`(mirror|append)` and `(mirror|append)`"):
             parse("mirror: 1, append: 1", "x")
 
     def test_the_schema(self) -> None:
-        """Editors offer it, and refuse a second growth line beside it."""
+        """The schema accepts `mirror` and refuses a second growth line beside it."""
         validator = jsonschema.Draft202012Validator(schema())
         validator.check_schema(schema())
         assert {*schema()["properties"]} == {*known_keys()}
@@ -59,7 +59,7 @@ class TestRegistered:
         assert not validator.is_valid({"mirror": 3, "append": 1})
 
     def test_gen_and_explain(self, mk: Cli) -> None:
-        """The slices of the line, and the line of the slices with its sentence."""
+        """`gen` writes the slices, and `explain` gives back the line and its sentence."""
         result = mk("gen", TEXT)
         assert (result.status, ranges(result.out)) == (0, RANGES)
         comment, *lines = mk("explain", "-", stdin=result.out).out.splitlines()
@@ -68,7 +68,7 @@ class TestRegistered:
         assert found == {"model": "org/m", "layers": 8, "mirror": 3}
 
     def test_plan(self, mk: Cli) -> None:
-        """It says the sentence."""
+        """`plan` prints the sentence of the growth line."""
         result = mk("plan", TEXT)
         assert result.status == 0, result.err
         assert SENTENCE in result.out
@@ -84,7 +84,7 @@ main()
 
 
 def command(*words: str, **environment: str) -> str:
-    """What the command line prints that starts with the row."""
+    """Return the output of a command in a process that registers `mirror`."""
     fixtures = Path(mirror.__file__).parent
     path = os.pathsep.join([str(fixtures), os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **environment}
@@ -95,7 +95,7 @@ def command(*words: str, **environment: str) -> str:
 
 
 def test_the_command_line() -> None:
-    """A flag of `gen` and of `plan`, with its help and its completion."""
+    """`gen` and `plan` have the flag, and the help describes it."""
     words = command("gen", "--help")
     assert "--mirror" in words
     assert mirror.LINE.flags[0].help in " ".join(words.replace("│", " ").split())
@@ -104,9 +104,9 @@ def test_the_command_line() -> None:
 
 
 def test_it_is_gone_afterwards(mk: Cli) -> None:
-    """Without the row it is an unknown key, an unknown flag and no part of the schema."""
+    """Without registration, `mirror` is an unknown key and flag and not in the schema."""
     assert mirror.KEY not in registry.LINES
-    with pytest.raises(DirectiveError, match="unknown key 'mirror'"):
+    with pytest.raises(DirectiveError, match="'mirror'"):
         parse(TEXT, "x")
     assert mirror.KEY not in schema()["properties"]
     assert mk("gen", "--mirror", "3").status == 2

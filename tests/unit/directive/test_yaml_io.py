@@ -1,4 +1,4 @@
-"""YAML in and out."""
+"""YAML is read and written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergekit_interleave.errors import DirectiveError
 
 
 def test_a_range_with_a_colon_is_text() -> None:
-    """PyYAML alone reads 504; remove `resolve` when this test fails."""
+    """PyYAML alone reads 504; if this fails, `resolve` can go."""
     assert yaml_io.read("repeat: 8:24", "x") == {"repeat": "8:24"}
     assert yaml.safe_load("repeat: 8:24") == {"repeat": 504}
 
@@ -25,13 +25,13 @@ def test_a_block_document_with_commas_is_no_one_line_form() -> None:
 
 
 def test_a_key_given_twice_is_an_error() -> None:
-    """PyYAML alone would silently take the last one."""
+    """A duplicate key, which PyYAML alone would accept, is refused."""
     with pytest.raises(DirectiveError, match=r"line 2, column 1: .*`a`"):
         yaml_io.read("a: 1\na: 2", "x")
 
 
 def test_shared_lists_are_written_out() -> None:
-    """Mergekit YAML has no anchors, and numbers are on one line."""
+    """YAML is written without anchors, and lists of numbers are on one line."""
     shared = [0, 4]
     assert yaml_io.write({"a": shared, "b": shared}) == "a: [0, 4]\nb: [0, 4]\n"
 
@@ -41,7 +41,7 @@ BOMB = "[&a0 [x], " + ", ".join(f"&a{i} [{ten}]" for i, ten in enumerate(_TEN, s
 
 
 class TestAliases:
-    """Aliases are read and counted as the values they stand for."""
+    """Aliases are read and counted as the values that they represent."""
 
     def test_a_few(self) -> None:
         """A few aliases are allowed."""
@@ -49,15 +49,15 @@ class TestAliases:
 
     @pytest.mark.parametrize("text", [f"interleave: {BOMB}", "a: &a [*a]", "&a {b: *a}"])
     def test_bombs(self, text: str) -> None:
-        """A few lines that expand to billions of values, or without end."""
+        """A few lines that expand to billions of values, or without end, are refused quickly."""
         started = time.monotonic()
-        with pytest.raises(DirectiveError, match="more than 400,000 values"):
+        with pytest.raises(DirectiveError, match=r"here: .*400,000"):
             yaml_io.read(text, "here")
         assert time.monotonic() - started < 5
 
     def test_no_objects(self) -> None:
         """Tags that would construct objects are refused."""
-        with pytest.raises(DirectiveError, match="not valid YAML"):
+        with pytest.raises(DirectiveError, match=r"here: .*os\.system"):
             yaml_io.read("a: !!python/object/apply:os.system [echo]", "here")
 
 
@@ -73,7 +73,7 @@ WORDS = st.text(
     )
 )
 def test_one_line_is_one_line(value: object) -> None:
-    """It is read back as the same value."""
+    """Any value is written on one line and read back as the same value."""
     text = yaml_io.write_inline({"key": value, "other": 1})
     assert len(text.split("\n")) == 1
     assert yaml_io.read(text, "x") == {"key": value, "other": 1}

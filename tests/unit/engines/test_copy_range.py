@@ -1,4 +1,4 @@
-"""Copying byte ranges between files, in every way that the system offers."""
+"""Byte ranges are copied between files in each way that the system offers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = 4096
 
 
 class Files:
-    """A file of random bytes, and an empty one."""
+    """A file of random bytes and an empty file."""
 
     def __init__(self, folder: Path) -> None:
         self.data = os.urandom(5 * BLOCK)
@@ -30,13 +30,13 @@ class Files:
 
     @property
     def written(self) -> bytes:
-        """The content of the target so far."""
+        """The current content of the target."""
         return self.target.read_bytes()
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Iterator[Files]:
-    """Two open files."""
+    """Open a file of random bytes and an empty file."""
     files = Files(tmp_path)
     yield files
     for file in files.opened:
@@ -45,17 +45,15 @@ def files(tmp_path: Path) -> Iterator[Files]:
 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_a_range_is_copied(by_hand: bool, files: Files) -> None:
-    """A range is copied to its place, and its bytes are counted."""
+    """A range is copied to its offset, and its bytes are counted."""
     files.pair.copy(5, 100, 10_000, by_hand=by_hand)
     assert files.written == bytes(100) + files.data[5:10_005]
     assert sum(files.ticks) == 10_000
 
 
 @pytest.mark.parametrize("answer", [errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP])
-def test_without_the_kernels_help(
-    answer: int, files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Copying falls back to read and write, also when the kernel refuses half way."""
+def test_without_kernel_support(answer: int, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copying falls back to read and write, also if the kernel refuses halfway."""
     move, calls = os.copy_file_range, []
 
     def refuse(source: int, target: int, count: int, start: int, at: int) -> int:
@@ -71,14 +69,14 @@ def test_without_the_kernels_help(
 
 
 def test_a_system_without_the_call(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Python without copy_file_range copies by hand."""
+    """Without `os.copy_file_range`, bytes are copied with read and write."""
     monkeypatch.delattr(os, "copy_file_range")
     files.pair.copy(0, 0, 5 * BLOCK)
     assert files.written == files.data
 
 
 def test_short_moves_and_short_writes(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the kernel copies less than was asked for, it is asked again."""
+    """If the kernel copies fewer bytes than requested, the rest is requested again."""
     move, write, read = os.copy_file_range, os.write, os.read
     monkeypatch.setattr(
         os, "copy_file_range", lambda s, t, count, start, at: move(s, t, min(count, 7), start, at)
@@ -91,10 +89,8 @@ def test_short_moves_and_short_writes(files: Files, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
-def test_an_error_of_the_disk_is_no_reason_to_go_on(
-    error: int, files: Files, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only an unsupported call leads to another way; other errors are raised."""
+def test_a_disk_error_is_raised(error: int, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only an unsupported call causes a fallback; any other error is raised."""
 
     def fail(*_: object) -> int:
         raise OSError(error, os.strerror(error))
@@ -114,28 +110,28 @@ def test_a_source_that_ends_too_early(by_hand: bool, files: Files) -> None:
         files.pair.copy(4 * BLOCK, 0, 2 * BLOCK, by_hand=by_hand)
 
 
-def test_the_same_bytes_again_and_again(files: Files) -> None:
-    """Any number of repeated bytes is written."""
+def test_repeated_bytes(files: Files) -> None:
+    """Bytes are repeated to the requested length."""
     files.pair.fill(b"abc", 5, 3 * 200_000)
     assert files.written == bytes(5) + b"abc" * 200_000
     assert sum(files.ticks) == 600_000
 
 
 class TestShare:
-    """Blocks are shared where the filesystem can."""
+    """Blocks are shared if the filesystem supports it."""
 
-    def test_it_can_or_it_cannot(self, files: Files, tmp_path: Path) -> None:
-        """On this filesystem; the return value is what was done."""
+    def test_this_filesystem(self, files: Files, tmp_path: Path) -> None:
+        """The return value of `share` tells whether the blocks were shared."""
         can = can_share(files.source, tmp_path, BLOCK)
         assert files.pair.share(BLOCK, 0, 2 * BLOCK) is can
         assert files.written == (files.data[BLOCK : 3 * BLOCK] if can else b"")
         assert files.ticks == ([2 * BLOCK] if can else [])
         assert sorted(os.listdir(tmp_path)) == ["source", "target"]
 
-    def test_where_it_can(
+    def test_a_filesystem_that_shares(
         self, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The range is in the target; a file below one block has nothing to share."""
+        """A shared range is in the target, and a file smaller than a block cannot share."""
         emulate_sharing(monkeypatch)
         assert can_share(files.source, tmp_path, BLOCK)
         assert files.pair.share(BLOCK, 0, 2 * BLOCK)
@@ -143,10 +139,8 @@ class TestShare:
         (tmp_path / "small").write_bytes(b"x")
         assert not can_share(tmp_path / "small", tmp_path, BLOCK)
 
-    def test_the_request_is_the_kernels(
-        self, files: Files, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Struct file_clone_range: s64 src_fd, u64 src_offset, src_length, dest_offset."""
+    def test_the_ioctl_request(self, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The request is the kernel's struct file_clone_range: one s64, then three u64."""
         seen = []
         monkeypatch.setattr(copy_range.fcntl, "ioctl", lambda *words: seen.append(words))
         assert files.pair.share(1 * BLOCK, 3 * BLOCK, 2 * BLOCK)
@@ -155,10 +149,10 @@ class TestShare:
         assert struct.unpack("@qQQQ", what) == (files.pair.source, BLOCK, 2 * BLOCK, 3 * BLOCK)
 
     @pytest.mark.parametrize("answer", [errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL])
-    def test_where_it_cannot(
+    def test_a_system_that_cannot_share(
         self, answer: int, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A system without the call answers False."""
+        """`share` and `can_share` return False on a system without the call."""
 
         def refuse(*_: object) -> int:
             raise OSError(answer, os.strerror(answer))

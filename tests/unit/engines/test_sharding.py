@@ -1,4 +1,4 @@
-"""Which tensors are in which file, in which order, after which header."""
+"""The distribution of tensors over files, their order and the headers."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MODEL = ModelRef(ModelPath("base"))
 
 
 def source(name: str = "model.safetensors", **metadata: str) -> Shard:
-    """A file of a base."""
+    """Return a file of a base."""
     return Shard(Path(name), metadata, Stamp(0, 0, 0, 0))
 
 
 def parts_of(
     shard: Shard, sizes: Sequence[tuple[str, int]], start: int, *, zeroed: str = ""
 ) -> list[TensorSpec]:
-    """Tensors one after another, each of them twice: as it is, and copied or zeroed."""
+    """Return consecutive tensors, each of them twice: unchanged, and copied or zeroed."""
     specs = []
     for i, (dtype, count) in enumerate(sizes):
         tensor = Tensor(dtype, (count,), start, count * WIDTHS[dtype], shard)
@@ -56,7 +56,7 @@ def parts_of(
 
 
 def entries(shard: OutShard) -> dict[str, dict[str, object]]:
-    """The content of a header."""
+    """Return the content of a header."""
     header = shard.header()
     (length,) = struct.unpack("<Q", header[:8])
     assert length == len(header) - 8
@@ -66,7 +66,7 @@ def entries(shard: OutShard) -> dict[str, dict[str, object]]:
 
 
 def written(shard: OutShard, data: bytes, *, share: bool) -> bytes:
-    """A file, made step by step."""
+    """Return the bytes of a file, written step by step."""
     header = shard.header()
     file = bytearray(header)
     for step in shard.steps(len(header), share=share):
@@ -88,7 +88,7 @@ tensors = st.lists(
 
 
 class TestEveryDistribution:
-    """What holds for all tensors."""
+    """Properties of any set of tensors."""
 
     @given(
         sizes=tensors,
@@ -97,10 +97,10 @@ class TestEveryDistribution:
         zeroed=st.sampled_from(["", "0", "024"]),
         share=st.booleans(),
     )
-    def test_the_files_hold_what_was_asked_for(
+    def test_each_tensor_is_written_once(
         self, sizes: list[tuple[str, int]], start: int, limit: int, zeroed: str, *, share: bool
     ) -> None:
-        """Each tensor once, its bytes those of its source or zeros, aligned and without gaps."""
+        """Each tensor is written once, aligned and without gaps, with the right bytes."""
         specs = parts_of(source(), sizes, start, zeroed=zeroed)
         size = start + sum(spec.nbytes for spec in specs) // 2
         data = (bytes(range(1, 252)) * (size // 251 + 1))[:size]
@@ -130,10 +130,10 @@ class TestEveryDistribution:
 
 
 class TestNames:
-    """The names that the Hub expects."""
+    """Files have the names that the Hub expects."""
 
     def test_one_file(self) -> None:
-        """A single file has no number."""
+        """A single file has no number in its name."""
         (shard,) = shards_of(parts_of(source(), [("F32", 8)], 8), 10**9, BLOCK)
         assert shard.name == "model.safetensors"
 
@@ -146,36 +146,36 @@ class TestNames:
         ]
 
     def test_each_file_has_one_source(self) -> None:
-        """The files are in the order of their sources."""
+        """Each file has one source, and the sources keep their order."""
         one, other = source("b.safetensors"), source("a.safetensors")
         specs = [*parts_of(one, [("F32", 8)], 8), *parts_of(other, [("F32", 8)], 8)]
         assert [shard.source for shard in shards_of(specs, 10**9, BLOCK)] == [one, other]
 
 
 class TestHeader:
-    """What precedes the data."""
+    """Tests of the header."""
 
     def test_the_bases_metadata_is_kept(self) -> None:
-        """The metadata is kept, and a missing format is added."""
+        """The base's metadata is kept, and a missing format is added."""
         (shard,) = shards_of(parts_of(source(made="by hand"), [("F32", 8)], 8), 10**9, BLOCK)
         assert entries(shard)["__metadata__"] == {"format": "pt", "made": "by hand"}
         (shard,) = shards_of(parts_of(source(format="mlx"), [("F32", 8)], 8), 10**9, BLOCK)
         assert entries(shard)["__metadata__"] == {"format": "mlx"}
 
     @pytest.mark.parametrize("start", [8, 2344, 4096, 40_000])
-    def test_the_data_starts_where_it_does_in_the_source(self, start: int) -> None:
-        """The data starts at the offset that it has in the source, within a block."""
+    def test_the_data_starts_at_the_offset_of_the_source(self, start: int) -> None:
+        """Within a block, the data starts at the same offset as in the source."""
         (shard,) = shards_of(parts_of(source(), [("F32", 8)], start), 10**9, BLOCK)
         assert (len(shard.header()) - start) % BLOCK == 0
 
-    def test_a_source_that_is_not_aligned_is_not_followed(self) -> None:
-        """The header is still a multiple of 8 bytes."""
+    def test_an_unaligned_source(self) -> None:
+        """The header is not padded to the offset of an unaligned source."""
         (shard,) = shards_of(parts_of(source(), [("U8", 8)], 13), 10**9, BLOCK)
         assert len(shard.header()) < 300
 
 
 def test_a_header_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Readers accept headers of 100 MB, so larger ones are split over more files."""
+    """A header above the limit of 100 MB is split over more files."""
     monkeypatch.setattr(sharding, "_HEADER", 1000)
     shards = shards_of(parts_of(source(), [("F32", 8)] * 20, 8), 10**9, BLOCK)
     assert len(shards) > 3
@@ -183,12 +183,12 @@ def test_a_header_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class TestSharing:
-    """How much can share its blocks."""
+    """Tests of how much data can be shared."""
 
     SIZES = (("BF16", 3072), ("BF16", 2048 * 40), ("BF16", 100), ("BF16", 2048 * 60))
 
     def by_how(self, zeroed: str = "", start: int = 1000) -> dict[str, int]:
-        """The number of bytes for each way of writing."""
+        """Return the number of bytes for each way of writing."""
         (shard,) = shards_of(parts_of(source(), self.SIZES, start, zeroed=zeroed), 10**9, BLOCK)
         steps = sorted(shard.steps(len(shard.header()), share=True), key=lambda step: step.how)
         return {
@@ -196,19 +196,19 @@ class TestSharing:
             for how, group in groupby(steps, lambda step: step.how)
         }
 
-    def test_what_fills_whole_blocks_is_shared(self) -> None:
-        """Originals and large copies share blocks; small copies and the edges are copied."""
+    def test_whole_blocks_are_shared(self) -> None:
+        """Large tensors share their blocks; small tensors and edges are copied."""
         shared = self.by_how()
         assert shared["share"] >= 2 * BLOCK * (40 + 60) - 8 * BLOCK
         assert shared["copy"] <= 8 * BLOCK + 3072 * 4
 
     def test_zeros_are_holes(self) -> None:
-        """Zeroed tensors do not shift the others."""
+        """Zeroed tensors are holes and do not shift the other tensors."""
         assert self.by_how(zeroed="1")["hole"] == BLOCK * 40
         assert self.by_how(zeroed="1")["share"] >= BLOCK * (40 + 60 + 60) - 8 * BLOCK
 
-    def test_most_of_it_decides(self) -> None:
-        """A small shifted tensor at the front prevents sharing only of itself."""
+    def test_a_small_tensor_at_the_front(self) -> None:
+        """A small unaligned tensor at the front does not prevent sharing of the others."""
         whole = source()
         specs = [
             parts_of(whole, [("BF16", 4)], 900)[0],
@@ -219,13 +219,13 @@ class TestSharing:
         steps = shard.steps(len(shard.header()), share=True)
         assert sum(step.length for step in steps if step.how == "share") > BLOCK * 60
 
-    def test_what_is_not_aligned_is_copied(self) -> None:
-        """The whole model can be shared."""
+    def test_an_unaligned_source_is_copied(self) -> None:
+        """No tensor of an unaligned source is shared."""
         assert self.by_how(start=1001).keys() == {"copy"}
 
 
-def test_constants_are_filled_in() -> None:
-    """Elements are aligned to their size."""
+def test_constants_fill_a_tensor() -> None:
+    """A constant fills its tensor with the bytes of its dtype."""
     (spec, _) = parts_of(source(), [("F32", 6)], 8)
     constant = Constant(1.5, "x")
     filled = TensorSpec(

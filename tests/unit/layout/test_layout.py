@@ -1,4 +1,4 @@
-"""The layout: what each growth line means."""
+"""Each growth line gives a layout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.directive.growth import (
     Append,
     Drop,
@@ -33,18 +34,18 @@ ZEROED = zeroed_scales(["o_proj", "down_proj"])
 
 
 def zeroed(_: Layer) -> Edit:
-    """The edit of every new layer."""
+    """Return the edit that zeroes a new layer."""
     return Edit(ZEROED)
 
 
 def ranges(layout: Layout) -> list[tuple[int, int]]:
-    """The slices as bare ranges."""
+    """Return the slices as ranges."""
     return [(part.start, part.stop) for part in layout.slices]
 
 
 @st.composite
 def identities(draw: Any) -> tuple[Growth, int]:
-    """A growth line that makes identities when its new layers are zeroed, and a depth it fits."""
+    """Draw a growth line whose new layers are identities if zeroed, and a depth that it fits."""
     depth = draw(st.integers(1, 60))
     start = draw(st.integers(0, depth - 1))
     growth = draw(
@@ -64,16 +65,16 @@ def identities(draw: Any) -> tuple[Growth, int]:
 
 
 class TestExpand:
-    """Growth lines become layouts."""
+    """Tests of the layouts of growth lines."""
 
     def test_every_copies_each_nth_layer_right_after_it(self) -> None:
-        """The published block expansion: [0,4], [3,4] zeroed, [4,8], [7,8] zeroed."""
+        """The layout is the published block expansion: [0,4], [3,4] zeroed, [4,8], [7,8] zeroed."""
         layout = expand(Every(4), MODEL, 8, zeroed)
         assert ranges(layout) == [(0, 4), (3, 4), (4, 8), (7, 8)]
         assert [bool(part.scales) for part in layout.slices] == [False, True, False, True]
 
     def test_every_leaves_a_partial_group_alone(self) -> None:
-        """On 30 layers every 4 places 7 layers; the last two layers get none."""
+        """`every 4` adds 7 layers to 30 layers, and none after the last two."""
         layout = expand(Every(4), MODEL, 30, zeroed)
         assert [layer.source for layer in layout.new_layers] == [3, 7, 11, 15, 19, 23, 27]
         assert ranges(layout)[-1] == (28, 30)
@@ -84,22 +85,22 @@ class TestExpand:
         assert [layer.source for layer in layout.new_layers] == [1, 4, 6, 9]
 
     def test_append_copies_the_last_layer_at_the_end(self) -> None:
-        """The published appended expansion."""
+        """The layout is that of published appended expansions."""
         assert ranges(expand(Append(2), MODEL, 32)) == [(0, 32), (31, 32), (31, 32)]
 
     def test_windows_reach_the_end(self) -> None:
-        """The published self-merges of 80 layers; a last window that would not fit is shorter."""
+        """The layout is that of published self-merges, and the last window may be shorter."""
         layout = expand(Windows(20, 10), MODEL, 80)
         assert ranges(layout) == [(i, i + 20) for i in range(0, 61, 10)]
         assert ranges(expand(Windows(12, 8), MODEL, 32)) == [(0, 12), (8, 20), (16, 28), (24, 32)]
         assert ranges(expand(Windows(4, 2, (-6, -1)), MODEL, 8)) == [(2, 6), (4, 7)]
 
     def test_drop_leaves_layers_out(self) -> None:
-        """Ranges in any order, which may overlap."""
+        """Dropped ranges may overlap and be in any order, but some layer must be left."""
         assert ranges(expand(Drop(((23, 28),)), MODEL, 32)) == [(0, 23), (28, 32)]
         several = Drop(((-2, "end"), (4, 8), (0, 1), (6, 9)))
         assert ranges(expand(several, MODEL, 12)) == [(1, 4), (9, 10)]
-        with pytest.raises(LayoutError, match="no layer is left"):
+        with pytest.raises(LayoutError, match=r"^drop: "):
             expand(Drop(((0, "100%"),)), MODEL, 8)
 
     def test_steps_take_layers_of_several_models(self) -> None:
@@ -129,12 +130,12 @@ class TestExpand:
     def test_to_which_of_equal_layers_an_edit_applies(
         self, apply_to: str, edited: list[int]
     ) -> None:
-        """Each of two layers three times: 2, 3, 4 and 5, 6, 7."""
+        """`apply_to` selects layers among equal ones, here 2, 3, 4 and 5, 6, 7."""
         layout = expand(Repeat((2, 4), 3), MODEL, 6, zeroed, apply_to=apply_to)
         assert [layer.index for layer in layout.layers if layer.edit] == edited
 
     def test_a_step_is_edited_as_a_whole(self) -> None:
-        """A step edits its originals, too; the growth line edits the new layers of other steps."""
+        """A step's edit includes its originals, and other steps have only new layers edited."""
         scaled = Step((Part((2, 6)),), scale=(Scale(0.5),))
         plain = [Step((Part(bounds),)) for bounds in ((0, 4), (3, 8))]
         layout = expand(
@@ -152,13 +153,13 @@ class TestExpand:
         ]
 
     def test_repeat_puts_copies_side_by_side(self) -> None:
-        """The published interwoven up-scaling: one slice for each copy."""
+        """The layout is the published interwoven up-scaling, with one slice per copy."""
         layout = expand(Repeat((2, 4)), MODEL, 6)
         assert ranges(layout) == [(0, 2), (2, 3), (2, 3), (3, 4), (3, 4), (4, 6)]
         assert [layer.new for layer in layout.layers] == [0, 0, 0, 1, 0, 1, 0, 0]
 
     def test_repeat_as_block_repeats_the_range_as_a_whole(self) -> None:
-        """The block occurs `times` times in all."""
+        """The block occurs `times` times in total."""
         assert ranges(expand(Repeat((2, 4), 3, as_block=True), MODEL, 6)) == [
             (0, 4),
             (2, 4),
@@ -172,8 +173,8 @@ class TestExpand:
         assert ranges(layout) == [(0, 24), (8, 32)]
         assert len(layout.new_layers) == 16
 
-    def test_zeroing_a_stack_splits_where_newness_changes(self) -> None:
-        """Only repeated layers are zeroed; the others stay originals."""
+    def test_zeroing_a_stack_splits_its_slices(self) -> None:
+        """Only repeated layers of a stack are zeroed."""
         layout = expand(stack_of([(0, 24), (8, 32)]), MODEL, 32, zeroed)
         assert ranges(layout) == [(0, 24), (8, 24), (24, 32)]
         assert [bool(part.scales) for part in layout.slices] == [False, True, False]
@@ -181,26 +182,26 @@ class TestExpand:
     @pytest.mark.parametrize(
         ("growth", "depth", "reason"),
         [
-            (Every(9), 8, "only 8 layers"),
-            (Spread(9), 8, "only 8 to copy"),
-            (Repeat((4, 9)), 8, "ends past"),
-            (stack_of([(0, 4), (2, 9)]), 8, "ends past"),
-            (stack_of([(0, 8)]), 8, "changes nothing"),
-            (Every(4), None, "not known"),
-            (Append(10**9), 8, "more than"),
-            (Every(1), 10**12, "more than"),
+            (Every(9), 8, r"interleave: every 9: .*\b8 layers"),
+            (Spread(9), 8, r"interleave: 9 layers: .*\b8\b"),
+            (Repeat((4, 9)), 8, r"\[4, 9\] .*\b8 layers"),
+            (stack_of([(0, 4), (2, 9)]), 8, r"\[2, 9\] .*\b8 layers"),
+            (stack_of([(0, 8)]), 8, "nothing"),
+            (Every(4), None, "org/model"),
+            (Append(10**9), 8, str(MAX_LAYERS)),
+            (Every(1), 10**12, str(MAX_LAYERS)),
         ],
     )
-    def test_what_does_not_fit_the_model_is_refused(
+    def test_growth_that_does_not_fit_the_model(
         self, growth: Growth, depth: int | None, reason: str
     ) -> None:
-        """One error gives the reason."""
+        """The error names the growth line, the range or the limit."""
         with pytest.raises(LayoutError, match=reason):
             expand(growth, MODEL, depth)
 
     @given(identities())
     def test_without_its_new_layers_an_identity_is_the_base(self, case: tuple[Growth, int]) -> None:
-        """Dropping the new layers gives the base back, layer for layer."""
+        """Without its new layers, the layout is the base, layer for layer."""
         growth, depth = case
         layout = expand(growth, MODEL, depth, zeroed)
         kept = [layer.source for layer in layout.layers if not layer.new]
@@ -208,8 +209,8 @@ class TestExpand:
         assert all(layer.zeroed == ("o_proj", "down_proj") for layer in layout.new_layers)
 
     @given(identities())
-    def test_the_new_layers_are_as_many_as_the_words_say(self, case: tuple[Growth, int]) -> None:
-        """N // n, k, k, or (times - 1) for each layer of the range."""
+    def test_the_number_of_new_layers(self, case: tuple[Growth, int]) -> None:
+        """There are N // n, k, k, or (times - 1) new layers per layer of the range."""
         growth, depth = case
         layout = expand(growth, MODEL, depth)
         match growth:
@@ -224,7 +225,7 @@ class TestExpand:
 
     @given(identities())
     def test_new_layers_come_after_their_originals(self, case: tuple[Growth, int]) -> None:
-        """A copy never precedes its original; side by side it follows directly."""
+        """A copy never precedes its original, and `every` puts it directly after the original."""
         growth, depth = case
         layers = expand(growth, MODEL, depth).layers
         seen: set[int] = set()
@@ -235,8 +236,8 @@ class TestExpand:
             assert all(a.source == b.source for a, b in pairwise(layers) if b.new)
 
     @given(identities())
-    def test_scaling_does_not_change_which_layers_there_are(self, case: tuple[Growth, int]) -> None:
-        """The same layers come out with and without scales, and the same are new."""
+    def test_scaling_does_not_change_the_layers(self, case: tuple[Growth, int]) -> None:
+        """The layers, and which of them are new, are the same with and without scales."""
         plain = expand(case[0], MODEL, case[1])
         scaled = expand(case[0], MODEL, case[1], zeroed)
         assert [(x.source, x.new) for x in plain.layers] == [
@@ -245,20 +246,20 @@ class TestExpand:
 
 
 class TestLayers:
-    """Which layer is the original."""
+    """Tests of which layer is the original."""
 
     def test_the_first_unscaled_occurrence_is_the_original(self) -> None:
-        """A scaled layer is new even where it comes first."""
+        """A scaled layer is new even if it comes first."""
         layout = Layout((Slice(MODEL, 0, 1, ZEROED), Slice(MODEL, 0, 2), Slice(MODEL, 0, 1)))
         assert [layer.new for layer in layout.layers] == [True, False, False, True]
 
     def test_a_scale_of_one_is_no_scale(self) -> None:
-        """Multiplying by one leaves the original the original."""
+        """A layer with a scale of 1 is an original."""
         layout = Layout((Slice(MODEL, 0, 1, (Scale(1.0),)),))
         assert not layout.layers[0].new
 
     def test_two_revisions_are_two_models(self) -> None:
-        """The same layer of another revision is an original of its own."""
+        """The same layer of another revision is another original."""
         other = ModelRef(ModelPath("org/model", "v2"))
         layout = Layout((Slice(MODEL, 0, 1), Slice(other, 0, 1)))
         assert layout.models == (MODEL, other)
@@ -266,10 +267,10 @@ class TestLayers:
 
 
 class TestScaleOf:
-    """The first scale that matches applies."""
+    """Tests of the scale of a tensor."""
 
     def test_order_decides(self) -> None:
-        """As in mergekit, a later match is ignored, and no match means no scale."""
+        """The first match applies, as in mergekit, and no match means no scale."""
         scales = (Scale(0.0, "o_proj"), Scale(2.0, "proj"))
         assert scale_of("model.layers.0.self_attn.o_proj.weight", scales) == 0
         assert scale_of("model.layers.0.self_attn.q_proj.weight", scales) == 2

@@ -1,7 +1,8 @@
-"""The recipe: a layout as mergekit's YAML, and back."""
+"""A layout is written as mergekit's YAML and read back."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_setting
 
+from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.directive.scale import Scale, scale_of, zeroed_scales
 from mergekit_interleave.errors import InterleaveError, RefusedError
@@ -37,7 +39,7 @@ models = st.sampled_from(
 
 @st.composite
 def slices(draw: Any) -> Slice:
-    """Any slice."""
+    """Draw any slice."""
     start = draw(st.integers(0, 90))
     return Slice(draw(models), start, start + draw(st.integers(1, 90)), draw(scales))
 
@@ -46,48 +48,48 @@ layouts = st.lists(slices(), min_size=1, max_size=12).map(lambda parts: Layout(t
 
 
 def read(text: str) -> Layout:
-    """A layout from YAML text, without any depth."""
+    """Read a layout from YAML text, without any depth."""
     return mergekit_yaml.from_document({"slices": yaml.safe_load(text)["slices"]}, lambda _: None)
 
 
 class TestBothWays:
-    """Nothing is lost between a layout and its YAML."""
+    """Tests that a layout is the same in YAML."""
 
     @given(layouts)
     def test_yaml_and_back_is_the_same_layout(self, layout: Layout) -> None:
-        """Models, ranges, scales and slice boundaries all survive, read by plain PyYAML."""
+        """Models, ranges, scales and slice boundaries are the same when plain PyYAML reads them."""
         assert read(mergekit_yaml.to_yaml(layout, {})) == layout
 
     @given(layouts)
-    def test_mergekit_accepts_it_and_means_the_same(self, layout: Layout) -> None:
+    def test_mergekit_reads_the_same_layout(self, layout: Layout) -> None:
         """MergeConfiguration reads the same models and ranges."""
         config = MergeConfiguration.model_validate(
             yaml.safe_load(mergekit_yaml.to_yaml(layout, {}))
         )
         assert config.slices is not None
-        for theirs, ours in zip(config.slices, layout.slices, strict=True):
-            source = theirs.sources[0]
-            assert source.layer_range == (ours.start, ours.stop)
-            assert source.model.model.path == ours.model.path
-            assert source.model.model.revision == ours.model.model.revision
-            assert (source.model.lora is None) == (ours.model.lora is None)
+        for read_slice, written in zip(config.slices, layout.slices, strict=True):
+            source = read_slice.sources[0]
+            assert source.layer_range == (written.start, written.stop)
+            assert source.model.model.path == written.model.path
+            assert source.model.model.revision == written.model.model.revision
+            assert (source.model.lora is None) == (written.model.lora is None)
 
     @given(scales, names)
     def test_scales_are_evaluated_as_mergekit_does(
-        self, ours: tuple[Scale, ...], name: str
+        self, scales: tuple[Scale, ...], name: str
     ) -> None:
-        """The same value for any tensor, by mergekit's own function."""
+        """A tensor's scale equals the result of mergekit's own function."""
         tensor = f"model.layers.1.{name}.weight"
-        conditions: Any = [ConditionalParameter(value=s.value, filter=s.filter) for s in ours]
+        conditions: Any = [ConditionalParameter(value=s.value, filter=s.filter) for s in scales]
         expected = evaluate_setting(tensor, conditions, validate=float)
-        assert scale_of(tensor, ours) == expected
+        assert scale_of(tensor, scales) == expected
 
 
 class TestWriting:
-    """The text has the published form."""
+    """Tests that the text has the published form."""
 
     def test_a_zeroed_slice_has_the_published_shape(self) -> None:
-        """Filters first, everything else 1.0, ranges on one line."""
+        """Filters come first, everything else has scale 1.0, and a range is on one line."""
         layout = Layout((Slice(MODEL, 3, 4, zeroed_scales(["o_proj", "down_proj"])),))
         assert mergekit_yaml.to_yaml(layout, {"dtype": "bfloat16"}) == (
             "slices:\n"
@@ -106,7 +108,7 @@ class TestWriting:
         )
 
     def test_models_are_renamed_wherever_they_are_named(self) -> None:
-        """In slices, base_model and the tokenizer's settings."""
+        """Models are renamed in slices, base_model and the tokenizer's settings."""
         keys = {
             "base_model": "org/model",
             "tokenizer": {
@@ -133,48 +135,49 @@ class TestWriting:
 
 
 KEYS = [
-    ({"tokenizer": "banana"}, "tokenizer: expected a mapping"),
-    ({"tokenizer": {"sorce": "union"}}, "tokenizer: unknown key 'sorce'"),
-    ({"tokenizer": {"tokens": {"<a>": {"source": 3}}}}, "tokenizer.tokens: expected a model"),
+    ({"tokenizer": "banana"}, "tokenizer: .*'banana'"),
+    ({"tokenizer": {"sorce": "union"}}, "tokenizer: .*'sorce'"),
+    ({"tokenizer": {"tokens": {"<a>": {"source": 3}}}}, r"tokenizer\.tokens: .*3$"),
     ({"tokenizer": {"source": "union"}, "tokenizer_source": "base"}, "tokenizer, tokenizer_source"),
-    ({"tokenizer": {"pad_to_multiple_of": "banana"}}, "pad_to_multiple_of: expected a number"),
-    ({"tokenizer": {"tokens": {"<a>": {"source": {"kind": "nope"}}}}}, "kind: expected zero"),
-    ({"tokenizer_source": 3}, "tokenizer_source: expected a model"),
-    ({"parameters": "banana"}, "parameters: expected a mapping"),
-    ({"parameters": {"scal": 1}}, "parameters: unknown key 'scal'"),
+    ({"tokenizer": {"pad_to_multiple_of": "banana"}}, "tokenizer.pad_to_multiple_of: .*'banana'"),
+    (
+        {"tokenizer": {"tokens": {"<a>": {"source": {"kind": "nope"}}}}},
+        "kind: .*zero or model_token",
+    ),
+    ({"tokenizer_source": 3}, "tokenizer_source: .*3$"),
+    ({"parameters": "banana"}, "parameters: .*'banana'"),
+    ({"parameters": {"scal": 1}}, "parameters: .*'scal'"),
     ({"parameters": {"scale": [1, 2]}}, "parameters.scale: .*gradient"),
-    ({"chat_template": {"a": 1}}, "chat_template: expected"),
-    ({"base_model": 3}, "base_model: expected a model"),
+    ({"chat_template": {"a": 1}}, "chat_template: .*`auto`"),
+    ({"base_model": 3}, "base_model: .*3$"),
 ]
 
 
-@pytest.mark.parametrize(("keys", "reason"), KEYS, ids=[reason for _, reason in KEYS])
-def test_mergekits_own_keys_are_checked_before_anything_is_done(
-    keys: dict[str, Any], reason: str
-) -> None:
-    """They are refused if mergekit would refuse or ignore them."""
+@pytest.mark.parametrize(("keys", "reason"), KEYS, ids=[str(keys) for keys, _ in KEYS])
+def test_invalid_mergekit_keys(keys: dict[str, Any], reason: str) -> None:
+    """A key that mergekit would refuse or ignore is refused and named."""
     with pytest.raises(InterleaveError, match=reason):
         mergekit_yaml.check_keys_of_mergekit(keys)
 
 
-def test_what_is_filled_is_said_and_read_back() -> None:
-    """It is written as a parameter of this project, with a comment."""
+def test_constants_are_written_and_read() -> None:
+    """A constant is written with a comment, read back, and not accepted as mergekit YAML."""
     constants = (Constant(1.0, "layer_scalar"), Constant(200.0, "hc_base", square=4))
     layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 3, 4, zeroed_scales(["x"]), constants)))
     text = mergekit_yaml.to_yaml(layout, {})
-    assert text.startswith("# not supported by mergekit: in the new layers, layer_scalar is filled")
+    assert re.match("# .*mergekit.*layer_scalar", text)
     assert read(text) == layout
     with pytest.raises(RefusedError, match="layer_scalar"):
         mergekit_yaml.check_sayable(layout)
 
 
 class TestReading:
-    """mergekit's notations are read as in mergekit."""
+    """Tests that mergekit's notations are read as mergekit reads them."""
 
     @pytest.mark.parametrize("length", [1, 2, 5])
     @pytest.mark.parametrize("gradient", [[0, 1], [0.5, 0.25, 1.0], ["1", "2"]])
     def test_a_gradient_is_resolved_layer_by_layer(self, length: int, gradient: list[Any]) -> None:
-        """The same numbers as mergekit's interpolation."""
+        """Each layer gets the number of mergekit's interpolation."""
         source = {"model": "m", "layer_range": [0, length], "parameters": {"scale": gradient}}
         edge = {"model": "m", "layer_range": [0, 2]}
         slices = [{"sources": [part]} for part in (edge, source, edge)]
@@ -184,25 +187,25 @@ class TestReading:
             expected = evaluate_setting("any", gradient, t, validate=float)
             assert scale_of("any", layer.scales) == pytest.approx(expected)
 
-    def test_a_gradient_that_also_scales_what_lies_outside_is_refused(self) -> None:
-        """Mergekit applies its first value to the final norm and its last to the last layer."""
+    def test_a_gradient_in_the_first_or_last_slice(self) -> None:
+        """A gradient in the first or last slice is refused, because it scales other tensors too."""
         plain = {"model": "m", "layer_range": [0, 2]}
         scaled = {"model": "m", "layer_range": [1, 2], "parameters": {"scale": [0.5, 1]}}
         for order in ([plain, scaled], [scaled, plain]):
-            with pytest.raises(InterleaveError, match="first or last slice"):
+            with pytest.raises(InterleaveError, match=r"parameters\.scale: .*first or last slice"):
                 mergekit_yaml.from_document(
                     {"slices": [{"sources": [part]} for part in order]}, lambda _: None
                 )
 
     def test_one_directory_is_one_model(self, tmp_path: Path) -> None:
-        """With two spellings, the second occurrence is a new layer."""
+        """Two spellings of a path are one model, so the second occurrence is a new layer."""
         names = [str(tmp_path), f"{tmp_path}/"]
         slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in names]
         layout = mergekit_yaml.from_document({"slices": slices}, lambda _: None)
         assert [layer.new for layer in layout.layers] == [False, True]
 
     def test_top_level_scales_come_last(self) -> None:
-        """They apply to every tensor that no other scale matches."""
+        """Top-level scales apply to every tensor that no other scale matches."""
         layout = Layout((Slice(MODEL, 0, 1, (Scale(2.0, "a"),)), Slice(MODEL, 0, 1)))
         scaled = mergekit_yaml.effective(
             layout, {"parameters": {"scale": {"filter": "b", "value": 3}}}
@@ -212,7 +215,7 @@ class TestReading:
         assert mergekit_yaml.effective(layout, {}) == layout
 
     def test_source_settings_come_before_those_of_slice_and_module(self) -> None:
-        """The slice and the module apply where the source does not match."""
+        """The settings of slice and module apply if those of the source do not match."""
         source = {
             "model": "m",
             "layer_range": [0, 1],
@@ -228,36 +231,48 @@ class TestReading:
         assert [scale_of(name, found) for name in "abc"] == [2, 3, 4]
 
     def test_a_star_filter_matches_everything(self) -> None:
-        """Mergekit's `*` is not a filter."""
+        """The filter `*` matches every tensor."""
         setting = [{"filter": "*", "value": 2}]
         source = {"model": "m", "layer_range": [0, 1], "parameters": {"scale": setting}}
         layout = mergekit_yaml.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
         assert layout.slices[0].scales == (Scale(2.0),)
 
     def test_models_is_one_model_whole(self) -> None:
-        """Mergekit's `models:` with passthrough takes every layer of one model."""
+        """`models:` with passthrough takes every layer of one model."""
         layout = mergekit_yaml.from_document({"models": [{"model": "m"}]}, lambda _: 5)
         assert layout.slices == (Slice(ModelRef(ModelPath("m")), 0, 5),)
 
     @pytest.mark.parametrize(
         ("document", "reason"),
         [
-            ({"slices": []}, "slices: expected a list"),
-            ({"slices": ["x"]}, r"slices\[0\]: expected a mapping"),
-            ({"slices": [{"sources": []}]}, r"slices\[0\].sources: expected a list"),
-            ({"slices": [{"sources": [{}, {}]}]}, "sources: .*one source, found 2"),
-            ({"slices": [{"sources": [{"layer_range": [0, 1]}]}]}, "model: expected a model"),
-            ({"slices": [{"sources": [{"model": "m"}]}]}, "layer_range: expected"),
-            ({"slices": [{"sources": [{"model": "m", "layer_range": [4, 4]}]}]}, "layer_range"),
-            ({"slices": [{"sources": [{"model": "m", "layer_range": [-1, 4]}]}]}, "layer_range"),
-            ({"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]}, "more than"),
-            ({"models": [{"model": "m"}, {"model": "n"}]}, "takes one source"),
-            ({"models": [{"model": "m"}]}, "layers of m is not known"),
-            ({"modules": {"a": {}, "b": {}}}, "modules: b .* a "),
-            ({"slices": [{"source": []}]}, r"slices\[0\]: unknown key 'source'"),
+            ({"slices": []}, r"^slices: .*\[\]"),
+            ({"slices": ["x"]}, r"slices\[0\]: .*'x'"),
+            ({"slices": [{"sources": []}]}, r"slices\[0\]\.sources: .*\[\]"),
+            ({"slices": [{"sources": [{}, {}]}]}, r"slices\[0\]\.sources: .*one source.*\b2"),
+            ({"slices": [{"sources": [{"layer_range": [0, 1]}]}]}, r"sources\[0\]\.model: "),
+            (
+                {"slices": [{"sources": [{"model": "m"}]}]},
+                r"sources\[0\]\.layer_range: .*\[START, STOP\]",
+            ),
+            (
+                {"slices": [{"sources": [{"model": "m", "layer_range": [4, 4]}]}]},
+                r"layer_range: .*\[4, 4\]",
+            ),
+            (
+                {"slices": [{"sources": [{"model": "m", "layer_range": [-1, 4]}]}]},
+                r"layer_range: .*\[-1, 4\]",
+            ),
+            (
+                {"slices": [{"sources": [{"model": "m", "layer_range": [0, 10**9]}]}]},
+                str(MAX_LAYERS),
+            ),
+            ({"models": [{"model": "m"}, {"model": "n"}]}, r"models: .*one source.*\b2"),
+            ({"models": [{"model": "m"}]}, r"layers of m\b"),
+            ({"modules": {"a": {}, "b": {}}}, r"modules: b\b.* a\b"),
+            ({"slices": [{"source": []}]}, r"slices\[0\]: .*'source'"),
             (
                 {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},
-                r"sources\[0\]: unknown key 'paramters'",
+                r"sources\[0\]: .*'paramters'",
             ),
             (
                 {
@@ -269,23 +284,35 @@ class TestReading:
                         }
                     ]
                 },
-                "parameters: unknown key 'scal'",
+                "parameters: .*'scal'",
             ),
             (
-                {"models": [{"model": "m", "parameters": {"scale": [{"filtr": "a", "value": 0}]}}]},
-                "unknown key 'filtr'|not known",
+                {
+                    "slices": [
+                        {
+                            "sources": [
+                                {
+                                    "model": "m",
+                                    "layer_range": [0, 1],
+                                    "parameters": {"scale": [{"filtr": "a", "value": 0}]},
+                                }
+                            ]
+                        }
+                    ]
+                },
+                r"parameters\.scale\[0\]: .*'filtr'",
             ),
         ],
     )
-    def test_what_mergekit_would_stop_at_is_one_error(self, document: Any, reason: str) -> None:
+    def test_invalid_documents(self, document: Any, reason: str) -> None:
         """The error names the place in the document."""
         with pytest.raises(InterleaveError, match=reason):
             mergekit_yaml.from_document(document, lambda _: None)
 
     @pytest.mark.parametrize("value", ["banana", None, True, {"value": []}, [{"value": "x"}]])
     def test_a_scale_that_is_no_number_is_an_error(self, value: Any) -> None:
-        """The error names the path of the value."""
+        """The error for an invalid scale names its path."""
         parameters = {"scale": value} if value is not None else {"scale": {"value": None}}
         source = {"model": "m", "layer_range": [0, 1], "parameters": parameters}
-        with pytest.raises(InterleaveError, match=r"scale.*: expected a number"):
+        with pytest.raises(InterleaveError, match=r"parameters\.scale[^ ]*: .*number"):
             mergekit_yaml.from_document({"slices": [{"sources": [source]}]}, lambda _: None)

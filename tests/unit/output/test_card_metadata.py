@@ -1,4 +1,4 @@
-"""The front matter of model cards, and what a model takes from its sources."""
+"""The front matter of model cards is read, and parts of it are inherited."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD: dict[str, Any] = {
 
 
 def read(directory: Path) -> tuple[Mapping[str, Any], list[str]]:
-    """The front matter of a directory's card, and the warnings about it."""
+    """Return the front matter of a directory's card, and the warnings."""
     warnings: list[str] = []
     return card_metadata.read(directory, warnings.append), warnings
 
@@ -38,7 +38,7 @@ def test_a_card_that_cannot_be_read(tmp_path: Path, content: str) -> None:
 
 
 def test_a_card_with_a_byte_order_mark(tmp_path: Path) -> None:
-    """Some editors write one."""
+    """A byte order mark does not hide the front matter."""
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8-sig")
     assert read(tmp_path) == ({"license": "mit"}, [])
 
@@ -50,7 +50,7 @@ def test_a_card_is_read(tmp_path: Path) -> None:
 
 
 class TestInherited:
-    """What a model takes from the cards of its sources."""
+    """Tests of the fields that a model inherits from the cards of its sources."""
 
     def test_the_base_determines_the_fields(self) -> None:
         """License, language, task and library are taken; lineage, tags and datasets are not."""
@@ -69,7 +69,7 @@ class TestInherited:
         }
 
     def test_norwegian(self) -> None:
-        """YAML reads `no` as false, alone and in a list."""
+        """`no` is read as the language, although YAML reads it as false."""
         for written, read in (("no", "no"), ("[en, no]", ["en", "no"])):
             card = yaml.safe_load(f"language: {written}")
             assert card_metadata.inherited({"a": card}, "a", ())["language"] == read
@@ -82,7 +82,7 @@ class TestInherited:
         assert card_metadata.inherited({"a": {"pipeline_tag": ["x", "y"]}}, "a", ()) == {}
 
     def test_a_custom_license(self) -> None:
-        """It becomes `other`, with its name and a link: a file, or the base's page."""
+        """A custom license becomes `other`, with a name and a link to a file or the base's page."""
         card = {"license": "other", "license_name": "qwen", "license_link": "LICENSE"}
         found = {"license": "other", "license_name": "qwen", "license_link": "LICENSE"}
         assert card_metadata.inherited({"a": card}, "a", ["LICENSE"]) == found
@@ -91,7 +91,7 @@ class TestInherited:
         assert card_metadata.inherited({"a": card}, "a", ()) == {}
 
     def test_an_unknown_license(self) -> None:
-        """The Hub would reject its name, so it becomes `other`."""
+        """A license that the Hub would reject becomes `other`."""
         card = {"license": "tongyi-qianwen"}
         assert card_metadata.inherited({"org/a": card}, "org/a", ["LICENSE.md"]) == {
             "license": "other",
@@ -121,7 +121,7 @@ class TestInherited:
         assert "\n" not in str(card_metadata.license_of({"license": odd}))
 
     def test_licenses_that_differ(self) -> None:
-        """They become `other`; if one is unknown, there is no license."""
+        """Licenses that differ become `other`; if one is unknown, there is no license."""
         cards: dict[str, dict[str, Any]] = {"org/a": {"license": "mit"}, "b": {"license": "llama2"}}
         found = card_metadata.inherited(cards, "org/a", ["LICENSE"])
         assert found["license"] == "other"
@@ -129,12 +129,12 @@ class TestInherited:
         assert card_metadata.inherited({**cards, "c": {}}, "org/a", ["LICENSE"]) == {}
 
     def test_licenses_that_agree(self) -> None:
-        """Upper and lower case agree."""
+        """Licenses agree in upper and lower case."""
         cards = {"a": {"license": "MIT"}, "b": {"license": ["mit"]}}
         assert card_metadata.inherited(cards, "a", ())["license"] == "mit"
 
     def test_only_strings_of_known_keys_come_from_interleave_json(self) -> None:
-        """Any other entry is dropped, so that the card stays valid."""
+        """Entries with unknown keys or other types are dropped."""
         odd = {
             "license": "mit",
             "language": ["en"],

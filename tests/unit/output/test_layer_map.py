@@ -1,4 +1,4 @@
-"""The layer map, and the strip for terminals."""
+"""The layer map and the strip for terminals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mergekit_interleave.output import layer_map as layer_maps
 
 
 def test_brackets_hold_the_new_layers() -> None:
-    """The indices are those of the new model."""
+    """New layers are in brackets, with the indices of the new model."""
     layout = expand(Every(4), MODEL, 10, lambda _: Edit(zeroed_scales(["o_proj"])))
     assert layer_maps.layer_map(layout) == "0-3 [4] 5-8 [9] 10-11"
 
@@ -50,12 +50,12 @@ def test_brackets_hold_the_new_layers() -> None:
 def test_a_pattern_of_four_repeats_is_shown_three_times(
     growth: Growth, depth: int, words: str
 ) -> None:
-    """The first two and the last repeat are shown; no ellipsis replaces a single run."""
+    """A repeated pattern is shown as its first two repeats and the last."""
     assert layer_maps.layer_map(expand(growth, MODEL, depth)) == words
 
 
 def test_a_pattern_is_at_most_eight_runs() -> None:
-    """A longer pattern is not abbreviated, since three repeats would not be short."""
+    """A pattern of more than eight runs is not abbreviated."""
     words = layer_maps.layer_map(expand(Spread(20), MODEL, 65)).split(" … ")
     assert words == [
         "0-2 [3] 4-6 [7] 8-10 [11] 12-15 [16] 17-19 [20] 21-23 [24] 25-27 [28] 29-32 [33]",
@@ -67,13 +67,13 @@ def test_a_pattern_is_at_most_eight_runs() -> None:
 
 
 def test_another_role_is_another_pattern() -> None:
-    """This holds although the map shows both roles in brackets."""
+    """A pattern ends where copies become zeroed layers, although both are in brackets."""
     words = "0-3 [4] 5-8 [9] … 15-18 [19] 20-23 [24] 25-28 [29] … 35-38 [39]"
     assert layer_maps.layer_map(expand(Every(4), MODEL, 32), {4, 9, 14, 19}) == words
 
 
-def test_a_map_without_a_pattern_counts_what_it_leaves_out() -> None:
-    """It shows the number of layers between its beginning and its end."""
+def test_a_map_without_a_pattern_counts_omitted_layers() -> None:
+    """A map without a pattern shows the number of omitted layers."""
     lengths = [1 + i * i % 11 * (i % 7) for i in range(60)]
     layout = Layout(tuple(Slice(MODEL, 100 * i, 100 * i + n) for i, n in enumerate(lengths)))
     before, skipped, after = re.split(r" … \((\d+) layers\) … ", layer_maps.layer_map(layout))
@@ -83,7 +83,7 @@ def test_a_map_without_a_pattern_counts_what_it_leaves_out() -> None:
 
 @given(layouts(slices=80))
 def test_a_map_is_short_and_true(drawn: tuple[Layout, set[int]]) -> None:
-    """It shows only runs, in order, from the first to the last."""
+    """A map shows only existing runs, in order, from the first to the last."""
     layout, identities = drawn
     text = layer_maps.layer_map(layout, identities)
     assert len(text) < 400
@@ -99,7 +99,7 @@ def test_a_map_is_short_and_true(drawn: tuple[Layout, set[int]]) -> None:
     assert ("…" in text) == (len(shown) < len(every))
 
 
-def test_runs_say_where_each_layer_comes_from() -> None:
+def test_runs_have_sources_and_roles() -> None:
     """Consecutive layers of one role and one source range are one run."""
     runs = list(layer_maps.runs(expand(Repeat((1, 3)), MODEL, 4)))
     assert [(r.start, r.stop, r.source, r.role) for r in runs] == [
@@ -112,18 +112,18 @@ def test_runs_say_where_each_layer_comes_from() -> None:
 
 
 def test_another_model_starts_another_run() -> None:
-    """This holds although the source indices continue."""
+    """A layer of another model starts a run, even if the source indices continue."""
     runs = list(layer_maps.runs(Layout((Slice(MODEL, 0, 2), Slice(OTHER, 2, 4)))))
     assert [run.model for run in runs] == [MODEL, OTHER]
 
 
 def plain(lines: list[layer_maps.Line]) -> list[str]:
-    """The lines without styles."""
+    """Return the lines without styles."""
     return ["".join(text for text, _ in line) for line in lines]
 
 
 def styles(lines: list[layer_maps.Line]) -> dict[str, set[str]]:
-    """The styles of each character in the rows."""
+    """Return the styles of each character in the rows."""
     found: dict[str, set[str]] = {}
     for line in lines[: lines.index(())]:
         for text, style in line[1:]:
@@ -133,7 +133,7 @@ def styles(lines: list[layer_maps.Line]) -> dict[str, set[str]]:
 
 
 def test_a_strip_shows_roles_without_colour() -> None:
-    """Each role has a character; the legend lists the roles that occur."""
+    """Each role has its own character, and the legend lists the roles that occur."""
     layout = expand(Every(4), MODEL, 8)
     assert plain(layer_maps.strip(layout, {4})) == [
         " 0 ████░████▒",
@@ -149,7 +149,7 @@ def test_a_strip_shows_roles_without_colour() -> None:
 
 
 def test_a_strip_of_several_models_has_their_letters() -> None:
-    """A lower-case letter is a copy; the colour of a zeroed layer shows its model."""
+    """A copy has its model's letter in lower case, and a zeroed layer has its model's colour."""
     zeroed = zeroed_scales(["o_proj"])
     layout = Layout((Slice(MODEL, 0, 9), Slice(OTHER, 6, 9), Slice(MODEL, 7, 9),
                      Slice(OTHER, 8, 9, zeroed)))  # fmt: skip
@@ -173,37 +173,37 @@ def test_a_strip_of_one_model_has_a_colour_for_each_role() -> None:
 
 
 def test_a_deep_strip_is_readable_at_80_columns() -> None:
-    """Its rows begin at round numbers."""
+    """The rows of a strip begin at round numbers."""
     rows = plain(layer_maps.strip(expand(Every(4), MODEL, 96), width=80))[:3]
     assert [row.split()[0] for row in rows] == ["0", "50", "100"]
     assert rows[0] == "  0" + " ████▒████▒" * 5
 
 
 def test_a_strip_of_forty_models_has_letters_for_some() -> None:
-    """The others share a sign, and their number is said."""
+    """Models beyond the 26 letters share a sign, and the legend counts them."""
     layout = Layout(tuple(Slice(model, 0, 1) for model in models(40)))
     lines = plain(layer_maps.strip(layout))
     assert lines[0] == " 0 ABCDEFGHIJ KLMNOPQRST UVWXYZ**** **********"
     assert lines[-2:] == ["Z org/model-25", "* 14 more models"]
 
 
-def test_a_strip_of_ten_thousand_layers_says_what_it_leaves_out() -> None:
-    """No layer goes missing without a word."""
+def test_a_strip_of_ten_thousand_layers_counts_omitted_layers() -> None:
+    """The strip shows the number of omitted layers."""
     for width in (20, 80, 300):
         lines = plain(layer_maps.strip(expand(Every(1), MODEL, 5000), width=width))
         rows = lines[: lines.index("")]
-        (said,) = (row for row in rows if row.startswith("…"))
+        (omitted,) = (row for row in rows if row.startswith("…"))
         drawn = sum(len(re.findall("[█▒]", row)) for row in rows)
-        assert drawn + int(said.split()[1]) == 10_000
-        after = rows[rows.index(said) + 1]
-        assert int(after.split()[0]) == 500 + int(said.split()[1])
+        assert drawn + int(omitted.split()[1]) == 10_000
+        after = rows[rows.index(omitted) + 1]
+        assert int(after.split()[0]) == 500 + int(omitted.split()[1])
 
 
 @given(layouts(), st.integers(0, 130), st.data())
 def test_no_line_of_a_strip_is_too_long(
     drawn: tuple[Layout, set[int]], width: int, data: st.DataObject
 ) -> None:
-    """Whatever the models are called."""
+    """No line is longer than the width, whatever the names of the models are."""
     layout, identities = drawn
     names = data.draw(st.lists(st.text(), min_size=len(layout.models), max_size=len(layout.models)))
     for ascii_only in (False, True):
@@ -217,7 +217,7 @@ def test_no_line_of_a_strip_is_too_long(
 
 @given(layouts(), st.integers(0, 130))
 def test_a_strip_has_a_character_for_each_layer(drawn: tuple[Layout, set[int]], width: int) -> None:
-    """Each row begins with the index of its first layer, and each role is in its place."""
+    """A row begins with the index of its first layer and has each layer's role in order."""
     layout, identities = drawn
     lines = plain(layer_maps.strip(layout, identities, width=width))
     seen = ""
@@ -235,7 +235,7 @@ def test_a_strip_has_a_character_for_each_layer(drawn: tuple[Layout, set[int]], 
     assert re.fullmatch(pattern, seen)
 
 
-def test_a_name_cannot_steer_a_terminal() -> None:
+def test_names_contain_no_control_characters() -> None:
     """Unprintable characters are replaced, and long names are cut."""
     layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
     names = ["\x1b[31mred\u202e\n", "x" * 10**6]
@@ -244,13 +244,13 @@ def test_a_name_cannot_steer_a_terminal() -> None:
 
 
 def test_the_number_of_names_is_that_of_models() -> None:
-    """Too few names are an error, since a name could get another model's letter."""
+    """Too few names are an error, because a name could get another model's letter."""
     with pytest.raises(ValueError, match="1 names for 2 models"):
         layer_maps.strip(Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1))), names=["one"])
 
 
 def test_letters_continue_after_z() -> None:
-    """They continue as in a spreadsheet, without repetition."""
+    """Letters continue as in a spreadsheet, without repetition."""
     letters = [layer_maps.letter(i) for i in range(1000)]
     assert letters[:2] == ["A", "B"]
     assert letters[24:29] == ["Y", "Z", "AA", "AB", "AC"]

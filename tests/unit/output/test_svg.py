@@ -1,4 +1,4 @@
-"""The picture of a layout as an SVG file."""
+"""The layer map is drawn as SVG."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ WHITE, DARK = "#ffffff", "#0d1117"
 
 
 def parsed(text: str) -> ET.Element:
-    """Parse the file from its bytes."""
+    """Parse a picture from its bytes."""
     return ET.fromstring(text.encode())  # noqa: S314 - our own output
 
 
 def tags(root: ET.Element, name: str) -> list[ET.Element]:
-    """All elements with a tag."""
+    """Return all elements with a tag."""
     return list(root.iter(NAMESPACE + name))
 
 
 def cells(root: ET.Element) -> list[ET.Element]:
-    """The groups of cells, and first that of the row indices."""
+    """Return the group of row indices, followed by the groups of cells."""
     (found,) = (group for group in tags(root, "g") if "transform" in group.keys())  # noqa: SIM118
     return list(found)
 
 
 def rectangles(groups: list[ET.Element]) -> list[tuple[float, ...]]:
-    """Left, top, width and height of each cell, whether a rectangle or part of a path."""
+    """Return left, top, width and height of each cell, whether rectangle or part of a path."""
     found: list[tuple[float, ...]] = []
     for group in groups:
         found += [
@@ -50,7 +50,7 @@ def rectangles(groups: list[ET.Element]) -> list[tuple[float, ...]]:
 
 
 def luminance(colour: str) -> float:
-    """Relative luminance, as the Web Content Accessibility Guidelines define it."""
+    """Return the relative luminance that the Web Content Accessibility Guidelines define."""
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
                         for c in channels)  # fmt: skip
@@ -58,7 +58,7 @@ def luminance(colour: str) -> float:
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio, as the guidelines define it."""
+    """Return the contrast ratio that the guidelines define."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
@@ -67,7 +67,7 @@ def contrast(one: str, other: str) -> float:
 def test_any_names_make_a_valid_file(
     drawn: tuple[Layout, set[int]], data: st.DataObject, title: str | None
 ) -> None:
-    """It has only elements that load nothing and run nothing."""
+    """A picture with any names has only elements that load and run nothing."""
     layout, identities = drawn
     names = data.draw(st.lists(st.text(), min_size=len(layout.models), max_size=len(layout.models)))
     text = svg.picture(layout, identities, names, title)
@@ -84,7 +84,7 @@ def test_any_names_make_a_valid_file(
 
 
 def test_hostile_names_are_text() -> None:
-    """Markup in a name is shown as text; characters that XML forbids are replaced."""
+    """Markup in a name is shown as text, and characters that XML forbids are replaced."""
     name, title = "</text><script>&amp;\"'\x00\x1b\ud800\ufffe模", "<b>&\x07"
     layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
     root = parsed(svg.picture(layout, (), [name, "x" * 10**6], title))
@@ -96,7 +96,7 @@ def test_hostile_names_are_text() -> None:
 
 @given(layouts(slices=30))
 def test_cells_hold_the_sources_in_reading_order(drawn: tuple[Layout, set[int]]) -> None:
-    """With several models, each has its letter; a row's index precedes it."""
+    """Cells show their sources in reading order, with a letter if there are several models."""
     layout, identities = drawn
     if len(layout) > 240:
         layout = Layout(layout.slices[:10])
@@ -119,7 +119,7 @@ def test_cells_hold_the_sources_in_reading_order(drawn: tuple[Layout, set[int]])
 
 
 def test_roles_are_visible_without_colour() -> None:
-    """Originals are solid, copies hatched with a heavy outline, zeroed layers dashed and empty."""
+    """Originals are solid, copies hatched and outlined, and zeroed layers dashed and empty."""
     drawn = cells(parsed(svg.picture(expand(Every(4), MODEL, 8), {4})))[1:]
     full, hatched, empty = (group for group in drawn if tags(group, "rect"))
     assert [len(group) for group in (full, hatched, empty)] == [8, 1, 1]
@@ -145,7 +145,7 @@ def test_nothing_is_outside_of_the_picture(depth: int) -> None:
 
 
 def test_120_layers_are_six_rows() -> None:
-    """They fit into the head of a page."""
+    """The picture of 120 layers has six rows and is less than 250 pixels high."""
     root = parsed(svg.picture(expand(Every(4), MODEL, 96)))
     assert len(cells(root)[0]) == 6
     assert float(root.get("height", "")) < 250
@@ -153,7 +153,7 @@ def test_120_layers_are_six_rows() -> None:
 
 @pytest.mark.parametrize("colour", [*svg._COLOURS, svg._GREY])  # noqa: SLF001
 def test_colours_are_visible_on_a_white_page_and_on_a_dark_one(colour: svg._Colour) -> None:
-    """The contrast of outlines is 3 to 1, of text on cells and hatching 4.5 to 1."""
+    """Outlines have a contrast of 3 to 1, and text and hatching 4.5 to 1."""
     assert min(contrast(colour.line, page) for page in (WHITE, DARK)) >= 3
     assert contrast(svg._BLACK, colour.mixed(0.5)) >= 4.5  # noqa: SLF001
     if colour is svg._GREY:  # noqa: SLF001 - the colour of text on the page
@@ -163,7 +163,7 @@ def test_colours_are_visible_on_a_white_page_and_on_a_dark_one(colour: svg._Colo
 
 
 def test_models_next_to_each_other_differ_in_colour() -> None:
-    """There are eight colours before the first repeats."""
+    """The colours repeat after eight models."""
     layout = Layout(tuple(Slice(model, 0, 1) for model in models(9)))
     groups = [group for group in cells(parsed(svg.picture(layout)))[1:] if tags(group, "rect")]
     fills = [group.get("fill") for group in groups]
@@ -171,20 +171,22 @@ def test_models_next_to_each_other_differ_in_colour() -> None:
 
 
 def test_the_legend_counts_and_names() -> None:
-    """It names forty models, and counts the rest."""
+    """The legend names forty models and counts the rest."""
     text = svg.picture(expand(Every(4), MODEL, 32), {4, 9})
     assert all(f">{words}<" in text for words in ("32 original", "6 copies", "2 zeroed"))
-    assert ">numbers are layers of org/model<" in text
+    shown = [element.text or "" for element in tags(parsed(text), "text")]
+    assert any("layers of org/model" in words for words in shown)
     layout = Layout(tuple(Slice(model, 0, 1) for model in models(50)))
-    shown = [element.text for element in tags(parsed(svg.picture(layout)), "text")]
-    assert {"org/model-0", "org/model-39", "and 10 more models"} <= set(shown)
+    shown = [element.text or "" for element in tags(parsed(svg.picture(layout)), "text")]
+    assert {"org/model-0", "org/model-39"} <= set(shown)
+    assert any(re.search(r"\b10 more\b", words) for words in shown)
     assert "org/model-40" not in shown
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 50])
 @pytest.mark.parametrize("title", [None, "A title"])
 def test_the_legend_is_below_the_cells(count: int, title: str | None) -> None:
-    """Its lines do not overlap, long names are cut, and a title is above the cells."""
+    """Legend lines do not overlap, long names are cut, and the title is above the cells."""
     layout = Layout(tuple(Slice(model, 0, 19) for model in models(count)))
     root = parsed(svg.picture(layout, (), [f"{i}{'n' * 500}" for i in range(count)], title))
     (drawn,) = (group for group in tags(root, "g") if "transform" in group.keys())  # noqa: SIM118
@@ -197,7 +199,7 @@ def test_the_legend_is_below_the_cells(count: int, title: str | None) -> None:
     assert bottom + 8 < min(swatches)[0]
     assert max(places)[0] + 8 < float(root.get("height", ""))
     assert len(places) == len(words)
-    # No sans-serif font in use has an n of less than half its size.
+    # An n is at least half as wide as the font size in every common sans-serif font.
     across = 358 if count > 3 else 716
     assert all(len(text.text or "") * 6.5 < across for text in words)
     if title is not None:
@@ -205,26 +207,33 @@ def test_the_legend_is_below_the_cells(count: int, title: str | None) -> None:
 
 
 def test_the_picture_has_a_description() -> None:
-    """The description is for screen readers."""
+    """A picture has a title and a description for screen readers."""
     root = parsed(svg.picture(expand(Every(4), MODEL, 32), range(4, 40, 5), ["a base"]))
     assert root.get("role") == "img"
-    assert tags(root, "title")[0].text == "Layers of the new model"
-    assert tags(root, "desc")[0].text == (
-        "40 layers: 32 original, 8 zeroed. In order, new ones in brackets: "
-        "0-3 [4] 5-8 [9] … 35-38 [39]. From a base."
-    )
+    assert "Layers" in (tags(root, "title")[0].text or "")
+    words = description(root)
+    for fact in ("40 layers", "32 original, 8 zeroed", "0-3 [4] 5-8 [9] … 35-38 [39]", "a base"):
+        assert fact in words
     many = Layout(tuple(Slice(model, 0, 1) for model in models(50)))
-    said = tags(parsed(svg.picture(many)), "desc")[0].text or ""
-    assert said.endswith("; AN org/model-39; 10 more.")
+    words = description(parsed(svg.picture(many)))
+    assert re.search("; AN org/model-39; 10 more", words)
+    assert "org/model-40" not in words
     layout = Layout((Slice(MODEL, 0, 1), Slice(OTHER, 0, 1)))
-    assert tags(parsed(svg.picture(layout)), "desc")[0].text == (
-        "2 layers: 2 original. In order: 0 1. Models: A org/model; B org/other."
-    )
+    words = description(parsed(svg.picture(layout)))
+    for fact in ("2 layers", "2 original", " 0 1.", "A org/model; B org/other"):
+        assert fact in words
+    assert "copies" not in words
+    assert "brackets" not in words
+
+
+def description(root: ET.Element) -> str:
+    """Return the description of a picture."""
+    return tags(root, "desc")[0].text or ""
 
 
 @given(layouts())
 def test_the_same_layout_gives_the_same_bytes(drawn: tuple[Layout, set[int]]) -> None:
-    """The order of the identities does not matter."""
+    """The picture does not depend on the order of the identities."""
     layout, identities = drawn
     again = Layout(tuple(layout.slices))
     backwards = sorted(identities, reverse=True)

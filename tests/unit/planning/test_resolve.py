@@ -1,4 +1,4 @@
-"""Resolving a directive: what is opened, what is warned of, and whose errors are whose."""
+"""A directive is resolved to a layout, its sources and warnings."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mergekit_interleave.planning import (
 
 
 def asked(text: str, model: Path) -> Directive:
-    """A directive with its model."""
+    """Return a directive with its model."""
     directive = directives.parse(text, "x")
     return dataclasses.replace(directive, model=ModelRef(ModelPath(str(model))))
 
 
 def planned(directive: Directive) -> expansion_plan.ExpansionPlan:
-    """The plan of a directive, with its config.json derived."""
+    """Return the plan of a directive, after deriving its config.json."""
     models = Models()
     expansion = resolve.resolve(directive, models, strict=True)
     plan = expansion_plan.plan_expansion(expansion, models, None)
@@ -53,7 +53,7 @@ def planned(directive: Directive) -> expansion_plan.ExpansionPlan:
 def test_a_bug_is_not_blamed_on_the_config(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, module: Any, name: str
 ) -> None:
-    """A KeyError of this project's own stays a KeyError."""
+    """A KeyError in this project's code is not reported as a malformed config."""
 
     def broken(*_: object, **__: object) -> None:
         raise KeyError("a bug")
@@ -77,7 +77,7 @@ def test_a_bug_is_not_blamed_on_the_config(
 def test_a_malformed_config_is_named_with_its_key(
     tmp_path: Path, model_type: str, values: dict[str, Any], key: str
 ) -> None:
-    """A value of another kind than its type has is one CheckpointError."""
+    """A config value of the wrong type is a CheckpointError that names file and key."""
     stated = {"model_type": model_type, "num_hidden_layers": 8, **values}
     (tmp_path / "config.json").write_text(json.dumps(stated))
     base = Models().open(ModelRef(ModelPath(str(tmp_path))))
@@ -89,7 +89,7 @@ def test_a_malformed_config_is_named_with_its_key(
 
 
 def test_models_are_not_changed(tiny: Path) -> None:
-    """A stated depth keeps one directive off the network, and no other."""
+    """Resolving a directive with a stated depth does not change the models."""
     models = Models()
     stated = dataclasses.replace(asked("interleave: every 4", tiny), layers=8)
     expansion = resolve.resolve(stated, models)
@@ -98,7 +98,7 @@ def test_models_are_not_changed(tiny: Path) -> None:
 
 
 def test_warnings_are_values(tmp_path: Path) -> None:
-    """What cannot be checked is in the expansion, and printed by nobody."""
+    """A model that cannot be checked gives warnings in the expansion, without repetition."""
     missing = dataclasses.replace(asked("interleave: every 4", tmp_path / "none"), layers=8)
     expansion = resolve.resolve(missing, Models())
     assert not expansion.sources
@@ -107,7 +107,7 @@ def test_warnings_are_values(tmp_path: Path) -> None:
 
 
 def test_an_error_keeps_the_warnings_before_it(tmp_path: Path) -> None:
-    """They are in its `warnings`."""
+    """An error has the earlier warnings in its `warnings`."""
     missing = dataclasses.replace(asked("repeat: 6:12", tmp_path / "none"), layers=8)
     with pytest.raises(LayoutError) as raised:
         resolve.resolve(missing, Models())

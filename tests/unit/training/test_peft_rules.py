@@ -1,4 +1,4 @@
-"""PEFT's rules, compared with the installed PEFT."""
+"""Rules of PEFT, compared with the installed PEFT."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ _NAME = st.lists(_WORD, min_size=1, max_size=6).map(".".join)
 def test_lists_of_endings(
     names: list[str], targets: list[str], layers: list[int] | None, pattern: str | None
 ) -> None:
-    """A list selects what the installed PEFT selects, with `layers_to_transform` and without."""
+    """A list selects the same modules as in PEFT, with and without `layers_to_transform`."""
     pattern = pattern if layers else None
     config: Any = SimpleNamespace(
         target_modules=set(targets), layers_to_transform=layers, layers_pattern=pattern
     )
-    theirs = {name for name in names if tuners_utils.check_target_module_exists(config, name)}
-    assert peft_rules.adapted_modules(names, targets, layers, pattern) == theirs
+    selected = {name for name in names if tuners_utils.check_target_module_exists(config, name)}
+    assert peft_rules.adapted_modules(names, targets, layers, pattern) == selected
 
 
 def test_regular_expressions() -> None:
-    """A regular expression is matched with whole names."""
+    """A regular expression must match the whole name."""
     regex = r".*\.layers\.(?:4|14)\.self_attn\.q_proj"
     config: Any = SimpleNamespace(target_modules=regex)
-    theirs = {name for name in LAYERS if tuners_utils.check_target_module_exists(config, name)}
-    assert peft_rules.adapted_modules(LAYERS, regex) == theirs
-    assert theirs == {LAYERS[4], LAYERS[14]}
+    selected = {name for name in LAYERS if tuners_utils.check_target_module_exists(config, name)}
+    assert peft_rules.adapted_modules(LAYERS, regex) == selected
+    assert selected == {LAYERS[4], LAYERS[14]}
 
 
 def test_names_of_experts() -> None:
-    """PEFT's own tables have the words that it renames, and the length of list it shortens."""
+    """The names of experts and the length of a shortened list equal PEFT's constants."""
     table = transformers_weight_conversion._MOE_TARGET_MODULE_MAPPING  # noqa: SLF001
     assert {word for words in table.values() for word in words} == peft_rules.EXPERT_NAMES
     assert constants.MIN_TARGET_MODULES_FOR_OPTIMIZATION == peft_rules.SHORTENED_FROM
 
 
 def test_modules_refused_in_mamba() -> None:
-    """PEFT refuses exactly these names in exactly these types; a newer PEFT may not."""
+    """PEFT refuses exactly these modules of these types; a newer PEFT may accept them."""
     for model_type in (*peft_rules.MAMBA_TYPES, "llama", "bamba"):
         model: Any = SimpleNamespace(config=SimpleNamespace(model_type=model_type))
         for name in (*peft_rules.MAMBA_REFUSED, "in_proj"):

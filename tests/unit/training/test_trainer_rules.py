@@ -1,4 +1,4 @@
-"""Each trainer's own rule for names, on the cases in which it differs from what one expects."""
+"""Each trainer's own rule for names, in cases that differ from the obvious rule."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ WEIGHTS = [f"{name}.weight" for name in LAYERS]
 
 
 def indices(names: set[str]) -> list[int]:
-    """The layers that the names belong to."""
+    """Return the layers of some names."""
     return sorted({int(name.split(".layers.")[1].split(".")[0]) for name in names})
 
 
 class TestAxolotl:
-    """`unfrozen_parameters`."""
+    """Tests of `unfrozen_parameters`."""
 
     @pytest.mark.parametrize(
         ("pattern", "layers"),
@@ -36,23 +36,23 @@ class TestAxolotl:
         assert indices(axolotl.trained_parameters(WEIGHTS, [pattern])) == layers
 
     def test_towers(self) -> None:
-        """`.+` matches the words before a tower's layers too."""
+        """`.+` also matches the prefix of a tower's layers."""
         tower = [f"{name}.weight" for name in TOWER]
         assert axolotl.trained_parameters(tower, [".+layers.(4|14)."])
         assert not axolotl.trained_parameters(tower, ["model.layers.(4|14)."])
 
 
 class TestLlamaFactory:
-    """The freeze mode and `lora_target`."""
+    """Tests of the freeze mode and `lora_target`."""
 
     def test_llama_pro_trains_what_its_expander_inserts(self) -> None:
-        """Its script inserts a layer after each of n groups; its freeze mode trains these."""
+        """The freeze mode trains the layers that LLaMA Pro's script inserts after each group."""
         for depth in range(1, 97):
             for count in (n for n in range(1, depth + 1) if depth % n == 0):
                 stride = depth // count
-                made = [group * (stride + 1) + stride for group in range(count)]
+                inserted = [group * (stride + 1) + stride for group in range(count)]
                 found = llamafactory.freeze_mode_layers(depth + count, count, llama_pro=True)
-                assert list(found) == made
+                assert list(found) == inserted
 
     @pytest.mark.parametrize(
         ("depth", "count", "llama_pro", "layers"),
@@ -81,14 +81,14 @@ class TestLlamaFactory:
         }
 
     def test_layer_count(self) -> None:
-        """It reads any of three config keys, and those of the text model first."""
+        """The layer count is read from any of three keys, with the text model's keys first."""
         assert llamafactory.layer_count(SimpleNamespace(n_layer=12)) == 12
         text = SimpleNamespace(num_hidden_layers=None, num_layers=8)
         assert llamafactory.layer_count(SimpleNamespace(text_config=text, n_layer=3)) == 8
         assert llamafactory.layer_count(SimpleNamespace()) is None
 
     def test_known_modules(self) -> None:
-        """It knows the modules of layers 0 and 1, because some types begin with another layer."""
+        """The known modules are those of layers 0 and 1."""
         names = ["model.layers.0.mlp.up.weight", "h.1.attn.q", "h.2.moe.w", "model.norm.weight"]
         assert llamafactory.known_modules(names) == {"mlp", "attn"}
 

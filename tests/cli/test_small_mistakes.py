@@ -1,0 +1,145 @@
+"""Messages about small mistakes on the command line, and what is printed with `--json`."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from harness import Cli
+
+
+def listed(folder: Path) -> list[str]:
+    """All files and directories below a directory."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("copie", "copies"), ("frist", "first")])
+def test_apply_to_with_a_typo(typed: str, meant: str, mk: Cli, tiny: Path) -> None:
+    """A misspelled value of `--apply-to` gives a hint with the nearest valid value."""
+    result = mk("gen", "--every", "4", "--scale", "q_proj=0.5", "--apply-to", typed, cwd=tiny)
+    assert result.status == 2
+    assert "--apply-to" in result.err
+    assert f"hint: did you mean {meant}?" in result.err
+    assert all(word in result.err for word in ("copies", "first", "last", "all"))
+
+
+@pytest.mark.parametrize("words", [(), ("--model", "MODEL"), ("--model", "MODEL", "--every", "4")])
+def test_gen_of_a_model_card(words: tuple[str, ...], mk: Cli, tiny: Path) -> None:
+    """A text file that is no directive is named, and the flags are not blamed."""
+    given = [tiny if word == "MODEL" else word for word in words]
+    result = mk("gen", tiny / "README.md", *given)
+    assert (result.status, result.err.count("error:")) == (2, 1)
+    assert f"error: {tiny / 'README.md'}: " in result.err
+    assert "flags" not in result.err
+    assert "license" not in result.err
+
+
+def test_gen_of_a_stream_with_flags(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Flags with several documents are refused, and the file is named."""
+    stream = tmp_path / "stream.yml"
+    stream.write_text(f"model: {tiny}\nappend: 1\n---\nmodel: {tiny}\nappend: 2\n")
+    result = mk("gen", stream, "--every", "4")
+    assert (result.status, str(stream) in result.err, "flags" in result.err) == (2, True, True)
+
+
+def test_an_unknown_device(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """A wrong `--device` is named, with valid values in the hint, and nothing is written."""
+    result = mk("run", "append: 1", tmp_path / "out", "--model", tiny, "--device", "gpu7")
+    assert (result.status, result.err.count("error:")) == (2, 1)
+    assert "--device" in result.err
+    assert "--mergekit" not in result.err
+    assert "cuda" in result.err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("name", [".", "out", "a/b"])
+def test_out_inside_the_source(
+    name: str, force: bool, mk: Cli, own_tiny: Path, tmp_path: Path
+) -> None:
+    """OUT must not be the source model's directory or inside it; nothing is written there."""
+    before = listed(tmp_path)
+    words = ["append: 1", own_tiny / name, "--model", own_tiny, *(["--force"] if force else [])]
+    result = mk("run", *words)
+    assert (result.status, result.err.count("error:")) == (1, 1)
+    assert str(own_tiny) in result.err
+    assert listed(tmp_path) == before
+
+
+def test_out_beside_the_source(mk: Cli, own_tiny: Path) -> None:
+    """A directory whose name only starts like the source's is accepted."""
+    out = own_tiny.with_name(f"{own_tiny.name}-deeper")
+    assert mk("run", "append: 1", out, "--model", own_tiny, "--engine", "stream").status == 0
+
+
+class TestJson:
+    """With `--json`, the report contains warnings and notes, and standard error is empty."""
+
+    @pytest.fixture
+    def out(self, mk: Cli, tiny: Path, tmp_path: Path) -> Path:
+        """An expanded model."""
+        out = tmp_path / "out"
+        assert mk("run", "append: 1", out, "--model", tiny, "--engine", "stream").status == 0
+        return out
+
+    @pytest.mark.parametrize("words", [("train", "--for", "peft"), ("card",)])
+    def test_notes_are_printed_once(self, words: tuple[str, ...], mk: Cli, out: Path) -> None:
+        """A note is in the JSON or on standard error, never in both."""
+        command, *options = words
+        as_text = mk(command, out, *options)
+        assert as_text.err.count("note: ") == 1
+        as_json = mk(command, out, *options, "--json")
+        (note,) = json.loads(as_json.out)["notes"]
+        assert f"note: {note}\n" == as_text.err
+        assert as_json.err == ""
+
+    def test_warnings_are_printed_once(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A warning of `run --json` is in the JSON only."""
+        recipe = mk("gen", "--append", "1", "--model", tiny).out
+        (tmp_path / "recipe.yml").write_text(f"{recipe}\nunused_key: 1\n")
+        words = ("run", tmp_path / "recipe.yml")
+        as_text = mk(*words, tmp_path / "a", "--engine", "stream")
+        assert "warning: unused_key" in as_text.err
+        as_json = mk(*words, tmp_path / "b", "--engine", "stream", "--json")
+        assert "unused_key" in json.loads(as_json.out)["warnings"][0]
+        assert as_json.err == ""
+
+
+class TestFailedPart:
+    """After a failed `verify`, the card states which part of the model failed."""
+
+    @pytest.fixture
+    def out(self, mk: Cli, tiny: Path, tmp_path: Path) -> Path:
+        """An expanded model."""
+        out = tmp_path / "out"
+        assert mk("run", "append: 1", out, "--model", tiny, "--engine", "stream").status == 0
+        return out
+
+    def checks(self, out: Path) -> str:
+        """The section of the card about verification."""
+        text = (out / "README.md").read_text()
+        return text.partition("## Verification\n")[2].partition("\n## ")[0]
+
+    def test_config(self, mk: Cli, tiny: Path, out: Path) -> None:
+        """A fault only in config.json is not a fault of the weights."""
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 8}))
+        assert mk("verify", out, "--against", tiny).status == 1
+        failed = [line for line in self.checks(out).splitlines() if "**failed**" in line]
+        assert [line.startswith("- `config.json`: ") for line in failed] == [True]
+        assert "- Weights: all tensors" in self.checks(out)
+        verified = json.loads((out / "interleave.json").read_text())["verified"]["weights"]
+        assert (verified["exact"], verified["failed"]) == (False, {"config.json": 1})
+        assert "verification failed" in (out / "README.md").read_text()
+
+    def test_weights_and_other_files(self, mk: Cli, tiny: Path, out: Path) -> None:
+        """Each failed part has a line of its own, with its number of differences."""
+        (out / "tokenizer.json").write_text("{}")
+        (out / "tokenizer_config.json").write_text("{}")
+        weights = (out / "model.safetensors").read_bytes()
+        (out / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
+        assert mk("verify", out, "--against", tiny).status == 1
+        assert "- Weights: **failed** with 1 difference." in self.checks(out)
+        assert "- Other files: **failed** with 2 differences." in self.checks(out)
