@@ -185,29 +185,45 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("flags", "reason"),
         [
-            ({"every": "banana"}, "--every: expected a whole number"),
-            ({"every": "0"}, "--every: must be at least 1"),
-            ({"repeat": "24:8"}, "--repeat: .* is reversed"),
-            ({"repeat": "8"}, "--repeat: expected START:STOP"),
-            ({"repeat": "8:24x1"}, "--repeat.times: 1 adds nothing"),
-            ({"repeat": "a 8:24"}, "--repeat: expected"),
-            ({"windows": "20"}, "--windows: expected"),
-            ({"windows": "20:10", "drop": "1:2"}, "two growth flags: --windows and --drop"),
-            ({"drop": "5"}, "--drop"),
-            ({"scale": "o_proj=x"}, "--scale.o_proj: expected a number"),
-            ({"apply_to": "some"}, "--apply-to: .*copies, first, last, all"),
-            ({"stack": "0:2,2"}, r"--stack\[1\]: expected START:STOP"),
-            ({"every": "4", "append": "2"}, "two growth flags: --every and --append"),
-            ({"zero": ""}, "--zero: expected"),
-            ({"layers": "many"}, "--layers: expected a whole number"),
-            ({"model": ""}, "--model: expected a model"),
-            ({"dtype": "bfloat"}, "--dtype: 'bfloat'"),
+            ({"every": "banana"}, "^every: .*banana"),
+            ({"every": "0"}, "^every: .*at least 1"),
+            ({"repeat": "24:8"}, r"^repeat: \[24, 8\]"),
+            ({"repeat": "8"}, "^repeat: expected START:STOP"),
+            ({"repeat": "8:24x1"}, r"^repeat\.times: 1"),
+            ({"repeat": "a 8:24"}, "^repeat: expected"),
+            ({"windows": "20"}, "^windows: expected"),
+            ({"windows": "20:10", "drop": "1:2"}, "`windows` and `drop`"),
+            ({"drop": "5"}, "^drop: "),
+            ({"scale": "o_proj=x"}, r"^scale\.o_proj: expected a number"),
+            ({"apply_to": "some"}, "^apply_to: .*copies, first, last, all"),
+            ({"stack": "0:2,2"}, r"^stack\[1\]: expected START:STOP"),
+            ({"every": "4", "append": "2"}, "`every` and `append`"),
+            ({"zero": ""}, "^zero: expected"),
+            ({"layers": "many"}, "^layers: .*many"),
+            ({"model": ""}, "^model: expected a model"),
+            ({"dtype": "bfloat"}, "^dtype: .*'bfloat'"),
         ],
     )
     def test_flags(self, flags: dict[str, str], reason: str) -> None:
         """Mistakes in flags."""
         with pytest.raises(DirectiveError, match=reason):
             from_flags(**flags)
+
+    def test_the_hint_for_two_growth_flags_names_both(self) -> None:
+        """The hint says to keep one of the two flags."""
+        with pytest.raises(DirectiveError) as error:
+            from_flags(every="5", append="2")
+        assert "keep" in str(error.value.hint)
+        assert {"--every", "--append"} <= set(str(error.value.hint).split())
+
+    @pytest.mark.parametrize(
+        ("text", "right"), [("repeat: [12, 8]", "[8, 12]"), ("repeat: 50%:25%", "25%:50%")]
+    )
+    def test_the_hint_for_a_reversed_range_is_the_right_range(self, text: str, right: str) -> None:
+        """The hint has the form in which the range was written."""
+        with pytest.raises(DirectiveError, match="reversed") as error:
+            parse(text, "x")
+        assert right in str(error.value.hint)
 
     def test_a_typo_is_answered_with_the_right_word(self) -> None:
         """Hints suggest keys and dtypes."""
@@ -245,6 +261,27 @@ class TestLoad:
         """The error names the file."""
         with pytest.raises(DirectiveError, match=r"recipe\.yml: no such file"):
             load("recipe.yml", io.StringIO())
+
+    @pytest.mark.parametrize(
+        ("text", "right"),
+        [
+            ("interleave every 5", "interleave: every 5"),
+            ("interleave:every 5", "interleave: every 5"),
+            ("repeat 8:24", "repeat: 8:24"),
+            ("zero:none", "zero: none"),
+        ],
+    )
+    def test_a_missing_colon_is_named(self, text: str, right: str) -> None:
+        """The hint for inline text without a colon and a space shows the right text."""
+        with pytest.raises(DirectiveError, match="no such file") as error:
+            load(text, io.StringIO())
+        assert f"'{right}'" in str(error.value.hint)
+
+    def test_a_file_name_gets_no_hint_about_colons(self) -> None:
+        """A name that does not start with a key is taken as the name of a missing file."""
+        with pytest.raises(DirectiveError, match="no such file") as error:
+            load("notes/repeat 8", io.StringIO())
+        assert error.value.hint is None
 
     def test_a_directory_is_no_directive(self, tmp_path: Path) -> None:
         """The hint names the flag that takes it."""

@@ -55,12 +55,12 @@ def test_bounds_from_either_end_are_the_same_layers(depth: int, data: st.DataObj
         ([-4, -8], "is reversed"),
         ([1], "expected a range"),
         ("8-24", "expected a range"),
-        ("8:", "expected the index"),
-        ([True, 4], "expected the index"),
-        ([0, 1.5], "expected the index"),
-        ([0, "101%"], "expected the index"),
-        ([0, "fin"], "expected the index"),
-        ([0, "9" * 40], "expected the index"),
+        ("8:", "^x: expected"),
+        ([True, 4], "^x: expected"),
+        ([0, 1.5], "^x: expected"),
+        ([0, "101%"], "^x: expected"),
+        ([0, "fin"], "^x: expected"),
+        ([0, "9" * 40], "^x: expected"),
     ],
 )
 def test_no_range(written: object, reason: str) -> None:
@@ -90,7 +90,7 @@ def test_a_depth_that_is_not_known(written: object) -> None:
     """It is required only where the range depends on it."""
     with pytest.raises(LayoutError, match="layers of m is not known") as error:
         resolve(parse_range(written, "x"), None, "m")
-    assert error.value.hint == "state it: --layers N"
+    assert "--layers N" in str(error.value.hint)
     assert resolve((8, 24), None, "m") == (8, 24)
 
 
