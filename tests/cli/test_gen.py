@@ -368,7 +368,7 @@ class TestZero:
 
 BAD_INPUT = [
     (["interleav: every 4"], 2, "unknown key 'interleav'"),
-    (["--every", "4", "--append", "2"], 2, "two growth flags"),
+    (["--every", "4", "--append", "2"], 2, "`every` and `append`"),
     (["--every", "0"], 2, "must be at least 1"),
     (["--every", "-1"], 2, "must be at least 1"),
     (["--every", "banana"], 2, "expected a whole number"),
@@ -381,7 +381,7 @@ BAD_INPUT = [
     (["interleave:every 4"], 2, "no such file"),
     (["--stack", "0:4,2:9"], 1, "ends past the last layer"),
     (["--every", "9"], 1, "only 8 layers"),
-    (["--add", "9"], 1, "only 8 to copy"),
+    (["--add", "9"], 1, "8 layers"),
     (["--stack", "0:8"], 1, "changes nothing"),
     ([""], 2, "the directive is empty"),
     (["[1, 2]"], 2, "no such file"),
