@@ -71,6 +71,4 @@ def _check_stream(source: Text, *, has_flags: bool) -> None:
             hint="the shortest directive is `interleave: every 4`",
         )
     if has_flags:
-        raise DirectiveError(
-            f"{source.where}: flags cannot be combined with a multi-document file"
-        )
+        raise DirectiveError(f"{source.where}: flags cannot be combined with a multi-document file")
