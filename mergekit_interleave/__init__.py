@@ -1,6 +1,6 @@
 """Grow language models deeper with mergekit: one line in, a verified model out.
 
-Every command of `mk-interleave` is a function here, with the same words as keyword arguments.
+Every command of `mk-interleave` is a function here; options become keyword arguments.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ _MODULES = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - names, every one of them
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604 - every element is a name
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is used first, so that importing the package costs nothing."""
+    """Import a public name on first use, so that importing the package stays fast."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""`python -m mergekit_interleave` is `mk-interleave`."""
+"""Run `mk-interleave` as `python -m mergekit_interleave`."""
 
 import os
 import sys
@@ -7,24 +7,24 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C is quiet even while it is still being imported."""
+    """Run the command line; Ctrl-C prints no traceback, even while modules are being imported."""
     try:
-        from mergekit_interleave.cli import main as cli  # noqa: PLC0415 - see above
+        from mergekit_interleave.cli import main as cli  # noqa: PLC0415 - Ctrl-C may come meanwhile
 
         cli.main()
     except KeyboardInterrupt:
         _leave()
-    except SystemExit as left:
-        if left.code == INTERRUPTED:
+    except SystemExit as error:
+        if error.code == INTERRUPTED:
             _leave()
         raise
 
 
 def _leave() -> None:
-    """Exit with 130.
+    """Exit with status 130.
 
-    Where Ctrl-C came while `exec` ran a string, as dataclasses do, CPython 3.11 under `-m` ends
-    by the signal instead, though the interrupt was handled and `sys.exit` was called.
+    `sys.exit` is not enough. If Ctrl-C interrupts `exec` of a string, which dataclasses call,
+    CPython 3.11 under `-m` is terminated by the signal even if the interrupt was handled.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

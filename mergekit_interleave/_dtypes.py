@@ -1,4 +1,4 @@
-"""The dtypes of tensors: their spellings, their widths, and what can be done with them."""
+"""The dtypes of tensors: their names, their widths and their conversions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class Dtype(NamedTuple):
     """A dtype.
 
     Attributes:
-        stored: How safetensors spells it.
-        bits: The bits of one element.
-        name: How torch and mergekit spell it; None unless mergekit can write it.
-        plain_zero: Whether zero bytes are the number zero, whatever scales are stored beside them.
+        stored: Its name in safetensors.
+        bits: The number of bits of one element.
+        name: Its name in torch and mergekit; None if mergekit cannot write it.
+        plain_zero: Whether zero bytes mean the number zero, regardless of separately stored scales.
     """
 
     stored: str
@@ -53,10 +53,10 @@ STORED = {
         Dtype("C64", 64),
     )
 }
-"""All dtypes by safetensors' spelling."""
+"""All dtypes, by their names in safetensors."""
 
 NAMED = {str(dtype.name): dtype for dtype in _FLOATS}
-"""The dtypes that weights can be converted to, by torch's spelling."""
+"""The dtypes that weights can be converted to, by their names in torch."""
 
 ALIASES = {
     "bf16": "bfloat16",
@@ -65,28 +65,28 @@ ALIASES = {
     "fp32": "float32",
     "float": "float32",
 }
-"""What people write instead of torch's spelling."""
+"""Other common names for torch's dtypes."""
 
 
 def name_of(stored: str) -> str | None:
-    """Torch's spelling of a dtype that weights can be converted to; None of any other."""
+    """Return torch's name of a dtype that weights can be converted to; None for any other dtype."""
     dtype = STORED.get(stored)
     return None if dtype is None else dtype.name
 
 
 def is_float(stored: str) -> bool:
-    """Whether weights can be converted to a dtype: it is one of the usual floats."""
+    """Return whether weights can be converted to a dtype, that is, whether it is a usual float."""
     return name_of(stored) is not None
 
 
 def has_plain_zero(stored: str) -> bool:
-    """Whether zero bytes are the number zero, whatever scales are stored beside them."""
+    """Return whether zero bytes mean the number zero, regardless of separately stored scales."""
     dtype = STORED.get(stored)
     return dtype is not None and dtype.plain_zero
 
 
 def is_half(stored: str) -> bool:
-    """Whether a dtype is a float of 16 bits, which rounds most steps of training away."""
+    """Return whether a dtype is a 16-bit float, which is too coarse for most training updates."""
     return is_float(stored) and STORED[stored].bits == _HALF
 
 
@@ -94,19 +94,19 @@ _HALF = 16
 
 
 def wider(stored: str) -> tuple[str, ...]:
-    """The floats that hold every number of a float exactly."""
+    """Return the wider floats, which represent every number of this float exactly."""
     if not is_float(stored):
         return ()
     return tuple(dtype.stored for dtype in _FLOATS if dtype.bits > STORED[stored].bits)
 
 
 def encode(stored: str, number: float) -> bytes:
-    """The bytes of a number in one of the floats.
+    """Return the bytes of a number in one of the float dtypes.
 
     Raises:
-        OverflowError: It is too large for the dtype.
-        struct.error: It is too large for the dtype.
+        OverflowError: The number is too large for the dtype.
+        struct.error: The number is too large for the dtype.
     """
     if stored == "BF16":
-        return struct.pack("<f", number)[2:]  # the upper half, if the lower is zero
+        return struct.pack("<f", number)[2:]  # the upper half; exact if the lower half is zero
     return struct.pack({"F16": "<e", "F32": "<f", "F64": "<d"}[stored], number)

@@ -1,4 +1,4 @@
-"""Small operations on files that every package needs."""
+"""File operations that several packages need."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mergekit_interleave._interrupts import uninterrupted
 from mergekit_interleave.errors import OutputError
 
 SUFFIXES = (".mk-interleave", ".replaced")
-"""The suffixes of the hidden directories that a run keeps beside OUT."""
+"""The suffixes of the hidden directories that a run creates next to OUT."""
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or directory is on disk."""
+    """Flush a file or directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,7 +25,7 @@ def sync(path: Path) -> None:
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Replace a file's content; the old file stays whole until the new one is.
+    """Replace a file's content atomically: the old file stays until the new one is complete.
 
     Raises:
         OutputError: The file cannot be written.
@@ -37,8 +37,8 @@ def replace_file(file: Path, text: str) -> None:
 
 
 def _replace(file: Path, text: str) -> None:
-    # A name that nobody can guess: at a name that can be guessed, a link may wait.
-    import tempfile  # noqa: PLC0415 - `gen` writes no file
+    # The name must not be predictable: somebody could have put a link there.
+    import tempfile  # noqa: PLC0415 - not needed by `gen`
 
     descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     work = Path(name)
@@ -53,16 +53,16 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _mode_of(file: Path) -> int:
-    """The mode of a file; if there is none, the mode that the umask gives to a new file."""
+    """Return the mode of a file, or the mode of a new file if it does not exist."""
     with suppress(FileNotFoundError):
         return stat.S_IMODE(file.stat().st_mode)
     return new_file_mode()
 
 
 def new_file_mode() -> int:
-    """The mode that the umask gives to a new file.
+    """Return the mode that the umask gives to a new file.
 
-    The umask can only be read by setting it: call this where no interrupt can come in between.
+    The umask can be read only by setting it, so call this where no interrupt can come in between.
     """
     umask = os.umask(0)
     os.umask(umask)

@@ -1,9 +1,9 @@
-"""Short steps that a signal must not cut in two, and scratch directories that never stay behind.
+"""Run short steps without interruption, and remove scratch directories even after an interrupt.
 
-Python turns a signal into an exception between any two instructions of the main thread: after a
-directory was made, say, and before the `try` that removes it. No signal handler is touched here,
-so that all of it also works in a notebook and in any thread: a step runs in a thread of its own,
-which Python never interrupts.
+Python can turn a signal into an exception between any two instructions of the main thread: for
+example after a directory is created and before the `try` that removes it. Therefore a step runs in
+a thread of its own, which Python never interrupts. No signal handler is replaced, so this also
+works in a notebook and in any thread.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ T = TypeVar("T")
 
 
 def uninterrupted(step: Callable[[], T], *, drop: bool = False) -> T:
-    """Run a step as a whole, or not at all, whenever a signal arrives.
+    """Run a step completely or not at all, even if a signal arrives.
 
     Args:
-        step: What to run. It runs in another thread.
-        drop: Ignore an exception of a signal handler, such as KeyboardInterrupt, that comes while
-            the step runs. Otherwise it is raised when the step is done.
+        step: The function to run, in another thread.
+        drop: Ignore an exception of a signal handler, such as KeyboardInterrupt, that is raised
+            while the step runs. Otherwise it is raised again when the step has ended.
 
     Returns:
-        What the step returns.
+        The return value of the step.
 
     Raises:
-        BaseException: What the step raised, or the interrupt. By then the step has ended, or it
-            will never begin.
+        BaseException: The exception of the step, or the interrupt. By then the step has ended, or
+            it will never start.
     """
     task = _Task(step)
     try:
         try:
-            # Not threading.Thread, whose start() an interrupt can leave holding a lock for ever.
+            # Not threading.Thread: an interrupt during its start() can leave a lock held forever.
             _thread.start_new_thread(task.run, ())
-        except RuntimeError:  # there can be no more threads
+        except RuntimeError:  # no more threads can be started
             task.run()
         task.wait()
     except BaseException:
@@ -50,7 +50,7 @@ def uninterrupted(step: Callable[[], T], *, drop: bool = False) -> T:
 class _Task(Generic[T]):
     """A step that runs at most once.
 
-    `wait` and `end` may be interrupted anywhere and called again.
+    `wait` and `end` can be interrupted at any point and called again.
     """
 
     def __init__(self, step: Callable[[], T]) -> None:
@@ -76,18 +76,18 @@ class _Task(Generic[T]):
             self._wake.acquire()
 
     def end(self) -> bool:
-        """Wait for the end of the step, or keep it from beginning; returns whether it ran."""
+        """Wait for the step to end, or prevent it from starting; return whether it ran."""
         while True:
             try:
                 if self._is_first("end"):
                     return False
                 self.wait()
-            except BaseException:  # noqa: BLE001, S112 - one more interrupt changes nothing
+            except BaseException:  # noqa: BLE001, S112 - another interrupt changes nothing
                 continue
             return True
 
     def _is_first(self, who: str) -> bool:
-        return self._first.setdefault("who", who) == who  # one atomic call decides
+        return self._first.setdefault("who", who) == who  # setdefault is atomic
 
     def result(self) -> T:
         if self._error is not None:
@@ -97,32 +97,32 @@ class _Task(Generic[T]):
 
 @contextmanager
 def scratch_directory(prefix: str = "mk-interleave-") -> Iterator[Path]:
-    """A directory for the time of a block.
+    """Create a directory that exists until the end of a block.
 
     Args:
-        prefix: How its name begins.
+        prefix: The beginning of its name.
 
     Yields:
-        The directory, which is empty.
+        The empty directory.
     """
-    import tempfile  # noqa: PLC0415 - `gen` writes no file
+    import tempfile  # noqa: PLC0415 - not needed by `gen`
 
-    made: list[tempfile.TemporaryDirectory[str]] = []
+    created: list[tempfile.TemporaryDirectory[str]] = []
 
     def make() -> None:
-        made.append(tempfile.TemporaryDirectory(prefix=prefix))
+        created.append(tempfile.TemporaryDirectory(prefix=prefix))
 
     def remove() -> None:
-        for folder in made:
+        for folder in created:
             folder.cleanup()
 
     try:
         try:
             uninterrupted(make)
-            yield Path(made[0].name)
+            yield Path(created[0].name)
         finally:
             uninterrupted(remove)
     except BaseException:
-        # Again: an interrupt may have come just before the first call.
+        # Again, because an interrupt may have come just before the first call.
         uninterrupted(remove, drop=True)
         raise

@@ -1,6 +1,6 @@
-"""Limits that keep a typo from filling memory or disk."""
+"""Limits that prevent a typo from filling memory or disk."""
 
 from __future__ import annotations
 
 MAX_LAYERS = 10_000
-"""The maximum number of layers of a layout."""
+"""The maximum number of layers in a layout."""

@@ -1,4 +1,4 @@
-"""The files of a model's directory: one row describes each.
+"""The files in a model's directory, each described by one row.
 
 To add a file to OUT, add its row here; staging, copying and checking read this table. Files that
 match no row are copied from the base, such as its license notes or its own code.
@@ -20,17 +20,17 @@ PICTURE = "layers.svg"
 
 
 class OutFile(NamedTuple):
-    """A file, or files whose names are alike.
+    """A file, or a group of files whose names match a pattern.
 
     Attributes:
-        pattern: Its path below the directory. With a star in front, a name in any folder.
-        writer: Who writes it: `run`, an `engine`, the `base` whose file is copied, or `others`.
-        usual: Whether a model without interleave.json may hold it and still be replaced by
-            `run --force`. Where there is one, it lists the files.
-        weights: Whether it may hold weights.
+        pattern: Its path in the directory. If it starts with a star, a file name in any folder.
+        writer: `run`, an `engine`, the `base` from which it is copied, or `others`.
+        usual: Whether a model without interleave.json may contain it and still be replaced by
+            `run --force`. An interleave.json lists the files that may be replaced.
+        weights: Whether it may contain weights.
         tokenizer: Whether it belongs to the tokenizer, which mergekit may write instead.
-        states_path: Whether tools leave there from which directory it was loaded.
-        replaceable: Whether people may remove or rewrite it: `verify` does not ask for it.
+        states_path: Whether it may contain the path from which a tool loaded it.
+        replaceable: Whether users may remove or rewrite it; `verify` does not require it.
     """
 
     pattern: str
@@ -42,10 +42,10 @@ class OutFile(NamedTuple):
     replaceable: bool = False
 
     def matches(self, path: str) -> bool:
-        """Whether the row is about a file.
+        """Return whether the row describes a file.
 
         Args:
-            path: Its path below the directory, with forward slashes.
+            path: The file's path in the directory, with forward slashes.
         """
         name = path.rsplit("/", 1)[-1]
         anywhere = self.pattern.startswith("*") or self.pattern in _ANYWHERE
@@ -76,7 +76,7 @@ FILES = (
     OutFile("generation_config.json", "base", usual=True, states_path=True),
     OutFile("LICENSE", "base", usual=True),
     OutFile(".gitattributes", "base", usual=True),
-    # Of a base these are not copied: other forms of its weights, and what tools left there.
+    # Not copied from a base: its weights in other formats, and files that tools left there.
     OutFile("*.bin", "others", weights=True),
     OutFile("*.pth", "others", weights=True),
     OutFile("*.pt", "others", weights=True),
@@ -97,25 +97,25 @@ FILES = (
 
 
 def patterns(wanted: Callable[[OutFile], bool]) -> tuple[str, ...]:
-    """The patterns of some rows."""
+    """Return the patterns of the rows that satisfy a predicate."""
     return tuple(row.pattern for row in FILES if wanted(row))
 
 
 def is_copied(path: str) -> bool:
-    """Whether a file of the base is copied to OUT: no row says that another writes it."""
+    """Return whether a file of the base is copied to OUT, since no row names another writer."""
     return all(row.writer == "base" for row in FILES if row.matches(path))
 
 
 def is_usual(path: str) -> bool:
-    """Whether a model that no run has written may hold a file and still be replaced."""
+    """Return whether a model that no run has written may contain a file and still be replaced."""
     return "/" not in path and any(row.usual and row.matches(path) for row in FILES)
 
 
 def is_replaceable(path: str) -> bool:
-    """Whether people may remove or rewrite a file that a run has written."""
+    """Return whether users may remove or rewrite a file that a run has written."""
     return any(row.replaceable and row.matches(path) for row in FILES)
 
 
 def states_path(path: str) -> bool:
-    """Whether a file may say from which directory it was loaded."""
+    """Return whether a file may contain the path from which a tool loaded it."""
     return any(row.states_path and row.matches(path) for row in FILES)

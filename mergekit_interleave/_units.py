@@ -1,4 +1,4 @@
-"""Numbers of bytes, as people write and read them."""
+"""Format and parse numbers of bytes and of parameters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "B": 3}
 
 
 def amount(nbytes: int) -> str:
-    """Three digits and a unit, such as 1.23 GB."""
+    """Format a number of bytes with three digits and a unit, such as 1.23 GB."""
     value, units = float(nbytes), iter(("bytes", "kB", "MB", "GB", "TB", "PB"))
     unit = next(units)
     while value >= 999.5 and unit != "PB":  # noqa: PLR2004 - what rounds to 1000
@@ -17,7 +17,7 @@ def amount(nbytes: int) -> str:
 
 
 def count(number: int) -> str:
-    """A number of parameters as model names have it: 8.99B, 155.8M."""
+    """Format a number of parameters as in model names: 8.99B, 155.8M."""
     value, units = float(number), iter(("", "K", "M", "B", "T"))
     unit = next(units)
     while value >= 999.95 and unit != "T":  # noqa: PLR2004 - what rounds to 1000.0
@@ -27,12 +27,16 @@ def count(number: int) -> str:
 
 
 def decimal(number: float) -> str:
-    """A number with one decimal, and none where that is 0."""
+    """Format a number with one decimal, or with none if that decimal is 0."""
     return f"{number:.1f}".removesuffix(".0")
 
 
 def parse_amount(text: str) -> int | None:
-    """Bytes: 5000000000, 5B (mergekit's billion), 5GB, 4.5GB, 4GiB, 500M; None for other words."""
+    """Parse a number of bytes: 5000000000, 5B (mergekit's billion), 5GB, 4.5GB, 4GiB or 500M.
+
+    Returns:
+        The number of bytes, or None if the text is not one of these forms.
+    """
     match = re.fullmatch(
         r"(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGTB])|([KMGT])B|([KMGT])iB)?", text, re.IGNORECASE
     )

@@ -1,4 +1,4 @@
-"""One exception family: every error says what is wrong, where, and what to do."""
+"""The exceptions of this project: a message says what is wrong and where, a hint what to do."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 Warn: TypeAlias = Callable[[str], object]
-"""Takes a warning: one sentence about what to beware of."""
+"""A function that receives a warning of one sentence."""
 
 
 class InterleaveError(Exception):
-    """Anything this project refuses to do, as a sentence for the person who asked.
+    """Base class of all errors of this project; the message is one sentence for the user.
 
     Args:
         message: What is wrong, naming the key, tensor or path.
-        hint: What to do about it, where there is a remedy.
+        hint: A remedy, if there is one.
 
     Attributes:
-        warnings: What was noticed before the error, one sentence each.
+        warnings: The warnings that were collected before the error, one sentence each.
     """
 
     exit_code = 1
@@ -30,7 +30,7 @@ class InterleaveError(Exception):
 
 
 class DirectiveError(InterleaveError):
-    """The command or directive is wrong whatever the model is."""
+    """The command or directive is invalid for every model."""
 
     exit_code = 2
 
@@ -44,40 +44,40 @@ class CheckpointError(InterleaveError):
 
 
 class UnreachableError(CheckpointError):
-    """The Hub was not reached."""
+    """The Hub cannot be reached."""
 
 
 class RefusedError(InterleaveError):
-    """The result would not be exact, so it is not made."""
+    """The request is refused, because its result would not be exact."""
 
 
 class UnrepresentableError(RefusedError):
-    """config.json cannot represent a layout, though it can represent others of the same model."""
+    """config.json cannot represent this layout, but can represent others of the same model."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"config.json cannot represent this layout: {reason}")
 
 
 class OutputError(InterleaveError):
-    """The place to write to cannot be written."""
+    """The output cannot be written."""
 
 
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Collect warnings in a list. An error that is raised meanwhile keeps those found before it."""
-    found: list[str] = []
+    """Collect warnings in a list; an error raised in the block carries the earlier ones."""
+    collected: list[str] = []
     try:
-        yield found
+        yield collected
     except InterleaveError as error:
-        error.warnings = tuple(dict.fromkeys((*found, *error.warnings)))
+        error.warnings = tuple(dict.fromkeys((*collected, *error.warnings)))
         raise
 
 
 def check_keys(keys: Iterable[object], known: Collection[str], where: str = "") -> None:
-    """Check that a mapping has no other keys than the known ones.
+    """Check that a mapping has only known keys.
 
     Raises:
-        DirectiveError: It has, and the nearest known key is the hint.
+        DirectiveError: A key is unknown; the hint names the nearest known key.
     """
     for key in keys:
         if key not in known:
@@ -89,8 +89,8 @@ def check_keys(keys: Iterable[object], known: Collection[str], where: str = "") 
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that `word` most likely stands for, if any comes close."""
-    import difflib  # noqa: PLC0415 - only a wrong key needs it
+    """Return the known word that is most similar to `word`, or None if none is similar."""
+    import difflib  # noqa: PLC0415 - needed only for an unknown word
 
     matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None

@@ -1,6 +1,6 @@
 """Freeze a loaded model except for its new layers. Torch is not imported here.
 
-interleave.json, beside the weights that the model was loaded from, records which layers are new.
+The interleave.json next to the loaded weights records which layers are new.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def freeze_original_layers(
     Args:
         model: A PyTorch model loaded by transformers. It may be compiled, or a submodule of
             another module.
-        manifest_path: The interleave.json, or its directory. By default it is read from where the
-            model was loaded: a directory or the Hub.
+        manifest_path: The interleave.json, or its directory. By default it is read from the
+            directory or Hub repository that the model was loaded from.
 
     Returns:
         The names of the parameters that will be trained, in the model's order.
@@ -64,18 +64,18 @@ def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[st
     layout = _layout(*_record_place(inner, manifest_path))
     new = [layer.index for layer in layout.new_layers]
     if not new:
-        raise RefusedError("none of its layers is new, so there is nothing to train")
+        raise RefusedError("the model has no new layers, so there is nothing to train")
     if hasattr(model, "peft_config") or getattr(inner, "_hf_peft_config_loaded", False):
         raise RefusedError(
             "the model has adapters, which would be frozen too",
             hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers only",
         )
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    found = layer_names.stacks_of(parameters, len(layout), config)
-    trained = list(layer_names.within(parameters, found, new))
+    stacks = layer_names.stacks_of(parameters, len(layout), config)
+    trained = list(layer_names.within(parameters, stacks, new))
     _check(parameters, trained)
     for parameter in parameters.values():
-        parameter.requires_grad_(False)  # noqa: FBT003 - torch's own
+        parameter.requires_grad_(False)  # noqa: FBT003 - torch's interface
     for name in trained:
         parameters[name].requires_grad_(True)  # noqa: FBT003
     return trained
@@ -104,7 +104,7 @@ def _check(parameters: dict[str, Any], trained: list[str]) -> None:
 
 
 def _record_place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path, Path | None]:
-    """The directory that records which layers are new, and the file, if the caller named one."""
+    """Return the directory that records which layers are new, and the file if one was named."""
     if path is not None:
         place = Path(path)
         return (place, None) if place.is_dir() else (place.parent, place)
@@ -113,7 +113,7 @@ def _record_place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path
         return Path(loaded), None
     if not hub.is_hub_id(loaded):
         raise CheckpointError(
-            "the model does not tell where it was loaded from",
+            "the model does not record where it was loaded from",
             hint="pass its interleave.json: freeze_original_layers(model, 'path/interleave.json')",
         )
     where = ModelPath(loaded)  # a loaded model does not record its revision

@@ -1,7 +1,7 @@
-"""Find the PEFT settings for a LoRA that adapts all new layers and nothing else. Pure.
+"""Find the PEFT settings for a LoRA that adapts all new layers and nothing else.
 
 There are several forms of these settings, and no form fits every model. The first form that
-selects exactly the new layers is used.
+selects exactly the new layers is used. All functions are pure.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mergekit_interleave.training.target import TrainingTarget
 
 @dataclass(frozen=True)
 class LoraTarget:
-    """The PEFT settings that choose what is adapted; other trainers pass them on to PEFT.
+    """The PEFT settings that select what is adapted; other trainers pass them on to PEFT.
 
     Attributes:
         modules: `target_modules`: a list of name endings, or one regular expression.
-        layers: `layers_to_transform`, where the endings alone occur in all layers.
+        layers: `layers_to_transform`, needed if the endings occur in all layers.
         pattern: `layers_pattern`.
-        parameters: `target_parameters`: weights that are no module of their own.
-        saved: `modules_to_save`: modules that are trained in full beside the LoRA.
+        parameters: `target_parameters`: weights that are not modules.
+        saved: `modules_to_save`: modules that are trained in full, in addition to the LoRA.
     """
 
     modules: tuple[str, ...] | str
@@ -35,7 +35,7 @@ class LoraTarget:
     saved: tuple[str, ...] = ()
 
     def adapted(self, target: TrainingTarget) -> set[str]:
-        """The weights that PEFT adapts with these settings."""
+        """Return the weights that PEFT adapts with these settings."""
         modules = peft_rules.adapted_modules(
             target.modules, self.modules, self.layers, self.pattern
         ) & {*target.modules}
@@ -44,52 +44,52 @@ class LoraTarget:
         )
 
     def is_exact(self, target: TrainingTarget) -> bool:
-        """Whether these settings select the new layers, no more and no less."""
+        """Return whether these settings select exactly the new layers."""
         saved = peft_rules.saved_modules(target.modules, self.saved)
         return self.adapted(target) == _adaptable(target) and saved == {*_blocked(target)}
 
 
 def by_layers(target: TrainingTarget, *, pattern: bool = True) -> Iterator[LoraTarget]:
-    """The last words of the modules' names, with the layer indices beside them.
+    """Yield settings with the last component of each module's name, plus the layer indices.
 
     Args:
         target: The model to train.
         pattern: Whether to set `layers_pattern` too.
     """
     modules, parameters = _parts(target)
-    words = tuple(dict.fromkeys(name.rpartition(".")[2] for name in modules))
-    if len(words) >= peft_rules.SHORTENED_FROM:
+    endings = tuple(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    if len(endings) >= peft_rules.SHORTENED_FROM:
         return
-    # Not the whole stack: older releases of PEFT require a word before the pattern.
+    # Not the whole stack: older releases of PEFT require a component before the pattern.
     stacks = [stack.split(".") for stack in target.stacks]
     patterns = [".".join(s[-n:]) for n in range(1, max(map(len, stacks))) for s in stacks]
-    for before in dict.fromkeys(patterns) if pattern else (None,):
+    for layers_pattern in dict.fromkeys(patterns) if pattern else (None,):
         yield LoraTarget(
-            modules=words,
+            modules=endings,
             layers=target.new_layers,
-            pattern=before,
+            pattern=layers_pattern,
             parameters=_endings(parameters, target),
             saved=_endings(_blocked(target), target),
         )
 
 
 def by_endings(target: TrainingTarget) -> Iterator[LoraTarget]:
-    """Every module by its own name; the shortest endings first."""
+    """Yield settings with an ending of each module's whole name, the shortest endings first."""
     modules, parameters = _parts(target)
     saved = _blocked(target)
-    for words in range(max(stack.count(".") for stack in target.stacks) + 1):
+    for before in range(max(stack.count(".") for stack in target.stacks) + 1):
         yield LoraTarget(
-            modules=_endings(modules, target, words),
-            parameters=_endings(parameters, target, words),
-            saved=_endings(saved, target, words),
+            modules=_endings(modules, target, before),
+            parameters=_endings(parameters, target, before),
+            saved=_endings(saved, target, before),
         )
 
 
 def by_regex(target: TrainingTarget) -> Iterator[LoraTarget]:
-    """One regular expression for all modules.
+    """Yield settings with one regular expression for all modules.
 
-    A model with stacked experts has none: PEFT searches the expression for their names, and then
-    uses only the last words.
+    A model with stacked experts gets none: PEFT searches the expression for their names, and then
+    uses only the last components.
     """
     modules, _ = _parts(target)
     if target.experts or not modules:
@@ -106,7 +106,9 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
         RefusedError: No form does, or no weight of the new layers can be adapted.
     """
     if not _adaptable(target):
-        raise RefusedError("no tensor of the new layers can have a LoRA", hint="--method full")
+        raise RefusedError(
+            "no tensor of the new layers can be adapted by a LoRA", hint="--method full"
+        )
     for form in forms:
         for lora in form:
             if lora.is_exact(target):
@@ -118,16 +120,16 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
 
 
 def _adaptable(target: TrainingTarget) -> set[str]:
-    """The weights of the new layers that PEFT can adapt."""
+    """Return the weights of the new layers that PEFT can adapt."""
     if target.model_type not in peft_rules.MAMBA_TYPES:
         return {*target.adapted}
     return {n for n in target.adapted if n.split(".")[-2] not in peft_rules.MAMBA_REFUSED}
 
 
 def _parts(target: TrainingTarget) -> tuple[list[str], list[str]]:
-    """The adapted modules in the model's order, and the adapted weights that are no modules.
+    """Return the adapted modules in the model's order, and the adapted weights of no module.
 
-    In a model with stacked experts PEFT takes some module names for experts; the weights of those
+    In a model with stacked experts PEFT treats some module names as experts; the weights of those
     modules are selected as parameters.
     """
     adaptable = _adaptable(target)
@@ -137,12 +139,12 @@ def _parts(target: TrainingTarget) -> tuple[list[str], list[str]]:
         renamed = [n for n in modules if n.rpartition(".")[2] in peft_rules.EXPERT_NAMES]
         modules = [name for name in modules if name not in renamed]
         parameters += [f"{name}.weight" for name in renamed]
-    own = {name.removesuffix(".weight") for name in parameters}
-    return [name for name in modules if name not in own], parameters
+    as_parameters = {name.removesuffix(".weight") for name in parameters}
+    return [name for name in modules if name not in as_parameters], parameters
 
 
 def _blocked(target: TrainingTarget) -> list[str]:
-    """The modules that are trained in full: they pass no gradient and cannot have a LoRA."""
+    """Return the modules to train in full: they pass no gradient and cannot be adapted."""
     adaptable = _adaptable(target)
     owners = {name.rpartition(".")[0] for name in target.zeroed}
     parents = {name.rpartition(".")[0] for name in target.modules}
@@ -158,21 +160,24 @@ def _has(adaptable: Collection[str], module: str) -> bool:
 
 
 def _endings(
-    names: Collection[str], target: TrainingTarget, words: int | None = None
+    names: Collection[str], target: TrainingTarget, before: int | None = None
 ) -> tuple[str, ...]:
-    """Names with only so many words of their stack before the last; whole names without a count."""
-    return tuple(dict.fromkeys(_ending(name, target, words) for name in names))
+    """Shorten names to the last component of their stack, and `before` components ahead of it.
+
+    If `before` is None, names stay whole.
+    """
+    return tuple(dict.fromkeys(_ending(name, target, before) for name in names))
 
 
-def _ending(name: str, target: TrainingTarget, words: int | None) -> str:
-    if words is None:
+def _ending(name: str, target: TrainingTarget, before: int | None) -> str:
+    if before is None:
         return name
     stack = next(stack for stack in target.stacks if name.startswith(f"{stack}."))
-    kept = stack.split(".")[-words - 1 :]
+    kept = stack.split(".")[-before - 1 :]
     return ".".join(kept) + name[len(stack) :]
 
 
 def _any(words: Collection[str] | Iterator[str]) -> str:
-    """A regular expression that matches any of some words."""
+    """Return a regular expression that matches any of some words."""
     escaped = [re.escape(word) for word in words]
     return escaped[0] if len(escaped) == 1 else f"(?:{'|'.join(escaped)})"

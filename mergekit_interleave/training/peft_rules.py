@@ -1,7 +1,7 @@
-"""The rules by which PEFT chooses what it adapts. Pure.
+"""The rules by which PEFT selects what it adapts.
 
 Most trainers pass their LoRA settings on to PEFT, so these rules are shared. They restate the
-source of PEFT 0.21.2; nothing of PEFT is imported.
+source of PEFT 0.21.2, which is not imported. All functions are pure.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ def adapted_modules(
     layers: Collection[int] | None = None,
     pattern: str | None = None,
 ) -> set[str]:
-    """The modules that PEFT adapts (`check_target_module_exists`).
+    """Return the modules that PEFT adapts (`check_target_module_exists`).
 
     Args:
         modules: The names of all modules.
         targets: `target_modules`: one regular expression that matches whole names, or a list of
             name endings.
         layers: `layers_to_transform`, which restricts a list of endings.
-        pattern: `layers_pattern`: the words before a layer's index. Without it any word may stand
-            there, and the first number in a name is the index.
+        pattern: `layers_pattern`: the name components before a layer's index. Without it any
+            component is accepted, and the first number in a name is the index.
     """
     if isinstance(targets, str):
         return {name for name in modules if re.fullmatch(targets, name)}
@@ -41,28 +41,28 @@ def adapted_modules(
 
 
 SHORTENED_FROM = 20
-"""PEFT shortens a list of this many `target_modules`, and then matches the shorter list
-differently where `layers_to_transform` is set."""
+"""PEFT shortens a list of this many `target_modules` or more. It then matches the shorter list
+differently if `layers_to_transform` is set."""
 
 EXPERT_NAMES = frozenset({"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj"})
-"""The last words of `target_modules` that PEFT takes for experts, in model types that once had one
-module per expert. It then adapts the experts of all layers, whatever else is set."""
+"""The last components of `target_modules` that PEFT treats as experts, in model types that once had
+one module per expert. It then adapts the experts of all layers, regardless of other settings."""
 
 
 MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 MAMBA_REFUSED = frozenset({"conv1d", "out_proj"})
-"""In these model types PEFT refuses to adapt modules of these names."""
+"""The modules that PEFT refuses to adapt in these model types."""
 
 
 def adapted_parameters(parameters: Iterable[str], targets: Collection[str]) -> set[str]:
-    """The parameters that PEFT adapts by `target_parameters`: names or endings, in all layers."""
+    """Return the parameters that PEFT adapts by `target_parameters`: names or endings."""
     return {name for name in parameters if _ends(name, targets)}
 
 
 def saved_modules(modules: Iterable[str], names: Collection[str]) -> set[str]:
-    """The modules that PEFT trains in full by `modules_to_save`.
+    """Return the modules that PEFT trains in full by `modules_to_save`.
 
-    Its names are endings, and an ending may begin within a word.
+    Its entries are name endings, and an ending may begin within a component.
     """
     return {name for name in modules if any(name.endswith(ending) for ending in names)}
 

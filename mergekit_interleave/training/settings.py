@@ -1,8 +1,8 @@
 """Settings that make a trainer train exactly the new layers.
 
-Every trainer chooses parameters by their names. Before settings are returned, the trainer's own
-rule is applied to the model's names: settings that would not select exactly the new layers are
-refused.
+Every trainer selects parameters by their names. Before settings are returned, the trainer's own
+rule is applied to the model's names. Settings that do not select exactly the new layers are
+rejected.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mergekit_interleave.training.target import TrainingTarget
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What to tell a trainer.
+    """The settings that tell a trainer which layers to train.
 
     Attributes:
-        text: The settings: YAML, command-line arguments or Python, as the trainer takes them.
+        text: The settings as YAML, command-line arguments or Python, as the trainer expects them.
         method: How they train the new layers: `full` or `lora`.
-        notes: What to know before using them.
-        warnings: What is wrong with the files that were read.
+        notes: Facts to know before using them, one sentence each.
+        warnings: Problems in the files that were read, one sentence each.
         trainer: The trainer's name on the command line.
     """
 
@@ -39,7 +39,7 @@ class TrainerSettings:
     trainer: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values, as `train --json` prints them."""
+        """Return the settings as JSON values, as `train --json` prints them."""
         return {name: [*v] if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
@@ -55,7 +55,7 @@ def check_selection(target: TrainingTarget, selected: set[str], title: str) -> N
         title: The trainer's name in messages.
 
     Raises:
-        RefusedError: They do not.
+        RefusedError: They select other parameters.
     """
     if selected != target.trained:
         odd = min(selected ^ target.trained)
@@ -64,30 +64,30 @@ def check_selection(target: TrainingTarget, selected: set[str], title: str) -> N
 
 
 def yaml_text(content: Mapping[str, object]) -> str:
-    """Settings as YAML, without the empty ones."""
+    """Write settings as YAML, without empty ones."""
     return yaml_io.write({key: value for key, value in content.items() if value not in (None, [])})
 
 
 def model_keys(target: TrainingTarget, key: str) -> dict[str, object]:
-    """The YAML keys that name the model; code of the model's own runs only where allowed."""
+    """Return the YAML keys that name the model and, if it has custom code, allow that code."""
     return {key: target.directory, "trust_remote_code": target.has_remote_code or None}
 
 
 def shell_text(options: Mapping[str, Sequence[str]]) -> str:
-    """Options as command-line arguments, without the empty ones."""
+    """Write options as command-line arguments, without empty ones."""
     lines = [f"{flag} {shlex.join(words)}" for flag, words in options.items() if words]
     return " \\\n".join(lines) + "\n"
 
 
 def load_line(target: TrainingTarget) -> str:
-    """The line of Python that loads the model."""
+    """Return the line of Python that loads the model."""
     code = ", trust_remote_code=True" if target.has_remote_code else ""
     name = python_literal(target.directory)
     return f"model = {target.task.load}.from_pretrained({name}{code})\n"
 
 
 def lora_arguments(lora: LoraTarget) -> str:
-    """The settings of PEFT as Python arguments."""
+    """Write the settings of PEFT as Python arguments."""
     arguments = {
         "target_modules": lora.modules,
         "layers_to_transform": lora.layers,
@@ -104,26 +104,26 @@ def lora_arguments(lora: LoraTarget) -> str:
 
 
 def dropout(lora: LoraTarget) -> float | None:
-    """The `lora_dropout` that PEFT requires where it adapts parameters."""
+    """Return the `lora_dropout` that PEFT requires if it adapts parameters."""
     return 0.0 if lora.parameters else None
 
 
 def lora_notes(lora: LoraTarget) -> Iterator[str]:
-    """What to know about a LoRA before training it."""
+    """Yield the facts to know about a LoRA before training it."""
     if lora.saved:
         yield (
-            f"{lora.saved[0]} and similar modules are zero and cannot have a LoRA; they are "
-            "trained in full, because the LoRA would get no gradient otherwise"
+            f"{lora.saved[0]} and similar modules are zero and cannot be adapted by a LoRA; they "
+            "are trained in full, because the LoRA would get no gradient otherwise"
         )
     if lora.parameters:
         yield (
             "experts are named as in transformers 5, where one parameter holds all of them; "
-            "transformers 4 has one module per expert, which these settings do not reach"
+            "transformers 4 has one module per expert, which these settings do not match"
         )
 
 
 def python_value(value: object) -> str:
-    """A value as Python source; a long tuple becomes a list on several lines."""
+    """Write a value as Python source; a long tuple becomes a list on several lines."""
     if not isinstance(value, tuple):
         return python_literal(value)
     words = [python_literal(item) for item in value]
@@ -142,9 +142,9 @@ def python_value(value: object) -> str:
 
 
 def python_literal(value: object) -> str:
-    """A string, a number or a list as Python source.
+    """Write a string, a number or a list as Python source.
 
-    Letters stay as they are: JSON's escapes for letters beyond U+FFFF are not Python's.
+    Characters are not escaped: JSON's escapes for those beyond U+FFFF are not Python's.
     """
     return json.dumps(value, ensure_ascii=False)
 

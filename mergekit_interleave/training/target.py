@@ -1,7 +1,7 @@
 """Collect the parameters of the new layers.
 
-Trainers choose parameters by the names that the model's class has in memory, which are not always
-the checkpoint's. The class is built on the meta device, so no weights are needed.
+Trainers select parameters by their names in the model's class, which can differ from the names in
+the checkpoint. The class is built on the meta device, so no weights are needed.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class TrainingTarget:
         depth: The number of layers.
         config: The config object of the model's class.
         new_layers: The indices of the new layers.
-        stacks: The words before a layer's index, such as `model.layers`.
+        stacks: The name components before a layer's index, such as `model.layers`.
         parameters: The names of all parameters.
         modules: The names of all modules.
         linear: The names of the modules that are matrices, which a LoRA can adapt.
-        experts: The names of the parameters that hold the matrices of several experts.
-        zeroed: The names of the parameters in the new layers whose zeros stop the gradient: of
-            each branch the last parameter, a projection or a norm.
+        experts: The names of the parameters that contain the matrices of several experts.
+        zeroed: The names of the parameters in the new layers whose zeros stop the gradient: the
+            last parameter of each branch, a projection or a norm.
         half_dtype: The 16-bit dtype that the new layers load as, such as `bfloat16`.
         is_quantized: Whether the weights are integers.
-        has_remote_code: Whether the model brings code of its own.
-        warnings: What is wrong with the file that records the layers.
+        has_remote_code: Whether the model has custom code.
+        warnings: Problems in the file that records the layers, one sentence each.
     """
 
     directory: str
@@ -75,18 +75,18 @@ class TrainingTarget:
 
     @cached_property
     def adapted(self) -> frozenset[str]:
-        """The weights that a LoRA of the new layers adapts: matrices, also those of experts."""
+        """The weights that a LoRA of the new layers adapts: all matrices, also of experts."""
         weights = {f"{module}.weight" for module in self.linear}
         return frozenset(self.within(weights | self.experts))
 
     @cached_property
     def children(self) -> tuple[str, ...]:
-        """The direct submodules and parameters of the new layers, by the words after the index."""
+        """The names of the direct submodules and parameters of the new layers."""
         names = (inside(name).partition(".")[0] for name in self.within(self.parameters))
         return tuple(dict.fromkeys(names))
 
     def within(self, names: Iterable[str]) -> Iterable[str]:
-        """Those of the names that belong to the new layers."""
+        """Return the names that belong to the new layers."""
         return within(names, self.stacks, self.new_layers)
 
 
@@ -95,39 +95,39 @@ def read(directory: Path, models: Models, file: Path | None = None) -> TrainingT
 
     Args:
         directory: The model's directory.
-        models: Opens it.
-        file: The file that records which layers are new, see `recorded_layout.read`.
+        models: Opens the model.
+        file: The file that records which layers are new; see `recorded_layout.read`.
 
     Raises:
         InterleaveError: The new layers are not known, or there are none.
     """
     recorded_layout.check_directory(directory)
     if not str(directory).isprintable():
-        raise CheckpointError(f"{directory!r}: settings cannot contain a name with such characters")
+        raise CheckpointError(f"{directory!r}: settings cannot contain unprintable characters")
     recorded = recorded_layout.read(directory, file)
     if not isinstance(recorded.directive.growth, ExplicitSlices):
         raise DirectiveError(
-            f"{file}: the layers of a directive depend on its model",
-            hint="`mk-interleave gen` writes them out; pass its output to --recipe",
+            f"{file}: is a directive, whose layers depend on its model",
+            hint="write the layers with `mk-interleave gen`, and pass that file to --recipe",
         )
     layout = recorded.layout
     new = tuple(layer.index for layer in layout.new_layers)
     if not new:
-        raise RefusedError(f"{directory}: none of its layers is new, so there is nothing to train")
+        raise RefusedError(f"{directory}: has no new layers, so there is nothing to train")
     result = models.open(ModelRef(ModelPath(str(directory))))
     if result.depth != len(layout):
         raise RefusedError(
-            f"{directory}: its config.json states {result.depth} layers, and its layout has "
+            f"{directory}: config.json has {result.depth} layers, but the recorded layout has "
             f"{len(layout)}"
         )
-    found = _read(directory, result, layout, new)
-    return replace(found, warnings=recorded.directive.warnings)
+    target = _read(directory, result, layout, new)
+    return replace(target, warnings=recorded.directive.warnings)
 
 
 def _read(
     directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, ...]
 ) -> TrainingTarget:
-    import torch  # noqa: PLC0415 - seconds
+    import torch  # noqa: PLC0415 - takes seconds
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415
 
     model = meta_model.build(directory, trusted=result.trusted)
@@ -171,27 +171,27 @@ def _read(
 
 
 def _is_matrix(module: Any) -> bool:
-    """Whether a Linear multiplies by its weight: some routers and groups only inherit from it.
+    """Return whether a Linear multiplies by its weight; some routers only inherit from it.
 
-    The module is called with a tensor on the meta device.
+    This is tested with a tensor on the meta device.
     """
     import torch  # noqa: PLC0415
 
     if type(module).forward is torch.nn.Linear.forward:
         return True
-    given = torch.empty(1, 1, module.in_features, dtype=module.weight.dtype, device="meta")
+    inputs = torch.empty(1, 1, module.in_features, dtype=module.weight.dtype, device="meta")
     try:
-        found = module(given)
-    except Exception:  # noqa: BLE001 - a module that needs other arguments is no matrix
+        outputs = module(inputs)
+    except Exception:  # noqa: BLE001 - a module that needs other arguments is not a matrix
         return False
-    return isinstance(found, torch.Tensor) and found.shape == (1, 1, module.out_features)
+    return isinstance(outputs, torch.Tensor) and outputs.shape == (1, 1, module.out_features)
 
 
 _HALF = 2
-"""The bytes of a 16-bit number."""
+"""The number of bytes of a 16-bit number."""
 
 _EXPERT_AXES = 3
-"""The axes of a parameter that holds the matrices of several experts."""
+"""The number of axes of a parameter that contains the matrices of several experts."""
 
 
 def _zeroed(

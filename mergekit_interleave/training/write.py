@@ -1,4 +1,4 @@
-"""Write the settings with which a trainer trains exactly the new layers."""
+"""Write the settings that make a trainer train exactly the new layers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from mergekit_interleave.training.trainers.registry import FULL, LORA, Trainer
 
 
 def write(target: TrainingTarget, name: str, method: str | None = None) -> TrainerSettings:
-    """Write the settings with which a trainer trains exactly the new layers.
+    """Write the settings that make a trainer train exactly the new layers.
 
-    Without a method the trainer's preferred one is used. If that one cannot select these layers,
-    the other one is used, and a note gives the reason.
+    If no method is given, the trainer's preferred one is used. If that one cannot select these
+    layers, the other one is used, and a note gives the reason.
 
     Args:
         target: The model to train.
@@ -34,16 +34,17 @@ def write(target: TrainingTarget, name: str, method: str | None = None) -> Train
     except RefusedError as error:
         if not others:
             raise
-        found = _write(target, trainer, others[0])
-        return replace(found, notes=(f"{error}; these are the LoRA settings instead", *found.notes))
+        settings = _write(target, trainer, others[0])
+        note = f"{error}; these settings train a LoRA instead"
+        return replace(settings, notes=(note, *settings.notes))
 
 
 def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSettings:
     if method == FULL and target.is_quantized:
-        raise RefusedError("the weights are quantized, and only a LoRA beside them can be trained")
-    found = trainer.writer(method)(target)
-    notes = (*found.notes, *_notes(target, method))
-    return replace(found, notes=notes, warnings=target.warnings, trainer=trainer.name)
+        raise RefusedError("the weights are quantized, so only a LoRA can be trained")
+    settings = trainer.writer(method)(target)
+    notes = (*settings.notes, *_notes(target, method))
+    return replace(settings, notes=notes, warnings=target.warnings, trainer=trainer.name)
 
 
 def _notes(target: TrainingTarget, method: str) -> Iterable[str]:

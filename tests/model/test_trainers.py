@@ -457,7 +457,7 @@ def test_the_recipe(mk: Cli, deeper: Path, tmp_path: Path) -> None:
     (tmp_path / "cfg.yml").write_text("interleave: every 8\nmodel: base\n")
     asked = mk("train", tmp_path, "--for", "ms-swift", "--recipe", tmp_path / "cfg.yml")
     assert (asked.status, asked.out) == (2, "")
-    assert "hint: `mk-interleave gen`" in asked.err
+    assert "`mk-interleave gen`" in asked.err
 
 
 def test_warnings_of_the_recipe(mk: Cli, deeper: Path, tmp_path: Path) -> None:

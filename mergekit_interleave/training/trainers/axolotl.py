@@ -1,6 +1,6 @@
-"""axolotl: YAML for full training or for a LoRA.
+"""Write axolotl's YAML for full training or for a LoRA.
 
-The rule restates its source of 2026-07-24 (utils/freeze.py).
+The rule restates axolotl's source of 2026-07-24 (utils/freeze.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mergekit_interleave.training.trainers.registry import FULL, LORA
 
 
 def trained_parameters(parameters: Iterable[str], patterns: Iterable[str]) -> set[str]:
-    """The parameters that it trains by `unfrozen_parameters`.
+    """Return the parameters that axolotl trains by `unfrozen_parameters`.
 
     A pattern is matched from the start of a name. Its dots match only dots, except in `.+`.
     """
@@ -31,7 +31,7 @@ def trained_parameters(parameters: Iterable[str], patterns: Iterable[str]) -> se
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """One pattern per stack of layers."""
+    """Write one pattern per stack of layers."""
     patterns = [f"{stack}.{_any_of(target.new_layers)}." for stack in target.stacks]
     check_selection(target, trained_parameters(target.parameters, patterns), "axolotl")
     text = yaml_text({**model_keys(target, "base_model"), "unfrozen_parameters": patterns})
@@ -39,12 +39,12 @@ def full(target: TrainingTarget) -> TrainerSettings:
 
 
 def _any_of(layers: Sequence[int]) -> str:
-    """A regular expression that matches any of some indices."""
+    """Return a regular expression that matches any of some indices."""
     return str(layers[0]) if len(layers) == 1 else f"({'|'.join(map(str, layers))})"
 
 
 def lora(target: TrainingTarget) -> TrainerSettings:
-    """PEFT's settings under axolotl's names for them."""
+    """Write PEFT's settings under axolotl's names."""
     chosen = lora_target.choose(
         target, lora_target.by_layers(target), lora_target.by_endings(target)
     )
@@ -66,4 +66,4 @@ def lora(target: TrainingTarget) -> TrainerSettings:
 
 
 _RANK = 16
-"""axolotl passes None to PEFT where no rank is set, and PEFT does not accept None."""
+"""If no rank is set, axolotl passes None to PEFT, which does not accept None."""

@@ -1,6 +1,6 @@
-"""LLaMA-Factory: YAML for its freeze mode or for a LoRA.
+"""Write LLaMA-Factory's YAML for its freeze mode or for a LoRA.
 
-The rules restate its source of 2026-08-18 (model/adapter.py).
+The rules restate LLaMA-Factory's source of 2026-08-18 (model/adapter.py).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mergekit_interleave.training.trainers.registry import FULL, LORA
 
 
 def layer_count(config: object) -> int | None:
-    """The number of layers that it reads from a model's config object."""
-    own = getattr(config, "text_config", config)
-    return next(filter(None, (getattr(own, key, None) for key in _COUNTS)), None)
+    """Return the number of layers that LLaMA-Factory reads from a model's config object."""
+    text_config = getattr(config, "text_config", config)
+    return next(filter(None, (getattr(text_config, key, None) for key in _COUNTS)), None)
 
 
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer")
 
 
 def freeze_mode_layers(depth: int, count: int, *, llama_pro: bool) -> tuple[int, ...]:
-    """The layers that its freeze mode trains.
+    """Return the layers that the freeze mode trains.
 
     Args:
         depth: The number of layers.
@@ -52,9 +52,9 @@ def freeze_mode_layers(depth: int, count: int, *, llama_pro: bool) -> tuple[int,
 def trained_parameters(
     parameters: Iterable[str], layers: Sequence[int], modules: Collection[str] = ("",)
 ) -> set[str]:
-    """The parameters that its freeze mode trains.
+    """Return the parameters that the freeze mode trains.
 
-    It searches the whole name for the index of a layer, and for the module behind the index.
+    It searches each name for a layer's index that is followed by a module's name.
 
     Args:
         parameters: The names of all parameters.
@@ -66,23 +66,23 @@ def trained_parameters(
 
 
 def known_modules(parameters: Iterable[str]) -> set[str]:
-    """The modules that `freeze_trainable_modules` may name: those of the first two layers."""
+    """Return the modules of the first two layers, which `freeze_trainable_modules` may name."""
     parted = (re.split(r"\.0\.|\.1\.", name)[1:] for name in parameters)
     return {parts[-1].partition(".")[0] for parts in parted if parts}
 
 
 def adapted_modules(modules: Iterable[str], targets: Collection[str]) -> set[str]:
-    """The modules that it adapts by `lora_target` in a model that takes images.
+    """Return the modules that `lora_target` selects in a model that takes images.
 
-    It searches the whole name for each target. In other models it passes the targets to PEFT.
+    LLaMA-Factory searches each name for each target. In other models it passes them to PEFT.
     """
     return {name for name in modules if any(target in name for target in targets)}
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """The freeze mode, where its formula gives exactly the new layers."""
+    """Write the freeze mode's settings, if its formula gives exactly the new layers."""
     count, llama_pro = _formula(target)
-    # An expert's index looks like a layer's, where a class has one module per expert.
+    # If a class has one module per expert, an expert's index looks like a layer's.
     modules = target.children if target.experts else ("",)
     unknown = {*modules} - {"", *known_modules(target.parameters)}
     if unknown:
@@ -105,7 +105,7 @@ def full(target: TrainingTarget) -> TrainerSettings:
 
 
 def _formula(target: TrainingTarget) -> tuple[int, bool]:
-    """The `freeze_trainable_layers` and `use_llama_pro` that give the new layers."""
+    """Return the `freeze_trainable_layers` and `use_llama_pro` that give the new layers."""
     counted, count = layer_count(target.config), len(target.new_layers)
     if counted != target.depth:
         raise RefusedError(
@@ -118,13 +118,13 @@ def _formula(target: TrainingTarget) -> tuple[int, bool]:
             return number, llama_pro
     raise RefusedError(
         f"LLaMA-Factory's freeze mode trains the last layer of each of {count} equal groups, or "
-        f"the first or last {count} layers; of these {target.depth} layers the new ones are "
-        f"{_listed(target.new_layers)}"
+        f"the first or last {count} layers; this model has {target.depth} layers, of which "
+        f"{_listed(target.new_layers)} are new"
     )
 
 
 def _listed(layers: Sequence[int]) -> str:
-    """A list of indices within a sentence."""
+    """Write indices as a list within a sentence."""
     words = [str(index) for index in layers]
     return ", ".join(words if len(words) <= _MANY else [*words[: _MANY - 2], "...", words[-1]])
 
@@ -133,7 +133,7 @@ _MANY = 12
 
 
 def lora(target: TrainingTarget) -> TrainerSettings:
-    """A LoRA by endings of names that are right under its own rule and under PEFT's."""
+    """Write a LoRA by name endings that are exact by LLaMA-Factory's rule and by PEFT's."""
     endings = (form for form in lora_target.by_endings(target) if _is_exact_anywhere(target, form))
     chosen = lora_target.choose(target, endings)
     owners = _owners(chosen)
@@ -152,7 +152,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
 
 
 def _is_exact_anywhere(target: TrainingTarget, form: LoraTarget) -> bool:
-    """Whether a search in whole names finds the same modules as PEFT's endings do."""
+    """Return whether a search in whole names finds the same modules as PEFT's endings."""
     saved = peft_rules.saved_modules(target.modules, _owners(form))
     return (
         adapted_modules(target.modules, form.modules)
@@ -162,5 +162,5 @@ def _is_exact_anywhere(target: TrainingTarget, form: LoraTarget) -> bool:
 
 
 def _owners(chosen: LoraTarget) -> list[str]:
-    """The modules of adapted parameters: it passes no parameters to PEFT, so it trains these."""
+    """Return the modules of adapted parameters, trained in full since PEFT gets no parameters."""
     return [*dict.fromkeys(name.rpartition(".")[0] for name in chosen.parameters)]

@@ -1,4 +1,4 @@
-"""ms-swift: command-line arguments for full training or for a LoRA."""
+"""Write ms-swift's command-line arguments for full training or for a LoRA."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mergekit_interleave.training.trainers.registry import FULL, LORA
 
 
 def trained_parameters(parameters: Iterable[str], prefixes: Collection[str]) -> set[str]:
-    """The parameters that it trains by `trainable_parameters`: prefixes of names."""
+    """Return the parameters that ms-swift trains by `trainable_parameters`: prefixes of names."""
     return {name for name in parameters if name.startswith(tuple(prefixes))}
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """One prefix per new layer."""
+    """Write one prefix per new layer."""
     prefixes = [f"{stack}.{index}." for stack in target.stacks for index in target.new_layers]
     check_selection(target, trained_parameters(target.parameters, prefixes), "ms-swift")
     text = shell_text(
@@ -36,7 +36,7 @@ def full(target: TrainingTarget) -> TrainerSettings:
 
 
 def lora(target: TrainingTarget) -> TrainerSettings:
-    """PEFT's settings; a regular expression has an option of its own."""
+    """Write PEFT's settings; a regular expression has a separate option."""
     chosen = lora_target.choose(
         target, lora_target.by_regex(target), lora_target.by_endings(target)
     )
@@ -57,6 +57,6 @@ def lora(target: TrainingTarget) -> TrainerSettings:
 
 
 _MODEL_TYPE = (
-    "if ms-swift cannot tell the model type, because several of its types share a class, add "
+    "if ms-swift cannot determine the model type, because several of its types share a class, add "
     "--model_type with the type of the base"
 )

@@ -1,4 +1,4 @@
-"""PEFT: Python code that puts a LoRA on a loaded model. Its rules are in `peft_rules`."""
+"""Write Python code that adds a LoRA to a loaded model with PEFT; see `peft_rules`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mergekit_interleave.training.trainers.registry import LORA
 
 
 def lora(target: TrainingTarget) -> TrainerSettings:
-    """A `LoraConfig` and the model that it adapts."""
+    """Write a `LoraConfig` and its application to the model."""
     chosen = lora_target.choose(
         target, lora_target.by_layers(target), lora_target.by_endings(target)
     )

@@ -1,7 +1,7 @@
 """The trainers that `train` knows, one row each.
 
-A row names its module, and the module is imported only when settings are written: the command line
-reads this list every time it starts.
+A row names its module, which is imported only when settings are written, because the command line
+reads this list at every start.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ FULL, LORA = METHODS = ("full", "lora")
 
 
 class Trainer(NamedTuple):
-    """What a trainer can do.
+    """A trainer and its capabilities.
 
     Attributes:
         name: Its name on the command line.
         title: Its name in messages.
-        methods: The methods by which it can train certain layers alone, the preferred one first.
-        module: The module that writes its settings, with a function named as each method. A
-            leading dot stands for this package.
+        methods: The methods by which it can train only certain layers, the preferred one first.
+        module: The module that writes its settings, with one function per method. A leading dot
+            stands for this package.
         refusal: Why a method is missing.
-        instead: What to use when the method is missing.
+        instead: What to use if a method is missing.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Trainer(NamedTuple):
     instead: str | None = None
 
     def writer(self, method: str) -> Writer:
-        """The function that writes the settings for one of its methods."""
+        """Return the function that writes the settings for one of its methods."""
         return cast("Writer", getattr(import_module(self.module, __package__), method))
 
 
-_NO_SETTING = "it has no setting that trains certain layers alone, by either method"
+_NO_SETTING = "it has no setting to train only certain layers, with either method"
 
 _ROWS = (
     Trainer(
@@ -74,7 +74,7 @@ _ROWS = (
         "unsloth",
         (LORA,),
         ".unsloth",
-        refusal="it does not support full training of certain layers alone",
+        refusal="it does not support full training of certain layers only",
         instead="--for transformers, or --method lora",
     ),
     Trainer("torchtune", "torchtune", (), refusal=_NO_SETTING),
@@ -86,7 +86,7 @@ TRAINERS = {trainer.name: trainer for trainer in _ROWS}
 
 
 def find(name: str, method: str | None = None) -> Trainer:
-    """Find a trainer, and check that it can train certain layers alone.
+    """Find a trainer, and check that it can train only certain layers.
 
     Args:
         name: The trainer's name on the command line.
@@ -94,7 +94,7 @@ def find(name: str, method: str | None = None) -> Trainer:
 
     Raises:
         DirectiveError: There is no such trainer or method.
-        RefusedError: The trainer cannot train certain layers by this method.
+        RefusedError: The trainer cannot train only certain layers with this method.
     """
     trainer = TRAINERS.get(name)
     if trainer is None:
@@ -111,7 +111,7 @@ def find(name: str, method: str | None = None) -> Trainer:
 
 
 def in_words() -> str:
-    """All names as a list within a sentence."""
+    """Return all names as a list within a sentence."""
     return _listed([*TRAINERS])
 
 

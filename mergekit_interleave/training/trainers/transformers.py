@@ -1,6 +1,6 @@
-"""transformers: Python code that freezes a loaded model.
+"""Write Python code that freezes a model loaded by transformers.
 
-Full training needs no rule for names: the layers are reached as modules of the model.
+No rule for names is needed, because the code accesses the layers as modules of the model.
 """
 
 from __future__ import annotations
@@ -31,6 +31,6 @@ def _notes(target: TrainingTarget) -> Iterator[str]:
     )
     if target.half_dtype:
         yield (
-            f"the weights load as {target.half_dtype}, which rounds away most steps of a usual "
-            'learning rate: load them with dtype="float32", and give the Trainer bf16=True'
+            f"the weights load as {target.half_dtype}, which is too coarse for most updates at "
+            'usual learning rates: load them with dtype="float32", and pass bf16=True to Trainer'
         )

@@ -1,6 +1,6 @@
-"""TRL: Python code for full training, YAML for a LoRA by its command line.
+"""Write TRL's Python code for full training, or YAML for a LoRA with its command line.
 
-It passes its LoRA settings on to PEFT, but takes `lora_target_modules` with a single entry for a
+TRL passes its LoRA settings on to PEFT, but treats a single entry in `lora_target_modules` as a
 regular expression.
 """
 
@@ -22,20 +22,20 @@ from mergekit_interleave.training.trainers.registry import LORA
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """The code for transformers, whose model TRL takes as an object."""
-    found = transformers.full(target)
-    hint = "# SFTTrainer(model=model, ...): this object, not the name of its directory."
-    return replace(found, text=f"{found.text}\n{hint}\n")
+    """Write the code for transformers; TRL's trainers accept the loaded model."""
+    settings = transformers.full(target)
+    comment = "# Pass the model itself, not its path: SFTTrainer(model=model, ...)"
+    return replace(settings, text=f"{settings.text}\n{comment}\n")
 
 
 def lora(target: TrainingTarget) -> TrainerSettings:
-    """PEFT's settings under TRL's names for them."""
+    """Write PEFT's settings under TRL's names."""
     chosen = lora_target.choose(
         target, lora_target.by_regex(target), lora_target.by_endings(target)
     )
     modules = [chosen.modules] if isinstance(chosen.modules, str) else [*chosen.modules]
     if len(modules) == 1 and not isinstance(chosen.modules, str):
-        modules *= 2  # one entry alone would be a regular expression
+        modules *= 2  # a single entry would be a regular expression
     text = yaml_text(
         {
             **model_keys(target, "model_name_or_path"),

@@ -1,6 +1,6 @@
-"""unsloth: Python code that loads a model and puts a LoRA on it.
+"""Write Python code that loads a model with unsloth and adds a LoRA.
 
-It passes its LoRA settings on to PEFT, but not those for modules that are trained in full.
+unsloth passes its LoRA settings on to PEFT, except those for modules that are trained in full.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mergekit_interleave.training.trainers.registry import LORA
 
 
 def lora(target: TrainingTarget) -> TrainerSettings:
-    """PEFT's settings as arguments of the loader that unsloth has for the model type."""
+    """Write PEFT's settings as arguments of unsloth's loader for the model type."""
     by_index = target.model_type in _BY_INDEX
     forms = (
         lora_target.by_layers(target, pattern=False) if by_index else lora_target.by_endings(target)
@@ -26,8 +26,8 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     chosen = lora_target.choose(target, forms)
     if chosen.saved:
         raise RefusedError(
-            f"unsloth: {chosen.saved[0]} and similar modules are zero and cannot have a LoRA, and "
-            "unsloth cannot train them in full",
+            f"unsloth: {chosen.saved[0]} and similar modules are zero and cannot be adapted by a "
+            "LoRA, and unsloth cannot train them in full",
             hint="--for peft, or --for transformers",
         )
     loader = "FastLanguageModel" if by_index else "FastModel"
@@ -44,5 +44,5 @@ def lora(target: TrainingTarget) -> TrainerSettings:
 
 
 _BY_INDEX = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"})
-"""The model types whose layers unsloth (2026-08-22) selects by index; in others it takes only
+"""The model types whose layers unsloth (2026-08-22) selects by index; for others it accepts only
 names."""
