@@ -142,5 +142,5 @@ class TestFailedPart:
         weights = (out / "model.safetensors").read_bytes()
         (out / "model.safetensors").write_bytes(weights[:-1] + bytes([weights[-1] ^ 1]))
         assert mk("verify", out, "--against", tiny).status == 1
-        assert "- Weights: **failed** with 1 difference." in self.checks(out)
-        assert "- Other files: **failed** with 2 differences." in self.checks(out)
+        assert "- Weights: **failed** with 1 " in self.checks(out)
+        assert "- Other files: **failed** with 2 " in self.checks(out)
