@@ -6,7 +6,7 @@ CACHE := .cache
 PACKAGE := $(shell find mergekit_interleave -type f -not -name '*.pyc')
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-train check test smoke docs zoo faults bench lint types imports actionlint install clean
+.PHONY: demo demo-train check test smoke docs zoo faults bench pure lint types imports actionlint install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
@@ -16,7 +16,11 @@ demo-train: $(SMOLLM2)/config.json
 	$(BIN)/python examples/train.py $(SMOLLM2) $(CACHE)/demo-train
 
 # Run linters, type checks, import contracts and the pure tests, in half a minute.
-check: lint types imports
+# The type checker runs beside the tests.
+check: $(VENV)/installed
+	$(MAKE) --no-print-directory -j 2 pure types lint imports
+
+pure: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not fuzz" tests/unit
 
 test: lint types imports smoke $(SMOLLM2)/config.json

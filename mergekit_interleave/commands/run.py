@@ -406,10 +406,11 @@ def _check_weights(
     if written.differences:
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""
+        zeroed = any(spec.name == first.tensor and spec.scale == 0 for spec in plan.specs)
         raise OutputError(
             f"the written weights are wrong: {first}{others}",
             hint="does the base have infinity or NaN in this tensor? Times 0, either is NaN"
-            if first.what.startswith("is not zero")
+            if zeroed
             else None,
         )
     return written

@@ -67,19 +67,19 @@ OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
 
 @dataclass(frozen=True)
 class Directive:
-    """What the user asked for, validated as far as that is possible without the model.
+    """A validated directive, checked as far as possible without the model.
 
     Attributes:
         growth: The growth line, if there is one.
         model: The source model, if it is named.
-        models: Source models by their short names.
+        models: The source models by their short names.
         layers: The stated depth, for a model whose config cannot be read.
-        zero: What to zero in the new layers; None is the default of the growth line.
-        scale: What to multiply the tensors of the new layers by.
-        apply_to: Which of several equal layers `zero` and `scale` apply to; None is the copies.
+        zero: What to zero in the new layers; None means the default of the growth line.
+        scale: The factors for the tensors of the new layers.
+        apply_to: Which of several equal layers `zero` and `scale` apply to; None means the copies.
         mergekit: mergekit's own keys, in the order of the document.
         name: mergekit-multi's name for the result.
-        warnings: Sentences to show to the user; not compared.
+        warnings: Warnings for the user, one sentence each; ignored in comparisons.
     """
 
     growth: Growth | None = None
@@ -109,12 +109,13 @@ class Directive:
         """Reject keys that would have no effect.
 
         Raises:
-            DirectiveError: A model is not used, or `apply_to` has nothing to apply.
+            DirectiveError: A model is not used, or `apply_to` is set without `zero` or `scale`.
         """
         used = () if self.growth is None else self.growth.models
         if self.models and not used and self.growth is not None:
             raise DirectiveError(
-                "models: the growth line takes one model", hint="write `model:`, or use `layout:`"
+                "models: this growth line takes only one model",
+                hint="name it with `model:`; only `layout:` takes several",
             )
         for name, model in self.models.items():
             if model not in used and model != self.model:
@@ -148,7 +149,7 @@ class Directive:
         )
 
     def _short_names(self) -> dict[str, ModelRef]:
-        """All models by short names if any has one, since other names would be ambiguous then."""
+        """Return all models by short names if any has one; other names would then be ambiguous."""
         models = dict(self.models)
         if not models:
             return models
@@ -163,10 +164,10 @@ class Directive:
     def to_document(
         self, name: Callable[[ModelRef], object] = ModelRef.to_yaml
     ) -> dict[str, object]:
-        """The directive as a YAML document; explicit slices are returned as they are.
+        """Return the directive as a YAML document, with explicit slices unchanged.
 
         Args:
-            name: Returns the public name of a model.
+            name: Returns the name to write for a model.
         """
         models = self._short_names()
         short = {model: key for key, model in models.items()}
@@ -193,13 +194,17 @@ class Directive:
 
 
 def _sole_model(growth: Growth) -> ModelRef | None:
-    """The one model that a growth names, which a growth flag that replaces it then uses."""
+    """Return the only model that a growth line names, for the growth flag that replaces it.
+
+    Raises:
+        DirectiveError: The growth line names several models.
+    """
     models = growth.models
     if len(models) > 1:
         where = "the mergekit config" if isinstance(growth, ExplicitSlices) else "the layout"
         raise DirectiveError(
-            f"a growth flag needs one model, and {where} names {len(models)}",
-            hint="name it: --model",
+            f"a growth line that replaces others needs one model, and {where} names {len(models)}",
+            hint="name the model with `model` (--model)",
         )
     return next(iter(models), None)
 
@@ -214,9 +219,9 @@ def load(source: str, stdin: IO[str]) -> Directive:
 
 
 def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
-    """Return the text of a directive, and its name in errors.
+    """Return the text of a directive and its name in error messages.
 
-    An existing file takes precedence over inline text; text without `: ` is a file name.
+    An existing file takes precedence over inline text. Text without `: ` is taken as a file name.
 
     Raises:
         DirectiveError: There is no such file.
@@ -232,18 +237,26 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
         return source, _INLINE
     if path.is_dir():
         raise DirectiveError(
-            f"{source}: is a directory, not a directive", hint=f"use `--model {source}`"
+            f"{source}: is a directory, not a directive",
+            hint=f"pass it as the model: --model {source}",
         )
-    raise DirectiveError(
-        f"{source}: no such file",
-        hint="a directive given inline has a space after each colon: 'interleave: every 4'"
-        if re.search(r":\S", source) and not path.suffix
-        else None,
-    )
+    raise DirectiveError(f"{source}: no such file", hint=_inline_hint(source))
+
+
+def _inline_hint(text: str) -> str | None:
+    """Return the hint for inline text that lacks a colon or the space after it, if it does."""
+    match = re.match(r"\s*(\w+)(?:\s+|:)(.+)", text)
+    if match is not None and match[1] in known_keys():
+        right = f"{match[1]}: {match[2].lstrip(': ')}"
+    elif re.search(r":\S", text) and not Path(text).suffix:
+        right = "interleave: every 4"
+    else:
+        return None
+    return f"an inline directive needs a colon and a space after each key: '{right}'"
 
 
 def is_inline(text: str) -> bool:
-    """Whether an argument of the command line is a directive rather than a file name."""
+    """Whether a text is an inline directive rather than a file name."""
     return bool(re.search(r":(\s|$)", text)) or text.lstrip().startswith("{")
 
 
@@ -268,11 +281,11 @@ def _read_file(path: Path) -> str:
 
 
 _LONGEST = 2**24
-"""The maximum length of a directive; a merge of several thousand slices has a tenth of that."""
+"""The maximum length in characters; a merge of several thousand slices has a tenth of that."""
 
 
 def _is_file(path: Path) -> bool:
-    """Whether `path` can be read as a file; text that is too long for a name cannot."""
+    """Whether `path` exists and is not a directory; False if the text is no valid path."""
     try:
         return path.exists() and not path.is_dir()
     except (OSError, ValueError):
@@ -289,11 +302,11 @@ def _read(read: Callable[[], str], name: str) -> str:
 
 
 def parse(text: str, where: str) -> Directive:
-    """Read one directive document, or the one-line form `key: value, key: value`.
+    """Parse one directive document, or the one-line form `key: value, key: value`.
 
     Args:
         text: YAML.
-        where: The name of the text in errors.
+        where: The name of the text in error messages.
 
     Raises:
         DirectiveError: The text is not a directive.
@@ -302,11 +315,11 @@ def parse(text: str, where: str) -> Directive:
 
 
 def of_document(document: object, where: str) -> Directive:
-    """Validate a document, whatever its type.
+    """Build a directive from a parsed document of any type.
 
     Args:
         document: The document.
-        where: The name of the document in errors.
+        where: The name of the document in error messages.
 
     Raises:
         DirectiveError: It is not a directive.
@@ -322,13 +335,15 @@ def of_document(document: object, where: str) -> Directive:
         if where == _INLINE:
             raise
         hint = (
-            "this is the config.json of a model: use --model" if "model_type" in document else None
+            "this is the config.json of a model: pass its directory with --model"
+            if "model_type" in document
+            else None
         )
         raise DirectiveError(f"{where}: {error}", hint=hint or error.hint) from error
 
 
 def from_document(document: Mapping[Any, object]) -> Directive:
-    """Validate a mapping that was read from YAML.
+    """Build a directive from a mapping that was read from YAML.
 
     Raises:
         DirectiveError: A key or value is wrong, or there are two growth lines.
@@ -340,7 +355,9 @@ def from_document(document: Mapping[Any, object]) -> Directive:
         spelled = [key for key in spelled if key != "models"]
     if len(lines + spelled) > 1:
         two = (lines + spelled)[:2]
-        raise DirectiveError(f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one")
+        raise DirectiveError(
+            f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one of them"
+        )
     own = [key for key in OWN_KEYS if key not in spelled]
     known = (*registry.LINES, *own, *MERGEKIT_KEYS, *spelled, NAME)
     ignored = _check_known(document, known, spelled=bool(spelled))
@@ -365,7 +382,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
 
 
 def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
-    """Parse a document with a growth line, after its keys were checked."""
+    """Parse a document that is not a mergekit config, after its keys have been checked."""
     models = _short_names(document["models"], "models") if "models" in document else {}
     found = {model.identity: model for model in models.values()}
 
@@ -376,9 +393,9 @@ def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
         if models and isinstance(value, str) and not _may_be_a_model(value):
             raise DirectiveError(
                 f"{where}: {value} is not a short name in `models`",
-                hint=f"short names: {', '.join(models)}",
+                hint=f"the short names are {', '.join(models)}",
             )
-        # Two spellings of one directory are one model.
+        # Different spellings of one directory are the same model.
         return found.setdefault(model.identity, model)
 
     return Directive(
@@ -406,16 +423,16 @@ def _name(document: Mapping[Any, object]) -> str | None:
 
 
 def known_keys() -> tuple[str, ...]:
-    """All keys of directives and of mergekit configs."""
+    """Return all keys of directives and of mergekit configs."""
     return (*registry.LINES, *OWN_KEYS, *MERGEKIT_KEYS, *SPELLED_KEYS, NAME)
 
 
 def _check_known(
     document: Mapping[Any, object], known: Collection[str], *, spelled: bool
 ) -> list[str]:
-    """Check the keys of a document, and return those that mergekit ignores.
+    """Check the keys of a document and return those that mergekit ignores.
 
-    People keep anchors under such keys in mergekit configs.
+    A mergekit config may have unknown keys, which people use to define YAML anchors.
     """
     ignored = []
     for key in document:
@@ -431,22 +448,25 @@ def _check_known(
 
 
 def _short_names(value: object, where: str) -> dict[str, ModelRef]:
-    """Read `models`: short names and models, or a list of models, named a, b, c, ..."""
+    """Read `models`: a mapping from short names to models, or a list, named a, b, c, ..."""
     if isinstance(value, list) and 0 < len(value) <= len(ascii_lowercase):
         value = dict(zip(ascii_lowercase, value, strict=False))
     if not isinstance(value, Mapping) or not value:
         raise DirectiveError(
-            f"{where}: expected short names and models, found {value!r:.200}",
+            f"{where}: expected a mapping from short names to models, found {value!r:.200}",
             hint="for example `models: {a: org/one, b: org/two}`",
         )
     models: dict[str, ModelRef] = {}
     for name, model in value.items():
         if not isinstance(name, str) or not re.fullmatch(r"[^\s:,]+", name):
             raise DirectiveError(
-                f"{where}: {name!r:.80} is not a short name", hint="for example a, or big"
+                f"{where}: {name!r:.80} is not a valid short name",
+                hint="use a word without spaces, colons and commas, such as a or big",
             )
         if name == windows.KEY:
-            raise DirectiveError(f"{where}: `{name}` is reserved in `layout`")
+            raise DirectiveError(
+                f"{where}: the short name `{name}` is reserved", hint="choose another short name"
+            )
         found = parse_model(model, f"{where}.{name}")
         same = (known for known in models.values() if known.identity == found.identity)
         models[name] = next(same, found)
@@ -464,19 +484,22 @@ def _apply_to(value: object, where: str) -> str:
 
 
 def from_flags(**flags: str | None) -> Directive:
-    """Read the flags of the command line; they correspond to the keys of a document.
+    """Parse flags of the command line, or the keywords of the same names.
 
     Args:
-        flags: Their values by name: `OWN_FLAGS` and the growth flags of the registry.
+        flags: The values by name: `OWN_FLAGS` and the growth flags of the registry.
 
     Raises:
-        DirectiveError: A flag's value is wrong, or there are two growth flags.
+        DirectiveError: A value is wrong, or there are two growth lines.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     check_keys(given, (*registry.flags(), *OWN_FLAGS))
     lines = [name for name in registry.flags() if name in given]
     if len(lines) > 1:
-        raise DirectiveError(f"two growth flags: --{lines[0]} and --{lines[1]}")
+        raise DirectiveError(
+            f"two growth lines: `{lines[0]}` and `{lines[1]}`",
+            hint=f"keep either --{lines[0]} or --{lines[1]}",
+        )
     read: dict[str, Callable[[str, str], object]] = {
         "model": parse_model,
         "layers": parse_layers,
@@ -484,14 +507,10 @@ def from_flags(**flags: str | None) -> Directive:
         "scale": parse_scale_flag,
         "apply_to": _apply_to,
     }
-    stated = {
-        name: reader(given[name], f"--{name.replace('_', '-')}")
-        for name, reader in read.items()
-        if name in given
-    }
+    stated = {name: reader(given[name], name) for name, reader in read.items() if name in given}
     return Directive(
         growth=registry.from_flag(lines[0], given[lines[0]]) if lines else None,
-        mergekit={"dtype": _dtype(given["dtype"], "--dtype")} if "dtype" in given else {},
+        mergekit={"dtype": _dtype(given["dtype"], "dtype")} if "dtype" in given else {},
         **stated,  # type: ignore[arg-type]
     )
 
@@ -514,7 +533,7 @@ def _dtype(value: object, where: str) -> str:
     if name not in DTYPES:
         guess = _dtypes.ALIASES.get(str(name)) or nearest(str(name), DTYPES)
         raise DirectiveError(
-            f"{where}: {value!r} is not a dtype of weights",
+            f"{where}: weights cannot be converted to {value!r}",
             hint=f"did you mean {guess}?" if guess else f"use one of {', '.join(DTYPES)}",
         )
     return str(value)
@@ -534,10 +553,10 @@ def _mergekit_keys(document: Mapping[Any, object], named: Named) -> dict[str, ob
     if method != "passthrough":
         typo = nearest(str(method), ["passthrough"]) or "passthrough".startswith(str(method))
         raise DirectiveError(
-            f"merge_method: {method!r} is not supported, only passthrough keeps layers unchanged",
+            f"merge_method: {method!r} is not supported; only passthrough keeps layers unchanged",
             hint="did you mean `passthrough`?"
             if typo
-            else "run that merge with mergekit-yaml first, then expand its result",
+            else "run that merge with mergekit-yaml first and then grow its result",
         )
     for key in ("dtype", "out_dtype"):
         if key in keys:

@@ -1,4 +1,4 @@
-"""The JSON Schema of a directive, for editors: its keys, with a description of each."""
+"""Build the JSON Schema of a directive, which editors use to complete and describe its keys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE, NOR
 
 _DEFINITIONS: Schema = {
     "bound": {
-        "description": "A layer's index from 0, a count from the end (-4), a fraction of the depth "
+        "description": "A layer index from 0, a count from the end (-4), a fraction of the depth "
         "(50%), or end.",
         **any_of({"type": "integer"}, {"type": "string", "pattern": rf"^\s*({BOUND})\s*$"}),
     },
     "range": {
-        "description": "Half-open: [8, 24] is layers 8 to 23.",
+        "description": "A half-open range: [8, 24] is layers 8 to 23.",
         **any_of(
             {"type": "array", "items": ref("bound"), "minItems": 2, "maxItems": 2},
             {"type": "string", "pattern": rf"^\s*{RANGE}\s*$"},
@@ -29,8 +29,8 @@ _DEFINITIONS: Schema = {
         **any_of({"type": "string", "minLength": 1}, {"type": "object", "required": ["model"]}),
     },
     "zero": {
-        "description": "auto: all that writes to the residual stream; gains, or norms: the norms "
-        "after it; none: plain copies; or parts of tensor names.",
+        "description": "auto: all weights that write to the residual stream; gains or norms: the "
+        "norms after them; none: plain copies; or parts of tensor names.",
         **any_of(
             {"enum": [AUTO, NONE, GAINS, NORMS]},
             {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
@@ -39,11 +39,11 @@ _DEFINITIONS: Schema = {
         "examples": [["o_proj", "down_proj"], AUTO, NONE, GAINS, NORMS],
     },
     "factor": {
-        "description": "A number, a fraction 1/3 or a root sqrt(1/2).",
+        "description": "A number, a fraction such as 1/3, or a root such as sqrt(1/2).",
         **any_of({"type": "number"}, {"type": "string", "pattern": r"^[-+\d.eE/\s()sqrt]+$"}),
     },
     "scale": {
-        "description": "The factors of tensors: one for all, or one for each part of a name; all "
+        "description": "The factors of tensors: one for all, or one for each part of a name. All "
         "other tensors are unchanged, or take the factor of `*`. A list is mergekit's own form.",
         **any_of(
             ref("factor"),
@@ -68,8 +68,8 @@ _DTYPE = {"enum": [*DTYPES, *(f"torch.{dtype}" for dtype in DTYPES)]}
 _OTHERS: Schema = {
     "model": {**ref("model"), "description": "The source model."},
     "models": {
-        "description": "Several source models by short names for `layout`; in a list they are a, "
-        "b, c, ... (In a mergekit config: its whole models.)",
+        "description": "Several source models for `layout`, by short names; the models of a list "
+        "are named a, b, c, ... (In a mergekit config: the models to merge whole.)",
         **any_of(
             {"type": "object", "additionalProperties": ref("model"), "minProperties": 1},
             {"type": "array", "minItems": 1},
@@ -77,9 +77,9 @@ _OTHERS: Schema = {
     },
     "layers": {
         **COUNT,
-        "description": "The depth of the model, only where its config cannot be read.",
+        "description": "The depth of the model, if its config cannot be read.",
     },
-    "zero": {**ref("zero"), "description": "What is zeroed in the new layers."},
+    "zero": {**ref("zero"), "description": "What to zero in the new layers."},
     "scale": {**ref("scale"), "description": "The factors of the tensors of the new layers."},
     "apply_to": {
         "enum": list(APPLY_TO),
@@ -88,26 +88,29 @@ _OTHERS: Schema = {
     },
     NAME: {
         "type": "string",
-        "description": "The name of the result, in a stream for mergekit-multi.",
+        "description": "The name of the result in a stream for mergekit-multi.",
     },
-    "merge_method": {"const": "passthrough", "description": "mergekit's; it may be left out."},
+    "merge_method": {"const": "passthrough", "description": "mergekit's; may be left out."},
     "base_model": {
         **ref("model"),
         "description": "The model that config and tokenizer are taken from.",
     },
-    "dtype": {**_DTYPE, "description": "Convert the weights."},
-    "out_dtype": {**_DTYPE, "description": "Convert the weights after all arithmetic."},
+    "dtype": {**_DTYPE, "description": "Convert the weights to this dtype."},
+    "out_dtype": {
+        **_DTYPE,
+        "description": "Convert the weights to this dtype after all arithmetic.",
+    },
     "tokenizer_source": {"description": "mergekit's: union, base or a model."},
-    "tokenizer": {"type": "object", "description": "mergekit's."},
-    "chat_template": {"type": "string", "description": "mergekit's."},
-    "parameters": {"type": "object", "description": "mergekit's: scales of all slices."},
-    "slices": {"type": "array", "description": "mergekit's slices, in place of a growth line."},
-    "modules": {"type": "object", "description": "mergekit's slices, in place of a growth line."},
+    "tokenizer": {"type": "object", "description": "mergekit's tokenizer settings."},
+    "chat_template": {"type": "string", "description": "mergekit's: auto, a name or a template."},
+    "parameters": {"type": "object", "description": "mergekit's: scales for all slices."},
+    "slices": {"type": "array", "description": "mergekit's slices, instead of a growth line."},
+    "modules": {"type": "object", "description": "mergekit's modules, instead of a growth line."},
 }
 
 
 def schema() -> Schema:
-    """The schema, of draft 2020-12."""
+    """Return the schema, which follows draft 2020-12."""
     lines = (*LINES, "slices", "modules")
     definitions = [line.definitions() for line in LINES.values()]
     return {
@@ -118,5 +121,5 @@ def schema() -> Schema:
         "properties": {**{key: line.schema() for key, line in LINES.items()}, **_OTHERS},
         "additionalProperties": False,
         "not": {"anyOf": [{"required": list(pair)} for pair in combinations(lines, 2)]},
-        "$defs": {**_DEFINITIONS, **{k: v for found in definitions for k, v in found.items()}},
+        "$defs": {**_DEFINITIONS, **{k: v for part in definitions for k, v in part.items()}},
     }

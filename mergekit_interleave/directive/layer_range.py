@@ -1,6 +1,6 @@
 """Ranges of layers, whose bounds may depend on the depth of the model.
 
-A bound is the index of a layer, a count from the end (`-4`), a fraction of the depth (`50%`, to
+A bound is a layer index, a count from the end (`-4`), a fraction of the depth (`50%`, rounded to
 the nearest layer) or `end`. Ranges are half-open.
 """
 
@@ -18,7 +18,7 @@ Bound: TypeAlias = "int | str"
 """An index, negative if it counts from the end, or text such as `end` or `50%`."""
 
 Range: TypeAlias = tuple[Bound, Bound]
-"""Half-open."""
+"""A half-open range."""
 
 END = "end"
 
@@ -28,7 +28,7 @@ BOUND = r"-?\d{1,18}|\d{1,3}(?:\.\d{1,9})?%|end"
 RANGE = rf"(?:{BOUND}):(?:{BOUND})"
 """A range as text."""
 
-_EXAMPLES = "the index of a layer, -4 (from the end), 50% or end"
+_EXAMPLES = "a layer index, a count from the end such as -4, 50% or end"
 
 
 def is_relative(bound: Bound) -> bool:
@@ -55,8 +55,8 @@ def _is_bound(text: str) -> bool:
 
 
 def _share(bound: str) -> Fraction:
-    """The fraction of the depth for a bound such as 33.3%, without rounding."""
-    from fractions import Fraction  # noqa: PLC0415 - few ranges need it, and it would slow down every start
+    """Return the fraction of the depth for a bound such as 33.3%, without rounding."""
+    from fractions import Fraction  # noqa: PLC0415 - few ranges need it, and it slows down start-up
 
     return Fraction(bound[:-1]) / 100
 
@@ -70,7 +70,7 @@ def parse_range(value: object, where: str) -> Range:
     """Read a range: `[8, 24]`, or the text `8:24`.
 
     Raises:
-        DirectiveError: The value is not a range, or is empty for any depth.
+        DirectiveError: The value is not a range, or the range is empty for every depth.
     """
     entries = value.split(":") if isinstance(value, str) else value
     if not isinstance(entries, list) or len(entries) != 2:  # noqa: PLR2004 - start and stop
@@ -78,8 +78,10 @@ def parse_range(value: object, where: str) -> Range:
     start, stop = (parse_bound(bound, where) for bound in entries)
     (one, first), (other, last) = _place(start), _place(stop)
     if one == other and first >= last:
-        what = "is empty" if first == last else "is reversed"
-        raise DirectiveError(f"{where}: {show((start, stop))} {what}", hint=_HALF_OPEN)
+        if first == last:
+            raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
+        right = f"{stop}:{start}" if isinstance(value, str) else show((stop, start))
+        raise DirectiveError(f"{where}: {show((start, stop))} is reversed", hint=f"write {right}")
     if start in (END, "100%"):
         raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
     return start, stop
@@ -96,7 +98,7 @@ _HALF_OPEN = "ranges are half-open: [8, 24] is layers 8 to 23"
 
 
 def show(written: Range) -> str:
-    """A range as text, as in a list."""
+    """Return a range as text, in the form of a list."""
     return f"[{written[0]}, {written[1]}]"
 
 
@@ -105,17 +107,17 @@ def resolve(written: Range, depth: int | None, model: object) -> tuple[int, int]
 
     Args:
         written: The range.
-        depth: The number of layers of the model, None where it is not known.
+        depth: The number of layers of the model, or None if it is unknown.
         model: The model, to be named in errors.
 
     Raises:
-        LayoutError: The model has no such layers, or its depth is needed and not known.
+        LayoutError: The model has no such layers, or its depth is needed but unknown.
     """
     start, stop = (_at(bound, depth, written, model) for bound in written)
     if depth is None:
         return start, stop
     has = f"{model}, which has {depth} layers"
-    all_of_it = f"its layers are 0 to {depth - 1}, as a range [0, {depth}]"
+    all_of_it = f"the model has layers 0 to {depth - 1}, which is the range [0, {depth}]"
     if stop > depth:
         raise LayoutError(f"{show(written)} ends past the last layer of {has}", hint=all_of_it)
     if start < 0:
@@ -140,5 +142,5 @@ def _at(bound: Bound, depth: int | None, written: Range, model: object) -> int:
 def unknown_depth(model: object, why: str) -> LayoutError:
     """Return the error for a depth that is needed but unknown."""
     return LayoutError(
-        f"the number of layers of {model} is not known, and {why}", hint="state it: --layers N"
+        f"the number of layers of {model} is not known, and {why}", hint="state it with --layers N"
     )

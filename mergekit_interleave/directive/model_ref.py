@@ -32,7 +32,7 @@ class ModelPath:
         return not any(mark in part for part in (self.path, self.revision or "") for mark in "+@")
 
     def to_mapping(self) -> YamlMapping:
-        """The mapping form, which is never ambiguous."""
+        """Return the mapping form, which is never ambiguous."""
         mapping: YamlMapping = {"path": self.path}
         if self.revision:
             mapping["revision"] = self.revision
@@ -41,7 +41,7 @@ class ModelPath:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A source model, kept as it was written. Two revisions are two models."""
+    """A source model, as it was written. Two revisions are two models."""
 
     model: ModelPath
     lora: ModelPath | None = None
@@ -52,8 +52,8 @@ class ModelRef:
 
     @property
     def identity(self) -> object:
-        """Equal for two spellings of one model: a directory is identified by its real path."""
-        local = is_directory_or_file(self.path)  # a directory has no revisions
+        """A key that is equal for different spellings of one model."""
+        local = is_directory_or_file(self.path)  # a directory has no revision
         path = os.path.realpath(self.path) if local else self.path
         revision = None if local else self.model.revision
         return path, revision, self.lora, self.override_architecture
@@ -64,7 +64,7 @@ class ModelRef:
         return self.model.path
 
     def to_yaml(self) -> str | YamlMapping:
-        """The string form where mergekit reads it correctly, else the mapping form."""
+        """Return the string form if mergekit reads it correctly, else the mapping form."""
         plain = self.model.is_plain and (self.lora is None or self.lora.is_plain)
         if plain and self.override_architecture is None:
             return str(self)
@@ -79,8 +79,8 @@ class ModelRef:
 def parse_model(value: object, where: str) -> ModelRef:
     """Read a model from YAML or a flag.
 
-    A string that is an existing path is that path, even if it contains `+` or `@`; any other
-    string is read as in mergekit.
+    If the string is an existing path, it is used as a path, even if it contains `+` or `@`. Any
+    other string is read as mergekit reads it.
 
     Args:
         value: A string or mergekit's mapping form.
@@ -108,13 +108,13 @@ def _parse_string(text: str, where: str) -> ModelRef:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DirectiveError(f"{where}: {text!r} is not UTF-8 text") from error
+        raise DirectiveError(f"{where}: {text!r} is not valid UTF-8 text") from error
     if is_directory_or_file(text):
         return ModelRef(ModelPath(text))
     base, plus, adapter = text.partition("+")
     if "+" in adapter:
         raise DirectiveError(
-            f"{where}: more than one `+` in {text!r}, and there is no such directory"
+            f"{where}: {text!r} has more than one `+` and is not an existing directory"
         )
     model = _parse_path(base, where)
     return ModelRef(model, _parse_path(adapter, where) if plus else None)
@@ -129,7 +129,7 @@ def _parse_path(value: object, where: str) -> ModelPath:
         raise DirectiveError(f"{where}: expected a model directory or Hub id, found {value!r}")
     path, at, revision = value.partition("@")
     if not path or (at and not revision) or "@" in revision:
-        raise DirectiveError(f"{where}: {value!r} is not of the form org/name@revision")
+        raise DirectiveError(f"{where}: {value!r} does not have the form org/name@revision")
     return ModelPath(path, revision or None)
 
 

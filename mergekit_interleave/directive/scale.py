@@ -1,4 +1,4 @@
-"""`zero` and `scale`: how the tensors of layers are edited."""
+"""Parse and write `zero` and `scale`, which edit the tensors of layers."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ copy, or every copy and the original."""
 
 @dataclass(frozen=True)
 class Scale:
-    """Multiply the tensors whose name contains `filter` (all of them where it is None)."""
+    """A factor for the tensors whose name contains `filter`, or for all if it is None."""
 
     value: float
     filter: str | None = None
 
     def matches(self, tensor: str) -> bool:
-        """Whether it applies to a tensor: as in mergekit, if the filter is in the name."""
+        """Whether it applies to a tensor: as in mergekit, if the name contains the filter."""
         return self.filter is None or self.filter in tensor
 
 
 Scales: TypeAlias = tuple[Scale, ...]
-"""Of several scales that match a tensor, the first applies."""
+"""A list of scales; if several match a tensor, the first applies."""
 
 
 def scale_of(tensor: str, scales: Scales) -> float | None:
-    """The factor of a tensor; None where no scale matches it."""
+    """Return the factor of a tensor, or None if no scale matches it."""
     return next((scale.value for scale in scales if scale.matches(tensor)), None)
 
 
 def names_zero(scales: Scales, part: str) -> bool:
-    """Whether scales zero the tensors with this part in their names, judging by names alone."""
+    """Whether scales zero the tensors whose names contain this part, judging by names alone."""
     return any(
         scale.value == 0 and scale.filter and (scale.filter in part or part in scale.filter)
         for scale in scales
@@ -63,20 +63,20 @@ KEEP = Scale(1.0)
 
 
 def zeroed_scales(names: Iterable[str]) -> Scales:
-    """The scales that zero the named tensors of a layer and keep all others unchanged."""
+    """Return the scales that zero the named tensors of a layer and keep all others unchanged."""
     zeroed = tuple(Scale(0.0, name) for name in names)
     return (*zeroed, KEEP) if zeroed else ()
 
 
 _OTHERS = "*"
-"""The name of all other tensors in a mapping, as in mergekit."""
+"""The key for all other tensors in a mapping, as in mergekit."""
 
 
 def parse_zero(value: object, where: str) -> Zero:
     """Read `auto`, `none`, `gains` (or `norms`), or names: a YAML list, or text with commas.
 
     Raises:
-        DirectiveError: The value is none of these.
+        DirectiveError: The value has none of these forms.
     """
     words = {AUTO: AUTO, NONE: NONE, GAINS: GAINS, NORMS: GAINS}
     if isinstance(value, str) and value.strip().lower() in words:
@@ -97,18 +97,18 @@ def parse_zero(value: object, where: str) -> Zero:
 
 
 def zero_document(zero: Zero) -> object:
-    """What to zero, as YAML."""
+    """Return the value of `zero` as YAML."""
     return list(zero) if isinstance(zero, tuple) else zero
 
 
 def parse_scale(value: object, where: str) -> Scales:
-    """Read what to multiply by: one factor for all tensors, or one for each name.
+    """Read the factors: one for all tensors, or one for each name.
 
-    A mapping keeps all other tensors unchanged, unless it has `*`. A list is mergekit's own form,
-    and is kept as it is.
+    A mapping keeps all other tensors unchanged, unless it has the key `*`. A list is mergekit's
+    own form and is used unchanged.
 
     Raises:
-        DirectiveError: It is none of these.
+        DirectiveError: The value has none of these forms.
     """
     if isinstance(value, list):
         return _listed(value, where)
@@ -118,7 +118,8 @@ def parse_scale(value: object, where: str) -> Scales:
         raise DirectiveError(f"{where}: expected names and factors", hint=_EXAMPLE)
     if {"value", "filter"} & value.keys():
         raise DirectiveError(
-            f"{where}: `filter` and `value` must be entries of a list", hint=_EXAMPLE
+            f"{where}: a mapping with `filter` and `value` must be an entry of a list",
+            hint=_EXAMPLE,
         )
     scales = []
     for name, factor in value.items():
@@ -128,7 +129,7 @@ def parse_scale(value: object, where: str) -> Scales:
             Scale(parse_factor(factor, f"{where}.{name}"), None if name == _OTHERS else name)
         )
     if None in [scale.filter for scale in scales[:-1]]:
-        raise DirectiveError(f"{where}: `*` means all other names, so it must be last")
+        raise DirectiveError(f"{where}: `*` stands for all other names, so it must be the last key")
     return tuple(scales) if scales[-1].filter is None else (*scales, KEEP)
 
 
@@ -156,7 +157,7 @@ def parse_scale_flag(text: str, where: str) -> Scales:
     """Read `--scale`: a factor, `q_proj=0.84,k_proj=sqrt(1/2)`, or YAML.
 
     Raises:
-        DirectiveError: It is none of these.
+        DirectiveError: The value has none of these forms.
     """
     if yaml_io.is_structured(text):
         return parse_scale(yaml_io.read(text, where), where)
@@ -173,16 +174,19 @@ def check_apart(zero: Zero | None, scale: Scales, where: str = "") -> None:
     """Check that no name is both zeroed and scaled.
 
     Raises:
-        DirectiveError: One is.
+        DirectiveError: A name is both zeroed and scaled.
     """
     zeroed = zero if isinstance(zero, tuple) else ()
     for entry in scale:
         if entry.filter in zeroed:
-            raise DirectiveError(f"{where}`zero` and `scale` both name {entry.filter}")
+            raise DirectiveError(
+                f"{where}`zero` and `scale` both name {entry.filter}",
+                hint="remove it from one of them",
+            )
 
 
 def scale_document(scales: Scales) -> object:
-    """The shortest form that `parse_scale` reads back as the same scales."""
+    """Return the shortest form that `parse_scale` reads back as the same scales."""
     if len(scales) == 1 and scales[0].filter is None:
         return _factor_document(scales[0].value)
     *named, last = scales
@@ -210,7 +214,7 @@ def parse_factor(value: object, where: str) -> float:
     """Read a factor: a number, a fraction `1/3`, or a root `sqrt(1/2)`.
 
     Raises:
-        DirectiveError: It is none of these, or not finite.
+        DirectiveError: The value has none of these forms, or is not finite.
     """
     factor: float | Fraction | None = None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -265,7 +269,7 @@ def _closes(text: str) -> bool:
 
 @cache
 def _short() -> dict[float, str]:
-    """Fractions of small numbers and their roots, as people write them, by their values."""
+    """Return fractions of small numbers and their roots as people write them, by value."""
     from fractions import Fraction  # noqa: PLC0415
 
     fractions = {Fraction(p, q) for q in range(2, 10) for p in range(1, q)}
@@ -277,7 +281,7 @@ _EXACT = 2**53
 
 
 def _factor_document(value: float) -> object:
-    """A factor as a person would write it, without any loss of precision."""
+    """Return a factor as a person would write it, without loss of precision."""
     if value.is_integer() and abs(value) < _EXACT and (value or math.copysign(1, value) > 0):
         return int(value)
     short = _short().get(value)

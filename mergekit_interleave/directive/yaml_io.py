@@ -1,8 +1,8 @@
-"""YAML as this project reads and writes it.
+"""Read and write YAML.
 
-Reading is PyYAML's safe loading with two changes: a repeated key is an error, and `8:24` is text,
-which YAML 1.1 reads as 504 in base 60. A document may also be one line without braces,
-`key: value, key: value`. Writing keeps lists of numbers on one line.
+Reading is PyYAML's safe loading with two changes: a duplicate key is an error, and `8:24` is text,
+although YAML 1.1 reads it as the base-60 number 504. A document may also be one line without
+braces, `key: value, key: value`. Writing keeps lists of numbers on one line.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 
 
 class _Resolver:
-    """Resolves `8:24` as text."""
+    """A resolver that reads `8:24` as text."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         if kind is yaml.ScalarNode and value and _BASE_60.fullmatch(value):
@@ -64,15 +64,15 @@ _Dumper.add_representer(list, _represent_list)
 
 
 def read(text: str, where: str, known: Collection[str] | None = None) -> object:
-    """The one document in `text`, block style or `key: value, key: value` on one line.
+    """Read one document, in any YAML style or as `key: value, key: value` on one line.
 
     Args:
         text: YAML.
-        where: What to call the text in errors.
-        known: The only top-level keys that must not be repeated; None means all keys.
+        where: The name of the text in error messages.
+        known: The top-level keys that must not be repeated; None means all keys.
 
     Raises:
-        DirectiveError: The text is not one safe YAML document.
+        DirectiveError: The text is not exactly one YAML document, or is not safe to load.
     """
     try:
         document = _load(text, known)
@@ -96,7 +96,7 @@ def documents(text: str, where: str) -> list[str]:
     """Split a stream into its documents, each unchanged, with its `---`.
 
     Raises:
-        DirectiveError: The text is not YAML.
+        DirectiveError: The text is not valid YAML.
     """
     try:
         starts = [
@@ -110,7 +110,10 @@ def documents(text: str, where: str) -> list[str]:
 
 
 def keys(text: str) -> Mapping[str, str | None]:
-    """The keys of one document, and the values that are scalars, without constructing objects."""
+    """Return the keys of one document with their scalar values, without constructing objects.
+
+    The value of a key is None if it is not a scalar. The result is empty if the text is not valid.
+    """
     try:
         _check_nesting(text)
         node = yaml.compose(text, Loader=SafeLoader)
@@ -120,7 +123,7 @@ def keys(text: str) -> Mapping[str, str | None]:
 
 
 def _keys(node: yaml.Node | None, seen: set[int]) -> dict[str, str | None]:
-    """The keys of a mapping and of the mappings that `<<` merges into it."""
+    """Return the keys of a mapping and of the mappings that `<<` merges into it."""
     found: dict[str, str | None] = {}
     if isinstance(node, yaml.SequenceNode):
         for part in node.value:
@@ -137,12 +140,12 @@ def _keys(node: yaml.Node | None, seen: set[int]) -> dict[str, str | None]:
 
 
 def is_structured(text: str) -> bool:
-    """Whether an argument of the command line is a YAML list or mapping."""
+    """Whether a text is a YAML list or mapping in brackets."""
     return text.lstrip().startswith(("[", "{"))
 
 
 def write(document: dict[str, object]) -> str:
-    """YAML that every loader reads back as `document`, keys in their order."""
+    """Write YAML that every loader reads back as `document`, with the keys in order."""
     text: str = yaml.dump(
         document,
         Dumper=_Dumper,
@@ -155,12 +158,12 @@ def write(document: dict[str, object]) -> str:
 
 
 def write_inline(document: dict[str, object]) -> str:
-    """Like `write`, on one line without braces: `key: value, key: value`."""
+    """Write a document on one line without braces: `key: value, key: value`."""
     return _flow(document, width=_NO_LIMIT, one_line=True)[1:-1]
 
 
 def write_lines(document: Mapping[str, object]) -> str:
-    """Like `write`, with one line for each key, `key: [value, ...]`; long lines are broken.
+    """Write each key on its own line, `key: [value, ...]`, and break long lines.
 
     A long value that occurs again is written as an alias.
     """
@@ -173,7 +176,7 @@ _LONG = 24  # characters; a shorter value is easier to read than an alias
 
 
 def _with_shared(value: Any, seen: dict[str, Any]) -> Any:
-    """A copy of the value in which equal long parts are the same object."""
+    """Return a copy of the value in which equal long parts are the same object."""
     if isinstance(value, Mapping):
         value = {key: _with_shared(entry, seen) for key, entry in value.items()}
     elif isinstance(value, list):
@@ -197,7 +200,7 @@ def _flow(document: Mapping[str, object], *, width: int, one_line: bool) -> str:
 
 
 class _FlowDumper(_Resolver, yaml.SafeDumper):
-    """Writes values in brackets, with words such as `8:24` unquoted and whole on one line."""
+    """A dumper that uses brackets, and neither quotes nor breaks words such as `8:24`."""
 
     def generate_anchor(self, node: yaml.Node) -> str:  # noqa: ARG002 - PyYAML's signature
         number, letter = divmod(self.last_anchor_id, len(ascii_lowercase))
@@ -207,7 +210,7 @@ class _FlowDumper(_Resolver, yaml.SafeDumper):
     def analyze_scalar(self, text: str) -> Any:
         analysis = super().analyze_scalar(text)
         if re.fullmatch(r"[^:](:?[^:])*", text) and ": " not in text:
-            # A colon that ends no key is harmless, and PyYAML puts quotes around it in brackets.
+            # Inside brackets PyYAML quotes every text with a colon, even if the colon ends no key.
             plain = super().analyze_scalar(text.replace(":", "."))
             analysis.allow_flow_plain = plain.allow_flow_plain
         analysis.allow_block_plain = analysis.allow_flow_plain
@@ -224,13 +227,13 @@ class _FlowDumper(_Resolver, yaml.SafeDumper):
             super().write_indent()
 
 
-# Besides YAML's own errors: RecursionError where the nesting is too deep, and ValueError where a
-# value only looks like a date or a number.
+# PyYAML also raises RecursionError if the nesting is too deep, and ValueError for an invalid date
+# or number.
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError)
 
 
 _MAX_VALUES = 400_000
-"""The maximum number of values in a document with its aliases expanded.
+"""The maximum number of values in a document after its aliases are expanded.
 
 A merge of 10,000 layers has 300,000.
 """
@@ -244,9 +247,9 @@ def _load(text: str, known: Collection[str] | None = None) -> object:
         if node is None:
             return None
         if _count(node, {}) > _MAX_VALUES:
-            raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values with its aliases expanded")
+            raise yaml.YAMLError(f"more than {_MAX_VALUES:,} values after its aliases are expanded")
         if known is not None and isinstance(node, yaml.MappingNode):
-            # People keep anchors under a key that is ignored, and repeat that key.
+            # People define several anchors under the same ignored key.
             node.value = _without_repeated(node.value, known)
         return loader.construct_document(node)
     finally:
@@ -256,7 +259,7 @@ def _load(text: str, known: Collection[str] | None = None) -> object:
 def _without_repeated(
     pairs: list[tuple[yaml.Node, yaml.Node]], known: Collection[str]
 ) -> list[tuple[yaml.Node, yaml.Node]]:
-    """The pairs of a mapping; of repeated keys that are not known, only the last."""
+    """Return the pairs of a mapping; if an unknown key is repeated, keep only the last one."""
     last = {key.value: value for key, value in pairs if isinstance(key, yaml.ScalarNode)}
     return [
         (key, value)
@@ -266,7 +269,7 @@ def _without_repeated(
 
 
 def _check_nesting(text: str) -> None:
-    """Raise an error for deep nesting, for which libyaml's recursion would crash the process."""
+    """Raise an error for deep nesting, because libyaml's recursion would crash the process."""
     depth = 0
     for event in yaml.parse(text, Loader=SafeLoader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -274,14 +277,14 @@ def _check_nesting(text: str) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > _MAX_DEPTH:
-            raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} deep")
+            raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} levels deep")
 
 
 _MAX_DEPTH = 100
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """The number of values in a node, with its aliases expanded."""
+    """Count the values in a node after its aliases are expanded."""
     if id(node) not in known:
         known[id(node)] = _MAX_VALUES + 1  # for a node that contains itself
         inner: list[yaml.Node] = []
@@ -295,7 +298,7 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, yaml.composer.ComposerError) and "single document" in str(error):
-        return "holds several documents; one is expected (`gen` takes a stream for mergekit-multi)"
+        return "contains several documents; only `gen` accepts a stream for mergekit-multi"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         mark = error.problem_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

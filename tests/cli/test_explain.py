@@ -115,7 +115,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         "appended",
         spelled((0, 8), ("org/m", 7, 8, ZERO), ("org/m", 7, 8, ZERO)),
         "layers: 8\nappend: 2\nzero: [o_proj, down_proj]\n",
-        "the last of 8 layers 2 more times, zeroed: block expansion",
+        "2 copies of the last of 8 layers, zeroed: block expansion",
     ),
     (
         "interwoven",
@@ -133,7 +133,7 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         "windows",
         spelled(*((i, i + 20) for i in range(0, 61, 10))),
         "layers: 80\nwindows: {size: 20, stride: 10}\n",
-        "7 windows of 20 layers, each 10 further: a self-merge",
+        "7 windows of 20 layers, each starting 10 layers after the previous one: a self-merge",
     ),
     (
         "windows among other ranges",

@@ -1,4 +1,4 @@
-"""`append: 4`: new copies of the last layer at the end."""
+"""The growth line `append: 4`: new copies of the last layer at the end."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Append(Growth):
     default_zero = AUTO
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The whole model, then its last layer `count` times."""
+        """Return the whole model, then its last layer `count` times."""
         del model
         return chain([(0, depth)], repeat((depth - 1, depth), self.count))
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """The number of copies."""
+        """Return the number of copies under the key."""
         del called
         return {KEY: self.count}
 
     def sentence(self, made: Summary) -> str:
-        """How many copies of the last layer there are."""
-        if self.count == 1:
-            return f"the last of {made.depth} layers again{made.edited}: appended {made.kind}"
-        return f"the last of {made.depth} layers {self.count} more times{made.edited}: {made.kind}"
+        """Describe how many copies of the last layer there are."""
+        copies = "1 copy" if self.count == 1 else f"{self.count} copies"
+        appended = "appended " if self.count == 1 else ""
+        return f"{copies} of the last of {made.depth} layers{made.edited}: {appended}{made.kind}"
 
 
 def _read(value: object, where: str, named: Named) -> Growth:
@@ -60,7 +60,7 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
 
 
 def _schema() -> Schema:
-    return {**COUNT, "description": "Copies of the last layer at the end, zeroed."}
+    return {**COUNT, "description": "The number of zeroed copies of the last layer to append."}
 
 
 LINE = Line(

@@ -1,4 +1,4 @@
-"""The parts of a growth line: `Growth` is its meaning, `Line` its syntax."""
+"""The base classes of growth lines: `Growth` is the meaning of a line, `Line` its syntax."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Ranges: TypeAlias = "tuple[tuple[int, int], ...]"
 """Half-open ranges of layer indices."""
 
 Depths: TypeAlias = "Callable[[ModelRef], int | None]"
-"""The number of layers of a model, None where it is not known."""
+"""Returns the number of layers of a model, or None if it is unknown."""
 
 Named: TypeAlias = "Callable[[object, str], ModelRef]"
-"""The model that a name or a short name stands for; the text names the key in an error."""
+"""Returns the model for a name or short name; the text names the key in error messages."""
 
 Schema: TypeAlias = "dict[str, Any]"
 """A part of the JSON Schema of directives."""
@@ -48,7 +48,7 @@ class Growth(ABC):
 
     @property
     def edits_itself(self) -> bool:
-        """Whether it states the edits of its layers or their models itself."""
+        """Whether the line itself states the edits or the models of its layers."""
         return False
 
     @property
@@ -58,11 +58,11 @@ class Growth(ABC):
 
     @abstractmethod
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The slices of the new model, each as the start and stop of a range of source layers.
+        """Return the slices of the new model, each as the start and stop of its source layers.
 
         Args:
             depth: The number of layers of the source model.
-            model: The source model, to be named in errors.
+            model: The source model, for error messages.
 
         Raises:
             LayoutError: The line does not fit this depth.
@@ -71,14 +71,14 @@ class Growth(ABC):
     def slices(
         self, model: ModelRef | None, depth_of: Depths
     ) -> Iterator[tuple[ModelRef, int, int, Step | None]]:
-        """The slices of the new model: source model, start, stop, and the step that edits them.
+        """Yield the slices of the new model: source model, start, stop, and the step that edits it.
 
         Args:
-            model: The source model; None where the line names its own.
-            depth_of: The number of layers of a model.
+            model: The source model, or None if the line names its own models.
+            depth_of: Returns the number of layers of a model.
 
         Raises:
-            LayoutError: The line does not fit this depth, or needs a depth that is not known.
+            LayoutError: The line does not fit this depth, or needs a depth that is unknown.
         """
         if model is None:
             raise TypeError("a growth line without a model")
@@ -90,19 +90,19 @@ class Growth(ABC):
 
     @abstractmethod
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """The growth line as YAML.
+        """Return the growth line as a YAML mapping.
 
         Args:
-            called: The name or short name of a model.
+            called: Returns the name or short name of a model.
         """
 
     def sentence(self, made: Summary) -> str | None:
-        """Describe the result; None if the layout alone determines the sentence."""
+        """Describe the result, or return None if the layout alone determines the sentence."""
         del made
         return None
 
     def why_unchanged(self, depth: int) -> str:
-        """The error message for a line that changes nothing."""
+        """Return the error message for a line that changes nothing."""
         return f"the directive changes nothing: the result has the same {depth} layers"
 
 
@@ -115,11 +115,11 @@ class Flag(NamedTuple):
     """A command-line flag for a growth line.
 
     Attributes:
-        name: Without the dashes.
-        metavar: What its help shows in place of the value.
-        help: What it does, in a sentence.
-        read: Reads its value, the text and what to call it in errors; None where the value is what
-            YAML has for the key, as text or as YAML in brackets.
+        name: The name without the dashes.
+        metavar: The placeholder for the value in the help.
+        help: What it does, in one sentence.
+        read: Parses the value; takes the text and its name in error messages. None if the value
+            has the same form as in YAML, as text or as YAML in brackets.
         repeatable: Whether the flag may be given several times, each time with more of a list.
     """
 
@@ -135,14 +135,14 @@ class Line(NamedTuple):
 
     Attributes:
         key: Its key in YAML.
-        read: Reads the value that YAML has for the key. Takes the value, what to call it in errors,
-            and `Named`. Raises DirectiveError if the value is invalid.
-        schema: The JSON Schema of the value, with a `description`.
+        read: Parses the YAML value of the key. Takes the value, its name in error messages, and
+            `Named`. Raises DirectiveError if the value is invalid.
+        schema: Returns the JSON Schema of the value, with a `description`.
         flags: Its flags.
-        definitions: Further definitions for `$defs` of the schema.
-        propose: The growths that slices of one model may come from. A proposal may be wrong: it is
-            expanded and compared.
-        proposes_several_models: Whether `propose` also takes slices of several models.
+        definitions: Returns further definitions for `$defs` of the schema.
+        propose: Yields growths that may produce the given slices of one model. A proposal may be
+            wrong, because each one is expanded and compared with the slices.
+        proposes_several_models: Whether `propose` also accepts slices of several models.
     """
 
     key: str
@@ -155,10 +155,10 @@ class Line(NamedTuple):
 
 
 def positive(value: object, where: str) -> int:
-    """Read a whole number from 1 on.
+    """Read a positive whole number.
 
     Raises:
-        DirectiveError: The value is not one.
+        DirectiveError: The value is not a positive whole number.
     """
     number = _whole(value, where)
     if number < 1:
@@ -167,7 +167,7 @@ def positive(value: object, where: str) -> int:
 
 
 def _whole(value: object, where: str) -> int:
-    digits = 18  # conversion of longer numbers is slow, and no depth is that large
+    digits = 18  # converting longer numbers is slow, and no depth is that large
     if isinstance(value, str) and re.fullmatch(rf"\s*[+-]?\d{{1,{digits}}}\s*", value):
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**digits:
@@ -176,7 +176,7 @@ def _whole(value: object, where: str) -> int:
 
 
 def not_empty(start: int, stop: int) -> Ranges:
-    """Yield the range, unless it is empty."""
+    """Return the range in a tuple, or an empty tuple if the range is empty."""
     return ((start, stop),) if start < stop else ()
 
 
@@ -185,10 +185,10 @@ COUNT: Schema = {"type": "integer", "minimum": 1, "maximum": MAX_LAYERS}
 
 
 def ref(name: str) -> Schema:
-    """Refer to the schema of this name in `$defs`."""
+    """Return a reference to the schema with this name in `$defs`."""
     return {"$ref": f"#/$defs/{name}"}
 
 
 def any_of(*schemas: Schema) -> Schema:
-    """Build a schema that accepts what any of these accepts."""
+    """Return a schema that accepts every value that one of these schemas accepts."""
     return {"anyOf": list(schemas)}

@@ -1,4 +1,4 @@
-"""`drop: [23, 28]`: the model without some of its layers."""
+"""The growth line `drop: [23, 28]`: the model without some of its layers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Drop(Growth):
     dropped: tuple[Range, ...]
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The layers between the ranges."""
+        """Return the layers between the ranges."""
         dropped = sorted(resolve(part, depth, model) for part in self.dropped)
         kept = 0
         kept_ranges: list[tuple[int, int]] = []
@@ -42,11 +42,11 @@ class Drop(Growth):
             kept_ranges += not_empty(kept, start)
             kept = max(kept, stop)
         if not kept_ranges:
-            raise LayoutError(f"{KEY}: no layer is left")
+            raise LayoutError(f"{KEY}: no layer would be left")
         return iter(kept_ranges)
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """One range, or a list of ranges."""
+        """Return one range, or a list of ranges."""
         del called
         ranges: list[object] = [list(part) for part in self.dropped]
         return {KEY: ranges[0] if len(ranges) == 1 else ranges}
@@ -70,7 +70,7 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
 
 def _schema() -> Schema:
     return {
-        "description": "Leave out the layers of a range, or of several.",
+        "description": "Leave out the layers of one or more ranges.",
         **any_of(ref("range"), {"type": "array", "items": ref("range"), "minItems": 1}),
         "examples": [[23, 28]],
     }

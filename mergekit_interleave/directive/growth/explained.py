@@ -1,6 +1,6 @@
-"""Data about slices, used to describe or find a growth line; pure numbers.
+"""Facts about slices, used to describe or find a growth line. Pure.
 
-Only `plan`, `explain` and the model card need it, so `gen` does not import it.
+Only `plan`, `explain` and the model card need them, so `gen` does not import this module.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ ZEROED, SCALED = "zeroed", "scaled"
 
 @dataclass(frozen=True)
 class Summary:
-    """What a growth line made of one model, in the numbers that its sentence needs.
+    """The numbers that the sentence about a growth line needs.
 
     Attributes:
-        depth: How many layers the source model has.
-        new: How many layers are new.
-        repeated: How many source layers have a new copy.
-        slices: How many slices there are, consecutive ones joined.
-        edit: The edit of the new layers: "", `zeroed`, `scaled`, or `some` of these.
-        only_copies: Whether the original of each new layer is in the new model, too.
+        depth: The number of layers of the source model.
+        new: The number of new layers.
+        repeated: The number of source layers that have a new copy.
+        slices: The number of slices, after consecutive ones are joined.
+        edit: The edit of the new layers: "", `zeroed`, `scaled`, or `some` before one of these.
+        only_copies: Whether the new model also contains the original of each new layer.
     """
 
     depth: int
@@ -41,19 +41,19 @@ class Summary:
 
     @property
     def edited(self) -> str:
-        """`, zeroed`, or nothing."""
+        """The edit after a comma, such as `, zeroed`; empty if there is none."""
         return f", {self.edit}" if self.edit else ""
 
     @property
     def copies_edited(self) -> str:
-        """`, the copies zeroed`; `, some zeroed` if not all are, or not all are copies."""
+        """`, the copies zeroed`, or `, some zeroed` if not all are zeroed or not all are copies."""
         if self.edit in (ZEROED, SCALED) and self.only_copies:
             return f", the copies {self.edit}"
         return f", some {self.edit.removeprefix('some ')}" if self.edit else ""
 
     @property
     def new_layers(self) -> str:
-        """`8 new layers, zeroed`."""
+        """The number of new layers and their edit, such as `8 new layers, zeroed`."""
         return f"{self.new} new layer{'s' if self.new > 1 else ''}{self.edited}"
 
 
@@ -62,8 +62,8 @@ class EditedSlices:
     """Consecutive slices with the same edit.
 
     Attributes:
-        zero: The tensors that are zeroed in them.
-        scale: The factors of their tensors.
+        zero: The tensors to zero, if the edit can be written as `zero` and `scale`; else None.
+        scale: The factors of the tensors.
         slices: The source model, start and stop of each.
     """
 
@@ -74,13 +74,13 @@ class EditedSlices:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The slices for which `explain` looks for a growth line.
+    """The slices for which `explain` searches a growth line.
 
     Attributes:
-        depth: How many layers the (first) source model has.
+        depth: The number of layers of the first source model.
         written: The range of each slice.
-        joined: The same, with consecutive ranges joined.
-        uncut: The same, with ranges joined if only a change of the edit separates them.
+        joined: These ranges with consecutive ones joined.
+        uncut: These ranges with consecutive ones joined if they have different edits.
         edited: The slices with their models and edits.
     """
 
@@ -92,5 +92,5 @@ class Pattern:
 
     @property
     def added(self) -> int:
-        """How many layers more than the source model there are."""
+        """The number of layers beyond the depth of the source model."""
         return sum(stop - start for start, stop in self.written) - self.depth

@@ -1,4 +1,4 @@
-"""`slices:`, `models:` or `modules:`: a mergekit config, which lists every layer."""
+"""The keys `slices:`, `models:` and `modules:` of a mergekit config, which list every layer."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ KEYS = ("slices", "models", "modules")
 
 @dataclass(frozen=True)
 class ExplicitSlices(Growth):
-    """The `slices:`, `models:` or `modules:` of a mergekit config, as written.
+    """The `slices:`, `models:` or `modules:` of a mergekit config, unchanged.
 
-    `layout.mergekit_yaml` reads its slices.
+    `layout.mergekit_yaml` parses them.
     """
 
     document: Mapping[str, object]
 
     @property
     def needs_model(self) -> bool:
-        """Whether it needs `model`: no, it names its models."""
+        """Always false: the config names its models."""
         return False
 
     @property
     def needs_depth(self) -> bool:
-        """Whether it needs the depth: no, it states its ranges."""
+        """Always false: the config states its ranges."""
         return False
 
     @property
@@ -39,12 +39,12 @@ class ExplicitSlices(Growth):
         return tuple(found.values())
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """Raise an error: `layout.mergekit_yaml` reads these slices."""
+        """Raise an error, because `layout.mergekit_yaml` parses these slices."""
         del depth, model
-        raise TypeError("`layout.mergekit_yaml` reads the slices of a mergekit config")
+        raise TypeError("`layout.mergekit_yaml` parses the slices of a mergekit config")
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """The config as written."""
+        """Return the config unchanged."""
         del called
         return dict(self.document)
 

@@ -1,4 +1,4 @@
-"""`interleave: every 4` and `interleave: 8 layers`: new layers between the others."""
+"""The growth lines `interleave: every 4` and `interleave: 8 layers`: new layers in between."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ KEY = "interleave"
 
 @dataclass(frozen=True)
 class Every(Growth):
-    """A new layer after every nth layer; a partial group at the end gets none."""
+    """A new layer after every nth layer; an incomplete group at the end gets none."""
 
     n: int
     default_zero = AUTO
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The model, with a copy after each nth layer."""
+        """Return the model with a copy after every nth layer."""
         del model
         return _with_copies(range(self.n - 1, depth, self.n), depth)
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """`every n`."""
+        """Return `every n` under the key."""
         del called
         return {KEY: f"every {self.n}"}
 
     def sentence(self, made: Summary) -> str:
-        """Where the new layers are."""
+        """Describe where the new layers are."""
         teens = self.n % 100 in (11, 12, 13)
         suffix = "th" if teens else {1: "st", 2: "nd", 3: "rd"}.get(self.n % 10, "th")
-        which = "each" if self.n == 1 else f"every {self.n}{suffix}"
-        return f"{made.new_layers}, one after {which} of {made.depth}: {made.kind}"
+        layer = "each" if self.n == 1 else f"every {self.n}{suffix}"
+        return f"{made.new_layers}, one after {layer} of {made.depth}: {made.kind}"
 
     def why_unchanged(self, depth: int) -> str:
-        """The error message for a group that is larger than the model."""
+        """Return the error message for a group that is larger than the model."""
         return f"{KEY}: every {self.n}: the model has only {depth} layers, so none is added"
 
 
@@ -63,28 +63,28 @@ class Spread(Growth):
     default_zero = AUTO
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The model, with evenly spaced copies."""
+        """Return the model with evenly spread copies."""
         del model
         count = self.count
         if count > depth:
             raise LayoutError(
-                f"{KEY}: {count} layers: the model has only {depth} to copy",
-                hint=f"`{KEY}: {depth} layers` is the most",
+                f"{KEY}: {count} layers: the model has only {depth} layers to copy",
+                hint=f"add at most {depth}: `{KEY}: {depth} layers`",
             )
         return _with_copies((j * depth // count - 1 for j in range(1, count + 1)), depth)
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """`k layers`."""
+        """Return `k layers` under the key."""
         del called
         return {KEY: f"{self.count} layers"}
 
     def sentence(self, made: Summary) -> str:
-        """How many new layers there are."""
+        """Describe how many new layers there are."""
         return f"{made.new_layers}, evenly spread among {made.depth}: {made.kind}"
 
 
 def _with_copies(indices: Iterable[int], depth: int) -> Iterator[tuple[int, int]]:
-    """The whole model, with a copy of each given layer right after it."""
+    """Yield the whole model, with a copy of each given layer right after that layer."""
     start = 0
     for index in indices:
         yield start, index + 1
@@ -102,7 +102,8 @@ def _read(value: object, where: str, named: Named) -> Growth:
             return Spread(positive(count, f"{where}: {count} layers"))
     raise DirectiveError(
         f"{where}: expected `every N` or `K layers`, found {value!r:.200}",
-        hint="`interleave: every 4` adds a layer after every 4th, `interleave: 8 layers` adds 8",
+        hint="write `interleave: every 4` for a new layer after every 4th, or "
+        "`interleave: 8 layers` for 8 new layers",
     )
 
 
@@ -114,8 +115,8 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
 
 def _schema() -> Schema:
     return {
-        "description": "`every 4`: after every 4th layer a new copy of it; `8 layers`: 8 new "
-        "layers, evenly spread. They are zeroed unless `zero` says otherwise.",
+        "description": "`every 4`: a new copy after every 4th layer; `8 layers`: 8 new layers, "
+        "evenly spread. The new layers are zeroed unless `zero` is set.",
         "type": "string",
         "pattern": r"^\s*(every\s+[1-9]\d*(st|nd|rd|th)?(\s+layers?)?|[1-9]\d*\s+layers?)\s*$",
         "examples": ["every 4", "8 layers"],

@@ -1,4 +1,7 @@
-"""`layout: [a 0:24, {layers: b 8:32, zero: [o_proj]}]`: steps of several models, each edited."""
+"""The growth line `layout: [a 0:24, {layers: b 8:32, zero: [o_proj]}]`: a list of steps.
+
+Each step may have its own model and edits.
+"""
 
 from __future__ import annotations
 
@@ -63,25 +66,30 @@ def _step(value: object, where: str, named: Named) -> Step:
 
 
 def _parts(step: Mapping[object, object], where: str, named: Named) -> Iterator[Part]:
-    """The parts of a step, with the settings of the step applied to each."""
+    """Yield the parts of a step, with the settings of the step applied to each."""
     model = named(step["model"], f"{where}.model") if "model" in step else None
     times = positive(step.get("times", 1), f"{where}.times")
     as_block = is_block(step.get("as", "layers"), where)
     if windows.KEY in step:
         if "layers" in step:
             raise DirectiveError(
-                f"{where}: `layers` and `windows`: write `windows: {{size: ..., layers: [...]}}`"
+                f"{where}: `layers` and `windows` cannot be combined",
+                hint="set the layers in the windows: `windows: {size: ..., layers: [...]}`",
             )
         parts = [Part(parse_windows(step[windows.KEY], f"{where}.windows"))]
     else:
         parts = parse_parts(step.get("layers", [0, END]), f"{where}.layers", named)
     if any(part.model is not None for part in parts) and model is not None:
-        raise DirectiveError(f"{where}: the model is named twice")
+        raise DirectiveError(
+            f"{where}: both `model` and `layers` name a model", hint="name it only once"
+        )
     if "times" in step or "as" in step:
         if "times" in step and any(part.times > 1 for part in parts):
-            raise DirectiveError(f"{where}: `times` is given twice")
+            raise DirectiveError(f"{where}: `times` is given twice", hint="keep one of them")
         if any(isinstance(part.layers, Windows) for part in parts):
-            raise DirectiveError(f"{where}: windows cannot be repeated", hint="write them twice")
+            raise DirectiveError(
+                f"{where}: windows cannot be repeated", hint="write the step several times"
+            )
     for part in parts:
         yield Part(
             part.layers,
@@ -92,7 +100,7 @@ def _parts(step: Mapping[object, object], where: str, named: Named) -> Iterator[
 
 
 def _propose(pattern: Pattern) -> Iterator[Growth]:
-    """Propose steps for any slices; they are written as `stack` if possible."""
+    """Propose steps that edit their layers or name models; `stack` proposes all others."""
     several = len({model for step in pattern.edited for model, _, _ in step.slices}) > 1
     steps: list[Step] = []
     for edited in pattern.edited:
@@ -110,7 +118,7 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
 
 def _schema() -> Schema:
     return {
-        "description": "Steps one after another: anything, of several models too.",
+        "description": "Steps one after another, with layers of one or more models.",
         "type": "array",
         "items": any_of(ref("part"), ref("step")),
         "minItems": 1,
@@ -120,10 +128,10 @@ def _schema() -> Schema:
 
 def _definitions() -> Schema:
     step: Schema = {
-        "description": "Some layers, and the edit of all of them.",
+        "description": "Some layers, and the edit that applies to all of them.",
         "type": "object",
         "properties": {
-            "model": {**ref("model"), "description": "A short name of `models`, or a model."},
+            "model": {**ref("model"), "description": "A short name from `models`, or a model."},
             "layers": any_of(ref("part"), {"type": "array", "items": ref("part")}),
             **{key: ref(key) for key in (windows.KEY, "times", "as", "zero", "scale")},
         },

@@ -1,4 +1,4 @@
-"""A part: some layers of one model, as an entry of `stack`, `layout` or `repeat`."""
+"""Parse and write parts: layers of one model, as an entry of `stack`, `layout` or `repeat`."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Part:
     """Some layers of one model, one after another.
 
     Attributes:
-        layers: Which layers.
-        model: The model; None is the directive's own.
+        layers: The layers.
+        model: The model; None means the directive's own model.
         times: The total number of occurrences of the layers.
-        as_block: Whether the range is repeated as a whole, rather than each layer of it.
+        as_block: Whether the range is repeated as a whole, rather than layer by layer.
     """
 
     layers: Range | Windows
@@ -58,10 +58,10 @@ class Part:
         return any(map(is_relative, self.layers))
 
     def ranges(self, depth: int | None, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """Its slices, each as a range of source layers.
+        """Return its slices, each as a range of source layers.
 
         Raises:
-            LayoutError: The model has no such layers, or its depth is needed and not known.
+            LayoutError: The model has no such layers, or its depth is needed but unknown.
         """
         if isinstance(self.layers, Windows):
             return self.layers.ranges(depth, model)
@@ -70,7 +70,7 @@ class Part:
 
 
 def repeated(start: int, stop: int, times: int, *, as_block: bool) -> Iterator[tuple[int, int]]:
-    """A range `times` times in all: as a whole, or each layer beside its copies."""
+    """Repeat a range `times` times in total, as a whole or layer by layer."""
     if times == 1 or as_block:
         return repeat((start, stop), times)
     return ((i, i + 1) for i in range(start, stop) for _ in range(times))
@@ -80,10 +80,10 @@ _LAYERS = rf"(?P<range>{RANGE})(?:x(?P<times>\d+))?(?:@(?P<form>layers|block))?"
 
 
 def parse_text(text: str, where: str) -> tuple[str | None, Part]:
-    """Read a part as text: `a 8:24x3@block` or `windows 20:10@0:80`.
+    """Parse a part that is written as text: `a 8:24x3@block` or `windows 20:10@0:80`.
 
     Returns:
-        The name of the model, if there is one, and the part without it.
+        The name of the model, if there is one, and the part without a model.
 
     Raises:
         DirectiveError: The text is not a part.
@@ -95,7 +95,7 @@ def parse_text(text: str, where: str) -> tuple[str | None, Part]:
     match = re.fullmatch(_LAYERS, last)
     if match is None or before.rstrip().endswith(","):
         if re.fullmatch(r"[^:]+:[^:]+", last):
-            parse_range(last, where)  # raises the error that names the wrong bound
+            parse_range(last, where)  # raises an error that names the wrong bound
         raise DirectiveError(
             f"{where}: expected START:STOP, found {text!r:.200}",
             hint="for example 8:24, 8:24x3, 8:24x3@block or -8:end",
@@ -106,10 +106,10 @@ def parse_text(text: str, where: str) -> tuple[str | None, Part]:
 
 
 def parse_part(value: object, where: str, named: Named) -> Part:
-    """Read an entry: a range, a part as text, or `{windows: ...}`.
+    """Parse an entry: a range, a part as text, or `{windows: ...}`.
 
     Raises:
-        DirectiveError: It is none of these.
+        DirectiveError: The entry has none of these forms.
     """
     if isinstance(value, str):
         model, part = parse_text(value, where)
@@ -121,7 +121,7 @@ def parse_part(value: object, where: str, named: Named) -> Part:
 
 
 def parse_parts(value: object, where: str, named: Named) -> list[Part]:
-    """Read one entry, or a list of entries.
+    """Parse one entry or a list of entries.
 
     Raises:
         DirectiveError: An entry is not a part.
@@ -132,10 +132,10 @@ def parse_parts(value: object, where: str, named: Named) -> list[Part]:
 
 
 def is_block(form: object, where: str) -> bool:
-    """Read the value of `as`.
+    """Parse the value of `as`.
 
     Raises:
-        DirectiveError: It is neither `layers` nor `block`.
+        DirectiveError: The value is neither `layers` nor `block`.
     """
     if form not in ("layers", "block"):
         raise DirectiveError(f"{where}.as: expected `layers` or `block`, found {form!r:.80}")
@@ -143,13 +143,13 @@ def is_block(form: object, where: str) -> bool:
 
 
 def to_text(layers: Range, times: int, usual: int, *, as_block: bool) -> str:
-    """A range as text, `8:24x3@block`; `times` is left out where it is the usual number."""
+    """Return a range as text, such as `8:24x3@block`; `times` is omitted if it is `usual`."""
     again = f"x{times}" if times != usual else ""
     return f"{layers[0]}:{layers[1]}{again}{'@block' if as_block else ''}"
 
 
 def entry_of(part: Part, called: Callable[[ModelRef], object]) -> object:
-    """A part as an entry of a list; None if only a mapping can express it."""
+    """Return a part as an entry of a list, or None if only a mapping can express it."""
     name = None if part.model is None else called(part.model)
     if isinstance(part.layers, Windows):
         text = f"{KEY} {part.layers}"
@@ -165,7 +165,7 @@ def entry_of(part: Part, called: Callable[[ModelRef], object]) -> object:
 
 
 def _is_read_back(text: str, name: str) -> bool:
-    """Whether the text of a part is read back with the same model name."""
+    """Whether parsing the text of a part returns the same model name."""
     try:
         return parse_text(text, "")[0] == name
     except DirectiveError:
@@ -173,7 +173,7 @@ def _is_read_back(text: str, name: str) -> bool:
 
 
 def mapping_of(part: Part, called: Callable[[ModelRef], object]) -> dict[str, object]:
-    """A part as a mapping, which can express every part."""
+    """Return a part as a mapping, which can express every part."""
     entry: dict[str, object] = {} if part.model is None else {"model": called(part.model)}
     if isinstance(part.layers, Windows):
         entry[KEY] = part.layers.to_mapping()
@@ -187,16 +187,19 @@ def mapping_of(part: Part, called: Callable[[ModelRef], object]) -> dict[str, ob
 
 
 def parts_of(ranges: Ranges) -> Iterator[Part]:
-    """Write ranges of one model as few parts: at each index, take the pattern that covers most."""
+    """Express ranges of one model as few parts.
+
+    At each index, the pattern that covers the most ranges is taken.
+    """
     i = 0
     while i < len(ranges):
-        length, part = max(_patterns(ranges, i), key=lambda found: found[0])
+        length, part = max(_patterns(ranges, i), key=lambda pattern: pattern[0])
         yield part
         i += length
 
 
 def _patterns(ranges: Ranges, i: int) -> Iterator[tuple[int, Part]]:
-    """The patterns that begin at an index, each with the number of ranges that it covers."""
+    """Yield the patterns that begin at an index, each with the number of ranges that it covers."""
     start, stop = ranges[i]
     yield 1, Part((start, stop))
     times = _count_equal(ranges, i)
@@ -223,10 +226,10 @@ def _count_equal(ranges: Ranges, i: int) -> int:
 
 
 def definitions() -> Schema:
-    """The definitions of parts for `$defs` of the schema."""
+    """Return the definitions of parts for `$defs` of the schema."""
     return {
         "part": {
-            "description": "Layers of one model: [0, 24], or the text `a 0:24x2@block`, "
+            "description": "Layers of one model: [0, 24], or text such as `a 0:24x2@block` or "
             "`windows 20:10@0:80`.",
             **any_of(
                 ref("range"),
@@ -240,9 +243,10 @@ def definitions() -> Schema:
                 },
             ),
         },
-        "times": {"type": "integer", "minimum": 1, "description": "How often in all."},
+        "times": {"type": "integer", "minimum": 1, "description": "How many times in total."},
         "as": {
             "enum": ["layers", "block"],
-            "description": "layers: each layer again beside itself; block: the range as a whole.",
+            "description": "layers: repeat each layer next to itself; block: repeat the range as "
+            "a whole.",
         },
     }

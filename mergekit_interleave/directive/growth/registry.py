@@ -1,4 +1,4 @@
-"""All growth lines. One row for each; everything that lists growth lines reads `LINES`."""
+"""The registry of growth lines. Everything that lists growth lines reads `LINES`."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ LINES: dict[str, Line] = {
 
 
 def flags() -> dict[str, Flag]:
-    """The flags of all growth lines by name, in the order of the help."""
+    """Return the flags of all growth lines by name, in the order of the help."""
     return {flag.name: flag for line in LINES.values() for flag in line.flags}
 
 
 def has_line(keys: Collection[object]) -> bool:
-    """Whether there is a growth line among the keys of a document."""
+    """Whether a growth line is among the keys of a document."""
     return any(key in keys for key in LINES)
 
 
 def from_flag(name: str, text: str) -> Growth:
-    """Read a growth flag.
+    """Parse the value of a growth flag.
 
     Args:
         name: Its name, without the dashes.
@@ -56,21 +56,20 @@ def from_flag(name: str, text: str) -> Growth:
     Raises:
         DirectiveError: The value is invalid.
     """
-    where = f"--{name}"
     line = next(line for line in LINES.values() if any(flag.name == name for flag in line.flags))
     read = flags()[name].read
     if read is not None:
-        return read(text, where)
-    value = yaml_io.read(text, where) if yaml_io.is_structured(text) else text
-    return line.read(value, where, parse_model)
+        return read(text, name)
+    value = yaml_io.read(text, name) if yaml_io.is_structured(text) else text
+    return line.read(value, name, parse_model)
 
 
 def proposals(pattern: Pattern, *, several_models: bool) -> Iterator[Growth]:
-    """Yield the growths that the slices may come from.
+    """Yield the growths that may produce the given slices.
 
     Args:
         pattern: The slices.
-        several_models: Whether they come from several models.
+        several_models: Whether the slices are from several models.
     """
     for line in LINES.values():
         if line.proposes_several_models or not several_models:

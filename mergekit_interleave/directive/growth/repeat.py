@@ -1,4 +1,4 @@
-"""`repeat: [8, 24]`: the layers of a range several times, the others once."""
+"""The growth line `repeat: [8, 24]`: the layers of a range several times, all others once."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _TWICE = 2
 
 @dataclass(frozen=True)
 class Repeat(Growth):
-    """The layers of a range `times` times in all, side by side or the range as a block."""
+    """The layers of a range `times` times in total, layer by layer or as a block."""
 
     layers: Range
     times: int = _TWICE
     as_block: bool = False
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The layers before the range, the range repeatedly, and the layers after it."""
+        """Return the layers before the range, the repeated range, and the layers after it."""
         start, stop = resolve(self.layers, depth, model)
         after = not_empty(stop, depth)
         if self.as_block:
@@ -56,14 +56,14 @@ class Repeat(Growth):
         return chain(not_empty(0, start), copies, after)
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """The range alone, or more if it is not simply doubled."""
+        """Return the range as a list, or as text if it is not simply doubled."""
         del called
         if (self.times, self.as_block) == (_TWICE, False):
             return {KEY: list(self.layers)}
         return {KEY: to_text(self.layers, self.times, _TWICE, as_block=self.as_block)}
 
     def sentence(self, made: Summary) -> str:
-        """How many layers are repeated, how often and how."""
+        """Describe how many layers are repeated, how often and how."""
         times = {2: "twice", 3: "three times", 4: "four times", 5: "five times"}
         how_often = times.get(self.times, f"{self.times} times")
         how = "as a block" if self.as_block else "side by side"
@@ -94,7 +94,9 @@ def _read(value: object, where: str, named: Named) -> Growth:
         layers = parse_range(value, where)
     count = positive(times, f"{where}.times")
     if count < _TWICE:
-        raise DirectiveError(f"{where}.times: {count} adds nothing; the total is at least 2")
+        raise DirectiveError(
+            f"{where}.times: {count} adds no layers", hint="`times` is the total, so at least 2"
+        )
     return Repeat(layers, count, is_block(form, where))
 
 
@@ -111,8 +113,8 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
 
 def _schema() -> Schema:
     return {
-        "description": "Each layer of a range twice, side by side; or `times` in all, or the "
-        "range as a block.",
+        "description": "Each layer of a range twice, side by side. `times` sets another total; "
+        "`as: block` repeats the range as a whole.",
         **any_of(
             ref("range"),
             {"type": "string", "pattern": rf"^\s*{RANGE}(x\d+)?(@(layers|block))?\s*$"},
@@ -139,7 +141,8 @@ LINE = Line(
         Flag(
             "repeat",
             "START:STOP",
-            "Repeat a range, layer by layer; 8:24x3@block: as a block, 3 times.",
+            "Double each layer of a range; 8:24x3@block repeats the range as a block, 3 times in "
+            "total.",
         ),
     ),
     definitions=definitions,

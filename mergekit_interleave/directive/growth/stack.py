@@ -1,4 +1,4 @@
-"""`stack: [[0, 24], [8, 32]]`: ranges of one model, one after another, and nothing else."""
+"""The growth line `stack: [[0, 24], [8, 32]]`: only the listed ranges of one model, in order."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ KEY = "stack"
 
 @dataclass(frozen=True)
 class Step:
-    """Parts one after another, and the edit of all their layers.
+    """Parts one after another, and the edit that applies to all their layers.
 
     Attributes:
         parts: The layers.
-        zero: What to zero in them; None if the step does not state it.
-        scale: What to multiply their tensors by.
+        zero: What to zero in the layers; None if the step does not set it.
+        scale: The factors of their tensors.
     """
 
     parts: tuple[Part, ...]
@@ -52,13 +52,13 @@ class Step:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the layers are not edited."""
+        """Whether the step leaves its layers unedited."""
         return self.zero is None and not self.scale
 
 
 @dataclass(frozen=True)
 class Stack(Growth):
-    """Steps one after another: the meaning of `stack` and `layout`."""
+    """Steps one after another, as written in `stack` or `layout`."""
 
     steps: tuple[Step, ...]
 
@@ -69,7 +69,7 @@ class Stack(Growth):
 
     @property
     def is_plain(self) -> bool:
-        """Whether `stack` can express it: unedited ranges of the directive's own model."""
+        """Whether `stack` can express it: it has only unedited ranges of the directive's model."""
         return all(step.is_plain for step in self.steps) and not self.models
 
     @property
@@ -79,7 +79,7 @@ class Stack(Growth):
 
     @property
     def needs_model(self) -> bool:
-        """Whether a part is of the directive's own model."""
+        """Whether a part takes layers of the directive's own model."""
         return any(part.model is None for part in self.parts)
 
     @property
@@ -93,7 +93,7 @@ class Stack(Growth):
         return tuple(dict.fromkeys(part.model for part in self.parts if part.model is not None))
 
     def of(self, models: Mapping[ModelRef, ModelRef]) -> Stack:
-        """The same layers of other models."""
+        """Return the same layers of other models."""
 
         def other(part: Part) -> Part:
             return part if part.model is None else replace(part, model=models[part.model])
@@ -103,13 +103,13 @@ class Stack(Growth):
         )
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The ranges of all parts, as if they were of one model."""
+        """Return the ranges of all parts, as if they were of one model."""
         return (bounds for part in self.parts for bounds in part.ranges(depth, model))
 
     def slices(
         self, model: ModelRef | None, depth_of: Depths
     ) -> Iterator[tuple[ModelRef, int, int, Step]]:
-        """The slices of each part, each of its own model."""
+        """Yield the slices of each part, with the model of the part."""
         for step in self.steps:
             for part in step.parts:
                 source = part.model or model
@@ -119,13 +119,13 @@ class Stack(Growth):
                     yield source, start, stop, step
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """The entries under `stack`, or under `layout` if `stack` cannot express them."""
+        """Return the entries under `stack`, or under `layout` if `stack` cannot express them."""
         entries = [entry for step in self.steps for entry in _entries(step, called)]
         return {KEY if self.is_plain else "layout": entries}
 
 
 def _entries(step: Step, called: Callable[[ModelRef], object]) -> list[object]:
-    """A step as one entry, or as several if its layers are not edited."""
+    """Return the entries for a step: one, or several if its layers are not edited."""
     written = [entry_of(part, called) for part in step.parts]
     rule: dict[str, object] = {}
     if step.zero is not None:
@@ -140,7 +140,7 @@ def _entries(step: Step, called: Callable[[ModelRef], object]) -> list[object]:
 
 
 def stack_of(ranges: Iterable[Range]) -> Stack:
-    """Ranges of one model, one after another."""
+    """Build a stack of ranges of one model."""
     return Stack(tuple(Step((Part(bounds),)) for bounds in ranges))
 
 
@@ -156,7 +156,7 @@ def _read(value: object, where: str, named: Named) -> Growth:
 
     def refuse(*_: object) -> ModelRef:
         raise DirectiveError(
-            f"{where}: all its ranges must be of one model", hint="`layout:` takes several models"
+            f"{where}: all ranges must be of one model", hint="use `layout:` for several models"
         )
 
     parts = (parse_part(entry, f"{where}[{i}]", refuse) for i, entry in enumerate(value))
@@ -174,7 +174,7 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
 
 def _schema() -> Schema:
     return {
-        "description": "Ranges of one model, one after another, and nothing else.",
+        "description": "Only the listed ranges of one model, one after another.",
         **any_of({"type": "string"}, {"type": "array", "items": ref("part"), "minItems": 1}),
         "examples": [[[0, 24], [8, 32]]],
     }
@@ -188,7 +188,7 @@ LINE = Line(
         Flag(
             "stack",
             "RANGE,...",
-            "Stack ranges one after another, such as 0:24,8:32.",
+            "Stack ranges, such as 0:24,8:32, one after another.",
             repeatable=True,
         ),
     ),

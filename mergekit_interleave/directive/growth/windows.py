@@ -1,4 +1,4 @@
-"""`windows: {size: 20, stride: 10}`: overlapping ranges of equal size."""
+"""The growth line `windows: {size: 20, stride: 10}`: overlapping ranges of equal size."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
     from mergekit_interleave.directive.growth.explained import Pattern, Summary
 
 KEY = "windows"
-"""The key, and the word before windows in a list of ranges: `windows 20:10`."""
+"""The key, and the prefix of windows in a list of ranges: `windows 20:10`."""
 
 _ALL: Range = (0, END)
 
 
 @dataclass(frozen=True)
 class Windows(Growth):
-    """`size` layers, then `size` layers that start `stride` later, and so on.
+    """Windows of `size` layers, each of which starts `stride` layers after the one before.
 
-    The last window ends where the range does, and may be shorter.
+    The last window ends with the range and may be shorter.
     """
 
     size: int
@@ -57,7 +57,7 @@ class Windows(Growth):
         return any(map(is_relative, self.layers))
 
     def ranges(self, depth: int | None, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """The windows, from first to last."""
+        """Yield the windows, from first to last."""
         start, end = resolve(self.layers, depth, model)
         stop = start
         while stop < end:
@@ -68,19 +68,19 @@ class Windows(Growth):
     def slices(
         self, model: ModelRef | None, depth_of: Depths
     ) -> Iterator[tuple[ModelRef, int, int, None]]:
-        """The windows, of a model whose depth may be unknown."""
+        """Yield the windows of a model whose depth may be unknown."""
         if model is None:
             raise TypeError("windows without a model")
         for start, stop in self.ranges(depth_of(model), model):
             yield model, start, stop, None
 
     def to_mapping(self) -> dict[str, object]:
-        """The value in YAML."""
+        """Return the value in YAML."""
         written: dict[str, object] = {"size": self.size, "stride": self.stride}
         return written if self.layers == _ALL else {**written, "layers": list(self.layers)}
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """Size, stride and range."""
+        """Return size, stride and range under the key."""
         del called
         return {KEY: self.to_mapping()}
 
@@ -90,20 +90,19 @@ class Windows(Growth):
         return f"{self.size}:{self.stride}{over}"
 
     def sentence(self, made: Summary) -> str:
-        """How many windows there are."""
-        return (
-            f"{made.slices} windows of {self.size} layers, each {self.stride} further: a self-merge"
-        )
+        """Describe how many windows there are."""
+        windows = f"{made.slices} windows of {self.size} layers"
+        return f"{windows}, each starting {self.stride} layers after the previous one: a self-merge"
 
 
 _TEXT = rf"(?P<size>\d+):(?P<stride>\d+)(?:@(?P<over>{RANGE}))?"
 
 
 def parse_windows(value: object, where: str) -> Windows:
-    """Read windows: `{size: 20, stride: 10, layers: [0, 80]}`, or the text `20:10@0:80`.
+    """Parse windows: `{size: 20, stride: 10, layers: [0, 80]}`, or the text `20:10@0:80`.
 
     Raises:
-        DirectiveError: The value is invalid, or leaves out layers.
+        DirectiveError: The value is invalid, or the windows leave out layers.
     """
     if isinstance(value, str):
         match = re.fullmatch(_TEXT, value.replace(" ", ""))
@@ -119,7 +118,8 @@ def parse_windows(value: object, where: str) -> Windows:
     for key in ("size", "stride"):
         if key not in value:
             raise DirectiveError(
-                f"{where}: the {key} is missing", hint="`windows: {size: 20, stride: 10}`"
+                f"{where}: `{key}` is missing",
+                hint="for example `windows: {size: 20, stride: 10}`",
             )
     over = parse_range(value["layers"], f"{where}.layers") if "layers" in value else _ALL
     return _checked(value["size"], value["stride"], over, where)
@@ -129,9 +129,9 @@ def _checked(size: object, stride: object, layers: Range, where: str) -> Windows
     windows = Windows(positive(size, f"{where}.size"), positive(stride, f"{where}.stride"), layers)
     if windows.stride > windows.size:
         raise DirectiveError(
-            f"{where}: a stride of {windows.stride} leaves out layers between windows of "
-            f"{windows.size}",
-            hint="`drop:` leaves layers out",
+            f"{where}: a stride of {windows.stride} would leave out layers between windows of "
+            f"size {windows.size}",
+            hint="choose a stride up to the size; to leave out layers, use `drop:`",
         )
     return windows
 
@@ -142,7 +142,7 @@ def _read(value: object, where: str, named: Named) -> Growth:
 
 
 FEWEST = 3
-"""The minimum number of windows to propose; fewer are shorter as ranges."""
+"""The minimum number of windows to propose; a smaller number is shorter as ranges."""
 
 
 def windows_at(ranges: Ranges, i: int) -> tuple[int, Windows]:
@@ -181,16 +181,22 @@ def _schema() -> Schema:
 def _definitions() -> Schema:
     return {
         KEY: {
-            "description": "Ranges of `size` layers, each `stride` further than the one before; "
-            "the last ends where the layers do.",
+            "description": "Ranges of `size` layers, each of which starts `stride` layers after "
+            "the one before; the last one may be shorter.",
             **any_of(
                 {"type": "string", "pattern": rf"^\s*\d+:\d+(@{RANGE})?\s*$"},
                 {
                     "type": "object",
                     "properties": {
-                        "size": {**COUNT, "description": "Layers of a window."},
-                        "stride": {**COUNT, "description": "From one start to the next."},
-                        "layers": {**ref("range"), "description": "All of them unless stated."},
+                        "size": {**COUNT, "description": "The layers of a window."},
+                        "stride": {
+                            **COUNT,
+                            "description": "The layers from one start to the next.",
+                        },
+                        "layers": {
+                            **ref("range"),
+                            "description": "The layers to cover; by default all.",
+                        },
                     },
                     "required": ["size", "stride"],
                     "additionalProperties": False,
@@ -204,7 +210,9 @@ LINE = Line(
     KEY,
     _read,
     _schema,
-    flags=(Flag(KEY, "SIZE:STRIDE", "Stack windows of SIZE layers, each STRIDE further."),),
+    flags=(
+        Flag(KEY, "SIZE:STRIDE", "Stack windows of SIZE layers that start STRIDE layers apart."),
+    ),
     definitions=_definitions,
     propose=_propose,
 )

@@ -211,6 +211,22 @@ class TestBadInput:
             from_flags(**flags)
         assert error.value.exit_code == 2
 
+    def test_the_hint_for_two_growth_flags_names_both(self) -> None:
+        """The hint says to keep one of the two flags."""
+        with pytest.raises(DirectiveError) as error:
+            from_flags(every="5", append="2")
+        assert "keep" in str(error.value.hint)
+        assert {"--every", "--append"} <= set(str(error.value.hint).split())
+
+    @pytest.mark.parametrize(
+        ("text", "right"), [("repeat: [12, 8]", "[8, 12]"), ("repeat: 50%:25%", "25%:50%")]
+    )
+    def test_the_hint_for_a_reversed_range_is_the_right_range(self, text: str, right: str) -> None:
+        """The hint has the form in which the range was written."""
+        with pytest.raises(DirectiveError, match="reversed") as error:
+            parse(text, "x")
+        assert right in str(error.value.hint)
+
     def test_a_typo_gets_a_suggestion(self) -> None:
         """The hint suggests the right key or dtype."""
         with pytest.raises(DirectiveError) as error:
@@ -248,6 +264,27 @@ class TestLoad:
         """Text without a colon is a missing file, and the error names it."""
         with pytest.raises(DirectiveError, match=r"recipe\.yml: "):
             load("recipe.yml", io.StringIO())
+
+    @pytest.mark.parametrize(
+        ("text", "right"),
+        [
+            ("interleave every 5", "interleave: every 5"),
+            ("interleave:every 5", "interleave: every 5"),
+            ("repeat 8:24", "repeat: 8:24"),
+            ("zero:none", "zero: none"),
+        ],
+    )
+    def test_a_missing_colon_is_named(self, text: str, right: str) -> None:
+        """The hint for inline text without a colon and a space shows the right text."""
+        with pytest.raises(DirectiveError, match="no such file") as error:
+            load(text, io.StringIO())
+        assert f"'{right}'" in str(error.value.hint)
+
+    def test_a_file_name_gets_no_hint_about_colons(self) -> None:
+        """A name that does not start with a key is taken as the name of a missing file."""
+        with pytest.raises(DirectiveError, match="no such file") as error:
+            load("notes/repeat 8", io.StringIO())
+        assert error.value.hint is None
 
     def test_a_directory(self, tmp_path: Path) -> None:
         """A directory is refused, and the hint names the flag that accepts it."""
