@@ -94,9 +94,7 @@ def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: boo
         file = directory / name
         if file.is_symlink():
             hint = "copy the model to another directory"
-            raise OutputError(
-                f"{file}: is a symbolic link, perhaps into the Hub's cache", hint=hint
-            )
+            raise OutputError(f"{file}: is a link, perhaps into the Hub's cache", hint=hint)
         if file.exists() and not file.is_file():
             raise OutputError(f"{file}: is not a regular file")
         # Release 0.1 recorded no digest of the picture, and replaced it together with the card.

@@ -107,7 +107,7 @@ def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
 
 
 def sources(layout: Layout) -> str:
-    """Write the source layers on one line: `0-23 8-31`, or for several models `A 0-23, B 8-31`."""
+    """Write the source layers on one line: `0-23 8-31`; for several models `A 0-23, B 8-31`."""
     several = len(layout.models) > 1
     letters = {model: f"{letter(i)} " if several else "" for i, model in enumerate(layout.models)}
     shown = [
@@ -136,8 +136,8 @@ def _repetitive(found: Sequence[Run]) -> Iterator[tuple[int, int]]:
     at = 0
     while at < len(keys):
         repeats = {period: ahead[at] // period + 1 for period, ahead in reach.items()}
-        # Take the pattern that leaves out the most runs, and of these the shortest. An ellipsis that
-        # replaces a single run saves nothing.
+        # Take the pattern that leaves out the most runs, and of these the shortest one. An
+        # ellipsis that replaces a single run saves nothing.
         period = max(repeats, key=lambda p: ((repeats[p] - 3) * p, -p))
         if repeats[period] >= _REPEATS and (repeats[period] - 3) * period > 1:
             stop = at + repeats[period] * period
