@@ -33,13 +33,18 @@ def short(outcomes: Mapping[str, Any]) -> str:
     found = []
     for kind in (WEIGHTS, TRAINED):
         if kind in outcomes:
-            said, which = outcomes[kind], _which(outcomes[kind])
-            equal = f"{which} tensors equal to their sources, {_how(said)}"
-            words = "no tensors compared" if which == "no" else equal
-            found.append(words if said["exact"] else _short_failure(said))
+            outcome = outcomes[kind]
+            found.append(_short(outcome) if outcome["exact"] else _short_failure(outcome))
     if FORWARD in outcomes:
         found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
     return "; ".join(found) or "nothing yet"
+
+
+def _short(found: Mapping[str, Any]) -> str:
+    which = _which(found)
+    if which == "no":
+        return "no tensors compared"
+    return f"{which} tensors equal to their sources, {_how(found)}"
 
 
 def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
