@@ -52,7 +52,7 @@ def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
     failed = _failed_parts(found)
     if WEIGHTS in failed:
         yield f"Weights: {_failed(failed[WEIGHTS])}. {_by(found)}"
-    else:
+    elif "tensors" in found:
         yield f"Weights: {_weights(found, trained=trained)}"
     for part, count in failed.items():
         if part != WEIGHTS:
