@@ -33,13 +33,18 @@ def short(outcomes: Mapping[str, Any]) -> str:
     found = []
     for kind in (WEIGHTS, TRAINED):
         if kind in outcomes:
-            outcome, compared = outcomes[kind], _compared(outcomes[kind])
-            equal = f"{compared} tensors equal to their sources, {_precision(outcome)}"
-            words = "no tensors compared" if compared == "no" else equal
-            found.append(words if outcome["exact"] else _short_failure(outcome))
+            outcome = outcomes[kind]
+            found.append(_short(outcome) if outcome["exact"] else _short_failure(outcome))
     if FORWARD in outcomes:
         found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
     return "; ".join(found) or "nothing yet"
+
+
+def _short(found: Mapping[str, Any]) -> str:
+    compared = _compared(found)
+    if compared == "no":
+        return "no tensors compared"
+    return f"{compared} tensors equal to their sources, {_precision(found)}"
 
 
 def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
@@ -47,7 +52,7 @@ def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
     failed = _failed_parts(found)
     if WEIGHTS in failed:
         yield f"Weights: {_failed(failed[WEIGHTS])}. {_by(found)}"
-    else:
+    elif "tensors" in found:
         yield f"Weights: {_weights(found, trained=trained)}"
     for part, count in failed.items():
         if part != WEIGHTS:

@@ -102,13 +102,19 @@ def _manifest(
         stated = content["layers"][index]
         for key in layer.keys() | stated.keys():
             if layer.get(key) != stated.get(key):
-                values = _unlike_value(stated.get(key), layer.get(key))
+                values = _unlike_value(stated.get(key, _MISSING), layer.get(key, _MISSING))
                 yield _in_file(manifest.FILE, f"layer {index}: {key} is {values}")
 
 
+_MISSING = object()
+"""Stands for the value of a key that a JSON object does not have."""
+
+
 def _unlike_value(found: object, expected: object) -> str:
-    """Return both values of a JSON key in words."""
-    return f"{json.dumps(found):.100}, expected {json.dumps(expected):.100}"
+    """Return both values of a JSON key in words; either may be `_MISSING`."""
+    is_found = "missing" if found is _MISSING else f"{json.dumps(found):.100}"
+    is_expected = "no such key" if expected is _MISSING else f"{json.dumps(expected):.100}"
+    return f"{is_found}, expected {is_expected}"
 
 
 def _files(
@@ -178,11 +184,16 @@ def _config(
             extra -= _keys(loaded_found)
             as_written = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
             wrong = as_written or unlike
+    keys, expected_keys = _keys(found), _keys(expected.config)
     for key, (wanted, value) in wrong.items():
         dtype = _dtypes.NAMED.get(str(value))
         if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
-        yield _in_file(CONFIG, f"{key} is {_unlike_value(value, wanted)}")
+        values = _unlike_value(
+            _MISSING if value is None and key not in keys else value,
+            _MISSING if wanted is None and key not in expected_keys else wanted,
+        )
+        yield _in_file(CONFIG, f"{key} is {values}")
 
 
 def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:

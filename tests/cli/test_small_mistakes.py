@@ -21,7 +21,7 @@ def test_apply_to_with_a_typo(typed: str, meant: str, mk: Cli, tiny: Path) -> No
     """A misspelled value of `--apply-to` gives a hint with the nearest valid value."""
     result = mk("gen", "--every", "4", "--scale", "q_proj=0.5", "--apply-to", typed, cwd=tiny)
     assert result.status == 2
-    assert re.search("apply.to: ", result.err)
+    assert re.search(r"^error: .*apply[-_]to", result.err), result.err
     assert f"hint: did you mean {meant}?" in result.err
     assert all(word in result.err for word in ("copies", "first", "last", "all"))
 
