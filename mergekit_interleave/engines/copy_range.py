@@ -1,6 +1,6 @@
 """Copy byte ranges between files: by sharing blocks, inside the kernel, or with read and write.
 
-What works is found out by trying it, never by the name of a system or filesystem.
+Support for a method is detected by trying it, not by the name of a system or filesystem.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if sys.platform == "linux":
     import fcntl
 
 _CHUNK = 2**26
-"""The most bytes of one call, so that a run can be interrupted and can show its progress."""
+"""The maximum bytes of one call, so that a run can be interrupted and can show its progress."""
 
 _BUFFER = 2**18
-"""The most bytes that pass through this process at once: they fit in a processor's cache."""
+"""The maximum bytes that pass through this process at once; they fit in a processor's cache."""
 
 FICLONERANGE = 0x4020940D
-"""The Linux ioctl that shares the blocks of a range, see ioctl_ficlonerange(2)."""
+"""The Linux ioctl that shares the blocks of a range; see ioctl_ficlonerange(2)."""
 
 _CANNOT = (
     errno.ENOSYS, errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM,
     errno.ETXTBSY,
 )  # fmt: skip
-"""What the kernel answers if it does not support a call, or not for these two files."""
+"""The error codes of a call that the kernel does not support, at least for these two files."""
 
 Tick = Callable[[int], object]
-"""Is called with the number of bytes each time some were written."""
+"""A function that is called after each write, with the number of bytes written."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Pair:
     Attributes:
         source: The descriptor of the file to read.
         target: The descriptor of the file to write.
-        tick: Is called with the number of bytes each time some were written.
+        tick: Called after each write, with the number of bytes written.
     """
 
     source: int
@@ -55,13 +55,13 @@ class Pair:
     tick: Tick
 
     def copy(self, start: int, at: int, length: int, *, by_hand: bool = False) -> None:
-        """Copy a range, inside the kernel if it can.
+        """Copy a range, inside the kernel if possible.
 
         Args:
-            start: Where it starts in the source.
-            at: Where it is to start in the target.
-            length: Its length.
-            by_hand: Copy it with read and write, since the kernel might share blocks.
+            start: The offset of the range in the source.
+            at: The offset of the range in the target.
+            length: The number of bytes.
+            by_hand: Whether to copy with read and write, because the kernel might share blocks.
         """
         way = self._by_hand if by_hand else self._in_the_kernel
         done = 0
@@ -88,21 +88,21 @@ class Pair:
         return len(data)
 
     def share(self, start: int, at: int, length: int) -> bool:
-        """Share the blocks of a range; all numbers are multiples of the block size.
+        """Share the blocks of a range; all numbers must be multiples of the block size.
 
         Args:
-            start: Where it starts in the source.
-            at: Where it is to start in the target.
-            length: Its length.
+            start: The offset of the range in the source.
+            at: The offset of the range in the target.
+            length: The number of bytes.
 
         Returns:
-            Whether the filesystem can do that.
+            Whether the filesystem supports it.
         """
         if sys.platform != "linux":
             return False
-        what = struct.pack("@qQQQ", self.source, start, length, at)
+        argument = struct.pack("@qQQQ", self.source, start, length, at)
         try:
-            fcntl.ioctl(self.target, FICLONERANGE, what)
+            fcntl.ioctl(self.target, FICLONERANGE, argument)
         except OSError as error:
             if error.errno in _CANNOT:
                 return False
@@ -115,8 +115,8 @@ class Pair:
 
         Args:
             data: The bytes.
-            at: Where they start.
-            length: How many bytes to write, a multiple of the length of `data`.
+            at: The offset at which they start.
+            length: The number of bytes to write, a multiple of the length of `data`.
         """
         block = data * max(_BUFFER // len(data), 1)
         for done in range(0, length, len(block)):
@@ -125,7 +125,7 @@ class Pair:
             self.tick(len(piece))
 
     def put(self, data: bytes, at: int) -> None:
-        """Write bytes at a position."""
+        """Write bytes at an offset."""
         os.lseek(self.target, at, os.SEEK_SET)
         view = memoryview(data)
         while view:
@@ -133,7 +133,7 @@ class Pair:
 
 
 def can_share(source: Path, folder: Path, block: int) -> bool:
-    """Whether files in a directory can share blocks with a file; found out by trying it."""
+    """Return whether files in a directory can share blocks with a file, by trying it."""
 
     def shares() -> bool:
         with source.open("rb") as opened, tempfile.TemporaryFile(dir=folder) as target:
@@ -141,7 +141,7 @@ def can_share(source: Path, folder: Path, block: int) -> bool:
             return os.fstat(pair.source).st_size >= block and pair.share(0, 0, block)
 
     try:
-        # Uninterrupted: where a file cannot be made without a name, it has one for a moment.
+        # Uninterrupted: if the system cannot create unnamed files, this one briefly has a name.
         return uninterrupted(shares)
     except OSError:
         return False

@@ -1,12 +1,13 @@
-"""The mergekit engine: mergekit's own planner and executor write the weights.
+"""Write the weights with mergekit's own planner and executor.
 
-mergekit writes only tensors. Config, card and small files are written by this project, so that no
-failure of mergekit comes after the weights. What is worked around here:
+mergekit writes only tensors. This project writes config.json, the card and other small files, so
+that mergekit cannot fail after the weights are written. The workarounds are:
 
-- `_fresh_loaders`: mergekit caches every model it has opened for the life of the process. If
-  another model is at the same path later, it is read with the old index.
-- `_local`: mergekit asks the Hub for a list of files even if all are in the cache, and takes `+`
-  and `@` in the name of a directory for a LoRA and a revision. It gets directories, in parts.
+- `_fresh_loaders`: mergekit caches every opened model for the lifetime of the process. Without
+  this function, another model at the same path would later be read with the old index.
+- `_local`: mergekit asks the Hub for a list of files even if all of them are cached, and parses `+`
+  and `@` in the name of a directory as a LoRA and a revision. It therefore gets mappings of
+  directories.
 - `clone_tensors`: without it, the first attempt at saving fails with a warning if a source layer
   is copied twice.
 """
@@ -44,34 +45,34 @@ from mergekit_interleave.planning.resolve import Expansion
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 _SHARD_SIZE = 5 * 10**9
-"""mergekit's own default."""
+"""mergekit's default shard size."""
 
 _LIBRARIES = 9 * 10**8
-"""Measured bytes of memory that torch and transformers take."""
+"""The memory that torch and transformers take, measured in bytes."""
 
 DECIDED_HERE = {
     "write_model_card": "the model card is written by this tool",
     "copy_tokenizer": "the tokenizer's files are always copied",
     "safe_serialization": "weights are always written as safetensors",
-    "out_shard_size": "use --out-shard-size, which understands 5B and 5GB alike",
+    "out_shard_size": "this tool has its own, --out-shard-size, which accepts 5B and 5GB alike",
 }
-"""Options of mergekit that are refused, each with the reason."""
+"""The options of mergekit that are rejected, each with the reason."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What mergekit is to write.
+    """The input of mergekit for one model.
 
     Attributes:
         layout: The layers.
         specs: Every tensor that the result must have.
-        mergekit: The directive's keys that are mergekit's own.
+        mergekit: The directive's keys that belong to mergekit.
         modules: See `mergekit_yaml.to_document`.
         checkpoints: The source models.
         options: mergekit's options by name, as text or as values.
-        shard_size: The most bytes of one shard.
-        lora_cache: A directory to merge LoRAs in.
-        quiet: Show no progress bars.
+        shard_size: The maximum bytes of one shard.
+        lora_cache: A directory for the models with their LoRAs merged.
+        quiet: Whether to show no progress bars.
     """
 
     layout: Layout
@@ -88,19 +89,22 @@ class Job:
 def check(options: WriteOptions, expansion: Expansion) -> None:  # noqa: ARG001 - the protocol's
     """Check the options before anything is fetched; see `protocol.Engine`."""
     if options.engine == registry.MERGEKIT and not options.reflink:
-        raise DirectiveError("--no-reflink: mergekit shares no blocks", hint="leave it out")
+        raise DirectiveError(
+            "reflink cannot be turned off for mergekit, which never shares blocks",
+            hint="leave out --no-reflink",
+        )
     if options.mergekit:  # checking them takes seconds
         check_options(options.mergekit)
 
 
 def unsupported(plan: ExpansionPlan) -> str | None:
-    """Why mergekit cannot write a plan, as far as that is known without asking it."""
+    """Return why mergekit cannot write a plan, as far as that is known without running it."""
     reason = reason_against(plan.specs)
     return f"cannot {reason}" if reason else unsupported_type(plan.first)
 
 
 def unsupported_type(first: Checkpoint) -> str | None:
-    """Why mergekit cannot write models of a type, as far as that is known."""
+    """Return why mergekit cannot write models of a type, as far as that is known."""
     family = first.family
     if family and family.mergekit_result(first.layer_config) == families.WRONG_TENSORS:
         return f"cannot write the right tensors of model type {first.model_type}"
@@ -108,7 +112,7 @@ def unsupported_type(first: Checkpoint) -> str | None:
 
 
 def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:  # noqa: ARG001
-    """What mergekit writes: all tensors, and the models that it merges a LoRA into."""
+    """Estimate what mergekit writes: all tensors, and the models into which it merges a LoRA."""
     merged = (model for reference, model in plan.sources.items() if reference.lora)
     nbytes = sum(spec.nbytes for spec in plan.specs) + sum(
         tensor.nbytes for model in merged for tensor in model.tensors.values()
@@ -117,15 +121,15 @@ def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estima
 
 
 def estimate_by_size(nbytes: int) -> Estimate:
-    """Estimate from the bytes of all tensors; mergekit holds one shard in memory.
+    """Estimate the needs from the bytes of all tensors; mergekit keeps one shard in memory.
 
-    docs/performance.md has the measured memory.
+    docs/performance.md lists the measured memory.
     """
     return Estimate(Traffic(nbytes), memory=_LIBRARIES + min(nbytes, _SHARD_SIZE))
 
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
-    """Let mergekit write the weights of a plan; see `protocol.Engine`."""
+    """Write the weights of a plan with mergekit; see `protocol.Engine`."""
     scratch = out / ".lora"
     job = Job(
         layout=plan.expansion.layout,
@@ -141,7 +145,7 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     with _same_handlers():
         targets = plan_tensors(job, out)
         needed = estimate(plan, out, options).traffic.written
-        check_free(out, needed, f"{amount(needed)} are needed")
+        check_free(out, needed, f"{amount(needed)} needed")
         execute(targets, job)
     shutil.rmtree(scratch, ignore_errors=True)
     return Traffic(sum(file.stat().st_size for file in out.glob("*.safetensors")))
@@ -151,21 +155,21 @@ def check_options(options: Mapping[str, object]) -> None:
     """Check mergekit's options.
 
     Raises:
-        DirectiveError: mergekit has no such option or does not accept its value, or the option
-            is decided by this project.
+        DirectiveError: mergekit has no such option or does not accept its value, or this project
+            sets the option itself.
     """
-    import torch  # noqa: PLC0415 - seconds, see `quieten`
+    import torch  # noqa: PLC0415 - takes seconds
     from mergekit.common import dtype_from_name  # noqa: PLC0415
     from mergekit.options import MergeOptions  # noqa: PLC0415
     from pydantic import ValidationError  # noqa: PLC0415
 
     for name in options:
         if name in DECIDED_HERE:
-            raise DirectiveError(f"--mergekit {name}: {DECIDED_HERE[name]}")
+            raise DirectiveError(f"mergekit option {name}: {DECIDED_HERE[name]}")
         if name not in MergeOptions.model_fields:
             close = nearest(name, MergeOptions.model_fields)
             raise DirectiveError(
-                f"--mergekit {name}: mergekit has no such option",
+                f"mergekit has no such option: {name}",
                 hint=f"did you mean {close}?" if close else "see mergekit-yaml --help",
             )
     try:
@@ -173,20 +177,21 @@ def check_options(options: Mapping[str, object]) -> None:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "option"
-        raise DirectiveError(f"--mergekit {name}: {first['msg']}") from error
+        raise DirectiveError(f"mergekit option {name}: {first['msg']}") from error
     try:
         dtype_from_name(merge_options.lora_merge_dtype)
         torch.device(merge_options.device)
     except RuntimeError as error:
-        raise DirectiveError(f"--mergekit: {_sentence(error).partition(' at start')[0]}") from error
+        reason = _sentence(error).partition(" at start")[0]
+        raise DirectiveError(f"mergekit options: {reason}") from error
 
 
 def quieten(verbosity: object) -> None:
-    """Show what mergekit and transformers log only where `--mergekit verbosity` asks for it.
+    """Hide the log messages of mergekit and transformers unless mergekit's `verbosity` is set.
 
-    The caller restores the levels of the loggers.
+    The caller must restore the levels of the loggers.
     """
-    import transformers  # noqa: PLC0415 - seconds that no other command should wait for
+    import transformers  # noqa: PLC0415 - takes seconds
 
     if not int(str(verbosity or 0)):
         transformers.logging.set_verbosity_error()
@@ -195,7 +200,7 @@ def quieten(verbosity: object) -> None:
 
 
 def mixes(options: Mapping[str, object]) -> bool:
-    """Whether the options ask to stack models that do not fit together."""
+    """Return whether the options allow stacking models that do not fit together."""
     if not options:
         return False
     from mergekit.options import MergeOptions  # noqa: PLC0415
@@ -204,35 +209,35 @@ def mixes(options: Mapping[str, object]) -> bool:
 
 
 def plan_tensors(job: Job, out: Path) -> Sequence[Any]:
-    """Let mergekit plan the weights, and write the tokenizer if the directive changes it.
+    """Plan the weights with mergekit, and write the tokenizer if the directive changes it.
 
     Args:
-        job: What to write.
-        out: A directory that holds the new config.json already.
+        job: The model to write.
+        out: A directory that already contains the new config.json.
 
     Returns:
         mergekit's tasks.
 
     Raises:
-        RefusedError: mergekit would write other tensors than the layout calls for.
+        RefusedError: mergekit would write other tensors than the layout requires.
     """
     reason = reason_against(job.specs)
     if reason is not None:
         raise RefusedError(f"mergekit cannot {reason}")
     options = _merge_options(job)
     options.apply_global_options()
-    quieten(options.verbosity)  # again: the line above makes every library log
+    quieten(options.verbosity)  # again: the line above turns on the log of every library
     with _quiet():
         try:
             targets = _targets(job, options, out)
         except Exception as error:
-            raise RefusedError(f"mergekit cannot plan this: {_sentence(error)}") from error
+            raise RefusedError(f"mergekit cannot plan this model: {_sentence(error)}") from error
     _check_plan(targets, job)
     return targets
 
 
 def execute(targets: Sequence[Any], job: Job) -> None:
-    """Let mergekit write what it has planned.
+    """Write the planned tensors with mergekit.
 
     Raises:
         OutputError: Writing failed.
@@ -245,14 +250,14 @@ def execute(targets: Sequence[Any], job: Job) -> None:
         except OSError:
             raise
         except Exception as error:
-            raise OutputError(f"mergekit stopped: {_sentence(error)}") from error
+            raise OutputError(f"mergekit failed: {_sentence(error)}") from error
         finally:
             _fresh_loaders(options)
 
 
 @contextmanager
 def _same_handlers() -> Iterator[None]:
-    """Remove the log handlers that `apply_global_options` installs."""
+    """Remove the log handlers that `apply_global_options` adds within the block."""
     root = logging.getLogger()
     handlers = [*root.handlers]
     try:
@@ -264,17 +269,17 @@ def _same_handlers() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # transformers warns of mergekit's calls
+        warnings.simplefilter("ignore", FutureWarning)  # transformers warns about mergekit's calls
         yield
 
 
 def reason_against(specs: Sequence[TensorSpec]) -> str | None:
-    """What of these tensors no mergekit config can express, if anything."""
+    """Return what no mergekit config can express about these tensors, or None."""
     for spec in specs:
         if spec.constant is not None:
             return f"fill {spec.name} with {spec.constant.value:g}"
         if spec.packing is not None:
-            return f"arrange the layers' blocks of {spec.name}"
+            return f"rearrange the blocks of {spec.name}, one for each layer"
         if spec.scale is not None and not _dtypes.is_float(spec.tensor.dtype):
             return f"scale {spec.name}, which is stored as {spec.tensor.dtype}"
     return None
@@ -338,7 +343,7 @@ def _fresh_loaders(options: Any) -> None:
 
 
 def _local(job: Job) -> dict[str, object]:
-    """The recipe, with each model named by the directory that it was opened in."""
+    """Write the recipe with each model named by the directory in which it was opened."""
 
     def local(ref: ModelRef) -> dict[str, object]:
         checkpoint = job.checkpoints.get(ref)
@@ -355,7 +360,7 @@ def _local(job: Job) -> dict[str, object]:
 
 
 def _check_plan(targets: Sequence[Any], job: Job) -> None:
-    """Compare what mergekit would write with what the layout calls for.
+    """Compare the tensors that mergekit would write with those that the layout requires.
 
     Raises:
         RefusedError: They differ.
@@ -387,8 +392,8 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
 
 
 def _write_tokenizer(config: Any, options: Any, out: Path) -> None:
-    """Write the tokenizer before the weights, so that a bad template does not waste them."""
-    from mergekit.merge import _set_chat_template  # noqa: PLC0415 - mergekit has no public way
+    """Write the tokenizer before the weights, so that a bad chat template is detected early."""
+    from mergekit.merge import _set_chat_template  # noqa: PLC0415 - mergekit has no public function
     from mergekit.tokenizer import BuildTokenizer  # noqa: PLC0415
     from transformers import AutoTokenizer  # noqa: PLC0415
 

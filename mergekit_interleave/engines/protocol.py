@@ -1,4 +1,4 @@
-"""The protocol that every engine follows, its options, and its results."""
+"""Define the protocol that every engine follows, its options and its results."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
 
 Bar = Callable[[int], AbstractContextManager[Tick]]
-"""Takes the number of bytes to write; gives the function that is called as they are written."""
+"""A function that takes the number of bytes to write and returns a context manager. That one yields
+the function to call after each write."""
 
 
 def no_bar(_: int) -> AbstractContextManager[Tick]:
-    """Show nothing."""
+    """Show no progress."""
     return nullcontext(lambda _: None)
 
 
 @dataclass(frozen=True)
 class WriteOptions:
-    """How to write the weights.
+    """The options for writing the weights.
 
     Attributes:
         engine: The engine to use, or `auto`.
-        shard_size: The most bytes of one shard; None for the engine's default.
-        reflink: Share blocks with the sources where the filesystem can.
-        mergekit: mergekit's own options.
-        bar: Shows the progress of an engine.
+        shard_size: The maximum bytes of one shard; None for the engine's default.
+        reflink: Whether to share blocks with the sources if the filesystem can.
+        mergekit: The options of mergekit.
+        bar: A function that shows the progress of an engine.
     """
 
     engine: str = registry.AUTO
@@ -52,7 +53,7 @@ class WriteOptions:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The bytes of some files, by how they get there.
+    """The bytes of some files, by the way they are stored.
 
     Attributes:
         written: Bytes that take disk space of their own.
@@ -70,10 +71,10 @@ class Traffic:
         return not self.shared and not self.holes
 
     def __str__(self) -> str:
-        specs = [f"{amount(self.written)} written"]
-        specs += [f"{amount(self.shared)} shared with the base"] if self.shared else []
-        specs += [f"{amount(self.holes)} of zeros that take no room"] if self.holes else []
-        return ", ".join(specs)
+        parts = [f"{amount(self.written)} written"]
+        parts += [f"{amount(self.shared)} shared with the base"] if self.shared else []
+        parts += [f"{amount(self.holes)} of zeros that take no disk space"] if self.holes else []
+        return ", ".join(parts)
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(
@@ -83,11 +84,11 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What it takes to write some weights.
+    """The disk space and memory that writing some weights takes.
 
     Attributes:
-        traffic: How the bytes get there.
-        memory: About how many bytes of memory are needed.
+        traffic: The bytes, by the way they are stored.
+        memory: The approximate bytes of memory.
     """
 
     traffic: Traffic
@@ -96,14 +97,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class WriteResult:
-    """What was written.
+    """The result of writing the weights.
 
     Attributes:
-        engine: The engine that wrote it.
-        traffic: How its bytes got there.
-        beyond: Why mergekit could not write it, if it could not.
+        engine: The engine that wrote them.
+        traffic: The bytes, by the way they are stored.
+        beyond: Why mergekit could not write them, if it could not.
         streamable: Whether the stream engine could have written what another engine wrote.
-        notes: What the user may want to know, such as why another engine was used.
+        notes: Facts for the user, such as why another engine was used.
     """
 
     engine: str
@@ -122,30 +123,32 @@ def check_free(folder: Path, needed: int, words: str) -> None:
 
     Args:
         folder: A directory on it, within the directory that the user named.
-        needed: How many bytes are needed.
-        words: The needed bytes in words, for the message.
+        needed: The bytes that are needed.
+        words: The same as text for the message, such as `5 GB needed`.
 
     Raises:
-        NoRoomError: It has less.
+        NoRoomError: It does not.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise NoRoomError(f"{folder.parent}: no room: {words}, {amount(free)} are free")
+        raise NoRoomError(
+            f"{folder.parent}: not enough free disk space: {words}, {amount(free)} free"
+        )
 
 
 class Engine(Protocol):
-    """A module that writes weights: these functions, and a row in the registry."""
+    """A module that writes weights: it has these functions, and a row in the registry."""
 
     def check(self, options: WriteOptions, expansion: Expansion) -> None:
         """Check the options before anything is fetched.
 
         Raises:
             DirectiveError: An option is unknown to this engine.
-            RefusedError: The directive asks for what this engine cannot do.
+            RefusedError: The directive requires something that this engine cannot do.
         """
 
     def unsupported(self, plan: ExpansionPlan) -> str | None:
-        """Why this engine cannot write a plan: a predicate, such as `cannot scale x`."""
+        """Return why this engine cannot write a plan, as a predicate such as `cannot scale x`."""
 
     def unsupported_type(self, first: Checkpoint) -> str | None:
         """Return why this engine cannot write models of a type, as far as config.json tells.
@@ -155,13 +158,13 @@ class Engine(Protocol):
         """
 
     def estimate_by_size(self, nbytes: int) -> Estimate | None:
-        """Estimate the cost from the bytes of all tensors; None if only the weights tell it."""
+        """Estimate the needs from the bytes of all tensors; None if that is not possible."""
 
     def estimate(self, plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
-        """What it takes to write a plan into a directory."""
+        """Estimate the disk space and memory that writing a plan into a directory takes."""
 
     def write(self, plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
-        """Write the weights into a directory that holds the new config.json already.
+        """Write the weights into a directory that already contains the new config.json.
 
         Raises:
             RefusedError: This engine cannot do it; nothing was written.

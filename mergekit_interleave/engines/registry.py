@@ -1,6 +1,6 @@
 """The engines by name, in the order in which `--engine auto` tries them.
 
-This module imports no engine, so that the command line can list their names at no cost.
+This module imports no engine, so that the command line can list their names quickly.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ AUTO, MERGEKIT, STREAM = "auto", "mergekit", "stream"
 
 
 class EngineRow(NamedTuple):
-    """What is known of an engine before it is imported.
+    """The facts about an engine that are known without importing it.
 
     Attributes:
-        name: What `--engine` takes.
-        title: The subject of a sentence about it.
+        name: The value of `--engine`.
+        title: Its name in messages.
         module: The module that is the engine; see `protocol.Engine`.
-        packages: The libraries that it loads, whose versions interleave.json records.
-        multiplies: Whether it makes zeros by multiplication, which an infinity or NaN survives.
+        packages: The libraries that it loads; interleave.json records their versions.
+        multiplies: Whether it multiplies by zero, which does not turn an infinity or NaN into zero.
     """
 
     name: str
@@ -54,12 +54,12 @@ ENGINES: dict[str, EngineRow] = {
 
 
 def names() -> tuple[str, ...]:
-    """What `--engine` takes."""
+    """Return the values that `--engine` accepts."""
     return (AUTO, *ENGINES)
 
 
 def rows(name: str) -> tuple[EngineRow, ...]:
-    """The engines that a name stands for: one, or all of them for `auto`.
+    """Return the engines that a name selects: one, or all of them for `auto`.
 
     Raises:
         DirectiveError: There is no such engine.
@@ -69,7 +69,7 @@ def rows(name: str) -> tuple[EngineRow, ...]:
     if name not in ENGINES:
         close = nearest(name, names())
         raise DirectiveError(
-            f"--engine: {name!r} is not an engine",
+            f"unknown engine {name!r}",
             hint=f"did you mean {close}?" if close else f"use one of {', '.join(names())}",
         )
     return (ENGINES[name],)

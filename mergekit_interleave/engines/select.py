@@ -1,4 +1,4 @@
-"""Choose the engine for a plan, and check that there is room for the result."""
+"""Choose the engine for a plan, and check the free disk space."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mergekit_interleave.planning.resolve import Expansion
 
 @dataclass(frozen=True)
 class Choice:
-    """The engine that `--engine auto` takes.
+    """The engine that `--engine auto` selects.
 
     Attributes:
         engine: Its name.
-        why: The reason, as it follows the name and a comma.
+        why: The reason, to follow the name and a comma.
         estimates: The needs of each engine that can write the plan, by name.
     """
 
@@ -32,11 +32,11 @@ class Choice:
 
 
 def check(options: WriteOptions, expansion: Expansion) -> None:
-    """Check, before anything is fetched, that the first engine to try takes its options.
+    """Check, before anything is fetched, that the first engine to try accepts its options.
 
     Raises:
         DirectiveError: There is no such engine, or it has no such option.
-        RefusedError: The engine cannot do what the directive asks for.
+        RefusedError: The directive requires something that the engine cannot do.
     """
     registry.rows(options.engine)[0].load().check(options, expansion)
 
@@ -46,7 +46,7 @@ def choose(plan: ExpansionPlan, folder: Path) -> Choice:
 
     Args:
         plan: The plan to write.
-        folder: Where it would be written.
+        folder: The directory to write into.
     """
     options = WriteOptions()
     return _choice(
@@ -60,7 +60,7 @@ def choose_by_config(first: Checkpoint, nbytes: int) -> Choice:
 
     Args:
         first: The model of the first layer.
-        nbytes: The approximate bytes of all tensors.
+        nbytes: The approximate size of all tensors in bytes.
     """
     return _choice(
         {row: row.load().unsupported_type(first) for row in registry.rows(registry.AUTO)},
@@ -91,7 +91,7 @@ def _choice(
 
 
 def is_streamable(plan: ExpansionPlan, options: WriteOptions) -> bool:
-    """Whether `--engine stream` could write the same with the same options."""
+    """Return whether `--engine stream` could write the same tensors with the same options."""
     stream = registry.ENGINES[registry.STREAM].load()
     try:
         stream.check(options, plan.expansion)
@@ -101,15 +101,15 @@ def is_streamable(plan: ExpansionPlan, options: WriteOptions) -> bool:
 
 
 def check_room(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> None:
-    """Check that there is room for the result of the engine that needs the least.
+    """Check that there is enough free disk space for the engine that needs the least.
 
     Args:
         plan: The plan to write.
-        folder: Where.
-        options: How.
+        folder: The directory to write into.
+        options: The options for writing.
 
     Raises:
-        OutputError: There is too little room for any engine that may write it.
+        OutputError: There is too little for every engine that may write the plan.
     """
     files = sum(file.stat().st_size for _, file in plan.small_files)
     needs = sorted(
@@ -120,7 +120,7 @@ def check_room(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> None
     if not needs:
         return  # the engine says why
     (least, title), *more = needs
-    words = f"{amount(least)} are needed"
+    words = f"{amount(least)} needed"
     if more:
         words += f" by {title}" + "".join(f", {amount(size)} by {other}" for size, other in more)
     check_free(folder, least, words)

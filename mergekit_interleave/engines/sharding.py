@@ -1,11 +1,11 @@
-"""Decide which tensors are in which file of the result, in which order, after which header.
+"""Distribute tensors among the files of the result, and lay out each file.
 
 Some filesystems can share blocks between files. A copied tensor can share its blocks with the base
-if both start at the same offset within a block. So an output shard holds the tensors of one source
-shard, in their order there, and its header is padded until its data starts at the same offset as in
-the source. A copy of a tensor that fills whole blocks follows its original and shifts nothing; the
-other copies, which are small, are at the end. All of this costs nothing where blocks cannot be
-shared, so the files are the same on every filesystem.
+if both start at the same offset within a block. Therefore an output shard contains the tensors of
+one source shard in their original order, and its header is padded so that its data starts at the
+same offset as in the source. A copy of a tensor that fills whole blocks follows its original, since
+it does not change the offsets of later tensors; the other copies, which are small, are at the end.
+If blocks cannot be shared, this costs nothing, so the files are the same on every filesystem.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ALIGNMENT = 8
 """The alignment of data in safetensors; no element is wider."""
 
 _HEADER = 99_000_000
-"""The most bytes of a header without padding and metadata; readers accept 100 MB."""
+"""The maximum bytes of a header without padding and metadata; readers accept 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OutShard:
         return sum(spec.nbytes for spec in self.specs)
 
     def header(self) -> bytes:
-        """What precedes the data: a length of 8 bytes, then that many bytes of JSON and padding."""
+        """Return the bytes before the data: a length of 8 bytes, then the padded JSON."""
         entries: dict[str, object] = {"__metadata__": {"format": "pt", **self.source.metadata}}
         offset = 0
         for spec in self.specs:
@@ -80,11 +80,11 @@ class OutShard:
         return max(in_step, key=in_step.__getitem__, default=None)
 
     def steps(self, at: int, *, share: bool) -> Iterator[WriteStep]:
-        """The steps that make its data, in order.
+        """Yield the steps that write its data, in order.
 
         Args:
-            at: Where the data starts in the file.
-            share: Whether to share blocks with the source where the offsets agree.
+            at: The offset of the data in the file.
+            share: Whether to share blocks with the source if the offsets agree.
         """
         end = at + self.nbytes
         for piece in _joined(piece for spec in self.specs for piece in spec.pieces()):
@@ -101,19 +101,19 @@ class OutShard:
                         yield WriteStep(how, at + offset, size, piece.start + offset)
             at += length
         if at != end:
-            raise ValueError(f"{self.name}: its pieces do not fill it")
+            raise ValueError(f"{self.name}: its pieces do not add up to its size")
 
 
 class WriteStep(NamedTuple):
-    """How some bytes of a file are made.
+    """The way to write a range of a file.
 
     Attributes:
         how: `copy` from the source, `share` whole blocks with it, leave a `hole` that reads as
             zeros, or `fill` with the same bytes repeatedly.
-        at: Where they start in the file.
-        length: How many there are.
-        start: Where they start in the source.
-        data: What they are filled with.
+        at: The offset of the range in the file.
+        length: The number of bytes.
+        start: The offset of the bytes in the source.
+        data: The bytes to fill it with.
     """
 
     how: str
@@ -125,22 +125,26 @@ class WriteStep(NamedTuple):
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Join ranges that are adjacent in the source and in the result."""
-    whole: ByteRange | None = None
+    pending: ByteRange | None = None
     for piece in pieces:
-        if whole and isinstance(piece, ByteRange) and piece.start == whole.start + whole.length:
-            whole = ByteRange(whole.start, whole.length + piece.length)
+        if (
+            pending
+            and isinstance(piece, ByteRange)
+            and piece.start == pending.start + pending.length
+        ):
+            pending = ByteRange(pending.start, pending.length + piece.length)
             continue
-        if whole:
-            yield whole
-        whole = piece if isinstance(piece, ByteRange) else None
+        if pending:
+            yield pending
+        pending = piece if isinstance(piece, ByteRange) else None
         if isinstance(piece, Fill):
             yield piece
-    if whole:
-        yield whole
+    if pending:
+        yield pending
 
 
 def _whole_blocks(piece: ByteRange, at: int, block: int) -> tuple[int, int]:
-    """The whole blocks that source and target have in common: their offset and length."""
+    """Return the offset and length of the whole blocks that source and target have in common."""
     if (at - piece.start) % block:
         return 0, 0
     before = -at % block
@@ -153,7 +157,7 @@ def shards_of(specs: Sequence[TensorSpec], limit: int, block: int) -> list[OutSh
 
     Args:
         specs: Every tensor of the model; none needs arithmetic.
-        limit: The most bytes of data in one shard, unless a single tensor is larger.
+        limit: The maximum bytes of data in one shard, unless a single tensor is larger.
         block: The block size of the filesystem, a multiple of 8.
     """
     groups: dict[Shard, list[TensorSpec]] = {}
@@ -184,7 +188,7 @@ def _cut(specs: Sequence[TensorSpec], limit: int) -> Iterator[list[TensorSpec]]:
     shard: list[TensorSpec] = []
     size = header = 0
     for spec in specs:
-        # At most: the name, escaped, and numbers of up to 20 digits.
+        # The maximum: the escaped name, and numbers of up to 20 digits.
         entry = len(json.dumps(spec.name)) + 22 * len(spec.shape) + 100
         if shard and (size + spec.nbytes > limit or header + entry > _HEADER):
             yield shard
@@ -198,7 +202,7 @@ def _cut(specs: Sequence[TensorSpec], limit: int) -> Iterator[list[TensorSpec]]:
 def _with_aligned_elements(specs: list[TensorSpec]) -> list[TensorSpec]:
     """Order the tensors so that each starts at a multiple of its element's size.
 
-    The order stays as it is unless narrow elements of an odd size precede wide ones.
+    The order changes only if narrow elements of an odd size precede wide ones.
     """
     offset = 0
     for spec in specs:

@@ -1,8 +1,8 @@
-"""This project's own engine: it copies bytes as they are.
+"""Write the weights with this project's own engine, which copies bytes unchanged.
 
-It does no arithmetic: every tensor of the result is made of bytes of a source tensor, of zeros and
-of stated constants. Blocks are shared where the filesystem can, other bytes are copied inside the
-kernel, zeros become holes, and only the headers are kept in memory.
+It does no arithmetic: every tensor of the result consists of bytes of a source tensor, zeros and
+given constants. Blocks are shared if the filesystem can, other bytes are copied inside the kernel,
+zeros become holes, and only the headers are kept in memory.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from mergekit_interleave.planning.resolve import Expansion
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 _AT_ONCE = 2
-"""Files written at once. Two take three quarters of the time of one; more gain hardly anything."""
+"""The number of files written at once. Two take 3/4 of the time of one; more hardly help."""
 
 
 _LARGEST_SHARD = 50 * 10**9
-"""The largest file that the Hub takes; up to it, the result has as many shards as the base."""
+"""The largest file that the Hub accepts. Up to it, the result has as many shards as the base."""
 
 _PYTHON, _PER_TENSOR = 32 * 10**6, 1_100
-"""Measured bytes of memory: of the process, and for each tensor, whose place alone is kept."""
+"""The measured bytes of memory: of the process, and of each tensor's entry."""
 
 _MERGEKITS_KEYS = ("tokenizer", "tokenizer_source", "chat_template", "parameters")
 
 
 def check(options: WriteOptions, expansion: Expansion) -> None:
-    """Refuse what this engine does not know, rather than ignore it; see `protocol.Engine`."""
+    """Reject options that this engine would ignore; see `protocol.Engine`."""
     for name in options.mergekit:
         if name not in ("trust_remote_code", "allow_crimes"):  # these do not concern writing
             raise DirectiveError(
-                f"--engine stream: mergekit's option {name} has no effect there",
-                hint="leave either out",
+                f"the stream engine would ignore mergekit's option {name}",
+                hint=f"leave out {name}, or --engine stream",
             )
     reason = _needs_mergekit(expansion)
     if reason is not None:
-        raise RefusedError(f"--engine stream {reason}", hint="leave --engine out")
+        raise RefusedError(f"the stream engine {reason}", hint="leave out --engine stream")
 
 
 def unsupported(plan: ExpansionPlan) -> str | None:
-    """Why this engine cannot write a plan, as a predicate; see `protocol.Engine`."""
+    """Return why this engine cannot write a plan, as a predicate; see `protocol.Engine`."""
     reason = _arithmetic(plan.specs)
     if reason is not None:
         return f"does no arithmetic: {reason}"
@@ -62,7 +62,7 @@ def unsupported(plan: ExpansionPlan) -> str | None:
 
 
 def unsupported_type(first: Checkpoint) -> str | None:  # noqa: ARG001 - the protocol's
-    """Return None: bytes are copied alike for every type; see `protocol.Engine`."""
+    """Return None: bytes are copied the same way for every type; see `protocol.Engine`."""
     return None
 
 
@@ -79,7 +79,7 @@ def _needs_mergekit(expansion: Expansion) -> str | None:
 
 
 def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
-    """Which of these tensors needs arithmetic, and why."""
+    """Return which of these tensors needs arithmetic, and why."""
     for spec in specs:
         if spec.scale not in (None, 0, 1):
             return f"{spec.name} is multiplied by {spec.scale:g}"
@@ -92,16 +92,16 @@ def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
 
 
 def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
-    """What it takes to write a plan; see `protocol.Engine`."""
+    """Estimate the needs of a plan; see `protocol.Engine`."""
     traffic = forecast(_shards(plan, folder, options), folder, reflink=options.reflink)
     return Estimate(traffic, memory(len(plan.specs)))
 
 
 def memory(tensors: int) -> int:
-    """About how many bytes of memory a `run` takes.
+    """Return the approximate bytes of memory that a `run` takes.
 
     Args:
-        tensors: How many tensors there are.
+        tensors: The number of tensors.
     """
     return _PYTHON + tensors * _PER_TENSOR
 
@@ -110,7 +110,7 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     """Write the weights of a plan; see `protocol.Engine`."""
     reason = unsupported(plan)
     if reason is not None:
-        raise RefusedError(f"--engine stream {reason}", hint="leave --engine out: mergekit can")
+        raise RefusedError(f"the stream engine {reason}", hint="leave out --engine stream")
     shards = _shards(plan, out, options)
     with options.bar(sum(shard.nbytes for shard in shards)) as tick:
         return write_shards(shards, out, reflink=options.reflink, tick=tick)
@@ -122,18 +122,18 @@ def _shards(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[Ou
 
 
 def block_size(folder: Path) -> int:
-    """The block size of a directory's filesystem, in bytes, as far as data is aligned to it."""
+    """Return the block size for a directory, in bytes: its filesystem's, but from 4 to 64 KiB."""
     size = os.statvfs(folder).f_frsize if hasattr(os, "statvfs") else 0
     return min(max(size, 2**12), 2**16)
 
 
 def forecast(shards: Sequence[OutShard], folder: Path, *, reflink: bool = True) -> Traffic:
-    """How the bytes of some shards would get into a directory.
+    """Return how the bytes of some shards would be stored in a directory.
 
     Args:
-        shards: What would be written.
-        folder: The directory; a file without a name is made there for a moment.
-        reflink: Whether blocks are shared where the filesystem can.
+        shards: The shards.
+        folder: The directory; an unnamed file is created there for a moment.
+        reflink: Whether to share blocks if the filesystem can.
     """
     sharing = {
         source: reflink and copy_range.can_share(source.file, folder, block)
@@ -167,13 +167,13 @@ def write_shards(
     """Write some shards into a directory.
 
     Args:
-        shards: What is written.
+        shards: The shards.
         out: The directory.
-        reflink: Share blocks with the sources where the filesystem can.
-        tick: Is called with the number of bytes that were written.
+        reflink: Whether to share blocks with the sources if the filesystem can.
+        tick: Called after each write, with the number of bytes written.
 
     Returns:
-        How the bytes got there.
+        The bytes, by the way they are stored.
 
     Raises:
         CheckpointError: A source has changed.
@@ -186,12 +186,12 @@ def write_shards(
         try:
             for done in as_completed([pool.submit(job, shard) for shard in shards]):
                 traffic += done.result()
-        except BaseException as error:  # noqa: BLE001 - whatever stops one must stop the others
+        except BaseException as error:  # noqa: BLE001 - any error must stop the other threads
             first = gate.close(error)
             pool.shutdown(cancel_futures=True)
             raise first from None
     for shard in shards:
-        sync(out / shard.name)  # while the bar is shown: this takes its time
+        sync(out / shard.name)  # while the progress bar is shown, because this takes time
     if len(shards) > 1:
         with (out / INDEX).open("w", encoding="utf-8") as file:
             file.writelines(_index(shards))
@@ -199,7 +199,7 @@ def write_shards(
 
 
 class _Gate:
-    """Passes ticks on, one at a time; after the first failure, every thread that ticks fails."""
+    """Forwards ticks, one at a time; after the first failure, every later tick fails."""
 
     def __init__(self, tick: Tick) -> None:
         self._tick = tick
@@ -213,14 +213,14 @@ class _Gate:
             self._tick(nbytes)
 
     def close(self, failure: BaseException) -> BaseException:
-        """Refuse all further ticks; returns the first failure."""
+        """Let all further ticks fail, and return the first failure."""
         with self._lock:
             self._failure = self._failure or failure
             return self._failure
 
 
 def _index(shards: Sequence[OutShard]) -> Iterator[str]:
-    """The lines of model.safetensors.index.json."""
+    """Yield the lines of model.safetensors.index.json."""
     total = {"total_size": sum(shard.nbytes for shard in shards)}
     yield f'{{\n  "metadata": {json.dumps(total)},\n  "weight_map": {{'
     comma = ""
@@ -245,12 +245,12 @@ def _write_shard(shard: OutShard, out: Path, *, reflink: bool, gate: _Gate) -> T
     except OSError as error:
         reason = f"{shard.source.file} cannot be copied to {shard.name}: {error.strerror or error}"
         raise gate.close(OutputError(reason)) from error
-    except BaseException as error:  # noqa: BLE001 - whatever stops one must stop the others
+    except BaseException as error:  # noqa: BLE001 - any error must stop the other threads
         raise gate.close(error) from None
 
 
 def _fill(pair: Pair, shard: OutShard, *, reflink: bool) -> Traffic:
-    """Write header and data of a shard."""
+    """Write the header and data of a shard."""
     header = shard.header()
     # Set the full size first: XFS reserves space for a growing file, which would fill the holes.
     os.truncate(pair.target, len(header) + shard.nbytes)
@@ -262,7 +262,7 @@ def _fill(pair: Pair, shard: OutShard, *, reflink: bool) -> Traffic:
 
 
 def _take(pair: Pair, step: WriteStep, *, reflink: bool) -> str:
-    """Take a step; returns how it was done."""
+    """Take a step, and return how it was done."""
     match step.how:
         case "hole":
             pair.tick(step.length)

@@ -1,4 +1,4 @@
-"""Let an engine write the weights: the one that was asked for, or the first that can."""
+"""Write the weights with the requested engine, or with the first engine that can."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes the weights, and the tokenizer where mergekit makes it.
+    """Writes the weights, and the tokenizer if mergekit creates it.
 
     Attributes:
         plan: The plan to write.
-        work: The directory to write into, which holds the new config.json by then.
-        how: How to write.
+        work: The directory to write into; it must contain the new config.json.
+        how: The options for writing.
     """
 
     plan: ExpansionPlan
@@ -34,19 +34,19 @@ class Writer:
     how: WriteOptions
 
     def check_room(self) -> None:
-        """Check that there is room for the result.
+        """Check that there is enough free disk space for the result.
 
         Raises:
-            OutputError: There is too little room for any engine that may write it.
+            OutputError: There is too little for every engine that may write it.
         """
         select.check_room(self.plan, self.work, self.how)
 
     def write(self) -> WriteResult:
-        """Write.
+        """Write the weights.
 
         Raises:
             RefusedError: The engine cannot do it, or none can.
-            OutputError: Writing failed, or there is too little room.
+            OutputError: Writing failed, or there is too little free disk space.
         """
         try:
             return self._write()
@@ -72,7 +72,7 @@ class Writer:
         if not others:
             raise refused
         converts = mergekit_yaml.dtype_of(self.plan.mergekit) is not None
-        hint = "leave `dtype` out: every tensor keeps its own" if converts else refused.hint
+        hint = "leave out `dtype`: every tensor keeps its own" if converts else refused.hint
         raise RefusedError("; and ".join(reasons), hint=hint) from refused
 
     def _by(self, row: EngineRow) -> WriteResult:
@@ -86,7 +86,7 @@ class Writer:
                 needs = stream.estimate(self.plan, self.work, self.how).traffic
                 error.hint = (
                     f"--engine {registry.STREAM} needs {amount(needs.written)}: it writes no "
-                    "zeros, and shares blocks where it can"
+                    "zeros, and shares blocks if it can"
                 )
             raise
         return WriteResult(row.name, traffic, streamable=streamable)

@@ -1,4 +1,4 @@
-"""What a model card says, derived from interleave.json and config.json."""
+"""Derive the data of a model card from interleave.json and config.json."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ EQUAL, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, WRONG = (
     "trained, not verified",
     "verification failed",
 )
-"""How the model compares with its base."""
+"""The values of `CardData.status`: how the model compares with its base."""
 
 
 @dataclass(frozen=True)
 class CardData:
-    """What a card says.
+    """The data of a model card.
 
     Attributes:
         title: The model's name.
@@ -78,7 +78,7 @@ class CardData:
         directive: Its directive as YAML, without local paths; None if the recipe is all there is.
         recipe: Its mergekit YAML, without local paths; None if unknown.
         says: The file that records its layers.
-        tools: The versions of the tools that made it, if known.
+        tools: The versions of the tools that wrote it, if known.
         verified: A summary of what was verified.
         checks: What was verified, one sentence for each check.
         parameters: The number of its parameters and of its new layers' parameters, if known.
@@ -154,7 +154,7 @@ def card_data(
     *,
     trained: bool = False,
 ) -> CardData:
-    """Derive what the card of a model says.
+    """Derive the data of a model card.
 
     Args:
         directory: The model.
@@ -213,7 +213,7 @@ def _number(value: Any) -> int | None:
 def _status(
     content: Mapping[str, Any], layout: Layout, verified: Mapping[str, Any], *, trained: bool
 ) -> str:
-    """How the model compares with its base, from its making and its verification."""
+    """Return how the model compares with its base, by how it was built and by its verification."""
     if any(outcome.get("exact") is False for outcome in verified.values()):
         return WRONG
     if verification_text.TRAINED in verified:
@@ -239,10 +239,10 @@ def _sources(entries: Sequence[Mapping[str, Any]]) -> list[CardSource]:
 
 def _source(entry: Mapping[str, Any], name: str) -> CardSource:
     ids = [entry.get(key) for key in ("hub_id", "lora_hub_id")]
-    own, lora = (id_ if isinstance(id_, str) and hub.is_hub_id(id_) else None for id_ in ids)
+    base, lora = (id_ if isinstance(id_, str) and hub.is_hub_id(id_) else None for id_ in ids)
     return CardSource(
         name=name,
-        hub_id=own,
+        hub_id=base,
         lora=lora,
         commit=entry.get("commit"),
         depth=_number(entry.get("layers")),

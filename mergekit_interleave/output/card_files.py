@@ -1,7 +1,7 @@
-"""Write README.md and layers.svg, and tell whether they are still as generated.
+"""Write README.md and layers.svg, and detect whether they were edited.
 
-interleave.json records the SHA-256 of each as it was generated. A file with another digest was
-edited, or is another tool's, and only `--force` replaces it.
+interleave.json records the SHA-256 digest of each generated file. A file with another digest was
+edited or written by another tool, and only `--force` replaces it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mergekit_interleave.output.recorded_layout import RecordedLayout
 FILES = (model_card.FILE, model_card.PICTURE)
 
 KEY = "generated"
-"""The key of interleave.json that holds the digests, by file name."""
+"""The key of interleave.json that contains the digests, by file name."""
 
 
 def generate(data: CardData) -> dict[str, str]:
-    """The text of each file, by its name."""
+    """Generate the text of each file, by its name."""
     return {model_card.FILE: model_card.render(data), model_card.PICTURE: model_card.picture(data)}
 
 
@@ -34,39 +34,39 @@ def write_new(
     """Write both files into the directory of a new model.
 
     Args:
-        directory: Where its config.json and recipe are.
+        directory: The directory, with its config.json and recipe.
         title: The model's name.
         content: The content of its interleave.json.
-        warn: Called if they cannot be written, which is no reason to lose the weights.
+        warn: Called if they cannot be written; the weights are kept.
 
     Returns:
-        The suggested name, None if they could not be written; and the content with the digests.
+        The suggested name, or None if they could not be written; and the content with the digests.
     """
     try:
-        own = manifest.of_content(content, directory / manifest.FILE)
-        data = card_data(directory, title, content, RecordedLayout(own.directive, own).layout)
+        parsed = manifest.of_content(content, directory / manifest.FILE)
+        data = card_data(directory, title, content, RecordedLayout(parsed.directive, parsed).layout)
         texts = generate(data)
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
-    except Exception as error:  # noqa: BLE001 - whatever it is, the weights are worth more
+    except Exception as error:  # noqa: BLE001 - no error of the card may cost the weights
         warn(f"the model card could not be written: {error}")
         return None, content
     return data.name, {**content, KEY: digests(texts)}
 
 
 def digests(texts: Mapping[str, str]) -> dict[str, str]:
-    """What interleave.json records of generated files."""
+    """Return what interleave.json records about generated files: their digests by name."""
     return {name: _digest(text) for name, text in texts.items()}
 
 
 def recorded(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The digests in interleave.json, by file name."""
-    found = content.get(KEY)
-    return found if isinstance(found, dict) else {}
+    """Return the digests in interleave.json, by file name."""
+    entry = content.get(KEY)
+    return entry if isinstance(entry, dict) else {}
 
 
 def is_generated(file: Path, content: Mapping[str, Any]) -> bool:
-    """Whether a file exists and is as it was generated.
+    """Return whether a file exists and is unchanged since it was generated.
 
     Args:
         file: README.md or layers.svg.
@@ -88,16 +88,16 @@ def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: boo
         force: Whether to replace edited files.
 
     Raises:
-        OutputError: One must be kept.
+        OutputError: One of them must not be replaced.
     """
     for name in FILES:
         file = directory / name
         if file.is_symlink():
-            hint = "copy the model"
+            hint = "copy the model to another directory"
             raise OutputError(f"{file}: is a link, perhaps into the Hub's cache", hint=hint)
         if file.exists() and not file.is_file():
             raise OutputError(f"{file}: is not a regular file")
-        # Release 0.1 recorded nothing of the picture, and replaced it together with the card.
+        # Release 0.1 recorded no digest of the picture, and replaced it together with the card.
         known = name in recorded(content) or name == model_card.FILE
         if known and file.exists() and not force and not is_generated(file, content):
             raise OutputError(
@@ -110,6 +110,6 @@ def _digest(text: str) -> str:
 
 
 def _digest_of_0_1(text: str) -> str | None:
-    """The digest of a card by release 0.1, whose last line holds the digest of what precedes it."""
+    """Return the digest of a card by release 0.1, whose last line has the digest of the rest."""
     before, _, stated = text.rpartition("<!-- as mk-interleave wrote it: ")
     return _digest(text) if stated.strip() == f"{_digest(before)[:16]} -->" else None

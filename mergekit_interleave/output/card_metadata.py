@@ -1,4 +1,4 @@
-"""The front matter of model cards: read that of the sources, and pass on what is valid."""
+"""Read the front matter of the sources' model cards, and select what a new card inherits."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ HUB = "https://huggingface.co"
 INHERITED = (
     "license", "license_name", "license_link", "language", "pipeline_tag", "library_name",
 )  # fmt: skip
-"""The keys that a model takes from the cards of its sources."""
+"""The keys that a card inherits from the cards of the sources."""
 
 _LONGEST = 2**20
-"""Characters of a card that are read: the Hub accepts no longer front matter."""
+"""The number of characters of a card that are read; the Hub accepts no longer front matter."""
 
 _LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
 
 def read(directory: Path, warn: Callable[[str], object]) -> Mapping[str, Any]:
-    """The front matter of a directory's README.md; empty if it has none.
+    """Read the front matter of a directory's README.md; return an empty mapping if it has none.
 
     Args:
         directory: The model.
@@ -44,7 +44,7 @@ def read(directory: Path, warn: Callable[[str], object]) -> Mapping[str, Any]:
             return split(opened.read(_LONGEST), str(file))[0]
     except (OSError, ValueError, InterleaveError) as error:
         reason = " ".join(str(error).removeprefix(f"{file}: ").split())[:200]
-        warn(f"{file}: no license or language is taken from it: {reason}")
+        warn(f"{file}: its license and language cannot be read: {reason}")
         return {}
 
 
@@ -56,72 +56,72 @@ def split(text: str, where: str) -> tuple[Mapping[str, Any], str]:
     """
     begin, _, rest = text.partition("---\n")
     front, end, body = rest.partition("\n---")
-    found = yaml_io.read(front, where) if end and not begin.strip() else None
-    return (found, body) if isinstance(found, dict) else ({}, text)
+    entries = yaml_io.read(front, where) if end and not begin.strip() else None
+    return (entries, body) if isinstance(entries, dict) else ({}, text)
 
 
 def inherited(
     cards: Mapping[str, Mapping[str, Any]], base: str, files: Collection[str]
 ) -> dict[str, Any]:
-    """The front matter that a model takes from the cards of its sources.
+    """Return the front matter that a card inherits from the cards of the sources.
 
     Args:
         cards: The front matter of each source, by its public name.
-        base: The source of its tokenizer, and so of its language.
-        files: The names of the files copied from there.
+        base: The source of the tokenizer, and therefore of the language.
+        files: The names of the files copied from the base.
     """
-    own = cards.get(base, {})
-    found = _license(cards, base, files)
-    languages = list(dict.fromkeys(filter(_is_identifier, _strings(own.get("language")))))
+    card = cards.get(base, {})
+    entries = _license(cards, base, files)
+    languages = list(dict.fromkeys(filter(_is_identifier, _strings(card.get("language")))))
     if languages:
-        found["language"] = languages if isinstance(own["language"], list) else languages[0]
+        entries["language"] = languages if isinstance(card["language"], list) else languages[0]
     for key in ("pipeline_tag", "library_name"):
-        if _is_identifier(own.get(key)):
-            found[key] = own[key]
-    return found
+        if _is_identifier(card.get(key)):
+            entries[key] = card[key]
+    return entries
 
 
 def filtered(inherited: Mapping[str, Any]) -> dict[str, Any]:
-    """The inherited entries of an interleave.json that a card can hold."""
+    """Return the inherited entries of an interleave.json that are valid in a card."""
     return {key: inherited[key] for key in INHERITED if _strings(inherited.get(key))}
 
 
 def _is_identifier(word: object) -> bool:
-    """Whether a value is a single word, as tags and languages are."""
+    """Return whether a value is a single word, as tags and languages are."""
     return isinstance(word, str) and re.fullmatch(r"[\w.+-]{1,80}", word, re.ASCII) is not None
 
 
 def _license(
     cards: Mapping[str, Mapping[str, Any]], base: str, files: Collection[str]
 ) -> dict[str, Any]:
-    """The license of all sources; `other` if they differ, and then the card lists them."""
-    licenses = [license_of(card) for card in cards.values()]
-    own = cards.get(base, {})
+    """Return the license entries: `other` if the sources differ, and then the card lists them."""
+    licenses = [license_of(entries) for entries in cards.values()]
+    card = cards.get(base, {})
     if None in licenses or not licenses:
         return {}
-    link = own.get("license_link")
+    link = card.get("license_link")
     if len(set(licenses)) > 1:
         name, link = "licenses-of-the-sources", None
     else:
         stated = str(licenses[0])
         if stated in known_licenses() - {"other"}:
             return {"license": stated}
-        own_name = own.get("license_name") if stated == "other" else stated
-        name = _slug(own_name if isinstance(own_name, str) else f"license-of-{_slug(base)}")
+        base_name = card.get("license_name") if stated == "other" else stated
+        name = _slug(base_name if isinstance(base_name, str) else f"license-of-{_slug(base)}")
     link = _link(link, base, files, alone=len(set(licenses)) == 1)
     return {"license": "other", "license_name": name, "license_link": link} if link else {}
 
 
 def _link(link: object, base: str, files: Collection[str], *, alone: bool) -> str | None:
-    """Where to read a license without an identifier: a file beside the card, or a page."""
+    """Return where to read a license without an identifier: a file next to the card, or a page."""
     if isinstance(link, str) and (re.fullmatch(r"https?://[!-;=?-~]+", link) or link in files):
         return link
-    own = next((name for name in _LICENSE_FILES if name in files), None) if alone else None
-    return own or (f"{HUB}/{base}" if "/" in base else None)
+    file = next((name for name in _LICENSE_FILES if name in files), None) if alone else None
+    return file or (f"{HUB}/{base}" if "/" in base else None)
 
 
 def license_of(card: Mapping[str, Any]) -> str | None:
-    """The license that a card states, or several in one line; None if it states none."""
+    """Return the license that a card states, several joined by commas; None if it states none."""
     stated = ", ".join(_strings(card.get("license")))
     known = stated.lower() in known_licenses()
     return (stated.lower() if known else layer_maps.legible(stated)[:80]) or None
@@ -129,20 +129,20 @@ def license_of(card: Mapping[str, Any]) -> str | None:
 
 @cache
 def known_licenses() -> frozenset[str]:
-    """The license identifiers that the Hub accepts."""
+    """Return the license identifiers that the Hub accepts."""
     file = Path(__file__).parent / "data" / "licenses.json"
     return frozenset(json.loads(file.read_text(encoding="utf-8"))["identifiers"])
 
 
 def _strings(value: object) -> list[str]:
-    """A string or a list of strings, as a list; empty for anything else.
+    """Return a string or a list of strings as a list; return an empty list for anything else.
 
     YAML reads `no`, the code for Norwegian, as false.
     """
     items: list[object] = value if isinstance(value, list) else [value]
     words = ["no" if item is False else item for item in items]
-    found = [word for word in words if isinstance(word, str) and word]
-    return found if len(found) == len(words) else []
+    strings = [word for word in words if isinstance(word, str) and word]
+    return strings if len(strings) == len(words) else []
 
 
 def _slug(name: str) -> str:

@@ -16,7 +16,7 @@ ORIGINAL, COPY, ZEROED = "original", "copy", "zeroed"
 ROLES = (ORIGINAL, COPY, ZEROED)
 
 Span: TypeAlias = tuple[str, str]
-"""A text, and its `rich` style; an empty style is none."""
+"""A text and its `rich` style; an empty string means no style."""
 
 Line: TypeAlias = tuple[Span, ...]
 
@@ -53,7 +53,7 @@ def runs(layout: Layout, identities: Collection[int] = ()) -> Iterator[Run]:
 
 
 def roles(layout: Layout, identities: Collection[int] = ()) -> list[str]:
-    """The role of each layer, as in `Run`."""
+    """Return the role of each layer, as in `Run`."""
     zeroed = frozenset(identities)
 
     def role(layer: Layer) -> str:
@@ -65,7 +65,7 @@ def roles(layout: Layout, identities: Collection[int] = ()) -> list[str]:
 
 
 def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
-    """The number of layers of each role that occurs, as text: `32 original`, `8 zeroed`."""
+    """Count the layers of each role that occurs, as text: `32 original`, `8 zeroed`."""
     found = Counter(roles(layout, identities))
     plural = {COPY: "copies"}
     return {
@@ -75,14 +75,14 @@ def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
     }
 
 
-# In one line.
+# One line of text.
 
 _REPEATS, _LONGEST_PATTERN = 4, 8
 _PIECES, _FIRST, _LAST = 32, 16, 8
 
 
 def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
-    """The layers on one line, with the new ones in brackets: `0-3 [4] 5-8 [9]`.
+    """Write the layers on one line, with the new ones in brackets: `0-3 [4] 5-8 [9]`.
 
     If the lengths and roles of consecutive runs repeat four times or more, only the first two and
     the last repeat are shown: `0-3 [4] 5-8 [9] … 35-38 [39]`. If the map is still long, only its
@@ -107,7 +107,7 @@ def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
 
 
 def sources(layout: Layout) -> str:
-    """The source layers on one line: `0-23 8-31`; with several models, `A 0-23, B 8-31`."""
+    """Write the source layers on one line: `0-23 8-31`; for several models `A 0-23, B 8-31`."""
     several = len(layout.models) > 1
     letters = {model: f"{letter(i)} " if several else "" for i, model in enumerate(layout.models)}
     shown = [
@@ -130,14 +130,14 @@ def _indices(run: Run) -> str:
 
 
 def _repetitive(found: Sequence[Run]) -> Iterator[tuple[int, int]]:
-    """The ranges of runs to leave out: the third to the last but one of each series of repeats."""
+    """Yield the ranges of runs to leave out: in each series of repeats, from the third on."""
     keys = [(run.stop - run.start, run.role) for run in found]
     reach = {period: _reach(keys, period) for period in range(1, _LONGEST_PATTERN + 1)}
     at = 0
     while at < len(keys):
         repeats = {period: ahead[at] // period + 1 for period, ahead in reach.items()}
-        # Take the pattern that leaves out most runs, and of these the shortest. An ellipsis that
-        # replaces a single run saves nothing.
+        # Take the pattern that leaves out the most runs, and of these the shortest one. An
+        # ellipsis that replaces a single run saves nothing.
         period = max(repeats, key=lambda p: ((repeats[p] - 3) * p, -p))
         if repeats[period] >= _REPEATS and (repeats[period] - 3) * period > 1:
             stop = at + repeats[period] * period
@@ -148,7 +148,7 @@ def _repetitive(found: Sequence[Run]) -> Iterator[tuple[int, int]]:
 
 
 def _reach(keys: Sequence[object], period: int) -> list[int]:
-    """For each position, the number of consecutive keys that equal the key one period later."""
+    """Count, at each position, the consecutive keys that equal the key one period later."""
     ahead = [0] * (len(keys) + 1)
     for i in range(len(keys) - period - 1, -1, -1):
         ahead[i] = ahead[i + 1] + 1 if keys[i] == keys[i + period] else 0
@@ -158,10 +158,10 @@ def _reach(keys: Sequence[object], period: int) -> list[int]:
 # For a terminal.
 
 NARROWEST = 20
-"""The least width of a strip: an index and a group of ten must fit."""
+"""The minimum width of a strip: an index and a group of ten must fit."""
 
 MOST_LAYERS = 1_000
-"""A strip shows only the beginning and the end of a longer layout."""
+"""The maximum number of layers that a strip shows; it cuts the middle of a longer layout."""
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _GLYPHS = {ORIGINAL: "█", COPY: "▒", ZEROED: "░"}
@@ -188,9 +188,9 @@ def strip(
     Args:
         layout: The layers.
         identities: The indices of the new layers that pass their input on unchanged.
-        names: The name of each model of the layout; a single model is not named.
+        names: The name of each model of the layout; a single model's name is not shown.
         width: The number of columns, at least `NARROWEST`.
-        ascii_only: Whether to avoid other characters than ASCII.
+        ascii_only: Whether to use only ASCII characters.
     """
     width = max(width, NARROWEST)
     models = {model: i for i, model in enumerate(layout.models)}
@@ -220,7 +220,7 @@ def _role_glyph(role: str, *, ascii_only: bool) -> Span:
 
 
 def _model_glyph(model: int, role: str, *, ascii_only: bool) -> Span:
-    """A letter, in lower case for a copy; models beyond the 26th share a sign."""
+    """Return a letter, in lower case for a copy; models beyond the 26th share a symbol."""
     style = _MODEL_STYLES[model % len(_MODEL_STYLES)] if model < len(_LETTERS) else ""
     if role == ZEROED:
         return "." if ascii_only else "·", style
@@ -267,10 +267,10 @@ def _wrap(entries: Iterable[Line], width: int) -> Iterator[Line]:
 def _model_lines(names: Sequence[str], width: int, *, ascii_only: bool) -> Iterator[Line]:
     ellipsis = "..." if ascii_only else "…"
     for i, name in enumerate(names[: len(_LETTERS)]):
-        said = name.encode("ascii", "replace").decode() if ascii_only else name
+        shown = name.encode("ascii", "replace").decode() if ascii_only else name
         yield (
             _model_glyph(i, ORIGINAL, ascii_only=ascii_only),
-            (f" {shorten(said, width - 2, columns, ellipsis)}", ""),
+            (f" {shorten(shown, width - 2, columns, ellipsis)}", ""),
         )
     if len(names) > len(_LETTERS):
         yield ((f"* {len(names) - len(_LETTERS)} more models", ""),)
@@ -280,11 +280,11 @@ def _model_lines(names: Sequence[str], width: int, *, ascii_only: bool) -> Itera
 
 
 def model_names(layout: Layout, names: Sequence[str] = ()) -> list[str]:
-    """The names of the models in a picture, in printable characters.
+    """Return the names of the models in a picture, in printable characters.
 
     Args:
         layout: The layers.
-        names: The name of each model; empty for the names in the layout.
+        names: The name of each model; if empty, the names in the layout are used.
 
     Raises:
         ValueError: The number of names is not the number of models.
@@ -296,7 +296,7 @@ def model_names(layout: Layout, names: Sequence[str] = ()) -> list[str]:
 
 
 def letter(model: int) -> str:
-    """The letter of a model: A to Z, then AA, AB and so on."""
+    """Return the letter of a model: A to Z, then AA, AB and so on."""
     before, last = divmod(model, len(_LETTERS))
     return (letter(before - 1) if before else "") + _LETTERS[last]
 
@@ -310,12 +310,12 @@ def legible(text: str) -> str:
 
 
 def columns(text: str) -> int:
-    """The most terminal columns that a text takes."""
+    """Return the maximum number of terminal columns that a text takes."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def shorten(text: str, room: float, measure: Callable[[str], float], ellipsis: str = "…") -> str:
-    """Cut a text at its end if it needs more room than there is."""
+    """Cut a text at its end if it is wider than `room`."""
     if measure(text[:_LONGEST_NAME]) <= room and len(text) <= _LONGEST_NAME:
         return text
     room -= measure(ellipsis)
@@ -329,4 +329,4 @@ def shorten(text: str, room: float, measure: Callable[[str], float], ellipsis: s
 
 
 _LONGEST_NAME = 1_000
-"""Characters of a name that are measured: no line has room for more."""
+"""The number of characters of a name that are measured; no line is longer."""

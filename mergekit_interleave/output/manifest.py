@@ -1,4 +1,4 @@
-"""interleave.json: the record of a model, layer by layer."""
+"""Write and read interleave.json, the record of a model's layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VERSION = 1
 
 
 def fingerprint(layout: Layout) -> str:
-    """A digest of the layout that does not depend on the names of its models.
+    """Return a digest of the layout that does not depend on the names of its models.
 
     Only models with the same fingerprint can be merged layer by layer.
     """
@@ -61,12 +61,12 @@ def describe(
     verified: Mapping[str, Any],
     warn: Callable[[str], object],
 ) -> dict[str, Any]:
-    """The content of interleave.json, without the list of `files` in OUT.
+    """Return the content of interleave.json, without the list of `files` in OUT.
 
     Args:
         plan: The plan of the model.
         engine: The engine that wrote the weights.
-        beyond_mergekit: Why mergekit alone cannot make them, if it cannot.
+        beyond_mergekit: Why mergekit alone cannot write them, if it cannot.
         verified: The outcome of each verification, by its kind.
         warn: Called if the card of a source cannot be read.
     """
@@ -93,7 +93,7 @@ def describe(
 
 
 def facts(plan: ExpansionPlan) -> dict[str, Any]:
-    """The entries about the model as a whole."""
+    """Return the entries about the model as a whole."""
     found = totals(plan.layout, plan.specs, packed=is_packed(plan.first))
     found["identities"] = sorted(plan.identities)
     found["equal"] = plan.is_identity
@@ -101,12 +101,12 @@ def facts(plan: ExpansionPlan) -> dict[str, Any]:
 
 
 def totals(layout: Layout, specs: Sequence[TensorSpec], *, packed: bool) -> dict[str, Any]:
-    """The entries about all tensors together: size, dtypes and parameters.
+    """Return the entries about all tensors together: size, dtypes and parameters.
 
     Args:
         layout: The layers.
         specs: Their tensors.
-        packed: Whether a stored integer may hold several parameters, so that they are not counted.
+        packed: Whether a stored integer may contain several parameters; they are then not counted.
     """
     new = {layer.index for layer in layout.new_layers}
     stored: Counter[str] = Counter()
@@ -124,14 +124,14 @@ def totals(layout: Layout, specs: Sequence[TensorSpec], *, packed: bool) -> dict
 
 
 def is_packed(checkpoint: Checkpoint) -> bool:
-    """Whether a stored integer may hold several parameters."""
+    """Return whether a stored integer may contain several parameters."""
     return checkpoint.is_quantized and any(
         tensor.dtype[:1] in ("I", "U") for tensor in checkpoint.tensors.values()
     )
 
 
 def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
-    """The entries about each layer.
+    """Return the entries about each layer.
 
     Args:
         layout: The layers.
@@ -162,7 +162,7 @@ def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
 
 
 def directive_of(plan: ExpansionPlan) -> dict[str, Any]:
-    """The directive with public model names; the recipe, if the directive lists slices."""
+    """Return the directive with public model names, or the recipe if the directive lists slices."""
     directive = plan.expansion.directive
     written = mergekit_yaml.to_document(
         plan.expansion.layout, plan.mergekit, plan.public, plan.expansion.modules
@@ -191,7 +191,7 @@ def _source(
 
 
 def tools(engine: str) -> dict[str, str]:
-    """The versions of what made the model; the stream engine is this project's own."""
+    """Return the versions of the tools that write the model with an engine."""
     packages = registry.ENGINES[engine].packages
     versions = {name: metadata.version(name) for name in packages}
     return {"mergekit-interleave": __version__, **versions}
@@ -255,6 +255,7 @@ def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
             **{key: content["directive"][key] for key in MERGEKIT_KEYS if key in keys},
         }
         directive = from_document(document)
+        from_document(dict(content["directive"]))
         _check_models(
             mergekit_yaml.from_document({"slices": document["slices"]}, lambda _: None), depths
         )
@@ -271,14 +272,14 @@ def _check_models(layout: Layout, depths: Sequence[int]) -> None:
 
 
 def _source_of(entry: Mapping[str, Any], models: Sequence[object]) -> dict[str, object]:
-    """A layer as a mergekit source; its scales include those of top-level parameters."""
+    """Return a layer as a mergekit source; its scales include those of top-level parameters."""
     written = {name: entry[name] for name in ("scale", "fill") if entry.get(name)}
     source = {"model": models[entry["model"]], "layer_range": [entry["layer"], entry["layer"] + 1]}
     return {**source, "parameters": written} if written else source
 
 
 def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Record a verification in interleave.json.
+    """Record the outcome of a verification in interleave.json.
 
     Args:
         directory: The model.
@@ -286,7 +287,7 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
         outcome: The outcome.
 
     Returns:
-        The new content. None if the file is missing, or is a link, perhaps into the Hub's cache.
+        The new content, or None if the file is missing or a link, perhaps into the Hub's cache.
 
     Raises:
         OutputError: It cannot be written.
@@ -296,7 +297,7 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
         return None
     content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
-    # Earlier outcomes hold for the same weights only.
+    # Earlier outcomes apply only to the same weights.
     same = kind == FORWARD or (kind in before and outcome["exact"])
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
     replace_file(file, to_json(content))

@@ -1,4 +1,4 @@
-"""Render a model card and its picture from what interleave.json says of a model. Pure."""
+"""Render a model card and its picture from the data that interleave.json records."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ FILE = CARD
 PICTURE = _out_files.PICTURE
 
 _STATUS = {
-    card_data.EQUAL: "It computes what its base computes{rounding}{until}.",
-    card_data.CHANGED: "Its outputs differ from {bases}, and it needs training to recover.",
+    card_data.EQUAL: "{rounding}{until}",
+    card_data.CHANGED: "It needs training to recover.",
     card_data.UNKNOWN: "It is not known whether its outputs equal {bases}.",
-    card_data.TRAINED: "Its new layers were trained. All other layers are {bases}, bit for bit.",
-    card_data.UNVERIFIED: "Its new layers have changed since it was made. It was not verified that "
-    "all other layers are still {bases}.",
-    card_data.WRONG: "`mk-interleave verify` found differences, see below.",
+    card_data.TRAINED: "All layers except the new ones equal {bases}, bit for bit.",
+    card_data.UNVERIFIED: "The new layers have changed. It is not known whether all other layers "
+    "still equal {bases}.",
+    card_data.WRONG: "The section Verification lists what differs.",
 }
+"""What the status line adds to each status."""
 
 
 def picture(data: CardData) -> str:
-    """The layer map as an SVG file."""
+    """Draw the layer map as an SVG file."""
     names = [source.name for source in data.sources]
     title = "Layers before training" if data.is_trained else None
     return svg.picture(data.layout, data.identities, names, title)
 
 
 def render(data: CardData) -> str:
-    """The card as Markdown with front matter."""
+    """Write the card as Markdown with front matter."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
 
     sources = [replace(source, name=_plain(source.name)) for source in data.sources]
@@ -54,12 +55,12 @@ def render(data: CardData) -> str:
 
 
 def _plain(name: str) -> str:
-    """Text without the characters that Markdown interprets."""
+    """Replace the characters that Markdown interprets."""
     return re.sub(r"[`<>|\[\]()*\\]", "_", layer_maps.legible(name))
 
 
 def _tag(data: CardData) -> str:
-    """The usual tag for such a model."""
+    """Return the usual tag for such a model."""
     layout = data.layout
     if len(layout.models) > 1:
         return "frankenmerge"
@@ -71,13 +72,17 @@ def _tag(data: CardData) -> str:
 
 
 def _status(data: CardData) -> str:
-    words = _STATUS[data.status].format(
-        bases=_bases(data),
-        rounding=", up to rounding" if data.conversion else "",
-        until=" until its new layers are trained" if data.layout.new_layers else "",
+    words = (
+        _STATUS[data.status]
+        .format(
+            bases=_bases(data),
+            rounding="Its outputs are equal up to rounding. " if data.conversion else "",
+            until="Training its new layers changes its outputs." if data.layout.new_layers else "",
+        )
+        .strip()
     )
-    converted = f" Its weights were converted: {data.conversion}." if data.conversion else ""
-    return f"**Status: {data.status}.** {words}{converted}"
+    converted = f"Its weights were converted: {data.conversion}." if data.conversion else ""
+    return " ".join(filter(None, [f"**Status: {data.status}.**", words, converted]))
 
 
 def _bases(data: CardData) -> str:
@@ -132,15 +137,15 @@ def _table(data: CardData) -> str:
     if new:
         rows.append(("new layers", ", ".join(map(str, new))))
     if data.parameters is not None:
-        total, own = data.parameters
+        total, added = data.parameters
         before = [f"{s.parameters:,}" for s in data.sources if s.parameters]
         rows.append(("parameters", " → ".join([" + ".join(before), f"{total:,}"][not before :])))
         if new:
-            rows.append(("new parameters", f"{own:,}, {own / total:.1%} of all"))
+            rows.append(("new parameters", f"{added:,}, {added / total:.1%} of all"))
     if data.nbytes is not None:
         rows.append(("weights", f"{amount(data.nbytes)} of {', '.join(data.dtypes)}"))
     rows.append(("verified", data.verified))
-    rows += [("license", said) for said in _licenses(data)]
+    rows += [("license", text) for text in _licenses(data)]
     for source in data.sources:
         if source.commit:
             rows.append(("source", f"{_link(source)} at commit `{source.commit}`"))
@@ -152,11 +157,11 @@ def _table(data: CardData) -> str:
 
 
 _BAR = r"\|"
-"""A bar within a cell of a table."""
+"""A vertical bar within a cell of a table."""
 
 
 def _licenses(data: CardData) -> list[str]:
-    """The license of the table: empty if the front matter says all of it."""
+    """Return the license row of the table; empty if the front matter is sufficient."""
     stated = data.inherited.get("license")
     if stated and stated != "other":
         return []
@@ -188,11 +193,11 @@ def _training(data: CardData) -> str:
     half = any(map(_dtypes.is_half, data.dtypes))
     snippet = _python(
         data,
-        "float32" if half else "auto",  # 16 bits round most updates away
+        "float32" if half else "auto",  # 16-bit weights are too coarse for most updates
         "from mergekit_interleave import freeze_original_layers\n",
         "\nfreeze_original_layers(model)  # call it before creating an optimizer or a trainer",
     )
-    which = (
+    freeze = (
         f"`freeze_original_layers` reads from `{data.says}` which layers are new. `mk-interleave "
         "train DIR --for TRAINER` writes a trainer's settings that train only these layers; "
         "`mk-interleave train --help` lists the trainers."
@@ -202,17 +207,17 @@ def _training(data: CardData) -> str:
         f"DIR/{data.says}` checks that nothing else has changed."
     )
     heading = "Train the new layers further" if data.is_trained else "Train only the new layers"
-    words = [which, "" if data.is_trained else _of_lora(data), afterwards]
+    words = [freeze, "" if data.is_trained else _of_lora(data), afterwards]
     return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
 
 
 def _of_lora(data: CardData) -> str:
-    """What a LoRA of layers that start as identities needs."""
+    """Describe what a LoRA of layers that start as identities requires."""
     if data.norms:
         return (
-            "The norms after the new layers' projections are zero and pass nothing on. Next to a "
-            "LoRA they must be trained in full, as `mk-interleave train` sets it up, or the LoRA "
-            "gets no gradients."
+            "The norms after the new layers' projections are zero, so a LoRA alone gets no "
+            "gradients. Train these norms in full as well; `mk-interleave train` writes such "
+            "settings."
         )
     if any(layer.index in data.identities for layer in data.layout.new_layers):
         return (
@@ -237,16 +242,16 @@ def _recipe(data: CardData) -> str:
     parts = ["## Recipe"]
     if data.directive is not None:
         parts.append(
-            "The mergekit-interleave directive that made this model:\n\n"
+            "The mergekit-interleave directive of this model:\n\n"
             f"```yaml\n{data.directive.rstrip()}\n```"
         )
     if data.recipe is not None:
-        which = "the weights before training" if data.is_trained else "the same weights"
+        weights = "the weights before training" if data.is_trained else "the same weights"
         parts.append(
-            f"The {mergekit} configuration that makes {which}:"
+            f"The {mergekit} configuration that produces {weights}:"
             if data.beyond_mergekit is None
             else f"The equivalent {mergekit} configuration, for `mk-interleave run`. mergekit "
-            f"alone does not make these weights from it: {data.beyond_mergekit}."
+            f"alone does not produce these weights from it: {data.beyond_mergekit}."
         )
         parts.append(f"```yaml\n{data.recipe.rstrip()}\n```")
     local = [f"`{source.name}`" for source in data.sources if source.hub_id is None]

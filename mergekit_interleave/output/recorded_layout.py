@@ -1,4 +1,4 @@
-"""Read the layout that a model's directory records, in interleave.json or mergekit_config.yml."""
+"""Read the layout that interleave.json or mergekit_config.yml in a model's directory records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RecordedLayout:
 
     Attributes:
         directive: The layers.
-        manifest: The interleave.json that records them; None for another file.
+        manifest: The interleave.json that records them; None if another file does.
     """
 
     directive: Directive
@@ -46,7 +46,8 @@ class RecordedLayout:
         """
         if not isinstance(self.directive.growth, ExplicitSlices):
             raise DirectiveError(
-                "the layers of a directive depend on its model", hint="name it: --against MODEL"
+                "the layers of a directive depend on its model",
+                hint="name the model: --against MODEL",
             )
 
         def depth_of(_: ModelRef) -> int | None:
@@ -72,28 +73,28 @@ def read(directory: Path, file: Path | None = None) -> RecordedLayout:
 
     Args:
         directory: The model.
-        file: Another file that states it: an interleave.json, a mergekit config or a directive.
+        file: Another file that records it: an interleave.json, a mergekit config or a directive.
 
     Raises:
         CheckpointError: The directory records none, or its record is malformed.
-        DirectiveError: The file is no directive.
+        DirectiveError: The file is not a directive.
     """
     names = (manifest.FILE, mergekit_yaml.FILE)
-    found = file or next((directory / n for n in names if (directory / n).is_file()), None)
-    if found is None:
+    record = file or next((directory / n for n in names if (directory / n).is_file()), None)
+    if record is None:
         raise CheckpointError(
-            f"{directory}: its layers are not recorded: neither {names[0]} nor {names[1]} exists",
+            f"{directory}: records no layers, because it has neither {names[0]} nor {names[1]}",
             hint="name a file that lists them: --recipe FILE",
         )
-    if found.suffix == ".json":
-        own = manifest.read(found)
-        return RecordedLayout(own.directive, own)
+    if record.suffix == ".json":
+        parsed = manifest.read(record)
+        return RecordedLayout(parsed.directive, parsed)
     try:
-        directive = directives.load_file(found)
+        directive = directives.load_file(record)
     except DirectiveError as error:
         if file is not None:
             raise
-        raise CheckpointError(str(error)) from error  # the fault is the model's
+        raise CheckpointError(str(error)) from error  # the file belongs to the model
     if file is None and not isinstance(directive.growth, ExplicitSlices):
-        raise CheckpointError(f"{found}: is not a mergekit config")
+        raise CheckpointError(f"{record}: is not a mergekit config")
     return RecordedLayout(directive, None)

@@ -1,7 +1,7 @@
-"""OUT appears whole, by one rename, or not at all.
+"""Write OUT atomically: it appears complete, by one rename, or not at all.
 
-Everything is written into a directory beside OUT that is locked while its run lives. A run that
-was killed leaves that directory without a lock, and the next run removes it.
+Everything is written into a directory next to OUT that is locked while the run is active. A killed
+run leaves that directory behind without a lock, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def check_vacant(out: Path, *, replace: bool) -> None:
     """Check that OUT may be written.
 
     Args:
-        out: Where the model is to appear.
-        replace: Whether a model that is already there may be replaced.
+        out: The path of the model.
+        replace: Whether an existing model may be replaced.
 
     Raises:
-        OutputError: Something is there that must stay.
+        OutputError: OUT exists and must not be replaced.
     """
     if not os.path.lexists(out):
         return
     reason = _reason_to_stay(out)
     if not replace:
-        hint = "name another OUT, or --force to replace" if reason is None else "name another OUT"
-        raise OutputError(f"{out}: exists already", hint=hint)
+        hint = "name another OUT" + (", or use --force to replace it" if reason is None else "")
+        raise OutputError(f"{out}: already exists", hint=hint)
     if reason is not None:
         raise OutputError(
             f"{out}: {reason}, so it is not replaced", hint="move it away, or name another OUT"
@@ -51,30 +51,30 @@ def check_vacant(out: Path, *, replace: bool) -> None:
 
 
 def _reason_to_stay(out: Path) -> str | None:
-    """Why even --force does not replace what is there; None if it does."""
+    """Return why even `--force` must not replace OUT, or None if it may."""
     if out.is_symlink():
         return "is a link"
     if not out.is_dir():
         return "is not a directory"
     try:
         is_own = _is_own(out)
-        strange = [name for name in files_below(out) if not is_own(name)]
+        foreign = [name for name in files_below(out) if not is_own(name)]
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
-    return f"holds {strange[0]}, which no run wrote" if strange else None
+    return f"contains {foreign[0]}, which no run wrote" if foreign else None
 
 
 def files_below(folder: Path) -> list[str]:
-    """All files below a directory, with forward slashes, in order."""
+    """Return all files below a directory, sorted, with forward slashes."""
     return sorted(
         file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()
     )
 
 
 def _is_own(out: Path) -> Callable[[str], bool]:
-    """Which files a directory may hold and still be replaced: those that its manifest lists.
+    """Return a predicate for the files that a directory may contain and still be replaced.
 
-    Without a manifest, the usual files of a model.
+    These are the files that its manifest lists or, without a manifest, the usual files of a model.
     """
     with suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
         manifest = json.loads((out / _out_files.MANIFEST).read_text(encoding="utf-8"))
@@ -87,8 +87,8 @@ class StagedResult(Generic[T]):
     """The result of writing OUT.
 
     Attributes:
-        value: What the function returned that wrote it.
-        warnings: What the user must know, such as an old model that could not be removed.
+        value: The return value of the function that wrote it.
+        warnings: Warnings for the user, such as that the old model could not be removed.
     """
 
     value: T
@@ -96,20 +96,20 @@ class StagedResult(Generic[T]):
 
 
 def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedResult[T]:
-    """Let a function write into a directory that becomes OUT when the function returns.
+    """Call a function that writes into a directory, which becomes OUT when the function returns.
 
-    Not a context manager: an interrupt between its entry and the block would leave the directory.
+    A context manager would leave the directory if interrupted between its entry and the block.
 
     Args:
-        out: Where the model is to appear.
-        write: Is called with an empty directory on the same filesystem as OUT.
-        replace: Whether a model that is already there is replaced.
+        out: The path of the model.
+        write: Called with an empty directory on the same filesystem as OUT.
+        replace: Whether to replace an existing model.
 
     Returns:
-        What the function returned.
+        The return value of the function, and warnings.
 
     Raises:
-        OutputError: OUT may not or cannot be written, or another run is writing it.
+        OutputError: OUT must not or cannot be written, or another run is writing it.
     """
     stage = _Stage(out, replace=replace)
     try:
@@ -123,7 +123,7 @@ def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedRes
             raise
         uninterrupted(stage.close)
     except BaseException as error:
-        # Again: an interrupt may have come just before the first call.
+        # Again, because an interrupt may have come just before the first call.
         uninterrupted(stage.close, drop=True)
         if isinstance(error, OSError):
             reason = error.strerror or error
@@ -133,9 +133,9 @@ def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedRes
 
 
 class _Stage:
-    """The directory beside OUT, from its making to its renaming or removal.
+    """The directory next to OUT, from its creation to its renaming or removal.
 
-    `open`, `commit` and `close` run uninterrupted, so that what is recorded here is what is there.
+    `open`, `commit` and `close` run uninterrupted, so that the attributes match the filesystem.
     """
 
     def __init__(self, out: Path, *, replace: bool) -> None:
@@ -151,11 +151,11 @@ class _Stage:
         self._mode = 0o600
 
     def open(self) -> None:
-        """Make and lock the directory.
+        """Create and lock the directory.
 
         Raises:
-            OSError: It cannot be made.
-            OutputError: Something is at OUT that must stay, or another run is writing it.
+            OSError: It cannot be created.
+            OutputError: OUT must not be replaced, or another run is writing it.
         """
         self._mode = new_file_mode()
         self._make_parents()
@@ -164,9 +164,9 @@ class _Stage:
         check_vacant(self.out, replace=self._replace)
 
     def settle(self) -> None:
-        """Give all files the mode that the umask asks for, and wait until they are on disk.
+        """Give all files the mode that the umask gives, and flush them to disk.
 
-        safetensors makes its files readable for their owner alone, whatever the umask says.
+        safetensors makes its files readable only for their owner, regardless of the umask.
         """
         for folder, _, files in os.walk(self.work, topdown=False):
             for name in files:
@@ -183,7 +183,7 @@ class _Stage:
         self.work.rename(self.out)
 
     def close(self) -> None:
-        """Remove everything but OUT and unlock; a second call does nothing."""
+        """Remove everything except OUT, and unlock; a second call does nothing."""
         if self._lock is None:
             _remove_empty(self._made)
             return
@@ -201,14 +201,13 @@ class _Stage:
             self._lock, self._made = None, []
 
     def _tidy(self) -> None:
-        """After the renaming: remove the old model."""
-        with suppress(OSError):  # OUT is there; only a power failure now could lose it
+        """Remove the old model after the renaming."""
+        with suppress(OSError):  # OUT is in place; only a power failure could lose it
             sync(self.out.parent)
         shutil.rmtree(self._aside, ignore_errors=True)
         if self._aside.exists():
             self.warnings.append(
-                f"the model that was at {self.out} before could not be removed; "
-                f"it is at {self._aside}"
+                f"the previous model at {self.out} could not be removed; it is now at {self._aside}"
             )
 
     def _make_parents(self) -> None:
@@ -221,7 +220,7 @@ class _Stage:
         parent.mkdir(parents=True, exist_ok=True)
 
     def _recover(self) -> None:
-        """Put back the old model of a run that ended before its new one was in place."""
+        """Restore the old model if a run ended before its new model was in place."""
         if self._aside.exists():
             if self.out.exists():
                 shutil.rmtree(self._aside, ignore_errors=True)
@@ -230,14 +229,14 @@ class _Stage:
 
 
 def _claim(work: Path, out: Path) -> int:
-    """Make the directory, or empty the one that a dead run left; returns its locked descriptor."""
+    """Create the directory or empty that of a killed run, and return its locked descriptor."""
     while True:
         is_new = _make(work)
         descriptor = os.open(work, os.O_RDONLY)
         try:
             if sys.platform != "win32":
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Before it was locked, another run may have renamed or removed it.
+            # Another run may have renamed or removed it before it was locked.
             if _is_at(work, descriptor):
                 _empty(work)
                 return descriptor
@@ -253,7 +252,7 @@ def _claim(work: Path, out: Path) -> int:
 
 
 def _make(folder: Path) -> bool:
-    """Make a directory; returns whether it was not there yet."""
+    """Create a directory, and return whether it did not exist before."""
     try:
         folder.mkdir()
     except FileExistsError:
@@ -262,7 +261,7 @@ def _make(folder: Path) -> bool:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a path leads to the directory that a descriptor has open."""
+    """Return whether a path leads to the directory of an open descriptor."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:
@@ -278,7 +277,7 @@ def _empty(folder: Path) -> None:
 
 
 def _remove_empty(made: list[Path]) -> None:
-    """Remove the parents that were made, the innermost first, unless something is in them."""
+    """Remove the created parents, innermost first, unless they contain something."""
     for path in made:
         with suppress(OSError):
             path.rmdir()

@@ -1,8 +1,8 @@
 """Draw a layout as an SVG file: the picture of a model card.
 
-An `<img>` cannot tell whether its page is light or dark. The picture therefore has no background:
-text and outlines on the page have medium lightness, and cells bring their own background. The
-pattern of a cell shows its role without colour.
+An `<img>` cannot detect whether its page is light or dark. The picture therefore has no background:
+text and outlines have medium lightness, and cells have their own background. The pattern of a cell
+shows its role without colour.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LEFT, _TOP = 44, 4
 
 @dataclass(frozen=True)
 class _Grid:
-    """The places of the cells: after each `group` of them there is a gap."""
+    """The positions of the cells, with a gap after each `group` of them."""
 
     per_row: int
     group: int
@@ -45,7 +45,7 @@ class _Grid:
     stroke: float
 
     def place(self, index: int) -> tuple[float, float]:
-        """The upper left corner of a cell."""
+        """Return the upper left corner of a cell."""
         row, column = divmod(index, self.per_row)
         return _LEFT + column * self.step + column // self.group * self.gap, row * self.row
 
@@ -63,8 +63,8 @@ class _Colour:
 
     Attributes:
         fill: The fill of an original's cell.
-        ink: The text on it.
-        line: The outlines, visible on a white page and on a dark one.
+        ink: The colour of text on the fill.
+        line: The colour of outlines, visible on a white page and on a dark one.
     """
 
     fill: str
@@ -72,7 +72,7 @@ class _Colour:
     line: str
 
     def mixed(self, share: float) -> str:
-        """This share of the fill, mixed with white."""
+        """Return the colour with this share of the fill, mixed with white."""
         parts = (int(self.fill[i : i + 2], 16) for i in (1, 3, 5))
         return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in parts)
 
@@ -88,10 +88,10 @@ _COLOURS = (
     _Colour("#bbbbbb", _BLACK, "#808080"),
     _Colour("#332288", _WHITE, "#6f60c4"),
 )
-"""Paul Tol's bright scheme, which is safe for the colour-blind, and indigo of his muted scheme."""
+"""Paul Tol's bright scheme, which is colour-blind safe, and indigo from his muted scheme."""
 
 _GREY = _Colour("#737a84", _WHITE, "#737a84")
-"""The grey with the most contrast, 4:1, to both a white page and a dark one."""
+"""The grey with the highest contrast, 4:1, against both a white page and a dark one."""
 
 
 def picture(
@@ -102,14 +102,14 @@ def picture(
 ) -> str:
     """Draw the layers; the same layout gives the same bytes.
 
-    The cell of a layer holds the index of its source layer, preceded by the letter of its model if
-    there are several. There are 20 cells in a row. Beyond 240 layers there are 100 small cells in
-    a row, without text.
+    The cell of a layer shows the index of its source layer, preceded by the letter of its model if
+    there are several. A row has 20 cells. With more than 240 layers, a row has 100 small cells
+    without text.
 
     Args:
         layout: The layers.
         identities: The indices of the new layers that pass their input on unchanged.
-        names: The name of each model of the layout; empty for the names in the layout.
+        names: The name of each model of the layout; if empty, the names in the layout are used.
         title: A heading.
     """
     called = model_names(layout, names)
@@ -117,9 +117,9 @@ def picture(
     top = float(_TOP)
     body: list[str] = []
     if title:
-        said = shorten(legible(title), WIDTH - 6 - _LEFT, lambda text: _wide(text, 16))
+        heading = shorten(legible(title), WIDTH - 6 - _LEFT, lambda text: _wide(text, 16))
         place = f'x="{_LEFT}" y="{_n(top + 16)}"'
-        body.append(f'<text {place} font-size="16" font-weight="600">{escape(said)}</text>')
+        body.append(f'<text {place} font-size="16" font-weight="600">{escape(heading)}</text>')
         top += 32
     body.append(f'<g transform="translate(0 {_n(top)})">')
     body += _cells(layout, identities, grid)
@@ -147,7 +147,7 @@ def picture(
 
 
 def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]:
-    """The index of each layer's model, and its role."""
+    """Return the index of each layer's model, and the layer's role."""
     models = {model: i for i, model in enumerate(layout.models)}
     return [
         (models[layer.model], role)
@@ -156,7 +156,7 @@ def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]
 
 
 def _colour(model: int, role: str, models: int) -> _Colour:
-    """The colour shows the model; with a single model, it shows which layers are new."""
+    """Return a colour that shows the model or, with a single model, whether a layer is new."""
     if models == 1:
         return _COLOURS[0 if role == ORIGINAL else 1]
     return _COLOURS[model % len(_COLOURS)]
@@ -172,7 +172,7 @@ def _hatching(colour: _Colour) -> str:
 
 
 def _style(colour: _Colour, role: str, stroke: float = 1) -> tuple[str, str, float]:
-    """The attributes of a cell, the colour of its text, and the width of its outline."""
+    """Return the attributes of a cell, the colour of its text, and the width of its outline."""
     wide = {ORIGINAL: 1, COPY: 2}.get(role, 1.5) * stroke
     outline = f'stroke="{colour.line}" stroke-width="{_n(wide)}"'
     if role == ORIGINAL:
@@ -227,16 +227,16 @@ def _rectangles(places: Sequence[tuple[float, float]], grid: _Grid, line: float)
 
 _FONT = 12.0
 _FONTS = {1: _FONT, 2: _FONT, 3: _FONT, 4: 10.5, 5: 9.0}
-"""The font size by the number of characters, so that they fit into a cell in any font."""
+"""The font size by the number of characters, which fit into a cell in any font."""
 
 _MOST_NAMES = 40
-"""The most models that the legend names."""
+"""The maximum number of models that the legend names."""
 
 
 def _legend(
     layout: Layout, identities: Collection[int], called: Sequence[str], top: float
 ) -> tuple[list[str], float]:
-    """The legend, and the height of the picture."""
+    """Return the legend, and the height of the picture."""
     several = len(called) > 1
     lines = ['<g font-size="13">']
     x = float(_LEFT)
@@ -290,10 +290,10 @@ def _text(x: float, y: float, text: str, attributes: str = "") -> str:
 
 
 def _description(layout: Layout, identities: Collection[int], called: Sequence[str]) -> str:
-    """The picture in words, for screen readers."""
-    said = ", ".join(counts(layout, identities).values())
+    """Describe the picture in words, for screen readers."""
+    numbers = ", ".join(counts(layout, identities).values())
     brackets = ", new ones in brackets" if layout.new_layers else ""
-    words = f"{len(layout)} layers: {said}. In order{brackets}: {layer_map(layout, identities)}."
+    words = f"{len(layout)} layers: {numbers}. In order{brackets}: {layer_map(layout, identities)}."
     if len(called) == 1:
         return f"{words} From {shorten(called[0], 100, len)}."
     models = [f"{letter(i)} {shorten(name, 100, len)}" for i, name in enumerate(called)]
@@ -302,7 +302,7 @@ def _description(layout: Layout, identities: Collection[int], called: Sequence[s
 
 
 def _wide(text: str, size: float = 13) -> float:
-    """An upper estimate of the width of a text, since fonts differ."""
+    """Estimate the maximum width of a text, since fonts differ."""
 
     def em(char: str) -> float:
         if unicodedata.east_asian_width(char) in "WF":
@@ -315,5 +315,5 @@ def _wide(text: str, size: float = 13) -> float:
 
 
 def _n(number: float) -> str:
-    """Format a number as short as possible."""
+    """Format a number as briefly as possible."""
     return f"{number:.2f}".rstrip("0").rstrip(".")

@@ -1,6 +1,6 @@
-"""Put verification outcomes into words, for the card and for a terminal. Pure.
+"""Describe verification outcomes for the card and for a terminal.
 
-An outcome is a mapping, as interleave.json stores it.
+An outcome is a mapping, as interleave.json stores it. All functions are pure.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from typing import Any
 from mergekit_interleave._units import amount
 
 WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
-"""What can be verified."""
+"""The kinds of verification."""
 
 OTHER_FILES = "other files"
 """Files whose differences are counted together, such as the tokenizer."""
 
 
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:
-    """One sentence for each outcome."""
+    """Return one sentence for each outcome."""
     found: list[str] = []
     for kind in (WEIGHTS, TRAINED):
         if kind in outcomes:
@@ -29,7 +29,7 @@ def sentences(outcomes: Mapping[str, Any]) -> list[str]:
 
 
 def short(outcomes: Mapping[str, Any]) -> str:
-    """A summary of all outcomes."""
+    """Return a summary of all outcomes."""
     found = []
     for kind in (WEIGHTS, TRAINED):
         if kind in outcomes:
@@ -41,14 +41,15 @@ def short(outcomes: Mapping[str, Any]) -> str:
 
 
 def _short(found: Mapping[str, Any]) -> str:
-    which = _which(found)
-    if which == "no":
+    """Summarize an outcome without differences."""
+    compared = _compared(found)
+    if compared == "no":
         return "no tensors compared"
-    return f"{which} tensors equal to their sources, {_how(found)}"
+    return f"{compared} tensors equal to their sources, {_precision(found)}"
 
 
 def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
-    """One sentence on the weights, and one on each other part that differs."""
+    """Yield one sentence about the weights, and one about each other part that differs."""
     failed = _failed_parts(found)
     if WEIGHTS in failed:
         yield f"Weights: {_failed(failed[WEIGHTS])}. {_by(found)}"
@@ -66,7 +67,7 @@ def _short_failure(found: Mapping[str, Any]) -> str:
 
 
 def _failed_parts(found: Mapping[str, Any]) -> Mapping[str, int]:
-    """The number of differences in each part; earlier releases recorded only their sum."""
+    """Count the differences in each part; earlier releases recorded only their sum."""
     return {} if found["exact"] else found.get("failed", {WEIGHTS: found["differences"]})
 
 
@@ -77,24 +78,24 @@ def _title(part: str) -> str:
 def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
     against = " and ".join(f"`{name}`" for name in found["against"])
     what = "the base's own, layer for layer" if trained else "what the layout requires"
-    which = _which(found)
-    words = f"{which} tensors ({amount(found['compared'])}) compared with {against}"
-    words += "." if which == "no" else f": {_how(found)} {what}."
+    compared = _compared(found)
+    words = f"{compared} tensors ({amount(found['compared'])}) compared with {against}"
+    words += "." if compared == "no" else f": {_precision(found)} {what}."
     for reason, count in found.get("not_compared", {}).items():
         words += f" Not compared: {count:,} ({reason})."
     return f"{words} {_by(found)}"
 
 
-def _which(found: Mapping[str, Any]) -> str:
+def _compared(found: Mapping[str, Any]) -> str:
     unread = sum(found.get("not_compared", {}).values())
     compared = found["tensors"] - unread
     return "all" if not unread else f"{compared:,} of {found['tensors']:,}" if compared else "no"
 
 
-def _how(found: Mapping[str, Any]) -> str:
+def _precision(found: Mapping[str, Any]) -> str:
     wider = found.get("wider", 0)
-    said = {"stored in a wider dtype": wider, "recomputed": found.get("computed", 0)}
-    some = ", ".join(f"{count:,} of them {what}" for what, count in said.items() if count)
+    counts = {"stored in a wider dtype": wider, "recomputed": found.get("computed", 0)}
+    some = ", ".join(f"{count:,} of them {what}" for what, count in counts.items() if count)
     return f"{'number for number' if wider else 'byte for byte'}{some and f' ({some})'}"
 
 
@@ -103,7 +104,7 @@ def _failed(differences: int) -> str:
 
 
 def forward(found: Mapping[str, Any]) -> str:
-    """The outcome of a forward pass."""
+    """Describe the outcome of a forward pass."""
     text = f" and on a text of {found['text_tokens']} tokens" if found["text_tokens"] else ""
     if 0 < found["window"] < found["random_tokens"]:
         text = f" (more than the window of {found['window']}){text}"

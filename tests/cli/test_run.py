@@ -587,7 +587,7 @@ class TestRefusals:
         out.mkdir()
         (out / "config.json").write_text("old")
         err = self.refused(mk, tmp_path, "append: 1", out, "--model", tiny)
-        assert err.startswith(f"error: {out}: exists")
+        assert err.startswith(f"error: {out}: ")
         assert "--force" in err
         assert (out / "config.json").read_text() == "old"
         assert mk("run", "append: 1", out, "--model", tiny, "--force").status == 0

@@ -163,7 +163,7 @@ def test_an_old_model_that_was_set_aside_comes_back(tmp_path: Path) -> None:
     aside = tmp_path / ".out.replaced"
     aside.mkdir()
     (aside / "config.json").write_text("old")
-    with pytest.raises(OutputError, match=re.escape(f"{tmp_path}/out: exists")):
+    with pytest.raises(OutputError, match=re.escape(f"{tmp_path}/out: ")):
         staged(tmp_path / "out", write_config, replace=False)
     assert (tmp_path / "out/config.json").read_text() == "old"
     assert entries(tmp_path) == ["out"]
