@@ -286,7 +286,7 @@ class Composite(TypedDict, total=False):
 class QuantizationRule(TypedDict, total=False):
     """How a quantization method stores a projection that is zero.
 
-    A tensor that neither pattern matches is zeroed if it has plain floats; otherwise it is an error.
+    A tensor that neither pattern matches is zeroed if it has plain floats, and refused otherwise.
 
     Attributes:
         zero: A regular expression for the names of the tensors to fill with the byte for zero.

@@ -216,7 +216,8 @@ class Checkpoint:
     def scaled(self, outside: Iterable[str]) -> list[str]:
         """Return the tensors outside the layers that mergekit scales.
 
-        It scales neither extra heads after the layers nor a vision model next to the language model.
+        It does not scale extra heads after the layers, or a vision model next to the language
+        model.
         """
         names = [name for name in outside if self.layer_of(name) is None]
         if self.family is None or not self.family.composite:

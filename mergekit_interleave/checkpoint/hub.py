@@ -87,7 +87,7 @@ def fetch_files(
 
 @cache
 def _has_address() -> bool:
-    """Whether the Hub's host name can be resolved; if not, the client would retry for 30 seconds."""
+    """Whether the Hub's host name can be resolved; if not, the client retries for 30 seconds."""
     from urllib.request import getproxies  # noqa: PLC0415 - as slow to import as the client
 
     from huggingface_hub import constants  # noqa: PLC0415

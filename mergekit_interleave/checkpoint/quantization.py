@@ -77,7 +77,7 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
     rules = families.quantized(method)
     if rules is None:
         raise RefusedError(
-            f"the model is quantized by {method!r}, and it is unknown how that method stores a zero",
+            f"the model is quantized by {method!r}, and it is unknown how that stores a zero",
             hint="use the checkpoint that is not quantized",
         )
     return Quantization(method, **rules)
