@@ -202,7 +202,7 @@ def _iterate_indexed(path: Path, index: Path) -> Iterator[tuple[str, Tensor]]:
     shards = sorted(set(weight_map.values()))
     if (path / WEIGHTS).is_file() and shards != [WEIGHTS]:
         raise CheckpointError(
-            f"{path}: has both {WEIGHTS} and {INDEX}, which names other files",
+            f"{path}: holds both {WEIGHTS} and {INDEX}, which names other files",
             hint="remove the one that does not belong to the model",
         )
     strays: set[str] = set()
@@ -247,7 +247,7 @@ def _read_header(path: Path) -> dict[str, Tensor]:
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\xff"))
             if length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(
-                    f"{path}: not a safetensors file, or truncated",
+                    f"{path}: not a safetensors file, or cut short",
                     hint="if it is a Git LFS pointer, run `git lfs pull`" if size < 1024 else None,  # noqa: PLR2004 - pointers are tiny
                 )
             header = json.loads(file.read(length), object_pairs_hook=_unique)
@@ -282,7 +282,7 @@ def _tensor(entry: Mapping[str, Any], shard: Shard, data: int) -> Tensor:
     ):
         raise ValueError(f"{str(entry)[:200]}")
     if data + stop > shard.stamp.size:
-        raise CheckpointError(f"{shard.file}: truncated: it ends before its last tensor")
+        raise CheckpointError(f"{shard.file}: cut short: it ends before its last tensor")
     known = _dtypes.STORED.get(dtype)
     if known and math.prod(shape) * known.bits != (stop - start) * 8:
         raise ValueError(f"{str(entry)[:200]}")

@@ -289,8 +289,8 @@ def _check_alone(opened: Mapping[ModelRef, Checkpoint], base: Checkpoint) -> Non
     directories = {checkpoint.path.resolve() for checkpoint in opened.values()}
     if len(directories) > 1 and base.require_family().must_agree is None:
         raise RefusedError(
-            f"models of type {base.model_type} cannot be stacked on each other, because it is unknown "
-            "which settings must be equal"
+            f"models of type {base.model_type} cannot be stacked on each other, because it is "
+            "unknown which settings must be equal"
         )
 
 
@@ -331,8 +331,8 @@ def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
     needed = base.require_family().required_buffer
     if needed is not None and not any(needed in spec.name for spec in specs):
         raise RefusedError(
-            f"{base.ref}: the buffer {needed} is not stored, so it would be recomputed from the new "
-            "layer indices",
+            f"{base.ref}: the buffer {needed} is not stored, so it would be recomputed from the "
+            "new layer indices",
             hint="load the model with transformers and save it again to store the buffer",
         )
 

@@ -234,7 +234,7 @@ def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
     facts, config = base.require_family().facts, base.layer_config
     keys = facts.depth
     if not config.get("is_encoder_decoder"):
-        # Files may also state it under other keys, which in an encoder-decoder may be the encoder's.
+        # Files may also state it under other keys, which may be the encoder's if there is one.
         others = (key for key in families.depth_keys() if config.get(key) == base.depth)
         keys += (*facts.encoder_depth, *others)
     if not any(config.get(key) is not None for key in facts.depth):

@@ -205,7 +205,7 @@ def test_what_run_refuses(mk: Cli, tmp_path: Path) -> None:
     two = write_config(tmp_path / "two", model_type="qwen2")
     words = f"layout: [{other} 0:24, {two} 8:32]"
     result = mk("plan", words, cwd=tmp_path)
-    assert (result.status, "cannot be stacked yet" in result.err) == (1, True)
+    assert (result.status, "cannot be stacked" in result.err) == (1, True)
 
 
 def test_distance_of_copies(mk: Cli, tiny: Path) -> None:

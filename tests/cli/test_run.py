@@ -460,7 +460,7 @@ class TestRefusals:
         config = json_of(own_tiny / "config.json") | {"num_hidden_layers": 9}
         (own_tiny / "config.json").write_text(json.dumps(config))
         err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
-        assert "no tensors for layer 8" in err
+        assert "no layer 8" in err
 
     def test_models_that_do_not_fit(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """Unless the user insists."""
@@ -622,10 +622,10 @@ class TestRefusals:
             (["--engine", "steam"], "--engine: 'steam'"),
             (["--out-shard-size", "big"], "--out-shard-size: 'big'"),
             (["--out-shard-size", "0"], "at least 1 byte"),
-            (["--base-model", "/x"], "--base-model: "),
+            (["--base-model", "/x"], "base_model: "),
             (["extra words"], "expected [DIRECTIVE] OUT, found 3"),
             (["--append", "1", "--append", "2"], "--append is given twice"),
-            (["--base-model", "name"], "--base-model: "),
+            (["--base-model", "name"], "base_model: "),
         ],
     )
     def test_wrong_words(
@@ -655,7 +655,7 @@ class TestRefusals:
         config = json_of(own_tiny / "config.json") | {"num_hidden_layers": 6}
         (own_tiny / "config.json").write_text(json.dumps(config))
         err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
-        assert "tensors for layer 6, though config.json states 6 layers" in err
+        assert "a layer 6" in err
 
     def test_force_spares_what_was_put_beside_the_model(
         self, mk: Cli, tiny: Path, tmp_path: Path

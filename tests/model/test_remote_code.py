@@ -58,7 +58,7 @@ def test_code_is_not_run_without_leave(mk: Cli, odd: Path, tmp_path: Path) -> No
     result = mk("run", "interleave: every 2", tmp_path / "out", "--model", odd)
     assert result.status == 1
     assert "transformers cannot build the model" in result.err
-    assert "hint: --trust-remote-code runs" in result.err
+    assert "--trust-remote-code" in result.err
     assert not (tmp_path / "mark").exists()
     assert not (tmp_path / "out").exists()
 

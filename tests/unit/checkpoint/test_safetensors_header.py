@@ -46,8 +46,8 @@ class TestTensors:
             (b"version https://git-lfs.github.com/spec/v1\n", "cut short"),
             (struct.pack("<Q", 2**60) + b"{}", "cut short"),
             (struct.pack("<Q", 2) + b"{", "cut short"),
-            (struct.pack("<Q", 2) + b"[]", "broken safetensors header"),
-            (struct.pack("<Q", 4) + b"{{{{", "broken safetensors header"),
+            (struct.pack("<Q", 2) + b"[]", "safetensors header"),
+            (struct.pack("<Q", 4) + b"{{{{", "safetensors header"),
         ],
     )
     def test_a_broken_file_is_named(self, tmp_path: Path, content: bytes, reason: str) -> None:
@@ -72,7 +72,7 @@ class TestTensors:
     def test_a_broken_entry_is_an_error(self, tmp_path: Path, entry: object) -> None:
         """Shapes and offsets must agree."""
         write_header(tmp_path / "model.safetensors", {"x": entry}, b"\0" * 8)
-        with pytest.raises(CheckpointError, match="broken safetensors header"):
+        with pytest.raises(CheckpointError, match="safetensors header"):
             read_tensors(tmp_path)
 
     def test_a_file_that_was_cut_short(self, own_tiny: Path) -> None:
@@ -101,7 +101,7 @@ class TestTensors:
         """A path elsewhere is refused."""
         content = {"weight_map": {"x": shard}}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
-        with pytest.raises(CheckpointError, match="not the name of a shard"):
+        with pytest.raises(CheckpointError, match="shard name"):
             read_tensors(tmp_path)
 
     def test_a_missing_shard_is_named(self, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ class TestTensors:
 
     def test_no_weights_at_all(self, tmp_path: Path) -> None:
         """An error that says what was looked for."""
-        with pytest.raises(CheckpointError, match=r"no model\.safetensors"):
+        with pytest.raises(CheckpointError, match=r"neither model\.safetensors"):
             read_tensors(tmp_path)
 
 
@@ -174,7 +174,7 @@ class TestHostile:
             "8",
         ):
             header = {"x": self.entry(0, 8, shape=shape)}
-            assert "broken safetensors header" in self.refused(tmp_path, header, bytes(8))
+            assert "safetensors header" in self.refused(tmp_path, header, bytes(8))
 
     def test_a_name_that_stands_there_twice(self, tmp_path: Path) -> None:
         """Readers would not agree which counts."""
@@ -185,7 +185,7 @@ class TestHostile:
     def test_text(self, tmp_path: Path) -> None:
         """Broken words, and deep nests."""
         for text in (b'{"\xff": 1}', b"[" * 10**6, b'{"x":' * 10**6, b"null", b"1e999", b'"x"'):
-            assert "broken safetensors header" in self.refused(tmp_path, text)
+            assert "safetensors header" in self.refused(tmp_path, text)
 
     @pytest.mark.parametrize("kind", ["pipe", "directory", "socket"])
     def test_what_is_no_file(self, kind: str, own_tiny: Path) -> None:
@@ -301,7 +301,7 @@ class TestMetadata:
     def test_it_is_an_object(self, tmp_path: Path) -> None:
         """Or the header is broken."""
         write_header(tmp_path / "model.safetensors", {"__metadata__": "pt"})
-        with pytest.raises(CheckpointError, match="broken safetensors header"):
+        with pytest.raises(CheckpointError, match="safetensors header"):
             read_tensors(tmp_path)
 
 

@@ -182,7 +182,7 @@ class TestExpand:
         ("growth", "depth", "reason"),
         [
             (Every(9), 8, "only 8 layers"),
-            (Spread(9), 8, "only 8 to copy"),
+            (Spread(9), 8, "only 8 layers"),
             (Repeat((4, 9)), 8, "ends past"),
             (stack_of([(0, 4), (2, 9)]), 8, "ends past"),
             (stack_of([(0, 8)]), 8, "changes nothing"),

@@ -66,7 +66,7 @@ def test_the_user_knows_best(tmp_path: Path) -> None:
     """--base-model names the one local source."""
     model = checkpoint(tmp_path / "model")
     assert named(model, base_model="org/name")(model.ref) == "org/name"
-    with pytest.raises(DirectiveError, match=r"--base-model: .* Hub id"):
+    with pytest.raises(DirectiveError, match=r"^base_model: .* Hub id"):
         named(model, base_model=str(tmp_path))
     with pytest.raises(DirectiveError, match="several"):
         named(model, checkpoint(tmp_path / "other"), base_model="org/name")
