@@ -1,5 +1,5 @@
-"""What is known of each model type: data, and typed access to it.
+"""Provide the facts about each model type: data, and typed access to it.
 
-A new model type is one entry in `data/architectures.json`, whose keys `data/README.md` explains;
-`make zoo TYPE=name` checks it.
+To add a model type, add an entry to `data/architectures.json`; `data/README.md` explains its keys,
+and `make zoo TYPE=name` checks it.
 """

@@ -1,7 +1,7 @@
-"""Typed access to `data/architectures.json`: what is known of each model type.
+"""Provide typed access to `data/architectures.json`, the facts about each model type.
 
 The docstrings below document every key of that file. `data/README.md` is generated from them, and
-tests check the file against the types here. The file is read lazily: `gen` must start fast.
+tests check the file against the types here. The file is read lazily, because `gen` must start fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MergekitResult = Literal["exact", "config", "tensors"]
 EXACT: MergekitResult = "exact"
 BROKEN_CONFIG: MergekitResult = "config"
 WRONG_TENSORS: MergekitResult = "tensors"
-"""What plain `mergekit-yaml` writes: the right model, a broken config.json, or wrong tensors."""
+"""The result of plain `mergekit-yaml`: the right model, a wrong config.json, or wrong tensors."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class OutputNorms:
 
     Attributes:
         names: Substrings of the names of their weights.
-        optional_names: Substrings of the names of further ones, which some models or layers lack.
-        closed_value: The weight with which the norm outputs zero: 0, or -1 where the model
-            multiplies by 1 + weight.
-        types_key: The per-layer list that tells which layers have these norms; without it, all do.
-        types: The entries of that list whose layers have them.
+        optional_names: Substrings of the names of further norms, which some models or layers lack.
+        closed_value: The weight with which the norm outputs zero: 0, or -1 if the model multiplies
+            by 1 + weight.
+        types_key: The per-layer list that shows which layers have these norms; without it, all do.
+        types: The entries of that list for the layers that have these norms.
     """
 
     names: tuple[str, ...]
@@ -51,9 +51,9 @@ class IndexerSharing:
     """Layers that reuse the indexer result of an earlier layer (`indexer_sharing`).
 
     Attributes:
-        types_key: The per-layer list that tells which layers compute and which reuse.
-        full: Its entry for a layer that computes.
-        shared: Its entry for a layer that reuses the result of the last computing layer.
+        types_key: The per-layer list that shows which layers compute and which reuse a result.
+        full: The entry for a layer that computes a result.
+        shared: The entry for a layer that reuses the result of the last computing layer.
         absent_tensors: Substrings of the names of the tensors that a reusing layer lacks.
     """
 
@@ -68,12 +68,12 @@ class KVSharing:
     """Last layers that reuse keys and values of an earlier layer of their type (`kv_sharing`).
 
     Attributes:
-        count_key: The key that counts these last layers.
+        count_key: The key that states the number of these layers.
         types_key: The per-layer list of layer types.
         absent_tensors: Substrings of the names of the tensors that these layers lack.
         double_wide_key: The key that, if true, makes the MLP of these layers twice as wide.
         double_wide_tensors: Substrings of the names of the tensors that are then twice as wide,
-            each with its wide axis.
+            each with the axis that is doubled.
     """
 
     count_key: str
@@ -83,7 +83,7 @@ class KVSharing:
     double_wide_tensors: Mapping[str, int] = field(default_factory=dict)
 
     def widened(self, config: Mapping[str, Any]) -> Mapping[str, int]:
-        """The tensors that are twice as wide in these layers, each with its wide axis."""
+        """Return the tensors that are twice as wide in these layers, each with the doubled axis."""
         is_wide = self.double_wide_key and config.get(self.double_wide_key)
         return self.double_wide_tensors if is_wide else {}
 
@@ -96,27 +96,27 @@ class ConfigFacts:
 
     Attributes:
         depth: The keys that state the number of layers.
-        encoder_depth: Keys that must state it too, because the decoder is saved without its encoder
-            and its cache is sized by the encoder's depth.
-        depth_list: The list whose length is the number of layers, where no key states it.
+        encoder_depth: Keys that must also state it, because the decoder is saved without its
+            encoder and its cache is sized by the encoder's depth.
+        depth_list: The list whose length is the number of layers, if no key states it.
         depth_multiples: Keys that state a multiple of the number of layers.
         per_layer_lists: Lists with one entry per layer. If config.json lacks one, the config class
             of transformers computes it.
         optional_per_layer_lists: Lists (or strings of one letter per layer) with one entry per
             layer that have no effect if config.json lacks them.
-        cyclic_lists: Whether a list of `per_layer_lists` may be shorter than the layers, and is
-            then repeated.
+        cyclic_lists: Whether a list of `per_layer_lists` may have fewer entries than there are
+            layers, and is then repeated.
         layer_indices: Lists of layer indices.
         layer_indices_from_1: Lists of layer indices that count from 1.
         original_indices_from_1: Lists of layer indices that count from 1 and never name a new
             layer.
-        run_length_lists: Keys that spell a list of `per_layer_lists` as [[[type], count], ...],
-            each with the key of that list.
+        run_length_lists: Keys that hold a list of `per_layer_lists` in the form
+            [[[type], count], ...], each with the key of that list.
         leading_counts: Keys that count the layers of a type at the start of the model.
-        fallback_leading_counts: Keys that do so only if no per-layer list is given; they are left
-            unchanged where the grown model has no such count.
-        uses_decoder_sparse_step: Whether dense layers are placed by decoder_sparse_step and
-            mlp_only_layers.
+        fallback_leading_counts: Keys that do so only if there is no per-layer list; they stay
+            unchanged if the grown model has no such count.
+        uses_decoder_sparse_step: Whether decoder_sparse_step and mlp_only_layers determine which
+            layers are dense.
         periodic_rules: Rules that place layers at regular distances, each as [rule, key, ...]. For
             layer i: `offset`, i % period == offset; `span`, every interval-th layer from start to
             end; `block`, a block starts at each multiple of size; `halving`, the stream is halved
@@ -147,10 +147,10 @@ class _ConstantValue(TypedDict):
 
 
 class IdentityConstant(_ConstantValue, total=False):
-    """What a tensor of an identity layer is filled with (`identity_constants`).
+    """The constant that a tensor of an identity layer is filled with (`identity_constants`).
 
     Attributes:
-        value: The number.
+        value: The constant.
         after: The key of config.json that states how many leading rows keep their values.
         square: The key of config.json that states n; the last n * n rows are filled as a flattened
             n x n matrix with `value` on its diagonal and 0 elsewhere.
@@ -162,37 +162,37 @@ class IdentityConstant(_ConstantValue, total=False):
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of one model type: an entry of `families` holds what differs from the defaults.
+    """The facts about one model type. An entry of `families` holds those that are not the default.
 
     Attributes:
         model_type: The `model_type` of config.json; the name of the entry.
-        facts: The keys of config.json that depend on the layers; an entry holds them beside the
-            rest.
-        layer_prefix: What precedes the layer index in tensor names.
-        parallel_prefixes: Further prefixes of tensors that are indexed by layer, each with how much
-            higher the layer's own index is.
-        never_copied: Substrings of the names of tensors that a copy of a layer does not get.
+        facts: The keys of config.json that depend on the layers; an entry holds them next to its
+            other keys.
+        layer_prefix: The part before the layer index in tensor names.
+        parallel_prefixes: Further prefixes of tensors that are indexed by layer, each with the
+            offset to add to its index to get the layer index.
+        never_copied: Substrings of the names of tensors that copies of a layer do not get.
         per_layer_blocks: Substrings of the names of tensors outside the layers that hold one block
-            per layer, each with the axis along which the blocks lie.
-        required_buffer: A substring of the name of a buffer that is derived from the layer index: a
-            checkpoint without it cannot be grown, since transformers would recompute the buffer.
-        has_mtp_layers: Whether tensors of layers past the last belong to a multi-token prediction
-            head, whose index moves on with the depth.
+            per layer, each with the axis along which the blocks are stored.
+        required_buffer: A substring of the name of a buffer that is derived from the layer index. A
+            checkpoint without it cannot be grown, because transformers would recompute the buffer.
+        has_mtp_layers: Whether tensors with an index past the last layer belong to a multi-token
+            prediction head, whose index increases with the depth.
         residual_writers: Substrings that match the weights which write to the residual stream, and
-            no other tensor. With all of them zero the layer is an identity, and each still gets
-            gradients. Names are those in checkpoints and in memory, so a type may need both.
-        identity_constants: Substrings of the names of tensors that must be filled as well to make a
+            no other tensor. If all of them are zero, the layer is an identity, and each still gets
+            gradients. They must match the names in checkpoints and in memory, which may differ.
+        identity_constants: Substrings of the names of tensors that must also be filled to make a
             layer an identity, each with its constant.
-        output_norms: The norms between projections and residual stream; `zero: gains` closes them
-            instead of zeroing the projections, which would take large first steps.
-        indexer_sharing: Layers that reuse the indexer result of an earlier one.
-        kv_sharing: Last layers that reuse keys and values of earlier ones.
-        irregular_layers: `first` or `last`, if that layer has other tensors than the rest, so that
-            it must keep its place and cannot be copied.
-        mergekit_yaml_result: What plain `mergekit-yaml` writes for the recipe of `gen`: `exact`, a
-            broken `config`, or wrong `tensors`. `make zoo` measures and writes it.
-        mergekit_drops: Keys of config.json that, if true, add tensors which mergekit drops.
-        is_unknown: Whether nothing is known of the type, so that its result must be measured.
+        output_norms: The norms between projections and residual stream. `zero: gains` makes them
+            output zero, because zeroed projections would take large first steps in training.
+        indexer_sharing: Layers that reuse the indexer result of an earlier layer.
+        kv_sharing: Last layers that reuse keys and values of earlier layers.
+        irregular_layers: `first` or `last`, if the tensors of that layer differ from the rest, so
+            that it must keep its place and cannot be copied.
+        mergekit_yaml_result: The result of plain `mergekit-yaml` for the recipe of `gen`: `exact`,
+            a wrong `config`, or wrong `tensors`. `make zoo` measures and writes it.
+        mergekit_drops: Keys of config.json that, if true, add tensors that mergekit drops.
+        is_unknown: Whether the type is unknown, so that its result must be measured.
         refused: The reason why no layer of the type can be copied exactly, a key of `reasons`.
         refused_if: Keys of config.json that, if true, refuse the model, each with its reason.
         refused_unless: Keys of config.json that must have a value, each with [value, reason]; a
@@ -200,12 +200,12 @@ class Family:
         before_layers: The tensors before the layers: the embeddings.
         after_layers: The tensors after the layers: the final norm and the head.
         never_loaded: Substrings of the names of tensors in old checkpoints that no model loads.
-        must_agree: The keys of config.json in which two models must agree for their layers to be
-            stacked, each with the value of a missing key. Without it, models of the type are not
-            stacked on each other.
-        composite: Whether the language model is part of a larger model, of images or sound.
-        mergekit_modules: Of a composite: see `composites`.
-        deepstack: Of a composite: see `composites`.
+        must_agree: The keys of config.json that must be equal in two models to stack their layers,
+            each with the value of a missing key. Without it, models of the type are not stacked on
+            each other.
+        composite: Whether the language model is part of a larger model, for images or sound.
+        mergekit_modules: For a composite: see `composites`.
+        deepstack: For a composite: see `composites`.
     """
 
     model_type: str
@@ -252,12 +252,12 @@ class Family:
         )
 
     def mergekit_result(self, config: Mapping[str, Any]) -> MergekitResult:
-        """What plain `mergekit-yaml` writes for a model with this config.json."""
+        """Return the result of plain `mergekit-yaml` for a model with this config.json."""
         drops = any(config.get(key) for key in self.mergekit_drops)
         return WRONG_TENSORS if drops else self.mergekit_yaml_result
 
     def reason_to_refuse(self, config: Mapping[str, Any]) -> str | None:
-        """Why a model with this config.json cannot be expanded exactly, if it cannot."""
+        """Return why a model with this config.json cannot be expanded exactly; None if it can."""
         reasons = [self.refused]
         reasons += [why for key, why in self.refused_if.items() if config.get(key)]
         reasons += [why for key, (v, why) in self.refused_unless.items() if config.get(key, v) != v]
@@ -265,16 +265,16 @@ class Family:
 
 
 class Composite(TypedDict, total=False):
-    """A model that contains a language model and others, of images or sound.
+    """A model that contains a language model and other models, for images or sound.
 
     Attributes:
-        family: The family of its language model; the `model_type` of the nested config comes first.
+        family: The family of its language model, if the nested config has no `model_type`.
         mergekit_yaml_result: As in a family, for the whole model.
-        mergekit_modules: The modules by which mergekit knows the model, each with its number of
-            layers, or the key of config.json that states it; null for the language model. Left out
-            where mergekit has no modules for the type.
-        deepstack: The list of config.json with one entry for each of the first layers that gets
-            image features added to its output, so that none of these layers may be moved.
+        mergekit_modules: The modules into which mergekit divides the model, each with its number of
+            layers or the key of config.json that states it; null for the language model. Omitted
+            if mergekit has no modules for the type.
+        deepstack: The list in config.json whose length is the number of first layers after which
+            image features are added. These layers must keep their indices.
     """
 
     family: str
@@ -286,13 +286,13 @@ class Composite(TypedDict, total=False):
 class QuantizationRule(TypedDict, total=False):
     """How a quantization method stores a projection that is zero.
 
-    A tensor of plain floats that neither pattern matches is zeroed; any other type is an error.
+    A tensor that neither pattern matches is zeroed if it has plain floats, and refused otherwise.
 
     Attributes:
         zero: A regular expression for the names of the tensors to fill with the byte for zero.
-        keep: A regular expression for the names of the tensors beside them that keep their values.
-        codes: The byte for zero where it is not 0, by the suffix of a tensor's name whose presence
-            tells so.
+        keep: A regular expression for the names of their companion tensors that stay unchanged.
+        codes: The bytes for zero if not 0, by suffix. Each applies if a tensor exists whose name is
+            that of the zeroed tensor plus the suffix.
     """
 
     zero: str
@@ -304,17 +304,19 @@ class ArchitectureData(TypedDict):
     """The sections of `architectures.json`.
 
     Attributes:
-        assumed_family: The family whose tensor names are assumed of an unknown model type.
-        depth_keys: The keys by which any config.json may state its number of layers.
-        nested_configs: The keys under which a composite's config.json holds that of its language
-            model.
-        composite_layer_prefixes: What may precede the layer index in tensor names of a composite.
+        assumed_family: The family whose tensor names are assumed for an unknown model type.
+        depth_keys: The keys that may state the number of layers in any config.json.
+        nested_configs: The keys under which the config.json of a composite holds the config of its
+            language model.
+        composite_layer_prefixes: The possible parts before the layer index in tensor names of a
+            composite.
         standard_layer_tensors: The tensors of a Llama layer, without `.weight` or `.bias`. `zero:
-            auto` refuses an unknown type with others, since they may write to the residual stream.
+            auto` refuses an unknown type with other tensors, because they may write to the
+            residual stream.
         composites: The composites, by model type.
         quantized: The quantization methods, by the `quant_method` of config.json.
-        reasons: Why a model is refused, by the names that families use.
-        families: The model types, by name, with the keys below that differ from their defaults.
+        reasons: The reasons to refuse a model, by the names that families use.
+        families: The model types by name, with the keys below that differ from their defaults.
     """
 
     assumed_family: str
@@ -333,24 +335,24 @@ DATA = Path(__file__).parent / "data" / "architectures.json"
 
 @cache
 def _data() -> ArchitectureData:
-    # importlib.resources would take a tenth of the start-up time.
+    # importlib.resources would add a tenth to the start-up time.
     data: ArchitectureData = json.loads(DATA.read_text(encoding="utf-8"))
     return data
 
 
 def quantized(method: str) -> QuantizationRule | None:
-    """How a quantization method stores zeros, None if the method is not known."""
+    """Return how a quantization method stores zeros, or None if the method is unknown."""
     return _data()["quantized"].get(method)
 
 
 def known_types() -> tuple[str, ...]:
-    """The model types in the data."""
+    """Return the model types in the data."""
     return tuple(_data()["families"])
 
 
 @cache
 def family_of(model_type: str) -> Family | None:
-    """The family of a model type, None if the type is not in the data."""
+    """Return the family of a model type, or None if the type is not in the data."""
     entry = _data()["families"].get(model_type)
     if entry is None:
         return None
@@ -380,7 +382,7 @@ def may_be_outside(part: str | None) -> bool:
 
 
 def _frozen(key: str, value: Any) -> Any:
-    """A value of the data file as the classes above hold it."""
+    """Convert a value of the data file to the types of the classes above."""
     if isinstance(value, list):
         return tuple(_frozen("", entry) for entry in value)
     if isinstance(value, dict):
@@ -390,9 +392,9 @@ def _frozen(key: str, value: Any) -> Any:
 
 
 def family_of_config(config: Mapping[str, Any]) -> Family | None:
-    """The family of the model type that a config.json states, None if it is not in the data.
+    """Return the family of the model type in a config.json, or None if it is not in the data.
 
-    A composite is of the family of its language model.
+    A composite belongs to the family of its language model.
     """
     model_type = str(config.get("model_type") or "")
     composite = _data()["composites"].get(model_type)
@@ -413,42 +415,42 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
 
 
 def nested_config(config: Mapping[str, Any]) -> str | None:
-    """The key under which a config.json describes the layers, None if it does at its top level."""
+    """Return the key under which a config.json describes the layers; None means the top level."""
     nested = _data()["nested_configs"]
     return next((key for key in nested if isinstance(config.get(key), Mapping)), None)
 
 
 def layer_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config.json that describes the layers."""
+    """Return the part of a config.json that describes the layers."""
     nested = nested_config(config)
     part: Mapping[str, Any] = config[nested] if nested else config
     return part
 
 
 def stated(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a key of a config.json; `a.b` is key b of the mapping a."""
+    """Return the value of a key of a config.json; `a.b` is key b of the mapping a."""
     outer, _, inner = key.partition(".")
     value = config.get(outer)
     return value.get(inner) if inner and isinstance(value, Mapping) else value
 
 
 def depth_keys() -> tuple[str, ...]:
-    """The keys by which any config.json may state its number of layers."""
+    """Return the keys that may state the number of layers in any config.json."""
     return tuple(_data()["depth_keys"])
 
 
 def composite_layer_prefixes() -> tuple[str, ...]:
-    """What may precede the layer index in tensor names of a composite."""
+    """Return the possible parts before the layer index in tensor names of a composite."""
     return tuple(_data()["composite_layer_prefixes"])
 
 
 def unknown_family(model_type: str, config: Mapping[str, Any], layers: str) -> Family:
-    """The family that is assumed for a model type that is not in the data.
+    """Return the family that is assumed for a model type that is not in the data.
 
     Args:
         model_type: The type.
         config: The part of its config.json that describes the layers.
-        layers: What precedes the layer index in its tensor names.
+        layers: The part before the layer index in its tensor names.
     """
     depth = next((key for key in depth_keys() if config.get(key) is not None), "")
     writers = assumed_family().residual_writers
@@ -462,7 +464,7 @@ def is_standard_tensor(tensor: str) -> bool:
 
 
 def assumed_family() -> Family:
-    """The family whose tensor names are assumed of an unknown model type."""
+    """Return the family whose tensor names are assumed for an unknown model type."""
     family = family_of(_data()["assumed_family"])
     if family is None:
         raise TypeError("the assumed family is missing from the data")
@@ -470,7 +472,7 @@ def assumed_family() -> Family:
 
 
 def depth_of(config: Mapping[str, Any], family: Family | None = None) -> object:
-    """The number of layers that a config.json states, None if it states none.
+    """Return the number of layers that a config.json states, or None if it states none.
 
     Args:
         config: The part of the config.json that describes the layers.

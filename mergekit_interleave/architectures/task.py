@@ -1,6 +1,6 @@
-"""What a model is for and which class loads it, by the class that its config.json names.
+"""Look up the task of a model and the class that loads it, by the class in its config.json.
 
-The facts are in `data/tasks.json`; a test derives them again from the tables of transformers.
+The facts are in `data/tasks.json`; a test compares them with the tables of transformers.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class _Loaded(TypedDict):
 
 
 class TaskEntry(_Loaded, total=False):
-    """What a class of models is for; the entry's name is how the names of such classes end.
+    """The task of a kind of model classes. The name of the entry is the suffix of the class names.
 
-    The first entry that matches decides.
+    The first entry that matches applies.
 
     Attributes:
         tag: The `pipeline_tag` of the Hub.
-        load: The class of transformers that loads such models.
+        load: The transformers class that loads such models.
         composite: Whether the entry matches composites only.
     """
 
@@ -36,11 +36,11 @@ class TaskEntry(_Loaded, total=False):
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is for.
+    """The task of a model.
 
     Attributes:
-        tag: The `pipeline_tag` of the Hub; None if config.json does not tell it.
-        load: The class of transformers that loads the model.
+        tag: The `pipeline_tag` of the Hub; None if config.json does not determine it.
+        load: The transformers class that loads the model.
     """
 
     tag: str | None = None
@@ -48,7 +48,7 @@ class Task:
 
 
 def task_of(config: Mapping[str, Any]) -> Task:
-    """The task of a model, by its config.json."""
+    """Return the task of a model, according to its config.json."""
     named = config.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     if not isinstance(name, str):

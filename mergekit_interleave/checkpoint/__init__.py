@@ -1,4 +1,4 @@
 """Read a model directory or a Hub repository.
 
-A new way to store weights is a module here that yields `Tensor` values.
+To support a new storage format for weights, add a module here that yields `Tensor` values.
 """

@@ -68,7 +68,7 @@ class Checkpoint:
         config: The content of its config.json.
         is_local: Whether the user named a directory, rather than a Hub id.
         trusted: Whether its custom code may be run.
-        unpickled: The directory that holds its pickled weights as safetensors.
+        unpickled: The directory with its pickled weights converted to safetensors, if any.
     """
 
     ref: ModelRef
@@ -102,14 +102,14 @@ class Checkpoint:
         if self.family is None:
             if not self.has_weights:
                 raise RefusedError(
-                    f"{self.ref}: nothing is known of model type {self.model_type!r}, and its "
-                    "tensors are not at hand",
-                    hint="download it, and name its directory",
+                    f"{self.ref}: model type {self.model_type!r} is unknown, and the weights are "
+                    "not available to find its layers",
+                    hint="download the model and name its directory",
                 )
             if len(self._stacks) != 1 or not self.model_type:
                 raise RefusedError(
-                    f"{self.ref}: nothing is known of model type {self.model_type!r}, and which of "
-                    "its tensors are layers cannot be told"
+                    f"{self.ref}: model type {self.model_type!r} is unknown, and its tensor names "
+                    "do not show which tensors are layers"
                 )
             stack = next(iter(self._stacks))
             return families.unknown_family(self.model_type, self.layer_config, stack)
@@ -151,13 +151,21 @@ class Checkpoint:
         with config_errors(self.path):
             depth = families.depth_of(self.layer_config, self.family)
         if depth is None and self.has_weights and self.family is not None:
-            # The class has a default, which the stored layers match.
+            # The model class has a default depth, and the stored layers must match it.
             depth = len({self.layer_of(name) for name in self.tensors} - {None}) or None
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-            stated = "states no layer count" if depth is None else f"states {depth!r} layers"
-            raise CheckpointError(f"{self.path / CONFIG}: {stated}", hint="pass --layers N")
+            problem = (
+                "states no layer count"
+                if depth is None
+                else f"the layer count is {depth!r}, not a positive whole number"
+            )
+            raise CheckpointError(
+                f"{self.path / CONFIG}: {problem}", hint="state the number with --layers N"
+            )
         if depth > MAX_LAYERS:
-            raise CheckpointError(f"{self.path / CONFIG}: states more than {MAX_LAYERS} layers")
+            raise CheckpointError(
+                f"{self.path / CONFIG}: the layer count is {depth} (limit {MAX_LAYERS})"
+            )
         return depth
 
     @cached_property
@@ -165,13 +173,13 @@ class Checkpoint:
         """All stored tensors by name, in the order of the shards.
 
         Raises:
-            CheckpointError: There are no safetensors, or a header or the index is broken.
+            CheckpointError: There are no safetensors files, or a header or the index is malformed.
         """
         return read_tensors(self.store)
 
     @property
     def has_weights(self) -> bool:
-        """Whether its safetensors are on disk, and not only its config."""
+        """Whether its safetensors files are on disk, not only its config."""
         single, index = self.store / WEIGHTS, self.store / INDEX
         if single.is_file() or self.is_local:
             return single.is_file() or index.is_file()
@@ -181,9 +189,9 @@ class Checkpoint:
 
     @cached_property
     def _stacks(self) -> Mapping[str, int]:
-        """The prefixes of layer names, each with the offset of the layer index.
+        """The prefixes of layer names, each with an offset to add to the layer index.
 
-        A checkpoint of the bare model lacks the first parts of the names.
+        In a checkpoint of the bare model, without the head, the prefixes lack their first parts.
         """
         family = self.family
         if family is None:
@@ -208,7 +216,8 @@ class Checkpoint:
     def scaled(self, outside: Iterable[str]) -> list[str]:
         """Return the tensors outside the layers that mergekit scales.
 
-        It does not scale extra heads after the layers, or a vision model beside the language model.
+        It does not scale extra heads after the layers, or a vision model next to the language
+        model.
         """
         names = [name for name in outside if self.layer_of(name) is None]
         if self.family is None or not self.family.composite:
@@ -231,7 +240,7 @@ class Checkpoint:
         """Return the name of a layer's tensor in another layer."""
         found = layer_names.parse(name, self._stacks)
         if found is None:
-            raise ValueError(f"{name} belongs to no layer")
+            raise ValueError(f"{name} is not a tensor of a layer")
         return found.at(index - self._stacks[found.stack])
 
     def names_a_layer(self, text: str) -> bool:
@@ -249,10 +258,10 @@ class Checkpoint:
         return layers
 
     def outside_layers(self) -> tuple[list[str], list[str]]:
-        """Return the tensors before the layers and those after the layers.
+        """Return the names of the tensors before the layers and of those after them.
 
         Raises:
-            RefusedError: The model type is not known.
+            RefusedError: The model type is refused, or it is unknown and its layers are not found.
         """
         family, depth = self.require_family(), self.depth
         outside = list(self._layers[None])
@@ -263,7 +272,7 @@ class Checkpoint:
         return before, [name for name in outside if name not in family.before_layers]
 
     def check_depth(self) -> None:
-        """Check that exactly the layers that config.json states are stored.
+        """Check that the stored layers are those that config.json states.
 
         Raises:
             CheckpointError: A layer is missing, or there are extra layers.
@@ -274,8 +283,8 @@ class Checkpoint:
         beyond = [index for index in stored if index is not None and index >= self.depth]
         if beyond and not (self.family and self.family.has_mtp_layers):
             raise CheckpointError(
-                f"{self.path}: tensors for layer {min(beyond)}, though {CONFIG} states "
-                f"{self.depth} layers"
+                f"{self.path}: the weights have a layer {min(beyond)}, but {CONFIG} states only "
+                f"{self.depth} layers, 0 to {self.depth - 1}"
             )
 
     def layer_tensors(self, index: int) -> list[str]:
@@ -286,19 +295,19 @@ class Checkpoint:
         """
         if index not in self._layers:
             raise CheckpointError(
-                f"{self.path}: no tensors for layer {index}, "
-                f"though {CONFIG} states {self.depth} layers"
+                f"{self.path}: the weights have no layer {index}, but {CONFIG} states "
+                f"{self.depth} layers"
             )
         return self._layers[index]
 
     @property
     def pinned(self) -> ModelPath:
-        """The Hub id with the commit that config.json came from, because a branch may change."""
+        """The Hub id with the commit of its config.json, because a branch may change."""
         return self.hub_origin or self.ref.model
 
     @property
     def hub_origin(self) -> ModelPath | None:
-        """The Hub id and commit that it was downloaded from, or None if the path does not tell."""
+        """The Hub id and commit that it was downloaded from, or None if its path has neither."""
         match = re.search(
             r"/models--([^/]+)/snapshots/([0-9a-f]{40})$", self.path.resolve().as_posix()
         )
@@ -308,15 +317,15 @@ class Checkpoint:
 def open_checkpoint(
     ref: ModelRef, *, cached_only: bool = False, cache_dir: str | None = None
 ) -> Checkpoint:
-    """Open a model directory or a Hub repository. Of a repository, only config.json is fetched.
+    """Open a model directory or a Hub repository. For a repository, only config.json is fetched.
 
     Args:
         ref: The model.
-        cached_only: Never ask the network.
-        cache_dir: Another Hub cache than huggingface_hub's own.
+        cached_only: Do not access the network.
+        cache_dir: A Hub cache to use instead of the default one.
 
     Raises:
-        CheckpointError: There is no such model, or its config.json is missing or broken.
+        CheckpointError: There is no such model, or its config.json is missing or malformed.
     """
     if is_directory_or_file(ref.path):
         path = Path(ref.path)
@@ -333,7 +342,7 @@ def fetch_small_files(checkpoint: Checkpoint, **how: Any) -> None:
     """Fetch all files of a Hub repository except its weights.
 
     Args:
-        checkpoint: The checkpoint; nothing is fetched for a directory.
+        checkpoint: The checkpoint; for a directory nothing is fetched.
         how: `cached_only` and `cache_dir`, as passed to `open_checkpoint`.
 
     Raises:
@@ -347,7 +356,7 @@ def fetch_weights(checkpoint: Checkpoint, *, pickled: bool = False, **how: Any) 
     """Fetch the weights of a Hub repository: only the shards that its index names.
 
     Args:
-        checkpoint: The checkpoint; nothing is fetched for a directory.
+        checkpoint: The checkpoint; for a directory nothing is fetched.
         pickled: Whether to fetch pickles if there are no safetensors.
         how: `cached_only` and `cache_dir`, as passed to `open_checkpoint`.
 
@@ -367,14 +376,14 @@ def fetch_weights(checkpoint: Checkpoint, *, pickled: bool = False, **how: Any) 
 
 
 def unpickled(checkpoint: Checkpoint, into: Path) -> Checkpoint:
-    """Convert pickled weights to safetensors; a checkpoint with safetensors is returned as it is.
+    """Convert pickled weights to safetensors; return a checkpoint with safetensors unchanged.
 
     Args:
         checkpoint: The checkpoint.
         into: The directory to write to, which must not exist.
 
     Raises:
-        CheckpointError: The pickles hold anything but tensors.
+        CheckpointError: The pickles contain anything other than tensors, or cannot be read.
         OutputError: The safetensors cannot be written.
     """
     if checkpoint.has_weights or not pickle_weights.files_of(checkpoint.path):
@@ -390,7 +399,9 @@ def is_checkpoint(path: Path) -> bool:
 
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_dir():
-        raise CheckpointError(f"{path}: not a directory", hint=f"use --model {path.parent}")
+        raise CheckpointError(
+            f"{path}: not a directory", hint=f"name the model's directory: --model {path.parent}"
+        )
     if not is_checkpoint(path):
-        raise CheckpointError(f"{path}: not a checkpoint: there is no {CONFIG}")
+        raise CheckpointError(f"{path}: not a checkpoint, because it has no {CONFIG}")
     return read_json(path / CONFIG, most=MAX_CONFIG)

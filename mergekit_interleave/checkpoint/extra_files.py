@@ -1,7 +1,7 @@
-"""The files of a base that are copied to OUT: tokenizer, license, custom code, and others.
+"""Read the files of the base that are copied to OUT: tokenizer, license, custom code, and others.
 
-They are copied as they are, but without the names of local directories that some tools leave in
-them. Which files are copied stands in `_out_files`.
+They are copied unchanged, except that the local paths that some tools store in them are removed.
+`_out_files` determines which files are copied.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TOKENIZER_FILES = _out_files.patterns(lambda row: row.tokenizer)
 _MAX_SIZE = 256 * 2**20
 
 NAME_KEYS = ("name_or_path", "_name_or_path")
-"""Keys under which tools store the name or directory that a config or tokenizer came from."""
+"""Keys under which tools store the name or path that a config or tokenizer was loaded from."""
 
 
 def collect(
@@ -44,7 +44,10 @@ def collect(
         warn: Called with each warning.
 
     Yields:
-        The path below the base with forward slashes, and the file.
+        The path relative to the base, with forward slashes, and the file.
+
+    Raises:
+        CheckpointError: A directory cannot be read.
     """
 
     def unreadable(error: OSError) -> None:
@@ -69,19 +72,20 @@ def collect(
 
 
 def read(name: str, file: Path, base: Checkpoint, warn: Warn) -> bytes | None:
-    """Read a file that is copied, without the names of local directories.
+    """Read a file that is copied, and remove local paths from it.
 
     Args:
-        name: Its path below the base, with forward slashes.
+        name: Its path relative to the base, with forward slashes.
         file: The file.
         base: The checkpoint.
         warn: Called with each warning.
 
     Returns:
-        Its content; None if the names cannot be removed: a recipe may name its model by its path.
+        The content, or None if a local path cannot be removed, for example from a recipe that
+        names its model by its path.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: The file cannot be read.
     """
     try:
         content = file.read_bytes()
@@ -89,7 +93,7 @@ def read(name: str, file: Path, base: Checkpoint, warn: Warn) -> bytes | None:
         raise CheckpointError(f"{file}: {error.strerror or error}") from error
     if _out_files.states_path(name):
         content = _without_paths(content)
-    # A file that the model cannot work without is copied all the same.
+    # The model does not work without these files, so they are copied even with a local path.
     needed = name in TOKENIZER_FILES or file.suffix == ".py"
     if base.is_local and not needed and any(place.search(content) for place in _places(base)):
         warn(f"{name} is not copied: it contains the path of a local directory")
@@ -98,10 +102,10 @@ def read(name: str, file: Path, base: Checkpoint, warn: Warn) -> bytes | None:
 
 
 def parsed(content: bytes) -> dict[str, Any] | None:
-    """Parse a file as a JSON object; None if it is something else.
+    """Parse a file as a JSON object, or return None if it is not one.
 
     Raises:
-        CheckpointError: It is nested too deeply.
+        CheckpointError: The content is nested too deeply.
     """
     try:
         document = json.loads(content)
@@ -113,7 +117,7 @@ def parsed(content: bytes) -> dict[str, Any] | None:
 
 
 def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
-    """Remove the keys of a JSON object that name a local directory or file."""
+    """Return a JSON object without the keys that name a local directory or file."""
     return {
         key: without_local_names(value) if isinstance(value, dict) else value
         for key, value in config.items()
@@ -131,17 +135,17 @@ def _without_paths(content: bytes) -> bytes:
 
 
 def _places(base: Checkpoint) -> list[re.Pattern[bytes]]:
-    """Patterns that find the directory of the base in the content of its files."""
+    """Return patterns that find the path of the base in the content of its files."""
     places = {os.fsencode(base.path.absolute()), os.fsencode(base.path.resolve())}
     return [
         re.compile(re.escape(place) + rb"(?![\w.-])")
         for place in places
-        if place.count(b"/") > 1  # `/model` may be any word
+        if place.count(b"/") > 1  # a path such as `/model` may also be an ordinary word
     ]
 
 
 def _is_apart(folder: Path) -> bool:
-    """Whether a folder below a checkpoint is not part of it: a link, a model, a staging folder."""
+    """Whether a folder inside a checkpoint is not part of it: a link, a model, a staging folder."""
     return (
         folder.is_symlink()
         or (is_checkpoint(folder) and any(folder.glob("*.safetensors")))

@@ -1,6 +1,6 @@
-"""Fetch files from the Hugging Face Hub with its client.
+"""Fetch files from the Hugging Face Hub.
 
-huggingface_hub does all transfers, and its cache, token and offline settings apply.
+huggingface_hub does all transfers; its cache, token and offline settings apply.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def fetch_config(model: ModelPath, *, cached_only: bool, cache_dir: str | None =
     """Fetch config.json alone.
 
     Args:
-        model: A Hub id, perhaps with a revision.
-        cached_only: Never ask the network.
-        cache_dir: Another cache than huggingface_hub's own.
+        model: A Hub id, with an optional revision.
+        cached_only: Do not access the network.
+        cache_dir: A cache to use instead of the default one.
 
     Returns:
-        The snapshot directory in the cache that now holds it.
+        The snapshot directory in the cache that contains the file.
 
     Raises:
         CheckpointError: The file cannot be fetched.
@@ -59,11 +59,11 @@ def fetch_files(
     """Fetch the files of a repository that match one of `wanted` and none of `unwanted`.
 
     Args:
-        model: A Hub id with the revision to take.
-        wanted: Glob patterns; None is everything.
-        unwanted: Glob patterns; None is nothing.
-        cached_only: Never ask the network.
-        cache_dir: Another cache than huggingface_hub's own.
+        model: A Hub id, with an optional revision.
+        wanted: Glob patterns; None matches every file.
+        unwanted: Glob patterns; None matches no file.
+        cached_only: Do not access the network.
+        cache_dir: A cache to use instead of the default one.
 
     Raises:
         CheckpointError: The files cannot be fetched.
@@ -87,13 +87,13 @@ def fetch_files(
 
 @cache
 def _has_address() -> bool:
-    """Whether the Hub's name can be looked up: its client asks for half a minute if it cannot."""
+    """Whether the Hub's host name can be resolved; if not, the client retries for 30 seconds."""
     from urllib.request import getproxies  # noqa: PLC0415 - as slow to import as the client
 
     from huggingface_hub import constants  # noqa: PLC0415
 
     host = urlsplit(constants.ENDPOINT).hostname
-    if host is None or getproxies():  # a proxy looks it up itself
+    if host is None or getproxies():  # a proxy resolves the name itself
         return True
     try:
         socket.getaddrinfo(host, None)
@@ -103,7 +103,7 @@ def _has_address() -> bool:
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether the Hub could have a repository of this name: `org/name`, or a bare `name`."""
+    """Whether a text is a valid name of a Hub repository: `org/name`, or a bare `name`."""
     from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
     from huggingface_hub.utils import validate_repo_id  # noqa: PLC0415
 
@@ -115,23 +115,23 @@ def is_hub_id(text: str) -> bool:
 
 
 def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
-    """Return the path of a download, or raise an error with the reason."""
+    """Return the path of a download, or raise an error that states the reason."""
     from huggingface_hub import constants, errors  # noqa: PLC0415
     from huggingface_hub.utils import logging  # noqa: PLC0415
 
-    logging.set_verbosity_error()  # hides its retries; the outcome is reported below
+    logging.set_verbosity_error()  # hides retries; a failure is reported below
 
-    # First match wins: a gated repository is also one that was not found.
+    # The first match applies: the error of a gated repository is a subclass of "not found".
     reasons: tuple[tuple[type[Exception], str, str], ...] = (
         (
             errors.GatedRepoError,
-            "access to it is gated",
-            "ask for access on its page, then set HF_TOKEN",
+            "the repository is gated",
+            "request access on its Hub page, then set HF_TOKEN",
         ),
         (
             errors.RepositoryNotFoundError,
             "no such repository, or it is private",
-            "check the id; for a private one set HF_TOKEN",
+            "check the id; for a private repository set HF_TOKEN",
         ),
         (
             errors.RevisionNotFoundError,
@@ -140,10 +140,14 @@ def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
         ),
         (
             errors.LocalEntryNotFoundError,
-            "no such directory, not in the Hub's cache, and the Hub was not reached",
+            "no such directory, not in the Hub cache, and the Hub was not reached",
             "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE",
         ),
-        (errors.EntryNotFoundError, "no config.json there", "a model repository is needed"),
+        (
+            errors.EntryNotFoundError,
+            "the repository has no config.json",
+            "name a repository with a transformers model",
+        ),
     )
     try:
         with _bars():
@@ -152,27 +156,27 @@ def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
         for kind, reason, hint in reasons:
             if isinstance(error, kind):
                 if kind is errors.LocalEntryNotFoundError and constants.HF_HUB_OFFLINE:
-                    hint = "HF_HUB_OFFLINE is set: nothing is fetched"  # noqa: PLW2901
+                    hint = "unset HF_HUB_OFFLINE, which prevents downloads"  # noqa: PLW2901
                 missed = kind is errors.LocalEntryNotFoundError
                 raised = UnreachableError if missed else CheckpointError
                 raise raised(f"{model}: {reason}", hint=hint) from error
         detail = " ".join(str(error).split())
-        raise CheckpointError(f"{model}: the Hub said: {detail[:300]}") from error
+        raise CheckpointError(f"{model}: download failed: {detail[:300]}") from error
 
 
 SHOW_BARS: ContextVar[bool] = ContextVar("SHOW_BARS", default=False)
-"""Whether downloads show progress bars: only where the caller shows progress."""
+"""Whether downloads show progress bars; set by callers that show progress."""
 
 
 @contextmanager
 def _bars() -> Iterator[None]:
-    """Hide the progress bars of huggingface_hub in a block, unless they are wanted."""
+    """Hide the progress bars of huggingface_hub, unless `SHOW_BARS` is set."""
     from huggingface_hub import utils  # noqa: PLC0415
 
     if SHOW_BARS.get() or utils.are_progress_bars_disabled():
         yield
         return
-    with warnings.catch_warnings():  # it warns where an environment variable decides
+    with warnings.catch_warnings():  # it warns if an environment variable overrides this
         warnings.simplefilter("ignore")
         utils.disable_progress_bars()
         try:

@@ -1,7 +1,7 @@
 """Parse the names of tensors and parameters of layers: `stack.index.rest`. Pure.
 
-A stack is what comes before the index, such as `model.layers`. A class may name its parameters
-otherwise than its checkpoint does; trainers go by the names of the class.
+A stack is the part before the index, such as `model.layers`. A model class may use other names than
+its checkpoint; trainers use the names of the class.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _INDEX = r"\.([0-9]{1,9})(?=\.|$)"
 
 @dataclass(frozen=True)
 class LayerName:
-    """The name of a layer, or of a tensor of one.
+    """The parsed name of a layer, or of a tensor of a layer.
 
     Attributes:
-        stack: What comes before the index.
+        stack: The part before the index.
         index: The index.
-        tail: What comes after it, its dot included.
+        tail: The part after the index, including its leading dot.
     """
 
     stack: str
@@ -36,28 +36,27 @@ class LayerName:
 
     @property
     def rest(self) -> str:
-        """What comes after the index, without its dot."""
+        """The part after the index, without the leading dot."""
         return self.tail[1:]
 
     def at(self, index: int) -> str:
-        """The same name in the layer of another index."""
+        """Return the same name in the layer with another index."""
         return f"{self.stack}.{index}{self.tail}"
 
 
 def parse(name: str, stacks: Collection[str] | None = None) -> LayerName | None:
-    """Parse a name; None where it names no layer.
+    """Parse a name; return None if it does not belong to a layer.
 
     Args:
         name: The name.
-        stacks: The stacks that it may be in. Where they are not known, the first number in the name
-            is the index.
+        stacks: The stacks to accept. If None, the first number in the name is the index.
     """
     match = _pattern(None if stacks is None else tuple(stacks)).match(name)
     return LayerName(match[1], int(match[2]), name[match.end() :]) if match else None
 
 
 def mentions_layer(text: str, stacks: Collection[str]) -> bool:
-    """Whether a text contains the name of a layer, or of a tensor of one."""
+    """Whether a text contains the name of a layer, or of a tensor of a layer."""
     return _pattern(tuple(stacks)).search(text) is not None
 
 
@@ -73,7 +72,7 @@ def by_stack(values: Mapping[str, _Value]) -> dict[str, dict[int, dict[str, _Val
     """Group values of tensors by stack, then by index, then by the rest of the name.
 
     Args:
-        values: A value for each name; those that name no tensor of a layer are left out.
+        values: A value for each name; names outside the layers are ignored.
     """
     found: dict[str, dict[int, dict[str, _Value]]] = {}
     for name, value in values.items():
@@ -85,18 +84,19 @@ def by_stack(values: Mapping[str, _Value]) -> dict[str, dict[int, dict[str, _Val
 
 
 def stacks_of(names: Iterable[str], depth: int, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stacks of the layers of a model.
+    """Find the stacks that hold the layers of a model.
 
     Args:
-        names: The parameters of a model as its class has them, perhaps within a wrapper.
-        depth: Its number of layers.
-        config: Its config.json.
+        names: The names of the parameters in the model class, possibly inside a wrapper.
+        depth: The number of layers.
+        config: The config.json of the model.
 
     Returns:
-        A stack such as `model.layers`; several, where a layer of this type has parts in several.
+        A stack such as `model.layers`, or several if the layers of this type are spread over them.
 
     Raises:
-        RefusedError: No stack has so many layers, or which one is meant is not known.
+        RefusedError: No stack has this number of layers, or several have and it is unknown which
+            ones are the layers.
     """
     found: dict[str, set[int]] = {}
     for parsed in filter(None, map(parse, names)):
@@ -105,29 +105,29 @@ def stacks_of(names: Iterable[str], depth: int, config: Mapping[str, Any]) -> tu
     if not whole:
         deepest = max((len(indices) for indices in found.values()), default=0)
         raise RefusedError(
-            f"the model has no stack of {depth} layers, its longest has {deepest}",
-            hint="is it the model that interleave.json describes?",
+            f"the model has no stack of {depth} layers; its longest stack has {deepest}",
+            hint="check that interleave.json describes this model",
         )
     if len(whole) == 1:
         return tuple(whole)
-    # A model of images beside it may be as deep, and its names may end alike.
+    # The vision model of a composite may have the same depth and similar names.
     family = families.family_of_config(config)
-    own = (family.layer_prefix, *family.parallel_prefixes) if family else ()
-    for known in (families.composite_layer_prefixes(), own):
+    prefixes = (family.layer_prefix, *family.parallel_prefixes) if family else ()
+    for known in (families.composite_layer_prefixes(), prefixes):
         named = [stack for stack in whole if any(_ends(stack, name) for name in known)]
         if named:
             return tuple(named)
-    raise RefusedError(f"which of {', '.join(whole)} are the layers is not known")
+    raise RefusedError(f"it is unknown which of {', '.join(whole)} are the layers")
 
 
 def inside(name: str) -> str:
-    """The name of a tensor within its layer; the whole name where it belongs to none."""
+    """Return the name of a tensor within its layer, or the whole name if it is in no layer."""
     parsed = parse(name)
     return parsed.rest if parsed else name
 
 
 def within(names: Iterable[str], stacks: Collection[str], layers: Collection[int]) -> Iterator[str]:
-    """The names that belong to some of the layers."""
+    """Yield the names that belong to the given layers."""
     for name in names:
         parsed = parse(name)
         if parsed is not None and parsed.stack in stacks and parsed.index in layers:
@@ -138,18 +138,18 @@ def check_apart(parameters: Mapping[str, object], trained: Collection[str]) -> N
     """Check that no parameter of the new layers is shared with another layer.
 
     Args:
-        parameters: All of them, under each of their names.
-        trained: The names of those of the new layers.
+        parameters: All parameters, under each of their names.
+        trained: The names of the parameters of the new layers.
 
     Raises:
-        RefusedError: One is shared: to train it would change an original.
+        RefusedError: A parameter is shared, so training it would change an original layer.
     """
-    own = {*trained}
-    others = {id(parameter): name for name, parameter in parameters.items() if name not in own}
+    new = {*trained}
+    others = {id(parameter): name for name, parameter in parameters.items() if name not in new}
     for name in trained:
         if id(parameters[name]) in others:
             raise RefusedError(
-                f"{name} and {others[id(parameters[name])]} are one and the same, so the new "
+                f"{name} and {others[id(parameters[name])]} are the same parameter, so the new "
                 "layers cannot be trained alone"
             )
 

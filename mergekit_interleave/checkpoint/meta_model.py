@@ -1,6 +1,6 @@
-"""Build the model of a config.json without memory, as the class that loads it does.
+"""Build the model of a config.json on the meta device, which allocates no memory for weights.
 
-This tells which tensors the class expects, their shapes, and which of them are tied.
+This shows which tensors the class expects, their shapes, and which of them are tied.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from mergekit_interleave.errors import RefusedError
 
 
 def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]]:
-    """The shapes of the tensors that the class of a config.json has in memory.
+    """Return the shapes of the tensors that the class of a config.json has in memory.
 
     Args:
-        path: The directory that holds it.
-        trusted: Whether code that it brings may be run.
+        path: The directory that holds the config.json.
+        trusted: Whether the model's own code may be run.
 
     Raises:
-        RefusedError: transformers cannot build it.
+        RefusedError: transformers cannot build the model.
     """
     return {name: tuple(tensor.shape) for name, tensor in _state(path, trusted=trusted).items()}
 
 
 def parameters(base: Checkpoint) -> tuple[int, list[int]]:
-    """The number of parameters of the class of a config.json: outside the layers, and in each.
+    """Count the parameters of the model class: those outside the layers, and those in each layer.
 
     Raises:
-        RefusedError: transformers cannot build it, or builds other layers.
+        RefusedError: transformers cannot build the model, or builds another number of layers.
     """
     state = {
         id(tensor): (name, tensor)
@@ -39,23 +39,22 @@ def parameters(base: Checkpoint) -> tuple[int, list[int]]:
     }
     sizes = {name: int(tensor.numel()) for name, tensor in state.values()}
     stacks = layer_names.by_stack(sizes).values()
-    own = [stack for stack in stacks if stack.keys() == {*range(base.depth)}]
-    if not own:
+    whole = [stack for stack in stacks if stack.keys() == {*range(base.depth)}]
+    if not whole:
         raise RefusedError(
             f"{base.ref}: transformers does not build {base.depth} layers from its config.json"
         )
-    per_layer = [sum(sum(stack[index].values()) for stack in own) for index in range(base.depth)]
+    per_layer = [sum(sum(stack[index].values()) for stack in whole) for index in range(base.depth)]
     return sum(sizes.values()) - sum(per_layer), per_layer
 
 
 def ties(path: Path, *, trusted: bool = False) -> Mapping[str, frozenset[str]]:
-    """The tensors that the class has in memory, each with the others that it is tied to.
+    """Return the tensors that the class has in memory, each with the others that it is tied to.
 
-    Of those that are tied to one another transformers saves one. The arguments are those of
-    `shapes`.
+    transformers saves only one tensor of each tied group. For the arguments, see `shapes`.
 
     Raises:
-        RefusedError: transformers cannot build it.
+        RefusedError: transformers cannot build the model.
     """
     state = _state(path, trusted=trusted)
     same: dict[int, set[str]] = {}
@@ -69,14 +68,14 @@ def _state(path: Path, *, trusted: bool) -> Mapping[str, Any]:
 
 
 def build(path: Path, *, trusted: bool = False) -> Any:
-    """The model of a config.json, as its class builds it, without memory.
+    """Build the model of a config.json with its class on the meta device.
 
-    The arguments are those of `shapes`.
+    For the arguments, see `shapes`.
 
     Raises:
-        RefusedError: transformers cannot build it.
+        RefusedError: transformers cannot build the model.
     """
-    import torch  # noqa: PLC0415 - seconds
+    import torch  # noqa: PLC0415 - takes seconds
     import transformers  # noqa: PLC0415
 
     transformers.logging.set_verbosity_error()
@@ -85,32 +84,32 @@ def build(path: Path, *, trusted: bool = False) -> Any:
         named = getattr(transformers, (config.architectures or [""])[0], None)
         with torch.device("meta"):
             if named is not None:
-                return named._from_config(config)  # noqa: SLF001 - the classes have no public way
+                return named._from_config(config)  # noqa: SLF001 - there is no public method
             make = transformers.AutoModelForCausalLM.from_config
             return make(config, trust_remote_code=trusted)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RefusedError(
             f"transformers cannot build the model: {reason.partition('. ')[0][:300]}",
-            hint="--trust-remote-code runs the code that the model brings"
+            hint="pass --trust-remote-code to run the model's own code"
             if "trust_remote_code" in reason
             else None,
         ) from error
 
 
 def stored_names(model: Any) -> Mapping[str, str]:
-    """The name in a checkpoint of each parameter that a model has in memory.
+    """Map the name of each parameter in memory to its name in a checkpoint.
 
-    A parameter that is stored in parts has the name of its first part, and `*` in place of the
+    A parameter that is stored in parts gets the name of its first part, with `*` in place of the
     number of an expert.
 
     Args:
-        model: What `build` returns.
+        model: A model from `build`.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping  # noqa: PLC0415
     from transformers.core_model_loading import WeightConverter  # noqa: PLC0415
 
-    # As `save_pretrained` does it: what was done last is undone first.
+    # Like `save_pretrained`, undo the conversions in reverse order.
     conversions = get_model_conversion_mapping(model, add_legacy=False)
     undo = [conversion.reverse_transform() for conversion in reversed(conversions)]
     converters = [conversion for conversion in undo if isinstance(conversion, WeightConverter)]

@@ -1,4 +1,4 @@
-"""Source models, each opened once."""
+"""Open source models, each of them once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mergekit_interleave.errors import (
 
 @dataclass
 class _Cache:
-    """What has been opened so far."""
+    """The models opened so far, and the errors of those that could not be opened."""
 
     opened: dict[ModelRef, Checkpoint] = field(default_factory=dict)
     failed: dict[tuple[ModelRef, bool], CheckpointError] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Models:
     """Opens source models, each of them once.
 
     Attributes:
-        cached_only: Never ask the network.
-        cache_dir: Another Hub cache than huggingface_hub's own.
-        trust_remote_code: Whether code that a model brings may be run.
-        unpickle_into: The directory in which pickled weights may be written as safetensors; it need
-            not exist yet. None refuses pickles.
-        results: The results of earlier documents of a stream, by name. None of them is written yet.
+        cached_only: Do not access the network.
+        cache_dir: A Hub cache to use instead of the default one.
+        trust_remote_code: Whether a model's own code may be run.
+        unpickle_into: The directory in which to write pickled weights as safetensors; it need not
+            exist yet. If None, pickles are refused.
+        results: The results of earlier documents of a stream, by name. They are not written yet.
     """
 
     cached_only: bool = False
@@ -53,28 +53,28 @@ class Models:
     _cache: _Cache = field(default_factory=_Cache, repr=False, compare=False)
 
     def offline(self) -> Models:
-        """The same models, without asking the network."""
+        """Return the same models, without network access."""
         return replace(self, cached_only=True)
 
     def unpickling_into(self, directory: Path) -> Models:
-        """The same models, with pickled weights allowed.
+        """Return the same models, with pickled weights allowed.
 
         Args:
-            directory: Where they are written as safetensors; it need not exist yet.
+            directory: Where to write them as safetensors; it need not exist yet.
         """
-        # A copy of what is opened: these weights are not those of the models without this option.
+        # A copy of the cache, because models without this option must not see converted weights.
         opened = _Cache(dict(self._cache.opened), self._cache.failed, self._cache.unreachable)
         return replace(self, unpickle_into=directory, _cache=opened)
 
     def with_result(self, name: str, result: Checkpoint) -> Models:
-        """The same models, and the result of a document of a stream under its name."""
+        """Return the same models plus the result of a document of a stream, under its name."""
         return replace(self, results={**self.results, name: result})
 
     def open(self, ref: ModelRef) -> Checkpoint:
         """Open a model.
 
         Raises:
-            CheckpointError: It cannot be opened; the same error each time.
+            CheckpointError: The model cannot be opened; repeated calls raise the same error.
         """
         result = self.results.get(ref.path)
         if result is not None:
@@ -88,7 +88,7 @@ class Models:
                 opened = open_checkpoint(ref, cached_only=key[1], cache_dir=self.cache_dir)
             except CheckpointError as error:
                 cache.failed[key] = error
-                # It takes half a minute to find out that the Hub is unreachable: once is enough.
+                # Detecting that the Hub is unreachable takes half a minute, so do it only once.
                 cache.unreachable |= isinstance(error, UnreachableError)
                 raise
             cache.opened[ref] = replace(opened, trusted=self.trust_remote_code)
@@ -97,11 +97,11 @@ class Models:
     def open_if_possible(
         self, ref: ModelRef, failed: Callable[[CheckpointError], object] | None = None
     ) -> Checkpoint | None:
-        """Open a model; None where it cannot be opened.
+        """Open a model, or return None if it cannot be opened.
 
         Args:
             ref: The model.
-            failed: Called with the error where it cannot be opened.
+            failed: Called with the error if the model cannot be opened.
         """
         try:
             return self.open(ref)
@@ -111,7 +111,7 @@ class Models:
             return None
 
     def depth_if_known(self, ref: ModelRef) -> int | None:
-        """The number of layers of a model; None where it cannot be read."""
+        """Return the number of layers of a model, or None if it cannot be read."""
         checkpoint = self.open_if_possible(ref)
         try:
             return None if checkpoint is None else checkpoint.depth
@@ -122,18 +122,18 @@ class Models:
         """Fetch the small files of an opened model.
 
         Returns:
-            What to warn of.
+            The warnings.
 
         Raises:
-            CheckpointError: They cannot be fetched.
+            CheckpointError: The files cannot be fetched.
         """
         fetch_small_files(checkpoint, cached_only=self.cached_only, cache_dir=self.cache_dir)
         if not checkpoint.is_local and not any(checkpoint.path.glob("*token*")):
-            return (f"{checkpoint.ref}: no tokenizer among its files, or not in the cache",)
+            return (f"{checkpoint.ref}: no tokenizer was found, so none is copied",)
         return ()
 
     def fetch_card(self, checkpoint: Checkpoint) -> None:
-        """Fetch the model card of an opened model, which may state its license, if it has one."""
+        """Fetch the model card of an opened model, if any, because it may state the license."""
         if not checkpoint.is_local:
             with suppress(CheckpointError):
                 fetch_files(
@@ -144,10 +144,10 @@ class Models:
                 )
 
     def with_weights(self, ref: ModelRef) -> Checkpoint:
-        """Fetch the weights of a model, and read them out of pickles where that is allowed.
+        """Fetch the weights of a model, and convert them from pickles if that is allowed.
 
         Raises:
-            CheckpointError: They cannot be fetched or read.
+            CheckpointError: The weights cannot be fetched or read.
         """
         checkpoint, place = self.open(ref), self.unpickle_into
         fetch_weights(

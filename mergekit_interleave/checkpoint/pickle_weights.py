@@ -1,6 +1,6 @@
-"""Pickled weights as safetensors, for whoever allows it: numbers alone are loaded, never code.
+"""Convert pickled weights to safetensors if the user allows it; no code in them is executed.
 
-torch's `weights_only` loading builds tensors and plain containers and refuses everything else.
+torch's `weights_only` loading builds only tensors and plain containers and refuses all else.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 
 
 def files_of(directory: Path) -> list[Path]:
-    """The pickled weights of a directory, none where it has no such.
+    """List the files with pickled weights in a directory.
 
     Raises:
-        CheckpointError: Its index is broken, or names a file that is not beside it.
+        CheckpointError: The index is malformed, or names a file that is not in the directory.
     """
     index = directory / PICKLE_INDEX
     if not index.is_file():
@@ -34,7 +34,7 @@ def files_of(directory: Path) -> list[Path]:
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if not re.fullmatch(r"[^/\\]+\.bin", name):
-            raise CheckpointError(f"{index}: {name!r} is not the name of a shard beside it")
+            raise CheckpointError(f"{index}: {name!r} is not a valid shard name")
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory / name}: no such file")
     return [directory / name for name in names]
@@ -45,11 +45,11 @@ def convert(directory: Path, into: Path) -> None:
 
     Args:
         directory: A checkpoint with pickled weights.
-        into: A directory that does not exist; it gets links to all other files.
+        into: The directory to create; it gets links to all other files.
 
     Raises:
-        CheckpointError: A file holds anything but numbers, or cannot be read.
-        OutputError: There is no room.
+        CheckpointError: A file contains anything other than tensors, or cannot be read.
+        OutputError: The safetensors files cannot be written.
     """
     from safetensors.torch import save_file  # noqa: PLC0415 - imports torch
 
@@ -65,7 +65,7 @@ def convert(directory: Path, into: Path) -> None:
         tensors = _load(shard)
         doubled = weight_map.keys() & tensors.keys()
         if doubled:
-            raise CheckpointError(f"{shard}: {min(doubled)} is in another file, too")
+            raise CheckpointError(f"{shard}: {min(doubled)} is also in another file")
         try:
             save_file(tensors, into / name, {"format": "pt"})
         except Exception as error:
@@ -78,31 +78,31 @@ def convert(directory: Path, into: Path) -> None:
 
 
 def _load(shard: Path) -> dict[str, Any]:
-    """The tensors of a file, each with numbers of its own."""
-    import torch  # noqa: PLC0415 - seconds
+    """Load the tensors of a file, none of which share memory."""
+    import torch  # noqa: PLC0415 - takes seconds
 
     def load(*, mmap: bool) -> object:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of how old the file's format is
+            warnings.simplefilter("ignore")  # torch warns about old file formats
             return torch.load(shard, map_location="cpu", weights_only=True, mmap=mmap)
 
     try:
-        content = load(mmap=zipfile.is_zipfile(shard))  # an old file can only be read whole
-    except Exception as error:  # broken words make an unpickler fail in any way
+        content = load(mmap=zipfile.is_zipfile(shard))  # old formats cannot be memory-mapped
+    except Exception as error:  # malformed data can raise any exception in the unpickler
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise CheckpointError(
-            f"{shard}: holds more than numbers, or is broken: {reason:.300}"
+            f"{shard}: malformed, or contains more than tensors: {reason:.300}"
         ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor)
         for name, tensor in content.items()
     ):
-        raise CheckpointError(f"{shard}: holds something else than tensors by their names")
+        raise CheckpointError(f"{shard}: not a mapping from names to tensors")
     seen: set[int] = set()
     tensors = {}
     for name, tensor in content.items():
         storage = tensor.untyped_storage().data_ptr()
-        # Two names for one tensor are two tensors in safetensors.
+        # safetensors cannot store shared memory, so each name gets its own copy.
         tensors[name] = tensor.clone() if storage in seen else tensor.contiguous()
         seen.add(storage)
     return tensors

@@ -1,4 +1,4 @@
-"""Quantized checkpoints: which stored bytes mean zero, and where their config names layers."""
+"""Zero the tensors of quantized checkpoints, and re-index the layers that their config names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mergekit_interleave.errors import RefusedError
 KEY = "quantization_config"
 
 INDEXED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Files in which older quantizers keep what others keep in config.json."""
+"""Files in which older quantizers store the settings that others store in config.json."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Quantization:
     """How a checkpoint is quantized.
 
     Attributes:
-        method: Its quant_method, None where it is not quantized.
-        zero: Matches the names of tensors whose zeroing makes a projection zero.
-        keep: Matches the names of tensors that must stay for that.
-        codes: The byte that means zero, where it is not 0, by the end of the name of a tensor
-            that then stands beside.
+        method: The quant_method, or None if the checkpoint is not quantized.
+        zero: A pattern for the names of the tensors to zero, which makes a projection zero.
+        keep: A pattern for the names of the tensors that must then stay unchanged.
+        codes: The bytes that mean zero if not 0. Each applies if a tensor exists whose name is that
+            of the zeroed tensor plus the given suffix.
     """
 
     method: str | None = None
@@ -37,18 +37,18 @@ class Quantization:
     codes: Mapping[str, int] | None = None
 
     def zero_byte(self, name: str, tensor: Tensor, names: Collection[str]) -> int | None:
-        """The byte that fills a tensor of a projection to zero.
+        """Return the byte to fill a tensor with so that its projection is zero.
 
         Args:
-            name: The tensor's name.
-            tensor: It.
+            name: The name of the tensor.
+            tensor: The tensor.
             names: The names of all tensors.
 
         Returns:
-            None where it must stay as it is.
+            The byte, or None if the tensor must stay unchanged.
 
         Raises:
-            RefusedError: What it means is not known.
+            RefusedError: It is unknown how the tensor stores a zero.
         """
         if re.search(self.zero, name):
             if _dtypes.has_plain_zero(tensor.dtype):
@@ -59,14 +59,16 @@ class Quantization:
             return None
         if _dtypes.has_plain_zero(tensor.dtype):
             return 0
-        raise RefusedError(f"{name} is stored as {tensor.dtype}, whose zero is not known")
+        raise RefusedError(
+            f"{name} is stored as {tensor.dtype}, and it is unknown how that encodes a zero"
+        )
 
 
 def quantization_of(config: Mapping[str, Any]) -> Quantization:
-    """How a checkpoint with this config.json is quantized.
+    """Return how a checkpoint with this config.json is quantized.
 
     Raises:
-        RefusedError: By a method that is not known.
+        RefusedError: The quantization method is unknown.
     """
     stated = config.get(KEY)
     if not isinstance(stated, Mapping):
@@ -75,23 +77,23 @@ def quantization_of(config: Mapping[str, Any]) -> Quantization:
     rules = families.quantized(method)
     if rules is None:
         raise RefusedError(
-            f"it is quantized by {method!r}, of which it is not known how it stores a zero",
-            hint="take the checkpoint that is not quantized",
+            f"the model is quantized by {method!r}, and it is unknown how that stores a zero",
+            hint="use the checkpoint that is not quantized",
         )
     return Quantization(method, **rules)
 
 
 def reindexed(value: Any, sources: Sequence[int], depth: int, stacks: Collection[str]) -> Any:
-    """A quantizer's config with its names of modules re-indexed.
+    """Return a quantization config with the layer indices in its module names updated.
 
     Args:
         value: The config, or a part of it.
         sources: The source index of each layer of the result.
-        depth: The source model's number of layers.
-        stacks: What may stand before the index of a layer, the first words left out or not.
+        depth: The number of layers of the source model.
+        stacks: The possible prefixes of a layer index; the names may omit their first parts.
 
     Raises:
-        RefusedError: A pattern names certain layers.
+        RefusedError: A name is a pattern that may match only some layers.
     """
     if isinstance(value, Mapping):
         return {
@@ -111,20 +113,20 @@ def reindexed(value: Any, sources: Sequence[int], depth: int, stacks: Collection
 
 
 _PATTERN = re.compile(r"[*?\\\[\](){}|^$+]|^re:")
-"""Matches what is a pattern of names rather than a name."""
+"""Matches a name that is a pattern."""
 
 
 def _names(name: str, sources: Sequence[int], depth: int, stacks: Collection[str]) -> list[str]:
     if _PATTERN.search(name):
         if re.search(r"\d", name):
             raise RefusedError(
-                f"{KEY}: the pattern {name!r} may name certain layers, and cannot be re-indexed"
+                f"{KEY}: the pattern {name!r} may match only some layers, and cannot be re-indexed"
             )
         return [name]
     parsed = layer_names.parse(name)
     if parsed is None or not any(f".{stack}".endswith(f".{parsed.stack}") for stack in stacks):
         return [name]
     new = [index for index, source in enumerate(sources) if source == parsed.index]
-    if parsed.index >= depth:  # a head that predicts several tokens moves on with the depth
+    if parsed.index >= depth:  # a multi-token prediction head follows the last layer
         new = [parsed.index - depth + len(sources)]
     return [parsed.at(index) for index in new]

@@ -30,9 +30,9 @@ INDEX = _out_files.INDEX
 _MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 
 _MAX_JSON = 500_000_000
-"""The most bytes of an index or config.json: that of a million tensors has 100 MB."""
+"""The maximum size in bytes of a JSON file; the index of a million tensors has 100 MB."""
 
-_MAX_DIMENSIONS = 64  # torch's
+_MAX_DIMENSIONS = 64  # the limit of torch
 
 
 class Stamp(NamedTuple):
@@ -45,7 +45,7 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Stamp:
-        """The stamp of an open file."""
+        """Return the stamp of a file with this status."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -54,8 +54,8 @@ class Shard:
     """A safetensors file.
 
     Attributes:
-        file: Where it is.
-        metadata: The `__metadata__` of its header.
+        file: The path.
+        metadata: The `__metadata__` of the header.
         stamp: The identity of the file when its header was read.
     """
 
@@ -64,13 +64,13 @@ class Shard:
     stamp: Stamp
 
     def check_unchanged(self, descriptor: int | None = None) -> None:
-        """Check that the file is still as it was when its header was read.
+        """Check that the file has not changed since its header was read.
 
         Args:
-            descriptor: The file, where it is open.
+            descriptor: The descriptor of the file, if it is open.
 
         Raises:
-            CheckpointError: It is not.
+            CheckpointError: The file has changed.
         """
         try:
             status = self.file.stat() if descriptor is None else os.fstat(descriptor)
@@ -85,11 +85,11 @@ class Tensor:
     """A stored tensor, as its header describes it.
 
     Attributes:
-        dtype: In safetensors' spelling, such as BF16.
-        shape: Its dimensions.
-        start: Where its data starts in the file.
-        nbytes: Its size there.
-        shard: The file that holds it.
+        dtype: The dtype in safetensors' spelling, such as BF16.
+        shape: The dimensions.
+        start: The offset of the data in the file.
+        nbytes: The size of the data in bytes.
+        shard: The file that holds the data.
     """
 
     dtype: str
@@ -100,27 +100,27 @@ class Tensor:
 
     @property
     def file(self) -> Path:
-        """The file that holds it."""
+        """The path of the file that holds the data."""
         return self.shard.file
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def width(self) -> int:
-        """The bytes of one element, 0 where several share one."""
+        """The size of one element in bytes; 0 if several elements share a byte."""
         if self.dtype in _dtypes.STORED:
             return _dtypes.STORED[self.dtype].bits // 8
         return self.nbytes // max(self.elements, 1)
 
 
 def check_unchanged(tensors: Iterable[Tensor]) -> None:
-    """Check that the files of some tensors are still as they were when they were read.
+    """Check that the files of the tensors have not changed since their headers were read.
 
     Raises:
-        CheckpointError: One of them is not.
+        CheckpointError: A file has changed.
     """
     for shard in {tensor.shard for tensor in tensors}:
         shard.check_unchanged()
@@ -141,10 +141,10 @@ def read_json(path: Path, most: int = _MAX_JSON) -> dict[str, Any]:
 
     Args:
         path: The file.
-        most: The most bytes that it may have.
+        most: The maximum size in bytes.
 
     Raises:
-        CheckpointError: The file is missing, or holds something else.
+        CheckpointError: The file is missing, too large, or not a JSON object.
     """
     try:
         status = path.stat()
@@ -164,24 +164,24 @@ def read_json(path: Path, most: int = _MAX_JSON) -> dict[str, Any]:
 
 
 def to_json(content: Mapping[str, Any]) -> str:
-    """A JSON object as it is written into files."""
+    """Format a JSON object for a file."""
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a directory's safetensors, from the headers.
+    """Read the tensors of a directory from the headers of its safetensors files.
 
     Raises:
-        CheckpointError: There are none, or a header or the index is broken.
+        CheckpointError: There are no safetensors files, or a header or the index is malformed.
     """
     return dict(iterate_tensors(path))
 
 
 def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a directory's safetensors and their names, one shard after another.
+    """Yield the names and tensors of a directory, shard by shard.
 
     Raises:
-        CheckpointError: There are none, or a header or the index is broken.
+        CheckpointError: There are no safetensors files, or a header or the index is malformed.
     """
     single, index = path / WEIGHTS, path / INDEX
     if index.is_file():
@@ -190,11 +190,11 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from _read_header(single).items()
     elif any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         raise CheckpointError(
-            f"{path}: its weights are pickled, and pickles are not loaded",
-            hint="pass --allow-pickle to read only the tensors from them",
+            f"{path}: the weights are pickled, and pickles are not loaded by default",
+            hint="pass --allow-pickle to read only the tensors in them",
         )
     else:
-        raise CheckpointError(f"{path}: no {WEIGHTS} and no {INDEX}")
+        raise CheckpointError(f"{path}: neither {WEIGHTS} nor {INDEX} exists")
 
 
 def _iterate_indexed(path: Path, index: Path) -> Iterator[tuple[str, Tensor]]:
@@ -202,8 +202,8 @@ def _iterate_indexed(path: Path, index: Path) -> Iterator[tuple[str, Tensor]]:
     shards = sorted(set(weight_map.values()))
     if (path / WEIGHTS).is_file() and shards != [WEIGHTS]:
         raise CheckpointError(
-            f"{path}: holds both {WEIGHTS} and {INDEX}, which names others",
-            hint="remove the one that is not the model",
+            f"{path}: holds both {WEIGHTS} and {INDEX}, which names other files",
+            hint="remove the one that does not belong to the model",
         )
     strays: set[str] = set()
     for shard in shards:
@@ -214,30 +214,30 @@ def _iterate_indexed(path: Path, index: Path) -> Iterator[tuple[str, Tensor]]:
                 strays.add(name)
     strays |= weight_map.keys()
     if strays:
-        raise CheckpointError(f"{index}: index and shards disagree about {min(strays)}")
+        raise CheckpointError(f"{index}: the index and the shards disagree about {min(strays)}")
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The tensors that an index names, and the shard of each.
+    """Read which tensors an index names, and the shard of each.
 
     Raises:
-        CheckpointError: It is broken, or names a file that is not beside it.
+        CheckpointError: The index is malformed, or the name of a shard is invalid.
     """
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: no weight_map")
     for shard in set(map(str, weight_map.values())):
         if not re.fullmatch(r"[^/\\]+\.safetensors", shard):
-            raise CheckpointError(f"{path}: {shard!r} is not the name of a shard beside it")
+            raise CheckpointError(f"{path}: {shard!r} is not a valid shard name")
     for name, shard in weight_map.items():
-        weight_map[name] = sys.intern(shard)  # there are many names, and few shards
+        weight_map[name] = sys.intern(shard)  # many tensors share few names
     return weight_map
 
 
 def _read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file."""
+    """Read the tensors of one file."""
     try:
-        # Not blocking: to open a pipe would wait for whoever writes into it.
+        # Non-blocking, because opening a pipe would otherwise wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
@@ -248,35 +248,35 @@ def _read_header(path: Path) -> dict[str, Tensor]:
             if length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(
                     f"{path}: not a safetensors file, or cut short",
-                    hint="a Git LFS pointer? run `git lfs pull`" if size < 1024 else None,  # noqa: PLR2004 - pointers are tiny
+                    hint="if it is a Git LFS pointer, run `git lfs pull`" if size < 1024 else None,  # noqa: PLR2004 - pointers are tiny
                 )
             header = json.loads(file.read(length), object_pairs_hook=_unique)
             metadata = dict(header.pop("__metadata__", None) or {})
-            words = {str(key): str(value) for key, value in metadata.items()}
-            shard = Shard(path, words, Stamp.of(status))
+            texts = {str(key): str(value) for key, value in metadata.items()}
+            shard = Shard(path, texts, Stamp.of(status))
             tensors = {name: _tensor(entry, shard, 8 + length) for name, entry in header.items()}
             _check_layout(tensors, 8 + length, size)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: broken safetensors header ({error!r})") from error
+        raise CheckpointError(f"{path}: malformed safetensors header ({error!r})") from error
     return tensors
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a JSON object; duplicate keys are refused because readers treat them differently."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    content = dict(pairs)
+    if len(content) < len(pairs):
         (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"duplicate key {name!r}")
-    return found
+    return content
 
 
 def _tensor(entry: Mapping[str, Any], shard: Shard, data: int) -> Tensor:
-    """A header's entry, in a file whose data starts at `data`."""
+    """Parse an entry of a header, for a file whose data starts at `data`."""
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     start, stop = entry["data_offsets"]
-    # Not isinstance: true and false are no numbers here.
+    # Not isinstance, which would accept true and false.
     if len(shape) > _MAX_DIMENSIONS or not all(
         type(number) is int and 0 <= number < 2**63 for number in (*shape, start, stop)
     ):
@@ -291,14 +291,14 @@ def _tensor(entry: Mapping[str, Any], shard: Shard, data: int) -> Tensor:
 
 
 def _check_layout(tensors: Mapping[str, Tensor], data: int, size: int) -> None:
-    """Check that the tensors fill the data, one behind the other, as the format asks for."""
+    """Check that the tensors fill the data without gaps, as the format requires."""
     end = data
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.nbytes)):
         if tensor.start != end:
-            raise ValueError("its tensors overlap, or leave gaps")
+            raise ValueError("the tensors overlap or leave gaps")
         end += tensor.nbytes
     if end != size:
-        raise ValueError(f"{size - end} bytes behind the last tensor")
+        raise ValueError(f"{size - end} bytes after the last tensor")
 
 
 @lru_cache(maxsize=1024)

@@ -17,8 +17,8 @@ def sentence(
 
     Args:
         layout: The layers.
-        growth: The growth line that they come from; None where there is none.
-        depth: The number of layers of the source model, None where it is not known.
+        growth: The growth line that they come from, if there is one.
+        depth: The number of layers of the source model, or None if it is unknown.
         identities: The indices of the new layers that pass their input on unchanged.
     """
     if len(layout.models) > 1:
@@ -41,7 +41,7 @@ def _summary(layout: Layout, depth: int | None, identities: Collection[int]) -> 
 
 
 def placement(layout: Layout, identities: Collection[int] = ()) -> str:
-    """One word for where the new layers are, as in the names of published models.
+    """Return one word for where the new layers are, as in the names of published models.
 
     Args:
         layout: The layers.
@@ -56,13 +56,13 @@ def placement(layout: Layout, identities: Collection[int] = ()) -> str:
         return "Pruned" if in_order else "Rearranged"
     if new == {*range(len(layout) - len(new), len(layout))}:
         return "Appended"
-    if all(sources[index] == sources[index - 1] for index in new):  # side by side
+    if all(sources[index] == sources[index - 1] for index in new):  # each next to its original
         return "Interleaved" if new <= {*identities} else "Interwoven"
     return "Stacked"
 
 
 def new_sources(layout: Layout) -> set[int]:
-    """The source indices of the new layers."""
+    """Return the source indices of the new layers."""
     return {layer.source for layer in layout.new_layers}
 
 
@@ -84,7 +84,7 @@ def _stacked(layout: Layout, depth: int | None, made: Summary) -> str:
         if made.edit:
             return f"{count} layers, {made.edit.removeprefix('some ')}"
         if full == count:
-            return f"the {count} layers as they are"
+            return f"the {count} layers unchanged"
         return f"{full - count} of {full} layers left out: pruning"
     if len(set(sources)) == count:
         return f"{count} layers in another order{made.edited}"

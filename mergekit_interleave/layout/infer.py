@@ -1,7 +1,7 @@
 """Find the directives that expand to the slices of a layout. Pure.
 
-Each growth line proposes growths for the slices. Each proposal is expanded and compared, so only
-exact ones are returned.
+Each growth line proposes growths for the slices. Each proposal is expanded and compared with the
+slices, so only exact matches are returned.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class Known:
     """What is known about the models of a layout.
 
     Attributes:
-        depths: The number of layers of each, None where it is not known.
+        depths: The number of layers of each model, or None if it is unknown.
         closes: Whether zeroing the tensors with these names makes a layer of the model an identity.
-        edits: The edits of `zero: auto` and `zero: gains`, where they are known.
+        edits: The edits of `zero: auto` and `zero: gains`, if they are known.
         reaches_out: Whether scales of the first or last slice also match tensors outside the
-            layers, which only a step may do.
+            layers, which is allowed only in a step.
     """
 
     depths: Mapping[ModelRef, int | None]
@@ -60,7 +60,7 @@ class _Rule:
 
 
 def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
-    """The directives that expand to a layout; none if only a mergekit config can express it.
+    """Yield the directives that expand to a layout; none if only a mergekit config can express it.
 
     Args:
         layout: The slices, whose boundaries are kept.
@@ -83,8 +83,10 @@ def _pattern(layout: Layout, known: Known) -> Pattern:
     edited = []
     for scales, alike in groupby(layout.slices, key=lambda part: part.scales):
         slices = tuple((part.model, part.start, part.stop) for part in alike)
-        said = {_said(scales, model, known) for model, _, _ in slices} if scales else {(None, ())}
-        zero, scale = said.pop() if len(said) == 1 else (None, scales)
+        edits = (
+            {_zero_and_scale(scales, m, known) for m, _, _ in slices} if scales else {(None, ())}
+        )
+        zero, scale = edits.pop() if len(edits) == 1 else (None, scales)
         edited.append(EditedSlices(zero, scale, slices))
     return Pattern(
         depth=known.depths[layout.models[0]] or max(part.stop for part in layout.slices),
@@ -98,7 +100,7 @@ def _pattern(layout: Layout, known: Known) -> Pattern:
 def _with_rules(
     growth: Growth, layout: Layout, known: Known, rules: Sequence[_Rule]
 ) -> Iterator[Directive]:
-    """The directives with this growth line and one of the rules that give the layout."""
+    """Yield the directives that give the layout with this growth line and one of the rules."""
     raw = _expanded(growth, layout, known, None, COPIES)
     if raw is None or joined(raw.slices) != joined(layout.slices):
         return
@@ -123,7 +125,7 @@ def _expanded(
     edit: Callable[[Layer], Edit] | None,
     apply_to: str,
 ) -> Layout | None:
-    """The layout of a growth line, None where the line does not fit."""
+    """Return the layout of a growth line, or None if the line does not fit."""
     depths = {
         model: known.depths[model]
         or max(part.stop for part in layout.slices if part.model == model)
@@ -153,17 +155,17 @@ def _stated(
     model = layout.models[0]
     several = bool(growth.models)
     unknown = known.depths[model] is None and growth.needs_depth
-    said = Directive(
+    directive = Directive(
         growth=growth,
         model=None if several else model,
         models=_short_names(layout.models) if several else {},
         layers=max(part.stop for part in layout.slices) if unknown else None,
     )
     if rule is None:
-        return said
+        return directive
     return replace(
-        said,
-        zero=None if rule.zero == said.zero_rule else rule.zero,
+        directive,
+        zero=None if rule.zero == directive.zero_rule else rule.zero,
         scale=rule.scale or None,
         apply_to=None if apply_to == COPIES else apply_to,
     )
@@ -175,7 +177,7 @@ def _short_names(models: Sequence[ModelRef]) -> dict[str, ModelRef]:
 
 
 def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
-    """The rules that may have edited the new layers, if all have the same edit."""
+    """Yield the rules that may have edited the new layers."""
     edits = {Edit(part.scales, part.constants) for part in layout.slices} - {Edit()}
     if not edits:
         yield _Rule(NONE, (), None)
@@ -190,15 +192,17 @@ def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
         return
     (edit,) = edits
     if not edit.constants:
-        zero, scale = _said(edit.scales, layout.models[0], known)
+        zero, scale = _zero_and_scale(edit.scales, layout.models[0], known)
         yield _Rule(zero or NONE, scale, lambda _: edit)
         auto = known.edits.get(AUTO)
         if zero and scale and auto is not None and auto(0) == Edit(zeroed_scales(zero)):
             yield _Rule(AUTO, scale, lambda _: edit)
 
 
-def _said(scales: Scales, model: ModelRef, known: Known) -> tuple[tuple[str, ...] | None, Scales]:
-    """Split scales into `zero` and `scale`."""
+def _zero_and_scale(
+    scales: Scales, model: ModelRef, known: Known
+) -> tuple[tuple[str, ...] | None, Scales]:
+    """Split scales into `zero` and `scale`; `zero` is None if that is not possible."""
     zeroed = tuple(takewhile(lambda scale: scale.value == 0 and scale.filter, scales))
     names = tuple(str(scale.filter) for scale in zeroed)
     rest = scales[len(zeroed) :]

@@ -1,8 +1,8 @@
-"""A layout: the ordered layers of the new model. Pure: no I/O, no torch.
+"""Lay out the layers of the new model. Pure: no I/O, no torch.
 
-Terms, here and everywhere: the *original* is the first unscaled occurrence of a source layer; every
-other occurrence is a *new layer*, to be trained; a new layer whose residual writers are *zeroed*
-passes its input on unchanged. Indices start at 0, ranges are half-open.
+Terms used in the whole project: the *original* is the first unscaled occurrence of a source layer;
+every other occurrence is a *new layer*, to be trained; a new layer whose residual writers are
+*zeroed* passes its input on unchanged. Indices start at 0, ranges are half-open.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mergekit_interleave.errors import LayoutError
 
 @dataclass(frozen=True)
 class Constant:
-    """Fill the tensors whose name contains `filter` with a value, which no scale can do.
+    """A value to fill the tensors whose name contains `filter` with, which no scale can do.
 
     Attributes:
         value: The value.
         filter: A part of the names of the tensors.
-        after: The first row that is filled; None fills all rows.
-        square: If it is k, only the last k * k rows are filled: read as a k by k matrix, they
+        after: The first row to fill; None fills all rows.
+        square: If set to k, only the last k * k rows are filled: viewed as a k by k matrix, they
             become `value` times the identity matrix.
     """
 
@@ -44,7 +44,7 @@ class Constant:
 
 
 def constant_of(tensor: str, constants: Iterable[Constant]) -> Constant | None:
-    """The constant that fills a tensor; None where there is none."""
+    """Return the constant that fills a tensor, or None if there is none."""
     return next((constant for constant in constants if constant.filter in tensor), None)
 
 
@@ -106,7 +106,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of a new model, in slices with the boundaries that were written."""
+    """The layers of a new model, in slices with the boundaries as written."""
 
     slices: tuple[Slice, ...]
 
@@ -134,14 +134,14 @@ class Layout:
 
     @cached_property
     def models(self) -> tuple[ModelRef, ...]:
-        """The source models, in the order of their first layer."""
+        """The source models, in the order of their first layers."""
         return tuple(dict.fromkeys(part.model for part in self.slices))
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.slices)
 
     def is_base(self, depth: int) -> bool:
-        """Whether this is its source model, layer for layer."""
+        """Whether the layers are exactly those of the source model, in order."""
         plain = not any(layer.new for layer in self.layers) and len(self.models) == 1
         return plain and [layer.source for layer in self.layers] == list(range(depth))
 
@@ -153,28 +153,28 @@ def joined(slices: Sequence[Slice], *, across_edits: bool = False) -> list[Slice
         slices: The slices.
         across_edits: Join only slices with different edits.
     """
-    found: list[Slice] = []
+    result: list[Slice] = []
     edits: list[Edit] = []
     for part in slices:
         edit = Edit(part.scales, part.constants)
-        last = found[-1] if found else None
+        last = result[-1] if result else None
         follows = last is not None and (last.model, last.stop) == (part.model, part.start)
         if follows and last is not None and not (across_edits and edits[-1] == edit):
-            found[-1] = replace(last, stop=part.stop)
+            result[-1] = replace(last, stop=part.stop)
         else:
-            found.append(Slice(part.model, part.start, part.stop))
+            result.append(Slice(part.model, part.start, part.stop))
         edits.append(edit)
-    return found
+    return result
 
 
 Depths: TypeAlias = "int | Callable[[ModelRef], int | None] | None"
-"""The number of layers of the one model, or of each model; None where it is not known."""
+"""The number of layers of the only model, or of each model; None if it is unknown."""
 
 
 def distances(layout: Layout) -> list[int]:
-    """The distance in layers of each copy from its original, in the order of the copies.
+    """Return the distance in layers from each copy to its original, in the order of the copies.
 
-    Copies side by side keep these distances small, which is LongCAT's argument for them.
+    Placing each copy next to its original keeps the distances small, as LongCAT recommends.
     """
     layers = layout.layers
     originals = {(layer.model, layer.source): layer.index for layer in layers if not layer.new}
@@ -194,9 +194,9 @@ def expand(  # noqa: PLR0913 - two callbacks that planning supplies
     """Lay out a growth line on a model.
 
     Args:
-        growth: The growth line; not `ExplicitSlices`, which `mergekit_yaml` reads.
-        model: The source model; None where the growth line names its own.
-        depth: Its number of layers; None where it is not known and the line does not need it.
+        growth: The growth line; not `ExplicitSlices`, which `mergekit_yaml` parses.
+        model: The source model, or None if the growth line names its own models.
+        depth: Its number of layers; may be None if the line does not need it.
         edit: Returns the edit of a new layer; None makes plain copies.
         apply_to: Which of several equal layers are edited.
         step_edit: Returns the edit of a layer of a step with its own `zero` or `scale`.
@@ -232,33 +232,33 @@ def expand(  # noqa: PLR0913 - two callbacks that planning supplies
 
 
 def _split(part: Slice, edits: Iterable[Edit]) -> Iterator[Slice]:
-    """A slice with the edits of its layers, cut where the edit changes."""
+    """Apply the edits of its layers to a slice, and split it where the edit changes."""
     start = part.start
-    for how, alike in groupby(edits):
+    for edit, alike in groupby(edits):
         stop = start + len(list(alike))
-        yield Slice(part.model, start, stop, how.scales, how.constants)
+        yield Slice(part.model, start, stop, edit.scales, edit.constants)
         start = stop
 
 
 def _edit_new_layers(
     layout: Layout, edit: Callable[[Layer], Edit], apply_to: str, settled: Collection[int]
 ) -> Layout:
-    """The layout with its new layers edited, except those that a step edits."""
+    """Return the layout with its new layers edited, except those that a step edits."""
     slices: list[Slice] = []
-    which = chosen(layout, apply_to, settled)
+    edited = chosen(layout, apply_to, settled)
     layers = iter(layout.layers)
     for part in layout.slices:
-        mine = list(islice(layers, len(part)))
-        if mine[0].index in settled:
+        members = list(islice(layers, len(part)))
+        if members[0].index in settled:
             slices.append(part)
             continue
-        edits = (edit(layer) if layer.index in which else Edit() for layer in mine)
+        edits = (edit(layer) if layer.index in edited else Edit() for layer in members)
         slices += _split(part, edits)
     return Layout(tuple(slices))
 
 
 def chosen(layout: Layout, apply_to: str, settled: Collection[int] = ()) -> set[int]:
-    """The indices of the layers that the edit of a growth line applies to.
+    """Return the indices of the layers that the edit of a growth line applies to.
 
     Args:
         layout: The layers, edited only by their steps.
@@ -275,5 +275,5 @@ def chosen(layout: Layout, apply_to: str, settled: Collection[int] = ()) -> set[
         for layer in islice(layers, len(part)):
             if layer.index not in settled:
                 equal.setdefault((model, layer.source), []).append(layer.index)
-    which = {FIRST: slice(1, 2), LAST: slice(-1, None), ALL: slice(None)}[apply_to]
-    return {i for indices in equal.values() if len(indices) > 1 for i in indices[which]}
+    selected = {FIRST: slice(1, 2), LAST: slice(-1, None), ALL: slice(None)}[apply_to]
+    return {i for indices in equal.values() if len(indices) > 1 for i in indices[selected]}

@@ -1,8 +1,8 @@
-"""Convert a layout to mergekit YAML, the recipe, and back.
+"""Convert a layout to mergekit YAML (the recipe) and back.
 
-Reading follows mergekit's rules: the filter of a condition is a substring of the tensor's name, the
-first condition that matches applies, the conditions of a source come before those of its slice and
-its module, and a list of numbers is a gradient over the layers of the slice.
+Parsing follows mergekit's rules: the filter of a condition is a substring of the tensor's name; the
+first condition that matches applies; the conditions of a source come before those of its slice and
+its module; a list of numbers is a gradient over the layers of the slice.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def to_document(
     name: Callable[[ModelRef], object] = ModelRef.to_yaml,
     modules: Mapping[str, int | None] | None = None,
 ) -> dict[str, object]:
-    """The mergekit config of a layout.
+    """Return the mergekit config of a layout.
 
     Args:
         layout: The layout.
         mergekit: mergekit's own keys to pass on, such as dtype.
         name: Returns the name to write for a model.
-        modules: The modules of a multimodal model by mergekit's names, with their numbers of
-            layers; None for the module of the layout.
+        modules: The modules of a multimodal model by mergekit's names, each with its number of
+            layers, or None for the module that the layout describes.
     """
     keys = dict(mergekit)
     if "base_model" in keys:
@@ -72,7 +72,7 @@ def _named_source(source: object, name: Callable[[ModelRef], object]) -> object:
 def _named_tokenizer(
     tokenizer: Mapping[str, object], name: Callable[[ModelRef], object]
 ) -> dict[str, object]:
-    """The tokenizer section with its models renamed."""
+    """Return the tokenizer section with its models renamed."""
     named = dict(tokenizer)
     if "source" in named:
         named["source"] = _named_source(named["source"], name)
@@ -103,7 +103,10 @@ def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
     if "base_model" in mergekit:
         parse_model(mergekit["base_model"], "base_model")
     if "tokenizer" in mergekit and "tokenizer_source" in mergekit:
-        raise DirectiveError("tokenizer, tokenizer_source: mergekit takes only one of them")
+        raise DirectiveError(
+            "tokenizer, tokenizer_source: mergekit accepts only one of them",
+            hint="remove one of them",
+        )
     if "tokenizer_source" in mergekit:
         _named_source(mergekit["tokenizer_source"], str)
     if "tokenizer" in mergekit:
@@ -111,14 +114,19 @@ def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
         check_keys(tokenizer, ("source", "tokens", "pad_to_multiple_of"), "tokenizer")
         multiple = tokenizer.get("pad_to_multiple_of", 1)
         if not isinstance(multiple, int) or isinstance(multiple, bool) or multiple < 1:
-            raise DirectiveError(f"tokenizer.pad_to_multiple_of: expected a number, {multiple!r}")
+            raise DirectiveError(
+                "tokenizer.pad_to_multiple_of: expected a positive whole number, "
+                f"found {multiple!r}"
+            )
         for token, how in _mapping(tokenizer.get("tokens", {}), "tokenizer.tokens").items():
             where = f"tokenizer.tokens.{token}"
             check_keys(_mapping(how, where), ("source", "force"), where)
             source = _mapping(how, where).get("source")
             kind = source.get("kind", "zero") if isinstance(source, Mapping) else "zero"
             if kind not in ("zero", "model_token"):
-                raise DirectiveError(f"{where}.source.kind: expected zero or model_token")
+                raise DirectiveError(
+                    f"{where}.source.kind: expected `zero` or `model_token`, found {kind!r}"
+                )
         _named_tokenizer(tokenizer, str)
     if not isinstance(mergekit.get("chat_template", ""), str):
         raise DirectiveError("chat_template: expected `auto`, a name or a template")
@@ -126,13 +134,13 @@ def check_keys_of_mergekit(mergekit: Mapping[str, object]) -> None:
 
 
 def effective(layout: Layout, mergekit: Mapping[str, object]) -> Layout:
-    """The layout with the scales of mergekit's top-level `parameters` added to all slices."""
+    """Return the layout with the scales of mergekit's top-level `parameters` in every slice."""
     scales = _global_scales(mergekit)
     return Layout(tuple(replace(part, scales=(*part.scales, *scales)) for part in layout.slices))
 
 
 def dtypes_of(mergekit: Mapping[str, object]) -> tuple[str | None, str | None]:
-    """The dtypes that mergekit converts to on reading and on writing; None converts nothing."""
+    """Return the dtypes that mergekit converts to on reading and writing; None keeps the dtype."""
 
     def stated(key: str) -> str | None:
         return str(mergekit[key]).removeprefix("torch.") if key in mergekit else None
@@ -141,13 +149,13 @@ def dtypes_of(mergekit: Mapping[str, object]) -> tuple[str | None, str | None]:
 
 
 def dtype_of(mergekit: Mapping[str, object]) -> str | None:
-    """The dtype that mergekit writes; None where each tensor keeps its own."""
+    """Return the dtype that mergekit writes, or None if each tensor keeps its own."""
     read, written = dtypes_of(mergekit)
     return written or read
 
 
 def changes_tokenizer(mergekit: Mapping[str, object]) -> bool:
-    """Whether mergekit writes another tokenizer than that of the base."""
+    """Whether mergekit writes a tokenizer that differs from that of the base."""
     return any(key in mergekit for key in ("tokenizer", "tokenizer_source", "chat_template"))
 
 
@@ -162,10 +170,10 @@ def _global_scales(mergekit: Mapping[str, object]) -> Scales:
 
 
 def _level_scales(setting: object, where: str) -> Scales:
-    """The scales of a module or of the whole config, which must not be gradients."""
+    """Return the scales of a module or of the whole config, which must not be gradients."""
     conditions = _conditions(setting, where)
     if any(len(condition.values) > 1 for condition in conditions):
-        raise RefusedError(f"{where}: only a slice can have a gradient")
+        raise RefusedError(f"{where}: a gradient is only possible in a slice")
     return tuple(condition.at(0) for condition in conditions)
 
 
@@ -175,12 +183,12 @@ def to_yaml(
     name: Callable[[ModelRef], object] = ModelRef.to_yaml,
     modules: Mapping[str, int | None] | None = None,
 ) -> str:
-    """The mergekit config of a layout as YAML text; see `to_document`.
+    """Return the mergekit config of a layout as YAML text; see `to_document`.
 
-    Comments name what mergekit cannot represent.
+    Comments list the edits that mergekit cannot represent.
     """
-    unsaid = [f"# not supported by mergekit: {words}\n" for words in _unsayable(layout)]
-    return "".join(unsaid) + yaml_io.write(to_document(layout, mergekit, name, modules))
+    comments = [f"# not supported by mergekit: {edit}\n" for edit in _unsayable(layout)]
+    return "".join(comments) + yaml_io.write(to_document(layout, mergekit, name, modules))
 
 
 def check_sayable(layout: Layout) -> None:
@@ -189,10 +197,10 @@ def check_sayable(layout: Layout) -> None:
     Raises:
         RefusedError: It cannot.
     """
-    for words in _unsayable(layout):
+    for edit in _unsayable(layout):
         raise RefusedError(
-            f"a mergekit config cannot represent this: {words}",
-            hint="`mk-interleave run` writes the model from the same directive",
+            f"a mergekit config cannot represent this edit: {edit}",
+            hint="write the model from the same directive with `mk-interleave run`",
         )
 
 
@@ -217,17 +225,17 @@ def _source(part: Slice, model: object) -> dict[str, object]:
 
 
 _FILL = "fill"
-"""A parameter of this project, which mergekit does not know."""
+"""A parameter that only this project uses; mergekit does not support it."""
 
 
 def _fill(constant: Constant) -> dict[str, object]:
-    where = {"after": constant.after, "square": constant.square}
-    stated = {name: rows for name, rows in where.items() if rows is not None}
+    rows = {"after": constant.after, "square": constant.square}
+    stated = {name: count for name, count in rows.items() if count is not None}
     return {"filter": constant.filter, "value": constant.value, **stated}
 
 
 def _constants(source: Mapping[str, object], where: str) -> tuple[Constant, ...]:
-    """The constants of a source; no other level has them."""
+    """Parse the constants of a source; no other level has constants."""
     parameters = source.get("parameters")
     written = parameters.get(_FILL) if isinstance(parameters, Mapping) else None
     place = f"{where}.parameters.{_FILL}"
@@ -254,16 +262,17 @@ def _condition(scale: Scale) -> dict[str, object]:
 def from_document(
     document: Mapping[str, object], depth_of: Callable[[ModelRef], int | None]
 ) -> Layout:
-    """Read the `slices:`, `models:` or `modules:` of a mergekit passthrough config.
+    """Parse the `slices:`, `models:` or `modules:` of a mergekit passthrough config.
 
     Args:
         document: One of these keys with its value.
-        depth_of: The number of layers of a model, None where it cannot be known.
+        depth_of: Returns the number of layers of a model, or None if it is unknown.
 
     Raises:
-        DirectiveError: mergekit would reject it, or it is not a passthrough merge.
-        RefusedError: It changes more than one module.
-        LayoutError: The depth of a model is needed and not known, or there are too many layers.
+        DirectiveError: mergekit would reject the config, or it is not a passthrough merge.
+        RefusedError: The config changes more than one module, or has a gradient that slices
+            cannot represent.
+        LayoutError: The depth of a model is needed but unknown, or there are too many layers.
     """
     module_scales: Scales = ()
     if "modules" in document:
@@ -283,7 +292,7 @@ def from_document(
         )
         check_keys(source, ("model", "layer_range", "parameters"), place)
         model, start, stop = _model_and_range(source, place)
-        # Two spellings of one directory are one model.
+        # Different spellings of one directory are the same model.
         model = known.setdefault(model.identity, model)
         total += stop - start
         if total > MAX_LAYERS:
@@ -306,7 +315,7 @@ class _Condition:
     values: tuple[float, ...]
 
     def at(self, t: float) -> Scale:
-        """The scale at a position in the slice, from 0 at its first layer to 1 at its last."""
+        """Return the scale at a position in the slice, from 0 (first layer) to 1 (last layer)."""
         place = t * (len(self.values) - 1)
         low = int(place)
         high = min(len(self.values) - 1, low + 1)
@@ -318,10 +327,10 @@ class _Condition:
 def _slices(
     whole: Slice, settings: list[tuple[object, str]], module_scales: Scales, *, edge: bool
 ) -> list[Slice]:
-    """One slice, or one per layer where a gradient makes the layers differ.
+    """Return one slice, or one per layer if a gradient makes the layers differ.
 
-    In the first and last slice, mergekit also applies the first value of the gradient to tensors
-    outside the layers. Slices without a gradient cannot represent that.
+    In the first and last slice, mergekit also applies the gradient to tensors outside the layers,
+    which slices without a gradient cannot represent.
     """
     conditions = [
         condition
@@ -337,7 +346,7 @@ def _slices(
         raise RefusedError(
             f"{settings[0][1]}: a gradient in the first or last slice also scales tensors "
             "outside the layers",
-            hint="write one slice per layer, with one value each",
+            hint="write one slice per layer, each with a single value",
         )
 
     def scales_at(t: float) -> Scales:
@@ -383,7 +392,7 @@ def _number(value: object, where: str) -> float:
 
 
 def _parameters(owner: Mapping[str, object], where: str) -> object:
-    """The `scale` setting in the parameters of an entry; passthrough has no other parameter."""
+    """Return the `scale` setting of an entry; passthrough has no other parameter."""
     parameters = owner.get("parameters")
     if parameters is None:
         return None
@@ -398,7 +407,7 @@ def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
     name = GROWN if GROWN in entries else next(iter(entries), "none")
     for other, value in entries.items():
         if other != name and _whole(value) is None:
-            raise RefusedError(f"modules: {other} is changed, but only {name} can be")
+            raise RefusedError(f"modules.{other}: is changed, but only {name} may be changed")
     value = entries.get(name)
     where = f"modules.{name}"
     module = _mapping(value, where)
@@ -409,14 +418,14 @@ def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
 
 
 def other_modules(document: Mapping[str, object]) -> dict[str, int]:
-    """The modules that are copied whole, except the grown one, with their numbers of layers."""
+    """Return the modules that are copied whole, except the grown one, with their layer counts."""
     entries = document.get("modules")
-    found = {n: _whole(m) for n, m in entries.items()} if isinstance(entries, Mapping) else {}
-    return {name: count for name, count in found.items() if count is not None and name != GROWN}
+    counts = {n: _whole(m) for n, m in entries.items()} if isinstance(entries, Mapping) else {}
+    return {name: count for name, count in counts.items() if count is not None and name != GROWN}
 
 
 def _whole(module: object) -> int | None:
-    """The number of layers of a module that is one slice from layer 0 on, without parameters."""
+    """Return the layer count of a module that is one slice from layer 0 without parameters."""
     match module:
         case {"slices": [{"sources": [{"layer_range": [0, int(count)], **source}], **others}]}:
             return None if others or source.keys() - {"model"} else count
@@ -432,7 +441,7 @@ def _whole_model(
     depth = depth_of(model)
     if depth is None:
         raise LayoutError(
-            f"the number of layers of {model} is not known", hint="state it: --layers N"
+            f"the number of layers of {model} is not known", hint="state it with --layers N"
         )
     settings = [(_parameters(entry, "models[0]"), "models[0].parameters.scale")]
     return Layout(tuple(_slices(Slice(model, 0, depth), settings, module_scales, edge=True)))
@@ -445,13 +454,13 @@ def _model_and_range(source: Mapping[str, object], where: str) -> tuple[ModelRef
         case [int(start), int(stop)] if 0 <= start < stop:
             return model, start, stop
     raise DirectiveError(
-        f"{where}.layer_range: expected [START, STOP] with START below STOP, found {bounds!r}"
+        f"{where}.layer_range: expected [START, STOP] with START less than STOP, found {bounds!r}"
     )
 
 
 def _one(items: list[object], where: str) -> object:
     if len(items) != 1:
-        raise DirectiveError(f"{where}: passthrough takes one source, found {len(items)}")
+        raise DirectiveError(f"{where}: passthrough takes exactly one source, found {len(items)}")
     return items[0]
 
 

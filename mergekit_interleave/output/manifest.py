@@ -255,6 +255,7 @@ def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
             **{key: content["directive"][key] for key in MERGEKIT_KEYS if key in keys},
         }
         directive = from_document(document)
+        from_document(dict(content["directive"]))
         _check_models(
             mergekit_yaml.from_document({"slices": document["slices"]}, lambda _: None), depths
         )

@@ -41,6 +41,7 @@ def short(outcomes: Mapping[str, Any]) -> str:
 
 
 def _short(found: Mapping[str, Any]) -> str:
+    """Summarize an outcome without differences."""
     compared = _compared(found)
     if compared == "no":
         return "no tensors compared"

@@ -1,4 +1,4 @@
 """Plan every tensor, config and file of the result from a layout and its checkpoints.
 
-A new property of the result is computed here once; other packages read it from `ExpansionPlan`.
+Properties of the result are computed only here; other packages read them from `ExpansionPlan`.
 """

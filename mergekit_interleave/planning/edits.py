@@ -39,7 +39,7 @@ class Edits:
 
     @property
     def zeroed(self) -> set[str]:
-        """The names that `zero` lists."""
+        """The names in all `zero` lists."""
         return {name for _, rule in self._rules if isinstance(rule, tuple) for name in rule}
 
     def of(self, layer: Layer, rule: Zero, scale: Scales) -> Edit:
@@ -71,14 +71,14 @@ class Edits:
             if checkpoint is not None and layers:
                 self._check_zeroing(layers, checkpoint, rule, allowed=allow_non_identity)
             elif isinstance(rule, tuple):
-                self._warn("zero: the names are not checked: the model cannot be read")
+                self._warn("zero: the names are not checked, because the model cannot be read")
 
     def _check_zeroing(
         self, layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allowed: bool
     ) -> None:
-        """Check the zeroed names against the stored tensors, or else against the family.
+        """Check the zeroed names against the stored tensors, or against the family without them.
 
-        Layers may have different tensors, so a name must match in at least one layer.
+        Layers may have different tensors, so a name must match a tensor in at least one layer.
         """
         family = checkpoint.family
         indices = sorted({layer.source for layer in layers})
@@ -98,12 +98,12 @@ class Edits:
             for name in zeroing.dead_tensors(first.edit, tensors[first.source], family)[:1]:
                 self._warn(
                     f"zero: {layer_names.inside(name)} is zeroed too, although it does not write "
-                    "to the residual stream; the new layers may get no gradients (`zero: auto` is "
-                    "enough)"
+                    "to the residual stream, so the new layers may get no gradients (`zero: auto` "
+                    "zeroes only what is needed)"
                 )
         if family.output_norms is not None and not zeroing.closes_gains(first.edit, family):
             self._warn(
-                f"model type {family.model_type} normalizes the output of its projections: "
+                f"model type {family.model_type} normalizes the output of its projections, so "
                 "zeroed projections take large first steps in training; `zero: gains` zeroes the "
                 "gains of the norms instead"
             )
@@ -118,7 +118,7 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
         warn: Called with each warning.
 
     Raises:
-        LayoutError: The model has no norms to zero, or it is not known what to zero in its type.
+        LayoutError: The model has no norms to zero, or it is unknown what to zero in its type.
         RefusedError: Layers of this model type cannot be copied exactly.
     """
     if rule == NONE:
@@ -136,7 +136,10 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
             else f"model type {checkpoint.model_type!r} is not known"
         )
         if rule == GAINS:
-            raise LayoutError(f"zero: gains: {reason}, so its norms are unknown")
+            raise LayoutError(
+                f"zero: gains: {reason}, so its norms are unknown",
+                hint="list the tensors to zero: `zero: [o_proj, ...]`",
+            )
         family = families.assumed_family()
         names = ", ".join(family.residual_writers)
         if checkpoint is not None and checkpoint.has_weights:
@@ -171,8 +174,8 @@ def _check_plain(checkpoint: Checkpoint) -> None:
         for name in checkpoint.layer_tensors(index):
             if not families.is_standard_tensor(layer_names.inside(name)):
                 raise LayoutError(
-                    f"zero: auto: model type {checkpoint.model_type!r} is unknown, and Llama has "
-                    f"no tensor like {name}",
+                    f"zero: auto: model type {checkpoint.model_type!r} is unknown, and its tensor "
+                    f"{name} is not one of Llama's",
                     hint="list the tensors that write to the residual stream: "
                     "`zero: [o_proj, ...]`",
                 )
@@ -183,7 +186,7 @@ def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
 
     Args:
         checkpoint: The model of the slice, or None if it cannot be read.
-        before: Whether the slice is the first one.
+        before: Whether the slice is the first one, rather than the last.
     """
     if checkpoint is not None and checkpoint.family is not None and checkpoint.has_weights:
         return checkpoint.scaled(checkpoint.outside_layers()[0 if before else 1])
@@ -207,7 +210,7 @@ def _check_outside(
         except LayoutError as error:
             if not stated or stated[end].is_plain:
                 raise
-            warn(f"{error}: mergekit scales it too")
+            warn(f"{error}, so mergekit scales it too")
 
 
 def idle_filters(

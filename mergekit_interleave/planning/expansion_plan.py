@@ -30,7 +30,7 @@ from mergekit_interleave.planning.resolve import Expansion, models_for
 from mergekit_interleave.planning.tensor_plan import Dtypes, TensorSpec, assemble
 
 TOKENIZER = "made for another tokenizer"
-"""The reason why embeddings and head cannot be compared after a tokenizer change."""
+"""Why embeddings and head cannot be compared after a change of the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ExpansionPlan:
         grown: The config.json of the result.
         specs: Every tensor of the result.
         dtype: The dtype to write into config.json, or None to keep the base's.
-        small_files: The base's files to copy: the name inside the model, and the path.
+        small_files: The files of the base to copy, each as the name in the model and the path.
         warnings: The warnings, including those of the expansion.
     """
 
@@ -107,7 +107,7 @@ class ExpansionPlan:
 
     @cached_property
     def _vocabulary(self) -> int | None:
-        """The number of rows of the base's embeddings, or None if their tensor is unknown."""
+        """The number of rows of the embeddings, or None if their tensor is unknown."""
         tensors = self.first.tensors
         names = [name for name in self.first.require_family().before_layers if name in tensors]
         return tensors[names[0]].shape[0] if names else None
@@ -175,7 +175,9 @@ def vocab_size(tensors: Mapping[str, Tensor], plan: ExpansionPlan) -> int:
     """
     before = plan.first.require_family().before_layers
     if not before or before[0] not in tensors:
-        raise RefusedError("it is unknown which tensor holds the embeddings of this model type")
+        raise RefusedError(
+            f"it is unknown which tensor of model type {plan.first.model_type} holds the embeddings"
+        )
     return tensors[before[0]].shape[0]
 
 
@@ -193,7 +195,7 @@ def plan_expansion(
         expansion: The directive and its layout.
         models: Fetches the files of the source models.
         out: The absolute path of the result; None if nothing will be written.
-        base_model: The Hub id of the only source model, if its directory does not record one.
+        base_model: The Hub id of the only source model, if its directory does not state one.
         mix: Stack models even if they are not compatible.
 
     Raises:
@@ -263,7 +265,7 @@ def open_sources(
     Args:
         expansion: The directive and its layout.
         models: Opens the models that `resolve` did not open.
-        base_model: The Hub id of the only source model, if its directory does not record one.
+        base_model: The Hub id of the only source model, if its directory does not state one.
         mix: Stack models even if they are not compatible.
 
     Raises:
@@ -286,7 +288,10 @@ def _check_alone(opened: Mapping[ModelRef, Checkpoint], base: Checkpoint) -> Non
     """Refuse several models of a type whose compatibility cannot be checked."""
     directories = {checkpoint.path.resolve() for checkpoint in opened.values()}
     if len(directories) > 1 and base.require_family().must_agree is None:
-        raise RefusedError(f"several models of type {base.model_type} cannot be stacked yet")
+        raise RefusedError(
+            f"models of type {base.model_type} cannot be stacked on each other, because it is "
+            "unknown which settings must be equal"
+        )
 
 
 def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
@@ -301,42 +306,46 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
                 None if mix else compatibility.disagreement(model.config, base.config, family)
             )
     if mismatch is not None:
-        key, ours, theirs = mismatch
+        key, of_model, of_base = mismatch
         raise RefusedError(
-            f"{model.ref} does not fit {base.ref}: {key} is {ours!r}, not {theirs!r}",
+            f"{model.ref} cannot be stacked with {base.ref}: `{key}` is {of_model!r} in the first "
+            f"and {of_base!r} in the second",
             hint="pass --mergekit allow_crimes=true to stack them anyway",
         )
 
 
 def _check_metadata(checkpoint: Checkpoint) -> None:
-    """Refuse header metadata about single layers: metadata is copied, and layers are renumbered."""
+    """Refuse header metadata that names layers, because it is copied but layers are renumbered."""
     for shard in {tensor.shard for tensor in checkpoint.tensors.values()}:
         for key, value in shard.metadata.items():
             if checkpoint.names_a_layer(key) or checkpoint.names_a_layer(value):
                 raise RefusedError(
-                    f"{shard.file}: the header has metadata about single layers ({key!r}), as some "
-                    "quantizers write it, which cannot be derived for new layers",
-                    hint="load the model without quantization, save it and grow the copy",
+                    f"{shard.file}: the header has metadata about single layers ({key!r}), which "
+                    "cannot be derived for new layers",
+                    hint="load the model without quantization, save it and grow the saved model",
                 )
 
 
 def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
-    """Refuse a model without the buffer that its class otherwise computes from the layer index."""
+    """Refuse a model without a buffer that its class would compute from the layer index."""
     needed = base.require_family().required_buffer
     if needed is not None and not any(needed in spec.name for spec in specs):
         raise RefusedError(
-            f"{base.ref}: {needed} is not stored, and it would be recomputed from the new layer "
-            "indices",
-            hint="load the model with transformers and save it again, which stores the buffer",
+            f"{base.ref}: the buffer {needed} is not stored, so it would be recomputed from the "
+            "new layer indices",
+            hint="load the model with transformers and save it again to store the buffer",
         )
 
 
 def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
-    """Refuse an OUT that is or contains a source model: --force would delete it."""
+    """Refuse an OUT that is or contains a source model, which --force would delete."""
     source = checkpoint.path.resolve()
     place = out.resolve()
     if place == source or place in source.parents:
-        raise OutputError(f"{out}: is or contains the source model {checkpoint.ref}")
+        raise OutputError(
+            f"{out}: is or contains the source model {checkpoint.ref}",
+            hint="choose another output directory",
+        )
 
 
 def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
@@ -347,7 +356,7 @@ def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
         return None
     if len(stored) > 1:
         raise RefusedError(
-            f"the models are stored in several dtypes: {', '.join(sorted(stored))}",
+            f"dtype: the models are stored in several dtypes: {', '.join(sorted(stored))}",
             hint="set the dtype to write, for example `dtype: bfloat16`",
         )
     dtype = _dtypes.name_of(stored.pop())

@@ -112,7 +112,7 @@ def stated_placement(base: Checkpoint, layout: Layout) -> Placement:
 
 
 def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
-    """Check that the first layers, after which image features are added, keep their indices."""
+    """Check that the first layers keep their indices if image features are added after them."""
     key = base.require_family().deepstack
     if key is None:
         return
@@ -181,7 +181,8 @@ def deepened(
     parts, parts_of_base = _parts(result), _parts(dict(base.config))
     if len(parts) != len(parts_of_base):
         raise CheckpointError(
-            f"{base.path / CONFIG}: the layer settings are nested differently than in the base"
+            f"{base.path / CONFIG}: its layer settings are nested differently from those of the "
+            "config.json to change"
         )
     for part, of_base in zip(parts, parts_of_base, strict=True):
         if quantization.KEY in of_base:
@@ -233,11 +234,11 @@ def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
     facts, config = base.require_family().facts, base.layer_config
     keys = facts.depth
     if not config.get("is_encoder_decoder"):
-        # Files may also hold it under other names; next to an encoder these may be the encoder's.
+        # Files may also state it under other keys, which may be the encoder's if there is one.
         others = (key for key in families.depth_keys() if config.get(key) == base.depth)
         keys += (*facts.encoder_depth, *others)
     if not any(config.get(key) is not None for key in facts.depth):
-        # An old file holds it under another key, or only implies it by the length of a list.
+        # An old file states it under another key, or only by the length of a list.
         known = [key for key in families.depth_keys() if config.get(key) is not None]
         return dict.fromkeys(known or ([] if facts.depth_list else keys), depth)
     source = source_of(base)
@@ -269,9 +270,9 @@ def _loaded(
     Args:
         path: The directory of the config.
         trusted: Whether code that the model brings may be run.
-        read: Reads what is wanted from the config object.
+        read: Returns what the caller needs from the config object.
     """
-    from transformers import AutoConfig, logging  # noqa: PLC0415 - takes seconds, and few files need it
+    from transformers import AutoConfig, logging  # noqa: PLC0415 - takes seconds, and is rarely needed
 
     logging.set_verbosity_error()
     try:
@@ -289,7 +290,7 @@ def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
     """
 
     def values(config: Any) -> dict[str, Any]:
-        # Through JSON, so that both sides hold only values that a file can hold.
+        # The round trip through JSON leaves only values that a file can contain.
         return dict(json.loads(config.to_json_string(use_diff=False)))
 
     return dict(_loaded(path, trusted=trusted, read=values))

@@ -1,7 +1,7 @@
 """Expand the documents with a growth line in a stream for mergekit-multi.
 
-All other documents are passed through unchanged. A model may be the `name` of an earlier document:
-its layers are then those of that document's result.
+All other documents are passed through unchanged. A model may be the `name` of an earlier document;
+its layers are then those of the result of that document.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def is_stream(text: str, where: str) -> bool:
     try:
         documents = yaml_io.documents(text, where)
     except DirectiveError:
-        return False  # the one-line form is not YAML; other errors are reported by the parser
+        return False  # the one-line form is not YAML; the parser reports other errors
     keys = yaml_io.keys(text)
     alone = NAME in keys and "merge_method" in keys
     return len(documents) > 1 or (alone and not registry.has_line(keys))
@@ -82,7 +82,7 @@ class _Stream:
         self._count += 1
         place = f"{self._where}, document {self._count}"
         keys = yaml_io.keys(text)
-        # Without a merge method it is not a mergekit config, but a directive, perhaps with a typo.
+        # A document without a merge method is a directive, possibly with a typo.
         if "merge_method" in keys and not registry.has_line(keys):
             self._results.learn(text, place)
             return text

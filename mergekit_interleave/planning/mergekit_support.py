@@ -1,4 +1,4 @@
-"""Predict what plain `mergekit-yaml` writes for a recipe, because running it takes seconds."""
+"""Predict what plain `mergekit-yaml` writes for a recipe, without running it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.resolve import Expansion
 
-_MAX_ID_PARTS = 2  # mergekit takes such a path for a Hub id, even if the directory exists
+_MAX_ID_PARTS = 2  # mergekit treats such a path as a Hub id, even if the directory exists
 
-_BY_RUN = "`mk-interleave run` takes the same directive and writes the model"
+_BY_RUN = "write the model from the same directive with `mk-interleave run`"
 
 
 def check(expansion: Expansion) -> tuple[str, ...]:
-    """Check that `mergekit-yaml` writes the right tensors.
+    """Check that `mergekit-yaml` writes correct tensors.
 
     Args:
         expansion: The directive and its layout.
@@ -49,7 +49,7 @@ def check(expansion: Expansion) -> tuple[str, ...]:
 def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
     path = checkpoint.ref.path
     if checkpoint.is_local and path[0] not in "./~" and path.count("/") < _MAX_ID_PARTS:
-        yield f"mergekit looks up {path} on the Hub when it writes its card: write ./{path} instead"
+        yield f"mergekit will look up {path} on the Hub for its model card: write ./{path} instead"
     if checkpoint.family is None:
         name = checkpoint.model_type
         close = nearest(name, families.known_types())
@@ -84,7 +84,7 @@ def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
         sources = {checkpoint.ref: checkpoint}
         return grown_config.grow(sources, layout, only_stated=True).placement.config
     except UnrepresentableError as error:
-        error.hint = "`mk-interleave run` suggests a directive that works"
+        error.hint = "`mk-interleave run` with this directive suggests one that works"
         raise
     except CheckpointError:
         return {}  # the depth is unknown
@@ -96,13 +96,13 @@ def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
     ):
         kind = ", quantized" if checkpoint.is_quantized else ""
         raise RefusedError(
-            f"mergekit-yaml alone writes wrong tensors or none for model type "
+            f"mergekit-yaml alone fails or writes wrong tensors for model type "
             f"{checkpoint.model_type}{kind}",
             hint=_BY_RUN,
         )
     if family.mergekit_modules and not checkpoint.modules:
         raise RefusedError(
-            f"{checkpoint.ref}: config.json lacks the layer counts of its other modules, which a "
+            f"{checkpoint.ref}: config.json lacks the layer counts of the other modules, which a "
             "mergekit config needs",
             hint=_BY_RUN,
         )

@@ -1,4 +1,4 @@
-"""Derive the per-layer keys of config.json for a new order of layers. Pure."""
+"""Derive the per-layer keys of config.json for a new list of layers. Pure."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Placement:
 
     Attributes:
         config: The keys that change, with their new values.
-        kv_sharing_layers: The indices of the new layers that reuse a result of an earlier layer and
-            lack the tensors that compute it.
+        kv_sharing_layers: The indices of the new layers that reuse a result of an earlier layer, so
+            they lack the tensors to compute it.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -163,14 +163,14 @@ def place(source: SourceConfig, layout: Layout) -> Placement:
 
 
 def _check_irregular(source: SourceConfig, layers: Sequence[Layer]) -> None:
-    """Check that a first or last layer with tensors of its own keeps its place."""
-    for which, index, place in (("first", 0, 0), ("last", source.depth - 1, len(layers) - 1)):
-        if which in source.family.irregular_layers:
+    """Check that a first or last layer with different tensors keeps its place."""
+    for end, index, place in (("first", 0, 0), ("last", source.depth - 1, len(layers) - 1)):
+        if end in source.family.irregular_layers:
             for layer in layers:
                 if (layer.source == index) != (layer.index == place):
                     raise UnrepresentableError(
-                        f"the {which} layer of model type {source.family.model_type} has other "
-                        f"tensors than the rest, so layer {index} must stay {which} and cannot be "
+                        f"the {end} layer of model type {source.family.model_type} has other "
+                        f"tensors than the rest, so layer {index} must stay {end} and cannot be "
                         "copied"
                     )
 
@@ -186,7 +186,7 @@ def _lists(source: SourceConfig, sources: Sequence[int]) -> dict[str, Any]:
         if entries:
             chosen = [entries[index] for index in sources]
             if key in facts.optional_per_layer_lists:
-                chosen += source.config[key][source.depth :]  # later entries are of extra heads
+                chosen += source.config[key][source.depth :]  # later entries belong to extra heads
             placed[key] = "".join(chosen) if isinstance(source.config.get(key), str) else chosen
     for key, entries_key in facts.run_length_lists.items():
         if key in source.config and entries_key in placed:
@@ -236,7 +236,7 @@ def _counts(source: SourceConfig, sources: Sequence[int]) -> dict[str, int]:
             counts[key] = count if count < len(sources) else max(before, count)
         elif leading:
             raise UnrepresentableError(
-                f"{key} counts layers at the start, but they would no longer be at the start"
+                f"{key} counts layers at the start, but they would no longer all be at the start"
             )
     return counts
 
@@ -267,14 +267,15 @@ def _solved(
     for candidate in (numbers, *_candidates(rule, wanted, len(layers))):
         if {i for i in range(len(layers)) if holds(i, *candidate)} == wanted:
             return dict(zip(keys, candidate, strict=True))
+    require = "require" if len(keys) > 1 else "requires"
     raise UnrepresentableError(
-        f"{', '.join(keys)} require regular distances between layers, which the new layers break"
+        f"{', '.join(keys)} {require} regular distances between layers, which the new layers break"
     )
 
 
 def _wanted(rule: str, chosen: set[int], depth: int, layers: Sequence[Layer]) -> set[int]:
     if rule in ("block", "halving"):
-        # A boundary stays at the original layer, no matter how many copies precede it.
+        # A boundary stays at its original layer, however many copies precede it.
         place = {layer.source: layer.index for layer in layers if not layer.new}
         place[depth] = len(layers)
         if rule == "block":
@@ -328,8 +329,8 @@ def _shared_tail(
     has_kinds = bool(kinds) and all(isinstance(kind, str) for kind in kinds)
     if not 0 < first < source.depth or not has_kinds:
         raise CheckpointError(
-            f"{source.where}: {rule.count_key} is {count} of {source.depth} layers, and "
-            f"{rule.types_key} is {kinds!r:.200}"
+            f"{source.where}: {rule.count_key} is {count} of {source.depth} layers, which does not "
+            f"match {rule.types_key}, {kinds!r:.200}"
         )
     lenders = {
         kind: max((i for i in range(first) if kinds[i] == kind), default=-1)
@@ -346,7 +347,7 @@ def _shared_tail(
     lending = {kinds[layer.source]: layer for layer in layers[:tail]}
     wrong = [layer for layer in layers[:tail] if layer.source >= first]
     if any(is_identity(layer, family) for layer in layers):
-        # Sharers use the last layer of their kind before them, which must be the original.
+        # Each sharing layer uses the last layer of its kind before it, which must be the original.
         wrong += [
             lending[kind]
             for kind, lender in lenders.items()

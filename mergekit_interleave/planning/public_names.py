@@ -46,7 +46,9 @@ class PublicNames:
             known = checkpoint.hub_origin
             if stated and known and stated.path != known.path:
                 raise DirectiveError(
-                    f"--base-model: {checkpoint.path} was downloaded from {known.path}"
+                    f"base_model: {checkpoint.path} was downloaded from {known.path}, not from "
+                    f"{stated.path}",
+                    hint="leave it out, because the Hub id is known",
                 )
             origin = stated or known or (None if checkpoint.is_local else ref.model)
             if origin is not None:
@@ -64,7 +66,7 @@ class PublicNames:
         return ModelRef(model, lora, ref.override_architecture).to_yaml()
 
     def title(self, ref: ModelRef) -> str:
-        """Return the name of a model in a card; with its revision if there are several."""
+        """Return the name of a model for a card, with its revision if several are used."""
         model = self._model(ref)
         alike = {name.revision for name in self.names.values() if name.path == model.path}
         lora = None if ref.lora is None else _without_path(ref.lora)
@@ -78,11 +80,11 @@ class PublicNames:
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
     path, _, revision = base_model.partition("@")
     if "/" not in path or not is_hub_id(path):
-        raise DirectiveError(f"--base-model: {base_model!r} is not a Hub id of the form org/name")
+        raise DirectiveError(f"base_model: {base_model!r} is not a Hub id of the form org/name")
     if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
         raise DirectiveError(
-            "--base-model: there are several source models",
-            hint="leave it out: they are named by their Hub ids or directory names",
+            "base_model: there are several source models, and it can name only one",
+            hint="leave it out; they are named by their Hub ids or directory names",
         )
     return ModelPath(path, revision or None)
 
@@ -106,7 +108,7 @@ def without_path(ref: ModelRef) -> object:
 
 
 def _without_path(model: ModelPath) -> ModelPath:
-    """Return the last part of a path of this or another machine; a Hub id stays as it is."""
+    """Return the last part of a path on this or another machine; a Hub id stays unchanged."""
     if is_directory_or_file(model.path):
         return ModelPath(Path(model.path).resolve().name)
     if is_hub_id(model.path):

@@ -40,9 +40,9 @@ class Expansion:
     """A directive with its model found and its layers expanded.
 
     Attributes:
-        directive: What the user asked for, with the model filled in.
+        directive: The directive, with the model filled in.
         layout: The layers.
-        sources: The opened models, without those that cannot be read and are not needed.
+        sources: The opened models, without those that could not be opened and are not needed.
         modules: See `mergekit_yaml.to_document`.
         warnings: The warnings, one sentence each.
     """
@@ -74,7 +74,7 @@ def models_for(directive: Directive, models: Models) -> Models:
     """Return the models, without network access if the directive states the depth.
 
     Args:
-        directive: What the user asked for.
+        directive: The directive.
         models: Opens models.
     """
     return models if directive.layers is None else models.offline()
@@ -90,7 +90,7 @@ def resolve(
     """Open the models of a directive and expand its layers.
 
     Args:
-        directive: What the user asked for.
+        directive: The directive.
         models: Opens the models.
         strict: Refuse a model that cannot be read or whose type is unknown. Otherwise the
             directive is not checked against it, and Llama's tensor names are assumed.
@@ -133,17 +133,17 @@ class _Opener:
         self._depths: dict[ModelRef, int | None] = {}
 
     def depth_for_growth(self, model: ModelRef) -> int | None:
-        """Open a model of a growth line and return its depth; None if unknown and not needed."""
+        """Open a model of a growth line and return its depth, or None if unknown and not needed."""
         needed, stated = _needs_depth(self._directive, model), self._directive.layers
 
         def failed(error: CheckpointError) -> None:
             if needed and stated is None:
-                remedy = "`gen --layers N` works without the model"
+                remedy = "without the model, use `gen --layers N`"
                 if remedy not in (error.hint or ""):
                     error.hint = f"{error.hint}; {remedy}" if error.hint else remedy
                 raise error
-            result = "depth is not checked" if stated else "ranges are not checked"
-            self.warn(f"{error}; its {result}")
+            result = "stated depth is not checked" if stated else "ranges are not checked"
+            self.warn(f"{error}; the {result}")
 
         self.open(model, failed)
         return self._depth(model, needed=needed)
@@ -152,7 +152,7 @@ class _Opener:
         """Open a model of a mergekit config and return its depth; None if unknown."""
 
         def failed(error: CheckpointError) -> None:
-            self.warn(f"{error}; its ranges are not checked")
+            self.warn(f"{error}; the ranges are not checked")
 
         if model not in self._depths:
             self._depths[model] = self._directive.layers
@@ -203,8 +203,8 @@ class _Opener:
             return stated
         if stated not in (None, depth):
             raise LayoutError(
-                f"layers: {stated} is given, but {model} has {depth} layers",
-                hint="leave `layers` out: the depth is read from config.json",
+                f"layers: {stated} is stated, but {model} has {depth} layers",
+                hint="leave `layers` out; the depth is read from config.json",
             )
         return depth
 
@@ -243,7 +243,7 @@ def _grown(directive: Directive, opener: _Opener, *, allow_non_identity: bool) -
     except CheckpointError as error:
         if opener.strict:
             raise
-        opener.warn(f"{error}; the names to zero are not checked")
+        opener.warn(f"{error}; the names in `zero` are not checked")
     return layout
 
 
@@ -262,8 +262,9 @@ def _completed(directive: Directive) -> Directive:
         for name in ("zero", "scale", "apply_to"):
             if getattr(directive, name) is not None:
                 raise DirectiveError(
-                    f"--{name.replace('_', '-')} cannot be combined with a mergekit config, which "
-                    "already sets scales per layer"
+                    f"{name}: cannot be combined with a mergekit config, which already sets scales "
+                    "per layer",
+                    hint="change the scales in the config",
                 )
         return directive
     if directive.growth is None:
@@ -275,16 +276,16 @@ def _completed(directive: Directive) -> Directive:
     if not directive.needs_model:
         if directive.model is not None:
             raise DirectiveError(
-                "model: each step of the layout already names a model", hint="leave it out"
+                "model: each step of the layout already names a model", hint="leave `model` out"
             )
         return directive
     return directive if directive.model is not None else _implicit_model().replaced_by(directive)
 
 
 def _implicit_model() -> Directive:
-    """Return a directive that names the model: from the environment, the directory or a file.
+    """Return a directive that names the model, from the environment, the directory or a file.
 
-    All keys of interleave.yml apply, except its growth line.
+    If interleave.yml names the model, all its keys apply, except its growth line.
     """
     named = os.environ.get(MODEL_VARIABLE)
     if named:
@@ -318,7 +319,9 @@ def _explicit(
     layout = mergekit_yaml.from_document(growth.document, opener.depth_for_slices)
     if directive.model is not None:
         if len(layout.models) > 1:
-            raise DirectiveError("--model: the mergekit config names several models")
+            raise DirectiveError(
+                "model: cannot replace the models of a mergekit config that names several"
+            )
         (old,), new = layout.models, directive.model
         slices = (dataclasses.replace(part, model=new) for part in layout.slices)
         layout = Layout(tuple(slices))
@@ -346,6 +349,6 @@ def _check_modules(document: Mapping[str, object], checkpoint: Checkpoint | None
     for name, count in mergekit_yaml.other_modules(document).items():
         if known and known.get(name) != count:
             raise RefusedError(
-                f"modules.{name}: [0, {count}] is not the whole module; only "
+                f"modules.{name}: [0, {count}] is not the whole module, but only "
                 f"{mergekit_yaml.GROWN} can be changed"
             )

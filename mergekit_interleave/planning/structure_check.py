@@ -1,6 +1,6 @@
 """Check that the model class builds each layer of the result like the layer's source.
 
-The class may build other layers than the weights are for: another kind of layer, or a tensor that
+The class may build a layer that does not match the weights: another kind of layer, or a tensor that
 only the first or last layer has. Both models are built on the meta device and compared layer by
 layer.
 """
@@ -32,6 +32,7 @@ def check(
 
     Raises:
         UnrepresentableError: The class would build a layer differently from its source.
+        RefusedError: transformers cannot build one of the models with the right number of layers.
     """
     family = base.require_family()
     absent = [
@@ -57,14 +58,14 @@ def check(
     for stack in grown:
         for layer in layout.layers:
             without = absent if layer.index in kv_sharing_layers else []
-            # The class may tie a tensor that only one layer stores to all layers.
+            # The class may share one tensor, which only one layer stores, among all layers.
             ignored = family.never_copied if layer.new else ()
             if layer.index in kv_sharing_layers and family.kv_sharing is not None:
                 ignored += tuple(family.kv_sharing.widened(base.layer_config))
-            ours = _except(ignored, after[stack][layer.index])
-            theirs = _except((*ignored, *without), before[stack][layer.source])
-            if ours != theirs:
-                tensor = min(name for name, _ in ours.items() ^ theirs.items())
+            built = _except(ignored, after[stack][layer.index])
+            expected = _except((*ignored, *without), before[stack][layer.source])
+            if built != expected:
+                tensor = min(name for name, _ in built.items() ^ expected.items())
                 raise UnrepresentableError(
                     f"transformers would build {tensor} of layer {layer.index} differently from "
                     f"its source, layer {layer.source}"

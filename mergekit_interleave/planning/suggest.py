@@ -1,4 +1,4 @@
-"""Suggest a directive that works if config.json cannot represent the given one."""
+"""Suggest a directive that works, for one that config.json cannot represent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
         directive: The given directive.
         layout: Its layers.
     """
-    # Its warnings have already been collected.
+    # The warnings about the directive have already been collected.
     by_source, built = edit_of(directive.zero_rule, base, lambda _: None), 0
 
     def edit(layer: Layer) -> Edit:

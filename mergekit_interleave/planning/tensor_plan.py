@@ -1,8 +1,8 @@
-"""Map each tensor of the new model to the source tensor that it is made of.
+"""Map each tensor of the new model to its source tensor.
 
-The plan of an engine is checked against this list before it writes, and its output afterwards. As
-in mergekit, the tensors before the layers come from the first slice, those after them from the last
-one.
+Before an engine writes, its plan is checked against this list; afterwards, its output is. As in
+mergekit, the tensors before the layers come from the first slice, and those after them from the
+last.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Packing:
     """The order of blocks in a tensor that holds one block per layer.
 
     Attributes:
-        axis: The axis along which the blocks lie.
+        axis: The axis along which the blocks are stored.
         blocks: The number of blocks in the source.
         order: The source blocks of the result, in order.
     """
@@ -62,14 +62,14 @@ class TensorSpec:
         name: The name in the new model.
         model: The source model.
         source: The name in the source model.
-        tensor: The stored tensor that it is made of.
-        scale: The factor that it is multiplied by; None for a plain copy.
+        tensor: The stored source tensor.
+        scale: The factor to multiply by; None for a plain copy.
         dtype: The dtype in the new model, in safetensors' spelling.
         through: The dtype in which it is multiplied, in safetensors' spelling.
         shape: The shape in the new model.
         nbytes: The size in bytes in the new model.
-        zero: The byte that it is filled with if it is zeroed.
-        constant: The constant that it is filled with, if any.
+        zero: The byte to fill it with if it is zeroed.
+        constant: The constant to fill it with, if any.
         packing: The order of its blocks, if it has one block per layer.
         layer: The index of its layer in the new model; None outside the layers.
     """
@@ -190,7 +190,7 @@ def assemble(
 
     Raises:
         CheckpointError: A source has no tensors for one of the layers.
-        RefusedError: A tensor that does not hold plain floats would be converted or filled.
+        RefusedError: A tensor that does not hold plain floats would be converted, scaled or filled.
     """
     first, last = layout.slices[0], layout.slices[-1]
     before = checkpoints[first.model].outside_layers()[0]
@@ -223,7 +223,7 @@ def _layer(
         if not any(name in source for name in absent):
             spec = _spec(checkpoint, source, layer.scales, dtypes, layer)
             axis = next((axis for name, axis in wide.items() if name in source), None)
-            # The second half repeats the first, because zeros there would get no gradients.
+            # The second half repeats the first, because zeros would get no gradients.
             yield spec if axis is None else _packed(spec, Packing(axis, 1, (0, 0)))
 
 
@@ -331,7 +331,7 @@ def _converted(tensor: Tensor, name: str, dtypes: Dtypes) -> tuple[str, str]:
     if wanted is not None and not _dtypes.is_float(tensor.dtype):
         raise RefusedError(
             f"dtype: {name} is stored as {tensor.dtype}, which cannot be converted to {wanted}",
-            hint="leave `dtype` out: every tensor then keeps its dtype",
+            hint="leave `dtype` out, so that every tensor keeps its dtype",
         )
     through = _dtypes.NAMED[dtypes.read].stored if dtypes.read else tensor.dtype
     return through, _dtypes.NAMED[dtypes.written].stored if dtypes.written else through

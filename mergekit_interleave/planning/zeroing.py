@@ -1,6 +1,6 @@
 """Make new layers identities, and detect identities. Pure.
 
-An identity passes its input on unchanged: it adds only zeros to the residual stream.
+An identity passes its input on unchanged, because it adds only zeros to the residual stream.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def projections_edit(family: Family, setting: Callable[[str], int]) -> Edit:
 def gains_edit(family: Family, setting: Callable[[str], int]) -> Edit:
     """Return the edit that makes the norms after the projections output zero.
 
-    The projections keep their values.
+    The projections stay unchanged.
 
     Args:
         family: The model's family, which has such norms.
@@ -82,7 +82,7 @@ def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) 
             if name in tensor
         ]
 
-    def holds(name: str, value: float) -> bool:
+    def has_value(name: str, value: float) -> bool:
         constant = constant_of(name, edit.constants)
         if constant is not None:
             return constant.value == value and constant.whole
@@ -95,9 +95,13 @@ def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) 
         for name, value in filled
         if getattr(constant_of(name, edit.constants), "value", None) != value
     ]
-    if norms is not None and closing and all(holds(name, norms.closed_value) for name in closing):
+    if (
+        norms is not None
+        and closing
+        and all(has_value(name, norms.closed_value) for name in closing)
+    ):
         return unfilled
-    return [name for name in writers if not holds(name, 0)] + unfilled
+    return [name for name in writers if not has_value(name, 0)] + unfilled
 
 
 def is_identity(layer: Layer, family: Family, tensors: Collection[str] = ()) -> bool:
@@ -108,7 +112,7 @@ def is_identity(layer: Layer, family: Family, tensors: Collection[str] = ()) -> 
         family: The family of its model.
         tensors: The names of its tensors, if they are known.
     """
-    # The residual writers of an unknown type are unknown: its result is measured instead.
+    # The residual writers of an unknown type are unknown, so its result is measured instead.
     if tensors and family.is_unknown and layer.zeroed:
         return True
     return layer.new and bool(layer.edit) and not unzeroed_writers(layer.edit, family, tensors)
@@ -171,7 +175,7 @@ def check_names(names: Iterable[str], tensors: Collection[str], family: Family |
                 f"zero: {name!r} matches no tensor of the new layers",
                 hint=_right_list(family)
                 if family
-                else f"its tensors: {', '.join(_within_layer(tensors))}",
+                else f"the tensors of its layers are {', '.join(_within_layer(tensors))}",
             )
 
 
@@ -217,7 +221,7 @@ def check_outside(scales: Scales, tensors: Collection[str]) -> None:
             name = repr(scale.filter) if scale.filter else "a factor for all tensors"
             raise LayoutError(
                 f"{word}: {name} also matches {tensor}, which is outside the layers",
-                hint="write a longer part of the name, such as self_attn.o_proj",
+                hint="use a longer part of the name, such as self_attn.o_proj",
             )
 
 

@@ -372,7 +372,7 @@ class TestInputs:
         same = spelled((str(base), 0, 8), dtype="float16")
         text = mk("explain", "-", stdin=yaml.safe_dump(same)).out
         assert slices(yaml.safe_load(text)) == slices(same)
-        assert text.startswith("# the 8 layers as they are\n")
+        assert text.startswith("# the 8 layers unchanged\n")
 
     @pytest.mark.parametrize(
         "text",

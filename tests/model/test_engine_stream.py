@@ -290,7 +290,7 @@ class TestEngineOption:
         result = mk(*command, *words)
         status, named = expected
         assert result.status == status
-        assert re.search(rf"^error: --engine stream\b.*{named}", result.err), result.err
+        assert re.search(rf"^error: the stream engine\b.*{named}", result.err), result.err
         assert not out.exists()
 
     def test_mergekits_own_keys(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
