@@ -99,7 +99,7 @@ class TestExpand:
         assert ranges(expand(Drop(((23, 28),)), MODEL, 32)) == [(0, 23), (28, 32)]
         several = Drop(((-2, "end"), (4, 8), (0, 1), (6, 9)))
         assert ranges(expand(several, MODEL, 12)) == [(1, 4), (9, 10)]
-        with pytest.raises(LayoutError, match="^drop: "):
+        with pytest.raises(LayoutError, match=r"^drop: "):
             expand(Drop(((0, "100%"),)), MODEL, 8)
 
     def test_steps_take_layers_of_several_models(self) -> None:
