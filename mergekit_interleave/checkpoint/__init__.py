@@ -1,4 +1,4 @@
 """Read a model directory or a Hub repository.
 
-To support a new storage format for weights, add a module here that yields `Tensor` values.
+To add a storage format for weights, write a module here that yields `Tensor` values.
 """

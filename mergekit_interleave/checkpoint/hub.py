@@ -140,7 +140,7 @@ def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
         ),
         (
             errors.LocalEntryNotFoundError,
-            "no such directory, not in the Hub cache, and the Hub was not reached",
+            "no such directory, not in the Hub's cache, and the Hub was not reached",
             "check the connection, HF_ENDPOINT and HF_HUB_OFFLINE",
         ),
         (

@@ -187,24 +187,24 @@ def to_yaml(
 
     Comments list the edits that mergekit cannot represent.
     """
-    comments = [f"# not supported by mergekit: {edit}\n" for edit in _unsayable(layout)]
+    comments = [f"# not supported by mergekit: {edit}\n" for edit in _unsupported_edits(layout)]
     return "".join(comments) + yaml_io.write(to_document(layout, mergekit, name, modules))
 
 
-def check_sayable(layout: Layout) -> None:
+def check_representable(layout: Layout) -> None:
     """Check that a mergekit config can represent a layout.
 
     Raises:
         RefusedError: It cannot.
     """
-    for edit in _unsayable(layout):
+    for edit in _unsupported_edits(layout):
         raise RefusedError(
             f"a mergekit config cannot represent this edit: {edit}",
             hint="write the model from the same directive with `mk-interleave run`",
         )
 
 
-def _unsayable(layout: Layout) -> list[str]:
+def _unsupported_edits(layout: Layout) -> list[str]:
     constants = dict.fromkeys(c for layer in layout.new_layers for c in layer.constants)
     return [
         f"in the new layers, {constant.filter.strip('.')} is filled with {constant.value:g}"

@@ -1,4 +1,4 @@
 """Plan every tensor, config and file of the result from a layout and its checkpoints.
 
-Properties of the result are computed only here; other packages read them from `ExpansionPlan`.
+To add a property of the result, compute it here; other packages read it from `ExpansionPlan`.
 """

@@ -39,7 +39,7 @@ def check(expansion: Expansion) -> tuple[str, ...]:
             tensors, or no config.json can represent the result.
     """
     with collected_warnings() as warnings:
-        mergekit_yaml.check_sayable(expansion.layout)
+        mergekit_yaml.check_representable(expansion.layout)
         if expansion.first is not None:  # otherwise `resolve` has warned
             warnings.extend(_warnings_of(expansion.first))
             warnings.extend(_check_family(expansion.first, expansion.layout))

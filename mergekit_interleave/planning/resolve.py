@@ -264,7 +264,7 @@ def _completed(directive: Directive) -> Directive:
                 raise DirectiveError(
                     f"{name}: cannot be combined with a mergekit config, which already sets scales "
                     "per layer",
-                    hint="change the scales in the config",
+                    hint=f"leave --{name.replace('_', '-')} out and change the scales there",
                 )
         return directive
     if directive.growth is None:

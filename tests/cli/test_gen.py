@@ -468,7 +468,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("content", "named"),
         [
-            (None, [": ", "config.json"]),
+            (None, [": ", "checkpoint"]),
             ("{", ["/config.json: ", "JSON", "line 1 column 2"]),
             ("[]", ["/config.json: ", "JSON object"]),
             ("{}", ["/config.json: ", "layer count"]),

@@ -142,7 +142,7 @@ KEYS = [
     ({"tokenizer": {"pad_to_multiple_of": "banana"}}, "tokenizer.pad_to_multiple_of: .*'banana'"),
     (
         {"tokenizer": {"tokens": {"<a>": {"source": {"kind": "nope"}}}}},
-        "kind: .*zero or model_token",
+        "kind: .*`zero` or `model_token`",
     ),
     ({"tokenizer_source": 3}, "tokenizer_source: .*3$"),
     ({"parameters": "banana"}, "parameters: .*'banana'"),
@@ -168,7 +168,7 @@ def test_constants_are_written_and_read() -> None:
     assert re.match("# .*mergekit.*layer_scalar", text)
     assert read(text) == layout
     with pytest.raises(RefusedError, match="layer_scalar"):
-        mergekit_yaml.check_sayable(layout)
+        mergekit_yaml.check_representable(layout)
 
 
 class TestReading:
@@ -268,7 +268,7 @@ class TestReading:
             ),
             ({"models": [{"model": "m"}, {"model": "n"}]}, r"models: .*one source.*\b2"),
             ({"models": [{"model": "m"}]}, r"layers of m\b"),
-            ({"modules": {"a": {}, "b": {}}}, r"modules: b\b.* a\b"),
+            ({"modules": {"a": {}, "b": {}}}, r"modules.b\b.* a\b"),
             ({"slices": [{"source": []}]}, r"slices\[0\]: .*'source'"),
             (
                 {"slices": [{"sources": [{"model": "m", "layer_range": [0, 1], "paramters": {}}]}]},

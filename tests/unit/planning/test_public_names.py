@@ -69,7 +69,7 @@ def test_a_stated_base_model(tmp_path: Path) -> None:
     assert named(model, base_model="org/name")(model.ref) == "org/name"
     with pytest.raises(DirectiveError, match=rf"base.model: .*{re.escape(str(tmp_path))}"):
         named(model, base_model=str(tmp_path))
-    with pytest.raises(DirectiveError, match=r"^--base-model: .*several"):
+    with pytest.raises(DirectiveError, match=r"^base.model: .*several"):
         named(model, checkpoint(tmp_path / "other"), base_model="org/name")
 
 
