@@ -138,8 +138,9 @@ _WIDTH = 88
 
 
 def _call(function: FunctionType) -> str:
-    names = [name for name in inspect.signature(function).parameters if name != "self"]
-    return f"({', '.join(names)})"
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name != "self"]
+    plain = [inspect.Parameter(p.name, p.kind) for p in parameters]
+    return str(inspect.Signature(plain))
 
 
 def _text(thing: Any) -> str:

@@ -134,25 +134,5 @@ def within(names: Iterable[str], stacks: Collection[str], layers: Collection[int
             yield name
 
 
-def check_apart(parameters: Mapping[str, object], trained: Collection[str]) -> None:
-    """Check that no parameter of the new layers is shared with another layer.
-
-    Args:
-        parameters: All parameters, under each of their names.
-        trained: The names of the parameters of the new layers.
-
-    Raises:
-        RefusedError: A parameter is shared, so training it would change an original layer.
-    """
-    new = {*trained}
-    others = {id(parameter): name for name, parameter in parameters.items() if name not in new}
-    for name in trained:
-        if id(parameters[name]) in others:
-            raise RefusedError(
-                f"{name} and {others[id(parameters[name])]} are the same parameter, so the new "
-                "layers cannot be trained alone"
-            )
-
-
 def _ends(stack: str, name: str) -> bool:
     return f".{stack}".endswith(f".{name}")

@@ -267,7 +267,6 @@ def _run(
     expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
 ) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
-    _check_outside(out, expansion)
     check_vacant(out, replace=options.replace)
     how = options.weights
     select.check(how, expansion)
@@ -327,23 +326,6 @@ def _run(
 
     result = staged(out, write, replace=options.replace)
     return dataclasses.replace(result.value, warnings=(*result.value.warnings, *result.warnings))
-
-
-def _check_outside(out: Path, expansion: Expansion) -> None:
-    """Check that OUT is not in the directory of a source model, before anything is written.
-
-    Raises:
-        OutputError: It is, or it is that directory.
-    """
-    target = out.resolve()
-    for checkpoint in expansion.sources.values():
-        source = checkpoint.path.resolve()
-        if source in (target, *target.parents):
-            where = "is" if source == target else "is inside"
-            raise OutputError(
-                f"{out}: {where} the directory of the source model {checkpoint.ref}",
-                hint="name another OUT",
-            )
 
 
 def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expansion:

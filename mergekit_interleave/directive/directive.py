@@ -32,7 +32,7 @@ from mergekit_interleave.directive.scale import (
     NONE,
     Scales,
     Zero,
-    check_apart,
+    check_disjoint,
     parse_scale,
     parse_scale_flag,
     parse_zero,
@@ -128,7 +128,7 @@ class Directive:
                 "apply_to: has no effect without `zero` or `scale`",
                 hint="for example `scale: {q_proj: 0.84}`",
             )
-        check_apart(self.zero, self.scale or ())
+        check_disjoint(self.zero, self.scale or ())
 
     def replaced_by(self, flags: Directive) -> Directive:
         """Return this directive, with the values that `flags` states taking precedence."""

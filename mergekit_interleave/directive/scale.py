@@ -170,7 +170,7 @@ def parse_scale_flag(text: str, where: str) -> Scales:
     return parse_scale({name.strip(): factor.strip() for name, _, factor in pairs}, where)
 
 
-def check_apart(zero: Zero | None, scale: Scales, where: str = "") -> None:
+def check_disjoint(zero: Zero | None, scale: Scales, where: str = "") -> None:
     """Check that no name is both zeroed and scaled.
 
     Raises:

@@ -16,7 +16,7 @@ from mergekit_interleave.directive.scale import (
     NONE,
     Scales,
     Zero,
-    check_apart,
+    check_disjoint,
     zeroed_scales,
 )
 from mergekit_interleave.errors import CheckpointError, LayoutError, Warn
@@ -51,7 +51,7 @@ class Edits:
         edit = Edit() if zeroing_edit is None else zeroing_edit(layer.source)
         if scale:
             named = tuple(zero for zero in edit.scales if zero.filter is not None)
-            check_apart(tuple(str(zero.filter) for zero in named), scale)
+            check_disjoint(tuple(str(zero.filter) for zero in named), scale)
             edit = Edit((*named, *scale), edit.constants)
         if zeroing_edit is not None:
             self._by_rule.setdefault(key, set()).add(edit)

@@ -209,7 +209,7 @@ def plan_expansion(
         base = opened.base
         if out is not None:
             for checkpoint in (*opened.models.values(), base):
-                _check_apart(checkpoint, out)
+                _check_out(out, checkpoint)
             warnings.extend(models.fetch_small_files(base))
             for checkpoint in opened.models.values():
                 models.fetch_card(checkpoint)
@@ -337,13 +337,15 @@ def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
         )
 
 
-def _check_apart(checkpoint: Checkpoint, out: Path) -> None:
-    """Refuse an OUT that is or contains a source model, which --force would delete."""
-    source = checkpoint.path.resolve()
-    place = out.resolve()
-    if place == source or place in source.parents:
+def _check_out(out: Path, checkpoint: Checkpoint) -> None:
+    """Refuse an OUT that overlaps the directory of a source model."""
+    source, target = checkpoint.path.resolve(), out.resolve()
+    if source in (target, *target.parents) or target in source.parents:
+        relation = (
+            "is" if source == target else "contains" if target in source.parents else "is inside"
+        )
         raise OutputError(
-            f"{out}: is or contains the source model {checkpoint.ref}",
+            f"{out}: {relation} the directory of the source model {checkpoint.ref}",
             hint="choose another output directory",
         )
 

@@ -6,6 +6,7 @@ The interleave.json next to the loaded weights records which layers are new.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +95,32 @@ def _layout(directory: Path, file: Path | None) -> Layout:
 
 def _check(parameters: dict[str, Any], trained: list[str]) -> None:
     """Check that the new layers can be trained, and that they share no parameter with others."""
-    layer_names.check_apart(parameters, trained)
+    check_unshared(parameters, trained)
     for name in trained:
         if not parameters[name].is_floating_point():
             raise RefusedError(
                 f"{name} is quantized, and integers cannot be trained",
                 hint="`mk-interleave train DIR --for peft` writes a LoRA of the new layers",
+            )
+
+
+def check_unshared(parameters: Mapping[str, object], trained: Collection[str]) -> None:
+    """Check that no parameter of the new layers is shared with another layer.
+
+    Args:
+        parameters: All parameters, under each of their names.
+        trained: The names of the parameters of the new layers.
+
+    Raises:
+        RefusedError: A parameter is shared, so training it would change an original layer.
+    """
+    new = {*trained}
+    others = {id(parameter): name for name, parameter in parameters.items() if name not in new}
+    for name in trained:
+        if id(parameters[name]) in others:
+            raise RefusedError(
+                f"{name} and {others[id(parameters[name])]} are the same parameter, so the new "
+                "layers cannot be trained alone"
             )
 
 

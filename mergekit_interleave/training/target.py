@@ -17,7 +17,7 @@ from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
-from mergekit_interleave.checkpoint.layer_names import check_apart, inside, stacks_of, within
+from mergekit_interleave.checkpoint.layer_names import inside, stacks_of, within
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
@@ -25,6 +25,7 @@ from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedE
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning import zeroing
+from mergekit_interleave.training.freeze import check_unshared
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _read(
         family, is_quantized = result.require_family(), result.is_quantized
     stacks = stacks_of(parameters, len(layout), result.config)
     trained = list(within(parameters, stacks, new))
-    check_apart(parameters, trained)
+    check_unshared(parameters, trained)
     dtypes = {parameters[name].dtype for name in trained}
     stored = meta_model.stored_names(model)
     return TrainingTarget(

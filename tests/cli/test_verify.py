@@ -256,6 +256,21 @@ class TestWrong:
         os.truncate(out / "model.safetensors", (out / "model.safetensors").stat().st_size - 1)
         printed = self.wrong(mk, out, *(("--against", tiny) if against else ()))
         assert one_line(printed, f"{out / 'model.safetensors'}: cut short")
+        assert "warning" not in printed
+        if against:
+            recorded = json.loads((out / "interleave.json").read_text())["verified"]["weights"]
+            assert recorded["failed"] == {"weights": 1}
+            assert "**failed**" in (out / "README.md").read_text()
+
+    @pytest.mark.parametrize("command", ["verify", "card", "train"])
+    def test_an_invalid_directive_in_interleave_json(
+        self, command: str, mk: Cli, out: Path
+    ) -> None:
+        """Every command that reads an interleave.json names it if its directive is invalid."""
+        edit_json(out / "interleave.json", lambda content: content.update(directive={"a": 1}))
+        result = mk(command, out, *(("--for", "trl") if command == "train" else ()))
+        assert result.status == 1
+        assert one_line(result.out + result.err, f"{out / 'interleave.json'}: ", "'a'")
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -334,7 +349,7 @@ class TestWrong:
         assert mk("verify", tmp_path / "out", "--against", base).status == 0
         edit_json(tmp_path / "out/config.json", lambda config: config.pop("sliding_window"))
         printed = self.wrong(mk, tmp_path / "out", "--against", base)
-        assert one_line(printed, "config.json: sliding_window ")
+        assert one_line(printed, "config.json: sliding_window ", "missing", "null")
 
     @pytest.mark.parametrize(
         ("key", "value"),

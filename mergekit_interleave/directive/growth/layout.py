@@ -31,7 +31,7 @@ from mergekit_interleave.directive.growth.part import (
 from mergekit_interleave.directive.growth.stack import Stack, Step
 from mergekit_interleave.directive.growth.windows import Windows, parse_windows
 from mergekit_interleave.directive.layer_range import END
-from mergekit_interleave.directive.scale import check_apart, parse_scale, parse_zero
+from mergekit_interleave.directive.scale import check_disjoint, parse_scale, parse_zero
 from mergekit_interleave.errors import DirectiveError, check_keys
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _step(value: object, where: str, named: Named) -> Step:
     parts = tuple(_parts(value, where, named))
     zero = parse_zero(value["zero"], f"{where}.zero") if "zero" in value else None
     scale = parse_scale(value["scale"], f"{where}.scale") if "scale" in value else ()
-    check_apart(zero, scale, f"{where}: ")
+    check_disjoint(zero, scale, f"{where}: ")
     return Step(parts, zero, scale)
 
 
