@@ -472,7 +472,7 @@ class TestBadInput:
             ("{", ["/config.json: ", "JSON", "line 1 column 2"]),
             ("[]", ["/config.json: ", "JSON object"]),
             ("{}", ["/config.json: ", "layer count"]),
-            ('{"num_hidden_layers": 1000000000000}', ["/config.json: ", "10000 layers"]),
+            ('{"num_hidden_layers": 1000000000000}', ["/config.json: ", "10000"]),
         ],
     )
     def test_models(self, mk: Cli, tmp_path: Path, content: str | None, named: list[str]) -> None:
