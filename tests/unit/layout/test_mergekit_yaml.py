@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
-from hypothesis import strategies as st
-from mergekit.config import ConditionalParameter, MergeConfiguration, evaluate_setting
+from random_layouts import MODEL, WRITTEN_LAYOUTS
 
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
@@ -18,33 +17,6 @@ from mergekit_interleave.directive.scale import Scale, scale_of, zeroed_scales
 from mergekit_interleave.errors import InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Constant, Layout, Slice
-
-MODEL = ModelRef(ModelPath("org/model"))
-
-names = st.sampled_from(["o_proj", "down_proj", "q_proj", "mlp", "layers.1", "norm"])
-numbers = st.floats(-4, 4, allow_nan=False) | st.just(0.0) | st.just(1.0)
-scales = st.lists(
-    st.builds(Scale, numbers, st.none() | names), max_size=4, unique_by=lambda scale: scale.filter
-).map(tuple)
-models = st.sampled_from(
-    [
-        MODEL,
-        ModelRef(ModelPath("org/model", "v2")),
-        ModelRef(ModelPath("/models/a+b@c")),
-        ModelRef(ModelPath("org/base"), ModelPath("org/lora")),
-        ModelRef(ModelPath("32")),
-    ]
-)
-
-
-@st.composite
-def slices(draw: Any) -> Slice:
-    """Draw any slice."""
-    start = draw(st.integers(0, 90))
-    return Slice(draw(models), start, start + draw(st.integers(1, 90)), draw(scales))
-
-
-layouts = st.lists(slices(), min_size=1, max_size=12).map(lambda parts: Layout(tuple(parts)))
 
 
 def read(text: str) -> Layout:
@@ -55,34 +27,10 @@ def read(text: str) -> Layout:
 class TestBothWays:
     """Tests that a layout is the same in YAML."""
 
-    @given(layouts)
+    @given(WRITTEN_LAYOUTS)
     def test_yaml_and_back_is_the_same_layout(self, layout: Layout) -> None:
         """Models, ranges, scales and slice boundaries are the same when plain PyYAML reads them."""
         assert read(mergekit_yaml.to_yaml(layout, {})) == layout
-
-    @given(layouts)
-    def test_mergekit_reads_the_same_layout(self, layout: Layout) -> None:
-        """MergeConfiguration reads the same models and ranges."""
-        config = MergeConfiguration.model_validate(
-            yaml.safe_load(mergekit_yaml.to_yaml(layout, {}))
-        )
-        assert config.slices is not None
-        for read_slice, written in zip(config.slices, layout.slices, strict=True):
-            source = read_slice.sources[0]
-            assert source.layer_range == (written.start, written.stop)
-            assert source.model.model.path == written.model.path
-            assert source.model.model.revision == written.model.model.revision
-            assert (source.model.lora is None) == (written.model.lora is None)
-
-    @given(scales, names)
-    def test_scales_are_evaluated_as_mergekit_does(
-        self, scales: tuple[Scale, ...], name: str
-    ) -> None:
-        """A tensor's scale equals the result of mergekit's own function."""
-        tensor = f"model.layers.1.{name}.weight"
-        conditions: Any = [ConditionalParameter(value=s.value, filter=s.filter) for s in scales]
-        expected = evaluate_setting(tensor, conditions, validate=float)
-        assert scale_of(tensor, scales) == expected
 
 
 class TestWriting:
@@ -173,19 +121,6 @@ def test_constants_are_written_and_read() -> None:
 
 class TestReading:
     """Tests that mergekit's notations are read as mergekit reads them."""
-
-    @pytest.mark.parametrize("length", [1, 2, 5])
-    @pytest.mark.parametrize("gradient", [[0, 1], [0.5, 0.25, 1.0], ["1", "2"]])
-    def test_a_gradient_is_resolved_layer_by_layer(self, length: int, gradient: list[Any]) -> None:
-        """Each layer gets the number of mergekit's interpolation."""
-        source = {"model": "m", "layer_range": [0, length], "parameters": {"scale": gradient}}
-        edge = {"model": "m", "layer_range": [0, 2]}
-        slices = [{"sources": [part]} for part in (edge, source, edge)]
-        layout = mergekit_yaml.from_document({"slices": slices}, lambda _: None)
-        for layer in layout.layers[2:-2]:
-            t = layer.source / (length - 1) if length > 1 else 1
-            expected = evaluate_setting("any", gradient, t, validate=float)
-            assert scale_of("any", layer.scales) == pytest.approx(expected)
 
     def test_a_gradient_in_the_first_or_last_slice(self) -> None:
         """A gradient in the first or last slice is refused, because it scales other tensors too."""
