@@ -1,4 +1,4 @@
-"""Parse the user's text into a `Directive`, and write it back; pure.
+"""Parse the user's text into a `Directive`, and write it back.
 
-A new growth line is a file in `growth/` and a row in `growth/registry.py`.
+To add a growth line, add a file to `growth/` and a row to `growth/registry.py`. Pure.
 """

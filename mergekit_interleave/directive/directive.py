@@ -62,7 +62,10 @@ NAME = "name"
 """mergekit-multi's name for the result of a document; only streams use it."""
 
 SPELLED_KEYS = explicit_slices.KEYS
+"""The keys of a mergekit config that list every layer; each takes the place of a growth line."""
+
 OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
+"""This project's own keys, except the growth lines."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Directive:
 
     @property
     def zero_rule(self) -> Zero:
-        """What to zero: `zero` if it is stated, else the default of the growth line."""
+        """The rule for zeroing: `zero` if it is stated, else the default of the growth line."""
         if self.zero is not None:
             return self.zero
         return NONE if self.growth is None else self.growth.default_zero
@@ -148,8 +151,11 @@ class Directive:
             **changes,
         )
 
-    def _short_names(self) -> dict[str, ModelRef]:
-        """Return all models by short names if any has one; other names would then be ambiguous."""
+    def _models_by_short_name(self) -> dict[str, ModelRef]:
+        """Return every model by short name, or no models if none of them has one.
+
+        If one model has a short name, the full name of another would be ambiguous.
+        """
         models = dict(self.models)
         if not models:
             return models
@@ -169,7 +175,7 @@ class Directive:
         Args:
             name: Returns the name to write for a model.
         """
-        models = self._short_names()
+        models = self._models_by_short_name()
         short = {model: key for key, model in models.items()}
 
         def called(model: ModelRef) -> object:
@@ -194,7 +200,7 @@ class Directive:
 
 
 def _sole_model(growth: Growth) -> ModelRef | None:
-    """Return the only model that a growth line names, for the growth flag that replaces it.
+    """Return the only model that a growth line names, for a growth flag that replaces the line.
 
     Raises:
         DirectiveError: The growth line names several models.
@@ -244,7 +250,7 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
 
 
 def _inline_hint(text: str) -> str | None:
-    """Return the hint for inline text that lacks a colon or the space after it, if it does."""
+    """Return a hint if a text seems to be inline but lacks a colon or the space after one."""
     match = re.match(r"\s*(\w+)(?:\s+|:)(.+)", text)
     if match is not None and match[1] in known_keys():
         right = f"{match[1]}: {match[2].lstrip(': ')}"
@@ -264,7 +270,7 @@ def load_file(path: Path) -> Directive:
     """Read a directive from a file.
 
     Raises:
-        DirectiveError: It cannot be read, or its content is not a directive.
+        DirectiveError: The file cannot be read, or its content is not a directive.
     """
     return parse(_read_file(path), str(path))
 
@@ -281,11 +287,11 @@ def _read_file(path: Path) -> str:
 
 
 _LONGEST = 2**24
-"""The maximum length in characters; a merge of several thousand slices has a tenth of that."""
+"""The maximum length of a file in characters; several thousand slices take a tenth of that."""
 
 
 def _is_file(path: Path) -> bool:
-    """Whether `path` exists and is not a directory; False if the text is no valid path."""
+    """Whether `path` exists and is not a directory; False if it is not a valid path."""
     try:
         return path.exists() and not path.is_dir()
     except (OSError, ValueError):
@@ -322,7 +328,7 @@ def of_document(document: object, where: str) -> Directive:
         where: The name of the document in error messages.
 
     Raises:
-        DirectiveError: It is not a directive.
+        DirectiveError: The document is not a directive.
     """
     if not isinstance(document, dict):
         raise DirectiveError(
@@ -350,27 +356,27 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     """
     lines = [key for key in registry.LINES if key in document]
     # `models:` is mergekit's list of whole models; beside a growth line it is short names.
-    spelled = [key for key in SPELLED_KEYS if key in document]
+    explicit = [key for key in SPELLED_KEYS if key in document]
     if lines or isinstance(document.get("models"), Mapping):
-        spelled = [key for key in spelled if key != "models"]
-    if len(lines + spelled) > 1:
-        two = (lines + spelled)[:2]
+        explicit = [key for key in explicit if key != "models"]
+    if len(lines + explicit) > 1:
+        two = (lines + explicit)[:2]
         raise DirectiveError(
             f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one of them"
         )
-    own = [key for key in OWN_KEYS if key not in spelled]
-    known = (*registry.LINES, *own, *MERGEKIT_KEYS, *spelled, NAME)
-    ignored = _check_known(document, known, spelled=bool(spelled))
+    own = [key for key in OWN_KEYS if key not in explicit]
+    known = (*registry.LINES, *own, *MERGEKIT_KEYS, *explicit, NAME)
+    ignored = _check_known(document, known, explicit=bool(explicit))
     for key, value in document.items():
         if value is None and key in known_keys():
             raise DirectiveError(f"{key}: has no value")
-        if spelled and key in own:
+        if explicit and key in own:
             raise DirectiveError(
-                f"`{key}` cannot be combined with `{spelled[0]}`, which already sets it per layer"
+                f"`{key}` cannot be combined with `{explicit[0]}`, which already sets it per layer"
             )
-    if spelled:
+    if explicit:
         return Directive(
-            growth=ExplicitSlices({spelled[0]: document[spelled[0]]}),
+            growth=ExplicitSlices({explicit[0]: document[explicit[0]]}),
             mergekit=_mergekit_keys(document, parse_model),
             name=_name(document),
             warnings=tuple(f"{key}: mergekit ignores this unknown key" for key in ignored),
@@ -428,7 +434,7 @@ def known_keys() -> tuple[str, ...]:
 
 
 def _check_known(
-    document: Mapping[Any, object], known: Collection[str], *, spelled: bool
+    document: Mapping[Any, object], known: Collection[str], *, explicit: bool
 ) -> list[str]:
     """Check the keys of a document and return those that mergekit ignores.
 
@@ -440,7 +446,7 @@ def _check_known(
             raise DirectiveError(
                 f"unknown key '{key}'", hint="write `repeat: {layers: [8, 24], times: 3}`"
             )
-        if spelled and key not in known and not nearest(str(key), known):
+        if explicit and key not in known and not nearest(str(key), known):
             ignored.append(str(key))
         else:
             check_keys([key], known)
@@ -484,7 +490,7 @@ def _apply_to(value: object, where: str) -> str:
 
 
 def from_flags(**flags: str | None) -> Directive:
-    """Parse flags of the command line, or the keywords of the same names.
+    """Parse command-line flags, or Python keywords of the same names.
 
     Args:
         flags: The values by name: `OWN_FLAGS` and the growth flags of the registry.
@@ -520,7 +526,7 @@ OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "dtype")
 
 
 def parse_layers(value: object, where: str) -> int:
-    """Read a depth.
+    """Read a depth: the number of layers of a model.
 
     Raises:
         DirectiveError: The value is not a positive whole number.

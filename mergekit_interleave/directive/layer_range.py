@@ -76,9 +76,9 @@ def parse_range(value: object, where: str) -> Range:
     if not isinstance(entries, list) or len(entries) != 2:  # noqa: PLR2004 - start and stop
         raise DirectiveError(f"{where}: expected a range [START, STOP], found {value!r:.200}")
     start, stop = (parse_bound(bound, where) for bound in entries)
-    (one, first), (other, last) = _place(start), _place(stop)
-    if one == other and first >= last:
-        if first == last:
+    (start_base, start_offset), (stop_base, stop_offset) = _place(start), _place(stop)
+    if start_base == stop_base and start_offset >= stop_offset:
+        if start_offset == stop_offset:
             raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
         right = f"{stop}:{start}" if isinstance(value, str) else show((stop, start))
         raise DirectiveError(f"{where}: {show((start, stop))} is reversed", hint=f"write {right}")
@@ -88,7 +88,10 @@ def parse_range(value: object, where: str) -> Range:
 
 
 def _place(bound: Bound) -> tuple[str, Fraction | int]:
-    """Return the reference point of a bound and its distance; bounds of one kind are comparable."""
+    """Return the reference point of a bound and its offset.
+
+    Bounds with the same reference point can be compared by their offsets.
+    """
     if isinstance(bound, int):
         return ("start" if bound >= 0 else "end"), bound
     return ("end", 0) if bound == END else ("part", _share(bound))

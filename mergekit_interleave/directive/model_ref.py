@@ -41,7 +41,7 @@ class ModelPath:
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A source model, as it was written. Two revisions are two models."""
+    """A source model, as written. Two revisions are two models."""
 
     model: ModelPath
     lora: ModelPath | None = None

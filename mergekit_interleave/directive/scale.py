@@ -37,7 +37,7 @@ class Scale:
     filter: str | None = None
 
     def matches(self, tensor: str) -> bool:
-        """Whether it applies to a tensor: as in mergekit, if the name contains the filter."""
+        """Whether the factor applies to a tensor, which means that its name contains the filter."""
         return self.filter is None or self.filter in tensor
 
 
@@ -59,7 +59,7 @@ def names_zero(scales: Scales, part: str) -> bool:
 
 
 KEEP = Scale(1.0)
-"""The last scale of a list that keeps all other tensors unchanged."""
+"""The scale that ends a list and keeps all other tensors unchanged."""
 
 
 def zeroed_scales(names: Iterable[str]) -> Scales:
@@ -269,7 +269,7 @@ def _closes(text: str) -> bool:
 
 @cache
 def _short() -> dict[float, str]:
-    """Return fractions of small numbers and their roots as people write them, by value."""
+    """Return the usual text of each fraction of small numbers and of its root, by value."""
     from fractions import Fraction  # noqa: PLC0415
 
     fractions = {Fraction(p, q) for q in range(2, 10) for p in range(1, q)}

@@ -93,7 +93,7 @@ def read(text: str, where: str, known: Collection[str] | None = None) -> object:
 
 
 def documents(text: str, where: str) -> list[str]:
-    """Split a stream into its documents, each unchanged, with its `---`.
+    """Split a stream into its documents, each unchanged and with its `---`.
 
     Raises:
         DirectiveError: The text is not valid YAML.
@@ -210,7 +210,7 @@ class _FlowDumper(_Resolver, yaml.SafeDumper):
     def analyze_scalar(self, text: str) -> Any:
         analysis = super().analyze_scalar(text)
         if re.fullmatch(r"[^:](:?[^:])*", text) and ": " not in text:
-            # Inside brackets PyYAML quotes every text with a colon, even if the colon ends no key.
+            # Inside brackets PyYAML quotes every text with a colon, even if it does not end a key.
             plain = super().analyze_scalar(text.replace(":", "."))
             analysis.allow_flow_plain = plain.allow_flow_plain
         analysis.allow_block_plain = analysis.allow_flow_plain

@@ -1,6 +1,6 @@
 """Growth lines, one file for each key in YAML.
 
-A new growth line is a file here, with its `LINE`, and a row in `registry.py`.
+To add a growth line, add a file here that defines its `LINE`, and a row to `registry.py`.
 """
 
 from mergekit_interleave.directive.growth.append import Append

@@ -24,7 +24,7 @@ Depths: TypeAlias = "Callable[[ModelRef], int | None]"
 """Returns the number of layers of a model, or None if it is unknown."""
 
 Named: TypeAlias = "Callable[[object, str], ModelRef]"
-"""Returns the model for a name or short name; the text names the key in error messages."""
+"""Returns the model for a name or short name; the string names the key in error messages."""
 
 Schema: TypeAlias = "dict[str, Any]"
 """A part of the JSON Schema of directives."""
@@ -117,10 +117,10 @@ class Flag(NamedTuple):
     Attributes:
         name: The name without the dashes.
         metavar: The placeholder for the value in the help.
-        help: What it does, in one sentence.
-        read: Parses the value; takes the text and its name in error messages. None if the value
-            has the same form as in YAML, as text or as YAML in brackets.
-        repeatable: Whether the flag may be given several times, each time with more of a list.
+        help: What the flag does, in one sentence.
+        read: Parses the value, given its text and its name in error messages. None if the value
+            has the same form as in YAML, either as text or in brackets.
+        repeatable: Whether the flag may be given several times, each time with more list entries.
     """
 
     name: str
@@ -190,5 +190,5 @@ def ref(name: str) -> Schema:
 
 
 def any_of(*schemas: Schema) -> Schema:
-    """Return a schema that accepts every value that one of these schemas accepts."""
+    """Return a schema that accepts every value that at least one of these schemas accepts."""
     return {"anyOf": list(schemas)}

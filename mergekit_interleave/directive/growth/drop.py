@@ -34,19 +34,19 @@ class Drop(Growth):
     dropped: tuple[Range, ...]
 
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
-        """Return the layers between the ranges."""
+        """Return the ranges of layers that are not dropped."""
         dropped = sorted(resolve(part, depth, model) for part in self.dropped)
-        kept = 0
+        position = 0
         kept_ranges: list[tuple[int, int]] = []
         for start, stop in [*dropped, (depth, depth)]:
-            kept_ranges += not_empty(kept, start)
-            kept = max(kept, stop)
+            kept_ranges += not_empty(position, start)
+            position = max(position, stop)
         if not kept_ranges:
             raise LayoutError(f"{KEY}: no layer would be left")
         return iter(kept_ranges)
 
     def to_document(self, called: Callable[[ModelRef], object]) -> dict[str, object]:
-        """Return one range, or a list of ranges."""
+        """Return the range, or the list of several ranges, under the key."""
         del called
         ranges: list[object] = [list(part) for part in self.dropped]
         return {KEY: ranges[0] if len(ranges) == 1 else ranges}

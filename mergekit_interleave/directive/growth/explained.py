@@ -36,7 +36,7 @@ class Summary:
 
     @property
     def kind(self) -> str:
-        """The field's term for the merge."""
+        """The common term for this kind of merge."""
         return "block expansion" if self.edit == ZEROED else "depth up-scaling"
 
     @property
@@ -64,7 +64,7 @@ class EditedSlices:
     Attributes:
         zero: The tensors to zero, if the edit can be written as `zero` and `scale`; else None.
         scale: The factors of the tensors.
-        slices: The source model, start and stop of each.
+        slices: The source model, start and stop of each slice.
     """
 
     zero: Zero | None
@@ -74,7 +74,7 @@ class EditedSlices:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The slices for which `explain` searches a growth line.
+    """The slices that `explain` tries to express as a growth line.
 
     Attributes:
         depth: The number of layers of the first source model.

@@ -1,4 +1,4 @@
-"""The growth lines `interleave: every 4` and `interleave: 8 layers`: new layers in between."""
+"""The growth lines `interleave: every 4` and `interleave: 8 layers`: new layers among the old."""
 
 from __future__ import annotations
 

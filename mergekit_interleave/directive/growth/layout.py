@@ -106,9 +106,9 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
     for edited in pattern.edited:
         parts: list[Part] = []
         for model, slices in groupby(edited.slices, key=lambda part: part[0]):
-            of = model if several else None
+            part_model = model if several else None
             ranges = tuple((start, stop) for _, start, stop in slices)
-            parts += [replace(part, model=of) for part in parts_of(ranges)]
+            parts += [replace(part, model=part_model) for part in parts_of(ranges)]
         step = Step(tuple(parts), edited.zero, edited.scale)
         steps += [Step((part,)) for part in parts] if step.is_plain else [step]
     stack = Stack(tuple(steps))

@@ -132,7 +132,7 @@ def parse_parts(value: object, where: str, named: Named) -> list[Part]:
 
 
 def is_block(form: object, where: str) -> bool:
-    """Parse the value of `as`.
+    """Parse the value of `as`, and return whether it is `block`.
 
     Raises:
         DirectiveError: The value is neither `layers` nor `block`.
@@ -187,9 +187,9 @@ def mapping_of(part: Part, called: Callable[[ModelRef], object]) -> dict[str, ob
 
 
 def parts_of(ranges: Ranges) -> Iterator[Part]:
-    """Express ranges of one model as few parts.
+    """Express ranges of one model in few parts.
 
-    At each index, the pattern that covers the most ranges is taken.
+    At each index, take the pattern that covers the most ranges.
     """
     i = 0
     while i < len(ranges):
@@ -218,7 +218,7 @@ def _patterns(ranges: Ranges, i: int) -> Iterator[tuple[int, Part]]:
 
 
 def _count_equal(ranges: Ranges, i: int) -> int:
-    """Count the equal ranges from an index on."""
+    """Count how often the range at an index occurs in a row."""
     j = i
     while j < len(ranges) and ranges[j] == ranges[i]:
         j += 1

@@ -104,9 +104,9 @@ def _propose(pattern: Pattern) -> Iterator[Growth]:
     if pattern.added <= 0:
         return
     counts = Counter(layer for bounds in pattern.written for layer in range(*bounds))
-    again = sorted(layer for layer, count in counts.items() if count > 1)
-    if again:
-        layers, times = (again[0], again[-1] + 1), counts[again[0]]
+    copied = sorted(layer for layer, count in counts.items() if count > 1)
+    if copied:
+        layers, times = (copied[0], copied[-1] + 1), counts[copied[0]]
         yield Repeat(layers, times)
         yield Repeat(layers, times, as_block=True)
 

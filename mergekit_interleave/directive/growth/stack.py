@@ -93,7 +93,7 @@ class Stack(Growth):
         return tuple(dict.fromkeys(part.model for part in self.parts if part.model is not None))
 
     def of(self, models: Mapping[ModelRef, ModelRef]) -> Stack:
-        """Return the same layers of other models."""
+        """Return the same steps, with each named model replaced by its value in `models`."""
 
         def other(part: Part) -> Part:
             return part if part.model is None else replace(part, model=models[part.model])

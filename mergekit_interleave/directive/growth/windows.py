@@ -75,7 +75,7 @@ class Windows(Growth):
             yield model, start, stop, None
 
     def to_mapping(self) -> dict[str, object]:
-        """Return the value in YAML."""
+        """Return the windows as a YAML mapping."""
         written: dict[str, object] = {"size": self.size, "stride": self.stride}
         return written if self.layers == _ALL else {**written, "layers": list(self.layers)}
 
@@ -107,8 +107,8 @@ def parse_windows(value: object, where: str) -> Windows:
     if isinstance(value, str):
         match = re.fullmatch(_TEXT, value.replace(" ", ""))
         if match is not None:
-            over = parse_range(match["over"], where) if match["over"] else _ALL
-            return _checked(match["size"], match["stride"], over, where)
+            layers = parse_range(match["over"], where) if match["over"] else _ALL
+            return _checked(match["size"], match["stride"], layers, where)
     if not isinstance(value, Mapping):
         raise DirectiveError(
             f"{where}: expected a size and a stride, found {value!r:.200}",
@@ -121,8 +121,8 @@ def parse_windows(value: object, where: str) -> Windows:
                 f"{where}: `{key}` is missing",
                 hint="for example `windows: {size: 20, stride: 10}`",
             )
-    over = parse_range(value["layers"], f"{where}.layers") if "layers" in value else _ALL
-    return _checked(value["size"], value["stride"], over, where)
+    layers = parse_range(value["layers"], f"{where}.layers") if "layers" in value else _ALL
+    return _checked(value["size"], value["stride"], layers, where)
 
 
 def _checked(size: object, stride: object, layers: Range, where: str) -> Windows:
@@ -142,11 +142,11 @@ def _read(value: object, where: str, named: Named) -> Growth:
 
 
 FEWEST = 3
-"""The minimum number of windows to propose; a smaller number is shorter as ranges."""
+"""The minimum number of windows to propose; fewer are shorter when written as ranges."""
 
 
 def windows_at(ranges: Ranges, i: int) -> tuple[int, Windows]:
-    """Find the windows that begin at an index of a list of ranges, and count their ranges."""
+    """Find the windows that begin at an index of a list of ranges, and count the windows."""
     start, stop = ranges[i]
     size = stop - start
     stride = ranges[i + 1][0] - start if i + 1 < len(ranges) else 0
