@@ -1,4 +1,4 @@
-"""Expand a directive to the ordered layers of the new model, and convert them to mergekit YAML.
+"""Expand a directive into the layers of the new model, and convert them to mergekit YAML.
 
-To add a format of layouts, write a module here that reads or returns `Layout`. Pure.
+To add a layout format, write a module here that reads or returns a `Layout`. Pure.
 """

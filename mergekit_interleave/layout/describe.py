@@ -13,7 +13,7 @@ from mergekit_interleave.layout.layout import Layout, joined
 def sentence(
     layout: Layout, growth: Growth | None, depth: int | None, identities: Collection[int] = ()
 ) -> str:
-    """Name the kind of merge in the field's terms, with its numbers.
+    """Describe the merge: its numbers, and the common term for its kind.
 
     Args:
         layout: The layers.
@@ -67,7 +67,7 @@ def new_sources(layout: Layout) -> set[int]:
 
 
 def _edit_of(layout: Layout, identities: Collection[int]) -> str:
-    """Describe the edit of the new layers in one word or two."""
+    """Describe the edit of the new layers in one or two words."""
     edited = [layer for layer in layout.new_layers if layer.edit]
     if not edited:
         return ""
@@ -90,8 +90,8 @@ def _stacked(layout: Layout, depth: int | None, made: Summary) -> str:
         return f"{count} layers in another order{made.edited}"
     words = f"{made.depth} → {count} layers in {made.slices} slices{made.copies_edited}"
     two = made.slices == 2  # noqa: PLR2004 - as in SOLAR
-    known = made.edit == ZEROED or (two and not made.edit)
-    return f"{words}: {made.kind if known else 'a self-merge'}"
+    has_term = made.edit == ZEROED or (two and not made.edit)
+    return f"{words}: {made.kind if has_term else 'a self-merge'}"
 
 
 def _of_several(layout: Layout) -> str:

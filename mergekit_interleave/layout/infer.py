@@ -34,7 +34,7 @@ from mergekit_interleave.layout.layout import Edit, Layer, Layout, chosen, expan
 
 @dataclass(frozen=True)
 class Known:
-    """What is known about the models of a layout.
+    """Facts about the models of a layout.
 
     Attributes:
         depths: The number of layers of each model, or None if it is unknown.
@@ -52,7 +52,7 @@ class Known:
 
 @dataclass(frozen=True)
 class _Rule:
-    """How a directive edits its new layers."""
+    """A rule by which a directive edits its new layers."""
 
     zero: Zero
     scale: Scales
@@ -64,7 +64,7 @@ def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
 
     Args:
         layout: The slices, whose boundaries are kept.
-        known: What is known about its models.
+        known: Facts about its models.
     """
     if len(layout) > MAX_LAYERS:
         return
@@ -74,12 +74,12 @@ def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
     for growth in registry.proposals(pattern, several_models=len(layout.models) > 1):
         if not growth.edits_itself:
             yield from _with_rules(growth, layout, known, rules)
-        elif not has_constants and _is(layout, _expanded(growth, layout, known, None, COPIES)):
+        elif not has_constants and _is_same(layout, _expanded(growth, layout, known, None, COPIES)):
             yield _stated(growth, layout, known)
 
 
 def _pattern(layout: Layout, known: Known) -> Pattern:
-    whole = joined(layout.slices, across_edits=True)
+    uncut = joined(layout.slices, across_edits=True)
     edited = []
     for scales, alike in groupby(layout.slices, key=lambda part: part.scales):
         slices = tuple((part.model, part.start, part.stop) for part in alike)
@@ -92,7 +92,7 @@ def _pattern(layout: Layout, known: Known) -> Pattern:
         depth=known.depths[layout.models[0]] or max(part.stop for part in layout.slices),
         written=tuple((part.start, part.stop) for part in layout.slices),
         joined=tuple((part.start, part.stop) for part in joined(layout.slices)),
-        uncut=tuple((part.start, part.stop) for part in whole),
+        uncut=tuple((part.start, part.stop) for part in uncut),
         edited=tuple(edited),
     )
 
@@ -100,7 +100,7 @@ def _pattern(layout: Layout, known: Known) -> Pattern:
 def _with_rules(
     growth: Growth, layout: Layout, known: Known, rules: Sequence[_Rule]
 ) -> Iterator[Directive]:
-    """Yield the directives that give the layout with this growth line and one of the rules."""
+    """Yield the directives that expand to the layout, from a growth line and one of the rules."""
     raw = _expanded(growth, layout, known, None, COPIES)
     if raw is None or joined(raw.slices) != joined(layout.slices):
         return
@@ -109,12 +109,12 @@ def _with_rules(
         for apply_to in APPLY_TO if rule.edit else (COPIES,):
             if rule.edit and chosen(raw, apply_to) != edited:
                 continue
-            if _is(layout, _expanded(growth, layout, known, rule.edit, apply_to)):
+            if _is_same(layout, _expanded(growth, layout, known, rule.edit, apply_to)):
                 yield _stated(growth, layout, known, rule, apply_to)
                 break
 
 
-def _is(layout: Layout, other: Layout | None) -> bool:
+def _is_same(layout: Layout, other: Layout | None) -> bool:
     return other is not None and other.slices == layout.slices
 
 

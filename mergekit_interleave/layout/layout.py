@@ -1,8 +1,8 @@
 """Lay out the layers of the new model. Pure: no I/O, no torch.
 
-Terms used in the whole project: the *original* is the first unscaled occurrence of a source layer;
-every other occurrence is a *new layer*, to be trained; a new layer whose residual writers are
-*zeroed* passes its input on unchanged. Indices start at 0, ranges are half-open.
+Terms used throughout the project: the *original* is the first unscaled occurrence of a source
+layer; every other occurrence is a *new layer*, to be trained; a new layer whose residual writers
+are *zeroed* passes its input on unchanged. Indices start at 0, and ranges are half-open.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mergekit_interleave.errors import LayoutError
 
 @dataclass(frozen=True)
 class Constant:
-    """A value to fill the tensors whose name contains `filter` with, which no scale can do.
+    """A value that fills the tensors whose names contain `filter`, which no scale can do.
 
     Attributes:
         value: The value.
@@ -106,7 +106,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layers of a new model, in slices with the boundaries as written."""
+    """The layers of a new model, in slices whose boundaries are as written."""
 
     slices: tuple[Slice, ...]
 
@@ -168,7 +168,10 @@ def joined(slices: Sequence[Slice], *, across_edits: bool = False) -> list[Slice
 
 
 Depths: TypeAlias = "int | Callable[[ModelRef], int | None] | None"
-"""The number of layers of the only model, or of each model; None if it is unknown."""
+"""The number of layers of the only model, or a function that returns it for each model.
+
+None if it is unknown.
+"""
 
 
 def distances(layout: Layout) -> list[int]:
@@ -196,7 +199,7 @@ def expand(  # noqa: PLR0913 - two callbacks that planning supplies
     Args:
         growth: The growth line; not `ExplicitSlices`, which `mergekit_yaml` parses.
         model: The source model, or None if the growth line names its own models.
-        depth: Its number of layers; may be None if the line does not need it.
+        depth: The number of layers of each model; may be None if the line does not need it.
         edit: Returns the edit of a new layer; None makes plain copies.
         apply_to: Which of several equal layers are edited.
         step_edit: Returns the edit of a layer of a step with its own `zero` or `scale`.
@@ -232,7 +235,7 @@ def expand(  # noqa: PLR0913 - two callbacks that planning supplies
 
 
 def _split(part: Slice, edits: Iterable[Edit]) -> Iterator[Slice]:
-    """Apply the edits of its layers to a slice, and split it where the edit changes."""
+    """Apply one edit per layer to a slice, and split the slice where the edit changes."""
     start = part.start
     for edit, alike in groupby(edits):
         stop = start + len(list(alike))

@@ -1,7 +1,7 @@
 """Convert a layout to mergekit YAML (the recipe) and back.
 
 Parsing follows mergekit's rules: the filter of a condition is a substring of the tensor's name; the
-first condition that matches applies; the conditions of a source come before those of its slice and
+first matching condition applies; the conditions of a source come before those of its slice and
 its module; a list of numbers is a gradient over the layers of the slice.
 """
 
@@ -53,7 +53,7 @@ def to_document(
         keys["tokenizer"] = _named_tokenizer(tokenizer, name)
     slices = [{"sources": [_source(part, name(part.model))]} for part in layout.slices]
     model = layout.slices[0].model
-    whole: dict[str, object] = {"slices": slices}
+    body: dict[str, object] = {"slices": slices}
     if modules:
         written = {
             module: slices
@@ -61,8 +61,8 @@ def to_document(
             else [{"sources": [_source(Slice(model, 0, count), name(model))]}]
             for module, count in modules.items()
         }
-        whole = {"modules": {module: {"slices": parts} for module, parts in written.items()}}
-    return {**whole, "merge_method": "passthrough", **keys}
+        body = {"modules": {module: {"slices": parts} for module, parts in written.items()}}
+    return {**body, "merge_method": "passthrough", **keys}
 
 
 def _named_source(source: object, name: Callable[[ModelRef], object]) -> object:
@@ -195,7 +195,7 @@ def check_representable(layout: Layout) -> None:
     """Check that a mergekit config can represent a layout.
 
     Raises:
-        RefusedError: It cannot.
+        RefusedError: The layout has an edit that mergekit does not support.
     """
     for edit in _unsupported_edits(layout):
         raise RefusedError(
@@ -403,6 +403,7 @@ def _parameters(owner: Mapping[str, object], where: str) -> object:
 
 
 def _only_module(modules: object) -> tuple[Mapping[str, object], Scales]:
+    """Return the only module that the config may change, and the scales of that module."""
     entries = _mapping(modules, "modules")
     name = GROWN if GROWN in entries else next(iter(entries), "none")
     for other, value in entries.items():
