@@ -65,7 +65,9 @@ class IndexerSharing:
 
 @dataclass(frozen=True)
 class KVSharing:
-    """Last layers that reuse keys and values of an earlier layer of their type (`kv_sharing`).
+    """The last layers, if they reuse keys and values of earlier ones (`kv_sharing`).
+
+    Each of them reuses those of an earlier layer of its type.
 
     Attributes:
         count_key: The key that states the number of these layers.
@@ -96,8 +98,8 @@ class ConfigFacts:
 
     Attributes:
         depth: The keys that state the number of layers.
-        encoder_depth: Keys that must also state it, because the decoder is saved without its
-            encoder and its cache is sized by the encoder's depth.
+        encoder_depth: Keys that must also state the number of layers, because the decoder is saved
+            without its encoder and its cache is sized by the encoder's depth.
         depth_list: The list whose length is the number of layers, if no key states it.
         depth_multiples: Keys that state a multiple of the number of layers.
         per_layer_lists: Lists with one entry per layer. If config.json lacks one, the config class
@@ -113,14 +115,14 @@ class ConfigFacts:
         run_length_lists: Keys that hold a list of `per_layer_lists` in the form
             [[[type], count], ...], each with the key of that list.
         leading_counts: Keys that count the layers of a type at the start of the model.
-        fallback_leading_counts: Keys that do so only if there is no per-layer list; they stay
-            unchanged if the grown model has no such count.
+        fallback_leading_counts: Keys that count such layers only if there is no per-layer list;
+            they stay unchanged if the grown model has no such count.
         uses_decoder_sparse_step: Whether decoder_sparse_step and mlp_only_layers determine which
             layers are dense.
         periodic_rules: Rules that place layers at regular distances, each as [rule, key, ...]. For
             layer i: `offset`, i % period == offset; `span`, every interval-th layer from start to
             end; `block`, a block starts at each multiple of size; `halving`, the stream is halved
-            after each size layers.
+            after every size layers.
         uses_scale_depth: Whether residuals are scaled by scale_depth / sqrt(number of layers).
     """
 
@@ -179,14 +181,15 @@ class Family:
         has_mtp_layers: Whether tensors with an index past the last layer belong to a multi-token
             prediction head, whose index increases with the depth.
         residual_writers: Substrings that match the weights which write to the residual stream, and
-            no other tensor. If all of them are zero, the layer is an identity, and each still gets
-            gradients. They must match the names in checkpoints and in memory, which may differ.
+            no other tensor. If all these weights are zero, the layer is an identity, and each
+            weight still gets gradients. The substrings must match the names in checkpoints and in
+            memory, which may differ.
         identity_constants: Substrings of the names of tensors that must also be filled to make a
             layer an identity, each with its constant.
         output_norms: The norms between projections and residual stream. `zero: gains` makes them
             output zero, because zeroed projections would take large first steps in training.
         indexer_sharing: Layers that reuse the indexer result of an earlier layer.
-        kv_sharing: Last layers that reuse keys and values of earlier layers.
+        kv_sharing: The last layers, if they reuse keys and values of earlier layers.
         irregular_layers: `first` or `last`, if the tensors of that layer differ from the rest, so
             that it must keep its place and cannot be copied.
         mergekit_yaml_result: The result of plain `mergekit-yaml` for the recipe of `gen`: `exact`,
@@ -201,8 +204,8 @@ class Family:
         after_layers: The tensors after the layers: the final norm and the head.
         never_loaded: Substrings of the names of tensors in old checkpoints that no model loads.
         must_agree: The keys of config.json that must be equal in two models to stack their layers,
-            each with the value of a missing key. Without it, models of the type are not stacked on
-            each other.
+            each with the value that a missing key stands for. Without `must_agree`, models of the
+            type are not stacked on each other.
         composite: Whether the language model is part of a larger model, for images or sound.
         mergekit_modules: For a composite: see `composites`.
         deepstack: For a composite: see `composites`.
@@ -284,7 +287,7 @@ class Composite(TypedDict, total=False):
 
 
 class QuantizationRule(TypedDict, total=False):
-    """How a quantization method stores a projection that is zero.
+    """The rule by which a quantization method stores a projection that is zero.
 
     A tensor that neither pattern matches is zeroed if it has plain floats, and refused otherwise.
 
@@ -371,7 +374,7 @@ _OBJECTS = {
 
 @cache
 def may_be_outside(part: str | None) -> bool:
-    """Whether a substring occurs in the name of a tensor outside the layers, of any known type.
+    """Whether a substring occurs in the name of a tensor outside the layers of any known type.
 
     Args:
         part: The substring; None matches every name.

@@ -21,7 +21,7 @@ class _Loaded(TypedDict):
 
 
 class TaskEntry(_Loaded, total=False):
-    """The task of a kind of model classes. The name of the entry is the suffix of the class names.
+    """The task of one kind of model class. The name of the entry is the suffix of the class names.
 
     The first entry that matches applies.
 
