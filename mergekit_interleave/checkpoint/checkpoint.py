@@ -47,7 +47,7 @@ def config_errors(path: Path, name: str = CONFIG) -> Iterator[None]:
 
     Args:
         path: The directory that holds the file.
-        name: The name of another file.
+        name: The name of the file, if it is not config.json.
 
     Raises:
         CheckpointError: The file is malformed.
@@ -146,7 +146,7 @@ class Checkpoint:
         """Its number of layers.
 
         Raises:
-            CheckpointError: config.json states none.
+            CheckpointError: config.json states no valid number.
         """
         with config_errors(self.path):
             depth = families.depth_of(self.layer_config, self.family)
@@ -216,8 +216,8 @@ class Checkpoint:
     def scaled(self, outside: Iterable[str]) -> list[str]:
         """Return the tensors outside the layers that mergekit scales.
 
-        It does not scale extra heads after the layers, or a vision model next to the language
-        model.
+        mergekit scales neither extra heads after the layers nor a vision model next to the
+        language model.
         """
         names = [name for name in outside if self.layer_of(name) is None]
         if self.family is None or not self.family.composite:

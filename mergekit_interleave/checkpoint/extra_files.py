@@ -145,7 +145,7 @@ def _places(base: Checkpoint) -> list[re.Pattern[bytes]]:
 
 
 def _is_apart(folder: Path) -> bool:
-    """Whether a folder inside a checkpoint is not part of it: a link, a model, a staging folder."""
+    """Whether a folder in a checkpoint is not part of it: a link, a model or a staging folder."""
     return (
         folder.is_symlink()
         or (is_checkpoint(folder) and any(folder.glob("*.safetensors")))

@@ -176,7 +176,8 @@ def _bars() -> Iterator[None]:
     if SHOW_BARS.get() or utils.are_progress_bars_disabled():
         yield
         return
-    with warnings.catch_warnings():  # it warns if an environment variable overrides this
+    # huggingface_hub warns if an environment variable overrides this.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         utils.disable_progress_bars()
         try:

@@ -67,7 +67,7 @@ class Models:
         return replace(self, unpickle_into=directory, _cache=opened)
 
     def with_result(self, name: str, result: Checkpoint) -> Models:
-        """Return the same models plus the result of a document of a stream, under its name."""
+        """Return the same models, plus the result of a stream's document under its name."""
         return replace(self, results={**self.results, name: result})
 
     def open(self, ref: ModelRef) -> Checkpoint:
@@ -81,11 +81,12 @@ class Models:
             return replace(result, ref=ref)
         cache = self._cache
         if ref not in cache.opened:
-            key = (ref, self.cached_only or cache.unreachable)
+            offline = self.cached_only or cache.unreachable
+            key = (ref, offline)
             if key in cache.failed:
                 raise cache.failed[key]
             try:
-                opened = open_checkpoint(ref, cached_only=key[1], cache_dir=self.cache_dir)
+                opened = open_checkpoint(ref, cached_only=offline, cache_dir=self.cache_dir)
             except CheckpointError as error:
                 cache.failed[key] = error
                 # Detecting that the Hub is unreachable takes half a minute, so do it only once.

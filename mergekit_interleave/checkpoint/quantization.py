@@ -21,7 +21,7 @@ INDEXED_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.j
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a checkpoint is quantized.
+    """The quantization of a checkpoint.
 
     Attributes:
         method: The quant_method, or None if the checkpoint is not quantized.

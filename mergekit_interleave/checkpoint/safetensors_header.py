@@ -127,7 +127,7 @@ def check_unchanged(tensors: Iterable[Tensor]) -> None:
 
 
 def next_data(descriptor: int, at: int) -> int:
-    """Return the offset of the next data outside holes in an open file, or the file's end."""
+    """Return the offset of the next data at or after `at`, skipping holes, or the file's end."""
     try:
         return os.lseek(descriptor, at, os.SEEK_DATA)
     except AttributeError:  # not on every system
