@@ -43,7 +43,7 @@ class Edits:
         return {name for _, rule in self._rules if isinstance(rule, tuple) for name in rule}
 
     def of(self, layer: Layer, rule: Zero, scale: Scales) -> Edit:
-        """Return what `zero` and `scale` do to a layer."""
+        """Return the edit that `zero` and `scale` make to a layer."""
         key = (layer.model, rule)
         if key not in self._rules:
             self._rules[key] = edit_of(rule, self._opened.get(layer.model), self._warn)
@@ -67,7 +67,9 @@ class Edits:
         _check_outside(layout, directive, self._opened, self._warn)
         for (model, rule), edits in self._by_rule.items():
             checkpoint = self._opened.get(model)
-            layers = [x for x in layout.layers if x.model == model and x.edit in edits]
+            layers = [
+                layer for layer in layout.layers if layer.model == model and layer.edit in edits
+            ]
             if checkpoint is not None and layers:
                 self._check_zeroing(layers, checkpoint, rule, allowed=allow_non_identity)
             elif isinstance(rule, tuple):
@@ -76,7 +78,7 @@ class Edits:
     def _check_zeroing(
         self, layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allowed: bool
     ) -> None:
-        """Check the zeroed names against the stored tensors, or against the family without them.
+        """Check the zeroed names against the stored tensors, or the family if none are stored.
 
         Layers may have different tensors, so a name must match a tensor in at least one layer.
         """
@@ -160,8 +162,9 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
             "and the residual stream",
             hint="`zero: auto` zeroes the projections",
         )
-    gains, closed = zeroing.gains_edit(family, setting), grown_config.layers_with_gains(checkpoint)
-    return lambda source: gains if source in closed else projections
+    gains = zeroing.gains_edit(family, setting)
+    with_gains = grown_config.layers_with_gains(checkpoint)
+    return lambda source: gains if source in with_gains else projections
 
 
 def _check_plain(checkpoint: Checkpoint) -> None:
@@ -182,7 +185,7 @@ def _check_plain(checkpoint: Checkpoint) -> None:
 
 
 def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
-    """Return the tensors outside the layers that mergekit scales like an end slice.
+    """Return the tensors outside the layers that mergekit scales like the first or last slice.
 
     Args:
         checkpoint: The model of the slice, or None if it cannot be read.
@@ -198,7 +201,7 @@ def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
 def _check_outside(
     layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint], warn: Warn
 ) -> None:
-    """Check the tensors outside the layers, which mergekit scales like the outer slices."""
+    """Check the tensors outside the layers, which mergekit scales like the first or last slice."""
     stated = directive.growth.steps if isinstance(directive.growth, Stack) else ()
     for end, before in ((0, True), (-1, False)):
         part = layout.slices[end]

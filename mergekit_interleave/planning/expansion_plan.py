@@ -30,7 +30,7 @@ from mergekit_interleave.planning.resolve import Expansion, models_for
 from mergekit_interleave.planning.tensor_plan import Dtypes, TensorSpec, assemble
 
 TOKENIZER = "made for another tokenizer"
-"""Why embeddings and head cannot be compared after a change of the tokenizer."""
+"""The reason why embeddings and head cannot be compared after a change of the tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
 
 
 def source_of(base: Checkpoint) -> SourceConfig:
-    """Return access to the config of a model."""
+    """Return typed access to the config of a model."""
 
     def computed(key: str) -> object:
         config, composite = _with_defaults(base), base.require_family().composite
@@ -234,11 +234,12 @@ def _depths(base: Checkpoint, depth: int) -> dict[str, int]:
     facts, config = base.require_family().facts, base.layer_config
     keys = facts.depth
     if not config.get("is_encoder_decoder"):
-        # Files may also state it under other keys, which may be the encoder's if there is one.
+        # Files may also state the depth under other keys. In a model with an encoder, these keys
+        # may hold the encoder's depth.
         others = (key for key in families.depth_keys() if config.get(key) == base.depth)
         keys += (*facts.encoder_depth, *others)
     if not any(config.get(key) is not None for key in facts.depth):
-        # An old file states it under another key, or only by the length of a list.
+        # An old file states the depth under another key, or only by the length of a list.
         known = [key for key in families.depth_keys() if config.get(key) is not None]
         return dict.fromkeys(known or ([] if facts.depth_list else keys), depth)
     source = source_of(base)
@@ -269,7 +270,7 @@ def _loaded(
 
     Args:
         path: The directory of the config.
-        trusted: Whether code that the model brings may be run.
+        trusted: Whether the model's own code may be run.
         read: Returns what the caller needs from the config object.
     """
     from transformers import AutoConfig, logging  # noqa: PLC0415 - takes seconds, and is rarely needed
@@ -286,7 +287,7 @@ def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
     """Return the config of a directory as its class reads it, with all defaults filled in.
 
     Raises:
-        RefusedError: transformers cannot read it.
+        RefusedError: transformers cannot read the config.
     """
 
     def values(config: Any) -> dict[str, Any]:
@@ -297,7 +298,7 @@ def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
 
 
 def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:
-    """Return a small file with its layer indices and counts updated.
+    """Return the content of a small file with its layer indices and counts updated.
 
     Args:
         name: The name of the file.

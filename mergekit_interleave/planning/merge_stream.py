@@ -30,8 +30,7 @@ from mergekit_interleave.planning.resolve import resolve
 def is_stream(text: str, where: str) -> bool:
     """Whether a text is a stream: several documents, or one named merge without a growth line.
 
-    Raises:
-        DirectiveError: The text is not valid YAML.
+    Text that is not valid YAML is not a stream.
     """
     try:
         documents = yaml_io.documents(text, where)
@@ -71,6 +70,8 @@ def named(text: str, name: str | None) -> str:
 
 
 class _Stream:
+    """Expands the documents of one stream, in order."""
+
     def __init__(self, where: str, models: Models, warn: Warn, *, allow_non_identity: bool) -> None:
         self._where, self._warn = where, warn
         self._allow_non_identity = allow_non_identity
@@ -107,7 +108,10 @@ def begin(text: str) -> str:
 
 
 def end(text: str) -> str:
-    """Return the end marker of a document, which must precede any `%` directive, if it has one."""
+    """Return the end marker of a document, or an empty string if it has none.
+
+    The marker must precede any `%` directive.
+    """
     return "...\n" if re.search(r"^\.\.\.\s*$", text, re.MULTILINE) else ""
 
 

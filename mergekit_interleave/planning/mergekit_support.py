@@ -20,7 +20,8 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.resolve import Expansion
 
-_MAX_ID_PARTS = 2  # mergekit treats such a path as a Hub id, even if the directory exists
+# mergekit treats a path of at most this many parts as a Hub id, even if the directory exists.
+_MAX_ID_PARTS = 2
 
 _BY_RUN = "write the model from the same directive with `mk-interleave run`"
 

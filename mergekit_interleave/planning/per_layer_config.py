@@ -14,7 +14,7 @@ from mergekit_interleave.layout.layout import Layer, Layout
 from mergekit_interleave.planning.zeroing import is_identity
 
 _ANY_CONFIG = ("layer_types",)
-"""transformers accepts this list in any config, and checks its length."""
+"""The list that transformers accepts in any config, and whose length it checks."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,9 @@ def place(source: SourceConfig, layout: Layout) -> Placement:
     placed |= _indices(source, sources)
     for key in facts.original_indices_from_1:
         listed = source.listed(key) or []
-        placed[key] = [la.index + 1 for la in layers if not la.new and la.source + 1 in listed]
+        placed[key] = [
+            layer.index + 1 for layer in layers if not layer.new and layer.source + 1 in listed
+        ]
     placed |= _counts(source, sources)
     for kind, *keys in facts.periodic_rules:
         placed |= _solved(kind, keys, source, layers)
@@ -241,7 +243,7 @@ def _counts(source: SourceConfig, sources: Sequence[int]) -> dict[str, int]:
     return counts
 
 
-# Whether a rule holds for layer i, given the values of its keys.
+# Each function returns whether its rule holds for layer i, given the values of the rule's keys.
 _RULES: Mapping[str, Callable[..., bool]] = {
     "offset": lambda i, period, offset: i % period == offset,
     "span": lambda i, interval, start, end: (i + 1) % interval == 0 and start <= i <= end,
@@ -319,7 +321,7 @@ def _indexer_sharers(source: SourceConfig, layers: Sequence[Layer]) -> frozenset
 def _shared_tail(
     source: SourceConfig, layers: Sequence[Layer]
 ) -> tuple[dict[str, int], frozenset[int]]:
-    """Count the last layers that share keys and values, and list the new layers made to share."""
+    """Count the last layers that share keys and values, and find the new layers made to share."""
     rule, family = source.family.kv_sharing, source.family
     count = (source.integer(rule.count_key) or 0) if rule else 0
     if rule is None or not count:

@@ -66,7 +66,7 @@ class PublicNames:
         return ModelRef(model, lora, ref.override_architecture).to_yaml()
 
     def title(self, ref: ModelRef) -> str:
-        """Return the name of a model for a card, with its revision if several are used."""
+        """Return a model's name for a card, with the revision if several revisions are used."""
         model = self._model(ref)
         alike = {name.revision for name in self.names.values() if name.path == model.path}
         lora = None if ref.lora is None else _without_path(ref.lora)
@@ -102,7 +102,7 @@ def titled(ref: ModelRef, *, revision: bool) -> str:
 
 
 def without_path(ref: ModelRef) -> object:
-    """Return a model as mergekit's YAML value, without local paths; it need not be opened."""
+    """Return a model, which need not be opened, as mergekit's YAML value without local paths."""
     lora = None if ref.lora is None else _without_path(ref.lora)
     return ModelRef(_without_path(ref.model), lora, ref.override_architecture).to_yaml()
 

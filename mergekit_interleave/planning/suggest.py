@@ -64,9 +64,13 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
     sizes = [size for size in range(2, depth + 1) if depth % size == 0]
     for period in sorted(sizes, key=lambda size: abs(size - 8)):
         for group in range(2, period + 1):
-            whole = [(start, start + period) for start in range(0, depth, period)]
-            yield stack_of(r for s, e in whole for r in ((s, e), (e - group, e)))
-            yield stack_of(r for s, e in whole for r in ((s, s + group), (s, e)))
+            periods = [(start, start + period) for start in range(0, depth, period)]
+            yield stack_of(
+                part for start, stop in periods for part in ((start, stop), (stop - group, stop))
+            )
+            yield stack_of(
+                part for start, stop in periods for part in ((start, start + group), (start, stop))
+            )
 
 
 def _is_built(grown: GrownConfig) -> bool:

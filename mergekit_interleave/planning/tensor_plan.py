@@ -1,8 +1,8 @@
 """Map each tensor of the new model to its source tensor.
 
-Before an engine writes, its plan is checked against this list; afterwards, its output is. As in
-mergekit, the tensors before the layers come from the first slice, and those after them from the
-last.
+An engine's plan is checked against this list before the engine writes, and its output afterwards.
+As in mergekit, the tensors before the layers come from the first slice, and those after the layers
+from the last.
 """
 
 from __future__ import annotations
@@ -228,9 +228,12 @@ def _layer(
 
 
 def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> None:
-    """Check that first and last slice scale alike, if the tensors before the layers are unknown."""
+    """Check that the first and last slice scale the tensors outside the layers alike.
+
+    This matters only if it is unknown which of them are before the layers.
+    """
     for name in outside:
-        one, other = (scale_of(name, spec.scales) for spec in (first, last))
+        one, other = (scale_of(name, part.scales) for part in (first, last))
         if (1 if one is None else one) != (1 if other is None else other):
             raise RefusedError(
                 f"a scale of the first or last slice also applies to {name}, which is outside the "
@@ -244,6 +247,7 @@ def _outside(
 ) -> Iterator[TensorSpec]:
     family, depth = checkpoint.require_family(), checkpoint.depth
     scaled = set(checkpoint.scaled(names))
+    order = tuple(layer.source for layer in layout.layers)
     for source in names:
         index = checkpoint.layer_of(source)
         spec = _spec(checkpoint, source, origin.scales if source in scaled else (), dtypes)
@@ -253,7 +257,7 @@ def _outside(
         if index is not None:
             yield replace(spec, name=checkpoint.renamed(source, index + len(layout) - depth))
         elif axis is not None:
-            yield _packed(spec, Packing(axis, depth, tuple(la.source for la in layout.layers)))
+            yield _packed(spec, Packing(axis, depth, order))
         else:
             yield spec
 

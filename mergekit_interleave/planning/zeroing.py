@@ -20,7 +20,7 @@ def projections_edit(family: Family, setting: Callable[[str], int]) -> Edit:
 
     Args:
         family: The model's family.
-        setting: Returns the integer that its config has under a key.
+        setting: Returns the integer that the model's config has under a key.
     """
     return Edit(zeroed_scales(family.residual_writers), _constants(family, setting))
 
@@ -32,7 +32,7 @@ def gains_edit(family: Family, setting: Callable[[str], int]) -> Edit:
 
     Args:
         family: The model's family, which has such norms.
-        setting: Returns the integer that its config has under a key.
+        setting: Returns the integer that the model's config has under a key.
     """
     if family.output_norms is None:
         raise TypeError("the family has no norms after its projections")
@@ -56,7 +56,7 @@ def _constants(family: Family, setting: Callable[[str], int]) -> tuple[Constant,
 
 
 def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) -> list[str]:
-    """List the tensors that keep a layer from being an identity; empty if it is one.
+    """List the tensors that keep a layer from being an identity; empty if the layer is one.
 
     Args:
         edit: The edit of the layer.
