@@ -42,7 +42,7 @@ _SECTIONS: Mapping[str, type] = {
 
 
 def problems(data: Mapping[str, Any]) -> list[str]:
-    """List what is wrong with `architectures.json`, one line for each entry and key."""
+    """List the faults of `architectures.json`, one line for each entry and key."""
     unchecked_families = {"families": dict[str, Any]}
     hints = {**typing.get_type_hints(families.ArchitectureData), **unchecked_families}
     faults = [*_wrong_keys(data, hints, hints, "architectures.json")]
@@ -55,7 +55,7 @@ def problems(data: Mapping[str, Any]) -> list[str]:
 
 
 def task_problems(data: Mapping[str, Any]) -> list[str]:
-    """List what is wrong with `tasks.json`, one line for each entry and key."""
+    """List the faults of `tasks.json`, one line for each entry and key."""
     return [*_wrong(data, dict[str, tasks.TaskEntry], "tasks.json")]
 
 
@@ -69,7 +69,7 @@ def entry_hints() -> dict[str, Any]:
 
 
 def _wrong_references(data: Mapping[str, Any]) -> Iterator[str]:
-    """Yield missing reasons, families and per-layer lists that are named, and unused reasons."""
+    """Yield names of missing entries, unused reasons, and sections that are not sorted."""
     used = set()
     for name, entry in data["families"].items():
         reasons = [
@@ -125,7 +125,7 @@ def _wrong_keys(
 
 
 def _wrong(value: object, kind: Any, where: str) -> Iterator[str]:
-    """Yield each place at which a value is not of a type, and why."""
+    """Yield a line for each place at which a value does not match a type."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if typing.is_typeddict(kind):
         yield from _wrong_keys(value, typing.get_type_hints(kind), kind.__required_keys__, where)
@@ -146,7 +146,7 @@ def _wrong(value: object, kind: Any, where: str) -> Iterator[str]:
     elif isinstance(origin, type) and issubclass(origin, Mapping):
         hints = dict.fromkeys(value, arguments[1]) if isinstance(value, dict) else {}
         yield from _wrong_keys(value, hints, (), where)
-    elif not _is(value, kind):
+    elif not _is_instance(value, kind):
         yield f"{where}: {value!r} is not {_name(kind)}"
 
 
@@ -174,10 +174,10 @@ def _wrong_items(value: object, arguments: tuple[Any, ...], where: str) -> Itera
         yield from _wrong(item, kind, f"{where}[{index}]")
 
 
-def _is(value: object, kind: Any) -> bool:
+def _is_instance(value: object, kind: Any) -> bool:
     """Whether a value is of a plain type.
 
-    JSON's true is no number; 1 is a float as well.
+    JSON's true is not a number, and 1 is also a float.
     """
     if typing.get_origin(kind) is typing.Literal:
         return value in typing.get_args(kind)
@@ -231,7 +231,7 @@ def _summary(described: type) -> str:
 
 
 def page() -> str:
-    """Return the README beside the data: its own text, and the reference."""
+    """Return the README beside the data: its handwritten text, then the reference."""
     return PAGE.read_text(encoding="utf-8").partition(_START)[0] + _START + "\n" + reference()
 
 

@@ -60,7 +60,7 @@ def base(folder: Path) -> Path:
 
 @dataclass
 class Runner:
-    """Start runs without waiting for imports.
+    """Starts runs without waiting for imports.
 
     A process that has imported everything forks for each run.
 
@@ -164,8 +164,8 @@ def _child(order: dict[str, Any], output: Any) -> None:
 def _give_up_capabilities() -> None:
     """Drop root's capabilities, so that permissions apply to it as to any user.
 
-    Another user could be unable to read this Python's own files, which may be in root's home. Any
-    process may drop capabilities; see capset(2).
+    The process stays root, because another user may be unable to read this Python's own files,
+    which may be in root's home. Any process may drop capabilities; see capset(2).
     """
     version = 0x20080522
     header, none = struct.pack("=Ii", version, 0), bytes(2 * 3 * 4)
@@ -173,7 +173,7 @@ def _give_up_capabilities() -> None:
 
 
 def no_room_later(_: dict[str, Any]) -> None:
-    """Fill the disk after the check of free space."""
+    """Skip the check of free space, as if the disk filled up after it."""
     from mergekit_interleave.engines import mergekit, select
 
     select.check_free = mergekit.check_free = lambda *_: None
@@ -208,7 +208,7 @@ def source_cut_short(order: dict[str, Any]) -> None:
 
 
 def verified(out: Path, source: Path) -> bool:
-    """Whether `verify` passes OUT."""
+    """Whether OUT passes `verify`."""
     from mergekit_interleave.cli import main as cli
 
     output = io.StringIO()
@@ -239,7 +239,7 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
         count: The number of runs.
 
     Returns:
-        How often OUT was absent, whole, and anything else.
+        How often OUT was absent, whole, or anything else.
     """
     words = ("run", DIRECTIVE, out, "--model", source, "--engine", engine)
     durations = []

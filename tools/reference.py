@@ -23,7 +23,7 @@ NAMED_SHELL = {_typer_internals.NAMED_SHELL: "1"}
 
 
 def page() -> str:
-    """Return the whole page: the program, then each command in the order of its help."""
+    """Return the whole page: the program, then each command in the order of the help."""
     with mock.patch.dict(os.environ, NAMED_SHELL):
         group: Any = typer.main.get_command(application())
     program = group.make_context("mk-interleave", [], resilient_parsing=True)

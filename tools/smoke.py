@@ -2,7 +2,7 @@
 
 The Pythons are those that `pyproject.toml` names and that exist on this machine: the one that runs
 this script, `python3.X` on PATH, and those installed beside the running one, as pyenv and uv do.
-An environment with the version of the running Python borrows its torch. The others install torch,
+An environment for the running Python's version borrows torch from it. The others install torch,
 or, with `--no-torch-download`, test only what needs no torch.
 """
 
@@ -87,7 +87,7 @@ class Environment:
     def pip(self, *words: str | Path) -> None:
         """Install under the constraints file.
 
-        Modules are not compiled, because most of the installed thousands are never imported.
+        Modules are not compiled, because most of those installed are never imported.
         """
         options = ("--disable-pip-version-check", "--constraint", CONSTRAINTS, "--no-compile")
         self("python", "-m", "pip", "install", *options, *words)
@@ -189,7 +189,7 @@ def lend_torch(place: Path) -> None:
     for name in wanted:
         lent = installed(name)
         if not lent:
-            continue  # only other systems require it
+            continue  # a requirement on other systems only
         for top in {file.parts[0] for file in lent.files or ()} - {"..", "__pycache__"}:
             if not (place / top).exists():  # several distributions may share a folder
                 (place / top).symlink_to(str(lent.locate_file(top)))
@@ -302,9 +302,9 @@ def main() -> None:
         wheel = arguments.wheel.resolve() if arguments.wheel else build(Path(scratch))
         check_files(wheel)
         download_torch = not arguments.no_torch_download
-        one = partial(smoke, wheel, place=place, download_torch=download_torch)
+        smoke_one = partial(smoke, wheel, place=place, download_torch=download_torch)
         with ThreadPoolExecutor(max_workers=2) as pool:
-            for tested in pool.map(one, arguments.python or pythons().values()):
+            for tested in pool.map(smoke_one, arguments.python or pythons().values()):
                 print(tested, flush=True)
 
 

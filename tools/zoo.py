@@ -70,7 +70,7 @@ class Outcome:
 
 
 def names() -> list[str]:
-    """Return all causal-LM types of this transformers, variants, and models of images and text."""
+    """Return all causal-LM types in transformers, variants, and models of images and text."""
     causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *toys.VARIANTS} - {*composites.OWN}
     return [*sorted(causal), *composites.OWN]
 
@@ -96,7 +96,7 @@ def save(name: str, path: Path) -> Path:
 
 
 def expand(base: Path, plan: str, out: Path) -> Outcome:
-    """Expand a checkpoint with `run` and compare the result with it.
+    """Expand a checkpoint with `run`, and compare the result with the checkpoint.
 
     Args:
         base: The checkpoint.
@@ -117,7 +117,7 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
 
 
 def compare(base: Path, out: Path) -> str:
-    """Say how the outputs of two checkpoints differ; empty if they do not."""
+    """Describe how the outputs of two checkpoints differ; empty if they do not."""
     before, after = load(base), load(out)
     for given in _inputs(before):
         expected, found = _logits(before, given), _logits(after, given)
@@ -129,7 +129,7 @@ def compare(base: Path, out: Path) -> str:
 
 
 def in_vain(base: Path, out: Path) -> list[str]:
-    """List the zeroed tensors that no new layer needs, or that get no gradient in any layer.
+    """List the tensors that are zeroed needlessly in all new layers, or that get no gradient there.
 
     Args:
         base: The checkpoint.
@@ -183,7 +183,7 @@ def _inputs(model: Any) -> list[dict[str, torch.Tensor]]:
 
 
 def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
-    """Return the base's name of the tensor that a new layer's tensor was copied from."""
+    """Return the name in the base of the tensor that a new layer's tensor was copied from."""
     match = re.match(r"([^\d]+?)\.(\d+)\.(.+)", name)
     if match is None or int(match[2]) >= len(layers) or not layers[int(match[2])]["new"]:
         return None
@@ -191,7 +191,7 @@ def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
 
 
 def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitResult:
-    """Say what plain `mergekit-yaml` writes for the recipe, and whether `fix-config` repairs it."""
+    """Measure what plain `mergekit-yaml` writes for the recipe; try `fix-config` if it is wrong."""
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.options import MergeOptions
@@ -288,7 +288,7 @@ class Row:
     Attributes:
         name: The name of the type or variant.
         outcomes: The result of each plan.
-        mergekit: What plain `mergekit-yaml` writes for the first plan that is exact.
+        mergekit: The result of plain `mergekit-yaml` for the first exact plan.
         nearby: The result of the directive that is suggested instead of a refused one.
     """
 
@@ -357,7 +357,7 @@ def examine(name: str, folder: Path) -> Row:
 
 
 def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
-    """Say what else is wrong with an exact expansion; empty if nothing is."""
+    """Describe what else is wrong with an exact expansion; empty if nothing is."""
     needless = in_vain(base, out)
     if needless:
         return f"zeroed needlessly: {needless[0]}"
@@ -374,7 +374,7 @@ def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
 
 
 def untrainable(out: Path) -> str:
-    """Say what is wrong with the settings to train the new layers; empty if nothing is.
+    """Describe what is wrong with the settings for training the new layers; empty if nothing is.
 
     The settings for transformers and PEFT are run as `train` prints them.
     """
@@ -403,7 +403,7 @@ def untrainable(out: Path) -> str:
 
 
 def _layers(model: Any, depth: int) -> dict[int, set[int]]:
-    """Map each parameter to the layers that contain it, by the modules of the model."""
+    """Map the id of each parameter to the layers whose modules contain it."""
     layers_of: dict[int, set[int]] = {}
     for layers in _stacks(model, depth):
         for index, layer in enumerate(layers):
@@ -495,7 +495,10 @@ def check_one(model_type: str) -> int:
 
 
 def _recorded(name: str) -> str | None:
-    """Return the `mergekit_yaml_result` in the entry of a type; variants have no entry."""
+    """Return the `mergekit_yaml_result` in the entry of a type.
+
+    If there is no entry, the result is empty for a type and None for a variant.
+    """
     data = json.loads(families.DATA.read_text(encoding="utf-8"))
     entry = data["composites"].get(name) or data["families"].get(name)
     if entry is None:
