@@ -15,6 +15,7 @@ from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.layer_range import unknown_depth
 from mergekit_interleave.directive.model_ref import ModelRef, parse_model
 from mergekit_interleave.directive.scale import Scale, Scales
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
@@ -441,9 +442,7 @@ def _whole_model(
     model = parse_model(entry.get("model"), "models[0].model")
     depth = depth_of(model)
     if depth is None:
-        raise LayoutError(
-            f"the number of layers of {model} is not known", hint="state it with --layers N"
-        )
+        raise unknown_depth(model, "`models` without a range takes all of them")
     settings = [(_parameters(entry, "models[0]"), "models[0].parameters.scale")]
     return Layout(tuple(_slices(Slice(model, 0, depth), settings, module_scales, edge=True)))
 
