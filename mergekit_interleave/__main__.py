@@ -7,9 +7,9 @@ INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C prints no traceback, even while modules are being imported."""
+    """Run the command line. Ctrl-C prints no traceback, even while modules are being imported."""
     try:
-        from mergekit_interleave.cli import main as cli  # noqa: PLC0415 - Ctrl-C may come meanwhile
+        from mergekit_interleave.cli import main as cli  # noqa: PLC0415 - Ctrl-C may interrupt it
 
         cli.main()
     except KeyboardInterrupt:
@@ -23,8 +23,8 @@ def main() -> None:
 def _leave() -> None:
     """Exit with status 130.
 
-    `sys.exit` is not enough. If Ctrl-C interrupts `exec` of a string, which dataclasses call,
-    CPython 3.11 under `-m` is terminated by the signal even if the interrupt was handled.
+    `sys.exit` is not enough. The dataclasses module calls `exec` on a string. If Ctrl-C interrupts
+    such a call, the signal terminates CPython 3.11 under `-m` even if the interrupt was handled.
     """
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:

@@ -1,4 +1,4 @@
-"""The dtypes of tensors: their names, their widths and their conversions."""
+"""Define the dtypes of tensors: their names, their widths and their conversions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Dtype(NamedTuple):
-    """A dtype.
+    """A dtype of tensors.
 
     Attributes:
         stored: Its name in safetensors.
@@ -75,7 +75,7 @@ def name_of(stored: str) -> str | None:
 
 
 def is_float(stored: str) -> bool:
-    """Return whether weights can be converted to a dtype, that is, whether it is a usual float."""
+    """Return whether a dtype is a common float; weights can be converted only to such dtypes."""
     return name_of(stored) is not None
 
 
@@ -91,10 +91,11 @@ def is_half(stored: str) -> bool:
 
 
 _HALF = 16
+"""The number of bits of a half-precision float."""
 
 
 def wider(stored: str) -> tuple[str, ...]:
-    """Return the wider floats, which represent every number of this float exactly."""
+    """Return the floats that are wider than a float, and so represent all its numbers exactly."""
     if not is_float(stored):
         return ()
     return tuple(dtype.stored for dtype in _FLOATS if dtype.bits > STORED[stored].bits)

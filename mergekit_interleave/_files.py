@@ -53,7 +53,7 @@ def _replace(file: Path, text: str) -> None:
 
 
 def _mode_of(file: Path) -> int:
-    """Return the mode of a file, or the mode of a new file if it does not exist."""
+    """Return the mode of a file or, if the file does not exist, the mode that it would get."""
     with suppress(FileNotFoundError):
         return stat.S_IMODE(file.stat().st_mode)
     return new_file_mode()
@@ -62,7 +62,7 @@ def _mode_of(file: Path) -> int:
 def new_file_mode() -> int:
     """Return the mode that the umask gives to a new file.
 
-    The umask can be read only by setting it, so call this where no interrupt can come in between.
+    The umask can be read only by setting it, so call this only where no interrupt can occur.
     """
     umask = os.umask(0)
     os.umask(umask)

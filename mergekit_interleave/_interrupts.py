@@ -22,15 +22,15 @@ def uninterrupted(step: Callable[[], T], *, drop: bool = False) -> T:
 
     Args:
         step: The function to run, in another thread.
-        drop: Ignore an exception of a signal handler, such as KeyboardInterrupt, that is raised
-            while the step runs. Otherwise it is raised again when the step has ended.
+        drop: Whether to ignore an exception that a signal handler raises while the step runs, such
+            as KeyboardInterrupt. Otherwise it is raised again when the step has ended.
 
     Returns:
         The return value of the step.
 
     Raises:
-        BaseException: The exception of the step, or the interrupt. By then the step has ended, or
-            it will never start.
+        BaseException: The exception of the step, or the interrupt. When it is raised, the step has
+            ended or will never start.
     """
     task = _Task(step)
     try:
@@ -87,6 +87,7 @@ class _Task(Generic[T]):
             return True
 
     def _is_first(self, who: str) -> bool:
+        """Return whether the first call came from `who`, that is, from `run` or from `end`."""
         return self._first.setdefault("who", who) == who  # setdefault is atomic
 
     def result(self) -> T:
@@ -100,7 +101,7 @@ def scratch_directory(prefix: str = "mk-interleave-") -> Iterator[Path]:
     """Create a directory that exists until the end of a block.
 
     Args:
-        prefix: The beginning of its name.
+        prefix: The beginning of the name of the directory.
 
     Yields:
         The empty directory.

@@ -1,4 +1,4 @@
-"""Limits that prevent a typo from filling memory or disk."""
+"""Define limits that prevent a typo from filling memory or disk."""
 
 from __future__ import annotations
 

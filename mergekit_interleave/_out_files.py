@@ -1,7 +1,7 @@
-"""The files in a model's directory, each described by one row.
+"""Describe each file in a model's directory by one row of a table.
 
 To add a file to OUT, add its row here; staging, copying and checking read this table. Files that
-match no row are copied from the base, such as its license notes or its own code.
+match no row, such as license notes or the model's own code, are copied from the base.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ class OutFile(NamedTuple):
     """A file, or a group of files whose names match a pattern.
 
     Attributes:
-        pattern: Its path in the directory. If it starts with a star, a file name in any folder.
-        writer: `run`, an `engine`, the `base` from which it is copied, or `others`.
+        pattern: A pattern for its path in the directory or, if the pattern starts with a star or is
+            in `_ANYWHERE`, for its name in any folder.
+        writer: What writes it: `run`, an `engine`, the `base` (it is copied from there) or
+            `others`.
         usual: Whether a model without interleave.json may contain it and still be replaced by
-            `run --force`. An interleave.json lists the files that may be replaced.
+            `run --force`. If there is an interleave.json, it lists the files that may be replaced.
         weights: Whether it may contain weights.
         tokenizer: Whether it belongs to the tokenizer, which mergekit may write instead.
         states_path: Whether it may contain the path from which a tool loaded it.
@@ -53,6 +55,7 @@ class OutFile(NamedTuple):
 
 
 _ANYWHERE = ("consolidated.*",)
+"""The patterns that match names in any folder although they do not start with a star."""
 
 FILES = (
     OutFile(CONFIG, "run", usual=True),
@@ -102,7 +105,7 @@ def patterns(wanted: Callable[[OutFile], bool]) -> tuple[str, ...]:
 
 
 def is_copied(path: str) -> bool:
-    """Return whether a file of the base is copied to OUT, since no row names another writer."""
+    """Return whether a file of the base is copied to OUT: no row for it names another writer."""
     return all(row.writer == "base" for row in FILES if row.matches(path))
 
 

@@ -1,4 +1,7 @@
-"""The exceptions of this project: a message says what is wrong and where, a hint what to do."""
+"""Define the exceptions of this project.
+
+A message says what is wrong and where; a hint says what to do.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class OutputError(InterleaveError):
 
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Collect warnings in a list; an error raised in the block carries the earlier ones."""
+    """Collect warnings in a list; an error raised in the block carries the earlier warnings."""
     collected: list[str] = []
     try:
         yield collected

@@ -1,4 +1,4 @@
-"""All uses of typer internals in this project.
+"""Contain all uses of typer internals in this project.
 
 typer builds a pydantic adapter for every option that takes a value, which doubles the start-up time
 of `gen`. These classes leave option values as text, and the commands check them. The attributes
@@ -16,6 +16,8 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class _Plain:
+    """A mixin for commands and groups that leave option values as text."""
+
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
@@ -43,14 +45,14 @@ class PlainGroup(_Plain, TyperGroup):
 
 
 class AsTyped:
-    """A replacement for typer's adapter that returns values unchanged."""
+    """A replacement for typer's adapter that leaves option values as text."""
 
     def coerce(self, value: object, param: object, ctx: object) -> object:  # noqa: ARG002
         return list(value) if isinstance(value, tuple) else value
 
 
 NAMED_SHELL = "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION"
-"""The environment variable with which typer accepts the name of a shell."""
+"""The environment variable that makes typer accept the name of a shell."""
 
 
 def take_named_shell(words: list[str]) -> None:

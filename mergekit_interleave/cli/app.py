@@ -1,4 +1,4 @@
-"""The typer application. It imports only the module of the requested command."""
+"""Build the typer application, which imports only the module of the requested command."""
 
 from __future__ import annotations
 

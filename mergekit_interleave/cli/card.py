@@ -1,4 +1,4 @@
-"""`mk-interleave card`."""
+"""Define the command `mk-interleave card`."""
 
 from __future__ import annotations
 

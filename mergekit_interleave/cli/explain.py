@@ -1,4 +1,4 @@
-"""`mk-interleave explain`."""
+"""Define the command `mk-interleave explain`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mk-interleave fix-config`."""
+"""Define the command `mk-interleave fix-config`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mk-interleave gen`."""
+"""Define the command `mk-interleave gen`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail("interrupted", None, _INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # or Python reports the error again at shutdown
+        sys.stderr.close()  # otherwise Python reports the error again at shutdown
         sys.exit(_BROKEN_PIPE)
     except Exception as error:
         if debug and not isinstance(error, typer.TyperException):
@@ -51,7 +51,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _program() -> str:
-    """Return the name by which the program was started, for which completion is installed."""
+    """Return the name that the program was started by; completion is installed for this name."""
     name = Path(sys.argv[0]).stem if sys.argv else apps.NAME
     return name if name == apps.ALIAS else apps.NAME
 

@@ -95,7 +95,7 @@ _REPEATABLE = {
     "scale",
     *(flag.name for flag in registry.flags().values() if flag.repeatable),
 }
-"""The flags that may be given several times; their values are joined to one list."""
+"""The flags that may be given several times; their values are joined into one list."""
 
 Model = Annotated[list[str] | None, _FLAGS["model"]]
 TrustRemoteCode = Annotated[
@@ -132,7 +132,7 @@ def takes_words(command: Callable[..., None]) -> Callable[..., None]:
 
     called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    del called.__wrapped__  # or `inspect` would read the signature from there
+    del called.__wrapped__  # otherwise `inspect` reads the signature from there
     return called
 
 

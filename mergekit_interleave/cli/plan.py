@@ -1,4 +1,4 @@
-"""`mk-interleave plan`."""
+"""Define the command `mk-interleave plan`."""
 
 from __future__ import annotations
 

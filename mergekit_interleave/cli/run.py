@@ -1,4 +1,4 @@
-"""`mk-interleave run`."""
+"""Define the command `mk-interleave run`."""
 
 from __future__ import annotations
 

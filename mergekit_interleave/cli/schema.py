@@ -1,4 +1,4 @@
-"""`mk-interleave schema`."""
+"""Define the command `mk-interleave schema`."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Report(Protocol):
 
 
 def show_report(report: Report, notes: Iterable[str] = (), *, as_json: bool) -> None:
-    """Print a report with its warnings and notes, which its JSON contains already."""
+    """Print a report, its warnings and its notes; as JSON, the report contains both."""
     if as_json:
         show_json(report.as_dict())
         return
@@ -59,5 +59,5 @@ def tell(kind: str, sentences: Iterable[str | None]) -> None:
 def printable(line: str) -> str:
     """Escape characters that move the cursor or cannot be encoded; names may come from a file."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # it may be closed
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # standard output may be closed
     return shown.encode(encoding, "replace").decode(encoding)

@@ -1,4 +1,4 @@
-"""`mk-interleave train`."""
+"""Define the command `mk-interleave train`."""
 
 from __future__ import annotations
 

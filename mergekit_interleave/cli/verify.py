@@ -1,4 +1,4 @@
-"""`mk-interleave verify`."""
+"""Define the command `mk-interleave verify`."""
 
 from __future__ import annotations
 

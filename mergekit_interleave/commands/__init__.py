@@ -1,4 +1,5 @@
-"""One module per command: the function that performs it, which is also the Python API.
+"""Implement the commands as functions, which are also the Python API.
 
-To add a command, add a module with a function of the same name, and a line in the package root.
+To add a command, add a module with a function of the same name, and a line to `_MODULES` in the
+package root.
 """

@@ -18,7 +18,7 @@ def restored_settings(*, bars: bool = False) -> Iterator[None]:
     """Restore the log levels and progress bars of the libraries when the block ends.
 
     Args:
-        bars: Show the progress of downloads within the block.
+        bars: Whether to show the progress of downloads within the block.
     """
     token = SHOW_BARS.set(bars)
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
@@ -30,7 +30,7 @@ def restored_settings(*, bars: bool = False) -> Iterator[None]:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         if enabled and not _transformers_bars():
-            with warnings.catch_warnings():  # huggingface_hub warns if a variable forbids bars
+            with warnings.catch_warnings():  # huggingface_hub warns if a variable disables bars
                 warnings.simplefilter("ignore")
                 sys.modules["transformers.utils.logging"].enable_progress_bar()
 

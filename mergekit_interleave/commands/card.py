@@ -67,6 +67,9 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
         directory: A model that `run` or mergekit-yaml wrote.
         force: Replace a card that was edited or written by another tool.
 
+    Returns:
+        The report: the written files, the suggested name and the bases.
+
     Raises:
         CheckpointError: The directory does not record the model's layers.
         OutputError: The card was edited, or cannot be written.
@@ -91,7 +94,7 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
         **manifest.totals(expected.layout, expected.specs, packed=manifest.is_packed(result)),
     }
     if trained and verification_text.TRAINED not in content.get("verified", {}):
-        content["verified"] = {}  # it applies only to the weights before training
+        content["verified"] = {}  # the recorded outcomes are those before training
     title = place.resolve().name or "model"
     data = card_data(place, title, content, recorded.layout, trained=trained)
     texts = card_files.generate(data)
@@ -118,7 +121,7 @@ def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
     """Return the expected model, and whether its new layers were trained after `run` wrote it.
 
     Raises:
-        RefusedError: Tensors outside the new layers differ, or files do.
+        RefusedError: A tensor outside the new layers differs, or another file does.
     """
     report = verification.verify(directory, models)
     if not report.differences:

@@ -1,7 +1,8 @@
 """`explain`: find the shortest directive that expands to the same slices as a mergekit config.
 
 The config may be a YAML file, a model card that contains it, or the directory of a model. In a
-stream, documents that are not passthrough merges stay unchanged. The network is never used.
+stream, that is, a file of several documents, those that are not passthrough merges stay unchanged.
+The network is never used.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:
 def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
     text, where, stored = _read(source, stdin)
     documents = _documents(text)
-    known = [yaml_io.keys(part) for part in documents]
-    ours = any(_is_ours(keys) for keys in known)
-    if len(documents) > 1 and not (ours or _FENCE.search(text) or _has_merge(known)):
+    keys_of_each = [yaml_io.keys(part) for part in documents]
+    ours = any(_is_ours(keys) for keys in keys_of_each)
+    if len(documents) > 1 and not (ours or _FENCE.search(text) or _has_merge(keys_of_each)):
         raise DirectiveError(f"{where}: none of its documents is a mergekit config")
     if _FENCE.search(text) and not ours:
         text, where = _fenced(text, where, warn), f"{where}, in its YAML block"
@@ -83,7 +84,7 @@ def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
 
 
 def _read(source: str, stdin: IO[str]) -> tuple[str, str, Directive | None]:
-    """Return the text, its name in errors, and the directive that `run` stored with it."""
+    """Return the text, its name in errors, and the directive that `run` stored with it, if any."""
     path = Path(source)
     if source != "-" and path.is_dir():
         for name in (mergekit_yaml.FILE, CARD):
@@ -103,7 +104,7 @@ def _stored(directory: Path) -> Directive | None:
     with suppress(InterleaveError):
         stored = manifest.read(file).content["directive"]
         directive = directives.of_document(stored, str(file))
-        # Any other directive is derived from the slices alone.
+        # Any other directive can be derived from the slices alone.
         needed = directive.growth is not None and directive.growth.needs_depth
         return directive if needed else None
     return None
@@ -113,7 +114,7 @@ _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 
 def _fenced(card: str, where: str, warn: Warn) -> str:
-    """Return the first block of a card that is a passthrough merge."""
+    """Return the text of the first code block of a card that contains a passthrough merge."""
     merges = [
         text
         for text in _blocks(card)
@@ -142,6 +143,7 @@ def _blocks(card: str) -> Iterator[str]:
 
 
 def _documents(text: str) -> list[str]:
+    """Split a stream into its documents; return an empty list if it is not valid YAML."""
     try:
         return yaml_io.documents(text, "")
     except DirectiveError:
@@ -153,10 +155,12 @@ def _has_merge(documents: Iterable[Mapping[str, str | None]]) -> bool:
 
 
 def _is_ours(keys: Mapping[str, str | None]) -> bool:
+    """Return whether a document with these keys can be a directive."""
     return registry.has_line(keys) or _is_spelled(keys)
 
 
 def _is_spelled(keys: Mapping[str, str | None]) -> bool:
+    """Return whether a document with these keys lists its layers, as a mergekit config does."""
     return any(key in keys for key in directives.SPELLED_KEYS)
 
 
@@ -166,6 +170,7 @@ def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
 
 
 def _part_of_stream(text: str, where: str, models: _Opened) -> str:
+    """Explain one document of a stream, or return it unchanged if that is not possible."""
     written = text
     if _is_passthrough(yaml_io.keys(text)):
         try:
@@ -205,19 +210,20 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     if best is stored and stored.zero_rule in (AUTO, GAINS):
         identities = frozenset(layer.index for layer in layout.new_layers)
     sentence = describe.sentence(layout, growth, depth, identities)
-    # A document of a stream keeps its first line.
+    # In a stream, the markers before and after a document are added to the result.
     limit = len(text) - len(merge_stream.begin(text)) - len(merge_stream.end(text))
     comments = (f"# {sentence}\n", f"# {sentence.rpartition(': ')[2]}\n", "")
     choices = (*(comment + written for comment in comments), text)
     return min(choices, key=lambda choice: len(choice) > limit)
 
 
-def _with_keys(one: Directive, written: Directive) -> Directive:
-    return replace(one, mergekit=written.mergekit, name=written.name)
+def _with_keys(found: Directive, written: Directive) -> Directive:
+    """Return a found directive with the name and mergekit's keys of the written one."""
+    return replace(found, mergekit=written.mergekit, name=written.name)
 
 
 def _modules_return(growth: ExplicitSlices, layout: Layout, models: _Opened) -> bool:
-    """Return whether a directive would expand to the modules that a config lists."""
+    """Return whether a directive would expand to `modules` if the config lists them."""
     modules = growth.document.get("modules")
     if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
         return True  # mergekit-multi writes slices this way

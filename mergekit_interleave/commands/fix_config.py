@@ -177,11 +177,11 @@ def _check_weights(
     """Check that the weights have the names and shapes that the recipe requires.
 
     mergekit writes either the tensors of the sources, which are known if their weights are
-    available, or the tensors that the model's class has in memory. Of the latter only those in
-    layers are compared.
+    available, or the tensors that the model's class has in memory. Of the latter, only the tensors
+    in layers are compared.
 
     Raises:
-        RefusedError: They have others.
+        RefusedError: A name or shape is different.
     """
     first = sources[layout.models[0]]
     written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}

@@ -58,10 +58,12 @@ def gen(
 
 
 def _check_stream(source: Text, *, has_flags: bool) -> None:
-    """Check that a multi-document file is a stream; a model card is such a file, too.
+    """Check that a multi-document file contains a directive or a mergekit config.
+
+    A model card also has several documents, and may contain neither.
 
     Raises:
-        DirectiveError: It is not, or flags are given, which apply to a single directive.
+        DirectiveError: It contains neither, or flags are given, which apply to a single directive.
     """
     documents = map(yaml_io.keys, yaml_io.documents(*source))
     merge_keys = {"merge_method", *SPELLED_KEYS}

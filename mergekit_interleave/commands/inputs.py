@@ -26,6 +26,7 @@ ModelLike: TypeAlias = "StrPath | Mapping[str, object]"
 """A model: a directory, a Hub id (`org/name@revision`), or mergekit's mapping form."""
 
 _INLINE = "the directive"
+"""The name in error messages of a directive that is not in a file."""
 
 Ranges: TypeAlias = "str | Sequence[object] | Mapping[str, object]"
 
@@ -77,7 +78,7 @@ class Text(NamedTuple):
 
 
 def read(directive: DirectiveLike | None) -> Directive | Text | None:
-    """Read the text of a directive, or check a mapping.
+    """Read the text of a directive, or convert a mapping to a directive.
 
     Raises:
         DirectiveError: The file cannot be read, or the mapping is not a directive.
@@ -145,7 +146,7 @@ def any_given(words: Words) -> bool:
 
 
 def parse_size(size: int | str | None, where: str) -> int | None:
-    """Read a size in bytes, such as 5GB.
+    """Parse a size, such as 5GB, and return the number of bytes.
 
     Raises:
         DirectiveError: The value is not a size, or not positive.

@@ -48,10 +48,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parameters:
-    """The numbers of parameters.
+    """The numbers of parameters before and after growing.
 
     Attributes:
-        before: In the base, the model of the first layer.
+        before: In the base, which is the model of the first layer.
         after: In the result.
         new: In the new layers of the result, which are to be trained.
     """
@@ -139,7 +139,7 @@ class Plan:
 
     @property
     def distance(self) -> tuple[float, int] | None:
-        """The distance of a copy from its original in layers: the mean and the maximum."""
+        """The distance from a copy to its original, in layers: the mean and the maximum."""
         found = distances(self.layout)
         return (sum(found) / len(found), max(found)) if found else None
 
@@ -157,7 +157,7 @@ class Plan:
         return _as_dict(self)
 
     def strip(self, width: int, *, ascii_only: bool = False) -> list[layer_maps.Line]:
-        """Draw the layer map for a terminal: lines of text, each with its style as rich names it.
+        """Draw the layer map for a terminal, as lines of text in the styles of `rich`.
 
         Args:
             width: The width of the terminal in characters.
@@ -223,18 +223,20 @@ def _plan(
     allow_non_identity: bool,
 ) -> Plan:
     models = models_for(directive, models)
-    known = not _needs_no_config(directive) or _is_readable(directive, models)
-    expansion = resolve(directive, models, strict=known, allow_non_identity=allow_non_identity)
+    reads_config = not _needs_no_config(directive) or _is_readable(directive, models)
+    expansion = resolve(
+        directive, models, strict=reads_config, allow_non_identity=allow_non_identity
+    )
     warnings.extend(expansion.warnings)
-    if not known:
-        return _from_words(expansion, models)
+    if not reads_config:
+        return _from_directive(expansion, models)
     sources = open_sources(expansion, models)
     found = _from_config(expansion, sources)
     if all(checkpoint.has_weights for checkpoint in sources.models.values()):
-        made = plan_expansion(expansion, models, None)
-        warnings.extend(made.warnings)
-        return _from_weights(found, made, here)
-    return _counted(found, sources, here, warnings.append)
+        expansion_plan = plan_expansion(expansion, models, None)
+        warnings.extend(expansion_plan.warnings)
+        return _from_weights(found, expansion_plan, here)
+    return _estimated(found, sources, here, warnings.append)
 
 
 def _needs_no_config(directive: Directive) -> bool:
@@ -252,7 +254,7 @@ def _is_readable(directive: Directive, models: Models) -> bool:
     return all(models.open_if_possible(model) for model in named)
 
 
-def _from_words(expansion: Expansion, models: Models) -> Plan:
+def _from_directive(expansion: Expansion, models: Models) -> Plan:
     """Plan from the directive alone, if the models cannot be read."""
     stated = expansion.directive.layers
     layout = mergekit_yaml.effective(expansion.layout, expansion.directive.mergekit)
@@ -290,20 +292,20 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
     )
 
 
-def _from_weights(found: Plan, made: ExpansionPlan, here: Path) -> Plan:
+def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Plan:
     """Add the sizes of the tensors to a plan."""
     new = {layer.index for layer in found.layout.new_layers}
-    choice = select.choose(made, here)
+    choice = select.choose(expansion_plan, here)
     return dataclasses.replace(
         found,
-        identities=made.identities,
+        identities=expansion_plan.identities,
         parameters=Parameters(
-            before=sum(tensor.elements for tensor in made.first.tensors.values()),
-            after=made.parameters,
-            new=sum(math.prod(part.shape) for part in made.specs if part.layer in new),
+            before=sum(tensor.elements for tensor in expansion_plan.first.tensors.values()),
+            after=expansion_plan.parameters,
+            new=sum(math.prod(spec.shape) for spec in expansion_plan.specs if spec.layer in new),
         ),
-        writing=_writing(choice, sum(part.nbytes for part in made.specs), here),
-        config=dict(grown_config.differences(made.base.config, made.config())),
+        writing=_writing(choice, sum(spec.nbytes for spec in expansion_plan.specs), here),
+        config=dict(grown_config.differences(expansion_plan.base.config, expansion_plan.config())),
         counted=True,
     )
 
@@ -313,8 +315,8 @@ def _writing(choice: Choice, nbytes: int, here: Path) -> Writing:
     return Writing(nbytes, choice.engine, choice.why, choice.estimates, free)
 
 
-def _counted(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
-    """Estimate the sizes from the parameters that the class in config.json would build."""
+def _estimated(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
+    """Add sizes to a plan, estimated from the parameters of the class that config.json names."""
     shapes = {}
     try:
         for model, checkpoint in sources.models.items():

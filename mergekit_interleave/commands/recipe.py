@@ -1,4 +1,4 @@
-"""YAML text with its warnings."""
+"""Define the result of `gen` and `explain`: YAML text with its warnings."""
 
 from __future__ import annotations
 

@@ -18,13 +18,13 @@ def record(
 ) -> tuple[str, ...]:
     """Write the result of a comparison into interleave.json and the model card.
 
-    Nothing is written if OUT was compared with another layout than its own, or if it differs from
+    Nothing is written if OUT was compared with a layout other than its own, or if it differs from
     models that are not its recorded sources: such a result does not apply to OUT.
 
     Args:
         out: The model's directory.
         report: The comparison of its weights.
-        measured: The comparison of a forward pass, which is recorded instead.
+        measured: The outcome of a forward pass; if given, it is recorded instead of `report`.
 
     Returns:
         Warnings. A failure to write is not an error.

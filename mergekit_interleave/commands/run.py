@@ -64,8 +64,8 @@ class RunReport:
         out: Its directory.
         layout: Its layers.
         written: The comparison of the written tensors with the sources.
-        outcome: The engine that wrote them, and how it wrote the bytes.
-        parameters: The number of its parameters; None if one integer may hold several of them.
+        outcome: The engine that wrote the tensors, and how it wrote their bytes.
+        parameters: The number of its parameters; None if one integer may contain several of them.
         name: The suggested name; None if no model card could be written.
         warnings: Warnings, one sentence each.
         notes: Notes, one sentence each.
@@ -169,8 +169,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
         lazy_unpickle: Let mergekit load pickles lazily.
         async_write: Let mergekit write shards in the background.
         mergekit: Other options of mergekit-yaml, by name.
-        progress: Called with the number of bytes to write. It returns a context manager, whose
-            value is called with the number of bytes of each step.
+        progress: Called with the number of bytes to write. It returns a context manager that yields
+            a function, which is called with the number of bytes of each step.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
@@ -192,14 +192,15 @@ def run(  # noqa: PLR0913 - one parameter for each option
         "async_write": async_write,
         "trust_remote_code": trust_remote_code,
     }
-    options = {name: value for name, value in stated.items() if value} | dict(mergekit or {})
+    given = {name: value for name, value in stated.items() if value}
+    mergekit_options = given | dict(mergekit or {})
     wanted = inputs.parse(inputs.read(directive), words)
-    how = _Options(
+    options = _Options(
         weights=WriteOptions(
             engine=engine,
             shard_size=inputs.parse_size(out_shard_size, "--out-shard-size"),
             reflink=reflink,
-            mergekit=options,
+            mergekit=mergekit_options,
             bar=progress or no_bar,
         ),
         replace=force,
@@ -208,7 +209,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
     )
-    cache_dir = options.get("transformers_cache")
+    cache_dir = mergekit_options.get("transformers_cache")
     models = Models(
         cache_dir=None if cache_dir is None else str(cache_dir),
         trust_remote_code=trust_remote_code,
@@ -217,9 +218,9 @@ def run(  # noqa: PLR0913 - one parameter for each option
         expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
         warnings.extend(expansion.warnings)
         try:
-            return _run(expansion, models, Path(out), how, warnings)
+            return _run(expansion, models, Path(out), options, warnings)
         except UnrepresentableError as error:
-            quieten(how.weights.mergekit.get("verbosity"))
+            quieten(options.weights.mergekit.get("verbosity"))
             base = models.open(expansion.layout.models[0])
             works = suggest.suggestion(base, expansion.directive, expansion.layout)
             error.hint = f"this would do: {works}" if works else None
@@ -248,10 +249,10 @@ class _Options:
 
     Attributes:
         weights: How to write the weights.
-        replace: Replace an existing model at OUT.
+        replace: Whether to replace an existing model at OUT.
         base_model: The Hub id of a local source model.
-        verify: Read the written weights back and compare them with the sources.
-        allow_pickle: Read pickled weights.
+        verify: Whether to read the written weights back and compare them with the sources.
+        allow_pickle: Whether to read pickled weights.
         allow_non_identity: See `resolve`, which is called again after pickled weights are read.
     """
 
@@ -281,16 +282,16 @@ def _run(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
         warnings.extend(plan.warnings)
-        measured = plan.first.require_family().is_unknown
+        type_is_unknown = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
         if how.loads_transformers:
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work, warnings.append)
-        if measured or how.loads_transformers:
+        if type_is_unknown or how.loads_transformers:
             _check_classes(plan, work)
-        if measured and not plan.is_identity:
+        if type_is_unknown and not plan.is_identity:
             raise RefusedError(
                 f"model type {plan.first.model_type!r} is unknown: only an expansion that computes "
                 "what its base computes can be checked",
@@ -303,7 +304,7 @@ def _run(
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
             verified[verification_text.WEIGHTS] = verification.outcome(written, against, plan.specs)
-        if measured:
+        if type_is_unknown:
             verified[verification_text.FORWARD] = _measure(plan, work)
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
@@ -402,7 +403,7 @@ def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:
     """Check that a result of unknown model type computes what its base computes.
 
     Raises:
-        RefusedError: It does not, or they cannot be compared.
+        RefusedError: It does not, or the two models cannot be compared.
     """
     found = forward.compare(plan.first.store, work, trust_remote_code=plan.first.trusted)
     if not found.is_exact:

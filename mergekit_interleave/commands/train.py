@@ -29,8 +29,8 @@ def train(
     Args:
         directory: The model's directory, written by `run` or by mergekit-yaml.
         trainer: transformers, trl, peft, llamafactory, axolotl, ms-swift or unsloth.
-        method: `full` trains the new layers themselves, `lora` a LoRA of them. Without it the
-            method is `full` if the trainer supports that for these layers, else `lora`.
+        method: `full` trains the new layers themselves; `lora` trains a LoRA of them. The default
+            is `full` if the trainer supports it for these layers, else `lora`.
         recipe: The file that records which layers are new, if the directory has none: an
             interleave.json or a mergekit config.
         trust_remote_code: Run code from the model. By default none is run.

@@ -38,7 +38,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         out: A model that `run` or mergekit-yaml wrote.
         against: Its base: a directory or a Hub id. If there are several sources, a list of them in
             the order of interleave.json. By default, the model is compared with itself.
-        forward: Load both models, and compare logits and greedy text.
+        forward: Load both models, and compare their logits and their greedily generated text.
         trained: Accept any values in new layers; all other tensors must equal the base's, bit for
             bit.
         recipe: The file that records the layout, if the model has none: an interleave.json, a

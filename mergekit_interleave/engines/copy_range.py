@@ -20,10 +20,10 @@ if sys.platform == "linux":
     import fcntl
 
 _CHUNK = 2**26
-"""The maximum bytes of one call, so that a run can be interrupted and can show its progress."""
+"""The maximum number of bytes per call, so that a run can be interrupted and show its progress."""
 
 _BUFFER = 2**18
-"""The maximum bytes that pass through this process at once; they fit in a processor's cache."""
+"""The maximum number of bytes per read or write; they fit in a processor's cache."""
 
 FICLONERANGE = 0x4020940D
 """The Linux ioctl that shares the blocks of a range; see ioctl_ficlonerange(2)."""
@@ -61,7 +61,7 @@ class Pair:
             start: The offset of the range in the source.
             at: The offset of the range in the target.
             length: The number of bytes.
-            by_hand: Whether to copy with read and write, because the kernel might share blocks.
+            by_hand: Whether to use only read and write, because the kernel might share blocks.
         """
         way = self._by_hand if by_hand else self._in_the_kernel
         done = 0
@@ -133,7 +133,7 @@ class Pair:
 
 
 def can_share(source: Path, folder: Path, block: int) -> bool:
-    """Return whether files in a directory can share blocks with a file, by trying it."""
+    """Try whether new files in a directory can share blocks with a given file."""
 
     def shares() -> bool:
         with source.open("rb") as opened, tempfile.TemporaryFile(dir=folder) as target:

@@ -6,8 +6,8 @@ that mergekit cannot fail after the weights are written. The workarounds are:
 - `_fresh_loaders`: mergekit caches every opened model for the lifetime of the process. Without
   this function, another model at the same path would later be read with the old index.
 - `_local`: mergekit asks the Hub for a list of files even if all of them are cached, and parses `+`
-  and `@` in the name of a directory as a LoRA and a revision. It therefore gets mappings of
-  directories.
+  and `@` in the name of a directory as a LoRA and a revision. Therefore each directory is passed
+  as a mapping.
 - `clone_tensors`: without it, the first attempt at saving fails with a warning if a source layer
   is copied twice.
 """
@@ -48,7 +48,7 @@ _SHARD_SIZE = 5 * 10**9
 """mergekit's default shard size."""
 
 _LIBRARIES = 9 * 10**8
-"""The memory that torch and transformers take, measured in bytes."""
+"""The measured memory of torch and transformers, in bytes."""
 
 DECIDED_HERE = {
     "write_model_card": "the model card is written by this tool",
@@ -71,8 +71,8 @@ class Job:
         checkpoints: The source models.
         options: mergekit's options by name, as text or as values.
         shard_size: The maximum bytes of one shard.
-        lora_cache: A directory for the models with their LoRAs merged.
-        quiet: Whether to show no progress bars.
+        lora_cache: A directory for the models into which LoRAs are merged.
+        quiet: Whether to hide progress bars.
     """
 
     layout: Layout
@@ -86,7 +86,7 @@ class Job:
     quiet: bool = True
 
 
-def check(options: WriteOptions, expansion: Expansion) -> None:  # noqa: ARG001 - the protocol's
+def check(options: WriteOptions, expansion: Expansion) -> None:  # noqa: ARG001 - part of the protocol
     """Check the options before anything is fetched; see `protocol.Engine`."""
     if options.engine == registry.MERGEKIT and not options.reflink:
         raise DirectiveError(
@@ -257,7 +257,7 @@ def execute(targets: Sequence[Any], job: Job) -> None:
 
 @contextmanager
 def _same_handlers() -> Iterator[None]:
-    """Remove the log handlers that `apply_global_options` adds within the block."""
+    """Remove, when the block ends, the log handlers that `apply_global_options` has added in it."""
     root = logging.getLogger()
     handlers = [*root.handlers]
     try:
@@ -274,7 +274,7 @@ def _quiet() -> Iterator[None]:
 
 
 def reason_against(specs: Sequence[TensorSpec]) -> str | None:
-    """Return what no mergekit config can express about these tensors, or None."""
+    """Return what mergekit cannot do with these tensors, as words that follow `cannot`, or None."""
     for spec in specs:
         if spec.constant is not None:
             return f"fill {spec.name} with {spec.constant.value:g}"
@@ -343,7 +343,7 @@ def _fresh_loaders(options: Any) -> None:
 
 
 def _local(job: Job) -> dict[str, object]:
-    """Write the recipe with each model named by the directory in which it was opened."""
+    """Return the recipe, with each model named by the directory from which it is read."""
 
     def local(ref: ModelRef) -> dict[str, object]:
         checkpoint = job.checkpoints.get(ref)

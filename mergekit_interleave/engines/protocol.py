@@ -18,7 +18,7 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
 
 Bar = Callable[[int], AbstractContextManager[Tick]]
-"""A function that takes the number of bytes to write and returns a context manager. That one yields
+"""A function that takes the number of bytes to write and returns a context manager, which yields
 the function to call after each write."""
 
 
@@ -53,7 +53,7 @@ class WriteOptions:
 
 @dataclass(frozen=True)
 class Traffic:
-    """The bytes of some files, by the way they are stored.
+    """The numbers of bytes of some files, split by how the bytes are stored.
 
     Attributes:
         written: Bytes that take disk space of their own.
@@ -87,7 +87,7 @@ class Estimate:
     """The disk space and memory that writing some weights takes.
 
     Attributes:
-        traffic: The bytes, by the way they are stored.
+        traffic: The numbers of bytes, split by how they are stored.
         memory: The approximate bytes of memory.
     """
 
@@ -101,7 +101,7 @@ class WriteResult:
 
     Attributes:
         engine: The engine that wrote them.
-        traffic: The bytes, by the way they are stored.
+        traffic: The numbers of bytes, split by how they are stored.
         beyond: Why mergekit could not write them, if it could not.
         streamable: Whether the stream engine could have written what another engine wrote.
         notes: Facts for the user, such as why another engine was used.
@@ -122,12 +122,12 @@ def check_free(folder: Path, needed: int, words: str) -> None:
     """Check that a filesystem has enough free space.
 
     Args:
-        folder: A directory on it, within the directory that the user named.
-        needed: The bytes that are needed.
-        words: The same as text for the message, such as `5 GB needed`.
+        folder: A directory on it; the message names the parent of this directory.
+        needed: The number of bytes that are needed.
+        words: The needed space as text for the message, such as `5 GB needed`.
 
     Raises:
-        NoRoomError: It does not.
+        NoRoomError: The filesystem has too little.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -148,10 +148,13 @@ class Engine(Protocol):
         """
 
     def unsupported(self, plan: ExpansionPlan) -> str | None:
-        """Return why this engine cannot write a plan, as a predicate such as `cannot scale x`."""
+        """Return why this engine cannot write a plan, or None if it can.
+
+        The reason is a predicate, such as `cannot scale x`.
+        """
 
     def unsupported_type(self, first: Checkpoint) -> str | None:
-        """Return why this engine cannot write models of a type, as far as config.json tells.
+        """Return why this engine cannot write models of a type, as far as config.json shows it.
 
         Args:
             first: The model of the first layer. Its weights may not be available.

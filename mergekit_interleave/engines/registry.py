@@ -1,4 +1,4 @@
-"""The engines by name, in the order in which `--engine auto` tries them.
+"""List the engines by name, in the order in which `--engine auto` tries them.
 
 This module imports no engine, so that the command line can list their names quickly.
 """

@@ -22,7 +22,7 @@ class Choice:
 
     Attributes:
         engine: Its name.
-        why: The reason, to follow the name and a comma.
+        why: The reason, in words that follow the name and a comma.
         estimates: The needs of each engine that can write the plan, by name.
     """
 
@@ -71,7 +71,7 @@ def choose_by_config(first: Checkpoint, nbytes: int) -> Choice:
 def _choice(
     reasons: Mapping[EngineRow, str | None], estimate: Callable[[EngineRow], Estimate | None]
 ) -> Choice:
-    """Choose the first engine that has no reason against it.
+    """Choose the first engine that can write the plan; if none can, choose the last one.
 
     Args:
         reasons: Why each engine cannot write the plan; None if it can.
@@ -118,7 +118,7 @@ def check_room(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> None
         if row.load().unsupported(plan) is None
     )
     if not needs:
-        return  # the engine says why
+        return  # writing fails with the reason
     (least, title), *more = needs
     words = f"{amount(least)} needed"
     if more:

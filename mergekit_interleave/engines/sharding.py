@@ -23,7 +23,7 @@ _ALIGNMENT = 8
 """The alignment of data in safetensors; no element is wider."""
 
 _HEADER = 99_000_000
-"""The maximum bytes of a header without padding and metadata; readers accept 100 MB."""
+"""The maximum size of a header without padding and metadata; readers accept 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,15 @@ class OutShard:
 
     @property
     def _start(self) -> int | None:
-        """The offset within a block at which most of the data can share its blocks."""
-        in_step: dict[int, int] = {}
+        """The offset within a block at which the most data can share blocks; None if none can."""
+        shareable: dict[int, int] = {}
         offset = 0
         for spec in self.specs:
             start = (spec.tensor.start - offset) % self.block
             if spec.is_whole and start % _ALIGNMENT == 0:
-                in_step[start] = in_step.get(start, 0) + spec.nbytes
+                shareable[start] = shareable.get(start, 0) + spec.nbytes
             offset += spec.nbytes
-        return max(in_step, key=in_step.__getitem__, default=None)
+        return max(shareable, key=shareable.__getitem__, default=None)
 
     def steps(self, at: int, *, share: bool) -> Iterator[WriteStep]:
         """Yield the steps that write its data, in order.
@@ -144,7 +144,7 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
 
 
 def _whole_blocks(piece: ByteRange, at: int, block: int) -> tuple[int, int]:
-    """Return the offset and length of the whole blocks that source and target have in common."""
+    """Return the offset and length of the whole blocks that the source and the target can share."""
     if (at - piece.start) % block:
         return 0, 0
     before = -at % block
@@ -163,32 +163,34 @@ def shards_of(specs: Sequence[TensorSpec], limit: int, block: int) -> list[OutSh
     groups: dict[Shard, list[TensorSpec]] = {}
     for spec in specs:
         groups.setdefault(spec.tensor.shard, []).append(spec)
-    cut = [shard for group in groups.values() for shard in _cut(_in_order(group, block), limit)]
-    names = [f"model-{i + 1:05d}-of-{len(cut):05d}.safetensors" for i in range(len(cut))]
-    if len(cut) == 1:
+    parts = [part for group in groups.values() for part in _cut(_in_order(group, block), limit)]
+    names = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
+    if len(parts) == 1:
         names = [WEIGHTS]
     return [
-        OutShard(name, _with_aligned_elements(shard), block)
-        for name, shard in zip(names, cut, strict=True)
+        OutShard(name, _with_aligned_elements(part), block)
+        for name, part in zip(names, parts, strict=True)
     ]
 
 
 def _in_order(specs: Sequence[TensorSpec], block: int) -> list[TensorSpec]:
+    """Put the tensors of one source shard in the order that the module's docstring describes."""
     placed: set[str] = set()
-    in_step: list[TensorSpec] = []
-    behind: list[TensorSpec] = []
+    aligned: list[TensorSpec] = []
+    at_the_end: list[TensorSpec] = []
     for spec in sorted(specs, key=lambda spec: spec.tensor.start):
         is_first = spec.source not in placed
-        (in_step if is_first or spec.nbytes % block == 0 else behind).append(spec)
+        (aligned if is_first or spec.nbytes % block == 0 else at_the_end).append(spec)
         placed.add(spec.source)
-    return in_step + behind
+    return aligned + at_the_end
 
 
 def _cut(specs: Sequence[TensorSpec], limit: int) -> Iterator[list[TensorSpec]]:
+    """Cut a sequence of tensors into parts, each of which fits in one shard."""
     shard: list[TensorSpec] = []
     size = header = 0
     for spec in specs:
-        # The maximum: the escaped name, and numbers of up to 20 digits.
+        # The maximum size of an entry: the escaped name, and numbers of up to 20 digits.
         entry = len(json.dumps(spec.name)) + 22 * len(spec.shape) + 100
         if shard and (size + spec.nbytes > limit or header + entry > _HEADER):
             yield shard

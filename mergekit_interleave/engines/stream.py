@@ -1,8 +1,8 @@
 """Write the weights with this project's own engine, which copies bytes unchanged.
 
-It does no arithmetic: every tensor of the result consists of bytes of a source tensor, zeros and
-given constants. Blocks are shared if the filesystem can, other bytes are copied inside the kernel,
-zeros become holes, and only the headers are kept in memory.
+The engine does no arithmetic: every tensor of the result consists of bytes of a source tensor,
+zeros and given constants. Blocks are shared if the filesystem can, other bytes are copied inside
+the kernel, zeros become holes, and only the headers are kept in memory.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec
 _AT_ONCE = 2
 """The number of files written at once. Two take 3/4 of the time of one; more hardly help."""
 
-
 _LARGEST_SHARD = 50 * 10**9
-"""The largest file that the Hub accepts. Up to it, the result has as many shards as the base."""
+"""The largest file that the Hub accepts, and the default limit of a shard. If no shard exceeds it,
+the result has as many shards as the base."""
 
 _PYTHON, _PER_TENSOR = 32 * 10**6, 1_100
-"""The measured bytes of memory: of the process, and of each tensor's entry."""
+"""The measured memory of the process, and of the entry of each tensor, in bytes."""
 
 _MERGEKITS_KEYS = ("tokenizer", "tokenizer_source", "chat_template", "parameters")
+"""The keys of a directive that only mergekit can apply."""
 
 
 def check(options: WriteOptions, expansion: Expansion) -> None:
@@ -61,17 +62,18 @@ def unsupported(plan: ExpansionPlan) -> str | None:
     return _needs_mergekit(plan.expansion)
 
 
-def unsupported_type(first: Checkpoint) -> str | None:  # noqa: ARG001 - the protocol's
+def unsupported_type(first: Checkpoint) -> str | None:  # noqa: ARG001 - part of the protocol
     """Return None: bytes are copied the same way for every type; see `protocol.Engine`."""
     return None
 
 
-def estimate_by_size(nbytes: int) -> Estimate | None:  # noqa: ARG001 - the protocol's
-    """Return None: the shared blocks and the memory depend on the tensors."""
+def estimate_by_size(nbytes: int) -> Estimate | None:  # noqa: ARG001 - part of the protocol
+    """Return None: what this engine needs depends on the tensors; see `protocol.Engine`."""
     return None
 
 
 def _needs_mergekit(expansion: Expansion) -> str | None:
+    """Return which key of the directive this engine cannot apply, as a predicate, or None."""
     for key in _MERGEKITS_KEYS:
         if key in expansion.directive.mergekit:
             return f"cannot apply `{key}`, which only mergekit can"
@@ -79,7 +81,7 @@ def _needs_mergekit(expansion: Expansion) -> str | None:
 
 
 def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
-    """Return which of these tensors needs arithmetic, and why."""
+    """Return which of these tensors needs arithmetic, and why; None if none does."""
     for spec in specs:
         if spec.scale not in (None, 0, 1):
             return f"{spec.name} is multiplied by {spec.scale:g}"
@@ -173,7 +175,7 @@ def write_shards(
         tick: Called after each write, with the number of bytes written.
 
     Returns:
-        The bytes, by the way they are stored.
+        The numbers of bytes, split by how they are stored.
 
     Raises:
         CheckpointError: A source has changed.
@@ -199,7 +201,10 @@ def write_shards(
 
 
 class _Gate:
-    """Forwards ticks, one at a time; after the first failure, every later tick fails."""
+    """Forwards the ticks of several threads, one at a time, until a thread fails.
+
+    After the first failure, every tick raises an error, so that the other threads stop.
+    """
 
     def __init__(self, tick: Tick) -> None:
         self._tick = tick
@@ -213,7 +218,7 @@ class _Gate:
             self._tick(nbytes)
 
     def close(self, failure: BaseException) -> BaseException:
-        """Let all further ticks fail, and return the first failure."""
+        """Make all further ticks fail, and return the first failure."""
         with self._lock:
             self._failure = self._failure or failure
             return self._failure
@@ -262,7 +267,7 @@ def _fill(pair: Pair, shard: OutShard, *, reflink: bool) -> Traffic:
 
 
 def _take(pair: Pair, step: WriteStep, *, reflink: bool) -> str:
-    """Take a step, and return how it was done."""
+    """Perform a step, and return how it was done, in the words of `WriteStep.how`."""
     match step.how:
         case "hole":
             pair.tick(step.length)

@@ -1,4 +1,4 @@
-"""The files at OUT: staging, interleave.json, the model card and the picture.
+"""Write OUT atomically, with interleave.json, the model card and the picture.
 
 A new file in OUT needs a module here and a row in `_out_files`.
 """

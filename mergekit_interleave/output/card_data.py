@@ -28,7 +28,7 @@ from mergekit_interleave.planning import public_names, zeroing
 
 @dataclass(frozen=True)
 class CardSource:
-    """A source model.
+    """The data of a source model.
 
     Attributes:
         name: Its public name.
@@ -75,7 +75,7 @@ class CardData:
         fingerprint: The fingerprint of its layout.
         task: Its task, and the class that loads it.
         inherited: The front matter taken from the cards of its sources.
-        directive: Its directive as YAML, without local paths; None if the recipe is all there is.
+        directive: Its directive as YAML, without local paths; None if that is the recipe itself.
         recipe: Its mergekit YAML, without local paths; None if unknown.
         says: The file that records its layers.
         tools: The versions of the tools that wrote it, if known.
@@ -119,13 +119,13 @@ class CardData:
 
     @property
     def base_models(self) -> list[str]:
-        """The known Hub ids of its sources and their LoRAs, each once."""
+        """The known Hub ids of its sources and of their LoRAs, without repetition."""
         ids = (id_ for source in self.sources for id_ in (source.hub_id, source.lora) if id_)
         return list(dict.fromkeys(ids))
 
     @property
     def depth(self) -> int | None:
-        """The number of layers of its only source; None with several, or if unknown."""
+        """The number of layers of its only source; None if there are several or it is unknown."""
         return self.sources[0].depth if len(self.sources) == 1 else None
 
     @property
@@ -142,8 +142,10 @@ class CardData:
 
 
 _MANY = 3
+"""The number of sources from which a suggested name lists only the first one."""
+
 _LONGEST_NAME = 96
-"""The Hub's limit."""
+"""The Hub's limit on the length of a name."""
 
 
 def card_data(

@@ -37,10 +37,11 @@ def write_new(
         directory: The directory, with its config.json and recipe.
         title: The model's name.
         content: The content of its interleave.json.
-        warn: Called if they cannot be written; the weights are kept.
+        warn: Called if the files cannot be written; the weights are kept.
 
     Returns:
-        The suggested name, or None if they could not be written; and the content with the digests.
+        The suggested name (None if the files could not be written), and the content with the
+        digests.
     """
     try:
         parsed = manifest.of_content(content, directory / manifest.FILE)
@@ -48,7 +49,7 @@ def write_new(
         texts = generate(data)
         for name, text in texts.items():
             (directory / name).write_text(text, encoding="utf-8")
-    except Exception as error:  # noqa: BLE001 - no error of the card may cost the weights
+    except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
         warn(f"the model card could not be written: {error}")
         return None, content
     return data.name, {**content, KEY: digests(texts)}
@@ -110,6 +111,9 @@ def _digest(text: str) -> str:
 
 
 def _digest_of_0_1(text: str) -> str | None:
-    """Return the digest of a card by release 0.1, whose last line has the digest of the rest."""
+    """Return the digest of a card that release 0.1 wrote, or None for any other card.
+
+    The last line of such a card states the digest of the lines before it.
+    """
     before, _, stated = text.rpartition("<!-- as mk-interleave wrote it: ")
     return _digest(text) if stated.strip() == f"{_digest(before)[:16]} -->" else None

@@ -24,7 +24,7 @@ INHERITED = (
 """The keys that a card inherits from the cards of the sources."""
 
 _LONGEST = 2**20
-"""The number of characters of a card that are read; the Hub accepts no longer front matter."""
+"""The maximum length of a card that is read; the Hub accepts no longer front matter."""
 
 _LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt")
 
@@ -94,7 +94,7 @@ def _is_identifier(word: object) -> bool:
 def _license(
     cards: Mapping[str, Mapping[str, Any]], base: str, files: Collection[str]
 ) -> dict[str, Any]:
-    """Return the license entries: `other` if the sources differ, and then the card lists them."""
+    """Return the license entries; if the licenses differ, `other`, and the card lists them all."""
     licenses = [license_of(entries) for entries in cards.values()]
     card = cards.get(base, {})
     if None in licenses or not licenses:
@@ -113,7 +113,7 @@ def _license(
 
 
 def _link(link: object, base: str, files: Collection[str], *, alone: bool) -> str | None:
-    """Return where to read a license without an identifier: a file next to the card, or a page."""
+    """Return the link to a license without an identifier: to a file next to the card, or a page."""
     if isinstance(link, str) and (re.fullmatch(r"https?://[!-;=?-~]+", link) or link in files):
         return link
     file = next((name for name in _LICENSE_FILES if name in files), None) if alone else None

@@ -75,10 +75,13 @@ def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
     }
 
 
-# One line of text.
+# The layers on one line of text.
 
 _REPEATS, _LONGEST_PATTERN = 4, 8
+"""The minimum number of repeats that are abridged, and the maximum number of runs in a pattern."""
+
 _PIECES, _FIRST, _LAST = 32, 16, 8
+"""The maximum number of pieces of a map, and the pieces at each end of a map that is cut."""
 
 
 def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
@@ -121,6 +124,7 @@ def sources(layout: Layout) -> str:
 
 
 _MOST_SOURCES = 12
+"""The maximum number of ranges that `sources` writes."""
 
 
 def _indices(run: Run) -> str:
@@ -155,7 +159,7 @@ def _reach(keys: Sequence[object], period: int) -> list[int]:
     return ahead
 
 
-# For a terminal.
+# The layers as a picture for a terminal.
 
 NARROWEST = 20
 """The minimum width of a strip: an index and a group of ten must fit."""
@@ -180,7 +184,7 @@ def strip(
     width: int = 80,
     ascii_only: bool = False,
 ) -> list[Line]:
-    """Draw the layers for a terminal, one character each, with a legend below.
+    """Draw the layers for a terminal, one character for each, with a legend below.
 
     The character shows the role, and the model if there are several; colour repeats it. Layers
     are in groups of ten, and each line begins with the index of its first layer.
@@ -256,8 +260,8 @@ def _wrap(entries: Iterable[Line], width: int) -> Iterator[Line]:
     """Put entries side by side, two spaces apart, on as many lines as needed."""
     line: list[Span] = []
     for entry in entries:
-        wide = sum(columns(text) for text, _ in (*line, *entry))
-        if line and wide + 2 > width:
+        needed = sum(columns(text) for text, _ in (*line, *entry))
+        if line and needed + 2 > width:
             yield tuple(line)
             line = []
         line += [*([("  ", "")] if line else []), *entry]
@@ -276,7 +280,7 @@ def _model_lines(names: Sequence[str], width: int, *, ascii_only: bool) -> Itera
         yield ((f"* {len(names) - len(_LETTERS)} more models", ""),)
 
 
-# Names, for all pictures.
+# The names of models, for all pictures.
 
 
 def model_names(layout: Layout, names: Sequence[str] = ()) -> list[str]:
@@ -289,10 +293,10 @@ def model_names(layout: Layout, names: Sequence[str] = ()) -> list[str]:
     Raises:
         ValueError: The number of names is not the number of models.
     """
-    called = list(names) or [str(model) for model in layout.models]
-    if len(called) != len(layout.models):
-        raise ValueError(f"{len(called)} names for {len(layout.models)} models")
-    return [legible(name) for name in called]
+    shown = list(names) or [str(model) for model in layout.models]
+    if len(shown) != len(layout.models):
+        raise ValueError(f"{len(shown)} names for {len(layout.models)} models")
+    return [legible(name) for name in shown]
 
 
 def letter(model: int) -> str:

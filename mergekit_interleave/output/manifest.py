@@ -106,7 +106,7 @@ def totals(layout: Layout, specs: Sequence[TensorSpec], *, packed: bool) -> dict
     Args:
         layout: The layers.
         specs: Their tensors.
-        packed: Whether a stored integer may contain several parameters; they are then not counted.
+        packed: Whether a stored integer may contain several parameters, which are then not counted.
     """
     new = {layer.index for layer in layout.new_layers}
     stored: Counter[str] = Counter()
@@ -162,7 +162,7 @@ def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
 
 
 def directive_of(plan: ExpansionPlan) -> dict[str, Any]:
-    """Return the directive with public model names, or the recipe if the directive lists slices."""
+    """Return the directive (the recipe if the directive lists slices) with public model names."""
     directive = plan.expansion.directive
     written = mergekit_yaml.to_document(
         plan.expansion.layout, plan.mergekit, plan.public, plan.expansion.modules
@@ -283,7 +283,7 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
 
     Args:
         directory: The model.
-        kind: What was verified.
+        kind: The kind of verification, such as `weights`.
         outcome: The outcome.
 
     Returns:

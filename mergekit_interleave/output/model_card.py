@@ -26,7 +26,7 @@ _STATUS = {
     "still equal {bases}.",
     card_data.WRONG: "The section Verification lists what differs.",
 }
-"""What the status line adds to each status."""
+"""The words that follow each status in the status line."""
 
 
 def picture(data: CardData) -> str:
@@ -60,7 +60,7 @@ def _plain(name: str) -> str:
 
 
 def _tag(data: CardData) -> str:
-    """Return the usual tag for such a model."""
+    """Return the tag that is usual for this kind of model."""
     layout = data.layout
     if len(layout.models) > 1:
         return "frankenmerge"
@@ -229,6 +229,7 @@ def _of_lora(data: CardData) -> str:
 
 
 def _python(data: CardData, dtype: str, before: str = "", after: str = "") -> str:
+    """Write the Python code that loads the model, with other code before and after it."""
     code = ", trust_remote_code=True" if data.has_remote_code else ""
     arguments = f'{json.dumps(data.title, ensure_ascii=False)}, dtype="{dtype}"{code}'
     return (
@@ -255,11 +256,11 @@ def _recipe(data: CardData) -> str:
         )
         parts.append(f"```yaml\n{data.recipe.rstrip()}\n```")
     local = [f"`{source.name}`" for source in data.sources if source.hub_id is None]
-    ends = [f"Local source, perhaps not on the Hub: {', '.join(local)}."] if local else []
+    closing = [f"Local source, perhaps not on the Hub: {', '.join(local)}."] if local else []
     if data.tools:
         tools = ", ".join(f"{name} {version}" for name, version in data.tools.items())
-        ends.append(f"Made with {tools}.")
-    return "\n\n".join([*parts, " ".join([*ends, f"`{data.says}` lists every layer."])])
+        closing.append(f"Made with {tools}.")
+    return "\n\n".join([*parts, " ".join([*closing, f"`{data.says}` lists every layer."])])
 
 
 _PAPERS = {

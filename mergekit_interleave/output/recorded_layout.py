@@ -1,4 +1,4 @@
-"""Read the layout that interleave.json or mergekit_config.yml in a model's directory records."""
+"""Read the layout that a model's directory records in interleave.json or mergekit_config.yml."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RecordedLayout:
     """The layout that a model's directory records.
 
     Attributes:
-        directive: The layers.
+        directive: The directive that describes the layers.
         manifest: The interleave.json that records them; None if another file does.
     """
 
@@ -76,7 +76,7 @@ def read(directory: Path, file: Path | None = None) -> RecordedLayout:
         file: Another file that records it: an interleave.json, a mergekit config or a directive.
 
     Raises:
-        CheckpointError: The directory records none, or its record is malformed.
+        CheckpointError: The directory records no layout, or its record is malformed.
         DirectiveError: The file is not a directive.
     """
     names = (manifest.FILE, mergekit_yaml.FILE)

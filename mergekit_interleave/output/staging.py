@@ -98,7 +98,8 @@ class StagedResult(Generic[T]):
 def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedResult[T]:
     """Call a function that writes into a directory, which becomes OUT when the function returns.
 
-    A context manager would leave the directory if interrupted between its entry and the block.
+    This is not a context manager, because an interrupt between its entry and the block would leave
+    the directory behind.
 
     Args:
         out: The path of the model.
@@ -166,7 +167,7 @@ class _Stage:
     def settle(self) -> None:
         """Give all files the mode that the umask gives, and flush them to disk.
 
-        safetensors makes its files readable only for their owner, regardless of the umask.
+        safetensors makes its files readable only by their owner, regardless of the umask.
         """
         for folder, _, files in os.walk(self.work, topdown=False):
             for name in files:
@@ -201,7 +202,7 @@ class _Stage:
             self._lock, self._made = None, []
 
     def _tidy(self) -> None:
-        """Remove the old model after the renaming."""
+        """Remove the old model after the new one is renamed to OUT."""
         with suppress(OSError):  # OUT is in place; only a power failure could lose it
             sync(self.out.parent)
         shutil.rmtree(self._aside, ignore_errors=True)
@@ -211,11 +212,12 @@ class _Stage:
             )
 
     def _make_parents(self) -> None:
+        """Create the missing parents of OUT, and remember them for `close`."""
         parent = self.out.parent
         missing = [path for path in (parent, *parent.parents) if not path.exists()]
-        ground = next(path for path in (parent, *parent.parents) if path.exists())
-        if not ground.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{ground} is not a directory")
+        existing = next(path for path in (parent, *parent.parents) if path.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a directory")
         self._made = missing
         parent.mkdir(parents=True, exist_ok=True)
 
@@ -229,14 +231,14 @@ class _Stage:
 
 
 def _claim(work: Path, out: Path) -> int:
-    """Create the directory or empty that of a killed run, and return its locked descriptor."""
+    """Create the directory, or empty that of a killed run; lock it and return its descriptor."""
     while True:
         is_new = _make(work)
         descriptor = os.open(work, os.O_RDONLY)
         try:
             if sys.platform != "win32":
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another run may have renamed or removed it before it was locked.
+            # Another run may have renamed or removed the directory before it was locked.
             if _is_at(work, descriptor):
                 _empty(work)
                 return descriptor

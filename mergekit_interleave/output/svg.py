@@ -33,7 +33,18 @@ _LEFT, _TOP = 44, 4
 
 @dataclass(frozen=True)
 class _Grid:
-    """The positions of the cells, with a gap after each `group` of them."""
+    """The positions and sizes of the cells.
+
+    Attributes:
+        per_row: The number of cells in a row.
+        group: The number of cells after which there is a gap.
+        gap: The width of that gap.
+        step: The distance between the left edges of neighbouring cells.
+        row: The distance between the upper edges of neighbouring rows.
+        width: The width of a cell.
+        height: The height of a cell.
+        stroke: The factor for the widths of outlines.
+    """
 
     per_row: int
     group: int
@@ -52,9 +63,10 @@ class _Grid:
 
 _LABELLED = _Grid(20, 5, 4, 35, 31, 32, 26, 1)
 _SMALL = _Grid(100, 10, 1.5, 7, 12, 6, 10, 0.5)
-"""Cells without text, for layouts of more than `_MOST_LABELLED` layers."""
+"""The cells with text, and those without, for more than `_MOST_LABELLED` layers."""
 
 _MOST_LABELLED = 240
+"""The maximum number of layers whose cells contain text."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +124,12 @@ def picture(
         names: The name of each model of the layout; if empty, the names in the layout are used.
         title: A heading.
     """
-    called = model_names(layout, names)
+    names = model_names(layout, names)
     grid = _LABELLED if len(layout) <= _MOST_LABELLED else _SMALL
     top = float(_TOP)
     body: list[str] = []
     if title:
-        heading = shorten(legible(title), WIDTH - 6 - _LEFT, lambda text: _wide(text, 16))
+        heading = shorten(legible(title), WIDTH - 6 - _LEFT, lambda text: _text_width(text, 16))
         place = f'x="{_LEFT}" y="{_n(top + 16)}"'
         body.append(f'<text {place} font-size="16" font-weight="600">{escape(heading)}</text>')
         top += 32
@@ -125,9 +137,9 @@ def picture(
     body += _cells(layout, identities, grid)
     body.append("</g>")
     top += -(-len(layout) // grid.per_row) * grid.row + 10
-    legend, height = _legend(layout, identities, called, top)
-    used = {_colour(i, role, len(called)) for i, role in _kinds(layout, identities)}
-    if len(called) > 1:
+    legend, height = _legend(layout, identities, names, top)
+    used = {_colour(i, role, len(names)) for i, role in _kinds(layout, identities)}
+    if len(names) > 1:
         used.add(_GREY)
     size = f'width="{WIDTH}" height="{_n(height)}" viewBox="0 0 {WIDTH} {_n(height)}"'
     text = f'font-family="system-ui, sans-serif" fill="{_GREY.fill}"'
@@ -135,7 +147,7 @@ def picture(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" {text}>',
             f"<title>{escape(legible(title or 'Layers of the new model'))}</title>",
-            f"<desc>{escape(_description(layout, identities, called))}</desc>",
+            f"<desc>{escape(_description(layout, identities, names))}</desc>",
             "<defs>",
             *(_hatching(colour) for colour in (*_COLOURS, _GREY) if colour in used),
             "</defs>",
@@ -147,7 +159,7 @@ def picture(
 
 
 def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]:
-    """Return the index of each layer's model, and the layer's role."""
+    """Return, for each layer, the index of its model and its role."""
     models = {model: i for i, model in enumerate(layout.models)}
     return [
         (models[layer.model], role)
@@ -227,48 +239,48 @@ def _rectangles(places: Sequence[tuple[float, float]], grid: _Grid, line: float)
 
 _FONT = 12.0
 _FONTS = {1: _FONT, 2: _FONT, 3: _FONT, 4: 10.5, 5: 9.0}
-"""The font size by the number of characters, which fit into a cell in any font."""
+"""The font size for each number of characters, so that they fit into a cell in any font."""
 
 _MOST_NAMES = 40
 """The maximum number of models that the legend names."""
 
 
 def _legend(
-    layout: Layout, identities: Collection[int], called: Sequence[str], top: float
+    layout: Layout, identities: Collection[int], names: Sequence[str], top: float
 ) -> tuple[list[str], float]:
     """Return the legend, and the height of the picture."""
-    several = len(called) > 1
+    several = len(names) > 1
     lines = ['<g font-size="13">']
     x = float(_LEFT)
     for role, words in counts(layout, identities).items():
         colour = _GREY if several else _colour(0, role, 1)
         lines += [_swatch(x, top, colour, role), _text(x + 32, top, words)]
-        x += 32 + _wide(words) + 20
+        x += 32 + _text_width(words) + 20
     numbered = len(layout) <= _MOST_LABELLED
     if several:
         caption = "A7 is layer 7 of model A" if numbered else ""
     else:
-        caption = f"{'numbers are layers of' if numbered else 'from'} {''.join(called)}"
+        caption = f"{'numbers are layers of' if numbered else 'from'} {''.join(names)}"
     room = WIDTH - 6 - x
-    if _wide(caption) > room:
+    if _text_width(caption) > room:
         top, x, room = top + 26, float(_LEFT), WIDTH - 6.0 - _LEFT
-        lines.append(_text(x, top, shorten(caption, room, _wide)))
+        lines.append(_text(x, top, shorten(caption, room, _text_width)))
     elif caption:
         lines.append(_text(WIDTH - 6, top, caption, ' text-anchor="end"'))
     top += 26
     if several:
-        in_columns = 1 if len(called) <= 3 else 2  # noqa: PLR2004 - a few long names
+        in_columns = 1 if len(names) <= 3 else 2  # noqa: PLR2004 - a few long names
         across = (WIDTH - 6 - _LEFT) / in_columns
-        shown = called[:_MOST_NAMES]
+        shown = names[:_MOST_NAMES]
         per_column = -(-len(shown) // in_columns)
         for i, name in enumerate(shown):
             column, row = divmod(i, per_column)
             x, y = _LEFT + column * across, top + row * 24
-            lines.append(_swatch(x, y, _colour(i, ORIGINAL, len(called)), ORIGINAL, letter(i)))
-            lines.append(_text(x + 32, y, shorten(name, across - 44, _wide)))
+            lines.append(_swatch(x, y, _colour(i, ORIGINAL, len(names)), ORIGINAL, letter(i)))
+            lines.append(_text(x + 32, y, shorten(name, across - 44, _text_width)))
         top += per_column * 24
-        if len(called) > len(shown):
-            lines.append(_text(_LEFT, top, f"and {len(called) - len(shown)} more models"))
+        if len(names) > len(shown):
+            lines.append(_text(_LEFT, top, f"and {len(names) - len(shown)} more models"))
             top += 24
     return [*lines, "</g>"], top
 
@@ -289,19 +301,19 @@ def _text(x: float, y: float, text: str, attributes: str = "") -> str:
     return f'<text x="{_n(x)}" y="{_n(y + 13.5)}"{attributes}>{escape(text)}</text>'
 
 
-def _description(layout: Layout, identities: Collection[int], called: Sequence[str]) -> str:
+def _description(layout: Layout, identities: Collection[int], names: Sequence[str]) -> str:
     """Describe the picture in words, for screen readers."""
     numbers = ", ".join(counts(layout, identities).values())
     brackets = ", new ones in brackets" if layout.new_layers else ""
     words = f"{len(layout)} layers: {numbers}. In order{brackets}: {layer_map(layout, identities)}."
-    if len(called) == 1:
-        return f"{words} From {shorten(called[0], 100, len)}."
-    models = [f"{letter(i)} {shorten(name, 100, len)}" for i, name in enumerate(called)]
+    if len(names) == 1:
+        return f"{words} From {shorten(names[0], 100, len)}."
+    models = [f"{letter(i)} {shorten(name, 100, len)}" for i, name in enumerate(names)]
     more = f"; {len(models) - _MOST_NAMES} more" if len(models) > _MOST_NAMES else ""
     return f"{words} Models: {'; '.join(models[:_MOST_NAMES])}{more}."
 
 
-def _wide(text: str, size: float = 13) -> float:
+def _text_width(text: str, size: float = 13) -> float:
     """Estimate the maximum width of a text, since fonts differ."""
 
     def em(char: str) -> float:

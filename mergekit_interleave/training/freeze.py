@@ -30,7 +30,7 @@ def freeze_original_layers(
     """Freeze a model except for its new layers.
 
     This sets `requires_grad` of every parameter. Call it before you create an optimizer or a
-    trainer, and before the model is distributed: they read `requires_grad` only once.
+    trainer, and before the model is distributed: each of these reads `requires_grad` only once.
 
     Args:
         model: A PyTorch model loaded by transformers. It may be compiled, or a submodule of

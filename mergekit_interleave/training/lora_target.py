@@ -127,7 +127,7 @@ def _adaptable(target: TrainingTarget) -> set[str]:
 
 
 def _parts(target: TrainingTarget) -> tuple[list[str], list[str]]:
-    """Return the adapted modules in the model's order, and the adapted weights of no module.
+    """Return the adapted modules in the model's order, and the adapted weights that are no modules.
 
     In a model with stacked experts PEFT treats some module names as experts; the weights of those
     modules are selected as parameters.
@@ -162,9 +162,9 @@ def _has(adaptable: Collection[str], module: str) -> bool:
 def _endings(
     names: Collection[str], target: TrainingTarget, before: int | None = None
 ) -> tuple[str, ...]:
-    """Shorten names to the last component of their stack, and `before` components ahead of it.
+    """Shorten names: they then start `before` components ahead of the last one of their stack.
 
-    If `before` is None, names stay whole.
+    If `before` is None, names stay whole. Each ending is returned once.
     """
     return tuple(dict.fromkeys(_ending(name, target, before) for name in names))
 

@@ -1,7 +1,7 @@
-"""The rules by which PEFT selects what it adapts.
+"""Restate the rules by which PEFT selects what it adapts.
 
-Most trainers pass their LoRA settings on to PEFT, so these rules are shared. They restate the
-source of PEFT 0.21.2, which is not imported. All functions are pure.
+Most trainers pass their LoRA settings on to PEFT, so these rules are shared. They follow the source
+of PEFT 0.21.2, which is not imported. All functions are pure.
 """
 
 from __future__ import annotations
@@ -48,10 +48,9 @@ EXPERT_NAMES = frozenset({"gate", "w1", "w2", "w3", "gate_proj", "up_proj", "dow
 """The last components of `target_modules` that PEFT treats as experts, in model types that once had
 one module per expert. It then adapts the experts of all layers, regardless of other settings."""
 
-
 MAMBA_TYPES = frozenset({"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"})
 MAMBA_REFUSED = frozenset({"conv1d", "out_proj"})
-"""The modules that PEFT refuses to adapt in these model types."""
+"""The modules that PEFT refuses to adapt in models of the `MAMBA_TYPES`."""
 
 
 def adapted_parameters(parameters: Iterable[str], targets: Collection[str]) -> set[str]:

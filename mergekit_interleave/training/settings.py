@@ -1,8 +1,8 @@
-"""Settings that make a trainer train exactly the new layers.
+"""Define the settings that make a trainer train exactly the new layers, and check them.
 
 Every trainer selects parameters by their names. Before settings are returned, the trainer's own
-rule is applied to the model's names. Settings that do not select exactly the new layers are
-rejected.
+rule is applied to the names of the model's parameters. Settings that do not select exactly the new
+layers are rejected.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ def check_selection(target: TrainingTarget, selected: set[str], title: str) -> N
         title: The trainer's name in messages.
 
     Raises:
-        RefusedError: They select other parameters.
+        RefusedError: The settings select other parameters.
     """
     if selected != target.trained:
-        odd = min(selected ^ target.trained)
-        what = "would also train" if odd in selected else "would not train"
-        raise RefusedError(f"{title} {what} {odd}")
+        wrong = min(selected ^ target.trained)
+        what = "would also train" if wrong in selected else "would not train"
+        raise RefusedError(f"{title} {what} {wrong}")
 
 
 def yaml_text(content: Mapping[str, object]) -> str:

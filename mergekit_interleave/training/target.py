@@ -76,7 +76,7 @@ class TrainingTarget:
 
     @cached_property
     def adapted(self) -> frozenset[str]:
-        """The weights that a LoRA of the new layers adapts: all matrices, also of experts."""
+        """All matrices of the new layers, including those of experts, which a LoRA adapts."""
         weights = {f"{module}.weight" for module in self.linear}
         return frozenset(self.within(weights | self.experts))
 
@@ -198,6 +198,14 @@ _EXPERT_AXES = 3
 def _zeroed(
     stored: Mapping[str, str], stacks: Collection[str], layout: Layout, family: Family
 ) -> Iterable[str]:
+    """Yield the names for `TrainingTarget.zeroed`.
+
+    Args:
+        stored: The name of each parameter in the checkpoint, by its name in the class.
+        stacks: See `TrainingTarget.stacks`.
+        layout: The layers.
+        family: The family of the model.
+    """
     identities = zeroing.identities(layout, lambda _: family)
     gains = family.output_norms.all_names if family.output_norms else ()
     for layer in layout.new_layers:

@@ -10,12 +10,12 @@ from mergekit_interleave import _dtypes
 def compute(data: bytes, stored: str, scale: float | None, through: str, dtype: str) -> bytes:
     """Scale and convert numbers as mergekit does.
 
-    mergekit converts its input to `dtype`, multiplies, and converts the result to `out_dtype`.
-    Each step rounds.
+    mergekit converts its input to the dtype of its key `dtype`, multiplies, and converts the result
+    to that of `out_dtype`. Here these two are `through` and `dtype`. Each step rounds.
 
     Args:
         data: The numbers, as bytes.
-        stored: Their dtype. This and the other dtypes are spelled as in safetensors.
+        stored: The dtype of the numbers. All three dtypes are spelled as in safetensors.
         scale: The factor to multiply them by; None for no multiplication.
         through: The dtype in which they are multiplied.
         dtype: The dtype of the result.

@@ -29,16 +29,17 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 ORIGINAL = "original layers and tensors outside the layers, which only --against BASE can check"
 ROUNDED = "computed from numbers that are not stored"
+"""The reasons why tensors of a model that is compared with itself are not compared."""
 
 
 @dataclass(frozen=True)
 class ExpectedModel:
-    """What a model must contain.
+    """The tensors and the config that a model must contain.
 
     Attributes:
         layout: The layers.
         specs: Every tensor.
-        config: Its config.json; None if unknown.
+        config: The content of its config.json; None if unknown.
         unread: Returns the reason why a tensor cannot be compared, or None if it can be.
         plan: The plan of the model, if its sources are available.
         warnings: Warnings for the user, one sentence each.
@@ -61,10 +62,10 @@ def of_sources(
         recorded: Its recorded layout.
         against: Its sources, in the order of their first layers; then the model that its config
             comes from, if that is not one of them.
-        models: Opens them.
+        models: Opens the sources.
 
     Raises:
-        InterleaveError: They cannot be read, or are not the sources of this model.
+        InterleaveError: The sources cannot be read, or are not those of this model.
     """
     expansion = _expansion(recorded, against, models)
     opener = models_for(expansion.directive, models)
@@ -91,7 +92,7 @@ def _with_models(directive: Directive, against: Sequence[ModelRef]) -> Directive
     """Replace the models of a directive, in the order of their first layers."""
     growth = directive.growth
     parts = growth.parts if isinstance(growth, Stack) else ()
-    # None is the model of the `model` key.
+    # None stands for the model of the `model` key.
     named = list(dict.fromkeys(part.model for part in parts)) or [None]
     if len(against) != len(named):
         raise DirectiveError(_wrong_number(len(named), len(against)))
@@ -144,7 +145,7 @@ def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> Expe
     Args:
         recorded: Its recorded layout.
         directory: The model's directory.
-        models: Opens it.
+        models: Opens the model.
 
     Raises:
         InterleaveError: The model cannot be read, or does not match its layout.
@@ -188,7 +189,7 @@ def _within(layout: Layout, own: ModelRef) -> Layout:
 def _unscaled(spec: TensorSpec) -> TensorSpec:
     """Drop the scale of a tensor that is its own source, unless the scale is zero.
 
-    The tensor was scaled when the model was made. Zeros must still be zeros.
+    Such a tensor was scaled when the model was made. A zeroed tensor must still be zero.
     """
     if spec.source != spec.name or spec.scale in (None, 0):
         return spec
@@ -196,7 +197,7 @@ def _unscaled(spec: TensorSpec) -> TensorSpec:
 
 
 def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
-    """Find the layers without tensors that their originals have; config.json does not list them."""
+    """Find the layers, not listed in config.json, that lack tensors of their originals."""
     family = result.require_family()
     rules = [rule for rule in (family.indexer_sharing, family.kv_sharing) if rule is not None]
 
@@ -212,7 +213,10 @@ def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:
 
 
 def _own_config(result: Checkpoint, within: Layout) -> Mapping[str, Any] | None:
-    """Return its config.json with the entries of each new layer taken from its original layer."""
+    """Return the config with the entries of each new layer taken from its original layer.
+
+    Return None if config.json cannot represent the layout.
+    """
     try:
         grown = grown_config.grow({within.models[0]: result}, within, only_stated=True)
     except RefusedError:

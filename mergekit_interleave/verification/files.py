@@ -32,7 +32,7 @@ def of_records(
         out: The model's directory.
         recorded: Its recorded layout.
         expected: What the model must contain.
-        trained: Whether a trainer has written the model since.
+        trained: Whether a trainer has written the model since `run` did.
     """
     found = [*_recipe(out, recorded, expected)]
     if recorded.manifest is not None:
@@ -55,7 +55,7 @@ def of_config(
     Args:
         out: The model's directory.
         expected: What the model must contain.
-        trained: Whether a trainer has written the model since.
+        trained: Whether a trainer has written the model since `run` did.
         trusted: Whether code from the model may be run.
         stored: Dtypes that config.json may also state, because a trainer has stored tensors in
             them.
@@ -97,12 +97,12 @@ def _manifest(
     entries |= {} if plan is None else manifest.facts(plan)
     for key, value in ({} if trained else entries).items():
         if content.get(key, value) != value:
-            yield _in_file(manifest.FILE, f"{key} is {_unlike_value(content[key], value)}")
+            yield _in_file(manifest.FILE, f"{key} is {_found_and_expected(content[key], value)}")
     for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
         stated = content["layers"][index]
         for key in layer.keys() | stated.keys():
             if layer.get(key) != stated.get(key):
-                values = _unlike_value(stated.get(key, _MISSING), layer.get(key, _MISSING))
+                values = _found_and_expected(stated.get(key, _MISSING), layer.get(key, _MISSING))
                 yield _in_file(manifest.FILE, f"layer {index}: {key} is {values}")
 
 
@@ -110,8 +110,8 @@ _MISSING = object()
 """Stands for the value of a key that a JSON object does not have."""
 
 
-def _unlike_value(found: object, expected: object) -> str:
-    """Return both values of a JSON key in words; either may be `_MISSING`."""
+def _found_and_expected(found: object, expected: object) -> str:
+    """Write the found and the expected value of a JSON key as text; either may be `_MISSING`."""
     is_found = "missing" if found is _MISSING else f"{json.dumps(found):.100}"
     is_expected = "no such key" if expected is _MISSING else f"{json.dumps(expected):.100}"
     return f"{is_found}, expected {is_expected}"
@@ -157,7 +157,7 @@ _IGNORED = {"transformers_version", "_name_or_path"}
 """Keys of a config that have no effect."""
 
 _IGNORED_AFTER_TRAINING = {*_IGNORED, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id"}
-"""These keys, and the keys that trainers change without changing the weights."""
+"""The keys in `_IGNORED`, and keys that trainers change without changing the weights."""
 
 
 def _config(
@@ -171,25 +171,27 @@ def _config(
         yield Difference(str(error), file=CONFIG)
         return
     ignored = _IGNORED_AFTER_TRAINING if trained else _IGNORED
-    wrong = _unlike(expected.config, found, ignored)
+    wrong = _differing_keys(expected.config, found, ignored)
     if wrong and not _is_too_deep(found):
         # Different JSON may load as the same config: transformers omits defaults.
         loaded, loaded_found = (
             _as_loaded(config, trusted=trusted) for config in (expected.config, found)
         )
         if loaded is not None and loaded_found is not None:
-            unlike = _unlike(loaded, loaded_found, ignored)
-            # The class does not write keys that it consumes, such as which kernels to load.
+            differing = _differing_keys(loaded, loaded_found, ignored)
+            # The class does not write keys that it consumes, such as those that select kernels.
             extra = {key for key, (value, _) in wrong.items() if value is None}
             extra -= _keys(loaded_found)
-            as_written = {key: pair for key, pair in wrong.items() if key in unlike or key in extra}
-            wrong = as_written or unlike
+            as_written = {
+                key: pair for key, pair in wrong.items() if key in differing or key in extra
+            }
+            wrong = as_written or differing
     keys, expected_keys = _keys(found), _keys(expected.config)
     for key, (wanted, value) in wrong.items():
         dtype = _dtypes.NAMED.get(str(value))
         if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
-        values = _unlike_value(
+        values = _found_and_expected(
             _MISSING if value is None and key not in keys else value,
             _MISSING if wanted is None and key not in expected_keys else wanted,
         )
@@ -212,7 +214,7 @@ def _is_too_deep(config: Mapping[str, Any]) -> bool:
     return any(isinstance(depth, int) and depth > MAX_LAYERS for depth in depths)
 
 
-def _unlike(
+def _differing_keys(
     wanted: Mapping[str, Any], found: Mapping[str, Any], ignored: Collection[str]
 ) -> dict[str, tuple[object, object]]:
     """Return the keys in which two configs differ, with both values."""

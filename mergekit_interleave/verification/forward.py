@@ -39,9 +39,13 @@ _MAX_LOSS = 700.0
 """The largest loss whose exponential does not overflow."""
 
 _TOKENS = 64
+"""The number of random tokens beyond the longest window, and of last tokens that are compared."""
+
 _NEW_TOKENS = 16
+"""The number of tokens that each model generates."""
+
 _MAX_TOKENS = 2**13
-"""The maximum number of random tokens. Exceeding a longer window would take hours."""
+"""The maximum number of random tokens, even if a window is longer: more would take hours."""
 
 _WINDOWS = (
     "sliding_window", "attention_window_size", "window_size", "attention_chunk_size",
@@ -52,7 +56,7 @@ _WINDOWS = (
 
 @dataclass(frozen=True)
 class ForwardComparison:
-    """The result of comparing two models.
+    """The result of comparing the forward passes of a model and its base.
 
     Attributes:
         tokens: The number of random tokens.
@@ -114,17 +118,17 @@ class ForwardComparison:
 def compare(
     base: Path, out: Path, *, trust_remote_code: bool = False, max_memory: int | None = None
 ) -> ForwardComparison:
-    """Run both models on the same inputs.
+    """Run a model and its base on the same inputs, and compare their outputs.
 
     Args:
         base: The source model.
         out: The model that was made from it.
         trust_remote_code: Whether code from the models may be run.
-        max_memory: The maximum memory for weights in bytes; the rest stay on disk. None for the
-            free memory.
+        max_memory: The maximum memory for weights in bytes; the other weights stay on disk. None
+            for the free memory.
 
     Raises:
-        RefusedError: One of them cannot be loaded or run.
+        RefusedError: A model cannot be loaded or run, or their outputs cannot be compared.
     """
     options: dict[str, Any] = {"max_memory": max_memory, "trusted": trust_remote_code}
     try:
@@ -199,7 +203,7 @@ def _comparison(
     """Compare the outputs of the base and of the model."""
     pairs = list(zip(base.logits, out.logits, strict=True))
     if base.generated is not None and pairs[0][0].shape == pairs[0][1].shape:
-        # After the first token that differs, their inputs differ.
+        # After the first generated token that differs, the inputs of the two models differ.
         same = int((base.generated == out.generated).int().cumprod(dim=1).sum())
         pairs[0] = (pairs[0][0][:, : same + 1], pairs[0][1][:, : same + 1])
     if any(one.shape != other.shape for one, other in pairs):
@@ -304,7 +308,7 @@ def _inputs(model: Any, path: Path, *, trusted: bool) -> _Inputs:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> set[Any]:
-    """Return tokens with a special meaning, such as an image placeholder."""
+    """Return the ids of the tokens with a special meaning, such as an image placeholder."""
     found: set[Any] = set()
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -322,8 +326,8 @@ def _run(model: Any, inputs: _Inputs, generated: Any | None = None) -> _Outputs:
     Args:
         model: The model.
         inputs: The inputs.
-        generated: The generated tokens to use as input without a cache; None for those that this
-            model generates.
+        generated: The generated tokens that are part of the input without a cache; None for those
+            that this model generates.
     """
     import torch  # noqa: PLC0415
 
@@ -376,7 +380,8 @@ def _logits(model: Any, tokens: Any, last: int | None = None) -> Any:
     Args:
         model: The model.
         tokens: The tokens.
-        last: Compute only the logits of so many last tokens, if the class supports that.
+        last: The number of last tokens whose logits are computed, if the class supports that; None
+            for all tokens.
     """
     parameters = inspect.signature(model.forward).parameters
     arguments = {"input_ids": tokens}

@@ -38,7 +38,7 @@ TRAINED = "a new layer, which was trained"
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was verified, and the result.
+    """The result of verifying a model.
 
     Attributes:
         out: The model's directory.
@@ -161,7 +161,7 @@ def verify(
         trained: Whether a trainer has written the model, so that new layers may differ.
 
     Raises:
-        InterleaveError: Its layout cannot be determined, or a source cannot be read.
+        InterleaveError: The layout cannot be determined, or a source cannot be read.
     """
     recorded_layout.check_directory(out)
     trusted = models.trust_remote_code
@@ -183,9 +183,9 @@ def verify(
     else:
         wider = _wider(expected, found) if trained else {}
         specs = [wider.get(spec.name, spec) for spec in expected.specs]
-        lacking = _may_lack(out, found, trusted=trusted) if trained else None
+        may_lack = _may_lack(out, found, trusted=trusted) if trained else None
         weights = compare(
-            found.items(), specs, _tolerance(expected, lacking), source_name(expected.plan)
+            found.items(), specs, _tolerance(expected, may_lack), source_name(expected.plan)
         )
         differences += weights.differences
         expected = _with_vocabulary(expected, found, differences)
@@ -233,7 +233,7 @@ def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, Te
 def _with_vocabulary(
     expected: ExpectedModel, found: Mapping[str, Tensor], differences: list[Difference]
 ) -> ExpectedModel:
-    """Adapt the expected config if mergekit made embeddings and head for another tokenizer."""
+    """Adapt the expected config if mergekit made embeddings and a head for another tokenizer."""
     plan = expected.plan
     if plan is None or not mergekit_yaml.changes_vocabulary(plan.mergekit):
         return expected
@@ -251,7 +251,7 @@ def _tolerance(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) 
 
     Args:
         expected: What the model must contain.
-        may_lack: After training: whether transformers omits a tensor of this name.
+        may_lack: Returns whether transformers omits a tensor of this name; None if not trained.
     """
     new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
 
@@ -290,7 +290,7 @@ def measure(out: Path, report: VerifyReport, max_memory: int | None = None) -> d
         max_memory: The maximum memory for weights in bytes, see `forward.compare`.
 
     Raises:
-        RefusedError: They cannot be compared.
+        RefusedError: The two models cannot be compared.
     """
     plan = report.expected.plan
     if plan is None:

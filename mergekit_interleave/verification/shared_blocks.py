@@ -1,4 +1,4 @@
-"""Find the ranges of two files that do not share blocks on disk. Only these must be read.
+"""Find the ranges of two files that do not share blocks on disk. Only these ranges must be read.
 
 The kernel reports shared blocks (Linux: FS_IOC_FIEMAP).
 """
@@ -25,6 +25,8 @@ _PLAIN = 0x1 | 0x1000 | _SHARED
 """The flags (last, merged, shared) of an extent whose disk position identifies its content."""
 
 _HEADER, _EXTENT = struct.Struct("=QQLLLL"), struct.Struct("=QQQQQLLLL")
+"""The formats of the header of a request, and of each extent after it."""
+
 _MAX_EXTENTS = 256
 """The maximum number of extents of one request."""
 

@@ -1,4 +1,4 @@
-"""Compare the tensors of a model with the expected ones: names, shapes, dtypes, every byte.
+"""Compare the tensors of a model with the expected ones: names, shapes, dtypes and every byte.
 
 A few threads read each side once, in blocks that fit in a processor's cache. torch is imported
 only if a weight was computed.
@@ -35,7 +35,7 @@ _MAX_OPEN = 4
 
 
 class Difference(NamedTuple):
-    """A difference between a model and what it must be.
+    """A difference between a model and what it must contain.
 
     Attributes:
         what: A description; if `tensor` is given, a predicate that follows its name.
@@ -81,9 +81,9 @@ class Tolerance:
 
     Attributes:
         unread: Returns the reason why a tensor is not compared, or None if it is compared.
-        any_dtype: Whether a tensor may have another dtype.
-        any_rows: Whether a tensor may have another number of rows.
-        may_lack: Whether a tensor of this name may be missing.
+        any_dtype: Returns whether a tensor may have another dtype.
+        any_rows: Returns whether a tensor may have another number of rows.
+        may_lack: Returns whether a tensor of this name may be missing.
     """
 
     unread: Callable[[TensorSpec], str | None] = lambda _: None
@@ -187,7 +187,7 @@ class _Pair(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """A range of a tensor whose expected bytes are stored in one place.
+    """A range of a tensor whose expected bytes are stored in one place, or are computed.
 
     Attributes:
         pair: The tensor and its specification.
@@ -217,7 +217,7 @@ def _jobs(pairs: Iterable[_Pair]) -> Iterator[_Job]:
 
 
 def _expected_pieces(pair: _Pair) -> Iterator[tuple[int, ByteRange | Fill | None]]:
-    """Yield the expected bytes of a tensor in order: their length, and where they are stored."""
+    """Yield the length and the location of the expected bytes of a tensor, in order."""
     if pair.spec.is_computed:
         yield pair.found.nbytes, None
         return
@@ -363,7 +363,7 @@ def _first_unequal(block: bytes, expected: bytes) -> int | None:
 
 
 def _first_nonzero(block: bytes, tensor: Tensor, zero: int) -> int | None:
-    """Return the first position that is not zero, or None; a float may be a negative zero."""
+    """Return the first position that is not zero, or None; a float may also be a negative zero."""
     if block.count(zero) == len(block):
         return None
     if zero or not _dtypes.is_float(tensor.dtype):

@@ -31,7 +31,7 @@ def trained_parameters(parameters: Iterable[str], patterns: Iterable[str]) -> se
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """Write one pattern per stack of layers."""
+    """Write settings for full training, with one pattern per stack of layers."""
     patterns = [f"{stack}.{_any_of(target.new_layers)}." for stack in target.stacks]
     check_selection(target, trained_parameters(target.parameters, patterns), "axolotl")
     text = yaml_text({**model_keys(target, "base_model"), "unfrozen_parameters": patterns})

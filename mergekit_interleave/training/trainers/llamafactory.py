@@ -162,5 +162,8 @@ def _is_exact_anywhere(target: TrainingTarget, form: LoraTarget) -> bool:
 
 
 def _owners(chosen: LoraTarget) -> list[str]:
-    """Return the modules of adapted parameters, trained in full since PEFT gets no parameters."""
+    """Return the modules of adapted parameters.
+
+    They are trained in full, because LLaMA-Factory passes no parameters on to PEFT.
+    """
     return [*dict.fromkeys(name.rpartition(".")[0] for name in chosen.parameters)]

@@ -16,12 +16,12 @@ from mergekit_interleave.training.trainers.registry import FULL, LORA
 
 
 def trained_parameters(parameters: Iterable[str], prefixes: Collection[str]) -> set[str]:
-    """Return the parameters that ms-swift trains by `trainable_parameters`: prefixes of names."""
+    """Return the parameters that ms-swift trains by `trainable_parameters`, a list of prefixes."""
     return {name for name in parameters if name.startswith(tuple(prefixes))}
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """Write one prefix per new layer."""
+    """Write arguments for full training, with one prefix for each new layer in each stack."""
     prefixes = [f"{stack}.{index}." for stack in target.stacks for index in target.new_layers]
     check_selection(target, trained_parameters(target.parameters, prefixes), "ms-swift")
     text = shell_text(

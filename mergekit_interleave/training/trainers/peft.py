@@ -14,7 +14,7 @@ from mergekit_interleave.training.trainers.registry import LORA
 
 
 def lora(target: TrainingTarget) -> TrainerSettings:
-    """Write a `LoraConfig` and its application to the model."""
+    """Write code that creates a `LoraConfig` and applies it to the model."""
     chosen = lora_target.choose(
         target, lora_target.by_layers(target), lora_target.by_endings(target)
     )

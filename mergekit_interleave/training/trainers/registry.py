@@ -1,7 +1,7 @@
-"""The trainers that `train` knows, one row each.
+"""List the trainers that `train` knows, one row each.
 
-A row names its module, which is imported only when settings are written, because the command line
-reads this list at every start.
+A row names the module of a trainer. The command line reads this list at every start, so that module
+is imported only when settings are written.
 """
 
 from __future__ import annotations

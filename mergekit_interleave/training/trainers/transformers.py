@@ -13,7 +13,7 @@ from mergekit_interleave.training.trainers.registry import FULL
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """Freeze the model, then unfreeze its new layers."""
+    """Write code that freezes the model, and then unfreezes its new layers."""
     layers = "".join(f"    model.{stack}[index].requires_grad_(True)\n" for stack in target.stacks)
     text = (
         f"from transformers import {target.task.load}\n\n"
