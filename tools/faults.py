@@ -30,7 +30,9 @@ from typing import Any
 
 from harness import make_llama
 
-ENGINES = ("stream", "mergekit")
+from mergekit_interleave.engines import registry
+
+ENGINES = tuple(registry.ENGINES)
 DIRECTIVE = "interleave: every 2"
 SYSCALLS = {
     "write": "ENOSPC", "pwrite64": "ENOSPC", "copy_file_range": "EIO", "ftruncate": "ENOSPC",

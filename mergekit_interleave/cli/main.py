@@ -71,9 +71,9 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
 
 
 def _usage_hint(error: typer.TyperException, words: list[str]) -> str:
-    if "extra argument" in error.format_message():
-        return options.QUOTES
     command = next((word for word in words if word in apps.COMMANDS), None)
+    if command in options.WITH_DIRECTIVE and "extra argument" in error.format_message():
+        return options.QUOTES
     return f"mk-interleave {command} --help" if command else "mk-interleave --help"
 
 

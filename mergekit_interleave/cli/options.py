@@ -20,6 +20,9 @@ from mergekit_interleave.errors import DirectiveError
 if TYPE_CHECKING:
     from mergekit_interleave.commands.inputs import Words
 
+WITH_DIRECTIVE = ("gen", "plan", "run")
+"""The commands that take a directive."""
+
 QUOTES = "quote a directive that contains spaces: 'interleave: every 4'"
 
 Directive = Annotated[

@@ -152,14 +152,16 @@ def _content(
         plan = None
     if plan is not None:
         content = manifest.describe(plan, MERGEKIT, None, {}, warn)
-        return {**content, "tools": {}, "recipe": plan.recipe, "says": mergekit_yaml.FILE}
+        return {**content, "tools": {}, "recipe": plan.recipe, "layers_file": mergekit_yaml.FILE}
     family = result.require_family()
     inherited = card_metadata.inherited({"": card_metadata.read(directory, warn)}, "", ())
     return {
-        "directive": mergekit_yaml.to_document(recorded.spelled, keys, public_names.without_path),
+        "directive": mergekit_yaml.to_document(
+            recorded.as_written, keys, public_names.without_path
+        ),
         "models": [{"model": public_names.without_path(model)} for model in layout.models],
         "identities": sorted(zeroing.identities(layout, lambda _: family)),
         "inherited": inherited,
-        "recipe": mergekit_yaml.to_yaml(recorded.spelled, keys, public_names.without_path),
-        "says": mergekit_yaml.FILE,
+        "recipe": mergekit_yaml.to_yaml(recorded.as_written, keys, public_names.without_path),
+        "layers_file": mergekit_yaml.FILE,
     }

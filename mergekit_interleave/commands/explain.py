@@ -156,16 +156,16 @@ def _has_merge(documents: Iterable[Mapping[str, str | None]]) -> bool:
 
 def _is_ours(keys: Mapping[str, str | None]) -> bool:
     """Return whether a document with these keys can be a directive."""
-    return registry.has_line(keys) or _is_spelled(keys)
+    return registry.has_line(keys) or _has_explicit_slices(keys)
 
 
-def _is_spelled(keys: Mapping[str, str | None]) -> bool:
+def _has_explicit_slices(keys: Mapping[str, str | None]) -> bool:
     """Return whether a document with these keys lists its layers, as a mergekit config does."""
-    return any(key in keys for key in directives.SPELLED_KEYS)
+    return any(key in keys for key in directives.EXPLICIT_KEYS)
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
-    lists_slices = _is_spelled(keys) and not registry.has_line(keys)
+    lists_slices = _has_explicit_slices(keys) and not registry.has_line(keys)
     return lists_slices and keys.get("merge_method", "passthrough") == "passthrough"
 
 

@@ -9,7 +9,7 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.directive import SPELLED_KEYS
+from mergekit_interleave.directive.directive import EXPLICIT_KEYS
 from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.planning import merge_stream, mergekit_support
@@ -66,7 +66,7 @@ def _check_stream(source: Text, *, has_flags: bool) -> None:
         DirectiveError: It contains neither, or flags are given, which apply to a single directive.
     """
     documents = map(yaml_io.keys, yaml_io.documents(*source))
-    merge_keys = {"merge_method", *SPELLED_KEYS}
+    merge_keys = {"merge_method", *EXPLICIT_KEYS}
     if not any(registry.has_line(keys) or merge_keys & keys.keys() for keys in documents):
         raise DirectiveError(
             f"{source.where}: contains neither a directive nor a mergekit config",

@@ -249,8 +249,8 @@ def _is_readable(directive: Directive, models: Models) -> bool:
     if isinstance(directive.growth, Stack):
         named = (*named, *directive.growth.models)
     if isinstance(directive.growth, ExplicitSlices):
-        spelled = mergekit_yaml.from_document(directive.growth.document, lambda _: directive.layers)
-        named = (*named, *spelled.models)
+        written = mergekit_yaml.from_document(directive.growth.document, lambda _: directive.layers)
+        named = (*named, *written.models)
     return all(models.open_if_possible(model) for model in named)
 
 

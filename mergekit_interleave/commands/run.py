@@ -154,7 +154,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         directive: Text, a path, an open file, a mapping, or a `Directive`. A mergekit passthrough
             config is a directive, too.
         out: The directory to write.
-        engine: The engine that writes the weights: `auto`, `mergekit` or `stream`.
+        engine: The engine that writes the weights: `auto` (the first that can), or its name.
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
         reflink: Let the stream engine share disk blocks with the base if the filesystem can.
         verify: Read the written weights back and compare them with the sources.

@@ -28,7 +28,7 @@ def train(
 
     Args:
         directory: The model's directory, written by `run` or by mergekit-yaml.
-        trainer: transformers, trl, peft, llamafactory, axolotl, ms-swift or unsloth.
+        trainer: The name of a trainer, as `mk-interleave train --help` lists them.
         method: `full` trains the new layers themselves; `lora` trains a LoRA of them. The default
             is `full` if the trainer supports it for these layers, else `lora`.
         recipe: The file that records which layers are new, if the directory has none: an

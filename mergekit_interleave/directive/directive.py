@@ -61,7 +61,7 @@ MERGEKIT_KEYS = (
 NAME = "name"
 """mergekit-multi's name for the result of a document; only streams use it."""
 
-SPELLED_KEYS = explicit_slices.KEYS
+EXPLICIT_KEYS = explicit_slices.KEYS
 """The keys of a mergekit config that list every layer; each takes the place of a growth line."""
 
 OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
@@ -340,12 +340,17 @@ def of_document(document: object, where: str) -> Directive:
     except DirectiveError as error:
         if where == _INLINE:
             raise
-        hint = (
-            "this is the config.json of a model: pass its directory with --model"
-            if "model_type" in document
-            else None
-        )
-        raise DirectiveError(f"{where}: {error}", hint=hint or error.hint) from error
+        hint = _other_file(document) or error.hint
+        raise DirectiveError(f"{where}: {error}", hint=hint) from error
+
+
+def _other_file(document: Mapping[Any, object]) -> str | None:
+    """Return a hint if a document is another file of a model."""
+    if "model_type" in document:
+        return "this is the config.json of a model: name the model's directory instead"
+    if {"fingerprint", "layers", "directive"} <= document.keys():
+        return "this is the interleave.json of a model: name the mergekit_config.yml beside it"
+    return None
 
 
 def from_document(document: Mapping[Any, object]) -> Directive:
@@ -356,7 +361,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
     """
     lines = [key for key in registry.LINES if key in document]
     # `models:` is mergekit's list of whole models; beside a growth line it is short names.
-    explicit = [key for key in SPELLED_KEYS if key in document]
+    explicit = [key for key in EXPLICIT_KEYS if key in document]
     if lines or isinstance(document.get("models"), Mapping):
         explicit = [key for key in explicit if key != "models"]
     if len(lines + explicit) > 1:
@@ -430,7 +435,7 @@ def _name(document: Mapping[Any, object]) -> str | None:
 
 def known_keys() -> tuple[str, ...]:
     """Return all keys of directives and of mergekit configs."""
-    return (*registry.LINES, *OWN_KEYS, *MERGEKIT_KEYS, *SPELLED_KEYS, NAME)
+    return (*registry.LINES, *OWN_KEYS, *MERGEKIT_KEYS, *EXPLICIT_KEYS, NAME)
 
 
 def _check_known(
@@ -440,12 +445,14 @@ def _check_known(
 
     A mergekit config may have unknown keys, which people use to define YAML anchors.
     """
-    ignored = []
+    ignored, flags = [], registry.flags()
     for key in document:
         if key in ("times", "as") and "repeat" in document:
             raise DirectiveError(
                 f"unknown key '{key}'", hint="write `repeat: {layers: [8, 24], times: 3}`"
             )
+        if key in flags and key not in known:
+            raise DirectiveError(f"unknown key '{key}'", hint=f"write `{flags[key].in_yaml}`")
         if explicit and key not in known and not nearest(str(key), known):
             ignored.append(str(key))
         else:

@@ -98,9 +98,9 @@ def check(options: WriteOptions, expansion: Expansion) -> None:  # noqa: ARG001 
 
 
 def unsupported(plan: ExpansionPlan) -> str | None:
-    """Return why mergekit cannot write a plan, as far as that is known without running it."""
+    """Return why mergekit cannot write a plan, as a predicate; see `protocol.Engine`."""
     reason = reason_against(plan.specs)
-    return f"cannot {reason}" if reason else unsupported_type(plan.first)
+    return f"cannot {reason}" if reason else None
 
 
 def unsupported_type(first: Checkpoint) -> str | None:
@@ -221,9 +221,6 @@ def plan_tensors(job: Job, out: Path) -> Sequence[Any]:
     Raises:
         RefusedError: mergekit would write other tensors than the layout requires.
     """
-    reason = reason_against(job.specs)
-    if reason is not None:
-        raise RefusedError(f"mergekit cannot {reason}")
     options = _merge_options(job)
     options.apply_global_options()
     quieten(options.verbosity)  # again: the line above turns on the log of every library

@@ -150,11 +150,15 @@ class Engine(Protocol):
     def unsupported(self, plan: ExpansionPlan) -> str | None:
         """Return why this engine cannot write a plan, or None if it can.
 
-        The reason is a predicate, such as `cannot scale x`.
+        The reason is a predicate, such as `cannot scale x`. `Writer` calls this before `write`,
+        which need not check it again.
         """
 
     def unsupported_type(self, first: Checkpoint) -> str | None:
-        """Return why this engine cannot write models of a type, as far as config.json shows it.
+        """Return why this engine is expected to fail for a type, as far as config.json shows it.
+
+        `--engine auto` starts with this engine anyway if it comes first, so `write` must refuse
+        what it cannot write.
 
         Args:
             first: The model of the first layer. Its weights may not be available.

@@ -50,9 +50,15 @@ def choose(plan: ExpansionPlan, folder: Path) -> Choice:
     """
     options = WriteOptions()
     return _choice(
-        {row: row.load().unsupported(plan) for row in registry.rows(registry.AUTO)},
+        {row: reason_against(row, plan) for row in registry.rows(registry.AUTO)},
         lambda row: row.load().estimate(plan, folder, options),
     )
+
+
+def reason_against(row: EngineRow, plan: ExpansionPlan) -> str | None:
+    """Return why an engine cannot write a plan, or would probably write it wrong."""
+    engine = row.load()
+    return engine.unsupported(plan) or engine.unsupported_type(plan.first)
 
 
 def choose_by_config(first: Checkpoint, nbytes: int) -> Choice:
@@ -115,7 +121,7 @@ def check_room(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> None
     needs = sorted(
         (row.load().estimate(plan, folder, options).traffic.written + files, row.title)
         for row in registry.rows(options.engine)
-        if row.load().unsupported(plan) is None
+        if reason_against(row, plan) is None
     )
     if not needs:
         return  # writing fails with the reason

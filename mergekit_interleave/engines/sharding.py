@@ -5,7 +5,7 @@ if both start at the same offset within a block. Therefore an output shard conta
 one source shard in their original order, and its header is padded so that its data starts at the
 same offset as in the source. A copy of a tensor that fills whole blocks follows its original, since
 it does not change the offsets of later tensors; the other copies, which are small, are at the end.
-If blocks cannot be shared, this costs nothing, so the files are the same on every filesystem.
+If blocks cannot be shared, this costs nothing, so the layout does not depend on whether they can.
 """
 
 from __future__ import annotations

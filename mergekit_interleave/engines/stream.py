@@ -110,9 +110,6 @@ def memory(tensors: int) -> int:
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     """Write the weights of a plan; see `protocol.Engine`."""
-    reason = unsupported(plan)
-    if reason is not None:
-        raise RefusedError(f"the stream engine {reason}", hint="leave out --engine stream")
     shards = _shards(plan, out, options)
     with options.bar(sum(shard.nbytes for shard in shards)) as tick:
         return write_shards(shards, out, reflink=options.reflink, tick=tick)

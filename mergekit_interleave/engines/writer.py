@@ -63,7 +63,7 @@ class Writer:
             refused = error
         reasons = [str(refused)]
         for row in others:
-            reason = row.load().unsupported(self.plan)
+            reason = select.reason_against(row, self.plan)
             if reason is None:
                 result = self._by(row)
                 note = f"written by {row.title}: {refused}"
@@ -77,6 +77,11 @@ class Writer:
 
     def _by(self, row: EngineRow) -> WriteResult:
         engine = row.load()
+        reason = engine.unsupported(self.plan)
+        if reason is not None:
+            named = self.how.engine == row.name
+            hint = f"leave out --engine {row.name}" if named else None
+            raise RefusedError(f"{row.title} {reason}", hint=hint)
         streamable = row.name != registry.STREAM and self._is_streamable
         try:
             traffic = engine.write(self.plan, self.work, self.how)

@@ -77,7 +77,7 @@ class CardData:
         inherited: The front matter taken from the cards of its sources.
         directive: Its directive as YAML, without local paths; None if that is the recipe itself.
         recipe: Its mergekit YAML, without local paths; None if unknown.
-        says: The file that records its layers.
+        layers_file: The name of the file that records its layers.
         tools: The versions of the tools that wrote it, if known.
         verified: A summary of what was verified.
         checks: What was verified, one sentence for each check.
@@ -101,7 +101,7 @@ class CardData:
     inherited: Mapping[str, Any]
     directive: str | None
     recipe: str | None
-    says: str
+    layers_file: str
     tools: Mapping[str, str]
     verified: str
     checks: Sequence[str]
@@ -172,20 +172,22 @@ def card_data(
     with config_errors(directory):
         task, family = tasks.task_of(config), families.family_of_config(config)
     edits = {layer.index: layer.edit for layer in layout.new_layers if layer.edit}
-    norms = family is not None and any(zeroing.closes_gains(e, family) for e in edits.values())
+    norms = family is not None and any(
+        zeroing.zeroes_output_norms(e, family) for e in edits.values()
+    )
     fingerprint = manifest.fingerprint(layout)
     yaml_file = directory / mergekit_yaml.FILE
     recipe = yaml_file.read_text(encoding="utf-8") if yaml_file.is_file() else None
     with config_errors(directory, manifest.FILE):
         directive = dict(content["directive"])
         growth = directives.from_document(directive).growth
-        spelled = isinstance(growth, ExplicitSlices)
+        is_explicit = isinstance(growth, ExplicitSlices)
         verified = dict(content.get("verified", {}))
         total, new = _number(content.get("parameters")), _number(content.get("new_parameters"))
         return CardData(
             title=title,
             layout=layout,
-            growth=None if spelled else growth,
+            growth=None if is_explicit else growth,
             sources=_sources(content["models"]),
             identities=edits.keys() & {int(index) for index in content.get("identities", ())},
             status=_status(content, layout, verified, trained=trained),
@@ -193,9 +195,9 @@ def card_data(
             fingerprint=fingerprint,
             task=task,
             inherited=card_metadata.filtered(content.get("inherited", {})),
-            directive=None if spelled else yaml_io.write(directive),
+            directive=None if is_explicit else yaml_io.write(directive),
             recipe=content.get("recipe", recipe),
-            says=content.get("says", manifest.FILE),
+            layers_file=content.get("layers_file", manifest.FILE),
             tools={str(name): str(version) for name, version in content.get("tools", {}).items()},
             verified=verification_text.short(verified),
             checks=verification_text.sentences(verified),

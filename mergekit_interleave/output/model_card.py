@@ -21,10 +21,10 @@ _STATUS = {
     card_data.EQUAL: "{rounding}{until}",
     card_data.CHANGED: "It needs training to recover.",
     card_data.UNKNOWN: "It is not known whether its outputs equal {bases}.",
-    card_data.TRAINED: "All layers except the new ones equal {bases}, bit for bit.",
-    card_data.UNVERIFIED: "The new layers have changed. It is not known whether all other layers "
-    "still equal {bases}.",
-    card_data.WRONG: "The section Verification lists what differs.",
+    card_data.TRAINED: "All original layers are unchanged, bit for bit.",
+    card_data.UNVERIFIED: "The new layers have changed. Whether the original layers have changed "
+    "was not checked.",
+    card_data.WRONG: "`mk-interleave verify` lists what differs.",
 }
 """The words that follow each status in the status line."""
 
@@ -198,13 +198,13 @@ def _training(data: CardData) -> str:
         "\nfreeze_original_layers(model)  # call it before creating an optimizer or a trainer",
     )
     freeze = (
-        f"`freeze_original_layers` reads from `{data.says}` which layers are new. `mk-interleave "
-        "train DIR --for TRAINER` writes a trainer's settings that train only these layers; "
-        "`mk-interleave train --help` lists the trainers."
+        f"`freeze_original_layers` reads from `{data.layers_file}` which layers are new. "
+        "`mk-interleave train DIR --for TRAINER` writes settings with which a trainer trains only "
+        "these layers; `mk-interleave train --help` lists the trainers."
     )
     afterwards = (
         "After training, `mk-interleave verify TRAINED --against BASE --trained --recipe "
-        f"DIR/{data.says}` checks that nothing else has changed."
+        f"DIR/{data.layers_file}` checks that nothing else has changed."
     )
     heading = "Train the new layers further" if data.is_trained else "Train only the new layers"
     words = [freeze, "" if data.is_trained else _of_lora(data), afterwards]
@@ -260,7 +260,7 @@ def _recipe(data: CardData) -> str:
     if data.tools:
         tools = ", ".join(f"{name} {version}" for name, version in data.tools.items())
         closing.append(f"Made with {tools}.")
-    return "\n\n".join([*parts, " ".join([*closing, f"`{data.says}` lists every layer."])])
+    return "\n\n".join([*parts, " ".join([*closing, f"`{data.layers_file}` lists every layer."])])
 
 
 _PAPERS = {

@@ -35,10 +35,10 @@ class RecordedLayout:
         Raises:
             DirectiveError: The directive is a growth line, whose layers depend on the model.
         """
-        return mergekit_yaml.effective(self.spelled, self.directive.mergekit)
+        return mergekit_yaml.effective(self.as_written, self.directive.mergekit)
 
     @property
-    def spelled(self) -> Layout:
+    def as_written(self) -> Layout:
         """The layers as the slices list them.
 
         Raises:

@@ -52,12 +52,12 @@ def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
     """Yield one sentence about the weights, and one about each other part that differs."""
     failed = _failed_parts(found)
     if WEIGHTS in failed:
-        yield f"Weights: {_failed(failed[WEIGHTS])}. {_by(found)}"
+        yield f"Weights: {_failed(failed[WEIGHTS])}. Checked with {_tools(found)}."
     elif "tensors" in found:
         yield f"Weights: {_weights(found, trained=trained)}"
     for part, count in failed.items():
         if part != WEIGHTS:
-            yield f"{_title(part)}: {_failed(count)}. {_by(found)}"
+            yield f"{_title(part)}: {_failed(count)}. Checked with {_tools(found)}."
 
 
 def _short_failure(found: Mapping[str, Any]) -> str:
@@ -77,13 +77,13 @@ def _title(part: str) -> str:
 
 def _weights(found: Mapping[str, Any], *, trained: bool) -> str:
     against = " and ".join(f"`{name}`" for name in found["against"])
-    what = "the base's own, layer for layer" if trained else "what the layout requires"
+    what = "as in the base" if trained else "as the layout requires"
     compared = _compared(found)
     words = f"{compared} tensors ({amount(found['compared'])}) compared with {against}"
     words += "." if compared == "no" else f": {_precision(found)} {what}."
     for reason, count in found.get("not_compared", {}).items():
         words += f" Not compared: {count:,} ({reason})."
-    return f"{words} {_by(found)}"
+    return f"{words} Checked with {_tools(found)}."
 
 
 def _compared(found: Mapping[str, Any]) -> str:
@@ -121,9 +121,8 @@ def forward(found: Mapping[str, Any]) -> str:
         words += (
             f"; perplexity of the text {found['base_perplexity']:.4g} → {found['perplexity']:.4g}"
         )
-    return f"{words} {_by(found)}"
+    return f"{words} ({_tools(found)})"
 
 
-def _by(found: Mapping[str, Any]) -> str:
-    tools = ", ".join(f"{name} {version}" for name, version in found["tools"].items())
-    return f"({tools})"
+def _tools(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found["tools"].items())

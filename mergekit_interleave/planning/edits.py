@@ -103,7 +103,7 @@ class Edits:
                     "to the residual stream, so the new layers may get no gradients (`zero: auto` "
                     "zeroes only what is needed)"
                 )
-        if family.output_norms is not None and not zeroing.closes_gains(first.edit, family):
+        if family.output_norms is not None and not zeroing.zeroes_output_norms(first.edit, family):
             self._warn(
                 f"model type {family.model_type} normalizes the output of its projections, so "
                 "zeroed projections take large first steps in training; `zero: gains` zeroes the "

@@ -308,8 +308,8 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
     if mismatch is not None:
         key, of_model, of_base = mismatch
         raise RefusedError(
-            f"{model.ref} cannot be stacked with {base.ref}: {key} is {of_model!r} in the first "
-            f"and {of_base!r} in the second",
+            f"{model.ref} cannot be stacked with {base.ref}: {key} is {of_model!r} in {model.ref} "
+            f"and {of_base!r} in {base.ref}",
             hint="pass --mergekit allow_crimes=true to stack them anyway",
         )
 

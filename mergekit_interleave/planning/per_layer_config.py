@@ -171,8 +171,8 @@ def _check_irregular(source: SourceConfig, layers: Sequence[Layer]) -> None:
             for layer in layers:
                 if (layer.source == index) != (layer.index == place):
                     raise UnrepresentableError(
-                        f"the {end} layer of model type {source.family.model_type} has other "
-                        f"tensors than the rest, so layer {index} must stay {end} and cannot be "
+                        f"the {end} layer of model type {source.family.model_type} has different "
+                        f"tensors from the rest, so layer {index} must stay {end} and cannot be "
                         "copied"
                     )
 

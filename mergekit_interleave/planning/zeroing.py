@@ -137,7 +137,7 @@ def identities(
     )
 
 
-def closes_gains(edit: Edit, family: Family) -> bool:
+def zeroes_output_norms(edit: Edit, family: Family) -> bool:
     """Whether an edit makes the norms after the projections output zero."""
     names = family.output_norms.names if family.output_norms else ()
     return any(

@@ -211,7 +211,7 @@ def _zeroed(
     for layer in layout.new_layers:
         zeroed = layer.zeroed
         if layer.index in identities:
-            closed = zeroing.closes_gains(layer.edit, family)
+            closed = zeroing.zeroes_output_norms(layer.edit, family)
             zeroed = gains if closed else family.residual_writers
         for name in within(stored, stacks, [layer.index]):
             if any(part in stored[name] for part in zeroed):

@@ -112,12 +112,12 @@ def _expansion(recorded: RecordedLayout, against: Sequence[ModelRef], models: Mo
     if not isinstance(directive.growth, ExplicitSlices):
         wanted = _with_models(directive, against)
         return resolve(wanted, models, strict=True, allow_non_identity=True)
-    spelled = mergekit_yaml.from_document(
+    written = mergekit_yaml.from_document(
         directive.growth.document, lambda _: models.open(against[0]).depth
     )
     keys = dict(directive.mergekit)
     base = parse_model(keys["base_model"], "base_model") if "base_model" in keys else None
-    named = list(dict.fromkeys((*spelled.models, *([] if base is None else [base]))))
+    named = list(dict.fromkeys((*written.models, *([] if base is None else [base]))))
     if len(named) != len(against):
         raise DirectiveError(
             _wrong_number(len(named), len(against)),
@@ -135,7 +135,7 @@ def _expansion(recorded: RecordedLayout, against: Sequence[ModelRef], models: Mo
             )
     if base is not None:
         keys["base_model"] = known[base].to_yaml()
-    slices = (dataclasses.replace(part, model=known[part.model]) for part in spelled.slices)
+    slices = (dataclasses.replace(part, model=known[part.model]) for part in written.slices)
     return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
 
 

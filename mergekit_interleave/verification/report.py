@@ -32,7 +32,7 @@ from mergekit_interleave.verification import forward
 from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Comparison, Difference, Tolerance, compare
 
-TRAINED = "a new layer, which was trained"
+TRAINED = "tensors of new layers, which may have been trained"
 """A reason why a tensor was not compared."""
 
 

@@ -77,6 +77,17 @@ def test_run_and_plan_use_it(third: Cli, tiny: Path, tmp_path: Path) -> None:
     assert "\nplain       " in str(third("plan", "append: 1", "--model", tiny))
 
 
+def test_an_engine_is_asked_before_it_writes(third: Cli, tiny: Path, tmp_path: Path) -> None:
+    """An engine that cannot write a plan is not called, even with `--no-verify`."""
+    words = ("append: 1", tmp_path / "out", "--model", tiny, "--engine", "plain", "--no-verify")
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        third("run", *words, "--dtype", "bfloat16")
+    assert error.value.returncode == 1
+    assert "the plain engine " in error.value.stderr
+    assert "--engine plain" in error.value.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", registry.ENGINES)
 def test_every_engine_has_the_functions_of_the_protocol(name: str) -> None:
     """A row names a module that has all functions of the protocol."""

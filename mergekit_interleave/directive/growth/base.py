@@ -120,6 +120,7 @@ class Flag(NamedTuple):
         help: What the flag does, in one sentence.
         read: Parses the value, given its text and its name in error messages. None if the value
             has the same form as in YAML, either as text or in brackets.
+        in_yaml: The same in YAML, if the name of the flag is not a key.
         repeatable: Whether the flag may be given several times, each time with more list entries.
     """
 
@@ -127,6 +128,7 @@ class Flag(NamedTuple):
     metavar: str
     help: str
     read: Callable[[str, str], Growth] | None = None
+    in_yaml: str = ""
     repeatable: bool = False
 
 

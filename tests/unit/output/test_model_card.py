@@ -54,7 +54,7 @@ def facts(**changes: Any) -> card_data.CardData:
         "inherited": {"license": "mit", "language": ["en"]},
         "directive": "interleave: every 4\n",
         "recipe": "slices: []\n",
-        "says": "interleave.json",
+        "layers_file": "interleave.json",
         "tools": {"mergekit-interleave": "0.1.0"},
         "parameters": (110, 10),
         "nbytes": 220,
@@ -250,7 +250,7 @@ def test_unknown_values_are_left_out() -> None:
     found = facts(
         sources=[card_data.CardSource("base")], parameters=None, nbytes=None,
         status=card_data.UNKNOWN,
-        directive=None, recipe=None, says="mergekit_config.yml", inherited={}, verified={},
+        directive=None, recipe=None, layers_file="mergekit_config.yml", inherited={}, verified={},
         task=Task(), tools={},
     )  # fmt: skip
     text = model_card.render(found)
