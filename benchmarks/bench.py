@@ -200,12 +200,13 @@ def compare(size: models.Size, folder: Path, runs: int) -> str:
             table(costs),
             (
                 f"Without waiting for the disk and without verification, like mergekit-yaml, "
-                f"`run` is **{mergekit.wall / stream.wall:.1f} times as fast**, with "
-                f"{mergekit.cpu / stream.cpu:.1f} times less CPU and "
-                f"{mergekit.peak / stream.peak:.0f} times less memory. By default, `run` does "
-                f"both, and is {mergekit.wall / synced.wall:.1f} times as fast. If both wait for "
-                f"the disk, `run` takes **{per_byte:.2f}** times as long per byte of output as a "
-                "copy."
+                f"`run --engine stream` is **{mergekit.wall / stream.wall:.1f} times as fast**, "
+                f"with 1/{mergekit.cpu / stream.cpu:.1f} of the CPU time and "
+                f"1/{mergekit.peak / stream.peak:.0f} of the memory. `run --engine stream` with "
+                "verification and sync, which are on by default, is "
+                f"{mergekit.wall / synced.wall:.1f} times as fast. If both wait for the disk, "
+                f"`run --engine stream` takes **{per_byte:.2f}** times as long per byte of output "
+                "as a copy."
             ),
         )
     )
@@ -325,8 +326,8 @@ def shared(size: models.Size, folder: Path, runs: int) -> str:
             title,
             table(costs),
             (
-                f"With shared blocks, `run` takes {stream.wall:.2f} s and needs new disk space for "
-                f"{stream.disk / grown:.3%} of the output."
+                f"With shared blocks, `run --engine stream` takes {stream.wall:.2f} s and needs "
+                f"new disk space for {stream.disk / grown:.3%} of the output."
             ),
         )
     )

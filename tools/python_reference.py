@@ -34,8 +34,8 @@ print(mk.train("deeper", trainer="axolotl").text)
 
 The functions print nothing, never exit, and do not change logging or signal handlers. They return
 frozen objects. `as_dict()` returns what `--json` prints, and `warnings` contains the lines that
-`mk-interleave` prints as `warning:`. Every error is an `InterleaveError`; its `hint` says what to
-do.
+`mk-interleave` prints as `warning:`. Every error about your input is an `InterleaveError`; its
+`hint` says what to do. An argument of the wrong Python type may also raise a `TypeError`.
 
 Importing the package does not import torch or transformers. The notebook
 [examples/python-api.ipynb](../examples/python-api.ipynb) runs without a network.
@@ -49,6 +49,8 @@ A directive is text (`"interleave: every 4"`), a mapping with the keys of the YA
 existing file, that file is read. The following keywords replace keys of the directive; without a
 directive, they form the whole directive:
 """
+
+_KEYWORDS = "[Directives and keywords](#directives-and-keywords)"
 
 
 def page() -> str:
@@ -74,7 +76,7 @@ def page() -> str:
             ],
         ),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts).replace("see `Words`", f"see {_KEYWORDS}") + "\n"
 
 
 def _public(kind: type) -> list[str]:
@@ -126,7 +128,7 @@ def _is_property(value: object) -> bool:
 def _signature(function: FunctionType) -> str:
     """Return the signature; if it is long, with one argument per line."""
     shown = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(function)))
-    shown = shown.replace("Unpack[Words]", "Words")
+    shown = shown.replace("**words: Unpack[Words]", "**words")
     if len(function.__name__) + len(shown) <= _WIDTH:
         return shown
     inner, _, result = shown[1:].rpartition(") -> ")

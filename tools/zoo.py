@@ -583,8 +583,9 @@ copied. The plans are:
 
 *Exact* means that the float32 logits differ from the base's by at most 1e-5 of the largest logit,
 on more tokens than any window or indexer covers; that greedy text is the same with and without the
-cache; and that each zeroed tensor must be zero and gets a gradient. *Refused* means that `run`
-stops before it writes a byte. A dash means that the plan does not apply to the type.
+cache; and that each zeroed tensor gets a gradient, and would change the logits if it kept its
+values. *Refused* means that `run` stops before it writes a byte. A dash means that the plan does
+not apply to the type.
 
 The engine is mergekit if it writes the right tensors, and the stream engine otherwise. The next
 column shows what plain `mergekit-yaml` writes from the YAML of `gen`: `exact` models; `config`, a
