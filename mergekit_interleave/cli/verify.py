@@ -37,7 +37,7 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
 ) -> None:  # fmt: skip
     """Check that OUT matches its layout: every tensor, byte for byte, and config.json.
 
-    With --against, the result is recorded in interleave.json and in the model card of OUT.
+    With --against, the result is recorded in OUT's interleave.json, if it has one, and in its card.
     """
     report = api.verify(
         out,

@@ -32,7 +32,8 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     """Check that a model matches its layout: every tensor, byte for byte, and config.json.
 
     The report lists the differences; `VerifyReport.check` raises an error if there are any. With
-    `against`, the result is recorded in interleave.json and the model card.
+    `against`, the result is recorded in the model's interleave.json, if there is one, and in its
+    card.
 
     Args:
         out: A model that `run` or mergekit-yaml wrote.
@@ -52,10 +53,13 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         The differences, and the number of compared tensors and bytes.
 
     Raises:
-        DirectiveError: `forward` or `trained` is given without `against`.
+        DirectiveError: `forward` or `trained` is given without `against`, or `max_memory` without
+            `forward`.
         CheckpointError: A model cannot be read, or no file records its layout.
         RefusedError: The forward passes cannot be compared.
     """
+    if max_memory is not None and not forward:
+        raise DirectiveError("--max-memory limits the forward pass only", hint="pass --forward too")
     if forward and not against:
         raise DirectiveError("--forward needs the base", hint="pass it with --against MODEL")
     if trained and not against:

@@ -101,9 +101,12 @@ def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: boo
         # Release 0.1 recorded no digest of the picture, and replaced it together with the card.
         known = name in recorded(content) or name == model_card.FILE
         if known and file.exists() and not force and not is_generated(file, content):
-            raise OutputError(
-                f"{file}: was edited, or another tool wrote it", hint="--force replaces it"
+            reason = (
+                "was edited, or another tool wrote it"
+                if content
+                else "exists, and no interleave.json records that it was generated"
             )
+            raise OutputError(f"{file}: {reason}", hint="--force replaces it")
 
 
 def _digest(text: str) -> str:

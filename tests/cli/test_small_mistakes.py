@@ -144,3 +144,26 @@ class TestFailedPart:
         assert mk("verify", out, "--against", tiny).status == 1
         assert "- Weights: **failed** with 1 " in self.checks(out)
         assert "- Other files: **failed** with 2 " in self.checks(out)
+
+
+def test_max_memory_without_forward(mk: Cli, tiny: Path) -> None:
+    """`--max-memory` is refused without `--forward`, which alone uses it."""
+    result = mk("verify", tiny, "--max-memory", "5GB")
+    assert result.status == 2
+    assert "--max-memory" in result.err
+    assert "hint: pass --forward" in result.err
+
+
+def test_a_growth_flag_as_a_key(mk: Cli) -> None:
+    """A growth flag that is no key gives a hint with the key."""
+    result = mk("gen", "every: 5", "--model", "org/name", "--layers", "8")
+    assert result.status == 2
+    assert "`interleave: every N`" in result.err
+
+
+@pytest.mark.parametrize("words", [("verify", "a", "b"), ("card", "a", "b"), ("schema", "x")])
+def test_an_extra_argument_without_a_directive(mk: Cli, words: tuple[str, ...]) -> None:
+    """A command that takes no directive gives no hint about quoting one."""
+    result = mk(*words)
+    assert result.status == 2
+    assert result.err.splitlines()[-1] == f"hint: mk-interleave {words[0]} --help"
