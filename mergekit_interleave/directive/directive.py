@@ -451,7 +451,7 @@ def _check_known(
             raise DirectiveError(
                 f"unknown key '{key}'", hint="write `repeat: {layers: [8, 24], times: 3}`"
             )
-        if key in flags and key not in known:
+        if key not in known and key in flags and flags[key].in_yaml:
             raise DirectiveError(f"unknown key '{key}'", hint=f"write `{flags[key].in_yaml}`")
         if explicit and key not in known and not nearest(str(key), known):
             ignored.append(str(key))

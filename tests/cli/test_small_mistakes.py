@@ -55,20 +55,6 @@ def test_an_unknown_device(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("force", [True, False])
-@pytest.mark.parametrize("name", [".", "out", "a/b"])
-def test_out_inside_the_source(
-    name: str, force: bool, mk: Cli, own_tiny: Path, tmp_path: Path
-) -> None:
-    """OUT must not be the source model's directory or inside it; nothing is written there."""
-    before = listed(tmp_path)
-    words = ["append: 1", own_tiny / name, "--model", own_tiny, *(["--force"] if force else [])]
-    result = mk("run", *words)
-    assert (result.status, result.err.count("error:")) == (1, 1)
-    assert str(own_tiny) in result.err
-    assert listed(tmp_path) == before
-
-
 def test_out_beside_the_source(mk: Cli, own_tiny: Path) -> None:
     """A directory whose name only starts like the source's is accepted."""
     out = own_tiny.with_name(f"{own_tiny.name}-deeper")
