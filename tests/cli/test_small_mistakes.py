@@ -11,11 +11,6 @@ import pytest
 from harness import Cli
 
 
-def listed(folder: Path) -> list[str]:
-    """All files and directories below a directory."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
 @pytest.mark.parametrize(("typed", "meant"), [("copie", "copies"), ("frist", "first")])
 def test_apply_to_with_a_typo(typed: str, meant: str, mk: Cli, tiny: Path) -> None:
     """A misspelled value of `--apply-to` gives a hint with the nearest valid value."""
