@@ -149,7 +149,7 @@ def _table(data: CardData) -> str:
     for source in data.sources:
         if source.commit:
             rows.append(("source", f"{_link(source)} at commit `{source.commit}`"))
-    fingerprint = f"`{data.fingerprint}`: only models with the same one can be merged with this one"
+    fingerprint = f"`{data.fingerprint}` (merging two models layer by layer requires equal ones)"
     rows.append(("layout fingerprint", fingerprint))
     rows.append(("suggested name", f"`{data.name}`"))
     cells = (f"| {key} | {value.replace('|', _BAR)} |" for key, value in rows)
