@@ -99,7 +99,7 @@ def check(options: WriteOptions, expansion: Expansion) -> None:  # noqa: ARG001 
 
 def unsupported(plan: ExpansionPlan) -> str | None:
     """Return why mergekit cannot write a plan, as a predicate; see `protocol.Engine`."""
-    reason = reason_against(plan.specs)
+    reason = _reason_against(plan.specs)
     return f"cannot {reason}" if reason else None
 
 
@@ -270,7 +270,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def reason_against(specs: Sequence[TensorSpec]) -> str | None:
+def _reason_against(specs: Sequence[TensorSpec]) -> str | None:
     """Return what mergekit cannot do with these tensors, as words that follow `cannot`, or None."""
     for spec in specs:
         if spec.constant is not None:

@@ -50,12 +50,12 @@ def choose(plan: ExpansionPlan, folder: Path) -> Choice:
     """
     options = WriteOptions()
     return _choice(
-        {row: reason_against(row, plan) for row in registry.rows(registry.AUTO)},
+        {row: expected_refusal(row, plan) for row in registry.rows(registry.AUTO)},
         lambda row: row.load().estimate(plan, folder, options),
     )
 
 
-def reason_against(row: EngineRow, plan: ExpansionPlan) -> str | None:
+def expected_refusal(row: EngineRow, plan: ExpansionPlan) -> str | None:
     """Return why an engine cannot write a plan, or would probably write it wrong."""
     engine = row.load()
     return engine.unsupported(plan) or engine.unsupported_type(plan.first)
@@ -121,7 +121,7 @@ def check_room(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> None
     needs = sorted(
         (row.load().estimate(plan, folder, options).traffic.written + files, row.title)
         for row in registry.rows(options.engine)
-        if reason_against(row, plan) is None
+        if expected_refusal(row, plan) is None
     )
     if not needs:
         return  # writing fails with the reason

@@ -63,7 +63,7 @@ class Writer:
             refused = error
         reasons = [str(refused)]
         for row in others:
-            reason = select.reason_against(row, self.plan)
+            reason = select.expected_refusal(row, self.plan)
             if reason is None:
                 result = self._by(row)
                 note = f"written by {row.title}: {refused}"

@@ -11,6 +11,14 @@ import pytest
 from harness import Cli
 
 
+@pytest.fixture
+def out(mk: Cli, tiny: Path, tmp_path: Path) -> Path:
+    """Expand the tiny model; a test may damage the result."""
+    out = tmp_path / "out"
+    assert mk("run", "append: 1", out, "--model", tiny, "--engine", "stream").status == 0
+    return out
+
+
 @pytest.mark.parametrize(("typed", "meant"), [("copie", "copies"), ("frist", "first")])
 def test_apply_to_with_a_typo(typed: str, meant: str, mk: Cli, tiny: Path) -> None:
     """A misspelled value of `--apply-to` gives a hint with the nearest valid value."""
@@ -59,13 +67,6 @@ def test_out_beside_the_source(mk: Cli, own_tiny: Path) -> None:
 class TestJson:
     """With `--json`, the report contains warnings and notes, and standard error is empty."""
 
-    @pytest.fixture
-    def out(self, mk: Cli, tiny: Path, tmp_path: Path) -> Path:
-        """An expanded model."""
-        out = tmp_path / "out"
-        assert mk("run", "append: 1", out, "--model", tiny, "--engine", "stream").status == 0
-        return out
-
     @pytest.mark.parametrize("words", [("train", "--for", "peft"), ("card",)])
     def test_notes_are_printed_once(self, words: tuple[str, ...], mk: Cli, out: Path) -> None:
         """A note is in the JSON or on standard error, never in both."""
@@ -91,13 +92,6 @@ class TestJson:
 
 class TestFailedPart:
     """After a failed `verify`, the card states which part of the model failed."""
-
-    @pytest.fixture
-    def out(self, mk: Cli, tiny: Path, tmp_path: Path) -> Path:
-        """An expanded model."""
-        out = tmp_path / "out"
-        assert mk("run", "append: 1", out, "--model", tiny, "--engine", "stream").status == 0
-        return out
 
     def checks(self, out: Path) -> str:
         """The section of the card about verification."""
