@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import toys
 from harness import load_tensors, make_llama
 from transformers import AutoModelForCausalLM
 
@@ -119,3 +121,26 @@ def test_defaults_are_those_of_transformers() -> None:
         for key, default in (family_of(name).must_agree or {}).items():
             if default is not None:
                 assert getattr(config, key) == default, (name, key)
+
+
+def test_lists_are_known() -> None:
+    """Each list of a config class is named as a list about layers, or as one that is not."""
+    unknown = []
+    for model_type in families.known_types():
+        family = family_of(model_type)
+        try:
+            config = toys.config(model_type).to_dict()
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue  # this version of transformers cannot build the type
+        known = family.facts.lists.union(families.not_per_layer())
+        unknown += [] if family.refused else [(model_type, key) for key in _lists(config, known)]
+    assert not unknown
+
+
+def _lists(value: object, known: Collection[str], place: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if key not in known and not (isinstance(entry, dict) and "model_type" in entry):
+                yield from _lists(entry, known, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        yield place
