@@ -239,8 +239,8 @@ class TestFaults:
 class TestEngineOption:
     """`--engine stream` never uses another engine."""
 
-    def test_nothing_heavy_is_imported(self, tiny: Path, tmp_path: Path) -> None:
-        """A run does not import torch, transformers and mergekit, which would take seconds."""
+    def test_mergekit_is_not_imported(self, tiny: Path, tmp_path: Path) -> None:
+        """A run imports transformers, which checks the result, but not mergekit."""
         script = (
             "import sys\nfrom mergekit_interleave.cli import main as cli\n"
             "words = ['run', 'interleave: every 4', 'out', '--engine', 'stream', '--model']\n"
@@ -255,7 +255,9 @@ class TestEngineOption:
             text=True,
             check=True,
         )
-        assert not {"torch", "transformers", "mergekit", "numpy"} & set(result.stderr.split())
+        imported = set(result.stderr.split())
+        assert "transformers" in imported
+        assert "mergekit" not in imported
         assert re.search(r"\b10\b.*\b2\b", result.stdout)
 
     def test_it_writes_what_mergekit_writes(self, mk: Cli, sharded: Path, tmp_path: Path) -> None:
