@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,7 @@ from mergekit_interleave.verification import files, forward
 from mergekit_interleave.verification import report as verification
 from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
+from mergekit_interleave.verification.while_writing import RunningComparison
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -296,9 +298,9 @@ def _run(
                 "what its base computes can be checked",
                 hint="zero the new layers' residual writers",
             )
-        outcome = _write_weights(writer)
+        outcome, equal = _write_weights(writer, verify=options.verify)
         check_unchanged(spec.tensor for spec in plan.specs)
-        written = _check_weights(plan, work, options, outcome)
+        written = _check_weights(plan, work, options, outcome, equal)
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
@@ -345,11 +347,14 @@ def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expan
     )
 
 
-def _write_weights(writer: Writer) -> WriteResult:
+def _write_weights(writer: Writer, *, verify: bool) -> tuple[WriteResult, Collection[str]]:
     """Write the weights while transformers is asked whether it would load them.
 
     Importing transformers takes longer than writing a small model, so both happen at once, unless
     the engine needs transformers too.
+
+    Returns:
+        The result, and the names of the tensors that were compared while they were written.
     """
     plan, work, how = writer.plan, writer.work, writer.how
 
@@ -357,13 +362,14 @@ def _write_weights(writer: Writer) -> WriteResult:
         quieten(how.mergekit.get("verbosity"))
         _check_class(plan, work, structure_check.forms_of(plan.specs))
 
-    with checking(check) as checked:
+    running = RunningComparison(plan.specs if verify else (), plan.reason_unread)
+    with checking(check) as checked, closing(running):
         if how.loads_transformers:
             checked.result()
-        bar = stopped_by(checked, how.bar)
-        outcome = dataclasses.replace(writer, how=dataclasses.replace(how, bar=bar)).write()
+        how = dataclasses.replace(how, bar=stopped_by(checked, how.bar), written=running.written)
+        outcome = dataclasses.replace(writer, how=how).write()
         checked.result()
-    return outcome
+    return outcome, running.equal
 
 
 def _check_class(plan: ExpansionPlan, work: Path, forms: Mapping[str, Form]) -> None:
@@ -378,9 +384,13 @@ def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
 
 
 def _check_weights(
-    plan: ExpansionPlan, work: Path, options: _Options, outcome: WriteResult
+    plan: ExpansionPlan,
+    work: Path,
+    options: _Options,
+    outcome: WriteResult,
+    equal: Collection[str],
 ) -> Comparison:
-    """Compare the written tensors with the planned ones.
+    """Compare the written tensors with the planned ones, unless their bytes were found equal.
 
     Raises:
         OutputError: They differ.
@@ -400,7 +410,7 @@ def _check_weights(
         any_rows=lambda spec: new_vocabulary and spec.layer is None,
     )
     source_name = verification.source_name(plan)
-    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name)
+    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name, equal)
     if written.differences:
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""

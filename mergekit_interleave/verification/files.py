@@ -20,7 +20,7 @@ from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.verification.expected import ExpectedModel
-from mergekit_interleave.verification.tensors import Difference
+from mergekit_interleave.verification.stored_bytes import Difference
 
 
 def of_records(
