@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
 import bench
@@ -82,4 +81,4 @@ def _layer_size() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

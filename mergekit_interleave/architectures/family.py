@@ -201,6 +201,10 @@ class Family:
             no other tensor. If all these weights are zero, the layer is an identity, and each
             weight still gets gradients. The substrings must match the names in checkpoints and in
             memory, which may differ.
+        closing_factors: The modules whose zero makes the input of a residual writer zero, by the
+            last component of the writer's name. They are its neighbours: the factors of a gated
+            MLP, and the values of an attention. A layer whose writers have zero input is an
+            identity too, if the writers have no bias.
         identity_constants: Substrings of the names of tensors that must also be filled to make a
             layer an identity, each with its constant.
         output_norms: The norms between projections and residual stream. `zero: gains` makes them
@@ -237,6 +241,13 @@ class Family:
     required_buffer: str | None = None
     has_mtp_layers: bool = False
     residual_writers: tuple[str, ...] = ("o_proj", "down_proj")
+    closing_factors: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "down_proj": ("gate_proj", "up_proj"),
+            "o_proj": ("v_proj",),
+            "w2": ("w1", "w3"),
+        }
+    )
     identity_constants: Mapping[str, IdentityConstant] = field(default_factory=dict)
     output_norms: OutputNorms | None = None
     indexer_sharing: IndexerSharing | None = None
@@ -337,6 +348,7 @@ class ArchitectureData(TypedDict):
             auto` refuses an unknown type with other tensors, because they may write to the
             residual stream.
         composites: The composites, by model type.
+        nonzero_at_zero: The activation functions of transformers that are not zero at zero.
         not_per_layer: Keys of JSON files whose lists do not have one entry per layer, whatever
             their length.
         quantized: The quantization methods, by the `quant_method` of config.json.
@@ -350,6 +362,7 @@ class ArchitectureData(TypedDict):
     composite_layer_prefixes: list[str]
     standard_layer_tensors: list[str]
     composites: dict[str, Composite]
+    nonzero_at_zero: list[str]
     not_per_layer: list[str]
     quantized: dict[str, QuantizationRule]
     reasons: dict[str, str]
@@ -427,6 +440,18 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
 
     A composite belongs to the family of its language model.
     """
+    family = _family_of_config(config)
+    activations = {
+        value
+        for key, value in layer_config(config).items()
+        if "act" in key and isinstance(value, str)
+    }
+    if family is not None and not activations.isdisjoint(_data()["nonzero_at_zero"]):
+        return replace(family, closing_factors={})
+    return family
+
+
+def _family_of_config(config: Mapping[str, Any]) -> Family | None:
     model_type = str(config.get("model_type") or "")
     composite = _data()["composites"].get(model_type)
     if composite is None:
