@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -130,9 +130,10 @@ class Checkpoint:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether a file states a quantization or, if the weights are on disk, they show it."""
-        if self.has_weights:
-            return self.quantization.is_quantized
+        """Whether a file states a quantization or, if the weights can be read, they show it."""
+        with suppress(CheckpointError):  # `gen` needs no weights, and so accepts broken ones
+            if self.has_weights:
+                return self.quantization.is_quantized
         return self._quantization({}).is_quantized
 
     def _quantization(self, dtypes: Mapping[str, str]) -> Quantization:
