@@ -547,7 +547,7 @@ class TestRefusals:
         assert "NaN" in err
 
     def test_a_config_without_a_layer_count(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-        """A base without a layer count has as many layers as it stores; the result states its own."""
+        """A base without a layer count has as many layers as it stores; OUT states its own count."""
         config = json_of(own_tiny / "config.json")
         del config["num_hidden_layers"]
         (own_tiny / "config.json").write_text(json.dumps(config))
