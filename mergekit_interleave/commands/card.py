@@ -77,17 +77,17 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
     """
     place = Path(directory)
     recorded_layout.check_directory(place)
-    warnings: list[str] = []
     try:
         recorded = recorded_layout.read(place)
     except CheckpointError as error:
         if not (place / manifest.FILE).exists():
             error.hint = f"for a trained model, copy {manifest.FILE} from the expanded model"
         raise
+    warnings = [*recorded.directive.warnings]
     before = {} if recorded.manifest is None else recorded.manifest.content
-    card_files.check_replaceable(place, before, force=force)
     models = Models(cached_only=True)
     expected, trained = _verify(place, models)
+    card_files.check_replaceable(place, before, force=force)
     result = models.open(ModelRef(ModelPath(str(place))))
     content = {
         **(before or _content(place, recorded, result, warnings.append)),

@@ -28,6 +28,7 @@ _DEFINITIONS: Schema = {
         "mergekit's mapping form.",
         **any_of({"type": "string", "minLength": 1}, {"type": "object", "required": ["model"]}),
     },
+    "revision": {"description": "A branch, a tag or a commit.", "type": ["string", "integer"]},
     "zero": {
         "description": "auto: all weights that write to the residual stream; gains or norms: the "
         "norms after them; none: plain copies; or parts of tensor names.",
@@ -67,6 +68,10 @@ _DTYPE = {"enum": [*DTYPES, *(f"torch.{dtype}" for dtype in DTYPES)]}
 
 _OTHERS: Schema = {
     "model": {**ref("model"), "description": "The source model."},
+    "revision": {
+        **ref("revision"),
+        "description": "The revision of `model`, the same as `model: org/name@revision`.",
+    },
     "models": {
         "description": "Several source models for `layout`, by short names; the models of a list "
         "are named a, b, c, ... (In a mergekit config: the models to merge whole.)",

@@ -62,7 +62,7 @@ def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
 def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     if checkpoint.family is None:
         return ()
-    placed = _placed(checkpoint, layout)
+    placed = placed_keys(checkpoint, layout)
     _check_tensors(checkpoint, checkpoint.require_family())
     config = checkpoint.layer_config
     if checkpoint.family.mergekit_result(config) == families.EXACT and all(
@@ -77,7 +77,7 @@ def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     return (warning,)
 
 
-def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
+def placed_keys(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
     """Return the keys of config.json that must change besides the depth."""
     if len(layout.models) > 1:
         return {}

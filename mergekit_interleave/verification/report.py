@@ -205,7 +205,7 @@ def verify(
         expected,
         own,
         len(wider),
-        warnings=expected.warnings,
+        warnings=tuple(dict.fromkeys((*recorded.directive.warnings, *expected.warnings))),
     )
 
 
