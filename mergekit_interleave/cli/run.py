@@ -32,9 +32,11 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     *,
     flags: Flags,
     allow_non_identity: NonIdentity = False,
-    engine: Annotated[str, typer.Option(
-        metavar="|".join(engines.names()), help="The engine that writes the weights.",
-        autocompletion=options.offering(*engines.names()))] = engines.AUTO,
+    engine: Annotated[str | None, typer.Option(
+        metavar="|".join(engines.names()), show_default=False,
+        help=f"The engine that writes the weights. Default: ${engines.VARIABLE}, or else "
+        f"{engines.AUTO}: mergekit wherever it can.",
+        autocompletion=options.offering(*engines.names()))] = None,
     out_shard_size: Annotated[str | None, typer.Option(
         metavar="SIZE", show_default=False, help="The maximum size of a shard, such as 5GB, 500MB "
         "or mergekit's 5B. Default: 5GB; the stream engine keeps the base's shards.")] = None,

@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
     from mergekit_interleave.commands.inputs import Words
 
+_WORTH_A_HINT = 10
+"""The estimated seconds that a faster run must save to be suggested."""
+
 _UNPICKLED = ".unpickled"
 """The directory for converted pickled weights, inside the staging directory."""
 
@@ -88,7 +91,7 @@ class RunReport:
     @property
     def hint(self) -> str | None:
         """A suggestion for a faster run, if there is one."""
-        if self.outcome.streamable:
+        if self.outcome.saving >= _WORTH_A_HINT:
             return "--engine stream writes the same tensors, faster and in constant memory"
         return None
 
@@ -128,7 +131,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     directive: DirectiveLike | None = None,
     out: StrPath | None = None,
     *,
-    engine: str = registry.AUTO,
+    engine: str | None = None,
     out_shard_size: int | str | None = None,
     reflink: bool = True,
     verify: bool = True,
@@ -154,7 +157,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
         directive: Text, a path, an open file, a mapping, or a `Directive`. A mergekit passthrough
             config is a directive, too.
         out: The directory to write.
-        engine: The engine that writes the weights: `auto` (the first that can), or its name.
+        engine: The engine that writes the weights: `auto` (the first that can), or its name. The
+            default is the environment variable `MK_INTERLEAVE_ENGINE`, or else `auto`.
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
         reflink: Let the stream engine share disk blocks with the base if the filesystem can.
         verify: Read the written weights back and compare them with the sources.
@@ -179,7 +183,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be written exactly; nothing is written to `out`.
     """
-    registry.rows(engine)  # raises an error for an unknown engine
+    request = registry.requested(engine)
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
     if device is not None:
@@ -197,7 +201,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     wanted = inputs.parse(inputs.read(directive), words)
     options = _Options(
         weights=WriteOptions(
-            engine=engine,
+            request=request,
             shard_size=inputs.parse_size(out_shard_size, "--out-shard-size"),
             reflink=reflink,
             mergekit=mergekit_options,
