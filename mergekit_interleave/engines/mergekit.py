@@ -50,7 +50,7 @@ _SHARD_SIZE = 5 * 10**9
 _LIBRARIES = 9 * 10**8
 """The measured memory of torch and transformers, in bytes."""
 
-_START, _RATE = 9.5, 8 * 10**8
+START, RATE = 9.5, 8 * 10**8
 """The measured seconds of `run` without the weights, most of them imports, and the bytes of weights
 that it then writes and compares per second; see docs/performance.md."""
 
@@ -130,7 +130,7 @@ def estimate_by_size(nbytes: int) -> Estimate:
     docs/performance.md lists the measured memory.
     """
     memory = _LIBRARIES + min(nbytes, _SHARD_SIZE)
-    return Estimate(Traffic(nbytes), memory, seconds=_START + nbytes / _RATE)
+    return Estimate(Traffic(nbytes), memory, seconds=START + nbytes / RATE)
 
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:

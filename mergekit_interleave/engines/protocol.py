@@ -40,7 +40,7 @@ class WriteOptions:
         bar: A function that shows the progress of an engine.
     """
 
-    request: Request = Request()
+    request: Request = registry.NO_REQUEST
     shard_size: int | None = None
     reflink: bool = True
     mergekit: Mapping[str, object] = field(default_factory=dict)

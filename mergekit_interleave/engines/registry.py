@@ -76,6 +76,9 @@ class Request(NamedTuple):
         return f"unset {VARIABLE}" if self.source == VARIABLE else f"pass {OPTION} {AUTO}"
 
 
+NO_REQUEST = Request()
+
+
 def requested(stated: str | None) -> Request:
     """Return the requested engine: the stated one, or the one in the environment, or `auto`.
 
@@ -84,7 +87,7 @@ def requested(stated: str | None) -> Request:
     """
     name, source = (os.environ.get(VARIABLE), VARIABLE) if stated is None else (stated, OPTION)
     if not name:
-        return Request()
+        return NO_REQUEST
     if name not in names():
         close = nearest(name, names())
         raise DirectiveError(

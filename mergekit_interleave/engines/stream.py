@@ -37,7 +37,7 @@ the result has as many shards as the base."""
 _PYTHON, _PER_TENSOR = 32 * 10**6, 1_100
 """The measured memory of the process, and of the entry of each tensor, in bytes."""
 
-_START, _RATE = 0.5, 10**9
+START, RATE = 0.5, 10**9
 """The measured seconds of `run` without the weights, and the bytes of weights that it then writes
 and compares per second; see docs/performance.md."""
 
@@ -100,7 +100,7 @@ def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
 def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
     """Estimate the needs of a plan; see `protocol.Engine`."""
     traffic = forecast(_shards(plan, folder, options), folder, reflink=options.reflink)
-    seconds = _START + traffic.written / _RATE
+    seconds = START + traffic.written / RATE
     return Estimate(traffic, memory(len(plan.specs)), seconds)
 
 

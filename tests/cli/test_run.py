@@ -419,18 +419,18 @@ class TestOutput:
             assert name == "suggested name: tiny_81.6K_10Layers-Interleaved"
             assert result.err == ""
 
-    @pytest.mark.parametrize(("seconds", "hinted"), [(9.9, False), (10.1, True)])
     def test_the_hint_for_a_faster_engine(
-        self, seconds: float, hinted: bool, mk: Cli, tiny: Path, tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:  # fmt: skip
+        self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """`--engine stream` is suggested if it would have saved ten seconds by the estimates."""
         from mergekit_interleave.engines import mergekit, stream
 
-        monkeypatch.setattr(mergekit, "_START", stream._START + seconds)
-        words = ("run", "append: 1", "--model", tiny)
-        assert ("hint: --engine stream" in mk(*words[:2], tmp_path / "a", *words[2:]).err) is hinted
-        again = mk(*words[:2], tmp_path / "b", *words[2:], "--engine", "stream")
+        words = ("--model", tiny)
+        for seconds, hinted in ((9.9, False), (10.1, True)):
+            monkeypatch.setattr(mergekit, "START", stream.START + seconds)
+            result = mk("run", "append: 1", tmp_path / str(seconds), *words)
+            assert ("hint: --engine stream" in result.err) is hinted
+        again = mk("run", "append: 1", tmp_path / "again", *words, "--engine", "stream")
         assert (again.status, again.err) == (0, "")
 
     def test_the_estimates_are_those_of_the_page(self) -> None:
@@ -444,7 +444,7 @@ class TestOutput:
             assert len(found) >= 3, name
             for seconds, size in found[:3]:
                 nbytes = float(size.replace(",", "")) * 10**6
-                estimated = engine._START + nbytes / engine._RATE
+                estimated = engine.START + nbytes / engine.RATE
                 assert estimated == pytest.approx(float(seconds), rel=0.5)
 
 
