@@ -17,11 +17,12 @@ from typing import Any
 from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint import hub, layer_names, pickle_weights
+from mergekit_interleave.checkpoint import adapter, hub, layer_names, pickle_weights
 from mergekit_interleave.checkpoint.safetensors_header import (
     INDEX,
     WEIGHTS,
     Tensor,
+    has_weight_files,
     read_index,
     read_json,
     read_tensors,
@@ -402,6 +403,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a directory", hint=f"name the model's directory: --model {path.parent}"
         )
+    if adapter.is_adapter(path) and not has_weight_files(path):
+        raise adapter.not_a_model(path)
     if not is_checkpoint(path):
         raise CheckpointError(f"{path}: not a checkpoint, because it has no {CONFIG}")
     return read_json(path / CONFIG, most=MAX_CONFIG)

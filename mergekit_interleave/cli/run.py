@@ -106,12 +106,22 @@ def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
         raise DirectiveError(
             f"expected [DIRECTIVE] OUT, found {len(words)} arguments", hint=options.QUOTES
         )
-    if not directive and (out == "-" or directives.is_inline(out) or os.path.isfile(out)):
-        kind = "an existing file" if os.path.isfile(out) else "a directive"
-        raise DirectiveError(
-            f"OUT is missing: {out!r} is {kind}", hint=f"mk-interleave run {out!r} OUT"
-        )
+    if not directive:
+        _check_out(out)
     return (directive[0] if directive else None), out
+
+
+def _check_out(out: str) -> None:
+    """Refuse a directive in place of OUT."""
+    is_file = os.path.isfile(out)
+    # An existing directory is OUT, whatever its name looks like. Path.is_dir may raise.
+    is_out = os.path.isdir(out)  # noqa: PTH112
+    right = None if is_file or is_out else directives.corrected(out)
+    if is_file or out == "-" or right is not None or directives.is_inline(out):
+        kind = "an existing file" if is_file else "a directive"
+        raise DirectiveError(
+            f"OUT is missing: {out!r} is {kind}", hint=f"mk-interleave run {right or out!r} OUT"
+        )
 
 
 def _key_value(text_given: str) -> tuple[str, str]:

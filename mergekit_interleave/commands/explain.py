@@ -27,7 +27,7 @@ from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, registry
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.directive.scale import AUTO, GAINS
+from mergekit_interleave.directive.scale import AUTO, NORMS
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -207,7 +207,7 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     growth = None if best is directive else best.growth
     depth = models.depth(layout.models[0]) or best.layers
     identities = zeroing.identities(layout, models.family)
-    if best is stored and stored.zero_rule in (AUTO, GAINS):
+    if best is stored and stored.zero_rule in (AUTO, NORMS):
         identities = frozenset(layer.index for layer in layout.new_layers)
     sentence = describe.sentence(layout, growth, depth, identities)
     # In a stream, the markers before and after a document are added to the result.
@@ -263,7 +263,7 @@ class _Opened:
         known = {}
         checkpoint = self.open(layout.models[0])
         if checkpoint is not None and checkpoint.family is not None:
-            for word in (AUTO, GAINS):
+            for word in (AUTO, NORMS):
                 with suppress(InterleaveError):
                     edit = edit_of(word, checkpoint, lambda _: None)
                     if edit is not None:

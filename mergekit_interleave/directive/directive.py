@@ -233,19 +233,26 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
             f"{source}: is a directory, not a directive",
             hint=f"pass it as the model: --model {source}",
         )
-    raise DirectiveError(f"{source}: no such file", hint=_inline_hint(source))
+    right = corrected(source)
+    if right is None:
+        raise DirectiveError(f"{source}: no such file")
+    raise DirectiveError(
+        f"{source!r} is neither a file nor a directive",
+        hint=f"an inline directive needs a colon and a space after each key: '{right}'",
+    )
 
 
-def _inline_hint(text: str) -> str | None:
-    """Return a hint if a text seems to be inline but lacks a colon or the space after one."""
+def corrected(text: str) -> str | None:
+    """Return the directive that a text is meant to be if it lacks a colon or the space after one.
+
+    Return None if the text is the name of a file.
+    """
     match = re.match(r"\s*(\w+)(?:\s+|:)(.+)", text)
     if match is not None and match[1] in known_keys():
-        right = f"{match[1]}: {match[2].lstrip(': ')}"
-    elif re.search(r":\S", text) and not Path(text).suffix:
-        right = "interleave: every 4"
-    else:
-        return None
-    return f"an inline directive needs a colon and a space after each key: '{right}'"
+        return f"{match[1]}: {match[2].lstrip(': ')}"
+    if re.search(r":\S", text) and not Path(text).suffix:
+        return "interleave: every 4"
+    return None
 
 
 def is_inline(text: str) -> bool:

@@ -30,14 +30,14 @@ _DEFINITIONS: Schema = {
     },
     "revision": {"description": "A branch, a tag or a commit.", "type": ["string", "integer"]},
     "zero": {
-        "description": "auto: all weights that write to the residual stream; gains or norms: the "
+        "description": "auto: all weights that write to the residual stream; norms or gains: the "
         "norms after them; none: plain copies; or parts of tensor names.",
         **any_of(
-            {"enum": [AUTO, NONE, GAINS, NORMS]},
+            {"enum": [AUTO, NONE, NORMS, GAINS]},
             {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
             {"type": "string", "pattern": r"[^\s\[\],]"},
         ),
-        "examples": [["o_proj", "down_proj"], AUTO, NONE, GAINS, NORMS],
+        "examples": [["o_proj", "down_proj"], AUTO, NONE, NORMS, GAINS],
     },
     "factor": {
         "description": "A number, a fraction such as 1/3, or a root such as sqrt(1/2).",

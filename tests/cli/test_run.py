@@ -18,10 +18,12 @@ import pytest
 import yaml
 from harness import Cli, assert_same_tensors, load_tensors, make_llama
 
+import mergekit_interleave as api
 from mergekit_interleave.checkpoint.checkpoint import open_checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import parse
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.errors import OutputError
 from mergekit_interleave.planning.resolve import resolve
 from mergekit_interleave.planning.tensor_plan import Dtypes, assemble
 
@@ -770,6 +772,25 @@ class TestRefusals:
         err = self.refused(mk, tmp_path, *words)
         assert err.startswith(f"error: {tmp_path / 'out'}: ")
         assert "NOTES.md" in err
+
+    @pytest.mark.parametrize("force", [[], ["--force"]])
+    def test_a_base_at_out_stays(
+        self, force: list[str], mk: Cli, tiny: Path, own_tiny: Path, tmp_path: Path
+    ) -> None:
+        """No option replaces a base model at OUT, and no command writes into it."""
+        before = {file.name: file.read_bytes() for file in own_tiny.iterdir()}
+        words = ("run", "append: 1", own_tiny, "--model", tiny, *force)
+        result = mk(*words)
+        assert (result.status, "hint: " in result.err) == (1, True)
+        assert "--force" not in result.err
+        assert mk("card", own_tiny, *force).status == 1
+        recipe = tmp_path / "cfg.yml"
+        recipe.write_text(mk("gen", "append: 1", "--model", tiny).out)
+        assert mk("fix-config", own_tiny, "--recipe", recipe).status == 1
+        assert {file.name: file.read_bytes() for file in own_tiny.iterdir()} == before
+        with pytest.raises(OutputError):
+            api.run("append: 1", own_tiny, model=tiny, force=bool(force))
+        assert {file.name: file.read_bytes() for file in own_tiny.iterdir()} == before
 
     def test_a_device_that_is_none(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """An unknown device is reported in one line that names the flag."""
