@@ -17,7 +17,13 @@ from typing import Any
 from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint import adapter, hub, layer_names, pickle_weights
+from mergekit_interleave.checkpoint import (
+    adapter,
+    hub,
+    layer_names,
+    pickle_weights,
+    wrapped_names,
+)
 from mergekit_interleave.checkpoint.safetensors_header import (
     INDEX,
     WEIGHTS,
@@ -175,8 +181,11 @@ class Checkpoint:
 
         Raises:
             CheckpointError: There are no safetensors files, or a header or the index is malformed.
+            RefusedError: The names are those of a wrapped module.
         """
-        return read_tensors(self.store)
+        tensors = read_tensors(self.store)
+        wrapped_names.check(self.path, tensors)
+        return tensors
 
     @property
     def has_weights(self) -> bool:
