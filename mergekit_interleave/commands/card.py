@@ -129,8 +129,8 @@ def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
     lenient = verification.verify(directory, models, trained=True)
     if lenient.differences:
         raise RefusedError(
-            f"{directory}: does not match its layout: {lenient.differences[0]}",
-            hint=f"mk-interleave verify {directory}",
+            f"{directory}: does not match its layout: {lenient.differences[0]} (`mk-interleave "
+            "verify` lists all differences)"
         )
     new = {layer.index for layer in report.expected.layout.new_layers}
     trained = any(difference.layer in new for difference in report.differences)

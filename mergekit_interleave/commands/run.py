@@ -299,7 +299,7 @@ def _run(
             raise RefusedError(
                 f"model type {plan.first.model_type!r} is unknown: only an expansion that computes "
                 "what its base computes can be checked",
-                hint="zero the new layers' residual writers",
+                hint="pass --zero auto, or name all tensors that write to the residual stream",
             )
         outcome = writer.write()
         check_unchanged(spec.tensor for spec in plan.specs)
@@ -394,10 +394,12 @@ def _check_weights(
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""
         zeroed = any(spec.name == first.tensor and spec.scale == 0 for spec in plan.specs)
+        multiplied = zeroed and registry.ENGINES[outcome.engine].multiplies
         raise OutputError(
             f"the written weights are wrong: {first}{others}",
-            hint="does the base have infinity or NaN in this tensor? Times 0, either is NaN"
-            if zeroed
+            # Infinity or NaN in the base, times 0, is NaN.
+            hint="if the base has infinity or NaN there, --engine stream writes zeros"
+            if multiplied
             else None,
         )
     return written
@@ -413,8 +415,8 @@ def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:
     if not found.is_exact:
         raise RefusedError(
             f"model type {plan.first.model_type!r} is unknown, and the result does not compute "
-            f"what its base computes: the logits differ by {found.relative:.0e} of their size",
-            hint="zero other tensors: all that write to the residual stream must be zero",
+            f"what its base computes: the logits differ by {found.relative:.0e} of their size; a "
+            "tensor that writes to the residual stream is not zeroed"
         )
     return found.outcome(identity=True)
 

@@ -175,7 +175,9 @@ def check_options(options: Mapping[str, object]) -> None:
             close = nearest(name, MergeOptions.model_fields)
             raise DirectiveError(
                 f"mergekit has no such option: {name}",
-                hint=f"did you mean {close}?" if close else "see mergekit-yaml --help",
+                hint=f"did you mean {close}?"
+                if close
+                else f"known options: {', '.join(MergeOptions.model_fields.keys() - DECIDED_HERE)}",
             )
     try:
         merge_options = MergeOptions(**options)
@@ -388,8 +390,8 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004
         raise RefusedError(
-            f"mergekit would drop, rename or misplace {len(wrong)} tensors: {shown}",
-            hint="its definition of this architecture does not fit this checkpoint",
+            f"mergekit would drop, rename or misplace {len(wrong)} tensors, because its definition "
+            f"of this architecture does not fit this checkpoint: {shown}"
         )
 
 

@@ -71,6 +71,8 @@ class Writer:
                 return replace(result, beyond=str(refused), notes=(*result.notes, note))
             reasons.append(f"{row.title} {reason}")
         if not others:
+            able = any(select.expected_refusal(row, self.plan) is None for row in self._unrequested)
+            refused.hint = refused.hint or (self.how.request.remedy if able else None)
             raise refused
         converts = mergekit_yaml.dtype_of(self.plan.mergekit) is not None
         hint = "leave out `dtype`: every tensor keeps its own" if converts else refused.hint
@@ -98,6 +100,10 @@ class Writer:
         named = source == registry.VARIABLE and self.how.engine == row.name
         notes = (f"written by {row.title}, set by {source}",) if named else ()
         return WriteResult(row.name, traffic, saving=saving, notes=notes)
+
+    @property
+    def _unrequested(self) -> list[EngineRow]:
+        return [row for row in registry.ENGINES.values() if row.name != self.how.engine]
 
     def _saving(self, row: EngineRow) -> float:
         """Estimate the seconds that the stream engine would save."""

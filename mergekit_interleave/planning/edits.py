@@ -209,7 +209,9 @@ def _check_outside(
         if checkpoint is None or checkpoint.family is None:
             continue
         try:
-            zeroing.check_outside(part.scales, outside(checkpoint, before=before))
+            layer = part.start if before else part.stop - 1
+            inside = checkpoint.layer_tensors(layer) if checkpoint.has_weights else ()
+            zeroing.check_outside(part.scales, outside(checkpoint, before=before), inside)
         except LayoutError as error:
             if not stated or stated[end].is_plain:
                 raise

@@ -14,7 +14,7 @@ from typing import Any
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave.architectures import compatibility
-from mergekit_interleave.checkpoint import extra_files
+from mergekit_interleave.checkpoint import extra_files, layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
@@ -310,8 +310,21 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
         raise RefusedError(
             f"{model.ref} cannot be stacked with {base.ref}: {key} is {of_model!r} in {model.ref} "
             f"and {of_base!r} in {base.ref}",
-            hint="pass --mergekit allow_crimes=true to stack them anyway",
+            hint="`mk-interleave run --mergekit allow_crimes=true` stacks them anyway"
+            if _same_shapes(model, base)
+            else None,
         )
+
+
+def _same_shapes(model: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the tensors of two models are known to have the same names and shapes."""
+    if not (model.has_weights and other.has_weights):
+        return False
+    shapes, others = (
+        {(layer_names.inside(name), tensor.shape) for name, tensor in each.tensors.items()}
+        for each in (model, other)
+    )
+    return shapes == others
 
 
 def _check_metadata(checkpoint: Checkpoint) -> None:

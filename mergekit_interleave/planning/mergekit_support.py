@@ -41,6 +41,12 @@ def check(expansion: Expansion) -> tuple[str, ...]:
     """
     with collected_warnings() as warnings:
         mergekit_yaml.check_representable(expansion.layout)
+        types = {checkpoint.model_type: None for checkpoint in expansion.sources.values()}
+        if len(types) > 1:
+            warnings.append(
+                f"the models have different types ({', '.join(types)}): mergekit-yaml stacks them "
+                "only with --allow-crimes, and does not check that they fit"
+            )
         if expansion.first is not None:  # otherwise `resolve` has warned
             warnings.extend(_warnings_of(expansion.first))
             warnings.extend(_check_family(expansion.first, expansion.layout))
@@ -85,7 +91,7 @@ def placed_keys(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
         sources = {checkpoint.ref: checkpoint}
         return grown_config.grow(sources, layout, only_stated=True).placement.config
     except UnrepresentableError as error:
-        error.hint = "`mk-interleave run` with this directive suggests one that works"
+        error.hint = "`mk-interleave run` refuses it too, and suggests a directive that works"
         raise
     except CheckpointError:
         return {}  # the depth is unknown
