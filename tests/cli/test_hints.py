@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import shutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType, SimpleNamespace
 
 import hints
 import pytest
@@ -17,40 +17,58 @@ from mergekit_interleave.errors import InterleaveError
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Collect the places in the source that give a hint."""
+def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that collects the places in the source that give a hint."""
     places: list[str] = []
 
     def record(self: InterleaveError, name: str, value: object) -> None:
-        if name == "hint" and value:
-            frame = sys._getframe(1)
-            while frame.f_code.co_name == "__init__" and frame.f_back is not None:
+        frame = inspect.currentframe()
+        if name == "hint" and value and frame is not None:
+            frame = frame.f_back
+            while frame is not None and frame.f_code.co_name == "__init__":
                 frame = frame.f_back
-            file, line = Path(frame.f_code.co_filename), frame.f_lineno
-            inside = [s for s in hints.sites() if s.file == file and s.first <= line <= s.last]
-            places.extend(s.name for s in sorted(inside, key=lambda s: s.last - s.first)[:1])
+            places.extend(_site(frame))
         object.__setattr__(self, name, value)
 
     monkeypatch.setattr(InterleaveError, "__setattr__", record, raising=False)
-    yield places
+    return places
+
+
+def _site(frame: FrameType | None) -> list[str]:
+    """Return the name of the site that a frame is at."""
+    if frame is None:
+        return []
+    file, line = Path(frame.f_code.co_filename), frame.f_lineno
+    around = [s for s in hints.sites() if s.file == file and s.first <= line <= s.last]
+    return [site.name for site in sorted(around, key=lambda site: site.last - site.first)[:1]]
+
+
+@pytest.fixture
+def place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a directory that has a copy of the tiny model."""
+    shutil.copytree(tiny, tmp_path / "tiny")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    return tmp_path
 
 
 @pytest.mark.parametrize("hint", hints.HINTS, ids=lambda hint: hint.site)
 def test_a_hint_leads_to_success(
-    hint: Hint, given: list[str], mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hint: Hint, given: list[str], mk: Cli, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The situation gives the hint, and what the hint says succeeds."""
-    shutil.copytree(tiny, tmp_path / "tiny")
-    monkeypatch.chdir(tmp_path)
     if hint.setup is not None:
-        hint.setup(tmp_path)
+        hint.setup(place)
     given.clear()
+    if hint.free is not None:
+        used = SimpleNamespace(free=hint.free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: used)
     with monkeypatch.context() as patch:
         for name, value in hint.environment.items():
             patch.setenv(name, value)
         if callable(hint.bad):
             with pytest.raises(InterleaveError) as error:
-                hint.bad(tmp_path)
+                hint.bad(place)
             said = str(error.value.hint)
         else:
             result = mk(*shlex.split(hint.bad))
@@ -60,12 +78,22 @@ def test_a_hint_leads_to_success(
     assert hint.site in given, (given, said)
     assert hint.said in said
     if hint.fix is not None:
-        hint.fix(tmp_path)
+        hint.fix(place)
     if callable(hint.good):
-        hint.good(tmp_path)
+        hint.good(place)
     else:
         result = mk(*shlex.split(hint.good))
         assert result.status == 0, result.err
+
+
+@pytest.mark.parametrize(("bad", "good"), hints.OF_THE_COMMAND_LINE)
+def test_a_hint_about_the_command_line(bad: str, good: str, mk: Cli, place: Path) -> None:
+    """The hint for a wrong option or argument names a command that works."""
+    result = mk(*shlex.split(bad), cwd=place)
+    assert (result.status, "hint: " in result.err) == (2, True)
+    if good.endswith("--help"):
+        assert f"hint: mk-interleave {good}" in result.err
+    assert mk(*shlex.split(good), cwd=place).status == 0
 
 
 def test_every_hint_has_a_situation() -> None:
