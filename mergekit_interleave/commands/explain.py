@@ -26,6 +26,7 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, registry
+from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO, NORMS
 from mergekit_interleave.errors import (
@@ -161,7 +162,7 @@ def _is_ours(keys: Mapping[str, str | None]) -> bool:
 
 def _has_explicit_slices(keys: Mapping[str, str | None]) -> bool:
     """Return whether a document with these keys lists its layers, as a mergekit config does."""
-    return any(key in keys for key in directives.EXPLICIT_KEYS)
+    return any(key in keys for key in EXPLICIT_KEYS)
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:

@@ -10,8 +10,8 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.directive import EXPLICIT_KEYS
 from mergekit_interleave.directive.growth import registry
+from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.planning import merge_stream, mergekit_support, peft_replication
 from mergekit_interleave.planning.resolve import resolve

@@ -33,7 +33,7 @@ MERGEKIT_KEYS = (
 FILL = "fill"
 """A parameter of a source that only this project uses; mergekit ignores it."""
 
-_PATH = {"path": {}, "revision": {}}
+_PATH: dict[str, Any] = {"path": {}, "revision": {}}
 _MODEL = {"model": _PATH, "lora": _PATH, "override_architecture": {}, "revision": {}}
 _PARAMETERS: dict[str, Any] = {"scale": {"filter": {}, "value": {}}}
 _ENTRY = {"model": _MODEL, "revision": {}, "parameters": _PARAMETERS}

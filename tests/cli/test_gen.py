@@ -392,7 +392,7 @@ BAD_INPUT = [
     (["--repeat", "5:4"], 2, ["repeat: [5, 4] is reversed"]),
     (["--repeat", "4:9"], 1, ["[4, 9] ", "/tiny", "8 layers"]),
     (["--every", "4", "--every", "2"], 2, ["--every", "twice"]),
-    (["interleave:every 4"], 2, ["error: interleave:every 4: "]),
+    (["interleave:every 4"], 2, ["error: 'interleave:every 4' "]),
     (["--stack", "0:4,2:9"], 1, ["[2, 9] ", "/tiny", "8 layers"]),
     (["--every", "9"], 1, ["every 9: ", "8 layers"]),
     (["--add", "9"], 1, ["9 layers: ", "only 8"]),
