@@ -40,7 +40,12 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
-from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
+from mergekit_interleave.planning.expansion_plan import (
+    ExpansionPlan,
+    check_out,
+    plan_expansion,
+    vocab_size,
+)
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import forward
@@ -272,6 +277,8 @@ def _run(
     expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
 ) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
+    for source in expansion.sources.values():
+        check_out(out, source)
     check_vacant(out, replace=options.replace)
     how = options.weights
     select.check(how, expansion)

@@ -209,7 +209,7 @@ def plan_expansion(
         base = opened.base
         if out is not None:
             for checkpoint in (*opened.models.values(), base):
-                _check_out(out, checkpoint)
+                check_out(out, checkpoint)
             warnings.extend(models.fetch_small_files(base))
             for checkpoint in opened.models.values():
                 models.fetch_card(checkpoint)
@@ -350,7 +350,7 @@ def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
         )
 
 
-def _check_out(out: Path, checkpoint: Checkpoint) -> None:
+def check_out(out: Path, checkpoint: Checkpoint) -> None:
     """Refuse an OUT that is or contains a source model, which --force would delete."""
     source, target = checkpoint.path.resolve(), out.resolve()
     if target in (source, *source.parents):

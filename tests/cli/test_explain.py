@@ -323,7 +323,7 @@ class TestInputs:
         assert yaml.safe_load(text) == {
             "model": "org/gemma2",
             "interleave": "every 4",
-            "zero": "gains",
+            "zero": "norms",
         }
 
     def test_a_readable_model_needs_fewer_words(self, mk: Cli, tiny: Path) -> None:

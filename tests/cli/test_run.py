@@ -658,6 +658,7 @@ class TestRefusals:
         out = tmp_path / "out"
         out.mkdir()
         (out / "config.json").write_text("old")
+        (out / "mergekit_config.yml").write_text("merge_method: passthrough")
         err = self.refused(mk, tmp_path, "append: 1", out, "--model", tiny)
         assert err.startswith(f"error: {out}: ")
         assert "--force" in err
