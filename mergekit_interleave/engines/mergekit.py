@@ -390,8 +390,8 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004
         raise RefusedError(
-            f"mergekit would drop, rename or misplace {len(wrong)} tensors: {shown}; its definition "
-            "of this architecture does not fit this checkpoint"
+            f"mergekit would drop, rename or misplace {len(wrong)} tensors: {shown}; its "
+            "definition of this architecture does not fit this checkpoint"
         )
 
 
