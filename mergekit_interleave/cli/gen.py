@@ -10,7 +10,7 @@ import typer
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
 from mergekit_interleave.cli.options import Directive, Flags, NonIdentity
-from mergekit_interleave.commands.gen import MERGEKIT, TOOLS
+from mergekit_interleave.commands.tools import MERGEKIT, TOOLS
 from mergekit_interleave.errors import OutputError
 
 EXAMPLE = "mk-interleave gen --every 4 > cfg.yml"

@@ -9,6 +9,7 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
+from mergekit_interleave.commands.tools import MERGEKIT, PEFT, TOOLS
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mergekit_interleave.commands.inputs import Words
-
-
-MERGEKIT, PEFT = TOOLS = ("mergekit", "peft")
-"""The tools that `gen` writes for."""
 
 
 def gen(
