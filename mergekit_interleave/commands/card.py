@@ -77,17 +77,17 @@ def card(directory: StrPath, *, force: bool = False) -> CardReport:
     """
     place = Path(directory)
     recorded_layout.check_directory(place)
-    warnings: list[str] = []
     try:
         recorded = recorded_layout.read(place)
     except CheckpointError as error:
         if not (place / manifest.FILE).exists():
             error.hint = f"for a trained model, copy {manifest.FILE} from the expanded model"
         raise
+    warnings = [*recorded.directive.warnings]
     before = {} if recorded.manifest is None else recorded.manifest.content
-    card_files.check_replaceable(place, before, force=force)
     models = Models(cached_only=True)
     expected, trained = _verify(place, models)
+    card_files.check_replaceable(place, before, force=force)
     result = models.open(ModelRef(ModelPath(str(place))))
     content = {
         **(before or _content(place, recorded, result, warnings.append)),
@@ -129,8 +129,8 @@ def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
     lenient = verification.verify(directory, models, trained=True)
     if lenient.differences:
         raise RefusedError(
-            f"{directory}: does not match its layout: {lenient.differences[0]}",
-            hint=f"mk-interleave verify {directory}",
+            f"{directory}: does not match its layout: {lenient.differences[0]} (`mk-interleave "
+            "verify` lists all differences)"
         )
     new = {layer.index for layer in report.expected.layout.new_layers}
     trained = any(difference.layer in new for difference in report.differences)

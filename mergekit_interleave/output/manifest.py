@@ -19,8 +19,9 @@ from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import read_json, to_json
-from mergekit_interleave.directive.directive import MERGEKIT_KEYS, Directive, from_document
+from mergekit_interleave.directive.directive import Directive, from_document
 from mergekit_interleave.directive.growth import ExplicitSlices
+from mergekit_interleave.directive.mergekit_keys import MERGEKIT_KEYS
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file
 from mergekit_interleave.engines import registry
 from mergekit_interleave.errors import CheckpointError, InterleaveError

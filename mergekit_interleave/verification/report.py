@@ -206,7 +206,7 @@ def verify(
         expected,
         own,
         len(wider),
-        warnings=expected.warnings,
+        warnings=tuple(dict.fromkeys((*recorded.directive.warnings, *expected.warnings))),
     )
 
 
