@@ -145,7 +145,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the layout: only models of the same layout can be merged."""
+        """The fingerprint of the layout, which does not depend on the names of its models."""
         return manifest.fingerprint(self.layout)
 
     def lines(self) -> list[tuple[str, str]]:

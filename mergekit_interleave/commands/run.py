@@ -82,7 +82,7 @@ class RunReport:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the layout: only models of the same layout can be merged."""
+        """The fingerprint of the layout, which does not depend on the names of its models."""
         return manifest.fingerprint(self.layout)
 
     @property
@@ -98,10 +98,9 @@ class RunReport:
         numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
         size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
         new = f"{len(self.layout)} layers, {len(self.layout.new_layers)} of them new"
-        purpose = "merging two models layer by layer requires equal fingerprints"
         lines = [
             f"{self.out}: {new}; {numbers}{size}{traffic}",
-            f"layout fingerprint: {self.fingerprint} ({purpose})",
+            f"layout fingerprint: {self.fingerprint}",
         ]
         return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
 

@@ -36,10 +36,7 @@ VERSION = 1
 
 
 def fingerprint(layout: Layout) -> str:
-    """Return a digest of the layout that does not depend on the names of its models.
-
-    Only models with the same fingerprint can be merged layer by layer.
-    """
+    """Return a digest of the layout that does not depend on the names of its models."""
     models = layout.models
     layers = [
         [

@@ -149,8 +149,7 @@ def _table(data: CardData) -> str:
     for source in data.sources:
         if source.commit:
             rows.append(("source", f"{_link(source)} at commit `{source.commit}`"))
-    fingerprint = f"`{data.fingerprint}` (merging two models layer by layer requires equal ones)"
-    rows.append(("layout fingerprint", fingerprint))
+    rows.append(("layout fingerprint", f"`{data.fingerprint}`"))
     rows.append(("suggested name", f"`{data.name}`"))
     cells = (f"| {key} | {value.replace('|', _BAR)} |" for key, value in rows)
     return "\n".join(["| | |", "| --- | --- |", *cells])
