@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -70,10 +70,12 @@ def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
     text, where, stored = _read(source, stdin)
     documents = _documents(text)
     keys_of_each = [yaml_io.keys(part) for part in documents]
-    ours = any(_is_ours(keys) for keys in keys_of_each)
-    if len(documents) > 1 and not (ours or _FENCE.search(text) or _has_merge(keys_of_each)):
+    is_card = _is_card(where, keys_of_each)
+    ours = not is_card and any(_is_ours(keys) for keys in keys_of_each)
+    has_fence = _FENCE.search(text) is not None
+    if len(documents) > 1 and not (is_card or ours or has_fence or _has_merge(keys_of_each)):
         raise DirectiveError(f"{where}: none of its documents is a mergekit config")
-    if _FENCE.search(text) and not ours:
+    if is_card or (has_fence and not ours):
         text, where = _fenced(text, where, warn), f"{where}, in its YAML block"
         documents = _documents(text)
     models = _Opened(where, warn)
@@ -110,6 +112,16 @@ def _stored(directory: Path) -> Directive | None:
     return None
 
 
+def _is_card(where: str, documents: Sequence[Mapping[str, str | None]]) -> bool:
+    """Return whether a text is a model card: front matter and prose, with YAML in code blocks only.
+
+    Args:
+        where: The name of the text.
+        documents: The keys of each of its YAML documents; prose has none.
+    """
+    return where.endswith(".md") or not all(documents)
+
+
 _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 
@@ -121,7 +133,10 @@ def _fenced(card: str, where: str, warn: Warn) -> str:
         if any(_is_passthrough(yaml_io.keys(part)) for part in _documents(text))
     ]
     if not merges:
-        raise DirectiveError(f"{where}: none of its code blocks is the YAML of a passthrough merge")
+        raise DirectiveError(
+            f"{where}: none of its code blocks is the YAML of a passthrough merge",
+            hint="name a mergekit YAML, or a model that `run` or mergekit-yaml wrote",
+        )
     if len(set(merges)) > 1:
         warn(f"{where}: has {len(set(merges))} passthrough merges; only the first is explained")
     return merges[0]
