@@ -123,18 +123,13 @@ def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
     Raises:
         RefusedError: A tensor outside the new layers differs, or another file does.
     """
-    report = verification.verify(directory, models)
-    if not report.differences:
-        return report.expected, False
-    lenient = verification.verify(directory, models, trained=True)
-    if lenient.differences:
+    report = verification.verify_as_found(directory, models)
+    if report.differences:
         raise RefusedError(
-            f"{directory}: does not match its layout: {lenient.differences[0]}",
+            f"{directory}: does not match its layout: {report.differences[0]}",
             hint=f"mk-interleave verify {directory}",
         )
-    new = {layer.index for layer in report.expected.layout.new_layers}
-    trained = any(difference.layer in new for difference in report.differences)
-    return lenient.expected, trained
+    return report.expected, bool(report.changed)
 
 
 def _content(

@@ -36,6 +36,7 @@ from mergekit_interleave.errors import (
     collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
@@ -83,7 +84,7 @@ class RunReport:
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the layout, which does not depend on the names of its models."""
-        return manifest.fingerprint(self.layout)
+        return fingerprint(self.layout)
 
     @property
     def hint(self) -> str | None:
@@ -281,6 +282,7 @@ def _run(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
         warnings.extend(plan.warnings)
+        manifest.check_sources(plan)
         type_is_unknown = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()

@@ -21,6 +21,7 @@ from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import ExplicitSlices, Growth
 from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_metadata, manifest, verification_text
 from mergekit_interleave.planning import public_names, zeroing
@@ -175,7 +176,6 @@ def card_data(
     norms = family is not None and any(
         zeroing.zeroes_output_norms(e, family) for e in edits.values()
     )
-    fingerprint = manifest.fingerprint(layout)
     yaml_file = directory / mergekit_yaml.FILE
     recipe = yaml_file.read_text(encoding="utf-8") if yaml_file.is_file() else None
     with config_errors(directory, manifest.FILE):
@@ -192,7 +192,7 @@ def card_data(
             identities=edits.keys() & {int(index) for index in content.get("identities", ())},
             status=_status(content, layout, verified, trained=trained),
             norms=norms,
-            fingerprint=fingerprint,
+            fingerprint=fingerprint(layout),
             task=task,
             inherited=card_metadata.filtered(content.get("inherited", {})),
             directive=None if is_explicit else yaml_io.write(directive),

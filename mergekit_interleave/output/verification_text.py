@@ -10,8 +10,14 @@ from typing import Any
 
 from mergekit_interleave._units import amount
 
-WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
-"""The kinds of verification."""
+WEIGHTS, TRAINED, LINEAGE, FORWARD = ("weights", "trained", "lineage", "forward")
+"""The kinds of verification.
+
+`LINEAGE` is a comparison with an earlier base, of a model that was not trained since its last
+growth.
+"""
+
+_OF_WEIGHTS = (WEIGHTS, TRAINED, LINEAGE)
 
 OTHER_FILES = "other files"
 """Files whose differences are counted together, such as the tokenizer."""
@@ -20,9 +26,9 @@ OTHER_FILES = "other files"
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each outcome."""
     found: list[str] = []
-    for kind in (WEIGHTS, TRAINED):
+    for kind in _OF_WEIGHTS:
         if kind in outcomes:
-            found += _parts(outcomes[kind], trained=kind == TRAINED)
+            found += _parts(outcomes[kind], trained=kind != WEIGHTS)
     if FORWARD in outcomes:
         found.append(f"Forward pass: {forward(outcomes[FORWARD])}")
     return found
@@ -31,7 +37,7 @@ def sentences(outcomes: Mapping[str, Any]) -> list[str]:
 def short(outcomes: Mapping[str, Any]) -> str:
     """Return a summary of all outcomes."""
     found = []
-    for kind in (WEIGHTS, TRAINED):
+    for kind in _OF_WEIGHTS:
         if kind in outcomes:
             outcome = outcomes[kind]
             found.append(_short(outcome) if outcome["exact"] else _short_failure(outcome))

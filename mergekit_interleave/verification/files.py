@@ -15,6 +15,7 @@ from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
@@ -90,7 +91,7 @@ def _manifest(
 ) -> Iterator[Difference]:
     """Check interleave.json against itself, the tensors, and the plan that made them."""
     content = recorded.content
-    if content.get("fingerprint") != manifest.fingerprint(expected.layout):
+    if content.get("fingerprint") != fingerprint(expected.layout):
         yield _in_file(manifest.FILE, "the fingerprint does not match the layers")
     plan = expected.plan
     entries = manifest.totals(expected.layout, expected.specs, packed=False)
@@ -145,7 +146,7 @@ def _recipe(out: Path, recorded: RecordedLayout, expected: ExpectedModel) -> Ite
     except InterleaveError as error:
         yield _in_file(mergekit_yaml.FILE, str(error))
         return
-    if manifest.fingerprint(layout) != manifest.fingerprint(expected.layout):
+    if fingerprint(layout) != fingerprint(expected.layout):
         yield _in_file(mergekit_yaml.FILE, f"its layers differ from those in {manifest.FILE}")
     if mergekit_yaml.dtypes_of(recipe.directive.mergekit) != mergekit_yaml.dtypes_of(
         recorded.directive.mergekit

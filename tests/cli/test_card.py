@@ -18,7 +18,7 @@ import card_lint
 import pytest
 import stored
 import yaml
-from harness import Cli, make_llama
+from harness import Cli, make_llama, train_new_layers
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
@@ -179,7 +179,7 @@ class TestCard:
         page = deeper / "README.md"
         page.write_text(page.read_text() + "\nMy own text.\n")
         edited = page.read_bytes()
-        train(deeper)
+        train_new_layers(deeper)
         result = mk("verify", deeper, "--against", tiny, "--trained")
         assert result.status == 0
         assert result.err.startswith(f"warning: {page}: ")
@@ -236,7 +236,7 @@ class TestCard:
         """A trained model's card no longer claims equality with the base or a verification."""
         trained = tmp_path / "trained"
         shutil.copytree(deeper, trained)
-        train(trained)
+        train_new_layers(trained)
         assert mk("card", trained).status == 0
         text = (trained / "README.md").read_text()
         assert "**Status: trained, not verified.**" in text
@@ -246,7 +246,7 @@ class TestCard:
     def test_a_trainers_directory(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
         """`card` needs interleave.json beside the weights that a trainer saved."""
         trained = tmp_path / "trained"
-        train(deeper, trained)
+        train_new_layers(deeper, trained)
         refused = mk("card", trained)
         assert refused.status == 1
         assert f"error: {trained}: " in refused.err
@@ -267,7 +267,7 @@ class TestCard:
 
     def test_trained_in_place(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """`verify --trained` updates the unedited card and picture."""
-        train(deeper)
+        train_new_layers(deeper)
         assert mk("verify", deeper, "--against", tiny, "--trained").status == 0
         assert "**Status: trained.**" in (deeper / "README.md").read_text()
         assert "before training" in (deeper / "layers.svg").read_text()
@@ -284,7 +284,7 @@ class TestCard:
 
     def test_a_verification_after_training(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """`verify --trained` puts its result and the new status on the card."""
-        train(deeper)
+        train_new_layers(deeper)
         assert mk("verify", deeper, "--against", tiny, "--trained").status == 0
         text = (deeper / "README.md").read_text()
         assert "**Status: trained.**" in text
@@ -424,23 +424,6 @@ class TestCard:
         result = mk("card", *words, cwd=tmp_path)
         assert result.status == 1
         assert result.err.startswith(f"error: {words[0]}: ")
-
-
-def train(directory: Path, out: Path | None = None) -> None:
-    """Train the new layers for some steps, and save the model in place or elsewhere."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from mergekit_interleave import freeze_original_layers
-
-    model = AutoModelForCausalLM.from_pretrained(directory)
-    freeze_original_layers(model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    tokens = torch.arange(16).reshape(1, 16)
-    for _ in range(2):
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-    model.save_pretrained(out or directory)
 
 
 class TestRun:

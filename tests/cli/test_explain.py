@@ -503,6 +503,3 @@ def test_a_card_without_a_merge(text: str, mk: Cli, tmp_path: Path) -> None:
         result = mk("explain", source)
         assert (result.status, result.out) == (2, "")
         assert f"error: {card}: " in result.err
-    result = mk("explain", card)
-    assert (result.status, result.out) == (2, "")
-    assert str(card) in result.err
