@@ -36,11 +36,9 @@ from mergekit_interleave.errors import (
     collected_warnings,
 )
 from mergekit_interleave.layout import describe, mergekit_yaml
-from mergekit_interleave.layout.infer import Known, directives_of
-from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest
-from mergekit_interleave.planning import edits, merge_stream, zeroing
-from mergekit_interleave.planning.edits import edit_of
+from mergekit_interleave.planning import merge_stream, zeroing
+from mergekit_interleave.planning.shortest import KnownModels
 
 CARD = _out_files.CARD
 
@@ -209,16 +207,9 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     if not isinstance(directive.growth, ExplicitSlices):
         return text.rstrip() + "\n"  # it is a directive already
     layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)
-    found = list(directives_of(layout, models.known(layout)))
-    if not _modules_return(directive.growth, layout, models):
-        found = []
-    best, written = min(
-        (
-            (one, yaml_io.write_lines(_with_keys(one, directive).to_document()))
-            for one in found or [stored or directive]
-        ),
-        key=lambda choice: len(choice[1]),
-    )
+    known = KnownModels(models.open, models.depth)
+    best = known.shortest(layout, directive.growth) or stored or directive
+    written = yaml_io.write_lines(_with_keys(best, directive).to_document())
     growth = None if best is directive else best.growth
     depth = models.depth(layout.models[0]) or best.layers
     identities = zeroing.identities(layout, models.family)
@@ -235,15 +226,6 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
 def _with_keys(found: Directive, written: Directive) -> Directive:
     """Return a found directive with the name and mergekit's keys of the written one."""
     return replace(found, mergekit=written.mergekit, name=written.name)
-
-
-def _modules_return(growth: ExplicitSlices, layout: Layout, models: _Opened) -> bool:
-    """Return whether a directive would expand to `modules` if the config lists them."""
-    modules = growth.document.get("modules")
-    if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
-        return True  # mergekit-multi writes slices this way
-    checkpoint = models.open(layout.models[0])
-    return checkpoint is not None and bool(checkpoint.modules)
 
 
 class _Opened:
@@ -274,42 +256,8 @@ class _Opened:
             )
         return depth
 
-    def known(self, layout: Layout) -> Known:
-        known = {}
-        checkpoint = self.open(layout.models[0])
-        if checkpoint is not None and checkpoint.family is not None:
-            for word in (AUTO, GAINS):
-                with suppress(InterleaveError):
-                    edit = edit_of(word, checkpoint, lambda _: None)
-                    if edit is not None:
-                        known[word] = edit
-        return Known(
-            depths={model: self.depth(model) for model in layout.models},
-            closes=self._closes,
-            edits=known,
-            reaches_out=self._reaches_out,
-        )
-
     def family(self, model: ModelRef) -> families.Family:
         """Return the family of a model, or an assumed one if it is unknown."""
         checkpoint = self.open(model)
         known = None if checkpoint is None else checkpoint.family
         return known or families.assumed_family()
-
-    def _closes(self, model: ModelRef, names: tuple[str, ...]) -> bool:
-        checkpoint = self.open(model)
-        family = families.assumed_family() if checkpoint is None else checkpoint.family
-        return (
-            family is not None
-            and not family.identity_constants
-            and {*names} == {*family.residual_writers}
-        )
-
-    def _reaches_out(self, layout: Layout) -> bool:
-        try:
-            for part, before in ((layout.slices[0], True), (layout.slices[-1], False)):
-                outside = edits.outside(self.open(part.model), before=before)
-                zeroing.check_outside(part.scales, outside)
-        except InterleaveError:
-            return True
-        return False

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave._files import replace_file
-from mergekit_interleave.checkpoint.safetensors_header import to_json
 from mergekit_interleave.output import (
     card_files,
     lineage,
@@ -15,7 +13,6 @@ from mergekit_interleave.output import (
     recorded_layout,
     verification_text,
 )
-from mergekit_interleave.output.card_data import card_data
 from mergekit_interleave.verification.report import VerifyReport
 
 
@@ -53,12 +50,8 @@ def _record(out: Path, kind: str, outcome: Mapping[str, Any]) -> tuple[str, ...]
         return ()
     names = [name for name in card_files.FILES if card_files.is_generated(out / name, content)]
     if names:
-        data = card_data(out, out.resolve().name, content, recorded_layout.read(out).layout)
-        texts = {name: text for name, text in card_files.generate(data).items() if name in names}
-        for name, text in texts.items():
-            replace_file(out / name, text)
-        recorded = {**card_files.recorded(content), **card_files.digests(texts)}
-        replace_file(out / manifest.FILE, to_json({**content, card_files.KEY: recorded}))
+        layout = recorded_layout.read(out).layout
+        manifest.write(out, card_files.write(out, content, layout, files=names)[1])
     page = out / card_files.FILES[0]
     if page.exists() and page.name not in names:
         return (f"{page}: was edited, so the result is recorded in {manifest.FILE} only",)

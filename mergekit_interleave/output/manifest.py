@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_metadata, lineage
 from mergekit_interleave.output.verification_text import FORWARD, LINEAGE
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.shortest import KnownModels
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 FILE = _out_files.MANIFEST
@@ -147,13 +148,20 @@ def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
 
 
 def directive_of(plan: ExpansionPlan) -> dict[str, Any]:
-    """Return the directive (the recipe if the directive lists slices) with public model names."""
-    directive = plan.expansion.directive
+    """Return the shortest directive with public model names; the recipe if there is none.
+
+    A model has one description, whichever directive or slices it was made from.
+    """
+    expansion, sources = plan.expansion, plan.sources
+    known = KnownModels(sources.get, lambda model: sources[model].depth)
+    shortest = known.shortest(expansion.layout, expansion.directive.growth)
+    directive = expansion.directive if shortest is None else shortest
     written = mergekit_yaml.to_document(
         plan.expansion.layout, plan.mergekit, plan.public, plan.expansion.modules
     )
     if isinstance(directive.growth, ExplicitSlices):
         return written
+    directive = replace(directive, mergekit=expansion.directive.mergekit)
     return directive.to_document(plan.public) | {key: written[key] for key in plan.mergekit}
 
 
@@ -292,6 +300,17 @@ def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
     return Manifest(directive, depths, content)
 
 
+def write(directory: Path, content: Mapping[str, Any]) -> None:
+    """Write interleave.json, unless it is a link, perhaps into the Hub's cache.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    file = directory / FILE
+    if not file.is_symlink():
+        replace_file(file, to_json(content))
+
+
 def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, Any] | None:
     """Record the outcome of a verification in interleave.json.
 
@@ -314,5 +333,5 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     # Earlier outcomes apply only to the same weights.
     same = kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
-    replace_file(file, to_json(content))
+    write(directory, content)
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,8 @@ def verify(
             )
         expected = expectations.of_generation(generation, against, models)
     elif against:
-        expected = expectations.of_sources(recorded, against, models)
+        with _naming_the_lineage(recorded):
+            expected = expectations.of_sources(recorded, against, models)
     else:
         expected = expectations.of_itself(recorded, out, models)
     differences: list[Difference] = []
@@ -257,6 +259,20 @@ def verify_as_found(
     changed = frozenset(d.layer for d in exact.differences if d.layer in new)
     kind = verification_text.LINEAGE if is_earlier and not changed else report.kind
     return dataclasses.replace(report, changed=changed, kind=kind)
+
+
+@contextmanager
+def _naming_the_lineage(recorded: RecordedLayout) -> Iterator[None]:
+    """Name the bases of a model that was grown several times if another base was given."""
+    try:
+        yield
+    except CheckpointError as error:
+        content = {} if recorded.manifest is None else recorded.manifest.content
+        if error.hint is None and lineage.KEY in content:
+            bases = (each.names for each in lineage.generations(content))
+            options = [" ".join(f"--against {name}" for name in names) for names in bases]
+            error.hint = f"its bases are {' or '.join(options)}"
+        raise
 
 
 def _generation(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import card_lint
 import pytest
 from harness import Cli, edit_json, flip_bit, make_llama, train_new_layers
 from huggingface_hub import ModelCard
@@ -338,11 +339,35 @@ class TestCard:
         assert mk(*words).status == 0
         text = (own / "twice/README.md").read_text()
         assert ModelCard(text).data.base_model == ["org/tiny"]
-        (chain,) = [line for line in text.splitlines() if line.startswith("Lineage: ")]
-        first, middle, last = (chain.index(part) for part in ("org/tiny", "`trained`", "twice"))
-        assert first < middle < last
-        assert "(8 layers)" in chain
-        assert "10 layers" in chain
-        assert "then trained" in chain
-        assert "--since" in text
+        first, second = text.partition("\n## Lineage\n\n")[2].splitlines()[:2]
+        for part in ("1. [org/tiny](", "(8 layers) → `trained` (10 layers)", "zeroed", "trained."):
+            assert part in first
+        assert second.startswith("2. `trained` (10 layers) → this model (12 layers): ")
         assert "| new since org/tiny | 4, 5, 10, 11 |" in text
+        assert "`--since org/tiny`" in text
+        assert not list(card_lint.problems(text, own / "twice"))
+        assert mk("train", own / "twice", "--for", "trl", "--since", "org/tiny").status == 0
+
+    def test_published_intermediates(self, own: Path, mk: Cli) -> None:
+        """`base_model` lists the first base and then the models between, as far as they have ids."""
+        for name, flags in (("trained", ("--base-model", "org/tiny", "--repo", "me/ten")),):
+            assert mk("card", own / name, *flags).status == 0
+        out = own / "again"
+        assert mk("run", "append: 1", out, "--model", own / "trained", "--repo", "me/x").status == 0
+        text = (out / "README.md").read_text()
+        assert ModelCard(text).data.base_model == ["org/tiny", "me/ten"]
+        assert "\n# x\n" in text
+
+    def test_several_first_bases(self, own: Path, mk: Cli, tmp_path: Path) -> None:
+        """--base-model cannot name one of several first bases."""
+        other, recipe = make_llama(tmp_path / "other"), own / "two.yml"
+        recipe.write_text(
+            "merge_method: passthrough\nslices:\n"
+            f"- sources: [{{model: {own / 'once'}, layer_range: [0, 6]}}]\n"
+            f"- sources: [{{model: {other}, layer_range: [4, 8]}}]\n"
+        )
+        assert mk("run", recipe, own / "two").status == 0
+        result = mk("card", own / "two", "--base-model", "org/tiny")
+        assert (result.status, result.out) == (2, "")
+        assert lines(result.err, "error: --base-model: ", "other", "tiny")
+        assert lines((own / "two/README.md").read_text(), "| new since tiny and other | 4 |")

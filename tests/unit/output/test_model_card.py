@@ -40,7 +40,7 @@ def facts(**changes: Any) -> card_data.CardData:
     """Return card data with some fields changed."""
     outcomes = changes.pop("verified", {"weights": WEIGHTS})
     settings: dict[str, Any] = {
-        "title": "deeper",
+        "directory": "deeper",
         "layout": expand(
             Every(4), MODEL, 8, lambda _: Edit(zeroed_scales(["o_proj", "down_proj"]))
         ),
@@ -313,7 +313,7 @@ def test_suggested_names_are_valid(names: list[str]) -> None:
 @given(st.text(max_size=40))
 def test_cards_of_odd_names_stay_cards(name: str) -> None:
     """No title or source name breaks the front matter or the table."""
-    text = model_card.render(facts(title="x" + name, sources=[replace(BASE, name=name or "x")]))
+    text = model_card.render(facts(directory="x" + name, sources=[replace(BASE, name=name or "x")]))
     assert ModelCard(text).data.to_dict()["base_model_relation"] == "merge"
     rows = text.partition("| --- | --- |\n")[2].partition("\n\n")[0].split("\n")
     assert all(row.replace(r"\|", "").count("|") == 3 for row in rows)
