@@ -55,14 +55,14 @@ class CardGrowth:
     """An earlier growth in the lineage of a model.
 
     Attributes:
-        result: The public name of the model that it made.
+        result: The model that it made.
         sources: The models that it was made from.
         layers: The number of layers of the result.
         sentence: A description of the growth.
         trained: Whether the result was trained, as far as that was verified.
     """
 
-    result: str
+    result: CardSource
     sources: Sequence[CardSource]
     layers: int
     sentence: str
@@ -168,7 +168,8 @@ class CardData:
         size = [] if self.parameters is None else [count(self.parameters[0])]
         where = describe.placement(self.layout, self.identities)
         tail = "_".join(["", *size, f"{len(self.layout)}Layers-{where}"])
-        bases = [re.sub(r"\+.*", "", source.name).rpartition("/")[2] for source in self.sources]
+        names = self.since or [source.name for source in self.sources]
+        bases = [re.sub(r"\+.*", "", name).rpartition("/")[2] for name in names]
         base = "-".join(bases) if len(bases) < _MANY else f"{bases[0]}-and-{len(bases) - 1}-more"
         base = re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII)
         base = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", base)).strip("-.")
@@ -256,9 +257,9 @@ def _lineage(content: Mapping[str, Any]) -> dict[str, Any]:
     if not growths:
         return {}
     results = {
-        entry[lineage.GROWTH]: str(entry["model"])
+        entry[lineage.GROWTH]: source
         for growth in (*growths, content)
-        for entry in growth["models"]
+        for entry, source in zip(growth["models"], _sources(growth["models"]), strict=True)
         if lineage.GROWTH in entry
     }
     *_, oldest = lineage.generations(content)
@@ -269,7 +270,7 @@ def _lineage(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _growth(growth: Mapping[str, Any], result: str) -> CardGrowth:
+def _growth(growth: Mapping[str, Any], result: CardSource) -> CardGrowth:
     layout = lineage.layout_of(growth)
     line = directives.from_document(dict(growth["directive"])).growth
     sources = _sources(growth["models"])

@@ -42,8 +42,15 @@ def render(data: CardData) -> str:
     """Write the card as Markdown with front matter."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
 
-    sources = [replace(source, name=_plain(source.name)) for source in data.sources]
-    data = replace(data, directory=layer_maps.legible(data.directory), sources=sources)
+    data = replace(
+        data,
+        directory=layer_maps.legible(data.directory),
+        sources=_plain_names(data.sources),
+        lineage=[
+            replace(g, result=_plain_names([g.result])[0], sources=_plain_names(g.sources))
+            for g in data.lineage
+        ],
+    )
     inherited = dict(data.inherited)
     front = ModelCardData(
         base_model=data.base_models or None,
@@ -54,6 +61,10 @@ def render(data: CardData) -> str:
         **inherited,
     )
     return f"---\n{front.to_yaml()}\n---\n\n{_body(data)}\n"
+
+
+def _plain_names(sources: Sequence[CardSource]) -> list[CardSource]:
+    return [replace(source, name=_plain(source.name)) for source in sources]
 
 
 def _plain(name: str) -> str:
@@ -125,7 +136,7 @@ def _lineage(data: CardData) -> str:
     for number, growth in enumerate(data.lineage, 1):
         trained = ", then trained" if growth.trained else ""
         parts.append(
-            f"{number}. {_joined(growth.sources)} → `{_plain(growth.result)}` "
+            f"{number}. {_joined(growth.sources)} → {_link(growth.result)} "
             f"({growth.layers} layers): {growth.sentence}{trained}."
         )
     trained = ", then trained" if data.is_trained else ""
@@ -289,8 +300,9 @@ def _recipe(data: CardData) -> str:
             f"alone does not produce these weights from it: {data.beyond_mergekit}."
         )
         recipe = data.recipe.rstrip()
+        lines = len(recipe.splitlines())
         parts.append(
-            f"<details>\n<summary>{recipe.count(_LINE) + 1} lines of YAML</summary>\n\n"
+            f"<details>\n<summary>{lines} line{'' if lines == 1 else 's'} of YAML</summary>\n\n"
             f"```yaml\n{recipe}\n```\n\n</details>"
         )
     local = [f"`{source.name}`" for source in data.sources if source.hub_id is None]
@@ -299,9 +311,6 @@ def _recipe(data: CardData) -> str:
         tools = ", ".join(f"{name} {version}" for name, version in data.tools.items())
         closing.append(f"Made with {tools}.")
     return "\n\n".join([*parts, " ".join([*closing, f"`{data.layers_file}` lists every layer."])])
-
-
-_LINE = "\n"
 
 
 def _publishing(data: CardData) -> str:
