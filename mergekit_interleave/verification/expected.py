@@ -139,7 +139,7 @@ def _composed_keys(generation: Generation) -> dict[str, object]:
         RefusedError: A growth changed the tokenizer, or took the config from another model.
     """
     steps: list[str] = []
-    for place, growth in reversed(generation.growths.items()):  # the oldest first
+    for place, growth in [*generation.growths.items()][::-1]:  # the oldest first
         keys = lineage.directive_of(growth).mergekit
         first = growth["models"][growth["layers"][0]["model"]]["model"]
         for key, value in keys.items():

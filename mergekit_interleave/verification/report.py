@@ -300,8 +300,9 @@ def _generation(
             for model, ref in zip(generation.layout.models, against, strict=True)
         )
     ]
-    number, generation = (named or fitting or [(0, None)])[0]
-    return generation if number else None
+    for number, generation in named or fitting:
+        return generation if number else None
+    return None
 
 
 def source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:

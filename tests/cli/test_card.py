@@ -452,7 +452,7 @@ class TestPublishing:
             assert mk(*words).status == 0
             assert "hf upload me/mine " in (out / "README.md").read_text()
 
-    def test_without_a_repository(self, mk: Cli, deeper: Path) -> None:
+    def test_without_a_repository(self, deeper: Path) -> None:
         """Without a repository, the suggested name is the one to upload to."""
         text = (deeper / "README.md").read_text()
         assert "\nhf upload YOUR-NAME/tiny_81.6K_10Layers-Interleaved deeper .\n" in text

@@ -150,7 +150,7 @@ class TestRecord:
     def test_an_edited_lineage(
         self, edit: Callable[[Any], object], key: str, command: str, own: Path, mk: Cli
     ) -> None:
-        """Every command that reads an interleave.json refuses an inconsistent lineage by its key."""
+        """Every command that reads an inconsistent lineage refuses it by its key."""
         file = own / "twice/interleave.json"
         edit_json(file, edit)
         result = mk(command, own / "twice", *(("--for", "trl") if command == "train" else ()))
@@ -222,7 +222,7 @@ class TestVerify:
         assert "--trained" in hint
 
     def test_a_base_that_is_not_in_the_lineage(self, chain: Path, mk: Cli, tmp_path: Path) -> None:
-        """A base of a depth that no model of the lineage has is refused, and the hint lists them."""
+        """A base of another depth than any of the lineage is refused; the hint lists them."""
         other = make_llama(tmp_path / "other", layers=4)
         for words in ((), ("--trained",)):
             result = mk("verify", chain / "twice", "--against", other, *words)
@@ -247,6 +247,8 @@ class TestVerify:
         for base in (tiny, middle):
             assert mk("verify", out, "--against", base, "--trained").status == 0
         assert mk("verify", out, "--against", middle).status == 0
+        renamed = middle.rename(tmp_path / "renamed")
+        assert mk("verify", out, "--against", renamed).status == 0  # the nearest is meant
 
     @pytest.mark.parametrize("first", ["", "dtype: bfloat16"])
     @pytest.mark.parametrize("second", ["", "dtype: bfloat16", "dtype: float32"])
@@ -271,6 +273,39 @@ class TestVerify:
         result = mk("verify", two, "--against", tiny, "--trained")
         assert result.status == 1
         assert lines(result.err, "error: growths[0].directive.tokenizer_source")
+
+    def test_a_scale_outside_the_layers(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A growth that scaled a tensor outside the layers is refused by its key."""
+        one, two, recipe = tmp_path / "one", tmp_path / "two", tmp_path / "recipe.yml"
+        scale = "parameters: {scale: [{filter: embed, value: 2.0}, {value: 1.0}]}"
+        recipe.write_text(
+            "merge_method: passthrough\nslices:\n"
+            f"- sources: [{{model: {tiny}, layer_range: [0, 4], {scale}}}]\n"
+            f"- sources: [{{model: {tiny}, layer_range: [2, 8]}}]\n"
+        )
+        assert mk("run", recipe, one).status == 0
+        assert mk("verify", one, "--against", tiny).status == 0
+        assert mk("run", "append: 1", two, "--model", one).status == 0
+        result = mk("verify", two, "--against", tiny, "--trained")
+        assert result.status == 1
+        assert lines(result.err, "error: growths[0].layers: ", "model.embed_tokens.weight")
+
+    def test_a_lora_between(self, own: Path, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A LoRA that was merged between two growths ends the lineage."""
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        torch.manual_seed(0)
+        lora, out = tmp_path / "lora", own / "with-lora"
+        model = AutoModelForCausalLM.from_pretrained(own / "once")
+        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        get_peft_model(model, config).save_pretrained(lora)
+        assert mk("run", "append: 1", out, "--model", f"{own / 'once'}+{lora}").status == 0
+        assert "growths" not in json.loads((out / "interleave.json").read_text())
+        result = mk("verify", out, "--against", tiny, "--trained")
+        assert (result.status, result.out) == (1, "")
+        assert lines(result.err, f"error: --against {tiny}: ", "once", "LoRA")
 
     def test_what_is_recorded(self, own: Path, mk: Cli, tiny: Path) -> None:
         """A comparison with the first base is added to the others if nothing was trained since."""
@@ -299,7 +334,7 @@ class TestTrain:
         assert "(5|11)" in mk(*words).out
 
     def test_a_base_that_is_not_in_the_lineage(self, chain: Path, mk: Cli) -> None:
-        """A name that is not in the lineage is refused; the hint names the models of the lineage."""
+        """A name that is not in the lineage is refused; the hint names those that are."""
         result = mk("train", chain / "twice", "--for", "trl", "--since", "org/other")
         assert (result.status, result.out) == (2, "")
         error, hint = result.err.splitlines()
@@ -349,9 +384,9 @@ class TestCard:
         assert mk("train", own / "twice", "--for", "trl", "--since", "org/tiny").status == 0
 
     def test_published_intermediates(self, own: Path, mk: Cli) -> None:
-        """`base_model` lists the first base and then the models between, as far as they have ids."""
-        for name, flags in (("trained", ("--base-model", "org/tiny", "--repo", "me/ten")),):
-            assert mk("card", own / name, *flags).status == 0
+        """`base_model` lists the first base, then the models between that have a Hub id."""
+        flags = ("--base-model", "org/tiny", "--repo", "me/ten")
+        assert mk("card", own / "trained", *flags).status == 0
         out = own / "again"
         assert mk("run", "append: 1", out, "--model", own / "trained", "--repo", "me/x").status == 0
         text = (out / "README.md").read_text()
