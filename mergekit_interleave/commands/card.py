@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mergekit_interleave.output import (
     recorded_layout,
     verification_text,
 )
+from mergekit_interleave.output.card_data import CardData
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.output.staging import files_below
 from mergekit_interleave.planning import public_names, zeroing
@@ -109,7 +110,8 @@ def card(
     content |= stated
     if base_model is not None:
         content = base_names.stated(content, base_model)
-    written = base_names.write_recipe(place, content)
+    plan = report.expected.plan
+    written = base_names.write_recipe(place, content, None if plan is None else plan.recipe)
     data, content = card_files.write(place, content, recorded.layout, trained=bool(report.changed))
     is_new = (file is not None or not before) and "layers" in content
     if is_new:
@@ -122,14 +124,16 @@ def card(
         name=data.name,
         base_models=tuple(data.base_models),
         warnings=tuple(warnings),
-        notes=() if data.base_models else (_NO_BASE,),
+        notes=tuple(_notes(data)),
     )
 
 
-_NO_BASE = (
-    "the card has no base_model, because the base's Hub id is unknown; set it with "
-    "`card DIR --base-model org/name`"
-)
+def _notes(data: CardData) -> Iterator[str]:
+    if not data.base_models:
+        only = len(data.since or data.sources) == 1
+        remedy = "; set it with `card DIR --base-model org/name`" if only else ""
+        bases = "base's Hub id is" if only else "bases' Hub ids are"
+        yield f"the card has no base_model, because the {bases} unknown{remedy}"
 
 
 def _recorded(directory: Path, file: Path | None) -> RecordedLayout:
