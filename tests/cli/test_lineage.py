@@ -143,6 +143,7 @@ class TestRecord:
                 "growths[0].models[0].growth",
             ),
             (lambda c: c.update(growths=[5]), "interleave.json"),
+            (lambda c: c.update(growths=c["growths"] * 101), "growths: "),
             (lambda c: c["growths"][0].pop("models"), "models"),
         ],
     )
