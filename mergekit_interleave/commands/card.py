@@ -110,8 +110,9 @@ def card(
     content |= stated
     if base_model is not None:
         content = base_names.stated(content, base_model)
-    plan = report.expected.plan
-    written = base_names.write_recipe(place, content, None if plan is None else plan.recipe)
+    written = base_names.write_recipe(
+        place, content, _recipe(report, file if recorded.manifest else None)
+    )
     data, content = card_files.write(place, content, recorded.layout, trained=bool(report.changed))
     is_new = (file is not None or not before) and "layers" in content
     if is_new:
@@ -126,6 +127,16 @@ def card(
         warnings=tuple(warnings),
         notes=tuple(_notes(data)),
     )
+
+
+def _recipe(report: VerifyReport, record: Path | None) -> str | None:
+    """Return the mergekit YAML of a model: that of its plan, or that beside its record."""
+    if report.expected.plan is not None:
+        return report.expected.plan.recipe
+    if record is None:
+        return None
+    beside = (record if record.is_dir() else record.parent) / mergekit_yaml.FILE
+    return beside.read_text(encoding="utf-8") if beside.is_file() else None
 
 
 def _notes(data: CardData) -> Iterator[str]:

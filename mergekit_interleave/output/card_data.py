@@ -111,6 +111,8 @@ class CardData:
         lineage: The earlier growths of its sources, the oldest first.
         since: The names of its first bases, if its sources were grown themselves.
         new_since: The indices of the layers that its first bases do not have.
+        unchanged: The names of the bases whose layers it still has after training, if that was
+            verified.
     """
 
     directory: str
@@ -139,6 +141,7 @@ class CardData:
     lineage: Sequence[CardGrowth] = ()
     since: Sequence[str] = ()
     new_since: Sequence[int] = ()
+    unchanged: Sequence[str] = ()
 
     @property
     def title(self) -> str:
@@ -242,6 +245,7 @@ def card_data(
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
             repo=_repo(content),
+            unchanged=verified.get(verification_text.TRAINED, {}).get("against", ()),
             **_lineage(content),
         )
 

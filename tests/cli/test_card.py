@@ -254,7 +254,8 @@ class TestCard:
         assert "--recipe DIR" in refused.err
         written = mk("card", trained, "--recipe", deeper)
         assert written.status == 0
-        assert "interleave.json: written" in written.out
+        for name in ("interleave.json", "mergekit_config.yml"):
+            assert f"{name}: written" in written.out
         assert "**Status: trained, not verified.**" in (trained / "README.md").read_text()
         assert mk("verify", trained, "--against", tiny, "--trained").status == 0
         text = (trained / "README.md").read_text()

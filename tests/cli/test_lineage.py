@@ -320,7 +320,8 @@ class TestVerify:
         assert mk("verify", own / "twice", "--against", tiny, "--trained").status == 0
         content = json.loads((own / "twice/interleave.json").read_text())
         assert [*content["verified"]] == ["trained"]
-        assert "**Status: trained.**" in (own / "twice/README.md").read_text()
+        text = (own / "twice/README.md").read_text()
+        assert "**Status: trained.** All layers of tiny are unchanged, bit for bit." in text
 
 
 class TestTrain:
