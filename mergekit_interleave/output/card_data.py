@@ -245,7 +245,9 @@ def card_data(
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
             repo=_repo(content),
-            unchanged=verified.get(verification_text.TRAINED, {}).get("against", ()),
+            unchanged=[
+                str(n) for n in verified.get(verification_text.TRAINED, {}).get("against", ())
+            ],
             **_lineage(content),
         )
 
