@@ -265,6 +265,24 @@ class TestVerify:
         result = mk("verify", tmp_path / "two", "--against", tiny, "--trained")
         assert result.status == 0, result.out
 
+    @pytest.mark.parametrize("name", ["minicpm3", "gemma4_text", "nemotron_h"])
+    def test_settings_that_depend_on_the_depth(self, name: str, mk: Cli, tmp_path: Path) -> None:
+        """The config of a model that was grown twice is what its layout in the first base says.
+
+        Each growth rounds MiniCPM's scale, shares keys and values, or copies lists of layer types.
+        """
+        import zoo
+
+        zoo.quiet()
+        base, one, two = (tmp_path / part for part in ("base", "one", "two"))
+        zoo.save(name, base)
+        assert mk("run", "interleave: every 2", one, "--model", base).status == 0
+        assert mk("run", "append: 1", two, "--model", one).status == 0
+        result = mk("verify", two, "--against", base, "--trained")
+        assert result.status == 0, result.out
+        edit_json(two / "config.json", lambda config: config.update(vocab_size=64))
+        assert mk("verify", two, "--against", base, "--trained").status == 1
+
     def test_a_growth_that_changed_the_tokenizer(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """A lineage in which a growth changed more than layers is refused by its key."""
         one, two = tmp_path / "one", tmp_path / "two"
