@@ -11,8 +11,9 @@ from mergekit_interleave.layout.layout import Layer, Layout, Slice
 def through(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Layout:
     """Express a layout in the sources of its source models.
 
-    A layer is an original of the result only if it was an original in both growths. A new layer
-    has the edit of the later growth or, if that one did not edit it, of the earlier growth.
+    A layer is an original of the result only if it was an original in both growths, and if at most
+    one of them edited it: two edits round twice, so they are no single edit. A new layer has the
+    edit of the later growth or, if that one did not edit it, of the earlier growth.
 
     Args:
         layout: The layout.
@@ -35,7 +36,12 @@ def _traced(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Iterator[Slice]
 
 def _slice(layer: Layer, origin: Layer) -> Slice:
     """Return a layer as a slice of the model that its origin is taken from."""
-    edit = layer.edit or origin.edit
-    new = layer.new or origin.new
+    edit = origin.edit if _is_plain(layer) else layer.edit
+    edited_twice = layer is not origin and not (_is_plain(layer) or _is_plain(origin))
+    new = layer.new or origin.new or edited_twice
     start, stop = origin.source, origin.source + 1
     return Slice(origin.model, start, stop, edit.scales, edit.constants, new)
+
+
+def _is_plain(layer: Layer) -> bool:
+    return not layer.constants and all(scale.value == 1 for scale in layer.scales)
