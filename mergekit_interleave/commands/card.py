@@ -175,7 +175,9 @@ def _described(
     if report.differences:
         raise RefusedError(
             f"{directory}: does not match its layout: {report.differences[0]}",
-            hint=f"mk-interleave verify {directory}",
+            hint=" ".join(
+                ["mk-interleave verify", str(directory), *(f"--against {each}" for each in against)]
+            ),
         )
     if recorded.manifest is not None:
         return report, dict(recorded.manifest.content)
