@@ -16,6 +16,8 @@ from huggingface_hub import ModelCard
 from mergekit_interleave import freeze_original_layers
 from mergekit_interleave.errors import DirectiveError
 
+RELEASE = Path(__file__).parents[1] / "fixtures" / "data" / "release-0.1.0"
+
 
 @pytest.fixture(scope="module")
 def chain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -90,11 +92,14 @@ class TestRecord:
         assert verified.status == 0, verified.out
         assert " 7 of them new" in verified.out
 
-    def test_a_base_that_an_earlier_release_wrote(self, own: Path, mk: Cli, tiny: Path) -> None:
-        """An interleave.json without the newer keys is read, and becomes a growth."""
-        edit_json(own / "once/interleave.json", lambda content: content.pop("generated"))
-        assert mk("run", "append: 1", own / "again", "--model", own / "once").status == 0
-        assert mk("verify", own / "again", "--against", tiny, "--trained").status == 0
+    def test_a_base_that_release_0_1_wrote(self, mk: Cli, tmp_path: Path) -> None:
+        """The interleave.json of release 0.1.0 is read, and becomes a growth."""
+        out = tmp_path / "again"
+        assert mk("run", "append: 1", out, "--model", RELEASE, "--engine", "stream").status == 0
+        (growth,) = json.loads((out / "interleave.json").read_text())["growths"]
+        assert growth["models"][0]["model"] == "tiny-llama"
+        words = ("train", out, "--for", "axolotl", "--since", "tiny-llama")
+        assert "(2|5|6)" in mk(*words).out
 
     @pytest.mark.parametrize(
         ("edit", "key"),
