@@ -284,6 +284,8 @@ class TestCard:
         assert written.status == 0
         for name in ("interleave.json", "mergekit_config.yml"):
             assert f"{name}: written" in written.out
+        again = mk("run", "append: 1", trained, "--model", deeper, "--force")
+        assert (again.status, (trained / "model.safetensors").exists()) == (1, True)
         assert "**Status: trained, not verified.**" in (trained / "README.md").read_text()
         assert mk("verify", trained, "--against", tiny, "--trained").status == 0
         text = (trained / "README.md").read_text()
