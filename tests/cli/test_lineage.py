@@ -429,5 +429,5 @@ class TestCard:
         assert mk("run", recipe, own / "two").status == 0
         result = mk("card", own / "two", "--base-model", "org/tiny")
         assert (result.status, result.out) == (2, "")
-        assert lines(result.err, "error: --base-model: ", "other", "tiny")
+        assert lines(result.err, "error: base_model: ", "other", "tiny")
         assert lines((own / "two/README.md").read_text(), "| new since tiny and other | 4 |")
