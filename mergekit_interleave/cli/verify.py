@@ -26,8 +26,8 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         "Accept any values in new layers; all other tensors must equal the base's, bit for bit.",
         )] = False,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The file that records the layout, if OUT has none: an interleave.json, a mergekit "
-        "config or a directive.")] = None,
+        "The file that records the layout, if OUT has none: an interleave.json, a mergekit config, "
+        "a directive, or the directory of a model that has one of them.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
         "The maximum memory for weights with --forward; the rest stays on disk.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=

@@ -14,12 +14,13 @@ from mergekit_interleave.training.trainers import registry
 __all__ = ["TrainerSettings", "train"]
 
 
-def train(
+def train(  # noqa: PLR0913 - one parameter for each option
     directory: StrPath,
     *,
     trainer: str,
     method: str | None = None,
     recipe: StrPath | None = None,
+    since: str | None = None,
     trust_remote_code: bool = False,
 ) -> TrainerSettings:
     """Write the settings with which a trainer trains the new layers and nothing else.
@@ -32,14 +33,17 @@ def train(
         method: `full` trains the new layers themselves; `lora` trains a LoRA of them. The default
             is `full` if the trainer supports it for these layers, else `lora`.
         recipe: The file that records which layers are new, if the directory has none: an
-            interleave.json or a mergekit config.
+            interleave.json, a mergekit config, or the directory of a model that has one of them.
+        since: A model in the lineage of a model that was grown several times. All layers that it
+            does not have are new. The default is the source of the last growth.
         trust_remote_code: Run code from the model. By default none is run.
 
     Returns:
         The settings as `text`, with the `method` that was used and `notes` on it.
 
     Raises:
-        DirectiveError: There is no such trainer or method, or `recipe` does not record layers.
+        DirectiveError: There is no such trainer or method, `recipe` does not record layers, or
+            `since` is not in the lineage.
         CheckpointError: The directory is not a model, or does not record which layers are new.
         RefusedError: No layer is new, or the trainer cannot train exactly the new layers.
     """
@@ -47,4 +51,4 @@ def train(
     models = Models(trust_remote_code=trust_remote_code)
     file = None if recipe is None else Path(recipe)
     with restored_settings():
-        return write.write(target.read(Path(directory), models, file), trainer, method)
+        return write.write(target.read(Path(directory), models, file, since), trainer, method)

@@ -38,12 +38,13 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     Args:
         out: A model that `run` or mergekit-yaml wrote.
         against: Its base: a directory or a Hub id. If there are several sources, a list of them in
-            the order of interleave.json. By default, the model is compared with itself.
+            the order of interleave.json. With `trained`, it may be any model of its lineage. By
+            default, the model is compared with itself.
         forward: Load both models, and compare their logits and their greedily generated text.
         trained: Accept any values in new layers; all other tensors must equal the base's, bit for
             bit.
         recipe: The file that records the layout, if the model has none: an interleave.json, a
-            mergekit config or a directive.
+            mergekit config, a directive, or the directory of a model that has one of them.
         max_memory: The maximum memory for weights in the forward pass, in bytes or as text such as
             `8GB`; the rest stays on disk.
         allow_pickle: Read the tensors of a base from pickled weights, and nothing else.
@@ -56,7 +57,8 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         DirectiveError: `forward` or `trained` is given without `against`, or `max_memory` without
             `forward`.
         CheckpointError: A model cannot be read, or no file records its layout.
-        RefusedError: The forward passes cannot be compared.
+        RefusedError: The forward passes cannot be compared, or the tensors of a model that was
+            grown several times with those of an earlier base.
     """
     if max_memory is not None and not forward:
         raise DirectiveError("--max-memory limits the forward pass only", hint="pass --forward too")
@@ -67,21 +69,13 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     memory = inputs.parse_size(max_memory, "--max-memory")
     place, sources = Path(out), inputs.parse_models(against, "--against")
     with restored_settings(), _scratch(wanted=allow_pickle) as scratch:
-
-        def verified(*, trained: bool) -> VerifyReport:
-            return reports.verify(
-                place,
-                Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
-                against=sources,
-                layout_from=None if recipe is None else Path(recipe),
-                trained=trained,
-            )
-
-        report = verified(trained=trained)
-        if trained and report.is_exact and report.own is not None:
-            # A model whose new layers are still as `run` wrote them is not recorded as trained.
-            untrained = verified(trained=False)
-            report = untrained if untrained.is_exact else report
+        compare = reports.verify_as_found if trained else reports.verify
+        report = compare(
+            place,
+            Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
+            against=sources,
+            layout_from=None if recipe is None else Path(recipe),
+        )
         warnings = record(place, report) if sources else ()
         if forward and report.is_exact:
             measured = reports.measure(place, report, memory)

@@ -61,13 +61,18 @@ class Edit:
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers `start` to `stop - 1` of one model, all with the same edit."""
+    """Layers `start` to `stop - 1` of one model, all with the same edit.
+
+    If `new` is set, they are new layers, even if the model has no other occurrence of them: they
+    were new in an earlier growth.
+    """
 
     model: ModelRef
     start: int
     stop: int
     scales: Scales = ()
     constants: tuple[Constant, ...] = ()
+    new: bool = False
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -119,7 +124,7 @@ class Layout:
             before = seen.setdefault(part.model, set())
             unscaled = not part.constants and all(scale.value == 1 for scale in part.scales)
             for source in range(part.start, part.stop):
-                new = not unscaled or source in before
+                new = part.new or not unscaled or source in before
                 if not new:
                     before.add(source)
                 layers.append(

@@ -20,12 +20,15 @@ from mergekit_interleave.errors import (
     RefusedError,
 )
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest, recorded_layout
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 
 
 def freeze_original_layers(
-    model: Any, manifest_path: str | os.PathLike[str] | None = None
+    model: Any,
+    manifest_path: str | os.PathLike[str] | None = None,
+    *,
+    since: str | None = None,
 ) -> list[str]:
     """Freeze a model except for its new layers.
 
@@ -37,6 +40,8 @@ def freeze_original_layers(
             another module.
         manifest_path: The interleave.json, or its directory. By default it is read from the
             directory or Hub repository that the model was loaded from.
+        since: A model in the lineage of a model that was grown several times. All layers that it
+            does not have are trained. By default, those that the last growth added are trained.
 
     Returns:
         The names of the parameters that will be trained, in the model's order.
@@ -44,6 +49,7 @@ def freeze_original_layers(
     Raises:
         TypeError: `model` is not a model.
         CheckpointError: No file records which layers are new.
+        DirectiveError: `since` is not in the lineage.
         RefusedError: The file belongs to another model, or the new layers cannot be trained alone.
     """
     if not hasattr(model, "named_parameters"):
@@ -52,17 +58,20 @@ def freeze_original_layers(
             f"{model!r:.60}"
         )
     try:
-        return _freeze(model, manifest_path)
+        return _freeze(model, manifest_path, since)
     except InterleaveError as error:
         if error.hint and hasattr(error, "add_note"):  # Python 3.11 prints it below the message
             error.add_note(f"hint: {error.hint}")
         raise
 
 
-def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[str]:
+def _freeze(
+    model: Any, manifest_path: str | os.PathLike[str] | None, since: str | None
+) -> list[str]:
     inner = next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
     config = inner.config.to_dict() if hasattr(inner, "config") else {}
-    layout = _layout(*_record_place(inner, manifest_path))
+    recorded = _recorded(*_record_place(inner, manifest_path))
+    layout = recorded.since(since)
     new = [layer.index for layer in layout.new_layers]
     if not new:
         raise RefusedError("the model has no new layers, so there is nothing to train")
@@ -82,15 +91,17 @@ def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[st
     return trained
 
 
-def _layout(directory: Path, file: Path | None) -> Layout:
+def _recorded(directory: Path, file: Path | None) -> RecordedLayout:
     try:
-        return recorded_layout.read(directory, file).layout
+        recorded = recorded_layout.read(directory, file)
+        recorded.layout  # noqa: B018 - raises if the file is a directive
     except (CheckpointError, DirectiveError) as error:
         raise CheckpointError(
             str(error),
             hint="pass the interleave.json of the expansion: "
             "freeze_original_layers(model, 'path/interleave.json')",
         ) from error
+    return recorded
 
 
 def _check(parameters: dict[str, Any], trained: list[str]) -> None:

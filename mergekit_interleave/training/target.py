@@ -50,6 +50,7 @@ class TrainingTarget:
         is_quantized: Whether the weights are integers.
         has_remote_code: Whether the model has custom code.
         warnings: Problems in the file that records the layers, one sentence each.
+        since: The model in the lineage whose layers are not new; None for the sources.
     """
 
     directory: str
@@ -68,6 +69,7 @@ class TrainingTarget:
     is_quantized: bool
     has_remote_code: bool
     warnings: tuple[str, ...] = ()
+    since: str | None = None
 
     @cached_property
     def trained(self) -> frozenset[str]:
@@ -91,13 +93,16 @@ class TrainingTarget:
         return within(names, self.stacks, self.new_layers)
 
 
-def read(directory: Path, models: Models, file: Path | None = None) -> TrainingTarget:
+def read(
+    directory: Path, models: Models, file: Path | None = None, since: str | None = None
+) -> TrainingTarget:
     """Collect the parameters of a model's new layers.
 
     Args:
         directory: The model's directory.
         models: Opens the model.
         file: The file that records which layers are new; see `recorded_layout.read`.
+        since: See `RecordedLayout.since`.
 
     Raises:
         InterleaveError: The new layers are not known, or there are none.
@@ -111,7 +116,7 @@ def read(directory: Path, models: Models, file: Path | None = None) -> TrainingT
             f"{file}: is a directive, whose layers depend on its model",
             hint="write the layers with `mk-interleave gen`, and pass that file to --recipe",
         )
-    layout = recorded.layout
+    layout = recorded.since(since)
     new = tuple(layer.index for layer in layout.new_layers)
     if not new:
         raise RefusedError(f"{directory}: has no new layers, so there is nothing to train")
@@ -122,7 +127,7 @@ def read(directory: Path, models: Models, file: Path | None = None) -> TrainingT
             f"{len(layout)}"
         )
     target = _read(directory, result, layout, new)
-    return replace(target, warnings=recorded.directive.warnings)
+    return replace(target, warnings=recorded.directive.warnings, since=since)
 
 
 def _read(

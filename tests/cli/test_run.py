@@ -416,7 +416,7 @@ class TestOutput:
             assert size.startswith(f"{tmp_path / 'out'}: 10 layers, 2 ")
             assert f"; 81,568{sizes}" in size
             fingerprint = json_of(tmp_path / "out/interleave.json")["fingerprint"]
-            assert layout.startswith(f"layout fingerprint: {fingerprint} ")
+            assert layout == f"layout fingerprint: {fingerprint}"
             assert name == "suggested name: tiny_81.6K_10Layers-Interleaved"
             assert result.err == ""
 
@@ -620,7 +620,7 @@ class TestRefusals:
         assert "NaN" in err
 
     def test_a_config_without_a_layer_count(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-        """A base without a layer count has as many layers as it stores; OUT states its own count."""
+        """A base without a layer count has as many layers as it stores; OUT states its own."""
         config = json_of(own_tiny / "config.json")
         del config["num_hidden_layers"]
         (own_tiny / "config.json").write_text(json.dumps(config))

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mergekit_interleave.training.settings import TrainerSettings, load_line, python_value
+from mergekit_interleave.training.settings import (
+    TrainerSettings,
+    load_line,
+    python_literal,
+    python_value,
+)
 from mergekit_interleave.training.target import TrainingTarget
 from mergekit_interleave.training.trainers.registry import FULL
 
@@ -25,9 +30,10 @@ def full(target: TrainingTarget) -> TrainerSettings:
 
 
 def _notes(target: TrainingTarget) -> Iterator[str]:
+    since = "" if target.since is None else f", since={python_literal(target.since)}"
     yield (
-        "mergekit_interleave.freeze_original_layers(model) does the same in one line; call it "
-        "before you create an optimizer or a Trainer"
+        f"mergekit_interleave.freeze_original_layers(model{since}) does the same in one line; call "
+        "it before you create an optimizer or a Trainer"
     )
     if target.half_dtype:
         yield (
