@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._units import amount, count
-from mergekit_interleave.layout import describe
+from mergekit_interleave.layout import describe, roles
 from mergekit_interleave.output import card_data, svg
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output.card_data import CardData, CardSource
@@ -133,9 +133,14 @@ def _growth(data: CardData) -> list[str]:
 def _table(data: CardData) -> str:
     layout = data.layout
     new = [layer.index for layer in layout.new_layers]
-    rows = [("layers", f"{_before(data)} → {len(layout)}, {len(new)} of them new")]
+    others = layer_maps.others(layout)
+    rows = [("layers", f"{_before(data)} → {len(layout)}, {len(new)} of them new{others}")]
     if new:
         rows.append(("new layers", ", ".join(map(str, new))))
+    changed = {role: roles.with_role(layout, role) for role in (roles.SCALED, roles.MOVED)}
+    rows += [(f"{role} layers", roles.ranges(found)) for role, found in changed.items() if found]
+    if seams := layer_maps.seam_layers(layout, data.identities):
+        rows.append(("merge seams", seams))
     if data.parameters is not None:
         total, added = data.parameters
         before = [f"{s.parameters:,}" for s in data.sources if s.parameters]

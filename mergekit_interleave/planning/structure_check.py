@@ -59,7 +59,7 @@ def check(
         for layer in layout.layers:
             without = absent if layer.index in kv_sharing_layers else []
             # The class may share one tensor, which only one layer stores, among all layers.
-            ignored = family.never_copied if layer.new else ()
+            ignored = family.never_copied if layer.is_copy else ()
             if layer.index in kv_sharing_layers and family.kv_sharing is not None:
                 ignored += tuple(family.kv_sharing.widened(base.layer_config))
             built = _except(ignored, after[stack][layer.index])

@@ -408,18 +408,24 @@ class TestWrong:
         assert one_line(printed, "error: ", "LoRA", str(tiny))
         assert one_line(printed, "hint: ", "--against")
 
-    def test_originals_that_are_called_new(self, mk: Cli, stream: Path, tiny: Path) -> None:
-        """interleave.json cannot hide a changed original layer from --trained by calling it new."""
+    @pytest.mark.parametrize(
+        ("factor", "found"),
+        [(0.0, "interleave.json: layer 2: new "), (2.0, "layer 2: model.layers.2.mlp.up_proj")],
+    )
+    def test_originals_that_are_called_new(
+        self, factor: float, found: str, mk: Cli, stream: Path, tiny: Path
+    ) -> None:
+        """interleave.json cannot hide a changed original layer from --trained by an edit."""
 
         def scale_an_original(content: dict[str, Any]) -> None:
-            content["layers"][2]["scale"] = [{"filter": None, "value": 2.0}]
+            content["layers"][2]["scale"] = [{"filter": None, "value": factor}]
 
         edit_json(stream / "interleave.json", scale_an_original)
         name = "model.layers.2.mlp.up_proj.weight"
         edit_bytes(stream, name, lambda data: bytes(len(data)))
         printed = self.wrong(mk, stream, "--against", tiny, "--trained")
         assert one_line(printed, "interleave.json: ", "fingerprint")
-        assert one_line(printed, "interleave.json: layer 2: new ")
+        assert one_line(printed, found)
 
     @pytest.mark.parametrize(
         "changes",
@@ -567,6 +573,39 @@ class TestComputed:
         result = mk("verify", out, "--against", tiny)
         assert result.status == 1
         assert one_line(result.out, f"layer 8: {name} ", "layers.2.", "0.7071", "[0, 0]")
+
+    def test_scaled_layers_that_are_no_copies(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Scaled layers without an unscaled original are recomputed, with and without the base."""
+        out = tmp_path / "out"
+        _run("layout: [[0, 2], {layers: [2, 4], times: 2, scale: {q_proj: 0.5}}, [4, 8]]", out,
+             "--model", tiny)  # fmt: skip
+        for words in (("--against", tiny), ()):
+            assert mk("verify", out, *words).status == 0
+        file = out / "interleave.json"
+        kept = file.read_text()
+        assert [layer["new"] for layer in json.loads(kept)["layers"]] == [
+            0,
+            0,
+            0,
+            1,
+            0,
+            1,
+            0,
+            0,
+            0,
+            0,
+        ]
+
+        def as_release_0_2_wrote_it(content: dict[str, Any]) -> None:
+            for layer in content["layers"]:
+                layer["new"] = bool(layer["scale"])
+            content["new_parameters"] *= 2
+
+        edit_json(file, as_release_0_2_wrote_it)
+        assert mk("verify", out, "--against", tiny).status == 0
+        file.write_text(kept)
+        edit_json(file, lambda content: content["layers"][2].update(new=True))
+        assert mk("verify", out).status == 1
 
     def test_with_a_lora(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """`verify` says which weights it cannot recompute because a LoRA was merged."""
