@@ -385,7 +385,7 @@ def untrainable(out: Path) -> str:
     for name in ("transformers", "peft"):
         model = _model_of(write.write(target, name).text)
         inner = getattr(model, "get_base_model", lambda whole=model: whole)()
-        new = {*target.new_layers}
+        new = {*target.layers}
         layers_of = _layers(inner, target.depth)
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         layers = {index for parameter in trained for index in layers_of.get(parameter, [-1])}

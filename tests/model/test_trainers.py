@@ -51,7 +51,7 @@ def target(depth: int = 50, new: tuple[int, ...] = (4, 14), **changes: Any) -> T
         "task": Task("text-generation"),
         "depth": depth,
         "config": SimpleNamespace(num_hidden_layers=depth),
-        "new_layers": new,
+        "layers": new,
         "stacks": (stack,),
         "parameters": ("model.embed_tokens.weight", *weights, *norms),
         "modules": ("model", *modules, *(f"{stack}.{i}" for i in range(depth))),
