@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _requirements
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.errors import RefusedError
@@ -74,7 +75,9 @@ def build(path: Path, *, trusted: bool = False) -> Any:
 
     Raises:
         RefusedError: transformers cannot build the model.
+        RequirementError: transformers is missing or too old.
     """
+    _requirements.check("torch", "transformers")
     import torch  # noqa: PLC0415 - takes seconds
     import transformers  # noqa: PLC0415
 

@@ -12,6 +12,7 @@ from typing import Any
 from mergekit_interleave._units import count
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
+from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
@@ -20,7 +21,7 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import ExplicitSlices, Growth
 from mergekit_interleave.directive.model_ref import parse_model
-from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_metadata, manifest, verification_text
 from mergekit_interleave.planning import public_names, zeroing
@@ -87,6 +88,7 @@ class CardData:
         conversion: The conversion of its weights between dtypes, if there was one.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
         has_remote_code: Whether it needs `trust_remote_code`.
+        family: The family of its language model, if known.
     """
 
     title: str
@@ -111,6 +113,13 @@ class CardData:
     conversion: str | None = None
     beyond_mergekit: str | None = None
     has_remote_code: bool = False
+    family: Family | None = None
+
+    @property
+    def to_train(self) -> Sequence[int]:
+        """The layers that training is for: the new ones, or else those at the merge seams."""
+        new = [layer.index for layer in self.layout.new_layers]
+        return new or roles.seam_layers(self.layout, self.identities)
 
     @property
     def is_trained(self) -> bool:
@@ -207,6 +216,7 @@ def card_data(
             conversion=content.get("converted"),
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
+            family=family,
         )
 
 

@@ -13,6 +13,7 @@ from mergekit_interleave.output import card_data, svg
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output.card_data import CardData, CardSource
 from mergekit_interleave.output.card_metadata import CARD, HUB
+from mergekit_interleave.output.freeze_lines import freeze_lines
 
 FILE = CARD
 PICTURE = _out_files.PICTURE
@@ -97,7 +98,7 @@ def _body(data: CardData) -> str:
         _table(data),
         _layers(data),
         f"## Usage\n\n{_python(data, 'auto')}",
-        *([_training(data)] if data.layout.new_layers else []),
+        *([_training(data)] if data.to_train else []),
         f"## Verification\n\n{checks or 'Nothing yet: run `mk-interleave verify`.'}",
         _recipe(data),
         _references(data),
@@ -196,24 +197,36 @@ def _layers(data: CardData) -> str:
 
 def _training(data: CardData) -> str:
     half = any(map(_dtypes.is_half, data.dtypes))
+    new = bool(data.layout.new_layers)
     snippet = _python(
         data,
         "float32" if half else "auto",  # 16-bit weights are too coarse for most updates
         "from mergekit_interleave import freeze_original_layers\n",
-        "\nfreeze_original_layers(model)  # call it before creating an optimizer or a trainer",
+        f"\nfreeze_original_layers(model{'' if new else _SEAMS})  "
+        "# call it before creating an optimizer or a trainer",
     )
+    which = "which layers are new" if new else "which layers are at both sides of a merge seam"
+    option = "" if new else " --layers seams"
     freeze = (
-        f"`freeze_original_layers` reads from `{data.layers_file}` which layers are new. "
-        "`mk-interleave train DIR --for TRAINER` writes settings with which a trainer trains only "
-        "these layers; `mk-interleave train --help` lists the trainers."
+        f"`freeze_original_layers` reads from `{data.layers_file}` {which}. It needs only PyTorch. "
+        f"`mk-interleave train DIR --for TRAINER{option}` writes settings "
+        "with which a trainer trains only these layers; `mk-interleave train --help` lists the "
+        "trainers."
     )
+    lines = freeze_lines(data.to_train, data.family)
+    without = f"The same without this package:\n\n```python\n{lines}```" if lines else ""
     afterwards = (
         "After training, `mk-interleave verify TRAINED --against BASE --trained --recipe "
         f"DIR/{data.layers_file}` checks that nothing else has changed."
     )
     heading = "Train the new layers further" if data.is_trained else "Train only the new layers"
-    words = [freeze, "" if data.is_trained else _of_lora(data), afterwards]
+    if not new:
+        heading, afterwards = "Train the layers at the merge seams", ""
+    words = [freeze, without, "" if data.is_trained else _of_lora(data), afterwards]
     return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
+
+
+_SEAMS = ', layers="seams"'
 
 
 def _of_lora(data: CardData) -> str:

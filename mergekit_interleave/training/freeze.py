@@ -153,7 +153,7 @@ def _record_place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path
     loaded = str(getattr(model, "name_or_path", "") or "")
     if loaded and Path(loaded).is_dir():
         return Path(loaded), None
-    if not hub.is_hub_id(loaded):
+    if not loaded or not hub.is_hub_id(loaded):
         raise CheckpointError(
             "the model does not record where it was loaded from",
             hint="pass its interleave.json: freeze_original_layers(model, 'path/interleave.json')",

@@ -119,7 +119,7 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
         )
     if target.tied:
         raise RefusedError(
-            "the head and the embeddings share one tensor, which a LoRA's modules_to_save would untie",
+            "the head and the embeddings share one tensor, which modules_to_save would untie",
             hint="train in full, `--for transformers`, or leave out --also",
         )
     for form in forms:

@@ -129,8 +129,8 @@ def _notes(target: TrainingTarget) -> Iterator[str]:
         )
     elif kind is None:
         yield (
-            f"add --model_type with the type of the base, one of {', '.join(types)}, and --template "
-            f"with its chat format, {one_of}"
+            f"add --model_type with the type of the base, one of {', '.join(types)}, and "
+            f"--template with its chat format, {one_of}"
         )
     elif template is None:
         yield f"add --template with the chat format of the base, {one_of}"
