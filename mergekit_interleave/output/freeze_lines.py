@@ -31,5 +31,5 @@ def freeze_lines(layers: Sequence[int], family: Family | None) -> str | None:
         f"import re\n\n{indices}\n"
         "for name, parameter in model.named_parameters():\n"
         rf'    found = re.search(r"(?:^|\.){within}{stack}\.(\d+)\.", name)'
-        "\n    parameter.requires_grad_(found is not None and int(found[1]) in layers)\n"
+        "\n    parameter.requires_grad_(bool(found) and int(found[1]) in layers)\n"
     )
