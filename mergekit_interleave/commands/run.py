@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._units import amount
-from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG
+from mergekit_interleave.checkpoint.class_loading import Form
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import (
     check_unchanged,
     iterate_tensors,
+    read_json,
     read_tensors,
     to_json,
 )
 from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._background import checking, stopped_by
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath
 from mergekit_interleave.engines import registry, select
@@ -37,15 +40,17 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_files, manifest, verification_text
+from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
-from mergekit_interleave.verification import forward
+from mergekit_interleave.verification import files, forward
 from mergekit_interleave.verification import report as verification
+from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
+from mergekit_interleave.verification.while_writing import RunningComparison
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -285,21 +290,17 @@ def _run(
         type_is_unknown = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
-        if how.loads_transformers:
-            quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work, warnings.append)
-        if type_is_unknown or how.loads_transformers:
-            _check_classes(plan, work)
         if type_is_unknown and not plan.is_identity:
             raise RefusedError(
                 f"model type {plan.first.model_type!r} is unknown: only an expansion that computes "
                 "what its base computes can be checked",
                 hint="zero the new layers' residual writers",
             )
-        outcome = writer.write()
+        outcome, equal = _write_weights(writer, verify=options.verify)
         check_unchanged(spec.tensor for spec in plan.specs)
-        written = _check_weights(plan, work, options, outcome)
+        written = _check_weights(plan, work, options, outcome, equal)
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
@@ -307,13 +308,16 @@ def _run(
         if type_is_unknown:
             verified[verification_text.FORWARD] = _measure(plan, work)
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
-            _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
+            found = read_tensors(work)
+            _write_json(work / CONFIG, plan.config(vocab_size(found, plan)))
+            _check_class(plan, work, structure_check.forms_of_tensors(found))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         name, content = card_files.write_new(work, out.name, content, warnings.append)
-        files = sorted({*files_below(work), manifest.FILE})
-        _write_json(work / manifest.FILE, {**content, "files": files})
+        names = sorted({*files_below(work), manifest.FILE})
+        _write_json(work / manifest.FILE, {**content, "files": names})
+        _check_files(plan, work)
         return RunReport(
             out=place,
             layout=plan.layout,
@@ -343,16 +347,33 @@ def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expan
     )
 
 
-def _check_classes(plan: ExpansionPlan, work: Path) -> None:
-    """Check that the class that loads the result builds the expected tensors.
+def _write_weights(writer: Writer, *, verify: bool) -> tuple[WriteResult, Collection[str]]:
+    """Write the weights while transformers is asked whether it would load them.
 
-    The architecture data should ensure this already. The stream engine alone skips this check,
-    because importing transformers takes longer than its run.
+    Importing transformers takes longer than writing a small model, so both happen at once, unless
+    the engine needs transformers too.
+
+    Returns:
+        The result, and the names of the tensors that were compared while they were written.
     """
-    if len(plan.sources) > 1:  # all layers of stacked models are alike
-        meta_model.shapes(work, trusted=plan.first.trusted)
-    else:
-        structure_check.check(plan.first, plan.layout, work, plan.placement.kv_sharing_layers)
+    plan, work, how = writer.plan, writer.work, writer.how
+
+    def check() -> None:
+        quieten(how.mergekit.get("verbosity"))
+        _check_class(plan, work, structure_check.forms_of(plan.specs))
+
+    running = RunningComparison(plan.specs if verify else (), plan.reason_unread)
+    with checking(check) as checked, closing(running):
+        if how.loads_transformers:
+            checked.result()
+        how = dataclasses.replace(how, bar=stopped_by(checked, how.bar), written=running.written)
+        outcome = dataclasses.replace(writer, how=how).write()
+        checked.result()
+    return outcome, running.equal
+
+
+def _check_class(plan: ExpansionPlan, work: Path, forms: Mapping[str, Form]) -> None:
+    structure_check.check(work, forms, [*plan.sources.values()], depth=len(plan.layout))
 
 
 def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
@@ -363,9 +384,13 @@ def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
 
 
 def _check_weights(
-    plan: ExpansionPlan, work: Path, options: _Options, outcome: WriteResult
+    plan: ExpansionPlan,
+    work: Path,
+    options: _Options,
+    outcome: WriteResult,
+    equal: Collection[str],
 ) -> Comparison:
-    """Compare the written tensors with the planned ones.
+    """Compare the written tensors with the planned ones, unless their bytes were found equal.
 
     Raises:
         OutputError: They differ.
@@ -385,7 +410,7 @@ def _check_weights(
         any_rows=lambda spec: new_vocabulary and spec.layer is None,
     )
     source_name = verification.source_name(plan)
-    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name)
+    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name, equal)
     if written.differences:
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""
@@ -397,6 +422,23 @@ def _check_weights(
             else None,
         )
     return written
+
+
+def _check_files(plan: ExpansionPlan, work: Path) -> None:
+    """Check the other files by the rules of `verify`.
+
+    Raises:
+        OutputError: `verify` would find a difference.
+    """
+    expected = ExpectedModel(
+        plan.layout, plan.specs, read_json(work / CONFIG), plan.reason_unread, plan
+    )
+    differences = [
+        *files.of_records(work, recorded_layout.read(work), expected, trained=False),
+        *files.of_weights(work),
+    ]
+    for difference in differences:
+        raise OutputError(f"the written model is inconsistent: {difference}")
 
 
 def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:

@@ -168,11 +168,11 @@ def _read(
         task = tasks.task_of(result.config)
         family, is_quantized = result.require_family(), result.is_quantized
     stacks = stacks_of(parameters, len(layout), result.config)
+    in_layers = frozenset(within(parameters, stacks, range(len(layout))))
     trained = list(within(parameters, stacks, layers))
     check_unshared(parameters, trained)
     dtypes = {parameters[name].dtype for name in trained}
     stored = meta_model.stored_names(model)
-    in_stacks = {*within(parameters, stacks, range(len(layout)))}
     unique = dict(model.named_parameters())  # trainers go through these names
     modules_outside, tied = _outside(model, also, unique)
     return TrainingTarget(
@@ -183,7 +183,7 @@ def _read(
         config=model.config,
         layers=layers,
         stacks=stacks,
-        parameters=tuple(name for name in parameters if name in unique or name in in_stacks),
+        parameters=tuple(name for name in parameters if name in unique or name in in_layers),
         modules=tuple(modules),
         linear=frozenset(
             name
@@ -194,7 +194,10 @@ def _read(
         experts=frozenset(
             name
             for name, parameter in parameters.items()
-            if parameter.ndim == _EXPERT_AXES and not name.startswith(convolutions)
+            # Other models of a composite have such parameters too, such as a class token.
+            if parameter.ndim == _EXPERT_AXES
+            and name in in_layers
+            and not name.startswith(convolutions)
         ),
         zeroed=frozenset(_zeroed(stored, stacks, layout, layers, family)),
         half_dtype=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _HALF), None),
