@@ -134,12 +134,15 @@ class Models:
         return ()
 
     def fetch_card(self, checkpoint: Checkpoint) -> None:
-        """Fetch the model card of an opened model, if any, because it may state the license."""
+        """Fetch the model card and the interleave.json of an opened model, if it has them.
+
+        The card may state the license, and interleave.json the lineage.
+        """
         if not checkpoint.is_local:
             with suppress(CheckpointError):
                 fetch_files(
                     checkpoint.pinned,
-                    wanted=[_out_files.CARD],
+                    wanted=[_out_files.CARD, _out_files.MANIFEST],
                     cached_only=self.cached_only,
                     cache_dir=self.cache_dir,
                 )

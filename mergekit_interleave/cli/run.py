@@ -48,6 +48,9 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     base_model: Annotated[str | None, typer.Option(
         metavar="ORG/NAME", help="The Hub id of a local source model, for the model card and the "
         "recipe in OUT.")] = None,
+    repo: Annotated[str | None, typer.Option(
+        metavar="ME/NAME", help="The Hub id under which you will publish the model, for the model "
+        "card.")] = None,
     cuda: Annotated[bool, typer.Option("--cuda", help=
         "Do arithmetic on the GPU.", rich_help_panel=_MERGEKIT)] = False,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help=
@@ -81,6 +84,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         verify=not no_verify,
         force=force,
         base_model=base_model,
+        repo=repo,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
         trust_remote_code=trust_remote_code,

@@ -33,8 +33,11 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         "Train this outside the layers too: lm_head or embed_tokens. You can repeat this option.",
         autocompletion=options.offering("lm_head", "embed_tokens"))] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The file that records which layers are new, if DIR has none: an interleave.json or a "
-        "mergekit config.")] = None,
+        "The file that records which layers are new, if DIR has none: an interleave.json, a "
+        "mergekit config, or the directory of a model that has one of them.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="BASE", show_default=False, help=
+        "Of a model that was grown several times, train all layers that this earlier base does not "
+        "have. Default: the layers that the last growth added.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -46,6 +49,7 @@ def train(  # noqa: PLR0913 - one parameter for each flag
         layers=layers,
         also=also or (),
         recipe=recipe,
+        since=since,
         trust_remote_code=trust_remote_code,
     )
     if as_json:

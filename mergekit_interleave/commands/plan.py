@@ -28,6 +28,7 @@ from mergekit_interleave.engines.protocol import Estimate
 from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
 from mergekit_interleave.layout import describe, mergekit_yaml, roles
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output import manifest, svg
@@ -145,8 +146,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the layout: only models of the same layout can be merged."""
-        return manifest.fingerprint(self.layout)
+        """The fingerprint of the layout, which does not depend on the names of its models."""
+        return fingerprint(self.layout)
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the plan as lines of text, each with its name."""
@@ -234,6 +235,7 @@ def _plan(
     found = _from_config(expansion, sources)
     if all(checkpoint.has_weights for checkpoint in sources.models.values()):
         expansion_plan = plan_expansion(expansion, models, None)
+        manifest.check_sources(expansion_plan)
         warnings.extend(expansion_plan.warnings)
         return _from_weights(found, expansion_plan, here)
     return _estimated(found, sources, here, warnings.append)
@@ -345,7 +347,7 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     new = len(layout.new_layers)
     yield "what", found.sentence
     before = " + ".join("?" if depth is None else str(depth) for depth in found.depths)
-    others = layer_maps.others(layout)
+    others = layer_maps.others(layout, found.identities)
     yield "layers", f"{before} → {len(layout)}, {new} of them new{others}"
     for name, depth in zip(found.names, found.depths, strict=True):
         if len(found.names) > 1:
@@ -364,7 +366,7 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
         yield "config", f"{key}: {_short(old)} → {_short(value)}"
     if not found.config:
         yield "config", "not known" if found.config is None else "unchanged"
-    yield "fingerprint", manifest.fingerprint(layout)
+    yield "fingerprint", fingerprint(layout)
     for warning in found.warnings:
         yield "warning", warning
 
@@ -411,7 +413,7 @@ def _as_dict(found: Plan) -> dict[str, Any]:
     models, distance = layout.models, found.distance
     return {
         "what": found.sentence,
-        "fingerprint": manifest.fingerprint(layout),
+        "fingerprint": fingerprint(layout),
         "models": [
             {"model": name, "layers": depth}
             for name, depth in zip(found.names, found.depths, strict=True)

@@ -39,10 +39,11 @@ from mergekit_interleave.errors import (
     collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
-from mergekit_interleave.planning import structure_check, suggest
+from mergekit_interleave.planning import public_names, structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
@@ -87,8 +88,8 @@ class RunReport:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the layout: only models of the same layout can be merged."""
-        return manifest.fingerprint(self.layout)
+        """The fingerprint of the layout, which does not depend on the names of its models."""
+        return fingerprint(self.layout)
 
     @property
     def hint(self) -> str | None:
@@ -103,10 +104,9 @@ class RunReport:
         numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
         size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
         new = f"{len(self.layout)} layers, {len(self.layout.new_layers)} of them new"
-        purpose = "merging two models layer by layer requires equal fingerprints"
         lines = [
             f"{self.out}: {new}; {numbers}{size}{traffic}",
-            f"layout fingerprint: {self.fingerprint} ({purpose})",
+            f"layout fingerprint: {self.fingerprint}",
         ]
         return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
 
@@ -139,6 +139,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     verify: bool = True,
     force: bool = False,
     base_model: str | None = None,
+    repo: str | None = None,
     allow_pickle: bool = False,
     allow_non_identity: bool = False,
     trust_remote_code: bool = False,
@@ -165,6 +166,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         verify: Read the written weights back and compare them with the sources.
         force: Replace an existing model at `out`; nothing else is replaced.
         base_model: The Hub id of a local source model, for the model card and the recipe.
+        repo: The Hub id under which you will publish the model, for the model card.
         allow_pickle: Read the tensors in pickled weights, and nothing else.
         allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         trust_remote_code: Run code from the models. By default none is run.
@@ -210,6 +212,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         ),
         replace=force,
         base_model=base_model,
+        repo=None if repo is None else public_names.checked_id(repo, "--repo"),
         verify=verify,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
@@ -256,6 +259,7 @@ class _Options:
         weights: How to write the weights.
         replace: Whether to replace an existing model at OUT.
         base_model: The Hub id of a local source model.
+        repo: The Hub id under which the model will be published.
         verify: Whether to read the written weights back and compare them with the sources.
         allow_pickle: Whether to read pickled weights.
         allow_non_identity: See `resolve`, which is called again after pickled weights are read.
@@ -264,6 +268,7 @@ class _Options:
     weights: WriteOptions
     replace: bool
     base_model: str | None
+    repo: str | None
     verify: bool
     allow_pickle: bool
     allow_non_identity: bool
@@ -287,6 +292,7 @@ def _run(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
         warnings.extend(plan.warnings)
+        manifest.check_sources(plan)
         type_is_unknown = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
@@ -314,9 +320,15 @@ def _run(
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
-        name, content = card_files.write_new(work, out.name, content, warnings.append)
-        names = sorted({*files_below(work), manifest.FILE})
-        _write_json(work / manifest.FILE, {**content, "files": names})
+        content |= {manifest.REPO: options.repo} if options.repo else {}
+        name = None
+        try:
+            card, content = card_files.write(work, content, plan.layout, name=out.name)
+            name = card.name
+        except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
+            warnings.append(f"the model card could not be written: {error}")
+        files = sorted({*files_below(work), manifest.FILE})
+        _write_json(work / manifest.FILE, {**content, "files": files})
         _check_files(plan, work)
         return RunReport(
             out=place,

@@ -15,7 +15,7 @@ from mergekit_interleave.training.trainers import registry
 __all__ = ["TrainerSettings", "train"]
 
 
-def train(  # noqa: PLR0913 - one keyword for each option
+def train(  # noqa: PLR0913 - one parameter for each option
     directory: StrPath,
     *,
     trainer: str,
@@ -23,6 +23,7 @@ def train(  # noqa: PLR0913 - one keyword for each option
     layers: str = selection.NEW,
     also: Sequence[str] = (),
     recipe: StrPath | None = None,
+    since: str | None = None,
     trust_remote_code: bool = False,
 ) -> TrainerSettings:
     """Write the settings with which a trainer trains the new layers, or others that you name.
@@ -39,7 +40,9 @@ def train(  # noqa: PLR0913 - one keyword for each option
         also: What to train outside the layers: `lm_head`, `embed_tokens`, or the names that the
             model's class has for them. If they share one tensor, either name trains it.
         recipe: The file that records which layers are new, if the directory has none: an
-            interleave.json or a mergekit config.
+            interleave.json, a mergekit config, or the directory of a model that has one of them.
+        since: A model in the lineage of a model that was grown several times. All layers that it
+            does not have are new. The default is the source of the last growth.
         trust_remote_code: Run code from the model. By default none is run.
 
     Returns:
@@ -47,7 +50,7 @@ def train(  # noqa: PLR0913 - one keyword for each option
 
     Raises:
         DirectiveError: There is no such trainer or method, `recipe` does not record layers, or
-            `layers` or `also` name nothing.
+            `since` is not in the lineage, or `layers` or `also` name nothing.
         CheckpointError: The directory is not a model, or does not record which layers are new.
         LayoutError: The model has no such layers.
         RefusedError: The layers are none, or the trainer cannot train exactly these layers.
@@ -56,5 +59,5 @@ def train(  # noqa: PLR0913 - one keyword for each option
     models = Models(trust_remote_code=trust_remote_code)
     file = None if recipe is None else Path(recipe)
     with restored_settings():
-        wanted = target.read(Path(directory), models, file, layers=layers, also=also)
+        wanted = target.read(Path(directory), models, file, since, layers=layers, also=also)
         return write.write(wanted, trainer, method)

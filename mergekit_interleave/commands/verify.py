@@ -67,21 +67,13 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     memory = inputs.parse_size(max_memory, "--max-memory")
     place, sources = Path(out), inputs.parse_models(against, "--against")
     with restored_settings(), _scratch(wanted=allow_pickle) as scratch:
-
-        def verified(*, trained: bool) -> VerifyReport:
-            return reports.verify(
-                place,
-                Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
-                against=sources,
-                layout_from=None if recipe is None else Path(recipe),
-                trained=trained,
-            )
-
-        report = verified(trained=trained)
-        if trained and report.is_exact and report.own is not None:
-            # A model whose new layers are still as `run` wrote them is not recorded as trained.
-            untrained = verified(trained=False)
-            report = untrained if untrained.is_exact else report
+        compare = reports.verify_as_found if trained else reports.verify
+        report = compare(
+            place,
+            Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
+            against=sources,
+            layout_from=None if recipe is None else Path(recipe),
+        )
         warnings = record(place, report) if sources else ()
         if forward and report.is_exact:
             measured = reports.measure(place, report, memory)

@@ -73,13 +73,18 @@ class Edit:
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers `start` to `stop - 1` of one model, all with the same edit."""
+    """Layers `start` to `stop - 1` of one model, all with the same edit.
+
+    If `new` is set, they are new layers, even if the model has no other occurrence of them: they
+    were new in an earlier growth.
+    """
 
     model: ModelRef
     start: int
     stop: int
     scales: Scales = ()
     constants: tuple[Constant, ...] = ()
+    new: bool = False
 
     @property
     def edit(self) -> Edit:
@@ -101,6 +106,7 @@ class Layer:
         scales: The factors of its tensors.
         constants: The constants that fill its tensors.
         is_copy: Whether another occurrence of its source layer is the original.
+        was_new: Whether it was a new layer in an earlier growth.
     """
 
     index: int
@@ -109,6 +115,7 @@ class Layer:
     scales: Scales
     constants: tuple[Constant, ...]
     is_copy: bool
+    was_new: bool = False
 
     @property
     def edit(self) -> Edit:
@@ -118,7 +125,7 @@ class Layer:
     @property
     def new(self) -> bool:
         """Whether it is to be trained: a copy, or a layer that lost weights to zeros."""
-        return self.is_copy or self.edit.zeroes
+        return self.is_copy or self.was_new or self.edit.zeroes
 
     @property
     def is_plain(self) -> bool:
@@ -143,9 +150,9 @@ class Layout:
         layers: list[Layer] = []
         for part in self.slices:
             for source in range(part.start, part.stop):
-                i = len(layers)
+                i, edit = len(layers), (part.scales, part.constants)
                 is_copy = self._originals[part.model, source] != i
-                layers.append(Layer(i, part.model, source, part.scales, part.constants, is_copy))
+                layers.append(Layer(i, part.model, source, *edit, is_copy, part.new))
         return tuple(layers)
 
     @cached_property
@@ -154,13 +161,15 @@ class Layout:
         plain: dict[tuple[ModelRef, int], int] = {}
         scaled: dict[tuple[ModelRef, int], int] = {}
         zeroed: dict[tuple[ModelRef, int], int] = {}
+        new: dict[tuple[ModelRef, int], int] = {}
         start = 0
         for part in self.slices:
             found = plain if part.edit.is_plain else zeroed if part.edit.zeroes else scaled
+            found = new if part.new else found
             for i, source in enumerate(range(part.start, part.stop), start):
                 found.setdefault((part.model, source), i)
             start += len(part)
-        return zeroed | scaled | plain
+        return new | zeroed | scaled | plain
 
     def original_of(self, layer: Layer) -> int:
         """Return the index of the original of a layer's source."""

@@ -29,7 +29,7 @@ def roles(layout: Layout, identities: Collection[int] = ()) -> list[str]:
     def role(layer: Layer) -> str:
         if layer.index in zeroed:
             return ZEROED
-        if layer.is_copy:
+        if layer.is_copy or layer.was_new:
             return COPY
         if not layer.is_plain:
             return SCALED

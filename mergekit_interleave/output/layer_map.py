@@ -63,9 +63,9 @@ def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
     }
 
 
-def others(layout: Layout) -> str:
+def others(layout: Layout, identities: Collection[int] = ()) -> str:
     """Count the layers that are changed but no copies, as text: `, 80 scaled`; empty if none."""
-    found = counts(layout)
+    found = counts(layout, identities)
     return "".join(f", {found[role]}" for role in (SCALED, MOVED) if role in found)
 
 

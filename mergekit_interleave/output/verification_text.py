@@ -10,8 +10,14 @@ from typing import Any
 
 from mergekit_interleave._units import amount
 
-WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
-"""The kinds of verification."""
+WEIGHTS, TRAINED, LINEAGE, FORWARD = ("weights", "trained", "lineage", "forward")
+"""The kinds of verification.
+
+`LINEAGE` is a comparison with an earlier base, of a model that was not trained since its last
+growth.
+"""
+
+_OF_WEIGHTS = (WEIGHTS, TRAINED, LINEAGE)
 
 MOST_DIFFERENT = 1e-5
 """The largest difference of logits, relative to the largest logit, between models that compute the
@@ -34,9 +40,9 @@ def computes_the_same(outcomes: Mapping[str, Any]) -> bool | None:
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each outcome."""
     found: list[str] = []
-    for kind in (WEIGHTS, TRAINED):
+    for kind in _OF_WEIGHTS:
         if kind in outcomes:
-            found += _parts(outcomes[kind], trained=kind == TRAINED)
+            found += _parts(outcomes[kind], trained=kind != WEIGHTS)
     if FORWARD in outcomes:
         found.append(f"Forward pass: {forward(outcomes[FORWARD])}")
     return found
@@ -45,7 +51,7 @@ def sentences(outcomes: Mapping[str, Any]) -> list[str]:
 def short(outcomes: Mapping[str, Any]) -> str:
     """Return a summary of all outcomes."""
     found = []
-    for kind in (WEIGHTS, TRAINED):
+    for kind in _OF_WEIGHTS:
         if kind in outcomes:
             outcome = outcomes[kind]
             found.append(_short(outcome) if outcome["exact"] else _short_failure(outcome))

@@ -23,6 +23,7 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest, recorded_layout
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.training import selection
 
 
@@ -32,6 +33,7 @@ def freeze_original_layers(
     *,
     layers: str = selection.NEW,
     also: Sequence[str] = (),
+    since: str | None = None,
 ) -> list[str]:
     """Freeze a model except for its new layers, or for other layers that you name.
 
@@ -47,6 +49,8 @@ def freeze_original_layers(
             a range of indices such as `8:24`; several are separated by commas.
         also: What to train outside the layers: `lm_head`, `embed_tokens`, or the names that the
             model's class has for them. If they share one tensor, either name trains it.
+        since: A model in the lineage of a model that was grown several times. All layers that it
+            does not have are trained. By default, those that the last growth added are trained.
 
     Returns:
         The names of the parameters that will be trained, in the model's order.
@@ -54,7 +58,8 @@ def freeze_original_layers(
     Raises:
         TypeError: `model` is not a model.
         CheckpointError: No file records which layers are new.
-        DirectiveError: `layers` or `also` name nothing that a model of this class can have.
+        DirectiveError: `since` is not in the lineage, or `layers` or `also` name nothing that a
+            model of this class can have.
         LayoutError: The model has no such layers.
         RefusedError: The file belongs to another model, or these layers cannot be trained alone.
     """
@@ -64,19 +69,22 @@ def freeze_original_layers(
             f"{model!r:.60}"
         )
     try:
-        return _freeze(model, manifest_path, layers, also)
+        layout = _recorded(*_record_place(_inner(model), manifest_path)).since(since)
+        return _freeze(model, layout, layers, also)
     except InterleaveError as error:
         if error.hint and hasattr(error, "add_note"):  # Python 3.11 prints it below the message
             error.add_note(f"hint: {error.hint}")
         raise
 
 
-def _freeze(
-    model: Any, manifest_path: str | os.PathLike[str] | None, layers: str, also: Sequence[str]
-) -> list[str]:
-    inner = next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
+def _inner(model: Any) -> Any:
+    """Return the model of transformers that may be inside another module."""
+    return next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
+
+
+def _freeze(model: Any, layout: Layout, layers: str, also: Sequence[str]) -> list[str]:
+    inner = _inner(model)
     config = inner.config.to_dict() if hasattr(inner, "config") else {}
-    layout = _layout(*_record_place(inner, manifest_path))
     family = families.family_of_config(config) if config else None
     chosen = selection.select(
         layout, family, layers, option='freeze_original_layers(model, layers="{}")'.format
@@ -90,28 +98,27 @@ def _freeze(
     stacks = layer_names.stacks_of(parameters, len(layout), config)
     trained = list(layer_names.within(parameters, stacks, chosen))
     _check(parameters, trained)
-    outside = {
+    wanted = {id(parameters[name]) for name in trained} | {
         id(parameter)
         for _, module in selection.outside_layers(inner, also)
         for parameter in module.parameters()
     }
-    trained += [name for name, parameter in parameters.items() if id(parameter) in outside]
     for parameter in parameters.values():
-        parameter.requires_grad_(False)  # noqa: FBT003 - torch's interface
-    for name in trained:
-        parameters[name].requires_grad_(True)  # noqa: FBT003
-    return trained
+        parameter.requires_grad_(id(parameter) in wanted)
+    return [name for name, parameter in parameters.items() if id(parameter) in wanted]
 
 
-def _layout(directory: Path, file: Path | None) -> Layout:
+def _recorded(directory: Path, file: Path | None) -> RecordedLayout:
     try:
-        return recorded_layout.read(directory, file).layout
+        recorded = recorded_layout.read(directory, file)
+        recorded.layout  # noqa: B018 - raises if the file is a directive
     except (CheckpointError, DirectiveError) as error:
         raise CheckpointError(
             str(error),
             hint="pass the interleave.json of the expansion: "
             "freeze_original_layers(model, 'path/interleave.json')",
         ) from error
+    return recorded
 
 
 def _check(parameters: dict[str, Any], trained: list[str]) -> None:

@@ -15,6 +15,7 @@ from mergekit_interleave.directive import layer_range
 from mergekit_interleave.errors import DirectiveError, RefusedError, nearest
 from mergekit_interleave.layout import roles
 from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import layer_map
 from mergekit_interleave.planning import zeroing
 
 NEW, SEAMS = "new", "seams"
@@ -52,9 +53,13 @@ def select(
     seams = roles.seam_layers(layout, passing)
     known = {NEW: new, SEAMS: seams}
     if wanting := [word for word in _words(words) if word in known and not known[word]]:
-        what = "new layers, so there is nothing to train" if wanting == [NEW] else "merge seams"
+        others = layer_map.others(layout, passing).removeprefix(", ")
+        what = f"{'new layers' if wanting == [NEW] else 'merge seams'}{others and f' ({others})'}"
         other = next((word for word, found in known.items() if found), f"0:{len(layout)}")
-        raise RefusedError(f"{model}: has no {what}", hint=f"name other layers: {option(other)}")
+        raise RefusedError(
+            f"{model}: has no {what}, so there is nothing to train",
+            hint=f"name other layers: {option(other)}",
+        )
     chosen: set[int] = set()
     for word in _words(words):
         chosen.update(known[word] if word in known else _range(word, layout, model))

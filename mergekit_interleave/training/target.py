@@ -56,6 +56,7 @@ class TrainingTarget:
         also: The names of the modules outside the layers that are trained too.
         tied: Whether one of these modules shares its tensor with another module.
         warnings: Problems in the file that records the layers, one sentence each.
+        since: The model in the lineage whose layers are not new; None for the sources.
     """
 
     directory: str
@@ -78,6 +79,7 @@ class TrainingTarget:
     also: tuple[str, ...] = ()
     tied: bool = False
     warnings: tuple[str, ...] = ()
+    since: str | None = None
 
     @property
     def loads_too_coarse(self) -> bool:
@@ -109,10 +111,11 @@ class TrainingTarget:
         return within(names, self.stacks, self.layers)
 
 
-def read(
+def read(  # noqa: PLR0913 - one parameter for each option of `train`
     directory: Path,
     models: Models,
     file: Path | None = None,
+    since: str | None = None,
     *,
     layers: str = selection.NEW,
     also: Sequence[str] = (),
@@ -123,6 +126,7 @@ def read(
         directory: The model's directory.
         models: Opens the model.
         file: The file that records which layers are new; see `recorded_layout.read`.
+        since: See `RecordedLayout.since`.
         layers: The layers to train; see `selection.select`.
         also: The modules outside the layers to train; see `selection.known_outside`.
 
@@ -138,7 +142,7 @@ def read(
             f"{file}: is a directive, whose layers depend on its model",
             hint="write the layers with `mk-interleave gen`, and pass that file to --recipe",
         )
-    layout = recorded.layout
+    layout = recorded.since(since)
     result = models.open(ModelRef(ModelPath(str(directory))))
     if result.depth != len(layout):
         raise RefusedError(
@@ -147,7 +151,7 @@ def read(
         )
     chosen = selection.select(layout, result.family, layers, model=str(directory))
     target = _read(directory, result, layout, chosen, also)
-    return replace(target, warnings=recorded.directive.warnings)
+    return replace(target, warnings=recorded.directive.warnings, since=since)
 
 
 def _read(

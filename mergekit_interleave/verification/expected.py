@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
+from mergekit_interleave.directive.scale import Scale, scale_of
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, Slice
-from mergekit_interleave.output import manifest
+from mergekit_interleave.output import lineage, manifest
+from mergekit_interleave.output.lineage import Generation
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
@@ -88,6 +91,74 @@ def of_sources(
     )
 
 
+def of_generation(
+    generation: Generation, against: Sequence[ModelRef], models: Models
+) -> ExpectedModel:
+    """Derive what a model must contain from the sources of its sources.
+
+    Only its original layers and the tensors outside the layers can be derived: layers that were new
+    in any growth may have been trained since.
+
+    Args:
+        generation: The model in terms of these sources.
+        against: The sources, in the order of their first layers.
+        models: Opens the sources.
+
+    Raises:
+        RefusedError: A growth changed more than layers, so the tensors cannot be derived.
+        InterleaveError: The sources cannot be read.
+    """
+    keys = _composed_keys(generation)
+    known = dict(zip(generation.layout.models, against, strict=True))
+    _check_against(known)
+    layout = Layout(
+        tuple(dataclasses.replace(s, model=known[s.model]) for s in generation.layout.slices)
+    )
+    plan = plan_expansion(Expansion(Directive(mergekit=keys), layout), models, None)
+    outside = [spec.source for spec in plan.specs if spec.layer is None]
+    for place, growth in generation.growths.items():
+        for layer in (growth["layers"][0], growth["layers"][-1]):
+            scales = tuple(Scale(s["value"], s["filter"]) for s in layer.get("scale", ()))
+            for name in outside:
+                if scale_of(name, scales) not in (None, 1):
+                    raise RefusedError(f"{place}layers: a scale also applied to {name}")
+    return ExpectedModel(
+        layout=plan.layout,
+        specs=plan.specs,
+        config=plan.config(),
+        unread=plan.reason_unread,
+        plan=plan,
+        warnings=plan.warnings,
+    )
+
+
+def _composed_keys(generation: Generation) -> dict[str, object]:
+    """Return the keys of mergekit for all growths together.
+
+    Raises:
+        RefusedError: A growth changed the tokenizer, or took the config from another model.
+    """
+    steps: list[str] = []
+    for place, growth in [*generation.growths.items()][::-1]:  # the oldest first
+        keys = lineage.directive_of(growth).mergekit
+        first = growth["models"][growth["layers"][0]["model"]]["model"]
+        for key, value in keys.items():
+            if key in ("dtype", "out_dtype") or (key == "base_model" and value == first):
+                continue
+            raise RefusedError(
+                f"{place}directive.{key}: changed more than layers, so the tensors cannot be "
+                "compared with those of an earlier base"
+            )
+        steps += [dtype for dtype in mergekit_yaml.dtypes_of(keys) if dtype is not None]
+    dtypes = [dtype for dtype, _ in groupby(steps)]
+    if len(dtypes) > len(_DTYPES):
+        raise RefusedError(f"dtype: converted {len(dtypes)} times: {', '.join(dtypes)}")
+    return dict(zip(_DTYPES, dtypes, strict=False))
+
+
+_DTYPES = ("dtype", "out_dtype")
+
+
 def _with_models(directive: Directive, against: Sequence[ModelRef]) -> Directive:
     """Replace the models of a directive, in the order of their first layers."""
     growth = directive.growth
@@ -124,7 +195,16 @@ def _expansion(recorded: RecordedLayout, against: Sequence[ModelRef], models: Mo
             hint=f"in this order: {' '.join(f'--against {model}' for model in named)}",
         )
     known = dict(zip(named, against, strict=True))
-    if len(set(against)) < len(against):
+    _check_against(known)
+    if base is not None:
+        keys["base_model"] = known[base].to_yaml()
+    slices = (dataclasses.replace(part, model=known[part.model]) for part in written.slices)
+    return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
+
+
+def _check_against(known: Mapping[ModelRef, ModelRef]) -> None:
+    """Check the models of `--against`, given for each model of the layout."""
+    if len(set(known.values())) < len(known):
         raise DirectiveError("--against: a model is given twice", hint="give each model once")
     for name, model in known.items():
         if (name.lora is None) != (model.lora is None):
@@ -133,10 +213,6 @@ def _expansion(recorded: RecordedLayout, against: Sequence[ModelRef], models: Mo
                 f"--against {model}: the layout uses {name.model} {used} a LoRA",
                 hint=f"--against {'BASE+LORA' if name.lora else 'BASE'}",
             )
-    if base is not None:
-        keys["base_model"] = known[base].to_yaml()
-    slices = (dataclasses.replace(part, model=known[part.model]) for part in written.slices)
-    return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
 
 
 def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:

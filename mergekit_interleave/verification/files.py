@@ -15,6 +15,7 @@ from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
@@ -91,7 +92,7 @@ def _manifest(
 ) -> Iterator[Difference]:
     """Check interleave.json against itself, the tensors, and the plan that made them."""
     content = recorded.content
-    if content.get("fingerprint") != manifest.fingerprint(expected.layout):
+    if content.get("fingerprint") != fingerprint(expected.layout):
         yield _in_file(manifest.FILE, "the fingerprint does not match the layers")
     plan = expected.plan
     entries = manifest.totals(expected.layout, expected.specs, packed=False)
@@ -103,7 +104,7 @@ def _manifest(
     for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
         stated = content["layers"][index]
         for key in (layer.keys() | stated.keys()) - {*counted}:
-            if layer.get(key) != stated.get(key):
+            if _unordered(layer.get(key)) != _unordered(stated.get(key)):
                 values = _found_and_expected(stated.get(key, _MISSING), layer.get(key, _MISSING))
                 yield _in_file(manifest.FILE, f"layer {index}: {key} is {values}")
 
@@ -113,6 +114,12 @@ def _calls_scaled_new(content: Mapping[str, Any], layout: Layout) -> bool:
     stated = [layer.get("new") for layer in content["layers"]]
     former = [layer.is_copy or not layer.is_plain for layer in layout.layers]
     return stated == former != [layer.new for layer in layout.layers]
+
+
+def _unordered(value: object) -> object:
+    """Return a list of names in sorted order; a tensor's place depends on who wrote the shard."""
+    is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return sorted(value) if isinstance(value, list) and is_names else value
 
 
 _MISSING = object()
@@ -154,7 +161,7 @@ def _recipe(out: Path, recorded: RecordedLayout, expected: ExpectedModel) -> Ite
     except InterleaveError as error:
         yield _in_file(mergekit_yaml.FILE, str(error))
         return
-    if manifest.fingerprint(layout) != manifest.fingerprint(expected.layout):
+    if fingerprint(layout) != fingerprint(expected.layout):
         yield _in_file(mergekit_yaml.FILE, f"its layers differ from those in {manifest.FILE}")
     if mergekit_yaml.dtypes_of(recipe.directive.mergekit) != mergekit_yaml.dtypes_of(
         recorded.directive.mergekit

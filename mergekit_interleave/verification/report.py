@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from mergekit_interleave.errors import (
     RefusedError,
 )
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import manifest, recorded_layout, verification_text
+from mergekit_interleave.output import lineage, manifest, recorded_layout, verification_text
+from mergekit_interleave.output.lineage import Generation
 from mergekit_interleave.output.manifest import Manifest
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning.expansion_plan import TOKENIZER, ExpansionPlan
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import expected as expectations
@@ -48,8 +51,10 @@ class VerifyReport:
         differences: All differences, including those in config.json.
         trained: Whether new layers were allowed to differ.
         expected: What the model must contain.
+        kind: The key under which interleave.json stores the result.
         own: Its interleave.json, if the layout comes from that file.
         wider: The number of tensors that a trainer has stored in a wider dtype.
+        changed: The new layers that differ from what the layout says, if that was compared.
         forward: The result of a forward pass, as interleave.json stores it; None without one.
         warnings: Warnings for the user, one sentence each.
     """
@@ -60,8 +65,10 @@ class VerifyReport:
     differences: tuple[Difference, ...]
     trained: bool
     expected: ExpectedModel
+    kind: str
     own: Manifest | None = None
     wider: int = 0
+    changed: frozenset[int] = frozenset()
     forward: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -69,11 +76,6 @@ class VerifyReport:
     def is_exact(self) -> bool:
         """Whether the model matches its layout and computes what its base computes."""
         return not self.differences and (self.forward or {}).get("exact") is not False
-
-    @property
-    def kind(self) -> str:
-        """The key under which interleave.json stores the result."""
-        return verification_text.TRAINED if self.trained else verification_text.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
         """Return the result as interleave.json stores it."""
@@ -167,14 +169,27 @@ def verify(
     recorded_layout.check_directory(out)
     trusted = models.trust_remote_code
     recorded = recorded_layout.read(out, layout_from)
-    if against:
-        expected = expectations.of_sources(recorded, against, models)
+    generation = _generation(recorded, against, models)
+    if generation is not None:
+        if not trained:
+            raise RefusedError(
+                f"{out}: {' and '.join(map(str, against))} is an earlier base, and layers that "
+                "were new in an earlier growth may have been trained since",
+                hint="pass --trained to compare only the layers of the earlier base",
+            )
+        expected = expectations.of_generation(generation, against, models)
+    elif against:
+        with _naming_the_lineage(recorded):
+            expected = expectations.of_sources(recorded, against, models)
     else:
         expected = expectations.of_itself(recorded, out, models)
     differences: list[Difference] = []
     wider: dict[str, TensorSpec] = {}
     if layout_from is None:
-        differences += consistency.of_records(out, recorded, expected, trained=trained)
+        own = expected
+        if generation is not None:  # the records describe the latest growth
+            own = expectations.of_itself(recorded, out, models)
+        differences += consistency.of_records(out, recorded, own, trained=trained)
     weights = None
     try:
         found = dict(iterate_tensors(out))
@@ -196,7 +211,6 @@ def verify(
     )
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
-    own = recorded.manifest if layout_from is None else None
     return VerifyReport(
         out,
         tuple(names),
@@ -204,10 +218,92 @@ def verify(
         tuple(differences),
         trained,
         expected,
-        own,
+        verification_text.TRAINED if trained else verification_text.WEIGHTS,
+        recorded.manifest if layout_from is None else None,
         len(wider),
         warnings=expected.warnings,
     )
+
+
+def verify_as_found(
+    out: Path,
+    models: Models,
+    *,
+    against: Sequence[ModelRef] = (),
+    layout_from: Path | None = None,
+) -> VerifyReport:
+    """Compare a model that may have been trained: first exactly, then except for its new layers.
+
+    A model is compared exactly with its sources, or with itself if `against` is an earlier base or
+    empty. Only if that finds a difference, new layers may differ.
+
+    Args:
+        out: See `verify`.
+        models: See `verify`.
+        against: See `verify`.
+        layout_from: See `verify`.
+
+    Returns:
+        The report. Its `changed` is empty if no new layer was trained.
+
+    Raises:
+        InterleaveError: See `verify`.
+    """
+    recorded = recorded_layout.read(out, layout_from)
+    is_earlier = _generation(recorded, against, models) is not None
+    exactly = () if is_earlier else against
+    exact = verify(out, models, against=exactly, layout_from=layout_from)
+    if not exact.differences and not is_earlier:
+        return exact
+    report = verify(out, models, against=against, layout_from=layout_from, trained=True)
+    new = {layer.index for layer in exact.expected.layout.new_layers}
+    changed = frozenset(d.layer for d in exact.differences if d.layer in new)
+    kind = verification_text.LINEAGE if is_earlier and not changed else report.kind
+    return dataclasses.replace(report, changed=changed, kind=kind)
+
+
+@contextmanager
+def _naming_the_lineage(recorded: RecordedLayout) -> Iterator[None]:
+    """Name the bases of a model that was grown several times if another base was given."""
+    try:
+        yield
+    except CheckpointError as error:
+        content = {} if recorded.manifest is None else recorded.manifest.content
+        if error.hint is None and lineage.KEY in content:
+            bases = (each.names for each in lineage.generations(content))
+            options = [" ".join(f"--against {name}" for name in names) for names in bases]
+            error.hint = f"its bases are {' or '.join(options)}"
+        raise
+
+
+def _generation(
+    recorded: RecordedLayout, against: Sequence[ModelRef], models: Models
+) -> Generation | None:
+    """Return the earlier bases in a model's lineage that `--against` names, by number and depth.
+
+    Several that fit are told apart by their names. The result is None for the sources themselves,
+    and if no bases fit.
+    """
+    content = {} if recorded.manifest is None else recorded.manifest.content
+    if not against or lineage.KEY not in content:
+        return None
+    depths = [models.open(model).depth for model in against]
+    fitting = [
+        (number, generation)
+        for number, generation in enumerate(lineage.generations(content))
+        if [entry["layers"] for entry in generation.sources.values()] == depths
+    ]
+    named = [
+        (number, generation)
+        for number, generation in fitting
+        if all(
+            model in generation.named(str(ref.model))
+            for model, ref in zip(generation.layout.models, against, strict=True)
+        )
+    ]
+    for number, generation in named or fitting:
+        return generation if number else None
+    return None
 
 
 def source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:

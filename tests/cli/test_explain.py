@@ -485,10 +485,21 @@ def test_any_text(text: str) -> None:
         assert isinstance(explained(text), str)
 
 
-def test_a_card_without_a_merge(mk: Cli, tmp_path: Path) -> None:
-    """A card with front matter and no mergekit config gives an error that names it."""
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nlicense: mit\n---\n\n# Hello\n\nplain text\n",
+        "---\nlicense: mit\nmerge_method: linear\n---\n\n# Hello\n",
+        "---\nlicense: mit\n---\nappend: 4\n",
+        "---\nlicense: mit\n---\n\n| a | b |\n|---|---|\n",
+        "# Hello\n\nmodel: it is good\n",
+    ],
+)
+def test_a_card_without_a_merge(text: str, mk: Cli, tmp_path: Path) -> None:
+    """The card of a base model gives an error that names it, whatever its prose looks like."""
     card = tmp_path / "README.md"
-    card.write_text("---\nlicense: mit\n---\n\n# Hello\n\nplain text\n")
-    result = mk("explain", card)
-    assert (result.status, result.out) == (2, "")
-    assert str(card) in result.err
+    card.write_text(text)
+    for source in (card, tmp_path):
+        result = mk("explain", source)
+        assert (result.status, result.out) == (2, "")
+        assert f"error: {card}: " in result.err

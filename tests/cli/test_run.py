@@ -415,7 +415,7 @@ class TestOutput:
             assert size.startswith(f"{tmp_path / 'out'}: 10 layers, 2 ")
             assert f"; 81,568{sizes}" in size
             fingerprint = json_of(tmp_path / "out/interleave.json")["fingerprint"]
-            assert layout.startswith(f"layout fingerprint: {fingerprint} ")
+            assert layout == f"layout fingerprint: {fingerprint}"
             assert name == "suggested name: tiny_81.6K_10Layers-Interleaved"
             assert result.err == hint
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cli, load_tensors, make_llama
+from harness import Cli, edit_json, load_tensors, make_llama
 
 from mergekit_interleave.checkpoint.safetensors_header import read_tensors
 
@@ -69,13 +69,6 @@ def edit_tensors(out: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     tensors = load_tensors(out)
     edit(tensors)
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
-
-
-def edit_json(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Change a JSON file."""
-    content = json.loads(file.read_text())
-    edit(content)
-    file.write_text(json.dumps(content))
 
 
 class TestWhole:

@@ -11,6 +11,7 @@ from mergekit_interleave.training.settings import (
     TrainerSettings,
     load_line,
     precision_key,
+    python_literal,
     python_value,
 )
 from mergekit_interleave.training.target import TrainingTarget
@@ -31,10 +32,11 @@ def full(target: TrainingTarget) -> TrainerSettings:
 
 
 def _notes(target: TrainingTarget) -> Iterator[str]:
+    since = "" if target.since is None else f", since={python_literal(target.since)}"
     if target.only_new:
         yield (
-            "mergekit_interleave.freeze_original_layers(model) does the same in one line; call it "
-            "before you create an optimizer or a Trainer"
+            f"mergekit_interleave.freeze_original_layers(model{since}) does the same in one line; "
+            "call it before you create an optimizer or a Trainer"
         )
     for key in precision_key(target):
         yield (

@@ -125,6 +125,7 @@ def test_a_strip_and_a_map_of_scaled_and_moved_layers() -> None:
     assert layer_maps.seam_layers(layout) == "2, at layers 1-4"
     lost = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 2, 3, (Scale(0.0, "o_proj"),))))
     assert layer_maps.layer_map(lost) == "0-1 [2]"
+    assert (layer_maps.others(lost), layer_maps.others(lost, {2})) == (", 1 scaled", "")
 
 
 def test_another_model_starts_another_run() -> None:

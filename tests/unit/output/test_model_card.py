@@ -41,7 +41,7 @@ def facts(**changes: Any) -> card_data.CardData:
     """Return card data with some fields changed."""
     outcomes = changes.pop("verified", {"weights": WEIGHTS})
     settings: dict[str, Any] = {
-        "title": "deeper",
+        "directory": "deeper",
         "layout": expand(
             Every(4), MODEL, 8, lambda _: Edit(zeroed_scales(["o_proj", "down_proj"]))
         ),
@@ -339,7 +339,11 @@ def test_suggested_names_are_valid(names: list[str]) -> None:
 @given(st.text(max_size=40))
 def test_cards_of_odd_names_stay_cards(name: str) -> None:
     """No title or source name breaks the front matter or the table."""
-    text = model_card.render(facts(title="x" + name, sources=[replace(BASE, name=name or "x")]))
+    odd = replace(BASE, name=name or "x")
+    growth = card_data.CardGrowth(odd, [odd], 8, "grown", trained=True)
+    text = model_card.render(
+        facts(directory="x" + name, sources=[odd], lineage=[growth], since=[name], new_since=[4])
+    )
     assert ModelCard(text).data.to_dict()["base_model_relation"] == "merge"
     rows = text.partition("| --- | --- |\n")[2].partition("\n\n")[0].split("\n")
     assert all(row.replace(r"\|", "").count("|") == 3 for row in rows)
@@ -421,3 +425,31 @@ def test_generated_cards_pass_the_lint(tmp_path: Path) -> None:
     (tmp_path / "layers.svg").touch()
     for found in (facts(), copies(), facts(status=card_data.TRAINED), facts(verified={})):
         assert not list(card_lint.problems(model_card.render(found), tmp_path))
+
+
+def test_the_repository_is_the_id_to_load() -> None:
+    """With a repository, the card's title, code and commands name it; else the directory."""
+    text = model_card.render(facts(repo="me/mine"))
+    assert "\n# mine\n" in text
+    assert text.count('from_pretrained("me/mine", ') == 2
+    commands = section(text, "Upload and conversion")
+    assert commands.count("\n```sh\n") == 2
+    assert all(block.count("\n") == 4 for block in re.findall(r"```sh.*?```", commands, re.DOTALL))
+    assert "\nhf upload me/mine deeper .\n" in commands
+    local = section(model_card.render(facts()), "Upload and conversion")
+    assert "\nhf upload YOUR-NAME/base_110_10Layers-Interleaved deeper .\n" in local
+
+
+def test_the_recipe_is_folded() -> None:
+    """The recipe is behind a summary, with the empty lines that Markdown needs."""
+    recipe = section(model_card.render(facts()), "Recipe")
+    assert "<summary>1 line of YAML</summary>\n\n```yaml\nslices: []\n```\n\n</details>" in recipe
+
+
+def test_only_a_trained_model_is_a_finetune() -> None:
+    """After training, the relation to the base is `finetune`."""
+    relations = {
+        status: ModelCard(model_card.render(facts(status=status))).data.base_model_relation
+        for status in (card_data.EQUAL, card_data.CHANGED, card_data.TRAINED, card_data.UNVERIFIED)
+    }
+    assert [*relations.values()] == ["merge", "merge", "finetune", "finetune"]

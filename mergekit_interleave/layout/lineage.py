@@ -1,0 +1,43 @@
+"""Compose the layouts of a model that was grown several times. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from mergekit_interleave.directive.model_ref import ModelRef
+from mergekit_interleave.layout.layout import Layer, Layout, Slice
+
+
+def through(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Layout:
+    """Express a layout in the sources of its source models.
+
+    A layer is an original of the result only if it was an original in both growths and was not
+    edited in both. It has the edit of the later growth or, if that one did not edit it, that of the
+    earlier growth.
+
+    Args:
+        layout: The layout.
+        grown: The layouts of those of its source models that were grown themselves.
+
+    Raises:
+        IndexError: A layout takes a layer that its source model does not have.
+    """
+    return Layout(tuple(_traced(layout, grown)))
+
+
+def _traced(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Iterator[Slice]:
+    for layer in layout.layers:
+        earlier = grown.get(layer.model)
+        if earlier is None:
+            yield _slice(layer, layer)
+        else:
+            yield _slice(layer, earlier.layers[layer.source])
+
+
+def _slice(layer: Layer, origin: Layer) -> Slice:
+    """Return a layer as a slice of the model that its origin is taken from."""
+    edit = origin.edit if layer.is_plain else layer.edit
+    # Two edits of one layer cannot be written as one.
+    new = layer.new or origin.new or not (layer.is_plain or origin.is_plain)
+    start, stop = origin.source, origin.source + 1
+    return Slice(origin.model, start, stop, edit.scales, edit.constants, new)
