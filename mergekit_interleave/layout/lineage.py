@@ -29,7 +29,8 @@ def _traced(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Iterator[Slice]
     for layer in layout.layers:
         earlier = grown.get(layer.model)
         if earlier is None:
-            yield _slice(layer, layer)
+            edit, stop = (layer.scales, layer.constants), layer.source + 1
+            yield Slice(layer.model, layer.source, stop, *edit, new=layer.was_new)
         else:
             yield _slice(layer, earlier.layers[layer.source])
 

@@ -312,7 +312,7 @@ def _status(
         return TRAINED
     if trained:
         return UNVERIFIED
-    kept = [layer.source for layer in layout.layers if not layer.new]
+    kept = [layer.source for layer in layout.layers if layer.is_plain and not layer.new]
     if content.get("equal") is True and kept == [*range(len(kept))] and len(layout.models) == 1:
         return EQUAL
     same = verification_text.computes_the_same(verified)
