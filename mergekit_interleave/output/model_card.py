@@ -26,7 +26,7 @@ _STATUS = {
     card_data.CHANGED: "It needs training to recover.",
     card_data.UNKNOWN: "It is not known whether its outputs equal {bases}; "
     "`mk-interleave verify --forward` compares them.",
-    card_data.TRAINED: "All original layers are unchanged, bit for bit.",
+    card_data.TRAINED: "All layers that were not trained are unchanged, bit for bit.",
     card_data.UNVERIFIED: "The new layers have changed. Whether the original layers have changed "
     "was not checked.",
     card_data.WRONG: "`mk-interleave verify` lists what differs.",
@@ -268,7 +268,11 @@ def _training(data: CardData) -> str:
     )
     heading = "Train the new layers further" if data.is_trained else "Train only the new layers"
     if not new:
-        heading, afterwards = "Train the layers at the merge seams", ""
+        heading = "Train the layers at the merge seams"
+        afterwards = (
+            "After training, `mk-interleave verify TRAINED --against BASE --trained --layers seams "
+            f"--recipe DIR/{data.layers_file}` checks that nothing else has changed."
+        )
     words = [freeze, without, "" if data.is_trained else _of_lora(data), afterwards]
     return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
 

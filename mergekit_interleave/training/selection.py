@@ -101,6 +101,21 @@ def outside_layers(model: Any, names: Collection[str]) -> Iterator[tuple[str, An
         yield known[name]
 
 
+def parameters_outside(model: Any, names: Collection[str]) -> list[str]:
+    """Return all names of the parameters outside the layers that are to be trained too.
+
+    Args:
+        model: A model of transformers.
+        names: Names as `known_outside` has them.
+
+    Raises:
+        DirectiveError: The model has no such module.
+    """
+    wanted = {id(p) for _, module in outside_layers(model, names) for p in module.parameters()}
+    parameters = model.named_parameters(remove_duplicate=False)
+    return [name for name, parameter in parameters if id(parameter) in wanted]
+
+
 def known_outside(model: Any) -> Mapping[str, tuple[str, Any]]:
     """Return the head and the embeddings of a model by their names, each with its path.
 

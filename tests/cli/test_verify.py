@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -523,6 +524,55 @@ class TestWrong:
         other = make_llama(tmp_path / "other", layers=12)
         printed = self.wrong(mk, out, "--against", other)
         assert one_line(printed, f"error: {other}: ", "12 layers", "8")
+
+
+class TestNamed:
+    """`--layers` and `--also` name what else was trained."""
+
+    @pytest.fixture(scope="class")
+    def tied(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Return a base whose head and embeddings share one tensor."""
+        return make_llama(tmp_path_factory.mktemp("tied") / "base", tie_word_embeddings=True)
+
+    def test_trained_seams(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Only the named layers may differ, and the card then calls the model trained."""
+        out = tmp_path / "out"
+        _run("drop: [2, 5]", out, "--model", tiny)
+        edit_bytes(out, "model.layers.2.mlp.up_proj.weight", lambda data: bytes(len(data)))
+        words = ("verify", out, "--against", tiny, "--trained")
+        assert mk(*words).status == 1
+        assert mk(*words, "--layers", "0:2").status == 1
+        found = mk(*words, "--layers", "seams")
+        assert (found.status, found.err) == (0, "")
+        assert "18 not compared" in found.out
+        text = (out / "README.md").read_text()
+        assert re.search(r"\*\*Status: trained\.\*\*", text)
+
+    @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+    def test_a_trained_tied_head(self, name: str, mk: Cli, tied: Path, tmp_path: Path) -> None:
+        """Either name of a shared tensor accepts its changes."""
+        out = tmp_path / "out"
+        _run("append: 1", out, "--model", tied, "--engine", "stream")
+        edit_bytes(out, "model.embed_tokens.weight", lambda data: bytes(len(data)))
+        words = ("verify", out, "--against", tied, "--trained")
+        assert mk(*words).status == 1
+        assert mk(*words, "--also", name).status == 0
+
+    @pytest.mark.parametrize(
+        ("words", "key"),
+        [
+            (("--layers", "seams"), "--trained"),
+            (("--trained", "--also", "head"), "also"),
+            (("--trained", "--layers", "seam"), "layers"),
+        ],
+    )
+    def test_words_that_name_nothing(
+        self, words: tuple[str, ...], key: str, mk: Cli, out: Path, tiny: Path
+    ) -> None:
+        """Such words are wrong for every model."""
+        result = mk("verify", out, "--against", tiny, *words)
+        assert (result.status, result.out) == (2, "")
+        assert key in result.err
 
 
 class TestComputed:
