@@ -32,8 +32,8 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         "With --trained: accept any values in this module outside the layers, too, such as "
         "lm_head. You can repeat this option.")] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The file that records the layout, if OUT has none: an interleave.json, a mergekit "
-        "config or a directive.")] = None,
+        "The file that records the layout, if OUT has none: an interleave.json, a mergekit config, "
+        "a directive, or the directory of a model that has one of them.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
         "The maximum memory for weights with --forward; the rest stays on disk.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=

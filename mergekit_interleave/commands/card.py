@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import _out_files
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
@@ -22,6 +23,7 @@ from mergekit_interleave.output import (
     recorded_layout,
     verification_text,
 )
+from mergekit_interleave.output.card_data import CardData
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.output.staging import files_below
 from mergekit_interleave.planning import public_names, zeroing
@@ -87,49 +89,89 @@ def card(
         OutputError: The card was edited, or cannot be written.
         RefusedError: The model does not match its layout.
     """
-    place = Path(directory)
+    place, file = Path(directory), None if recipe is None else Path(recipe)
     recorded_layout.check_directory(place)
-    warnings: list[str] = []
-    stated = {} if repo is None else {manifest.REPO: public_names.checked_id(repo, "--repo")}
-    file = None if recipe is None else Path(recipe)
-    recorded = _recorded(place, file)
-    own = place / manifest.FILE
+    _check_ids(repo, base_model)
+    recorded, own = _recorded(place, file), place / manifest.FILE
     before = manifest.read(own).content if own.is_file() else {}
     card_files.check_replaceable(place, before, force=force)
-    models = Models(cached_only=True)
+    models, warnings = Models(cached_only=True), list[str]()
     report, content = _described(place, recorded, file, models, warnings.append)
     result = models.open(ModelRef(ModelPath(str(place))))
-    expected = report.expected
-    content |= manifest.totals(expected.layout, expected.specs, packed=manifest.is_packed(result))
-    if file is not None:  # they are those of the expansion
-        content.pop(manifest.REPO, None)
-        content.pop(card_files.KEY, None)
-    if report.changed and verification_text.TRAINED not in content.get("verified", {}):
-        content["verified"] = {}  # the recorded outcomes are those before training
-    content |= stated
+    content = _updated(content, report, result, is_of_expansion=file is not None)
+    content |= {} if repo is None else {manifest.REPO: repo}
     if base_model is not None:
         content = base_names.stated(content, base_model)
-    written = base_names.write_recipe(place, content)
+    record = file if recorded.manifest else None
+    written = base_names.write_recipe(place, content, _recipe(report, record))
     data, content = card_files.write(place, content, recorded.layout, trained=bool(report.changed))
-    is_new = (file is not None or not before) and "layers" in content
-    if is_new:
-        kept = [name for name in files_below(place) if _out_files.is_usual(name)]
-        content["files"] = sorted({*kept, *card_files.FILES, manifest.FILE})
-    if "layers" in content and content != before:
-        manifest.write(place, content)
+    if "layers" in content:
+        if file is not None or not before:
+            content["files"] = _files(place, recorded)
+            written = [manifest.FILE, *written]
+        if content != before:
+            manifest.write(place, content)
     return CardReport(
-        files=(*card_files.FILES, *([manifest.FILE] if is_new else []), *written),
+        files=(*card_files.FILES, *written),
         name=data.name,
         base_models=tuple(data.base_models),
         warnings=tuple(warnings),
-        notes=() if data.base_models else (_NO_BASE,),
+        notes=tuple(_notes(data)),
     )
 
 
-_NO_BASE = (
-    "the card has no base_model, because the base's Hub id is unknown; set it with "
-    "`card DIR --base-model org/name`"
-)
+def _check_ids(repo: str | None, base_model: str | None) -> None:
+    """Check the Hub ids before anything is read."""
+    if repo is not None:
+        public_names.checked_id(repo, "--repo")
+    if base_model is not None:
+        public_names.checked_id(base_model.partition("@")[0], "--base-model")
+
+
+def _updated(
+    content: Mapping[str, Any], report: VerifyReport, result: Checkpoint, *, is_of_expansion: bool
+) -> dict[str, Any]:
+    """Return the content of interleave.json with what is true of the model now.
+
+    Args:
+        content: The recorded content.
+        report: The comparison of the model.
+        result: The model.
+        is_of_expansion: Whether the content was recorded for the model before training.
+    """
+    expected, packed = report.expected, manifest.is_packed(result)
+    updated = {**content, **manifest.totals(expected.layout, expected.specs, packed=packed)}
+    if is_of_expansion:
+        updated.pop(manifest.REPO, None)
+        updated.pop(card_files.KEY, None)
+    if report.changed and verification_text.TRAINED not in updated.get("verified", {}):
+        updated["verified"] = {}  # the recorded outcomes are those before training
+    return updated
+
+
+def _files(directory: Path, recorded: RecordedLayout) -> list[str]:
+    """Return the files that `run --force` may replace: never the weights of a trainer."""
+    from_mergekit = recorded.manifest is None
+    usual = filter(_out_files.is_usual, files_below(directory)) if from_mergekit else ()
+    return sorted({*usual, *card_files.FILES, manifest.FILE})
+
+
+def _recipe(report: VerifyReport, record: Path | None) -> str | None:
+    """Return the mergekit YAML of a model: that of its plan, or that beside its record."""
+    if report.expected.plan is not None:
+        return report.expected.plan.recipe
+    if record is None:
+        return None
+    beside = (record if record.is_dir() else record.parent) / mergekit_yaml.FILE
+    return beside.read_text(encoding="utf-8") if beside.is_file() else None
+
+
+def _notes(data: CardData) -> Iterator[str]:
+    if not data.base_models:
+        only = len(data.since or data.sources) == 1
+        remedy = "; set it with `card DIR --base-model org/name`" if only else ""
+        bases = "base's Hub id is" if only else "bases' Hub ids are"
+        yield f"the card has no base_model, because the {bases} unknown{remedy}"
 
 
 def _recorded(directory: Path, file: Path | None) -> RecordedLayout:
@@ -160,7 +202,9 @@ def _described(
     if report.differences:
         raise RefusedError(
             f"{directory}: does not match its layout: {report.differences[0]}",
-            hint=f"mk-interleave verify {directory}",
+            hint=" ".join(
+                ["mk-interleave verify", str(directory), *(f"--against {each}" for each in against)]
+            ),
         )
     if recorded.manifest is not None:
         return report, dict(recorded.manifest.content)

@@ -327,8 +327,8 @@ def _run(
             name = card.name
         except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
             warnings.append(f"the model card could not be written: {error}")
-        files = sorted({*files_below(work), manifest.FILE})
-        _write_json(work / manifest.FILE, {**content, "files": files})
+        names = sorted({*files_below(work), manifest.FILE})
+        _write_json(work / manifest.FILE, {**content, "files": names})
         _check_files(plan, work)
         return RunReport(
             out=place,

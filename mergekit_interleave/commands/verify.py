@@ -45,14 +45,15 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     Args:
         out: A model that `run` or mergekit-yaml wrote.
         against: Its base: a directory or a Hub id. If there are several sources, a list of them in
-            the order of interleave.json. By default, the model is compared with itself.
+            the order of interleave.json. With `trained`, it may be any model of its lineage. By
+            default, the model is compared with itself.
         forward: Load both models, and compare their logits and their greedily generated text.
         trained: Accept any values in new layers; all other tensors must equal the base's, bit for
             bit.
         layers: The layers that were trained besides the new ones, in the words of `train`.
         also: The modules outside the layers that were trained too, such as `lm_head`.
         recipe: The file that records the layout, if the model has none: an interleave.json, a
-            mergekit config or a directive.
+            mergekit config, a directive, or the directory of a model that has one of them.
         max_memory: The maximum memory for weights in the forward pass, in bytes or as text such as
             `8GB`; the rest stays on disk.
         allow_pickle: Read the tensors of a base from pickled weights, and nothing else.
@@ -65,7 +66,8 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         DirectiveError: `forward` or `trained` is given without `against`, `max_memory` without
             `forward`, or `layers` or `also` without `trained`; or these name nothing.
         CheckpointError: A model cannot be read, or no file records its layout.
-        RefusedError: The forward passes cannot be compared.
+        RefusedError: The forward passes cannot be compared, or the tensors of a model that was
+            grown several times with those of an earlier base.
     """
     if max_memory is not None and not forward:
         raise DirectiveError("--max-memory limits the forward pass only", hint="pass --forward too")

@@ -11,9 +11,9 @@ from mergekit_interleave.layout.layout import Layer, Layout, Slice
 def through(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Layout:
     """Express a layout in the sources of its source models.
 
-    A layer is an original of the result only if it was an original in both growths and was not
-    edited in both. It has the edit of the later growth or, if that one did not edit it, that of the
-    earlier growth.
+    A layer is an original of the result only if it was an original in both growths, and if at most
+    one of them edited it: two edits round twice, so they are no single edit. It has the edit of the
+    later growth or, if that one did not edit it, of the earlier growth.
 
     Args:
         layout: The layout.
@@ -38,7 +38,7 @@ def _traced(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Iterator[Slice]
 def _slice(layer: Layer, origin: Layer) -> Slice:
     """Return a layer as a slice of the model that its origin is taken from."""
     edit = origin.edit if layer.is_plain else layer.edit
-    # Two edits of one layer cannot be written as one.
-    new = layer.new or origin.new or not (layer.is_plain or origin.is_plain)
+    edited_twice = not (layer.is_plain or origin.is_plain)
+    new = layer.new or origin.new or edited_twice
     start, stop = origin.source, origin.source + 1
     return Slice(origin.model, start, stop, edit.scales, edit.constants, new)

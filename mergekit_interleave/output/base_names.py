@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave._files import replace_file
+from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.model_ref import ModelPath
+from mergekit_interleave.directive.model_ref import ModelPath, parse_model
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import lineage, recorded_layout
+from mergekit_interleave.output import lineage
+from mergekit_interleave.output.lineage import Entry
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import public_names
 
 
-def stated(content: Mapping[str, Any], base_model: str) -> dict[str, Any]:
+def stated(content: Entry, base_model: str) -> dict[str, Any]:
     """Return the content of interleave.json with the Hub id of the first base.
 
     Args:
@@ -28,39 +32,40 @@ def stated(content: Mapping[str, Any], base_model: str) -> dict[str, Any]:
     path, _, revision = base_model.partition("@")
     public_names.checked_id(path, "--base-model")
     parts = [*content.get(lineage.KEY, ()), content]
-    bases = {str(e["model"]) for part in parts for e in part["models"] if lineage.GROWTH not in e}
-    if len(bases) > 1:
+    found = [e["model"] for part in parts for e in part["models"] if lineage.GROWTH not in e]
+    base, *others = [model for i, model in enumerate(found) if model not in found[:i]]
+    if others:
         raise DirectiveError(
-            f"--base-model: the model has several bases: {', '.join(sorted(bases))}",
-            hint="leave it out; it can name only one",
+            f"--base-model: the model has several bases: {base} and {others[0]}",
+            hint="leave --base-model out; it can name only one",
         )
-    (base,) = bases
-    name = str(ModelPath(path, revision or None))
-    growths = [_named(growth, base, name, path) for growth in content.get(lineage.KEY, ())]
-    outcomes = content.get("verified")
-    return {
-        **_named(content, base, name, path),
-        **({"verified": _renamed(outcomes, {base: name})} if outcomes else {}),
-        **({lineage.KEY: growths} if growths else {}),
-    }
+    old = parse_model(base, "models")
+    new = replace(old, model=ModelPath(path, revision or None)).to_yaml()
+    *growths, own = (_named(part, base, new, path) for part in parts)
+    return {**own, **({lineage.KEY: growths} if growths else {})}
 
 
-def _named(part: Mapping[str, Any], base: str, name: str, hub_id: str) -> dict[str, Any]:
+def _named(part: Entry, base: object, new: object, hub_id: str) -> dict[str, Any]:
+    """Return an interleave.json, or a growth in it, with another name of the first base."""
     models = [
-        entry
-        if lineage.GROWTH in entry
-        else {**entry, "model": _renamed(entry["model"], {base: name}), "hub_id": hub_id}
+        entry if lineage.GROWTH in entry else {**entry, "model": new, "hub_id": hub_id}
         for entry in part["models"]
     ]
-    return {**part, "models": models, "directive": _renamed(part["directive"], {base: name})}
+    if any(entry["model"] == base for entry in models):
+        return {**part, "models": models}  # a grown model has the same name
+    named = {
+        key: _renamed(part[key], [(base, new)]) for key in ("directive", "verified") if key in part
+    }
+    return {**part, "models": models, **named}
 
 
-def write_recipe(directory: Path, content: Mapping[str, Any]) -> list[str]:
-    """Name the models in mergekit_config.yml as interleave.json does.
+def write_recipe(directory: Path, content: Entry, recipe: str | None) -> list[str]:
+    """Write mergekit_config.yml with the names of the models in interleave.json.
 
     Args:
         directory: The model.
         content: The content of its interleave.json.
+        recipe: The recipe; None to change the names in the present file, if there is one.
 
     Returns:
         The name of the file, if it has changed.
@@ -69,27 +74,32 @@ def write_recipe(directory: Path, content: Mapping[str, Any]) -> list[str]:
         OutputError: It cannot be written.
     """
     file = directory / mergekit_yaml.FILE
-    if "layers" not in content or file.is_symlink() or not file.is_file():
+    present = file.read_text(encoding="utf-8") if file.is_file() else None
+    text = present if recipe is None else recipe
+    if "layers" not in content or file.is_symlink() or text is None:
         return []
-    text = file.read_text(encoding="utf-8")
-    recorded = recorded_layout.read(directory, file)
-    names = {}
-    for model, entry in zip(recorded.layout.models, content["models"], strict=True):
-        written = model.to_yaml()
-        if isinstance(written, str) and written != entry["model"]:
-            names[written] = entry["model"]
-    if not names:
-        return []
+    directive = directives.parse(text, str(file))
+    models = RecordedLayout(directive, None).layout.models
+    names = [
+        (model.to_yaml(), entry["model"])
+        for model, entry in zip(models, content["models"], strict=True)
+    ]
     comments = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
-    document = _renamed(yaml_io.read(text, str(file)), names)
-    replace_file(file, "".join(comments) + yaml_io.write(document))
+    document = yaml_io.read(text, str(file))
+    named = _renamed(document, names)
+    if named != document:
+        text = "".join(comments) + yaml_io.write(named)
+    if text == present:
+        return []
+    replace_file(file, text)
     return [file.name]
 
 
-def _renamed(value: Any, names: Mapping[str, object]) -> Any:
-    """Replace the names of models in a document."""
+def _renamed(value: Any, names: Sequence[tuple[object, object]]) -> Any:
+    """Replace the names of models in a document; a name may be a mapping."""
+    for old, new in names:
+        if value == old:
+            return new
     if isinstance(value, Mapping):
         return {key: _renamed(entry, names) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_renamed(entry, names) for entry in value]
-    return names.get(value, value) if isinstance(value, str) else value
+    return [_renamed(entry, names) for entry in value] if isinstance(value, list) else value

@@ -110,10 +110,13 @@ class CardData:
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
         has_remote_code: Whether it needs `trust_remote_code`.
         family: The family of its language model, if known.
+        trained_originals: Whether other tensors than those of new layers were trained.
         repo: The Hub id under which it is published, if known.
         lineage: The earlier growths of its sources, the oldest first.
         since: The names of its first bases, if its sources were grown themselves.
         new_since: The indices of the layers that its first bases do not have.
+        unchanged: The names of the bases whose layers it still has after training, if that was
+            verified.
     """
 
     directory: str
@@ -139,10 +142,12 @@ class CardData:
     beyond_mergekit: str | None = None
     has_remote_code: bool = False
     family: Family | None = None
+    trained_originals: bool = False
     repo: str | None = None
     lineage: Sequence[CardGrowth] = ()
     since: Sequence[str] = ()
     new_since: Sequence[int] = ()
+    unchanged: Sequence[str] = ()
 
     @property
     def to_train(self) -> Sequence[int]:
@@ -252,7 +257,11 @@ def card_data(
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
             family=family,
+            trained_originals=verification_text.has_named(verified),
             repo=_repo(content),
+            unchanged=[
+                str(n) for n in verified.get(verification_text.TRAINED, {}).get("against", ())
+            ],
             **_lineage(content),
         )
 

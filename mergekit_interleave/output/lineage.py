@@ -26,6 +26,9 @@ KEY = "growths"
 GROWTH = "growth"
 """The key of an entry of `models` that is the index of the growth that made the model."""
 
+_MOST = 100
+"""The maximum number of growths in a lineage."""
+
 _KEPT = ("fingerprint", "directive", "models", "identities", "layers")
 """The keys of an interleave.json that a growth keeps."""
 
@@ -136,6 +139,9 @@ def problem(content: Entry) -> str | None:
 
 def _problems(content: Entry) -> Iterator[str]:
     growths = content.get(KEY, [])
+    if len(growths) > _MOST:
+        yield f"{KEY}: has {len(growths)} entries (limit {_MOST})"
+        return
     for number, growth in enumerate([*growths, content]):
         place = f"{KEY}[{number}]." if number < len(growths) else ""
         layout, sources = _layout(growth)

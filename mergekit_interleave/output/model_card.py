@@ -26,7 +26,7 @@ _STATUS = {
     card_data.CHANGED: "It needs training to recover.",
     card_data.UNKNOWN: "It is not known whether its outputs equal {bases}; "
     "`mk-interleave verify --forward` compares them.",
-    card_data.TRAINED: "All layers that were not trained are unchanged, bit for bit.",
+    card_data.TRAINED: "All {original} are unchanged, bit for bit.",
     card_data.UNVERIFIED: "The new layers have changed. Whether the original layers have changed "
     "was not checked.",
     card_data.WRONG: "`mk-interleave verify` lists what differs.",
@@ -94,11 +94,15 @@ def _status(data: CardData) -> str:
             bases=_bases(data),
             rounding="Its outputs are equal up to rounding. " if data.conversion else "",
             until="Training its new layers changes its outputs." if data.layout.new_layers else "",
+            original=f"layers of {' and '.join(map(_plain, data.unchanged))}"
+            if data.lineage and data.unchanged
+            else "original layers" + (" that were not trained" if data.trained_originals else ""),
         )
         .strip()
     )
     converted = f"Its weights were converted: {data.conversion}." if data.conversion else ""
-    base = f"Its base is {_joined(data.sources)}." if data.lineage else ""
+    grown_again = data.lineage and not data.is_trained
+    base = f"Its base is {_joined(data.sources)}." if grown_again else ""
     return " ".join(filter(None, [f"**Status: {data.status}.**", base, words, converted]))
 
 

@@ -46,6 +46,7 @@ class ExpectedModel:
         unread: Returns the reason why a tensor cannot be compared, or None if it can be.
         plan: The plan of the model, if its sources are available.
         warnings: Warnings for the user, one sentence each.
+        rounding: The relative error that numbers in config.json may have.
     """
 
     layout: Layout
@@ -54,6 +55,7 @@ class ExpectedModel:
     unread: Callable[[TensorSpec], str | None]
     plan: ExpansionPlan | None = None
     warnings: tuple[str, ...] = ()
+    rounding: float = 0.0
 
 
 def of_sources(
@@ -129,7 +131,12 @@ def of_generation(
         unread=plan.reason_unread,
         plan=plan,
         warnings=plan.warnings,
+        rounding=_ROUNDING,
     )
+
+
+_ROUNDING = 1e-12
+"""Each growth rounds the numbers that depend on the depth; this is far more than doubles need."""
 
 
 def _composed_keys(generation: Generation) -> dict[str, object]:

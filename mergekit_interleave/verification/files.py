@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,8 @@ def _config(
             wrong = as_written or differing
     keys, expected_keys = _keys(found), _keys(expected.config)
     for key, (wanted, value) in wrong.items():
+        if _is_close(wanted, value, expected.rounding):
+            continue
         dtype = _dtypes.NAMED.get(str(value))
         if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
@@ -212,6 +215,13 @@ def _config(
             _MISSING if wanted is None and key not in expected_keys else wanted,
         )
         yield _in_file(CONFIG, f"{key} is {values}")
+
+
+def _is_close(wanted: object, found: object, rounding: float) -> bool:
+    """Return whether two numbers differ by no more than the rounding."""
+    if not (isinstance(wanted, float) and isinstance(found, float)):
+        return False
+    return math.isclose(wanted, found, rel_tol=rounding)
 
 
 def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:

@@ -37,7 +37,7 @@ from mergekit_interleave.verification.stored_bytes import Difference
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
 
 TRAINED = "tensors of new layers, which may have been trained"
-NAMED = "tensors that were named as trained"
+NAMED = verification_text.NAMED
 
 Named = Callable[[TensorSpec], bool]
 """Returns whether a tensor was trained although it is of no new layer."""

@@ -18,7 +18,7 @@ import card_lint
 import pytest
 import stored
 import yaml
-from harness import Cli, make_llama, train_new_layers
+from harness import Cli, flip_bit, make_llama, train_new_layers
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
@@ -282,7 +282,10 @@ class TestCard:
         assert "--recipe DIR" in refused.err
         written = mk("card", trained, "--recipe", deeper)
         assert written.status == 0
-        assert "interleave.json: written" in written.out
+        for name in ("interleave.json", "mergekit_config.yml"):
+            assert f"{name}: written" in written.out
+        again = mk("run", "append: 1", trained, "--model", deeper, "--force")
+        assert (again.status, (trained / "model.safetensors").exists()) == (1, True)
         assert "**Status: trained, not verified.**" in (trained / "README.md").read_text()
         assert mk("verify", trained, "--against", tiny, "--trained").status == 0
         text = (trained / "README.md").read_text()
@@ -388,6 +391,25 @@ class TestCard:
         assert source_line(text).startswith("Made from `gone` (? → 10 layers")
         assert "**Status: untrained.**" in text
         assert str(tmp_path) not in text
+
+    def test_a_model_unlike_its_sources(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Without interleave.json, a model is compared with its sources before it is described."""
+        out, words = tmp_path / "out", ("interleave: every 4", "--model", own_tiny)
+        assert mk("run", *words[:1], out, *words[1:], "--engine", "stream").status == 0
+        for name in ("interleave.json", "README.md", "layers.svg"):
+            (out / name).unlink()
+        (out / "mergekit_config.yml").write_text(mk("gen", *words).out)
+        flip_bit(own_tiny, "model.layers.2.mlp.up_proj.weight")
+        refused = mk("card", out)
+        assert (refused.status, (out / "README.md").exists()) == (1, False)
+        assert "model.layers.2.mlp.up_proj.weight" in refused.err
+        assert refused.err.endswith(f"hint: mk-interleave verify {out} --against {own_tiny}\n")
+        flip_bit(own_tiny, "model.layers.2.mlp.up_proj.weight")
+        written = mk("card", out)
+        assert written.status == 0
+        assert "interleave.json: written" in written.out
+        assert "all tensors equal to their sources" in (out / "README.md").read_text()
+        assert mk("verify", out, "--against", own_tiny).status == 0
 
     @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"x" * 2**20])
     def test_a_card_that_is_not_text(self, mk: Cli, deeper: Path, content: bytes) -> None:

@@ -16,6 +16,8 @@ from huggingface_hub import ModelCard
 from mergekit_interleave import freeze_original_layers
 from mergekit_interleave.errors import DirectiveError
 
+RELEASE = Path(__file__).parents[1] / "fixtures" / "data" / "release-0.1.0"
+
 
 @pytest.fixture(scope="module")
 def chain(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -90,11 +92,14 @@ class TestRecord:
         assert verified.status == 0, verified.out
         assert " 7 of them new" in verified.out
 
-    def test_a_base_that_an_earlier_release_wrote(self, own: Path, mk: Cli, tiny: Path) -> None:
-        """An interleave.json without the newer keys is read, and becomes a growth."""
-        edit_json(own / "once/interleave.json", lambda content: content.pop("generated"))
-        assert mk("run", "append: 1", own / "again", "--model", own / "once").status == 0
-        assert mk("verify", own / "again", "--against", tiny, "--trained").status == 0
+    def test_a_base_that_release_0_1_wrote(self, mk: Cli, tmp_path: Path) -> None:
+        """The interleave.json of release 0.1.0 is read, and becomes a growth."""
+        out = tmp_path / "again"
+        assert mk("run", "append: 1", out, "--model", RELEASE, "--engine", "stream").status == 0
+        (growth,) = json.loads((out / "interleave.json").read_text())["growths"]
+        assert growth["models"][0]["model"] == "tiny-llama"
+        words = ("train", out, "--for", "axolotl", "--since", "tiny-llama")
+        assert "(2|5|6)" in mk(*words).out
 
     @pytest.mark.parametrize(
         ("edit", "key"),
@@ -143,6 +148,7 @@ class TestRecord:
                 "growths[0].models[0].growth",
             ),
             (lambda c: c.update(growths=[5]), "interleave.json"),
+            (lambda c: c.update(growths=c["growths"] * 101), "growths: "),
             (lambda c: c["growths"][0].pop("models"), "models"),
         ],
     )
@@ -264,6 +270,24 @@ class TestVerify:
         result = mk("verify", tmp_path / "two", "--against", tiny, "--trained")
         assert result.status == 0, result.out
 
+    @pytest.mark.parametrize("name", ["minicpm3", "gemma4_text", "nemotron_h"])
+    def test_settings_that_depend_on_the_depth(self, name: str, mk: Cli, tmp_path: Path) -> None:
+        """The config of a model that was grown twice is what its layout in the first base says.
+
+        Each growth rounds MiniCPM's scale, shares keys and values, or copies lists of layer types.
+        """
+        import zoo
+
+        zoo.quiet()
+        base, one, two = (tmp_path / part for part in ("base", "one", "two"))
+        zoo.save(name, base)
+        assert mk("run", "interleave: every 2", one, "--model", base).status == 0
+        assert mk("run", "append: 1", two, "--model", one).status == 0
+        result = mk("verify", two, "--against", base, "--trained")
+        assert result.status == 0, result.out
+        edit_json(two / "config.json", lambda config: config.update(vocab_size=64))
+        assert mk("verify", two, "--against", base, "--trained").status == 1
+
     def test_a_growth_that_changed_the_tokenizer(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """A lineage in which a growth changed more than layers is refused by its key."""
         one, two = tmp_path / "one", tmp_path / "two"
@@ -319,7 +343,8 @@ class TestVerify:
         assert mk("verify", own / "twice", "--against", tiny, "--trained").status == 0
         content = json.loads((own / "twice/interleave.json").read_text())
         assert [*content["verified"]] == ["trained"]
-        assert "**Status: trained.**" in (own / "twice/README.md").read_text()
+        text = (own / "twice/README.md").read_text()
+        assert "**Status: trained.** All layers of tiny are unchanged, bit for bit." in text
 
 
 class TestTrain:

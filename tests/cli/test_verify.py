@@ -546,7 +546,7 @@ class TestNamed:
         assert (found.status, found.err) == (0, "")
         assert "18 not compared" in found.out
         text = (out / "README.md").read_text()
-        assert re.search(r"\*\*Status: trained\.\*\*", text)
+        assert re.search(r"\*\*Status: trained\.\*\* .*\bnot trained\b", text)
 
     @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
     def test_a_trained_tied_head(self, name: str, mk: Cli, tied: Path, tmp_path: Path) -> None:

@@ -92,3 +92,18 @@ def test_a_base_of_its_own_stays(chain: tuple[Layout, Layout, Layout]) -> None:
     first, _, _ = chain
     assert through(first, {}).layers == first.layers
     assert fingerprint(through(first, {})) == fingerprint(first)
+
+
+def test_a_layer_that_was_scaled_twice_is_new() -> None:
+    """Two scales round twice, so the layer cannot be compared with the first base."""
+    half = Layout((Slice(BASE, 0, 1, (Scale(0.5),)), Slice(BASE, 1, 2)))
+    once_more = Layout((Slice(ONCE, 0, 1, (Scale(0.5),)), Slice(ONCE, 1, 2)))
+    composed = through(once_more, {ONCE: half})
+    assert [layer.new for layer in composed.layers] == [True, False]
+
+
+def test_a_factor_of_one_is_no_edit() -> None:
+    """A recipe may state factors of 1, which leave a layer an original."""
+    plain = Layout((Slice(BASE, 0, 2, (Scale(1.0),)),))
+    again = Layout((Slice(ONCE, 0, 2, (Scale(1.0),)),))
+    assert not through(again, {ONCE: plain}).new_layers
