@@ -150,7 +150,8 @@ def _conversions_on_meta() -> Iterator[None]:
     if before is None:  # a version that converts no tensor there
         yield
         return
-    WeightConverter.force_cpu = property(lambda _: False, lambda _, __: None)
+    # transformers keeps some converters, so each must still get its own value.
+    WeightConverter.force_cpu = property(lambda _: False, before.__set__)
     try:
         yield
     finally:

@@ -123,9 +123,9 @@ def card(
 def _check_ids(repo: str | None, base_model: str | None) -> None:
     """Check the Hub ids before anything is read."""
     if repo is not None:
-        public_names.checked_id(repo, "--repo")
+        public_names.checked_id(repo, "repo")
     if base_model is not None:
-        public_names.checked_id(base_model.partition("@")[0], "--base-model")
+        public_names.checked_id(base_model.partition("@")[0], "base_model")
 
 
 def _updated(
@@ -144,7 +144,7 @@ def _updated(
     if is_of_expansion:
         updated.pop(manifest.REPO, None)
         updated.pop(card_files.KEY, None)
-    if report.changed and verification_text.TRAINED not in updated.get("verified", {}):
+    if report.changed and verification_text.TRAINED not in (updated.get("verified") or {}):
         updated["verified"] = {}  # the recorded outcomes are those before training
     return updated
 

@@ -212,7 +212,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         ),
         replace=force,
         base_model=base_model,
-        repo=None if repo is None else public_names.checked_id(repo, "--repo"),
+        repo=None if repo is None else public_names.checked_id(repo, "repo"),
         verify=verify,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,

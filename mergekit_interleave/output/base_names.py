@@ -30,13 +30,13 @@ def stated(content: Entry, base_model: str) -> dict[str, Any]:
         DirectiveError: It is not a Hub id, or there are several first bases.
     """
     path, _, revision = base_model.partition("@")
-    public_names.checked_id(path, "--base-model")
+    public_names.checked_id(path, "base_model")
     parts = [*content.get(lineage.KEY, ()), content]
     found = [e["model"] for part in parts for e in part["models"] if lineage.GROWTH not in e]
     base, *others = [model for i, model in enumerate(found) if model not in found[:i]]
     if others:
         raise DirectiveError(
-            f"--base-model: the model has several bases: {base} and {others[0]}",
+            f"base_model: the model has several bases: {base} and {others[0]}",
             hint="leave --base-model out; it can name only one",
         )
     old = parse_model(base, "models")

@@ -162,7 +162,12 @@ def directive_of(plan: ExpansionPlan) -> dict[str, Any]:
     if isinstance(directive.growth, ExplicitSlices):
         return written
     directive = replace(directive, mergekit=expansion.directive.mergekit)
-    return directive.to_document(plan.public) | {key: written[key] for key in plan.mergekit}
+    short = {str(plan.public(model)): key for key, model in directive.models.items()}
+    keys = {
+        key: short.get(value, value) if isinstance(value := written[key], str) else value
+        for key in plan.mergekit
+    }
+    return directive.to_document(plan.public) | keys
 
 
 def _source(
@@ -206,17 +211,26 @@ def check_sources(plan: ExpansionPlan) -> None:
 def of_source(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
     """Return the interleave.json of a source model, or None if it has none.
 
+    A file of this name that records no layers is some other file, which nothing depends on.
+
     Raises:
         CheckpointError: It is malformed, or does not describe the model.
     """
     file = checkpoint.path / FILE
-    if not file.is_file():
+    if not _is_record(file):
         return None
     try:
         return _describing(checkpoint, file)
     except CheckpointError as error:
         error.hint = f"to grow the model without its lineage, name a copy of it without {FILE}"
         raise
+
+
+def _is_record(file: Path) -> bool:
+    try:
+        return file.is_file() and {"version", "layers"} <= read_json(file, most=MAX_CONFIG).keys()
+    except CheckpointError:
+        return False
 
 
 def _describing(checkpoint: Checkpoint, file: Path) -> Mapping[str, Any]:

@@ -79,7 +79,7 @@ class PublicNames:
 
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
     path, _, revision = base_model.partition("@")
-    checked_id(path, "--base-model")
+    checked_id(path, "base_model")
     if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
         raise DirectiveError(
             "base_model: there are several source models, and it can name only one",
@@ -93,13 +93,16 @@ def checked_id(text: str, where: str) -> str:
 
     Args:
         text: The Hub id.
-        where: The flag, for errors.
+        where: The parameter, for errors.
 
     Raises:
         DirectiveError: It is not of the form org/name.
     """
     if "/" not in text or not is_hub_id(text):
-        raise DirectiveError(f"{where}: {text!r} is not a Hub id", hint=f"write {where} org/name")
+        raise DirectiveError(
+            f"{where}: {text!r} is not a Hub id of the form org/name",
+            hint=f"for example --{where.replace('_', '-')} me/name",
+        )
     return text
 
 

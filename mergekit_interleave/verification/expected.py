@@ -117,13 +117,7 @@ def of_generation(
         tuple(dataclasses.replace(s, model=known[s.model]) for s in generation.layout.slices)
     )
     plan = plan_expansion(Expansion(Directive(mergekit=keys), layout), models, None)
-    outside = [spec.source for spec in plan.specs if spec.layer is None]
-    for place, growth in generation.growths.items():
-        for layer in (growth["layers"][0], growth["layers"][-1]):
-            scales = tuple(Scale(s["value"], s["filter"]) for s in layer.get("scale", ()))
-            for name in outside:
-                if scale_of(name, scales) not in (None, 1):
-                    raise RefusedError(f"{place}layers: a scale also applied to {name}")
+    _check_outside(generation, plan)
     return ExpectedModel(
         layout=plan.layout,
         specs=plan.specs,
@@ -133,6 +127,26 @@ def of_generation(
         warnings=plan.warnings,
         rounding=_ROUNDING,
     )
+
+
+def _check_outside(generation: Generation, plan: ExpansionPlan) -> None:
+    """Check that no growth scaled tensors outside the layers, as a first or last slice may.
+
+    Raises:
+        RefusedError: One did.
+    """
+    first, last = (plan.sources[plan.layout.slices[i].model] for i in (0, -1))
+    outside = {
+        0: first.scaled(first.outside_layers()[0]),
+        -1: last.scaled(last.outside_layers()[1]),
+    }
+    for place, growth in generation.growths.items():
+        for index, names in outside.items():
+            scales = growth["layers"][index].get("scale", ())
+            factors = tuple(Scale(scale["value"], scale["filter"]) for scale in scales)
+            for name in names:
+                if scale_of(name, factors) not in (None, 1):
+                    raise RefusedError(f"{place}layers: a scale also applied to {name}")
 
 
 _ROUNDING = 1e-12

@@ -182,19 +182,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     trusted = models.trust_remote_code
     recorded = recorded_layout.read(out, layout_from)
     generation = _generation(recorded, against, models)
-    if generation is not None:
-        if not trained:
-            raise RefusedError(
-                f"{out}: {' and '.join(map(str, against))} is an earlier base, and layers that "
-                "were new in an earlier growth may have been trained since",
-                hint="pass --trained to compare only the layers of the earlier base",
-            )
-        expected = expectations.of_generation(generation, against, models)
-    elif against:
-        with _naming_the_lineage(recorded):
-            expected = expectations.of_sources(recorded, against, models)
-    else:
-        expected = expectations.of_itself(recorded, out, models)
+    expected = _expected(out, recorded, generation, against, models, trained=trained)
     differences: list[Difference] = []
     wider: dict[str, TensorSpec] = {}
     if layout_from is None:
@@ -280,6 +268,34 @@ def verify_as_found(
     )
     kind = verification_text.LINEAGE if is_earlier and not changed else report.kind
     return dataclasses.replace(report, changed=changed, kind=kind)
+
+
+def _expected(  # noqa: PLR0913 - the parameters of `verify`, after reading
+    out: Path,
+    recorded: RecordedLayout,
+    generation: Generation | None,
+    against: Sequence[ModelRef],
+    models: Models,
+    *,
+    trained: bool,
+) -> ExpectedModel:
+    """Derive what a model must contain from an earlier base, its sources, or itself.
+
+    Raises:
+        RefusedError: An earlier base is given for a model that may not have been trained.
+    """
+    if generation is not None and not trained:
+        raise RefusedError(
+            f"{out}: {' and '.join(map(str, against))} is an earlier base, and layers that were "
+            "new in an earlier growth may have been trained since",
+            hint="pass --trained to compare only the layers of the earlier base",
+        )
+    if generation is not None:
+        return expectations.of_generation(generation, against, models)
+    if against:
+        with _naming_the_lineage(recorded):
+            return expectations.of_sources(recorded, against, models)
+    return expectations.of_itself(recorded, out, models)
 
 
 @contextmanager

@@ -547,7 +547,7 @@ class TestPublishing:
             result = mk(*words, flag, name)
             assert (result.status, result.out) == (2, "")
             error, hint = result.err.splitlines()
-            assert error.startswith(f"error: {flag}: ")
+            assert error.startswith(f"error: {flag[2:].replace('-', '_')}: {name!r} ")
             assert flag in hint
         assert files(deeper) == before
 

@@ -137,3 +137,13 @@ def test_quantized_tensors_are_compared_by_name(tmp_path: Path) -> None:
     loading = class_loading.load(tmp_path, forms)
     assert loading.missing == ()
     assert not loading.mismatched
+
+
+def test_converters_made_meanwhile_stay_usable() -> None:
+    """A converter that transformers makes during a check, and keeps, has its own settings later."""
+    from transformers.core_model_loading import Concatenate, WeightConverter
+
+    with class_loading._conversions_on_meta():  # noqa: SLF001 - transformers calls it within
+        made = WeightConverter("a.*.b", "a.b", [Concatenate(0)], force_cpu=True)
+        assert not made.force_cpu
+    assert made.force_cpu
