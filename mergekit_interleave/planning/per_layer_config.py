@@ -148,7 +148,7 @@ def place(source: SourceConfig, layout: Layout) -> Placement:
     for key in facts.original_indices_from_1:
         listed = source.listed(key) or []
         placed[key] = [
-            layer.index + 1 for layer in layers if not layer.new and layer.source + 1 in listed
+            layer.index + 1 for layer in layers if not layer.is_copy and layer.source + 1 in listed
         ]
     placed |= _counts(source, sources)
     for kind, *keys in facts.periodic_rules:
@@ -278,7 +278,7 @@ def _solved(
 def _wanted(rule: str, chosen: set[int], depth: int, layers: Sequence[Layer]) -> set[int]:
     if rule in ("block", "halving"):
         # A boundary stays at its original layer, however many copies precede it.
-        place = {layer.source: layer.index for layer in layers if not layer.new}
+        place = {layer.source: layer.index for layer in layers if not layer.is_copy}
         place[depth] = len(layers)
         if rule == "block":
             return {place[index] for index in chosen if index in place}
@@ -353,7 +353,7 @@ def _shared_tail(
         wrong += [
             lending[kind]
             for kind, lender in lenders.items()
-            if kind in lending and (lending[kind].source != lender or lending[kind].new)
+            if kind in lending and (lending[kind].source != lender or lending[kind].is_copy)
         ]
     for layer in wrong:
         raise UnrepresentableError(
