@@ -36,6 +36,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint import computation, layer_names, meta_model
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.cli import main as cli
 from mergekit_interleave.errors import RefusedError
@@ -73,6 +74,11 @@ def names() -> list[str]:
     """Return all causal-LM types in transformers, variants, and models of images and text."""
     causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *toys.VARIANTS} - {*composites.OWN}
     return [*sorted(causal), *composites.OWN]
+
+
+def toy_config(name: str) -> Any:
+    """Return the config of a toy model."""
+    return composites.config(name) if name in composites.OWN else toys.config(name)
 
 
 def build(name: str) -> Any:
@@ -188,6 +194,40 @@ def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
     if match is None or int(match[2]) >= len(layers) or not layers[int(match[2])]["new"]:
         return None
     return f"{match[1]}.{layers[int(match[2])]['layer']}.{match[3]}"
+
+
+def ends(name: str) -> dict[str, list[str]]:
+    """Find the tensors that a type uses before its layers, and those that it uses after them.
+
+    Raises:
+        RefusedError: The type cannot be run without weights.
+    """
+    config, is_composite = toy_config(name), name in composites.OWN
+    family = families.family_of_config(config.to_dict())
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False  # else the head has no tensor of its own
+    make = AutoModelForCausalLM.from_config
+    if is_composite:
+        model_class = composites.class_of(name)
+        config.architectures, make = [model_class.__name__], model_class._from_config
+    with torch.device("meta"):
+        model = make(config)
+    found = computation.record(config, toys.DEPTH)
+    stored = meta_model.stored_names(model)
+    stack = layer_names.stacks_of(stored.values(), toys.DEPTH, config.to_dict())[0]
+    root, own = f"{stack.rpartition('.')[0]}.", f"{family.layer_prefix.rpartition('.')[0]}."
+    embeddings = model.get_input_embeddings().weight
+    named = sorted(found.first_use, key=lambda n: model.get_parameter(n) is not embeddings)
+    return {
+        key: list(
+            dict.fromkeys(
+                re.sub(f"^{re.escape(root)}", own, stored[n]).removeprefix("language_model.")
+                for n in named
+                if found.first_use[n] == use
+            )
+        )
+        for key, use in (("before_layers", -1), ("after_layers", 1))
+    }
 
 
 def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitResult:

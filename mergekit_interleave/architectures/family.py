@@ -143,6 +143,29 @@ class ConfigFacts:
     periodic_rules: tuple[tuple[str, ...], ...] = ()
     uses_scale_depth: bool = False
 
+    def layer_keys(self) -> tuple[str, ...]:
+        """Return all these keys, which a new list of layers changes."""
+        sparse = ("decoder_sparse_step", "mlp_only_layers") if self.uses_decoder_sparse_step else ()
+        return (
+            *self.depth,
+            *self.encoder_depth,
+            *((self.depth_list,) if self.depth_list else ()),
+            *self.depth_multiples,
+            *self.per_layer_lists,
+            *self.optional_per_layer_lists,
+            *self.layer_indices,
+            *self.layer_indices_from_1,
+            *self.original_indices_from_1,
+            *self.run_length_lists,
+            *self.leading_counts,
+            *self.fallback_leading_counts,
+            *sparse,
+            *(key for _, *keys in self.periodic_rules for key in keys),
+            *(("scale_depth",) if self.uses_scale_depth else ()),
+            "layer_types",
+            "per_layer_config",
+        )
+
 
 class _ConstantValue(TypedDict):
     value: float
@@ -200,12 +223,13 @@ class Family:
         refused_if: Keys of config.json that, if true, refuse the model, each with its reason.
         refused_unless: Keys of config.json that must have a value, each with [value, reason]; a
             missing key counts as the value.
-        before_layers: The tensors before the layers: the embeddings.
-        after_layers: The tensors after the layers: the final norm and the head.
+        mergekit_defined: Whether mergekit has a definition of the type. Otherwise it takes all
+            tensors outside the layers from the first slice.
+        before_layers: The tensors that are used before the layers: the embeddings first. `make zoo`
+            measures and writes them.
+        after_layers: The tensors that are used after the layers: the final norm and the head.
+            `make zoo` measures and writes them.
         never_loaded: Substrings of the names of tensors in old checkpoints that no model loads.
-        must_agree: The keys of config.json that must be equal in two models to stack their layers,
-            each with the value that a missing key stands for. Without `must_agree`, models of the
-            type are not stacked on each other.
         composite: Whether the language model is part of a larger model, for images or sound.
         mergekit_modules: For a composite: see `composites`.
         deepstack: For a composite: see `composites`.
@@ -231,10 +255,10 @@ class Family:
     refused: str | None = None
     refused_if: Mapping[str, str] = field(default_factory=dict)
     refused_unless: Mapping[str, tuple[object, str]] = field(default_factory=dict)
+    mergekit_defined: bool = False
     before_layers: tuple[str, ...] = ()
     after_layers: tuple[str, ...] = ()
     never_loaded: tuple[str, ...] = ()
-    must_agree: Mapping[str, object] | None = None
     composite: bool = False
     mergekit_modules: Mapping[str, int | str | None] = field(default_factory=dict)
     deepstack: str | None = None
@@ -411,8 +435,8 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
         model_type=model_type,
         mergekit_yaml_result=composite.get("mergekit_yaml_result", WRONG_TENSORS),
         mergekit_modules=composite.get("mergekit_modules", {}),
+        mergekit_defined="mergekit_modules" in composite,
         deepstack=composite.get("deepstack"),
-        must_agree=None,
         composite=True,
     )
 

@@ -187,8 +187,7 @@ def _check_weights(
     written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}
     with scratch_directory() as folder:
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-        if len(sources) == 1:
-            structure_check.check(first, layout, folder, placement.kv_sharing_layers)
+        structure_check.check(sources, layout, folder, placement.kv_sharing_layers)
         wanted = meta_model.shapes(folder, trusted=first.trusted)
     if all(source.has_weights for source in sources.values()):
         specs = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)

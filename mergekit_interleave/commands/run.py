@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._units import amount
-from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.checkpoint.checkpoint import CONFIG
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import (
     check_unchanged,
     iterate_tensors,
-    read_tensors,
     to_json,
 )
 from mergekit_interleave.commands import inputs
@@ -307,7 +305,8 @@ def _run(
         if type_is_unknown:
             verified[verification_text.FORWARD] = _measure(plan, work)
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
-            _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
+            result = Checkpoint(plan.base.ref, work, plan.config(), is_local=True)
+            _write_json(work / CONFIG, plan.config(vocab_size(result)))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
@@ -349,10 +348,7 @@ def _check_classes(plan: ExpansionPlan, work: Path) -> None:
     The architecture data should ensure this already. The stream engine alone skips this check,
     because importing transformers takes longer than its run.
     """
-    if len(plan.sources) > 1:  # all layers of stacked models are alike
-        meta_model.shapes(work, trusted=plan.first.trusted)
-    else:
-        structure_check.check(plan.first, plan.layout, work, plan.placement.kv_sharing_layers)
+    structure_check.check(plan.sources, plan.layout, work, plan.placement.kv_sharing_layers)
 
 
 def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:

@@ -43,7 +43,7 @@ def check(expansion: Expansion) -> tuple[str, ...]:
         mergekit_yaml.check_representable(expansion.layout)
         if expansion.first is not None:  # otherwise `resolve` has warned
             warnings.extend(_warnings_of(expansion.first))
-            warnings.extend(_check_family(expansion.first, expansion.layout))
+            warnings.extend(_check_family(expansion.first, expansion))
         return tuple(warnings)
 
 
@@ -59,11 +59,11 @@ def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{reason}{guess}: mergekit-yaml alone may write a wrong model"
 
 
-def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
+def _check_family(checkpoint: Checkpoint, expansion: Expansion) -> tuple[str, ...]:
     if checkpoint.family is None:
         return ()
-    placed = _placed(checkpoint, layout)
-    _check_tensors(checkpoint, checkpoint.require_family())
+    placed = _placed(expansion)
+    _check_tensors(checkpoint, checkpoint.require_family(), expansion.layout)
     config = checkpoint.layer_config
     if checkpoint.family.mergekit_result(config) == families.EXACT and all(
         config.get(key) == value for key, value in placed.items()
@@ -77,12 +77,12 @@ def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     return (warning,)
 
 
-def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
+def _placed(expansion: Expansion) -> Mapping[str, Any]:
     """Return the keys of config.json that must change besides the depth."""
-    if len(layout.models) > 1:
+    sources, layout = expansion.sources, expansion.layout
+    if any(model not in sources or not sources[model].family for model in layout.models):
         return {}
     try:
-        sources = {checkpoint.ref: checkpoint}
         return grown_config.grow(sources, layout, only_stated=True).placement.config
     except UnrepresentableError as error:
         error.hint = "`mk-interleave run` with this directive suggests one that works"
@@ -91,7 +91,13 @@ def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
         return {}  # the depth is unknown
 
 
-def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
+def _check_tensors(checkpoint: Checkpoint, family: Family, layout: Layout) -> None:
+    if not family.mergekit_defined and layout.slices[0].model != layout.slices[-1].model:
+        raise RefusedError(
+            f"mergekit has no definition of model type {checkpoint.model_type}, so it would take "
+            f"the final norm and the head from {layout.slices[0].model} too",
+            hint=_BY_RUN,
+        )
     if checkpoint.is_quantized or (
         family.mergekit_result(checkpoint.layer_config) == families.WRONG_TENSORS
     ):

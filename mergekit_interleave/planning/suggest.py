@@ -25,10 +25,12 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
     """Return the directive closest to the given one that config.json can represent, if any.
 
     Args:
-        base: The model.
+        base: The model of the first layer.
         directive: The given directive.
-        layout: Its layers.
+        layout: Its layers. For those of several models, there is no suggestion.
     """
+    if len(layout.models) > 1:
+        return None
     # The warnings about the directive have already been collected.
     by_source, built = edit_of(directive.zero_rule, base, lambda _: None), 0
 
@@ -79,7 +81,7 @@ def _is_built(grown: GrownConfig) -> bool:
         try:
             (folder / CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")
             shared = grown.placement.kv_sharing_layers
-            structure_check.check(grown.first, grown.layout, folder, shared)
+            structure_check.check({grown.first.ref: grown.first}, grown.layout, folder, shared)
         except InterleaveError:
             return False
     return True

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import zoo
 from harness import load_tensors, make_llama
 from transformers import AutoModelForCausalLM
 
@@ -111,11 +112,31 @@ def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
     assert torch.equal(before, after)
 
 
-def test_defaults_are_those_of_transformers() -> None:
-    """The defaults of keys in `must_agree` are those of the config classes."""
-    from transformers import LlamaConfig, MistralConfig
+@pytest.mark.parametrize(
+    "name", ["llama", "gpt2", "bloom", "qwen3_5_text", "mixtral", "opt", "zaya", "gemma3", "qwen2_vl"]
+)
+def test_the_tensors_before_and_after_the_layers_are_measured(name: str) -> None:
+    """The data has the tensors that the class uses before its first and after its last layer."""
+    family = families.family_of_config(zoo.toy_config(name).to_dict())
+    assert family is not None
+    measured = zoo.ends(name)
+    assert measured == {
+        "before_layers": [*family.before_layers],
+        "after_layers": [*family.after_layers],
+    }
 
-    for name, config in (("llama", LlamaConfig()), ("mistral", MistralConfig())):
-        for key, default in (family_of(name).must_agree or {}).items():
-            if default is not None:
-                assert getattr(config, key) == default, (name, key)
+
+@pytest.mark.parametrize("name", families.known_types())
+def test_the_types_that_mergekit_defines(name: str) -> None:
+    """The data says whether mergekit has a definition of the class of a type."""
+    from mergekit.architecture import arch_info_for_config
+    from transformers import PreTrainedConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = PreTrainedConfig(architectures=[MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(name, "none")])
+    config.model_type = name
+    try:
+        defined = arch_info_for_config(config) is not None
+    except Exception:  # noqa: BLE001 - a definition that reads the config
+        defined = True
+    assert family_of(name).mergekit_defined == defined
