@@ -110,6 +110,7 @@ class ConfigFacts:
             layers, and is then repeated.
         layer_indices: Lists of layer indices.
         layer_indices_from_1: Lists of layer indices that count from 1.
+        original_indices: Lists of layer indices that never name a new layer.
         original_indices_from_1: Lists of layer indices that count from 1 and never name a new
             layer.
         run_length_lists: Keys that hold a list of `per_layer_lists` in the form
@@ -122,7 +123,7 @@ class ConfigFacts:
         periodic_rules: Rules that place layers at regular distances, each as [rule, key, ...]. For
             layer i: `offset`, i % period == offset; `span`, every interval-th layer from start to
             end; `block`, a block starts at each multiple of size; `halving`, the stream is halved
-            after every size layers.
+            after every size layers; `every`, each size-th layer.
         uses_scale_depth: Whether residuals are scaled by scale_depth / sqrt(number of layers).
     """
 
@@ -135,6 +136,7 @@ class ConfigFacts:
     cyclic_lists: bool = False
     layer_indices: tuple[str, ...] = ()
     layer_indices_from_1: tuple[str, ...] = ()
+    original_indices: tuple[str, ...] = ()
     original_indices_from_1: tuple[str, ...] = ()
     run_length_lists: Mapping[str, str] = field(default_factory=dict)
     leading_counts: tuple[str, ...] = ()
@@ -155,6 +157,7 @@ class ConfigFacts:
             *self.optional_per_layer_lists,
             *self.layer_indices,
             *self.layer_indices_from_1,
+            *self.original_indices,
             *self.original_indices_from_1,
             *self.run_length_lists,
             *self.leading_counts,
@@ -218,13 +221,14 @@ class Family:
         mergekit_yaml_result: The result of plain `mergekit-yaml` for the recipe of `gen`: `exact`,
             a wrong `config`, or wrong `tensors`. `make zoo` measures and writes it.
         mergekit_drops: Keys of config.json that, if true, add tensors that mergekit drops.
+        own_code: Whether the class is not part of transformers but of the checkpoint.
         is_unknown: Whether the type is unknown, so that its result must be measured.
         refused: The reason why no layer of the type can be copied exactly, a key of `reasons`.
         refused_if: Keys of config.json that, if true, refuse the model, each with its reason.
         refused_unless: Keys of config.json that must have a value, each with [value, reason]; a
             missing key counts as the value.
-        mergekit_defined: Whether mergekit has a definition of the type. Otherwise it takes all
-            tensors outside the layers from the first slice.
+        mergekit_defined: Whether mergekit has a definition of the type that lists the tensors after
+            the layers. Otherwise it takes them from the first slice, like those before the layers.
         before_layers: The tensors that are used before the layers: the embeddings first. `make zoo`
             measures and writes them.
         after_layers: The tensors that are used after the layers: the final norm and the head.
@@ -251,6 +255,7 @@ class Family:
     irregular_layers: tuple[Literal["first", "last"], ...] = ()
     mergekit_yaml_result: MergekitResult = WRONG_TENSORS
     mergekit_drops: tuple[str, ...] = ()
+    own_code: bool = False
     is_unknown: bool = False
     refused: str | None = None
     refused_if: Mapping[str, str] = field(default_factory=dict)

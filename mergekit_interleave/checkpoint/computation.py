@@ -30,8 +30,9 @@ class Computation:
         layer_shapes: The shapes of the tensors of the layers, by name.
         layers: The operations of building the model, and of running it up to the last layer.
         outer_shapes: The shapes of the other tensors, by name.
-        ties: For each tensor outside the layers, the names of the tensors it is tied to.
+        ties: The names of the tensors that each tensor is tied to, by its name.
         after: The operations after the last layer.
+        by_layer: The operations of each layer by its index, if every layer is run only once.
         first_use: When each tensor outside the layers is first used: -1 before the first layer, 0
             between the layers or inside them, 1 after the last one. Unused tensors are absent.
     """
@@ -41,6 +42,7 @@ class Computation:
     outer_shapes: _Shapes
     ties: Mapping[str, frozenset[str]]
     after: tuple[object, ...]
+    by_layer: Mapping[int, tuple[object, ...]]
     first_use: Mapping[str, int]
 
 
@@ -60,24 +62,29 @@ def record(config: Any, depth: int, *, tokens: int = TOKENS, trusted: bool = Fal
         building = _recorder()
         model = _built(config, building, trusted=trusted)
         stacks = layer_names.stacks_of(model.state_dict(), depth, config.to_dict())
-        running, start, stop = _run(model, stacks, tokens)
+        running, bounds, is_single = _run(model, stacks, tokens)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise RefusedError(f"transformers cannot run the model without weights: {reason}") from error
+        raise RefusedError(
+            f"transformers cannot run the model without weights: {reason}"
+        ) from error
     state = model.state_dict(keep_vars=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     inside = {*layer_names.within(shapes, stacks, range(depth))}
     tied = names_by_id(model)
+    start = min((first for first, _ in bounds.values()), default=0)
+    stop = max((last for _, last in bounds.values()), default=len(running.operations))
     return Computation(
         {name: shape for name, shape in shapes.items() if name in inside},
         (*building.operations, *running.operations[:stop]),
         {name: shape for name, shape in shapes.items() if name not in inside},
-        {
-            name: frozenset(tied.get(id(tensor), ())) - {name}
-            for name, tensor in state.items()
-            if name not in inside
-        },
+        {name: frozenset(tied.get(id(tensor), ())) - {name} for name, tensor in state.items()},
         tuple(running.operations[stop:]),
+        {
+            index: tuple(running.operations[begin:end])
+            for index, (begin, end) in bounds.items()
+            if is_single
+        },
         {
             name: -1 if use < start else int(use >= stop)
             for name, use in running.first_use.items()
@@ -114,28 +121,32 @@ def _built(config: Any, recorder: Any, *, trusted: bool) -> Any:
     return model.eval()
 
 
-def _run(model: Any, stacks: Collection[str], tokens: int) -> tuple[Any, int, int]:
-    """Run the model; return the record, and the positions where its layers start and stop in it."""
+def _run(
+    model: Any, stacks: Collection[str], tokens: int
+) -> tuple[Any, Mapping[int, tuple[int, int]], bool]:
+    """Run the model.
+
+    Returns:
+        The record, the positions of each layer's operations in it, and whether each layer was run
+        only once.
+    """
     import torch  # noqa: PLC0415
 
-    layers = [
-        module
+    layers = {
+        module: int(name.rpartition(".")[2])
         for name, module in model.named_modules()
         if name.rpartition(".")[0] in stacks and name.rpartition(".")[2].isdigit()
-    ]
+    }
     accepted = inspect.signature(model.forward).parameters
     ids = torch.ones(1, tokens, dtype=torch.long, device="meta")
-    given = {"input_ids": ids, "attention_mask": ids, "use_cache": False}
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": ids, "use_cache": False}
+    given["output_router_logits"] = False  # they are only for a loss
     given = {name: value for name, value in given.items() if name in accepted}
     # First a number is used that shows the scaling of long texts; some classes cannot count so far.
     for number in (2**30, 1):
         recorder = _recorder(names_by_id(model), number)
-        bounds: list[int] = []
-        with (
-            _hooked(layers, lambda found=bounds, by=recorder: found.append(len(by.operations))),
-            torch.no_grad(),
-            recorder,
-        ):
+        runs: dict[int, list[tuple[int, int]]] = {}
+        with _bounded(layers, recorder, runs), torch.no_grad(), recorder:
             try:
                 model(**given)
             except Exception:
@@ -143,17 +154,25 @@ def _run(model: Any, stacks: Collection[str], tokens: int) -> tuple[Any, int, in
                     raise
                 continue
         break
-    stop = len(recorder.operations)
-    return recorder, min(bounds, default=0), max(bounds, default=stop)
+    bounds = {index: (found[0][0], found[-1][1]) for index, found in runs.items()}
+    return recorder, bounds, all(len(found) == 1 for found in runs.values())
 
 
 @contextmanager
-def _hooked(layers: Collection[Any], note: Any) -> Iterator[None]:
-    def hook(*_: object) -> None:
-        note()
+def _bounded(
+    layers: Mapping[Any, int], recorder: Any, runs: dict[int, list[tuple[int, int]]]
+) -> Iterator[None]:
+    """Note the positions of the operations of each layer, each time that it is run."""
+    begun: list[int] = []
 
-    handles = [layer.register_forward_pre_hook(hook) for layer in layers]
-    handles += [layer.register_forward_hook(hook) for layer in layers]
+    def start(*_: object) -> None:
+        begun.append(len(recorder.operations))
+
+    def stop(layer: Any, *_: object) -> None:
+        runs.setdefault(layers[layer], []).append((begun.pop(), len(recorder.operations)))
+
+    handles = [layer.register_forward_pre_hook(start) for layer in layers]
+    handles += [layer.register_forward_hook(stop) for layer in layers]
     try:
         yield
     finally:
@@ -205,7 +224,9 @@ def _recorder(names: Mapping[int, Collection[str]] | None = None, number: int = 
             self.first_use: dict[str, int] = {}
             self._initial: dict[int, Any] = {}
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
             for tensor in tensors:
                 for name in (names or {}).get(id(tensor), ()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._units import amount
+from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import (
@@ -37,7 +38,7 @@ from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
-from mergekit_interleave.planning import structure_check, suggest
+from mergekit_interleave.planning import computation_check, structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
@@ -280,21 +281,17 @@ def _run(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
         warnings.extend(plan.warnings)
-        type_is_unknown = plan.first.require_family().is_unknown
+        must_measure = _must_measure(plan)
         writer = Writer(plan, work, how)
         writer.check_room()
         if how.loads_transformers:
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work, warnings.append)
-        if type_is_unknown or how.loads_transformers:
-            _check_classes(plan, work)
-        if type_is_unknown and not plan.is_identity:
-            raise RefusedError(
-                f"model type {plan.first.model_type!r} is unknown: only an expansion that computes "
-                "what its base computes can be checked",
-                hint="zero the new layers' residual writers",
-            )
+        if must_measure or how.loads_transformers or plan.first.require_family().is_unknown:
+            _check_classes(plan, work, warnings.append, required=must_measure)
+        if len(plan.sources) > 1 or plan.first.require_family().is_unknown:
+            _check_computation(plan, work, warnings.append)
         outcome = writer.write()
         check_unchanged(spec.tensor for spec in plan.specs)
         written = _check_weights(plan, work, options, outcome)
@@ -302,7 +299,7 @@ def _run(
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
             verified[verification_text.WEIGHTS] = verification.outcome(written, against, plan.specs)
-        if type_is_unknown:
+        if must_measure:
             verified[verification_text.FORWARD] = _measure(plan, work)
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
             result = Checkpoint(plan.base.ref, work, plan.config(), is_local=True)
@@ -342,13 +339,60 @@ def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expan
     )
 
 
-def _check_classes(plan: ExpansionPlan, work: Path) -> None:
+def _must_measure(plan: ExpansionPlan) -> bool:
+    """Whether the result must be run and compared with its base.
+
+    The residual writers of an unknown type are not known, so whether its zeroed layers are
+    identities is measured. Plain copies claim nothing.
+
+    Raises:
+        RefusedError: It must, but it would not compute what its base computes.
+    """
+    zeroed = any(layer.zeroed or layer.constants for layer in plan.layout.new_layers)
+    if not zeroed or not plan.first.require_family().is_unknown:
+        return False
+    if not plan.is_identity:
+        raise RefusedError(
+            f"model type {plan.first.model_type!r} is unknown: that its zeroed layers are "
+            "identities can only be measured if the result keeps every layer of its base",
+            hint="leave `zero` out, which makes plain copies, or keep every layer",
+        )
+    return True
+
+
+def _check_classes(plan: ExpansionPlan, work: Path, warn: Warn, *, required: bool) -> None:
     """Check that the class that loads the result builds the expected tensors.
 
     The architecture data should ensure this already. The stream engine alone skips this check,
     because importing transformers takes longer than its run.
+
+    Args:
+        plan: The plan.
+        work: The directory with the new config.json.
+        warn: Called with a warning if the class is not available.
+        required: Whether the class must be available.
     """
+    if not required and not meta_model.has_class(work, trusted=plan.first.trusted):
+        code = "auto_map" in plan.base.config
+        warn(
+            f"the class of model type {plan.first.model_type!r} was not built"
+            + (", because its code is not run without --trust-remote-code" if code else "")
+            + ": layers were copied by their tensor names, and it is not checked that the class "
+            "accepts them and that no layer computes with its index"
+        )
+        return
     structure_check.check(plan.sources, plan.layout, work, plan.placement.kv_sharing_layers)
+
+
+def _check_computation(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
+    """Check that each layer computes what its source computes, if its class can be run."""
+    if not meta_model.has_class(work, trusted=plan.first.trusted):
+        return  # `_check_classes` warns
+    reason = computation_check.check(
+        plan.sources, plan.layout, work, plan.placement.kv_sharing_layers
+    )
+    if reason is not None:
+        warn(f"it is not checked that no layer computes with its index: {reason}")
 
 
 def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:

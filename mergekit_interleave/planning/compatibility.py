@@ -61,7 +61,10 @@ def mismatch(
     Returns:
         The setting, or None if the layers can be stacked.
     """
-    for part, part_of_base in ((model.config, base.config), (model.layer_config, base.layer_config)):
+    for part, part_of_base in (
+        (model.config, base.config),
+        (model.layer_config, base.layer_config),
+    ):
         quantized, of_base = part.get(quantization.KEY), part_of_base.get(quantization.KEY)
         if quantized != of_base:
             return Mismatch(quantization.KEY, quantized, of_base)
@@ -136,11 +139,16 @@ def _layers(found: Computation) -> tuple[object, ...]:
 
 
 def _ends(found: Computation) -> tuple[object, ...]:
-    return found.outer_shapes, found.ties, found.after
+    return found.outer_shapes, _outer_ties(found), found.after
+
+
+def _outer_ties(found: Computation) -> dict[str, frozenset[str]]:
+    return {name: found.ties[name] for name in found.outer_shapes}
 
 
 def _without_rows(found: Computation) -> tuple[object, ...]:
-    return {name: shape[1:] for name, shape in found.outer_shapes.items()}, found.ties, found.after
+    shapes = {name: shape[1:] for name, shape in found.outer_shapes.items()}
+    return shapes, _outer_ties(found), found.after
 
 
 def _with_layers_of(

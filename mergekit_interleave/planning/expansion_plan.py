@@ -337,9 +337,9 @@ def _check_out(out: Path, checkpoint: Checkpoint) -> None:
 
 def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
     """Return the dtype to write into config.json, or None if the base's dtype is right."""
-    stored = {spec.dtype for spec in specs}
+    stored = {spec.dtype for spec in specs if _dtypes.is_float(spec.dtype)}
     stated = grown_config.stated_dtype(base.config)
-    if all(spec.model == base.ref for spec in specs) or stated is None:
+    if all(spec.model == base.ref for spec in specs) or stated is None or not stored:
         return None
     if len(stored) > 1:
         raise RefusedError(

@@ -229,9 +229,7 @@ def _with_defaults(base: Checkpoint) -> Any:
     return loaded(base.path, trusted=base.trusted)
 
 
-def loaded(
-    path: Path, *, trusted: bool, read: Callable[[Any], Any] = lambda config: config
-) -> Any:
+def loaded(path: Path, *, trusted: bool, read: Callable[[Any], Any] = lambda config: config) -> Any:
     """Load a config with its class, which fills in the defaults.
 
     Args:

@@ -94,8 +94,8 @@ def _placed(expansion: Expansion) -> Mapping[str, Any]:
 def _check_tensors(checkpoint: Checkpoint, family: Family, layout: Layout) -> None:
     if not family.mergekit_defined and layout.slices[0].model != layout.slices[-1].model:
         raise RefusedError(
-            f"mergekit has no definition of model type {checkpoint.model_type}, so it would take "
-            f"the final norm and the head from {layout.slices[0].model} too",
+            f"mergekit-yaml alone would take the tensors after the layers of model type "
+            f"{checkpoint.model_type} from {layout.slices[0].model} instead of the last model",
             hint=_BY_RUN,
         )
     if checkpoint.is_quantized or (

@@ -150,13 +150,7 @@ def place(sources: Sources, layout: Layout) -> Placement:
     _check_irregular(sources, layers)
     placed = _lists(sources, layers)
     placed |= _indices(sources, layers)
-    for key in facts.original_indices_from_1:
-        listed = {model: source.listed(key) or [] for model, source in sources.items()}
-        placed[key] = [
-            layer.index + 1
-            for layer in layers
-            if not layer.new and layer.source + 1 in listed[layer.model]
-        ]
+    placed |= _original_indices(sources, layers)
     placed |= _counts(sources, layers)
     for kind, *keys in facts.periodic_rules:
         placed |= _solved(kind, keys, sources, layers)
@@ -240,6 +234,22 @@ def _indices(sources: Sources, layers: Sequence[Layer]) -> dict[str, Any]:
     return placed
 
 
+def _original_indices(sources: Sources, layers: Sequence[Layer]) -> dict[str, list[int]]:
+    """Update the lists of indices that never name a new layer."""
+    facts = sources[layers[0].model].facts
+    placed = {}
+    for base, keys in ((0, facts.original_indices), (1, facts.original_indices_from_1)):
+        for key in keys:
+            listed = {model: source.listed(key) or [] for model, source in sources.items()}
+            if any(listed.values()):
+                placed[key] = [
+                    layer.index + base
+                    for layer in layers
+                    if not layer.new and layer.source + base in listed[layer.model]
+                ]
+    return placed
+
+
 def _put(placed: dict[str, Any], config: Mapping[str, Any], key: str, value: object) -> None:
     outer, _, inner = key.partition(".")
     placed[outer] = {**placed.get(outer, config[outer]), inner: value} if inner else value
@@ -291,6 +301,7 @@ _RULES: Mapping[str, Callable[..., bool]] = {
     "span": lambda i, interval, start, end: (i + 1) % interval == 0 and start <= i <= end,
     "block": lambda i, size: i % size == 0,
     "halving": lambda i, size: (i + 1) % size == 0,
+    "every": lambda i, size: (i + 1) % size == 0,
 }
 
 
@@ -347,7 +358,7 @@ def _boundaries(rule: str, chosen: set[int], depth: int, layers: Sequence[Layer]
 
 def _candidates(rule: str, wanted: set[int], depth: int) -> Iterable[Sequence[int]]:
     sizes = range(1, depth + 2)
-    if rule in ("block", "halving"):
+    if rule in ("block", "halving", "every"):
         return ((size,) for size in sizes)
     if rule == "span":
         return ((size, min(wanted, default=depth), max(wanted, default=depth)) for size in sizes)

@@ -259,7 +259,8 @@ def _outside(
         elif axis is not None:
             if len(layout.models) > 1:
                 raise RefusedError(
-                    f"{source} holds a block for each layer, and cannot be made from several models",
+                    f"{source} holds a block for each layer, and cannot be made from several "
+                    "models",
                     hint="take all layers from one model",
                 )
             yield _packed(spec, Packing(axis, depth, order))
