@@ -184,6 +184,31 @@ _ALLOCATIONS = ("aten.empty", "aten.zeros", "aten.ones")
 """Operations without numbers; the shapes of their results are compared by themselves."""
 
 
+def _plain(value: Any) -> object:
+    """Return an argument of an operation without its tensors."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    if isinstance(value, int | float | bool | str | None):
+        return value
+    return "tensor" if hasattr(value, "dtype") else str(value)
+
+
+def _invented(operation: Any, tensor: Any, number: int) -> Any:
+    """Return a result for an operation whose result depends on data, or None for any other."""
+    import torch  # noqa: PLC0415
+
+    aten = torch.ops.aten
+    if operation is aten._local_scalar_dense.default:  # noqa: SLF001
+        if tensor.dtype is torch.bool:
+            return False
+        return 1.0 if tensor.is_floating_point() else number
+    if operation is aten.equal.default:
+        return True
+    if operation is aten.nonzero.default:
+        return torch.empty((2, tensor.dim()), dtype=torch.long, device="meta")
+    return None
+
+
 def _recorder(names: Mapping[int, Collection[str]] | None = None, number: int = 1) -> Any:
     """Return a context that records all operations in it.
 
@@ -195,27 +220,6 @@ def _recorder(names: Mapping[int, Collection[str]] | None = None, number: int = 
     import torch  # noqa: PLC0415
     from torch.utils._python_dispatch import TorchDispatchMode  # noqa: PLC0415
     from torch.utils._pytree import tree_leaves  # noqa: PLC0415
-
-    aten = torch.ops.aten
-
-    def plain(value: object) -> object:
-        if isinstance(value, list | tuple):
-            return tuple(map(plain, value))
-        if isinstance(value, int | float | bool | str | None):
-            return value
-        return "tensor" if isinstance(value, torch.Tensor) else str(value)
-
-    def invented(operation: Any, tensor: Any) -> Any:
-        """Return a result for an operation whose result depends on data; otherwise None."""
-        if operation is aten._local_scalar_dense.default:  # noqa: SLF001
-            if tensor.dtype is torch.bool:
-                return False
-            return 1.0 if tensor.is_floating_point() else number
-        if operation is aten.equal.default:
-            return True
-        if operation is aten.nonzero.default:
-            return torch.empty((2, tensor.dim()), dtype=torch.long, device="meta")
-        return None
 
     class Recorder(TorchDispatchMode):
         def __init__(self) -> None:
@@ -231,23 +235,19 @@ def _recorder(names: Mapping[int, Collection[str]] | None = None, number: int = 
             for tensor in tensors:
                 for name in (names or {}).get(id(tensor), ()):
                     self.first_use.setdefault(name, len(self.operations))
-            result = invented(func, args[0] if args else None)
+            result = _invented(func, args[0] if args else None, number)
             if result is None:
                 result = func(*args, **(kwargs or {}))
-            if names is None and self._is_initial(tensors):
+            if names is None and any(map(self._is_initial, tensors)):
                 self._initial[id(result)] = result
             elif not str(func).startswith(_ALLOCATIONS):
                 # The third argument of an embedding is its padding token, for gradients only.
-                stated = args[:2] if func is aten.embedding.default else args
-                self.operations.append(
-                    (str(func), plain(stated), plain(sorted((kwargs or {}).items())))
-                )
+                is_embedding = func is torch.ops.aten.embedding.default
+                stated = _plain(args[:2] if is_embedding else args)
+                self.operations.append((str(func), stated, _plain(sorted((kwargs or {}).items()))))
             return result
 
-        def _is_initial(self, tensors: Collection[Any]) -> bool:
-            return any(
-                isinstance(tensor, torch.nn.Parameter) or id(tensor) in self._initial
-                for tensor in tensors
-            )
+        def _is_initial(self, tensor: Any) -> bool:
+            return isinstance(tensor, torch.nn.Parameter) or id(tensor) in self._initial
 
     return Recorder()

@@ -290,7 +290,8 @@ def _run(
         _copy_small_files(plan, work, warnings.append)
         if must_measure or how.loads_transformers or plan.first.require_family().is_unknown:
             _check_classes(plan, work, warnings.append, required=must_measure)
-        if len(plan.sources) > 1 or plan.first.require_family().is_unknown:
+        is_stack = len(plan.sources) > 1 and not mixes(how.mergekit)
+        if is_stack or plan.first.require_family().is_unknown:
             _check_computation(plan, work, warnings.append)
         outcome = writer.write()
         check_unchanged(spec.tensor for spec in plan.specs)

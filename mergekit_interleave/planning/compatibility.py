@@ -9,7 +9,7 @@ move with their layers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mergekit_interleave.architectures import family as families
@@ -102,7 +102,13 @@ class _Comparison:
         if not same_shapes or own.layers != other.layers:
             key = self._cause(other, lambda one, two: _layers(one) == _layers(two))
             return Mismatch(*key, same_shapes=same_shapes)
-        only_rows = _without_rows(own) == _without_rows(other)
+        rows = {
+            shape[0]
+            for one, two in ((own, other), (other, own))
+            for name, shape in one.outer_shapes.items()
+            if shape and shape != two.outer_shapes.get(name)
+        }
+        only_rows = _without_rows(own, rows) == _without_rows(other, rows)
         if not is_end or _ends(own) == _ends(other) or (new_vocabulary and only_rows):
             return None
         key = self._cause(other, lambda one, two: _ends(one) == _ends(two))
@@ -146,9 +152,16 @@ def _outer_ties(found: Computation) -> dict[str, frozenset[str]]:
     return {name: found.ties[name] for name in found.outer_shapes}
 
 
-def _without_rows(found: Computation) -> tuple[object, ...]:
+def _without_rows(found: Computation, rows: Collection[int]) -> tuple[object, ...]:
+    """Return what the ends are made of, with these sizes of the vocabulary left out."""
+
+    def without(value: object) -> object:
+        if isinstance(value, tuple):
+            return tuple(map(without, value))
+        return "rows" if isinstance(value, int) and value in rows else value
+
     shapes = {name: shape[1:] for name, shape in found.outer_shapes.items()}
-    return shapes, _outer_ties(found), found.after
+    return shapes, _outer_ties(found), without(found.after)
 
 
 def _with_layers_of(
