@@ -37,7 +37,13 @@ def by_hand(first: Any, last: Any, steps: str) -> Any:
     for name in [n for n, m in first.named_modules() if any(m is s for s in layer_lists(first))]:
         parent, _, child = name.rpartition(".")
         chosen = [*first.get_submodule(name)[of_first], *modules[name][of_last]]
-        _assign(first.get_submodule(parent), child, chosen)
+        holder = first.get_submodule(parent)
+        _assign(holder, child, chosen)
+        if hasattr(holder, "cross_attention_layers"):  # indices of layers that text alone skips
+            listed = holder.cross_attention_layers
+            indices = [*range(toys.DEPTH)]
+            moved = enumerate([*indices[of_first], *indices[of_last]])
+            holder.cross_attention_layers = [i for i, old in moved if old in listed]
     config = first.config.get_text_config()
     for key, value in {**vars(config)}.items():
         if isinstance(value, list | tuple) and len(value) == toys.DEPTH:

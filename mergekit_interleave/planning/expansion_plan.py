@@ -290,11 +290,12 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, is_end: bool, new_vocabul
     found = compatibility.mismatch(model, base, is_end=is_end, new_vocabulary=new_vocabulary)
     if found is None:
         return
-    hint = "pass --mergekit allow_crimes=true to stack them anyway" if found.same_shapes else None
+    hint = None
     if found.only_ends:
-        hint = "take the first and the last layer from one model"
-    if found.only_rows:
-        hint += ", or set `tokenizer_source: union`"
+        union = ", or set `tokenizer_source: union`" if found.only_rows else ""
+        hint = f"take the first and the last layer from one model{union}"
+    elif found.same_shapes:
+        hint = "pass --mergekit allow_crimes=true to stack them anyway"
     raise RefusedError(
         f"{model.ref} cannot be stacked with {base.ref}: {found.key} is {found.of_model!r} in "
         f"{model.ref} and {found.of_base!r} in {base.ref}",
