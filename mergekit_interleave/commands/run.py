@@ -288,10 +288,11 @@ def _run(
             quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work, warnings.append)
-        if must_measure or how.loads_transformers or plan.first.require_family().is_unknown:
+        family = plan.first.require_family()
+        if must_measure or how.loads_transformers or family.is_unknown or family.own_code:
             _check_classes(plan, work, warnings.append, required=must_measure)
         is_stack = len(plan.sources) > 1 and not mixes(how.mergekit)
-        if is_stack or plan.first.require_family().is_unknown:
+        if is_stack or family.is_unknown or family.own_code:
             _check_computation(plan, work, warnings.append)
         outcome = writer.write()
         check_unchanged(spec.tensor for spec in plan.specs)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import chain
 
 from mergekit_interleave._interrupts import scratch_directory
+from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
@@ -80,6 +82,10 @@ def _is_built(grown: GrownConfig) -> bool:
     with scratch_directory() as folder:
         try:
             (folder / CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")
+            if not meta_model.has_class(folder, trusted=grown.first.trusted):
+                return True  # as `run` accepts it
+            for file in grown.first.path.glob("*.py"):
+                shutil.copy(file, folder)
             shared = grown.placement.kv_sharing_layers
             structure_check.check({grown.first.ref: grown.first}, grown.layout, folder, shared)
         except InterleaveError:
