@@ -51,6 +51,11 @@ def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
     path = checkpoint.ref.path
     if checkpoint.is_local and path[0] not in "./~" and path.count("/") < _MAX_ID_PARTS:
         yield f"mergekit will look up {path} on the Hub for its model card: write ./{path} instead"
+    if checkpoint.family is not None and checkpoint.family.own_code:
+        yield (
+            f"mergekit-yaml runs the code of model type {checkpoint.model_type}, and needs "
+            "--trust-remote-code"
+        )
     if checkpoint.family is None:
         name = checkpoint.model_type
         close = nearest(name, families.known_types())
