@@ -185,17 +185,21 @@ def _check_weights(
     """
     first = sources[layout.models[0]]
     written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}
-    with scratch_directory() as folder:
-        (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-        structure_check.check(sources, layout, folder, placement.kv_sharing_layers)
-        wanted = meta_model.shapes(folder, trusted=first.trusted)
+    stored: dict[str, tuple[int, ...]] = {}
     if all(source.has_weights for source in sources.values()):
         specs = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)
         stored = {spec.name: spec.shape for spec in specs}
-        if written == stored:
-            return
-        if quantization.KEY in first.config:  # the model in memory may lack the scales
-            wanted = stored
+    wanted: Mapping[str, tuple[int, ...]] = stored
+    with scratch_directory() as folder:
+        (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        # The code of a checkpoint is not run, so its own class cannot be asked.
+        if not stored or meta_model.has_class(folder, trusted=first.trusted):
+            structure_check.check(sources, layout, folder, placement.kv_sharing_layers)
+            wanted = meta_model.shapes(folder, trusted=first.trusted)
+    if written == stored:
+        return
+    if stored and quantization.KEY in first.config:  # the model in memory may lack the scales
+        wanted = stored
     result = Checkpoint(first.ref, directory, config, is_local=True)
     found, expected = (
         {name: shape for name, shape in tensors.items() if result.layer_of(name) is not None}

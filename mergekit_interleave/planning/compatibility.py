@@ -73,7 +73,7 @@ def mismatch(
     try:
         return _Comparison(model, base).mismatch(is_end=is_end, new_vocabulary=new_vocabulary)
     except RefusedError:  # no class can be run, so every setting must agree
-        return _first_by_name(model, base)
+        return next(iter(by_name(model, base)), None)
 
 
 class _Comparison:
@@ -220,10 +220,14 @@ def _set(settings: dict[str, Any], key: str, value: object) -> None:
     settings[last] = value
 
 
-def _first_by_name(model: Checkpoint, base: Checkpoint) -> Mismatch | None:
-    """Return the first setting that differs between two files, apart from the ids of tokens."""
+def by_name(model: Checkpoint, base: Checkpoint) -> list[Mismatch]:
+    """List the settings that differ between two files, apart from the ids of tokens.
+
+    Without the class it is not known which of them matter.
+    """
     of_base = _with_layers_of(model, base, base.config)
-    for key, values in _differences(model.config, of_base):
-        if not key.endswith(("_token_id", "use_cache")):
-            return Mismatch(key, *values)
-    return None
+    return [
+        Mismatch(key, *values)
+        for key, values in _differences(model.config, of_base)
+        if not key.endswith(("_token_id", "use_cache"))
+    ]

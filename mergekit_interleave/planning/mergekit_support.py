@@ -17,7 +17,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.planning import grown_config
+from mergekit_interleave.planning import compatibility, grown_config
 from mergekit_interleave.planning.resolve import Expansion
 
 # mergekit treats a path of at most this many parts as a Hub id, even if the directory exists.
@@ -44,6 +44,7 @@ def check(expansion: Expansion) -> tuple[str, ...]:
         if expansion.first is not None:  # otherwise `resolve` has warned
             warnings.extend(_warnings_of(expansion.first))
             warnings.extend(_check_family(expansion.first, expansion))
+            warnings.extend(_differing(expansion.first, expansion))
         return tuple(warnings)
 
 
@@ -80,6 +81,20 @@ def _check_family(checkpoint: Checkpoint, expansion: Expansion) -> tuple[str, ..
         "let `mk-interleave run` write the model"
     )
     return (warning,)
+
+
+def _differing(first: Checkpoint, expansion: Expansion) -> Iterator[str]:
+    """Yield a warning for each model whose settings may prevent a stack; mergekit checks none."""
+    for model in expansion.layout.models[1:]:
+        other = expansion.sources.get(model)
+        if other is None or other.family is None or first.family is None:
+            continue
+        keys = [found.key for found in compatibility.by_name(other, first)]
+        if keys:
+            yield (
+                f"{model} and {first.ref} differ in {', '.join(keys[:3])}, and mergekit-yaml does "
+                "not check that: `mk-interleave plan` says whether their layers can be stacked"
+            )
 
 
 def _placed(expansion: Expansion) -> Mapping[str, Any]:

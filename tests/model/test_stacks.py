@@ -210,6 +210,19 @@ def test_gen_refuses_what_mergekit_would_take_from_the_wrong_model(mk: Cli, tmp_
     assert mk("gen", "-", stdin=layout(a, b, "a 0:3, b 2:6, a 5:8")).status == 0
 
 
+def test_gen_names_settings_that_differ(mk: Cli, tmp_path: Path) -> None:
+    """`gen` loads no class, so it only names what differs, and the command that checks it."""
+    a, b = make_llama(tmp_path / "a"), make_llama(tmp_path / "b")
+    assert mk("gen", "-", stdin=layout(a, b)).err == ""
+    change(b, rms_norm_eps=0.1, eos_token_id=5)
+    result = mk("gen", "-", stdin=layout(a, b))
+    assert result.status == 0
+    assert "rms_norm_eps" in result.err
+    assert "eos_token_id" not in result.err
+    assert "`mk-interleave plan`" in result.err
+    assert mk("plan", "-", stdin=layout(a, b)).status == 1
+
+
 def settings(config: dict[str, Any], place: str = "") -> Iterator[tuple[str, object]]:
     """Yield the keys of a config, with the values to try instead."""
     other = {"silu": "gelu", "gelu_pytorch_tanh": "silu", "gelu": "relu", "gelu_new": "relu"}
