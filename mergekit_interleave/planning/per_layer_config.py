@@ -281,18 +281,14 @@ def _counts(sources: Sources, layers: Sequence[Layer]) -> dict[str, int]:
 
 def _scale_depth(sources: Sources, depth: int) -> dict[str, float]:
     """Keep the factor scale_depth / sqrt(number of layers) of the residuals."""
-    factors = []
-    for source in sources.values():
-        scale = source.number("scale_depth")
-        factors.append(None if scale is None else scale / math.sqrt(source.depth))
-    known = [factor for factor in factors if factor is not None]
-    if len(known) < len(factors) or any(not math.isclose(known[0], f) for f in known):
-        if known:
-            raise UnrepresentableError(
-                "scale_depth scales the residuals of the models differently for their depths"
-            )
-        return {}
-    return {"scale_depth": known[0] * math.sqrt(depth)}
+    scales = [(source.number("scale_depth"), source.depth) for source in sources.values()]
+    factors = [scale and scale / math.sqrt(number) for scale, number in scales]
+    if any(not math.isclose(factor or 0, factors[0] or 0) for factor in factors):
+        raise UnrepresentableError(
+            "scale_depth scales the residuals of the models differently for their depths"
+        )
+    scale, number = scales[0]
+    return {} if scale is None else {"scale_depth": scale * math.sqrt(depth / number)}
 
 
 # Each function returns whether its rule holds for layer i, given the values of the rule's keys.
