@@ -355,13 +355,21 @@ def startup(folder: Path, runs: int) -> str:
     )
 
 
-def machine() -> str:
-    """Describe the machine of the measurement."""
+def machine(*, cached: bool = True) -> str:
+    """Describe the machine of the measurement.
+
+    Args:
+        cached: Whether all input files fit in the page cache.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} processors, {memory:.0f} GiB of memory, {platform.system()} "
-        f"{platform.release().split('-')[0]}, Python {platform.python_version()}; all input files "
-        "are in the page cache."
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}; "
+        + (
+            "all input files are in the page cache."
+            if cached
+            else "no model stays in the page cache."
+        )
     )
 
 

@@ -71,7 +71,7 @@ def build(size: Size, path: Path) -> Path:
     if (path / "config.json").is_file():
         return path
     path.mkdir(parents=True, exist_ok=True)
-    total = sum(_nbytes(shape) for _, shape in size.tensors())
+    total = sum(nbytes(shape) for _, shape in size.tensors())
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     filled = 0
     for name, shape in size.tensors():
@@ -79,7 +79,7 @@ def build(size: Size, path: Path) -> Path:
             shards.append({})
             filled = 0
         shards[-1][name] = shape
-        filled += _nbytes(shape)
+        filled += nbytes(shape)
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         names = ["model.safetensors"]
@@ -93,7 +93,8 @@ def build(size: Size, path: Path) -> Path:
     return path
 
 
-def _nbytes(shape: tuple[int, ...]) -> int:
+def nbytes(shape: tuple[int, ...]) -> int:
+    """Return the bytes of a tensor."""
     count = _BYTES
     for length in shape:
         count *= length
@@ -104,7 +105,7 @@ def _write(file: Path, shard: dict[str, tuple[int, ...]]) -> None:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shard.items():
-        stop = offset + _nbytes(shape)
+        stop = offset + nbytes(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(header).encode()

@@ -169,6 +169,24 @@ class ConfigFacts:
             "per_layer_config",
         )
 
+    @property
+    def lists(self) -> frozenset[str]:
+        """The keys that hold a list about single layers, without the keys that lead to them."""
+        return frozenset(
+            key.rpartition(".")[2]
+            for key in (
+                *(() if self.depth_list is None else (self.depth_list,)),
+                *self.per_layer_lists,
+                *self.optional_per_layer_lists,
+                *self.layer_indices,
+                *self.layer_indices_from_1,
+                *self.original_indices,
+                *self.original_indices_from_1,
+                *self.run_length_lists,
+                *(("mlp_only_layers",) if self.uses_decoder_sparse_step else ()),
+            )
+        )
+
 
 class _ConstantValue(TypedDict):
     value: float
@@ -210,6 +228,10 @@ class Family:
             no other tensor. If all these weights are zero, the layer is an identity, and each
             weight still gets gradients. The substrings must match the names in checkpoints and in
             memory, which may differ.
+        closing_factors: The modules whose zero makes the input of a residual writer zero, by the
+            last component of the writer's name. They are its neighbours: the factors of a gated
+            MLP, and the values of an attention. A layer whose writers have zero input is an
+            identity too, if the writers have no bias.
         identity_constants: Substrings of the names of tensors that must also be filled to make a
             layer an identity, each with its constant.
         output_norms: The norms between projections and residual stream. `zero: gains` makes them
@@ -248,6 +270,13 @@ class Family:
     required_buffer: str | None = None
     has_mtp_layers: bool = False
     residual_writers: tuple[str, ...] = ("o_proj", "down_proj")
+    closing_factors: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "down_proj": ("gate_proj", "up_proj"),
+            "o_proj": ("v_proj",),
+            "w2": ("w1", "w3"),
+        }
+    )
     identity_constants: Mapping[str, IdentityConstant] = field(default_factory=dict)
     output_norms: OutputNorms | None = None
     indexer_sharing: IndexerSharing | None = None
@@ -318,16 +347,19 @@ class Composite(TypedDict, total=False):
 class QuantizationRule(TypedDict, total=False):
     """The rule by which a quantization method stores a projection that is zero.
 
-    A tensor that neither pattern matches is zeroed if it has plain floats, and refused otherwise.
+    A tensor that no pattern matches is zeroed if it has plain floats, and refused otherwise.
 
     Attributes:
         zero: A regular expression for the names of the tensors to fill with the byte for zero.
+        scale: A regular expression for the names of scales that are zeroed only if the weight's
+            codes are integers, whose zero byte may mean another number.
         keep: A regular expression for the names of their companion tensors that stay unchanged.
         codes: The bytes for zero if not 0, by suffix. Each applies if a tensor exists whose name is
             that of the zeroed tensor plus the suffix.
     """
 
     zero: str
+    scale: str
     keep: str
     codes: dict[str, int]
 
@@ -346,6 +378,9 @@ class ArchitectureData(TypedDict):
             auto` refuses an unknown type with other tensors, because they may write to the
             residual stream.
         composites: The composites, by model type.
+        nonzero_at_zero: The activation functions of transformers that are not zero at zero.
+        not_per_layer: Keys of JSON files whose lists do not have one entry per layer, whatever
+            their length.
         quantized: The quantization methods, by the `quant_method` of config.json.
         reasons: The reasons to refuse a model, by the names that families use.
         families: The model types by name, with the keys below that differ from their defaults.
@@ -357,6 +392,8 @@ class ArchitectureData(TypedDict):
     composite_layer_prefixes: list[str]
     standard_layer_tensors: list[str]
     composites: dict[str, Composite]
+    nonzero_at_zero: list[str]
+    not_per_layer: list[str]
     quantized: dict[str, QuantizationRule]
     reasons: dict[str, str]
     families: dict[str, dict[str, Any]]
@@ -375,6 +412,11 @@ def _data() -> ArchitectureData:
 def quantized(method: str) -> QuantizationRule | None:
     """Return how a quantization method stores zeros, or None if the method is unknown."""
     return _data()["quantized"].get(method)
+
+
+def not_per_layer() -> tuple[str, ...]:
+    """Return the keys of JSON files whose lists do not have one entry per layer."""
+    return tuple(_data()["not_per_layer"])
 
 
 def known_types() -> tuple[str, ...]:
@@ -428,6 +470,18 @@ def family_of_config(config: Mapping[str, Any]) -> Family | None:
 
     A composite belongs to the family of its language model.
     """
+    family = _family_of_config(config)
+    activations = {
+        value
+        for key, value in layer_config(config).items()
+        if "act" in key and isinstance(value, str)
+    }
+    if family is not None and not activations.isdisjoint(_data()["nonzero_at_zero"]):
+        return replace(family, closing_factors={})
+    return family
+
+
+def _family_of_config(config: Mapping[str, Any]) -> Family | None:
     model_type = str(config.get("model_type") or "")
     composite = _data()["composites"].get(model_type)
     if composite is None:

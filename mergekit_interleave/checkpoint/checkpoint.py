@@ -18,6 +18,7 @@ from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import hub, layer_names, pickle_weights
+from mergekit_interleave.checkpoint.quantization import SIDECARS, Quantization, quantization_of
 from mergekit_interleave.checkpoint.safetensors_header import (
     INDEX,
     WEIGHTS,
@@ -118,10 +119,26 @@ class Checkpoint:
             raise RefusedError(f"{self.ref}: model type {self.model_type} is refused: {reason}")
         return self.family
 
+    @cached_property
+    def quantization(self) -> Quantization:
+        """How it is quantized, as its files state and its tensors show.
+
+        Raises:
+            CheckpointError: Its weights cannot be read.
+        """
+        return self._quantization({name: tensor.dtype for name, tensor in self.tensors.items()})
+
     @property
     def is_quantized(self) -> bool:
-        """Whether config.json states a quantization."""
-        return any("quantization_config" in part for part in (self.config, self.layer_config))
+        """Whether a file states a quantization or, if the weights are on disk, they show it."""
+        if self.has_weights:
+            return self.quantization.is_quantized
+        return self._quantization({}).is_quantized
+
+    def _quantization(self, dtypes: Mapping[str, str]) -> Quantization:
+        files = {name: self.path / name for name in SIDECARS}
+        sidecars = {n: read_json(f, most=MAX_CONFIG) for n, f in files.items() if f.is_file()}
+        return quantization_of((self.config, self.layer_config), sidecars, dtypes)
 
     @property
     def layer_config(self) -> Mapping[str, Any]:

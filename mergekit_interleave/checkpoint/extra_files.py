@@ -101,8 +101,8 @@ def read(name: str, file: Path, base: Checkpoint, warn: Warn) -> bytes | None:
     return content
 
 
-def parsed(content: bytes) -> dict[str, Any] | None:
-    """Parse a file as a JSON object, or return None if it is not one.
+def parsed(content: bytes) -> dict[str, Any] | list[Any] | None:
+    """Parse a file as a JSON object or list, or return None if it is neither.
 
     Raises:
         CheckpointError: The content is nested too deeply.
@@ -113,7 +113,7 @@ def parsed(content: bytes) -> dict[str, Any] | None:
         raise CheckpointError("a JSON file is nested too deeply") from error
     except ValueError:
         return None
-    return document if isinstance(document, dict) else None
+    return document if isinstance(document, dict | list) else None
 
 
 def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +128,7 @@ def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
 
 def _without_paths(content: bytes) -> bytes:
     document = parsed(content)
-    if document is None:
+    if not isinstance(document, dict):
         return content
     cleaned = without_local_names(document)
     return content if cleaned == document else to_json(cleaned).encode()

@@ -5,7 +5,8 @@ This shows which tensors the class expects, their shapes, and which of them are 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,22 +77,48 @@ def build(path: Path, *, trusted: bool = False) -> Any:
     Raises:
         RefusedError: transformers cannot build the model.
     """
-    import torch  # noqa: PLC0415 - takes seconds
-    import transformers  # noqa: PLC0415
+    with transformers_errors("build the model"):
+        config = config_of(path, trusted=trusted)
+        return instantiate(config, trusted=trusted)
+
+
+def config_of(path: Path, *, trusted: bool) -> Any:
+    """Load a config.json with its class; for the arguments, see `shapes`."""
+    import transformers  # noqa: PLC0415 - takes seconds
 
     transformers.logging.set_verbosity_error()
+    return transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+
+
+def instantiate(config: Any, *, trusted: bool) -> Any:
+    """Build the model of a loaded config with its class on the meta device."""
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    named = getattr(transformers, (config.architectures or [""])[0], None)
+    with torch.device("meta"):
+        if named is not None:
+            return named._from_config(config)  # noqa: SLF001 - there is no public method
+        make = transformers.AutoModelForCausalLM.from_config
+        return make(config, trust_remote_code=trusted)
+
+
+@contextmanager
+def transformers_errors(task: str) -> Iterator[None]:
+    """Report any error of transformers as RefusedError.
+
+    Args:
+        task: What transformers is asked to do, as a verb with its object.
+
+    Raises:
+        RefusedError: transformers cannot do it.
+    """
     try:
-        config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
-        named = getattr(transformers, (config.architectures or [""])[0], None)
-        with torch.device("meta"):
-            if named is not None:
-                return named._from_config(config)  # noqa: SLF001 - there is no public method
-            make = transformers.AutoModelForCausalLM.from_config
-            return make(config, trust_remote_code=trusted)
+        yield
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RefusedError(
-            f"transformers cannot build the model: {reason.partition('. ')[0][:300]}",
+            f"transformers cannot {task}: {reason.partition('. ')[0][:300]}",
             hint="pass --trust-remote-code to run the model's own code"
             if "trust_remote_code" in reason
             else None,

@@ -187,7 +187,7 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     if index.is_file():
         yield from _iterate_indexed(path, index)
     elif single.is_file():
-        yield from _read_header(single).items()
+        yield from read_file(single).items()
     elif any(path.glob("*.bin")) or any(path.glob("*.pt*")):
         raise CheckpointError(
             f"{path}: the weights are pickled, and pickles are not loaded by default",
@@ -207,7 +207,7 @@ def _iterate_indexed(path: Path, index: Path) -> Iterator[tuple[str, Tensor]]:
         )
     strays: set[str] = set()
     for shard in shards:
-        for name, tensor in _read_header(path / shard).items():
+        for name, tensor in read_file(path / shard).items():
             if weight_map.pop(name, None) == shard:
                 yield name, tensor
             else:
@@ -234,7 +234,7 @@ def read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_header(path: Path) -> dict[str, Tensor]:
+def read_file(path: Path) -> dict[str, Tensor]:
     """Read the tensors of one file."""
     try:
         # Non-blocking, because opening a pipe would otherwise wait for a writer.

@@ -13,7 +13,7 @@ from typing import Any
 
 from mergekit_interleave._files import replace_file
 from mergekit_interleave._interrupts import scratch_directory
-from mergekit_interleave.checkpoint import extra_files, meta_model, quantization
+from mergekit_interleave.checkpoint import extra_files, meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import read_json, read_tensors, to_json
@@ -21,15 +21,12 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.directive import directive as directives
-from mergekit_interleave.directive.model_ref import ModelRef, parse_model
+from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.errors import CheckpointError, DirectiveError, OutputError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning import grown_config, structure_check
-from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.resolve import Expansion, resolve
-from mergekit_interleave.planning.tensor_plan import assemble
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
     before = _before(directory / CONFIG)
     known = before.get("model_type") == base.model_type
     config = grown.config(before if known else base.config, dtype=mergekit_yaml.dtype_of(keys))
-    _check_weights(directory, sources, layout, grown.placement, config)
+    _check_weights(directory, first, len(layout), config)
     warnings = [*expansion.warnings, *models.fetch_small_files(base)]
     tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
     missing = {
@@ -168,47 +165,23 @@ def _before(file: Path) -> dict[str, Any]:
 
 
 def _check_weights(
-    directory: Path,
-    sources: Mapping[ModelRef, Checkpoint],
-    layout: Layout,
-    placement: Placement,
-    config: Mapping[str, Any],
+    directory: Path, first: Checkpoint, depth: int, config: Mapping[str, Any]
 ) -> None:
-    """Check that the weights have the names and shapes that the recipe requires.
+    """Check that the class of the new config.json loads the weights as they are stored.
 
-    mergekit writes either the tensors of the sources, which are known if their weights are
-    available, or the tensors that the model's class has in memory. Of the latter, only the tensors
-    in layers are compared.
+    mergekit writes either the tensors of the sources or those that the class has in memory.
 
     Raises:
-        RefusedError: A name or shape is different.
+        RefusedError: A tensor is missing, has another shape or is not loaded.
     """
-    first = sources[layout.models[0]]
-    written = {name: tensor.shape for name, tensor in read_tensors(directory).items()}
-    stored: dict[str, tuple[int, ...]] = {}
-    if all(source.has_weights for source in sources.values()):
-        specs = assemble(layout, sources, kv_sharing_layers=placement.kv_sharing_layers)
-        stored = {spec.name: spec.shape for spec in specs}
-    wanted: Mapping[str, tuple[int, ...]] = stored
+    forms = structure_check.forms_of_tensors(read_tensors(directory))
     with scratch_directory() as folder:
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-        # The code of a checkpoint is not run, so its own class cannot be asked.
-        if not stored or meta_model.has_class(folder, trusted=first.trusted):
-            structure_check.check(sources, layout, folder, placement.kv_sharing_layers)
-            wanted = meta_model.shapes(folder, trusted=first.trusted)
-    if written == stored:
-        return
-    if stored and quantization.KEY in first.config:  # the model in memory may lack the scales
-        wanted = stored
-    result = Checkpoint(first.ref, directory, config, is_local=True)
-    found, expected = (
-        {name: shape for name, shape in tensors.items() if result.layer_of(name) is not None}
-        for tensors in (written, wanted)
-    )
-    wrong = sorted(name for name, _ in found.items() ^ expected.items())
-    if wrong:
-        what = "missing" if wrong[0] not in found else "not in the recipe, or has another shape"
+        if not meta_model.has_class(folder, trusted=first.trusted):
+            return  # the code of a checkpoint is not run
+        problem = structure_check.problem_of(folder, forms, first, depth=depth)
+    if problem is not None:
         raise RefusedError(
-            f"{directory}: its weights do not match its recipe: {wrong[0]} is {what}",
+            f"{directory}: its weights do not match its recipe: {problem.what}",
             hint="write the model from the recipe with `mk-interleave run`",
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
+from mergekit_interleave.checkpoint.class_loading import Form
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import (
     check_unchanged,
     iterate_tensors,
+    read_json,
+    read_tensors,
     to_json,
 )
 from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._background import checking, stopped_by
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath
 from mergekit_interleave.engines import registry, select
@@ -36,15 +41,17 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_files, manifest, verification_text
+from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import computation_check, structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
-from mergekit_interleave.verification import forward
+from mergekit_interleave.verification import files, forward
 from mergekit_interleave.verification import report as verification
+from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
+from mergekit_interleave.verification.while_writing import RunningComparison
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -284,19 +291,15 @@ def _run(
         must_measure = _must_measure(plan)
         writer = Writer(plan, work, how)
         writer.check_room()
-        if how.loads_transformers:
-            quieten(how.mergekit.get("verbosity"))
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work, warnings.append)
-        family = plan.first.require_family()
-        if must_measure or how.loads_transformers or family.is_unknown or family.own_code:
-            _check_classes(plan, work, warnings.append, required=must_measure)
-        is_stack = len(plan.sources) > 1 and not mixes(how.mergekit)
-        if is_stack or family.is_unknown or family.own_code:
-            _check_computation(plan, work, warnings.append)
-        outcome = writer.write()
+        outcome, equal = _write_weights(
+            writer,
+            verify=options.verify,
+            check=lambda: _check_class(plan, work, warnings.append, how=how, required=must_measure),
+        )
         check_unchanged(spec.tensor for spec in plan.specs)
-        written = _check_weights(plan, work, options, outcome)
+        written = _check_weights(plan, work, options, outcome, equal)
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
@@ -304,14 +307,17 @@ def _run(
         if must_measure:
             verified[verification_text.FORWARD] = _measure(plan, work)
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
+            found = read_tensors(work)
             result = Checkpoint(plan.base.ref, work, plan.config(), is_local=True)
             _write_json(work / CONFIG, plan.config(vocab_size(result)))
+            _check_tensors(plan, work, structure_check.forms_of_tensors(found))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         name, content = card_files.write_new(work, out.name, content, warnings.append)
-        files = sorted({*files_below(work), manifest.FILE})
-        _write_json(work / manifest.FILE, {**content, "files": files})
+        names = sorted({*files_below(work), manifest.FILE})
+        _write_json(work / manifest.FILE, {**content, "files": names})
+        _check_files(plan, work)
         return RunReport(
             out=place,
             layout=plan.layout,
@@ -362,39 +368,76 @@ def _must_measure(plan: ExpansionPlan) -> bool:
     return True
 
 
-def _check_classes(plan: ExpansionPlan, work: Path, warn: Warn, *, required: bool) -> None:
-    """Check that the class that loads the result builds the expected tensors.
+def _write_weights(
+    writer: Writer, *, verify: bool, check: Callable[[], None]
+) -> tuple[WriteResult, Collection[str]]:
+    """Write the weights while transformers is asked whether it would load them.
 
-    The architecture data should ensure this already. The stream engine alone skips this check,
-    because importing transformers takes longer than its run.
+    Importing transformers takes longer than writing a small model, so both happen at once, unless
+    the engine needs transformers too.
+
+    Args:
+        writer: Writes the weights.
+        verify: Whether to compare them with the sources.
+        check: Asks transformers.
+
+    Returns:
+        The result, and the names of the tensors that were compared while they were written.
+    """
+    plan, how = writer.plan, writer.how
+
+    running = RunningComparison(plan.specs if verify else (), plan.reason_unread)
+    with checking(check) as checked, closing(running):
+        if how.loads_transformers:
+            checked.result()
+        how = dataclasses.replace(how, bar=stopped_by(checked, how.bar), written=running.written)
+        outcome = dataclasses.replace(writer, how=how).write()
+        checked.result()
+    return outcome, running.equal
+
+
+def _check_class(
+    plan: ExpansionPlan, work: Path, warn: Warn, *, how: WriteOptions, required: bool
+) -> None:
+    """Check that the class loads every tensor, and that no layer computes something else.
 
     Args:
         plan: The plan.
         work: The directory with the new config.json.
         warn: Called with a warning if the class is not available.
+        how: The options for writing.
         required: Whether the class must be available.
     """
-    if not required and not meta_model.has_class(work, trusted=plan.first.trusted):
-        code = "auto_map" in plan.base.config
+    quieten(how.mergekit.get("verbosity"))
+    own_code = "auto_map" in plan.base.config
+    has_class = meta_model.has_class(work, trusted=plan.first.trusted)
+    if required and own_code and not has_class:
+        raise RefusedError(
+            f"{plan.first.ref}: model type {plan.first.model_type!r} is unknown, and its class is "
+            "not built, so it cannot be measured whether the zeroed layers are identities",
+            hint="pass --trust-remote-code to run the model's own code",
+        )
+    if not required and not has_class:
+        why = ", because its code is not run without --trust-remote-code" if own_code else ""
         warn(
-            f"the class of model type {plan.first.model_type!r} was not built"
-            + (", because its code is not run without --trust-remote-code" if code else "")
-            + ": layers were copied by their tensor names, and it is not checked that the class "
-            "accepts them and that no layer computes with its index"
+            f"the class of model type {plan.first.model_type!r} was not built{why}: layers were "
+            "copied by their tensor names, and it is not checked that the class accepts them and "
+            "that no layer computes with its index"
         )
         return
-    structure_check.check(plan.sources, plan.layout, work, plan.placement.kv_sharing_layers)
+    _check_tensors(plan, work, structure_check.forms_of(plan.specs))
+    family = plan.first.require_family()
+    is_stack = len(plan.sources) > 1 and not mixes(how.mergekit)
+    if is_stack or family.is_unknown or family.own_code:
+        reason = computation_check.check(
+            plan.sources, plan.layout, work, plan.placement.kv_sharing_layers
+        )
+        if reason is not None:
+            warn(f"it is not checked that no layer computes with its index: {reason}")
 
 
-def _check_computation(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
-    """Check that each layer computes what its source computes, if its class can be run."""
-    if not meta_model.has_class(work, trusted=plan.first.trusted):
-        return  # `_check_classes` warns
-    reason = computation_check.check(
-        plan.sources, plan.layout, work, plan.placement.kv_sharing_layers
-    )
-    if reason is not None:
-        warn(f"it is not checked that no layer computes with its index: {reason}")
+def _check_tensors(plan: ExpansionPlan, work: Path, forms: Mapping[str, Form]) -> None:
+    structure_check.check(work, forms, [*plan.sources.values()], depth=len(plan.layout))
 
 
 def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
@@ -405,9 +448,13 @@ def _copy_small_files(plan: ExpansionPlan, work: Path, warn: Warn) -> None:
 
 
 def _check_weights(
-    plan: ExpansionPlan, work: Path, options: _Options, outcome: WriteResult
+    plan: ExpansionPlan,
+    work: Path,
+    options: _Options,
+    outcome: WriteResult,
+    equal: Collection[str],
 ) -> Comparison:
-    """Compare the written tensors with the planned ones.
+    """Compare the written tensors with the planned ones, unless their bytes were found equal.
 
     Raises:
         OutputError: They differ.
@@ -427,7 +474,7 @@ def _check_weights(
         any_rows=lambda spec: new_vocabulary and spec.layer is None,
     )
     source_name = verification.source_name(plan)
-    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name)
+    written = compare(iterate_tensors(work), plan.specs, tolerance, source_name, equal)
     if written.differences:
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""
@@ -439,6 +486,23 @@ def _check_weights(
             else None,
         )
     return written
+
+
+def _check_files(plan: ExpansionPlan, work: Path) -> None:
+    """Check the other files by the rules of `verify`.
+
+    Raises:
+        OutputError: `verify` would find a difference.
+    """
+    expected = ExpectedModel(
+        plan.layout, plan.specs, read_json(work / CONFIG), plan.reason_unread, plan
+    )
+    differences = [
+        *files.of_records(work, recorded_layout.read(work), expected, trained=False),
+        *files.of_weights(work),
+    ]
+    for difference in differences:
+        raise OutputError(f"the written model is inconsistent: {difference}")
 
 
 def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:

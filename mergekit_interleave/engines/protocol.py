@@ -27,6 +27,13 @@ def no_bar(_: int) -> AbstractContextManager[Tick]:
     return nullcontext(lambda _: None)
 
 
+Written = Callable[[Path, int], None]
+
+
+def _ignored(_: Path, __: int) -> None:
+    """Do nothing."""
+
+
 @dataclass(frozen=True)
 class WriteOptions:
     """The options for writing the weights.
@@ -37,6 +44,8 @@ class WriteOptions:
         reflink: Whether to share blocks with the sources if the filesystem can.
         mergekit: The options of mergekit.
         bar: A function that shows the progress of an engine.
+        written: Called by an engine that writes each file in order, after each piece, with the file
+            and the number of bytes that are in place. Engines may skip it.
     """
 
     engine: str = registry.AUTO
@@ -44,6 +53,7 @@ class WriteOptions:
     reflink: bool = True
     mergekit: Mapping[str, object] = field(default_factory=dict)
     bar: Bar = no_bar
+    written: Written = _ignored
 
     @property
     def loads_transformers(self) -> bool:

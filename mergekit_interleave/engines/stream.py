@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -20,7 +21,7 @@ from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import INDEX
 from mergekit_interleave.engines import copy_range, sharding
 from mergekit_interleave.engines.copy_range import Pair, Tick
-from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions
+from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions, Written
 from mergekit_interleave.engines.sharding import OutShard, WriteStep
 from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
@@ -112,7 +113,9 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     """Write the weights of a plan; see `protocol.Engine`."""
     shards = _shards(plan, out, options)
     with options.bar(sum(shard.nbytes for shard in shards)) as tick:
-        return write_shards(shards, out, reflink=options.reflink, tick=tick)
+        return write_shards(
+            shards, out, reflink=options.reflink, tick=tick, written=options.written
+        )
 
 
 def _shards(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:
@@ -162,6 +165,7 @@ def write_shards(
     *,
     reflink: bool = True,
     tick: Tick = lambda _: None,
+    written: Written = lambda _, __: None,
 ) -> Traffic:
     """Write some shards into a directory.
 
@@ -170,6 +174,7 @@ def write_shards(
         out: The directory.
         reflink: Whether to share blocks with the sources if the filesystem can.
         tick: Called after each write, with the number of bytes written.
+        written: See `protocol.WriteOptions`.
 
     Returns:
         The numbers of bytes, split by how they are stored.
@@ -179,7 +184,7 @@ def write_shards(
         OutputError: A source cannot be read, or the disk failed or is full.
     """
     gate = _Gate(tick)
-    job = partial(_write_shard, out=out, reflink=reflink, gate=gate)
+    job = partial(_write_shard, out=out, reflink=reflink, gate=gate, written=written)
     traffic = Traffic()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
@@ -234,16 +239,24 @@ def _index(shards: Sequence[OutShard]) -> Iterator[str]:
     yield "\n  }\n}\n"
 
 
-def _write_shard(shard: OutShard, out: Path, *, reflink: bool, gate: _Gate) -> Traffic:
+def _write_shard(
+    shard: OutShard, out: Path, *, reflink: bool, gate: _Gate, written: Written
+) -> Traffic:
+    file = out / shard.name
     try:
         gate.tick(0)
         with (
             shard.source.file.open("rb", buffering=0) as source,
-            (out / shard.name).open("wb", buffering=0) as target,
+            file.open("wb", buffering=0) as target,
         ):
             shard.source.check_unchanged(source.fileno())
-            pair = Pair(source.fileno(), target.fileno(), gate.tick)
-            return _fill(pair, shard, reflink=reflink)
+            header = shard.header()
+            share = reflink and copy_range.can_share(shard.source.file, out, shard.block)
+            # Only a whole file can be asked which of its blocks are shared.
+            report = _ignored if share else partial(written, file)
+            ticks = _Ticks(gate.tick, report, len(header))
+            pair = Pair(source.fileno(), target.fileno(), ticks.tick)
+            return _fill(pair, shard, header, share=share, reflink=reflink)
     except OSError as error:
         reason = f"{shard.source.file} cannot be copied to {shard.name}: {error.strerror or error}"
         raise gate.close(OutputError(reason)) from error
@@ -251,14 +264,38 @@ def _write_shard(shard: OutShard, out: Path, *, reflink: bool, gate: _Gate) -> T
         raise gate.close(error) from None
 
 
-def _fill(pair: Pair, shard: OutShard, *, reflink: bool) -> Traffic:
+def _ignored(_: int) -> None:
+    """Do nothing."""
+
+
+@dataclass
+class _Ticks:
+    """Reports each write to a file, which is written in order.
+
+    Attributes:
+        progress: Called with the number of bytes of the write.
+        written: Called with the number of bytes that are in place.
+        end: The number of bytes that are in place.
+    """
+
+    progress: Tick
+    written: Tick
+    end: int
+
+    def tick(self, nbytes: int) -> None:
+        """Report a write of some bytes."""
+        self.progress(nbytes)
+        self.end += nbytes
+        self.written(self.end)
+
+
+def _fill(pair: Pair, shard: OutShard, header: bytes, *, share: bool, reflink: bool) -> Traffic:
     """Write the header and data of a shard."""
-    header = shard.header()
     # Set the full size first: XFS reserves space for a growing file, which would fill the holes.
     os.truncate(pair.target, len(header) + shard.nbytes)
     pair.put(header, 0)
     traffic = Traffic(len(header))
-    for step in shard.steps(len(header), share=reflink):
+    for step in shard.steps(len(header), share=share):
         traffic += _as_traffic(_take(pair, step, reflink=reflink), step.length)
     return traffic
 

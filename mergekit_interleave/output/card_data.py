@@ -49,9 +49,10 @@ class CardSource:
     license: str | None = None
 
 
-EQUAL, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, WRONG = (
+EQUAL, SAME, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, WRONG = (
     "untrained, equal to its base",
-    "untrained, outputs differ from its base",
+    "untrained, the same outputs as its base where compared",
+    "untrained, other outputs than its base",
     "untrained",
     "trained",
     "trained, not verified",
@@ -217,7 +218,7 @@ def _number(value: Any) -> int | None:
 def _status(
     content: Mapping[str, Any], layout: Layout, verified: Mapping[str, Any], *, trained: bool
 ) -> str:
-    """Return how the model compares with its base, by how it was built and by its verification."""
+    """Return how the model compares with its base, as far as that is proved or measured."""
     if any(outcome.get("exact") is False for outcome in verified.values()):
         return WRONG
     if verification_text.TRAINED in verified:
@@ -225,10 +226,10 @@ def _status(
     if trained:
         return UNVERIFIED
     kept = [layer.source for layer in layout.layers if not layer.new]
-    equal = content.get("equal")
-    if equal is True and kept == [*range(len(kept))] and len(layout.models) == 1:
+    if content.get("equal") is True and kept == [*range(len(kept))] and len(layout.models) == 1:
         return EQUAL
-    return UNKNOWN if equal is None else CHANGED
+    same = verification_text.computes_the_same(verified)
+    return UNKNOWN if same is None else SAME if same else CHANGED
 
 
 def _sources(entries: Sequence[Mapping[str, Any]]) -> list[CardSource]:

@@ -19,8 +19,10 @@ PICTURE = _out_files.PICTURE
 
 _STATUS = {
     card_data.EQUAL: "{rounding}{until}",
+    card_data.SAME: "A forward pass found no difference, but other inputs may show one.",
     card_data.CHANGED: "It needs training to recover.",
-    card_data.UNKNOWN: "It is not known whether its outputs equal {bases}.",
+    card_data.UNKNOWN: "It is not known whether its outputs equal {bases}; "
+    "`mk-interleave verify --forward` compares them.",
     card_data.TRAINED: "All original layers are unchanged, bit for bit.",
     card_data.UNVERIFIED: "The new layers have changed. Whether the original layers have changed "
     "was not checked.",

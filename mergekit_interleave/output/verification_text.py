@@ -13,8 +13,22 @@ from mergekit_interleave._units import amount
 WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
 """The kinds of verification."""
 
+MOST_DIFFERENT = 1e-5
+"""The largest difference of logits, relative to the largest logit, between models that compute the
+same; both are in float32."""
+
 OTHER_FILES = "other files"
 """Files whose differences are counted together, such as the tokenizer."""
+
+
+def computes_the_same(outcomes: Mapping[str, Any]) -> bool | None:
+    """Return whether a forward pass found the same outputs as the base's; None if none was run."""
+    found = outcomes.get(FORWARD)
+    if found is None:
+        return None
+    size = found["largest_logit"] or 1
+    same_tokens: bool = found.get("same_greedy_tokens", True)
+    return same_tokens and found["largest_difference"] / size <= MOST_DIFFERENT
 
 
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:

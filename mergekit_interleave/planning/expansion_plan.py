@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import _dtypes
+from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
@@ -208,6 +208,7 @@ def plan_expansion(
         for checkpoint in sources.values():
             checkpoint.check_depth()
             _check_metadata(checkpoint)
+            _check_adapter(checkpoint)
         layout = mergekit_yaml.effective(expansion.layout, keys)
         grown = grown_config.grow(sources, layout)
         dtypes = Dtypes(*mergekit_yaml.dtypes_of(keys))
@@ -313,6 +314,17 @@ def _check_metadata(checkpoint: Checkpoint) -> None:
                     "cannot be derived for new layers",
                     hint="load the model without quantization, save it and grow the saved model",
                 )
+
+
+def _check_adapter(checkpoint: Checkpoint) -> None:
+    """Refuse a model with an adapter beside it, which transformers would load with the model."""
+    if (checkpoint.path / _out_files.ADAPTER).exists():
+        raise RefusedError(
+            f"{checkpoint.ref}: has an adapter, {_out_files.ADAPTER}, which transformers loads "
+            "with the model, but whose layers cannot be grown",
+            hint=f"merge the adapter into the weights with PEFT, or remove {_out_files.ADAPTER} "
+            "from the directory to grow the model without it",
+        )
 
 
 def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint import extra_files, quantization
+from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import to_json
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import CheckpointError, RefusedError, UnrepresentableError
 from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.planning import json_layers
+from mergekit_interleave.planning.json_layers import Move
 from mergekit_interleave.planning.per_layer_config import Placement, SourceConfig, place
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # the key of transformers 5, and the older one
@@ -150,10 +152,13 @@ def deepened(
             f"{base.path / CONFIG}: its layer settings are nested differently from those of the "
             "config.json to change"
         )
+    nested, move = families.nested_config(base.config), _move(base, layout)
     for part, of_base in zip(parts, parts_of_base, strict=True):
-        if quantization.KEY in of_base:
-            # From the base, because the value in `onto` may already have been re-indexed.
-            part[quantization.KEY] = _reindexed(of_base[quantization.KEY], base, layout)
+        own = {key: value for key, value in of_base.items() if key != nested}
+        for key, value in _reindexed(CONFIG, own, move, base, placement.config).items():
+            if own.get(key) != value:
+                # From the base, because the value in `onto` may already have been re-indexed.
+                part[key] = value
     _layer_part(result).update(_depths(base, len(layout)))
     _layer_part(result).update(placement.config)
     return result
@@ -267,29 +272,55 @@ def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
 def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:
     """Return the content of a small file with its layer indices and counts updated.
 
+    Files of the tokenizer are left alone: their text is data, and their lists are vocabularies.
+
     Args:
         name: The name of the file.
         content: The content of the file.
         base: The model that the layers are taken from.
         layout: The layers.
+
+    Raises:
+        RefusedError: It is a JSON file with settings of single layers that are not understood.
     """
-    if name != "generation_config.json" and name not in quantization.INDEXED_FILES:
+    path = PurePosixPath(name)
+    if path.suffix != ".json" or path.name in extra_files.TOKENIZER_FILES:
         return content
     before = extra_files.parsed(content)
     if before is None:
         return content
+    after = _reindexed(name, before, _move(base, layout), base)
     if name == "generation_config.json":
-        after = generation(before, layout)
-    else:
-        after = _reindexed(before, base, layout)
+        after = generation(after, layout) if isinstance(after, dict) else after
     changed = to_json(after).encode()
     return content if after == before else changed
 
 
-def _reindexed(config: Any, base: Checkpoint, layout: Layout) -> Any:
-    """Return the quantization config of the base with the layer indices in module names updated."""
-    sources = [layer.source for layer in layout.layers]
-    return quantization.reindexed(config, sources, base.depth, base.stack_names)
+def _move(base: Checkpoint, layout: Layout) -> Move:
+    return Move([layer.source for layer in layout.layers], base.depth, base.stack_names)
+
+
+def _reindexed(
+    file: str, content: Any, move: Move, base: Checkpoint, placed: Collection[str] = ()
+) -> Any:
+    """Return the content of a JSON file with the layer indices in all names updated.
+
+    Args:
+        file: The name of the file.
+        content: Its content.
+        move: How the layers move.
+        base: The model that the file belongs to.
+        placed: The keys that are updated elsewhere.
+
+    Raises:
+        RefusedError: The file has settings of single layers that are not understood.
+    """
+    known = base.require_family().facts.lists.union(families.not_per_layer(), placed)
+    try:
+        json_layers.check_understood(content, base.depth, known)
+        return json_layers.reindexed(content, move)
+    except RefusedError as error:
+        raise RefusedError(f"{base.path / file}: {error}", hint=error.hint) from error
 
 
 def generation(config: Mapping[str, Any], layout: Layout) -> dict[str, Any]:

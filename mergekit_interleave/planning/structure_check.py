@@ -1,92 +1,128 @@
-"""Check that the model class builds each layer of the result like the layer's source.
+"""Check that the class of the result loads every tensor of it, and lacks none.
 
-The class may build a layer that does not match the weights: another kind of layer, or a tensor that
-only the first or last layer has. Both models are built on the meta device and compared layer by
-layer.
+transformers fills a parameter that no tensor fills with random numbers, and ignores a tensor that
+no parameter needs. Either may come from the base, or from a layout for which the class builds a
+layer differently from the layer's source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from mergekit_interleave.checkpoint import layer_names
+from mergekit_interleave.architectures.family import Family
+from mergekit_interleave.checkpoint import class_loading, layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
-from mergekit_interleave.checkpoint.meta_model import shapes
-from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.errors import RefusedError, UnrepresentableError
-from mergekit_interleave.layout.layout import Layout
-
-_Layers = Mapping[int, Mapping[str, tuple[int, ...]]]
+from mergekit_interleave.checkpoint.class_loading import Form, Loading
+from mergekit_interleave.checkpoint.safetensors_header import Tensor
+from mergekit_interleave.errors import CheckpointError, UnrepresentableError
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 
 def check(
-    sources: Mapping[ModelRef, Checkpoint],
-    layout: Layout,
-    out: Path,
-    kv_sharing_layers: Collection[int] = (),
+    path: Path, forms: Mapping[str, Form], sources: Sequence[Checkpoint], *, depth: int
 ) -> None:
-    """Compare the layers of the result with those of its sources.
+    """Check the tensors of a result against its class.
 
     Args:
-        sources: The models that layers are taken from.
-        layout: The layers of the result.
-        out: A directory that holds the new config.json.
-        kv_sharing_layers: The indices of the new layers that reuse a result of an earlier layer.
+        path: A directory that holds the config.json of the result.
+        forms: The form of each tensor of the result.
+        sources: The source models, the model of the first layer first.
+        depth: The number of layers of the result.
 
     Raises:
-        UnrepresentableError: The class would build a layer differently from its source.
-        RefusedError: transformers cannot build one of the models with the right number of layers.
+        CheckpointError: The class of a source does not load that source as it is stored.
+        UnrepresentableError: The class would build the result differently.
+        RefusedError: transformers cannot load one of the models.
     """
-    before = {model: _stacks(sources[model].path, sources[model]) for model in layout.models}
-    after = _stacks(out, sources[layout.models[0]])
-    for model, stacks in before.items():
-        depth = sources[model].depth
-        if not any(len(layers) == depth for layers in stacks.values()):
-            raise RefusedError(
-                f"{model}: transformers does not build {depth} layers from its config.json"
-            )
-    grown = [
-        stack
-        for stack, layers in after.items()
-        if len(layers) == len(layout)
-        and all(len(found.get(stack, {})) == sources[m].depth for m, found in before.items())
-    ]
-    if not grown:
-        raise RefusedError(
-            f"transformers does not build {len(layout)} layers from the new config.json"
-        )
-    for stack in grown:
-        for layer in layout.layers:
-            family = sources[layer.model].require_family()
-            rules = (rule for rule in (family.indexer_sharing, family.kv_sharing) if rule)
-            absent = [name for rule in rules for name in rule.absent_tensors]
-            without = absent if layer.index in kv_sharing_layers else []
-            # The class may share one tensor, which only one layer stores, among all layers.
-            ignored = family.never_copied if layer.new else ()
-            if layer.index in kv_sharing_layers and family.kv_sharing is not None:
-                ignored += tuple(family.kv_sharing.widened(sources[layer.model].layer_config))
-            built = _except(ignored, after[stack][layer.index])
-            expected = _except((*ignored, *without), before[layer.model][stack][layer.source])
-            if built != expected:
-                tensor = min(name for name, _ in built.items() ^ expected.items())
-                raise UnrepresentableError(
-                    f"transformers would build {tensor} of layer {layer.index} differently from "
-                    f"its source, layer {layer.source}"
-                )
+    problem = problem_of(path, forms, sources[0], depth=depth)
+    if problem is None:
+        return
+    for source in sources:
+        found = problem_of(source.path, forms_of_tensors(source.tensors), source)
+        if found is not None:
+            raise CheckpointError(f"{source.ref}: {found.what}", hint=found.hint)
+    raise UnrepresentableError(f"transformers would not load the result as planned: {problem.what}")
 
 
-def _except(
-    parts: Collection[str], tensors: Mapping[str, tuple[int, ...]]
-) -> dict[str, tuple[int, ...]]:
-    return {n: shape for n, shape in tensors.items() if not any(part in n for part in parts)}
+class Problem(NamedTuple):
+    """The reason why a class does not load tensors as they are stored.
+
+    Attributes:
+        what: The reason, as a clause.
+        hint: What would help, if that is known.
+    """
+
+    what: str
+    hint: str | None = None
 
 
-def _stacks(path: Path, model: Checkpoint) -> Mapping[str, _Layers]:
-    """Return the shapes of the tensors that the class builds, by stack and layer.
+def problem_of(
+    path: Path, forms: Mapping[str, Form], model: Checkpoint, *, depth: int | None = None
+) -> Problem | None:
+    """Return why a class does not load tensors as they are stored, or None if it does.
 
     Args:
-        path: The directory that holds the config.json.
-        model: The model that it was made from.
+        path: A directory that holds a config.json.
+        forms: The form of each tensor.
+        model: A model of the same type.
+        depth: The number of layers, if it is not that of the model.
+
+    Raises:
+        RefusedError: transformers cannot load the model.
     """
-    return layer_names.by_stack(shapes(path, trusted=model.trusted))
+    loading = class_loading.load(path, forms, trusted=model.trusted)
+    if loading.missing:
+        first, *more = loading.missing
+        others = f" and {len(more)} more" if more else ""
+        return Problem(
+            f"no tensor is stored for {first}{others}, so {loading.class_name} would get random "
+            "numbers there",
+            _prefix_hint(loading),
+        )
+    for name, (stored, built) in loading.mismatched.items():
+        return Problem(
+            f"{name} is stored as {list(stored)}, but {loading.class_name} has {list(built)}"
+        )
+    unloaded = _unloaded_in_some_layers(loading, model.require_family(), depth or model.depth)
+    if unloaded is not None:
+        return Problem(f"{loading.class_name} has no {unloaded}, which is stored")
+    return None
+
+
+def forms_of(specs: Iterable[TensorSpec]) -> dict[str, Form]:
+    """Return the forms of planned tensors, by name."""
+    return {spec.name: Form(spec.dtype, spec.shape) for spec in specs}
+
+
+def forms_of_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
+    """Return the forms of stored tensors, by name."""
+    return {name: Form(tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+
+
+def _unloaded_in_some_layers(loading: Loading, family: Family, depth: int) -> str | None:
+    """Return a tensor that the class does not load, though it loads its like in other layers.
+
+    What no layer loads, such as a buffer of an old version, is harmless.
+    """
+    layers: dict[tuple[str, str], set[int]] = {}
+    for name in loading.unloaded:
+        parsed = layer_names.parse(name)
+        if parsed is not None and not (family.has_mtp_layers and parsed.index >= depth):
+            layers.setdefault((parsed.stack, parsed.rest), set()).add(parsed.index)
+    for (stack, rest), indices in layers.items():
+        if any(f"{stack}.{index}.{rest}" in loading.loaded for index in range(depth)):
+            return f"{stack}.{min(indices)}.{rest}"
+    return None
+
+
+def _prefix_hint(loading: Loading) -> str | None:
+    """Return the prefix that keeps the class from finding its tensors, as a hint."""
+    missing = set(loading.missing)
+    for stored in loading.unloaded:
+        for at in (match.end() for match in re.finditer(r"\.", stored)):
+            if stored[at:] in missing:
+                return f"store the tensors without the prefix {stored[:at]!r} of their names"
+    return None

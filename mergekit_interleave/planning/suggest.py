@@ -19,6 +19,7 @@ from mergekit_interleave.layout.layout import Edit, Layer, Layout, expand
 from mergekit_interleave.planning import grown_config, structure_check
 from mergekit_interleave.planning.edits import edit_of
 from mergekit_interleave.planning.grown_config import GrownConfig
+from mergekit_interleave.planning.tensor_plan import assemble
 
 _MAX_BUILT = 6  # building a large model on the meta device takes a second or two
 
@@ -27,11 +28,11 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
     """Return the directive closest to the given one that config.json can represent, if any.
 
     Args:
-        base: The model of the first layer.
+        base: The model. Without its weights, nothing is suggested.
         directive: The given directive.
-        layout: Its layers. For those of several models, there is no suggestion.
+        layout: Its layers.
     """
-    if len(layout.models) > 1:
+    if not base.has_weights:
         return None
     # The warnings about the directive have already been collected.
     by_source, built = edit_of(directive.zero_rule, base, lambda _: None), 0
@@ -48,7 +49,7 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
         built += 1
         if built > _MAX_BUILT:
             break
-        if _is_built(grown):
+        if _is_loaded(grown, base):
             return yaml_io.write_inline(_with_growth(growth, directive).to_document())
     return None
 
@@ -77,17 +78,20 @@ def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Grow
             )
 
 
-def _is_built(grown: GrownConfig) -> bool:
-    """Whether the model class builds each layer like the layer's source."""
+def _is_loaded(grown: GrownConfig, base: Checkpoint) -> bool:
+    """Whether the model class loads each layer as it is stored."""
+    specs = assemble(
+        grown.layout, {base.ref: base}, kv_sharing_layers=grown.placement.kv_sharing_layers
+    )
     with scratch_directory() as folder:
         try:
             (folder / CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")
-            if not meta_model.has_class(folder, trusted=grown.first.trusted):
+            if not meta_model.has_class(folder, trusted=base.trusted):
                 return True  # as `run` accepts it
-            for file in grown.first.path.glob("*.py"):
+            for file in base.path.glob("*.py"):
                 shutil.copy(file, folder)
-            shared = grown.placement.kv_sharing_layers
-            structure_check.check({grown.first.ref: grown.first}, grown.layout, folder, shared)
+            forms = structure_check.forms_of(specs)
+            structure_check.check(folder, forms, [base], depth=len(grown.layout))
         except InterleaveError:
             return False
     return True

@@ -16,7 +16,6 @@ from typing import NamedTuple, TypeAlias
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
-from mergekit_interleave.checkpoint.quantization import quantization_of
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import Scales, scale_of
@@ -283,7 +282,7 @@ def _spec(
         raise RefusedError(f"{source} is stored as {tensor.dtype}, which cannot be scaled")
     zero = 0
     if scale == 0:
-        byte = quantization_of(checkpoint.config).zero_byte(source, tensor, checkpoint.tensors)
+        byte = checkpoint.quantization.zero_byte(source)
         scale, zero = (None, 0) if byte is None else (0, byte)
     return TensorSpec(
         name=source if layer is None else checkpoint.renamed(source, layer.index),

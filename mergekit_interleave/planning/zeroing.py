@@ -101,7 +101,31 @@ def unzeroed_writers(edit: Edit, family: Family, tensors: Collection[str] = ()) 
         and all(has_value(name, norms.closed_value) for name in closing)
     ):
         return unfilled
-    return [name for name in writers if not has_value(name, 0)] + unfilled
+    unzeroed = [name for name in writers if not has_value(name, 0)]
+    zero = frozenset(name for name in tensors if has_value(name, 0))
+    return [
+        name for name in unzeroed if not _has_zero_input(name, family, tensors, zero)
+    ] + unfilled
+
+
+def _has_zero_input(
+    writer: str, family: Family, tensors: Collection[str], zero: frozenset[str]
+) -> bool:
+    """Whether a weight multiplies only zeros, because one of its closing factors is zero.
+
+    Args:
+        writer: The name of the weight.
+        family: The model's family.
+        tensors: The names of the tensors of its layer.
+        zero: The names of those that are zero.
+    """
+    module, _, part = writer.rpartition(".")
+    parent, _, last = module.rpartition(".")
+    if part != "weight" or any(t.startswith(f"{module}.bias") and t not in zero for t in tensors):
+        return False
+    factors = (f"{parent}.{factor}." for factor in family.closing_factors.get(last, ()))
+    parts = ([t for t in tensors if t.startswith(factor)] for factor in factors)
+    return any(found and zero.issuperset(found) for found in map(set, parts))
 
 
 def is_identity(layer: Layer, family: Family, tensors: Collection[str] = ()) -> bool:
@@ -146,15 +170,24 @@ def zeroes_output_norms(edit: Edit, family: Family) -> bool:
 
 
 def dead_tensors(edit: Edit, tensors: Collection[str], family: Family) -> list[str]:
-    """Return the tensors that an edit zeroes although they are not residual writers.
+    """Return the tensors that an edit zeroes although that is not what makes the identity.
 
     Two consecutive zeroed weights get no gradients.
     """
     kept = family.residual_writers + (family.output_norms.all_names if family.output_norms else ())
+    zero = frozenset(tensor for tensor in tensors if scale_of(tensor, edit.scales) == 0)
+    open_modules = [t.rpartition(".")[0] for t in tensors if family.writes(t) and t not in zero]
+    closing = tuple(
+        f"{module.rpartition('.')[0]}.{factor}."
+        for module in open_modules
+        for factor in family.closing_factors.get(module.rpartition(".")[2], ())
+    )
     return [
         tensor
         for tensor in tensors
-        if scale_of(tensor, edit.scales) == 0 and not any(name in tensor for name in kept)
+        if tensor in zero
+        and not any(name in tensor for name in kept)
+        and not tensor.startswith(closing)
     ]
 
 

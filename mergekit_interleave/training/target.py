@@ -139,6 +139,7 @@ def _read(
         task = tasks.task_of(result.config)
         family, is_quantized = result.require_family(), result.is_quantized
     stacks = stacks_of(parameters, len(layout), result.config)
+    in_layers = frozenset(within(parameters, stacks, range(len(layout))))
     trained = list(within(parameters, stacks, new))
     check_unshared(parameters, trained)
     dtypes = {parameters[name].dtype for name in trained}
@@ -162,7 +163,10 @@ def _read(
         experts=frozenset(
             name
             for name, parameter in parameters.items()
-            if parameter.ndim == _EXPERT_AXES and not name.startswith(convolutions)
+            # Other models of a composite have such parameters too, such as a class token.
+            if parameter.ndim == _EXPERT_AXES
+            and name in in_layers
+            and not name.startswith(convolutions)
         ),
         zeroed=frozenset(_zeroed(stored, stacks, layout, family)),
         half_dtype=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _HALF), None),

@@ -20,7 +20,7 @@ from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.verification.expected import ExpectedModel
-from mergekit_interleave.verification.tensors import Difference
+from mergekit_interleave.verification.stored_bytes import Difference
 
 
 def of_records(
@@ -74,9 +74,9 @@ def of_weights(out: Path) -> Iterator[Difference]:
     for file in sorted(out.glob("*.safetensors")):
         if file.name not in listed:
             yield Difference(f"{file.name}: is not in the index, so it would not be loaded")
-    if (out / "adapter_config.json").exists():
+    if (out / _out_files.ADAPTER).exists():
         yield Difference(
-            "adapter_config.json: is not part of the layout; transformers would load its adapter"
+            f"{_out_files.ADAPTER}: is not part of the layout; transformers would load its adapter"
         )
 
 

@@ -20,9 +20,7 @@ from typing import Any, NamedTuple
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, read_json
 from mergekit_interleave.errors import RefusedError
-
-MOST_DIFFERENT = 1e-5
-"""The largest difference that float32 rounding explains, relative to the largest logit."""
+from mergekit_interleave.output.verification_text import MOST_DIFFERENT
 
 TEXT = """\
 Every spring the river rose above the lower meadow, and the farmer moved the cattle to the hill.

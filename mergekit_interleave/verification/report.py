@@ -30,7 +30,8 @@ from mergekit_interleave.verification import expected as expectations
 from mergekit_interleave.verification import files as consistency
 from mergekit_interleave.verification import forward
 from mergekit_interleave.verification.expected import ExpectedModel
-from mergekit_interleave.verification.tensors import Comparison, Difference, Tolerance, compare
+from mergekit_interleave.verification.stored_bytes import Difference
+from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
 
 TRAINED = "tensors of new layers, which may have been trained"
 """A reason why a tensor was not compared."""

@@ -24,7 +24,7 @@ from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
 
 from mergekit_interleave.commands import card as card_command
-from mergekit_interleave.output import card_files, model_card
+from mergekit_interleave.output import card_data, card_files, model_card
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 HUB_IDS = {
@@ -71,6 +71,34 @@ def assert_only_base_model_note(err: str) -> None:
 def source_line(text: str) -> str:
     """Return the line of a card that says what the model was made from."""
     return next(line for line in text.splitlines() if line.startswith("Made from "))
+
+
+@pytest.mark.parametrize(
+    ("zero", "has_zeros", "proved", "measured"),
+    [
+        ("[o_proj, down_proj]", False, card_data.EQUAL, card_data.EQUAL),
+        ("[o_proj, up_proj]", False, card_data.EQUAL, card_data.EQUAL),
+        ("[v_proj, gate_proj]", False, card_data.EQUAL, card_data.EQUAL),
+        ("[o_proj]", False, card_data.UNKNOWN, card_data.CHANGED),
+        ("[o_proj]", True, card_data.UNKNOWN, card_data.SAME),
+        ("none", False, card_data.UNKNOWN, card_data.CHANGED),
+    ],
+)
+def test_what_is_proved_and_what_is_measured(  # noqa: PLR0913, PLR0917 - one for each column
+    zero: str, has_zeros: bool, proved: str, measured: str, mk: Cli, own_tiny: Path, tmp_path: Path
+) -> None:
+    """The status is equal if that is proved, different if measured, and otherwise not known."""
+    if has_zeros:  # the MLPs of the copied layers write nothing, which no name shows
+        tensors = load_file(own_tiny / "model.safetensors")
+        for index in (3, 7):
+            tensors[f"model.layers.{index}.mlp.down_proj.weight"].zero_()
+        save_file(tensors, own_tiny / "model.safetensors", metadata={"format": "pt"})
+    out = tmp_path / "out"
+    words = ("--engine", "stream", "--allow-non-identity", "--model", own_tiny)
+    assert mk("run", f"interleave: every 4, zero: {zero}", out, *words).status == 0
+    assert f"**Status: {proved}.**" in (out / "README.md").read_text()
+    assert mk("verify", out, "--against", own_tiny, "--forward").status == 0
+    assert f"**Status: {measured}.**" in (out / "README.md").read_text()
 
 
 @pytest.mark.parametrize("example", HUB_IDS)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import toys
 import zoo
 from harness import load_tensors, make_llama
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+from transformers.activations import ACT2CLS, ACT2FN
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.directive.scale import zeroed_scales
@@ -100,8 +105,6 @@ def test_the_names_to_zero_match_the_writers_and_nothing_else(
 
 def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
     """A checkpoint with other values in its rotary buffers computes the same logits."""
-    from safetensors.torch import save_file
-
     path = make_llama(tmp_path / "old", layers=1)
     tensors = load_tensors(path)
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.full((4,), 7.0)
@@ -132,3 +135,73 @@ def test_the_types_that_mergekit_defines(name: str) -> None:
     """The data says for which types mergekit takes the head from the last slice."""
     family = family_of(name)
     assert family.mergekit_defined == zoo.defined_by_mergekit(name, family.after_layers)
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "mixtral", "apertus", "gemma4_text", "qwen3_moe", "granite"]
+)
+def test_closing_factors(name: str, tmp_path: Path) -> None:
+    """The closing factors are the modules whose zero acts like the zero of a residual writer."""
+    zoo.quiet()
+    base = zoo.save(name, tmp_path)
+    tensors = load_tensors(base)
+    writers = {w: {*f} for w, f in families.Family("").closing_factors.items()}
+    for writer, factors in writers.items():
+        for factor in factors:
+            modules = {n.rpartition(".")[0] for n in tensors}
+            closed = {
+                m: sibling
+                for m in modules
+                if m.endswith(f".{writer}")
+                and (sibling := f"{m.rpartition('.')[0]}.{factor}") in modules
+            }
+            if closed:
+                same = torch.equal(
+                    _logits_with_zeros(base, tensors, closed),
+                    _logits_with_zeros(base, tensors, closed.values()),
+                )
+                assert same == (factor in family_of(name).closing_factors.get(writer, ()))
+
+
+def _logits_with_zeros(base: Path, tensors: Any, modules: Collection[str]) -> torch.Tensor:
+    zeroed = {
+        n: torch.zeros_like(t) if n.rpartition(".")[0] in modules else t for n, t in tensors.items()
+    }
+    save_file(zeroed, base / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(toys.tokens()).logits
+    return logits
+
+
+def test_which_activations_are_not_zero_at_zero() -> None:
+    """The data names the activation functions that open a gate although its input is zero."""
+    found = {name for name in ACT2CLS if ACT2FN[name](torch.zeros(2, 2)).any()}
+    assert found == set(json.loads(families.DATA.read_text())["nonzero_at_zero"])
+    config = {"model_type": "llama", "hidden_act": "sigmoid"}
+    family = families.family_of_config(config)
+    assert family is not None
+    assert not family.closing_factors
+
+
+def test_lists_are_known() -> None:
+    """Each list of a config class is named as a list about layers, or as one that is not."""
+    unknown = []
+    for model_type in families.known_types():
+        family = family_of(model_type)
+        try:
+            config = toys.config(model_type).to_dict()
+        except (AttributeError, KeyError, TypeError, ValueError):
+            continue  # this version of transformers cannot build the type
+        known = family.facts.lists.union(families.not_per_layer())
+        unknown += [] if family.refused else [(model_type, key) for key in _lists(config, known)]
+    assert not unknown
+
+
+def _lists(value: object, known: Collection[str], place: str = "") -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if key not in known and not (isinstance(entry, dict) and "model_type" in entry):
+                yield from _lists(entry, known, f"{place}.{key}")
+    elif isinstance(value, list | tuple):
+        yield place

@@ -198,7 +198,7 @@ def test_a_disk_that_cannot_be_read(source: Path) -> None:
     """A comparison that cannot read a file names it."""
     from mergekit_interleave.checkpoint.safetensors_header import read_tensors
     from mergekit_interleave.errors import CheckpointError
-    from mergekit_interleave.verification import tensors as comparison
+    from mergekit_interleave.verification import stored_bytes as comparison
 
     class Broken:
         """A file on a disk that fails."""

@@ -14,8 +14,7 @@ import zoo
 from harness import Cli, load_tensors
 from transformers import AutoModelForCausalLM
 
-from mergekit_interleave.checkpoint.quantization import quantization_of, reindexed
-from mergekit_interleave.checkpoint.safetensors_header import Shard, Stamp, Tensor
+from mergekit_interleave.checkpoint.quantization import quantization_of
 from mergekit_interleave.errors import RefusedError
 
 PLAN = "interleave: every 2"
@@ -86,6 +85,62 @@ class TestStoredForms:
         assert not any(name.startswith(f"model.layers.{depth + 1}.") for name in after)
         assert torch.equal(logits(base), logits(out))
 
+    @pytest.mark.parametrize("sidecar", [True, False])
+    def test_scales_beside_the_weight(self, sidecar: bool, mk: Cli, tmp_path: Path) -> None:
+        """The weight of a new layer is zero and its scales stay, whether or not a file says so."""
+        base, out = stored.modelopt(tmp_path / "base", sidecar=sidecar), tmp_path / "out"
+        result = mk("run", PLAN, out, "--model", base)
+        assert result.status == 0, result.err
+        before, after = load_tensors(base), load_tensors(out)
+        for part in ("weight_scale", "input_scale"):
+            old = before[f"model.layers.1.mlp.down_proj.{part}"]
+            assert torch.equal(after[f"model.layers.2.mlp.down_proj.{part}"], old)
+        assert not after["model.layers.2.mlp.down_proj.weight"].float().any()
+        if sidecar:
+            stated = json.loads((out / "hf_quant_config.json").read_text())["quantization"]
+            names = ["model.layers.1.mlp.gate", "model.layers.2.mlp.gate"]
+            assert stated["exclude_modules"] == ["lm_head", *names]
+
+    def test_settings_of_single_modules(self, mk: Cli, tmp_path: Path) -> None:
+        """Both copies of MLX's settings follow their layers, and the zeroed weights are zero."""
+        base, out = stored.mlx(tmp_path / "base"), tmp_path / "out"
+        result = mk("run", PLAN, out, "--model", base)
+        assert result.status == 0, result.err
+        config = json.loads((out / "config.json").read_text())
+        assert config["quantization"] == config["quantization_config"]
+        named = {key for key in config["quantization"] if key.startswith("model")}
+        assert named == {f"model.layers.{index}.mlp.down_proj" for index in (4, 5)}
+        before, after = load_tensors(base), load_tensors(out)
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            assert not stored.mlx_weight(after, f"model.layers.2.{name}").any()
+            old = stored.mlx_weight(before, f"model.layers.5.{name}")
+            assert old.any()
+            assert torch.equal(stored.mlx_weight(after, f"model.layers.7.{name}"), old)
+        plain = "model.layers.{}.mlp.down_proj.weight".format  # this one is not quantized
+        assert after[plain(4)].any()
+        assert not after[plain(5)].any()
+
+    @pytest.mark.parametrize(
+        ("file", "content", "key"),
+        [
+            ("kv_cache.json", {"scales": [0.5] * 6}, "scales"),
+            ("steering.json", {"only": {"vector": "model.layers.1"}}, "only.vector"),
+            ("maps/heads.json", [[0, 1]] * 6, "the list"),
+        ],
+    )
+    def test_files_that_are_not_understood(
+        self, file: str, content: Any, key: str, mk: Cli, tmp_path: Path
+    ) -> None:
+        """A file with settings of single layers is refused by its name and key."""
+        base = stored.fp8(tmp_path / "base")
+        (base / file).parent.mkdir(exist_ok=True)
+        (base / file).write_text(json.dumps(content))
+        result = mk("run", PLAN, tmp_path / "out", "--model", base)
+        assert result.status == 1
+        assert file in result.err
+        assert key in result.err
+        assert not (tmp_path / "out").exists()
+
     def test_an_unknown_method(self, mk: Cli, tmp_path: Path) -> None:
         """An unknown quantization method is refused by name before a byte is written."""
         base = stored.gptq(tmp_path / "base")
@@ -98,73 +153,101 @@ class TestStoredForms:
         assert not (tmp_path / "out").exists()
 
 
-NF4 = ".quant_state.bitsandbytes__nf4"
-
-
-def tensor(dtype: str) -> Tensor:
-    """Return a tensor of which only the dtype matters."""
-    return Tensor(dtype, (4,), 0, 4, Shard(Path("x"), {}, Stamp(0, 0, 4, 0)))
+NF4 = "quant_state.bitsandbytes__nf4"
 
 
 @pytest.mark.parametrize(
-    ("method", "name", "dtype", "beside", "byte"),
+    ("method", "part", "module", "byte"),
     [
-        ("awq", "o_proj.qweight", "I32", [], None),
-        ("awq", "o_proj.scales", "F16", [], 0),
-        ("bitnet", "o_proj.weight", "U8", ["o_proj.weight_scale"], 0x55),
-        ("bitsandbytes", "o_proj.weight", "BF16", [], 0),
-        ("bitsandbytes", "o_proj.weight", "I8", ["o_proj.SCB"], 0),
-        ("bitsandbytes", "o_proj.weight", "U8", [f"o_proj.weight{NF4}"], 0x77),
-        ("bitsandbytes", "o_proj.weight.absmax", "F32", [], None),
-        ("bitsandbytes", f"o_proj.weight{NF4}", "U8", [], None),
-        ("compressed-tensors", "o_proj.weight_packed", "I32", [], 0),
-        ("compressed-tensors", "o_proj.weight_scale", "BF16", [], 0),
-        ("compressed-tensors", "o_proj.weight_shape", "I64", [], None),
-        ("compressed-tensors", "o_proj.weight_global_scale", "F32", [], None),
-        ("compressed-tensors", "o_proj.input_scale", "F32", [], None),
-        ("fp8", "o_proj.weight_scale_inv", "F32", [], None),
-        ("gptq", "o_proj.bias", "F16", [], 0),
-        ("gptq", "o_proj.g_idx", "I32", [], None),
-        ("mxfp4", "experts.down_proj_bias", "BF16", [], 0),
+        ("awq", "qweight", {"qweight": "I32", "scales": "F16"}, None),
+        ("awq", "scales", {"qweight": "I32", "scales": "F16"}, 0),
+        ("bitnet", "weight", {"weight": "U8", "weight_scale": "BF16"}, 0x55),
+        ("bitsandbytes", "weight", {"weight": "BF16"}, 0),
+        ("bitsandbytes", "weight", {"weight": "I8", "SCB": "F32"}, 0),
+        ("bitsandbytes", "weight", {"weight": "U8", f"weight.{NF4}": "U8"}, 0x77),
+        ("bitsandbytes", "weight.absmax", {"weight": "U8", "weight.absmax": "F32"}, None),
+        ("bitsandbytes", f"weight.{NF4}", {"weight": "U8", f"weight.{NF4}": "U8"}, None),
+        ("compressed-tensors", "weight_packed", (INT4 := {
+            "weight_packed": "I32", "weight_scale": "BF16", "weight_shape": "I64"}), 0),
+        ("compressed-tensors", "weight_scale", INT4, 0),
+        ("compressed-tensors", "weight_shape", INT4, None),
+        ("compressed-tensors", "weight_scale", {"weight": "I8", "weight_scale": "BF16"}, 0),
+        ("compressed-tensors", "weight", {"weight": "F8_E4M3", "weight_scale": "BF16"}, 0),
+        ("compressed-tensors", "weight_scale", {"weight": "F8_E4M3", "weight_scale": "F32"}, None),
+        ("compressed-tensors", "weight_packed", (FP4 := {
+            "weight_packed": "U8", "weight_scale": "F8_E4M3", "weight_global_scale": "F32",
+            "input_global_scale": "F32"}), 0),
+        ("compressed-tensors", "weight_scale", FP4, None),
+        ("compressed-tensors", "weight_global_scale", FP4, None),
+        ("compressed-tensors", "input_global_scale", FP4, None),
+        ("fp8", "weight_scale_inv", {"weight": "F8_E4M3", "weight_scale_inv": "F32"}, None),
+        ("fp8", "weight", {"weight": "F8_E4M3", "weight_scale_inv": "F32"}, 0),
+        ("gptq", "bias", {"qweight": "I32", "bias": "F16"}, 0),
+        ("gptq", "g_idx", {"qweight": "I32", "g_idx": "I32"}, None),
+        ("mlx", "weight", {"weight": "BF16"}, 0),
+        ("mlx", "weight", (MLX := {"weight": "U32", "scales": "BF16", "biases": "BF16"}), None),
+        ("mlx", "scales", MLX, 0),
+        ("mlx", "biases", MLX, 0),
+        ("mlx-mxfp4", "weight", {"weight": "U32", "scales": "U8"}, 0),
+        ("mlx-mxfp4", "scales", {"weight": "U32", "scales": "U8"}, None),
+        ("modelopt", "weight", (MODELOPT := {
+            "weight": "F8_E4M3", "weight_scale": "F32", "input_scale": "F32"}), 0),
+        ("modelopt", "weight_scale", MODELOPT, None),
+        ("modelopt", "input_scale", MODELOPT, None),
+        ("modelopt", "weight", (NVFP4 := {
+            "weight": "U8", "weight_scale": "F8_E4M3", "weight_scale_2": "F32",
+            "input_scale": "F32"}), 0),
+        ("modelopt", "weight_scale", NVFP4, None),
+        ("modelopt", "weight_scale_2", NVFP4, None),
+        (None, "weight", MODELOPT, 0),
+        (None, "weight_scale", MODELOPT, None),
+        (None, "weight", {"weight": "F8_E4M3"}, 0),
     ],
 )  # fmt: skip
 def test_which_byte_means_zero(
-    method: str, name: str, dtype: str, beside: list[str], byte: int | None
+    method: str | None, part: str, module: dict[str, str], byte: int | None
 ) -> None:
-    """Tensors that make the projection zero are filled; other tensors stay unchanged."""
-    found = quantization_of({"quantization_config": {"quant_method": method}})
-    assert found.zero_byte(name, tensor(dtype), beside) == byte
-
-
-def test_integers_without_a_method_are_refused() -> None:
-    """Integers without a quantization method are refused: zero bytes may mean any number."""
-    with pytest.raises(RefusedError, match=r"\bo_proj\.weight\b.*\bU8\b"):
-        quantization_of({}).zero_byte("o_proj.weight", tensor("U8"), [])
-
-
-SOURCES = [0, 1, 1, 2, 3, 3]
-STACKS = ("model.layers", "transformer.h")
+    """Tensors that make the projection zero are filled; scales and others stay unchanged."""
+    config = {} if method is None else {"quantization_config": {"quant_method": method}}
+    dtypes = {f"o_proj.{name}": dtype for name, dtype in module.items()}
+    assert quantization_of([config], {}, dtypes).zero_byte(f"o_proj.{part}") == byte
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
+    ("module", "config", "method"),
     [
-        (["lm_head", "layers.1.mlp"], ["lm_head", "layers.1.mlp", "layers.2.mlp"]),
-        (["layers.2"], ["layers.3"]),
-        (["visual.blocks.2", "mtp.layers.0.mlp"], ["visual.blocks.2", "mtp.layers.0.mlp"]),
-        (["model.layers.0.mlp.experts.3.up"], ["model.layers.0.mlp.experts.3.up"]),
-        (["model.layers.4.eh_proj"], ["model.layers.6.eh_proj"]),
-        ({"transformer.h.3.attn": 4}, {"transformer.h.4.attn": 4, "transformer.h.5.attn": 4}),
-        ({"group_0": {"targets": ["Linear"]}}, {"group_0": {"targets": ["Linear"]}}),
-        (["re:.*mlp.gate$", "layers.*.self_attn"], ["re:.*mlp.gate$", "layers.*.self_attn"]),
+        ({"weight": "U8"}, {}, "unknown"),
+        ({"weight": "U8", "weight_scale": "F32"}, {}, "unknown"),
+        ({"weight": "F8_E4M3", "weight_scale": "F32", "weight_zero_point": "I8"}, {}, "unknown"),
+        ({"weight": "I8", "scales": "F16"}, {"quantization_config": {"quant_method": "magic"}},
+         "'magic'"),
+        ({"weight": "I8"}, {"quantization_config": {"bits": 4}}, "without quant_method"),
     ],
 )  # fmt: skip
-def test_names_of_modules_follow_their_layers(before: Any, after: Any) -> None:
-    """Copies get the entries of their source, names behind the layers get the next index."""
-    assert reindexed(before, SOURCES, 4, STACKS) == after
+def test_unknown_forms_are_refused(
+    module: dict[str, str], config: dict[str, Any], method: str
+) -> None:
+    """Zeroing is refused by the method's name if it is unknown how the tensors store a zero."""
+    dtypes = {f"o_proj.{name}": dtype for name, dtype in module.items()}
+    with pytest.raises(RefusedError, match=rf"\bo_proj\.weight\b.*{method}"):
+        quantization_of([config], {}, dtypes).zero_byte("o_proj.weight")
 
 
-def test_patterns_that_name_certain_layers_are_refused() -> None:
-    """A pattern that names layer numbers is refused, because it may match new layers."""
-    with pytest.raises(RefusedError, match=r"'re:\.\*layers\.\[0-3\]\.mlp'"):
-        reindexed(["re:.*layers.[0-3].mlp"], SOURCES, 4, STACKS)
+@pytest.mark.parametrize(
+    ("config", "sidecars", "method"),
+    [
+        ({}, {}, None),
+        ({"quantization_config": {"quant_method": "fp8"}}, {}, "fp8"),
+        ({"quantization": {"bits": 4}, "quantization_config": {"bits": 4}}, {}, "mlx"),
+        ({"quantization": {"bits": 4, "mode": "mxfp4"}}, {}, "mlx-mxfp4"),
+        ({}, {"hf_quant_config.json": {"producer": {"name": "modelopt"}}}, "modelopt"),
+        ({}, {"quantize_config.json": {"bits": 4}}, "gptq"),
+        ({}, {"quantize_config.json": {"bits": 4, "quant_method": "awq"}}, "awq"),
+        ({}, {"quant_config.json": {"w_bit": 4}}, "awq"),
+    ],
+)
+def test_where_the_method_is_stated(
+    config: dict[str, Any], sidecars: dict[str, Any], method: str | None
+) -> None:
+    """The method is found in config.json or in a quantizer's own file."""
+    assert quantization_of([config], sidecars).method == method

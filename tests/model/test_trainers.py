@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import composites
 import peft
 import pytest
 import torch
@@ -24,10 +25,12 @@ from harness import Cli, make_llama
 from transformers import AutoModelForCausalLM
 
 from mergekit_interleave.architectures.task import Task
+from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.cli import main as cli
 from mergekit_interleave.commands.train import train
 from mergekit_interleave.errors import DirectiveError, RefusedError
 from mergekit_interleave.training import lora_target, peft_rules, write
+from mergekit_interleave.training import target as targets
 from mergekit_interleave.training.target import TrainingTarget
 from mergekit_interleave.training.trainers import axolotl, llamafactory, ms_swift, registry
 
@@ -518,6 +521,16 @@ def test_a_tower_whose_names_end_alike(tmp_path: Path, mk: Cli) -> None:
     (out / "config.json").write_text(json.dumps(config))
     found = yaml.safe_load(mk("train", out, "--for", "axolotl").out)
     assert found["unfrozen_parameters"] == ["language_model.model.layers.(4|9)."]
+
+
+@pytest.mark.parametrize("name", ["internvl", "llava"])
+def test_a_class_token_is_no_expert(name: str, tmp_path: Path, mk: Cli) -> None:
+    """Parameters of a vision model, also with three axes, are not taken for the text's experts."""
+    zoo.quiet()
+    composites.build(name).save_pretrained(tmp_path / "base")
+    result = mk("run", "append: 1", tmp_path / "out", "--model", tmp_path / "base")
+    assert result.status == 0, result.err
+    assert not targets.read(tmp_path / "out", Models()).experts
 
 
 def test_zeros_that_make_no_identity_get_the_note(mk: Cli, tiny: Path, tmp_path: Path) -> None:

@@ -219,7 +219,9 @@ class TestVerify:
         self, mk: Cli, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A zeroed tensor with other values is an error, unless --no-verify is given."""
-        monkeypatch.setattr("mergekit_interleave.verification.tensors._first_nonzero", lambda *_: 0)
+        monkeypatch.setattr(
+            "mergekit_interleave.verification.stored_bytes._first_nonzero", lambda *_: 0
+        )
         words = ("run", "append: 1", tmp_path / "out", "--model", tiny, "--engine", "stream")
         result = mk(*words)
         assert result.status == 1

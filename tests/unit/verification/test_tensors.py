@@ -13,7 +13,7 @@ from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.layout.layout import Constant
 from mergekit_interleave.planning.tensor_plan import Packing, TensorSpec
-from mergekit_interleave.verification import tensors as comparison
+from mergekit_interleave.verification import stored_bytes as comparison
 from mergekit_interleave.verification.tensors import Tolerance, compare
 
 MODEL = ModelRef(ModelPath("m"))
