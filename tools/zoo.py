@@ -307,7 +307,8 @@ def ends(name: str) -> dict[str, list[str]]:
         model = make(config)
     found = computation.record(config, toys.DEPTH)
     stored = meta_model.stored_names(model)
-    stack = layer_names.stacks_of(stored.values(), toys.DEPTH, config.to_dict())[0]
+    stacks = layer_names.stacks_of(stored.values(), toys.DEPTH, config.to_dict())
+    stack = family.layer_prefix if family.layer_prefix in stacks else stacks[0]
     root, own = f"{stack.rpartition('.')[0]}.", f"{family.layer_prefix.rpartition('.')[0]}."
     embeddings = model.get_input_embeddings().weight
     named = sorted(found.first_use, key=lambda n: model.get_parameter(n) is not embeddings)
@@ -471,6 +472,9 @@ class Row:
         for plan in (*PLANS, STACK):
             outcome = self.outcomes.get(plan)
             cells.append(outcome.result if outcome else "-")
+        stacked = self.outcomes.get(STACK)
+        if stacked and stacked.result == "exact" and stacked.hint:
+            cells[-1] += f" (`{stacked.hint}`)"
         inexact = [o for o in self.outcomes.values() if o.result != "exact"]
         engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "-")
         suggested = next((o.hint for o in inexact if o.hint), "")
@@ -497,7 +501,8 @@ def examine(name: str, folder: Path) -> Row:
     family = families.family_of_config(json.loads((base / "config.json").read_text()))
     row = Row(name, {}, "", Outcome("", ""))
     measured: dict[str, list[str]] = {}
-    if name not in composites.OWN and ":" not in name:
+    is_type = name not in composites.OWN and ":" not in name
+    if is_type and family is not None and not family.refused:
         with contextlib.suppress(RefusedError):
             measured = ends(name)
     for plan, directive in PLANS.items():
@@ -750,10 +755,12 @@ copied. The plans are:
 
 {plans}
 
-- {stack}: `layout: [{steps}]` of the model and a finetune of it: the same config, other weights.
-  {others} are tried if no config.json can represent that. {stacked} are exact: the float32 logits
-  and the greedy text are those of a model whose layers were assigned by hand in Python, and where
-  `gen` accepts the directive, mergekit-yaml (and `fix-config`) wrote the same.
+- {stack}: `layout: [{steps}]` of the model and a finetune of it, which has the same config
+  and other weights; {others} if no config.json can represent that
+
+{stacked} stacks of two models are exact: the float32 logits and the greedy text are those of a
+model whose layers were assigned by hand in Python. Where `gen` accepts the directive,
+mergekit-yaml (and `fix-config`) wrote the same.
 
 *Exact* means that the float32 logits differ from the base's by at most 1e-5 of the largest logit,
 on more tokens than any window or indexer covers; that greedy text is the same with and without the
