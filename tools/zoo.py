@@ -344,7 +344,8 @@ def defined_by_mergekit(model_type: str, after_layers: Iterable[str]) -> bool:
         for weight in module.architecture.definition.post_weights
         for name in (weight.name, *(weight.aliases or ()))
     }
-    return bool(listed) and {*after_layers} - {"lm_head.weight"} <= listed  # it may be tied
+    needed = {*after_layers} - {"lm_head.weight"}  # the head may be tied
+    return bool(needed) and needed <= listed
 
 
 def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitResult:

@@ -30,9 +30,9 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
     Args:
         base: The model. Without its weights, nothing is suggested.
         directive: The given directive.
-        layout: Its layers.
+        layout: Its layers. For those of several models, nothing is suggested.
     """
-    if not base.has_weights:
+    if not base.has_weights or len(layout.models) > 1:
         return None
     # The warnings about the directive have already been collected.
     by_source, built = edit_of(directive.zero_rule, base, lambda _: None), 0
