@@ -208,6 +208,12 @@ class Family:
             type are not stacked on each other.
         composite: Whether the language model is part of a larger model, for images or sound.
         mergekit_modules: For a composite: see `composites`.
+        llama_cpp_periods: The lists of layer kinds that llama.cpp does not read, each as [period,
+            entry]: llama.cpp takes layer i to be of the kind `entry` if (i + 1) is a multiple of
+            the period, and only then. The period is a number, or the key of config.json that
+            states it. In a list of layer indices, the entry of a listed layer is true. `make
+            clients` measures them.
+        llama_cpp_depth: The only number of layers with which llama.cpp distinguishes layer kinds.
         deepstack: For a composite: see `composites`.
     """
 
@@ -238,6 +244,8 @@ class Family:
     composite: bool = False
     mergekit_modules: Mapping[str, int | str | None] = field(default_factory=dict)
     deepstack: str | None = None
+    llama_cpp_periods: Mapping[str, tuple[int | str, object]] = field(default_factory=dict)
+    llama_cpp_depth: int | None = None
 
     def writes(self, tensor: str) -> bool:
         """Whether a layer's tensor writes to the residual stream."""

@@ -13,7 +13,13 @@ import typer
 
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
-from mergekit_interleave.cli.options import AsJson, Flags, NonIdentity, TrustRemoteCode
+from mergekit_interleave.cli.options import (
+    AsJson,
+    Flags,
+    LegacyConfig,
+    NonIdentity,
+    TrustRemoteCode,
+)
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.engines import registry as engines
 from mergekit_interleave.errors import DirectiveError
@@ -48,6 +54,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     base_model: Annotated[str | None, typer.Option(
         metavar="ORG/NAME", help="The Hub id of a local source model, for the model card and the "
         "recipe in OUT.")] = None,
+    legacy_config: LegacyConfig = False,
     cuda: Annotated[bool, typer.Option("--cuda", help=
         "Do arithmetic on the GPU.", rich_help_panel=_MERGEKIT)] = False,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help=
@@ -81,6 +88,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         verify=not no_verify,
         force=force,
         base_model=base_model,
+        legacy_config=legacy_config,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
         trust_remote_code=trust_remote_code,

@@ -39,6 +39,7 @@ from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
+from mergekit_interleave.planning import legacy_config as legacy_configs
 from mergekit_interleave.planning import structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
@@ -134,6 +135,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     verify: bool = True,
     force: bool = False,
     base_model: str | None = None,
+    legacy_config: bool = False,
     allow_pickle: bool = False,
     allow_non_identity: bool = False,
     trust_remote_code: bool = False,
@@ -160,6 +162,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
         verify: Read the written weights back and compare them with the sources.
         force: Replace an existing model at `out`; nothing else is replaced.
         base_model: The Hub id of a local source model, for the model card and the recipe.
+        legacy_config: Write into config.json and tokenizer_config.json what transformers 4 reads,
+            beside what transformers 5 reads.
         allow_pickle: Read the tensors in pickled weights, and nothing else.
         allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         trust_remote_code: Run code from the models. By default none is run.
@@ -205,6 +209,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         ),
         replace=force,
         base_model=base_model,
+        legacy=legacy_config,
         verify=verify,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
@@ -251,6 +256,7 @@ class _Options:
         weights: How to write the weights.
         replace: Whether to replace an existing model at OUT.
         base_model: The Hub id of a local source model.
+        legacy: Whether to write config.json and the tokenizer also for transformers 4.
         verify: Whether to read the written weights back and compare them with the sources.
         allow_pickle: Whether to read pickled weights.
         allow_non_identity: See `resolve`, which is called again after pickled weights are read.
@@ -259,6 +265,7 @@ class _Options:
     weights: WriteOptions
     replace: bool
     base_model: str | None
+    legacy: bool
     verify: bool
     allow_pickle: bool
     allow_non_identity: bool
@@ -279,9 +286,14 @@ def _run(
             models = models.unpickling_into(scratch)
             expansion = _unpickled(expansion, models, options)
         plan = plan_expansion(
-            expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
+            expansion,
+            models,
+            out,
+            base_model=options.base_model,
+            mix=mixes(how.mergekit),
+            legacy=options.legacy,
         )
-        warnings.extend(plan.warnings)
+        warnings.extend((*plan.warnings, *plan.client_warnings))
         type_is_unknown = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
@@ -298,6 +310,8 @@ def _run(
                 hint="zero the new layers' residual writers",
             )
         outcome = writer.write()
+        if options.legacy:  # mergekit may have written another tokenizer
+            legacy_configs.rewrite_tokenizer(work)
         check_unchanged(spec.tensor for spec in plan.specs)
         written = _check_weights(plan, work, options, outcome)
         verified: dict[str, Any] = {}

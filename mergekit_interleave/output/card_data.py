@@ -13,7 +13,7 @@ from mergekit_interleave._units import count
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
 from mergekit_interleave.architectures.task import Task
-from mergekit_interleave.checkpoint import hub
+from mergekit_interleave.checkpoint import extra_files, hub
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.directive import directive as directives
@@ -23,7 +23,7 @@ from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.layout import describe, mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_metadata, manifest, verification_text
-from mergekit_interleave.planning import public_names, zeroing
+from mergekit_interleave.planning import legacy_config, llama_cpp, public_names, zeroing
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class CardData:
         conversion: The conversion of its weights between dtypes, if there was one.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
         has_remote_code: Whether it needs `trust_remote_code`.
+        misread_by: What other programs read differently, one clause for each program.
+        legacy: Whether its files are also written for transformers 4.
     """
 
     title: str
@@ -111,6 +113,8 @@ class CardData:
     conversion: str | None = None
     beyond_mergekit: str | None = None
     has_remote_code: bool = False
+    misread_by: Sequence[str] = ()
+    legacy: bool = False
 
     @property
     def is_trained(self) -> bool:
@@ -207,7 +211,22 @@ def card_data(
             conversion=content.get("converted"),
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
+            misread_by=_misread_by(directory, config, content),
+            legacy=bool(content.get(manifest.LEGACY)),
         )
+
+
+def _misread_by(
+    directory: Path, config: Mapping[str, Any], content: Mapping[str, Any]
+) -> list[str]:
+    """Return what transformers 4 and llama.cpp read differently, one clause for each of them."""
+    file = directory / legacy_config.TOKENIZER
+    tokenizer = extra_files.parsed(file.read_bytes()) if file.is_file() else None
+    found = llama_cpp.misread(config)
+    works = content.get(manifest.KEEPS_PERIOD)
+    keeps = f"; {llama_cpp.KEEPS.format(f'`{works}`')}" if works else ""
+    clauses = [legacy_config.warning(config, tokenizer), found and f"{found}{keeps}"]
+    return [clause for clause in clauses if clause]
 
 
 def _number(value: Any) -> int | None:

@@ -34,6 +34,12 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec
 FILE = _out_files.MANIFEST
 VERSION = 1
 
+LEGACY = "legacy_config"
+"""The key that is true if config.json and the tokenizer are also written for transformers 4."""
+
+KEEPS_PERIOD = "llama_cpp_layout"
+"""The key of the nearest directive that llama.cpp computes alike, if it misreads this layout."""
+
 
 def fingerprint(layout: Layout) -> str:
     """Return a digest of the layout that does not depend on the names of its models.
@@ -85,6 +91,8 @@ def describe(
         **facts(plan),
         "layers": layers(plan.layout, plan.specs),
         "inherited": inherited,
+        **({LEGACY: True} if plan.legacy else {}),
+        **({KEEPS_PERIOD: plan.keeps_period} if plan.keeps_period else {}),
         "engine": engine,
         **({"beyond_mergekit": beyond_mergekit} if beyond_mergekit else {}),
         "tools": tools(engine),
@@ -276,6 +284,17 @@ def _source_of(entry: Mapping[str, Any], models: Sequence[object]) -> dict[str, 
     written = {name: entry[name] for name in ("scale", "fill") if entry.get(name)}
     source = {"model": models[entry["model"]], "layer_range": [entry["layer"], entry["layer"] + 1]}
     return {**source, "parameters": written} if written else source
+
+
+def record_legacy(directory: Path) -> None:
+    """Record in interleave.json, if there is one, that transformers 4 reads the model, too.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    file = directory / FILE
+    if file.is_file():
+        replace_file(file, to_json({**read_json(file, most=MAX_CONFIG), LEGACY: True}))
 
 
 def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -70,7 +70,8 @@ def of_sources(
     expansion = _expansion(recorded, against, models)
     opener = models_for(expansion.directive, models)
     fetched = opener.fetch_small_files(opener.open(expansion.base))
-    plan = plan_expansion(expansion, models, None, mix=True)
+    legacy = recorded.manifest is not None and bool(recorded.manifest.content.get(manifest.LEGACY))
+    plan = plan_expansion(expansion, models, None, mix=True, legacy=legacy)
     if recorded.manifest is not None:
         for model, depth in zip(plan.layout.models, recorded.manifest.depths, strict=True):
             if plan.sources[model].depth != depth:

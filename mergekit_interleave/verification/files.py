@@ -17,7 +17,7 @@ from mergekit_interleave.errors import CheckpointError, InterleaveError, Refused
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
-from mergekit_interleave.planning import grown_config
+from mergekit_interleave.planning import grown_config, legacy_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.tensors import Difference
@@ -172,6 +172,9 @@ def _config(
         return
     ignored = _IGNORED_AFTER_TRAINING if trained else _IGNORED
     wrong = _differing_keys(expected.config, found, ignored)
+    if wrong:  # `fix-config` records its additions only if there is an interleave.json
+        for_both = _differing_keys(legacy_config.readable(expected.config), found, ignored)
+        wrong = {key: pair for key, pair in wrong.items() if key in for_both}
     if wrong and not _is_too_deep(found):
         # Different JSON may load as the same config: transformers omits defaults.
         loaded, loaded_found = (
