@@ -293,7 +293,7 @@ def _run(
             mix=mixes(how.mergekit),
             legacy=options.legacy,
         )
-        warnings.extend((*plan.warnings, *plan.client_warnings))
+        warnings.extend(plan.warnings)
         type_is_unknown = plan.first.require_family().is_unknown
         writer = Writer(plan, work, how)
         writer.check_room()
@@ -323,6 +323,7 @@ def _run(
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
             _write_json(work / CONFIG, plan.config(vocab_size(read_tensors(work), plan)))
         shutil.rmtree(scratch, ignore_errors=True)
+        warnings.extend(plan.client_warnings)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         name, content = card_files.write_new(work, out.name, content, warnings.append)

@@ -44,7 +44,7 @@ def _scaling(rope: _Rope) -> Any:
     return None if kept in ({}, {"rope_type": "default"}) else kept
 
 
-_ROTARY: Mapping[str, Callable[[_Rope], Any]] = {
+ROTARY: Mapping[str, Callable[[_Rope], Any]] = {
     "rope_theta": _stated("rope_theta", "full_attention.rope_theta"),
     "rotary_emb_base": _stated("rope_theta"),
     "global_rope_theta": _stated("full_attention.rope_theta"),
@@ -164,7 +164,7 @@ def _wanted(config: Mapping[str, Any]) -> dict[str, Any]:
     rope, defaults = part.get("rope_parameters"), transformers4.defaults(name)
     wanted = {old: part[new] for old, new in transformers4.renamed(name).items() if new in part}
     if isinstance(rope, Mapping):
-        wanted |= {key: _ROTARY[key](rope) for key in defaults if key in _ROTARY}
+        wanted |= {key: ROTARY[key](rope) for key in defaults if key in ROTARY}
         for key in ("partial_rotary_factor", "rotary_pct"):
             if wanted.get(key, 0) is None:  # not stated, so the default of the class applies
                 del wanted[key]
