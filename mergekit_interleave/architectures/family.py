@@ -214,6 +214,8 @@ class Family:
             states it. In a list of layer indices, the entry of a listed layer is true. `make
             clients` measures them.
         llama_cpp_depth: The only number of layers with which llama.cpp distinguishes layer kinds.
+        llama_cpp_constants: The keys of config.json that llama.cpp does not read, each with the
+            value that it uses.
         deepstack: For a composite: see `composites`.
     """
 
@@ -246,6 +248,7 @@ class Family:
     deepstack: str | None = None
     llama_cpp_periods: Mapping[str, tuple[int | str, object]] = field(default_factory=dict)
     llama_cpp_depth: int | None = None
+    llama_cpp_constants: Mapping[str, float] = field(default_factory=dict)
 
     def writes(self, tensor: str) -> bool:
         """Whether a layer's tensor writes to the residual stream."""

@@ -60,6 +60,10 @@ def misread(config: Mapping[str, Any]) -> Misread | None:
         return None
     if family.llama_cpp_depth not in (None, depth):
         return _misread_depth(part, family, depth)
+    for key, value in family.llama_cpp_constants.items():
+        if part.get(key, value) != value:
+            rule = f"it always uses {value}, and config.json states {part[key]:.6g}"
+            return Misread(key, None, rule)
     found = [item for key in family.llama_cpp_periods for item in _misread(part, family, key)]
     return min(found, key=lambda item: item.layer or 0, default=None)
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from clients import models
 from clients.environment import ClientError
 from clients.registry import CLIENTS
 from clients.row import Row
@@ -23,7 +22,6 @@ def main() -> int:
     if not {*chosen} <= CLIENTS.keys():
         print(f"no client {arguments.client!r}; there are: {', '.join(CLIENTS)}")
         return 1
-    models.clear()
     rows = []
     for row in (row for name in chosen for row in _rows(name)):
         print(f"{'WRONG ' if row.wrong else ''}{row}", flush=True)

@@ -135,7 +135,9 @@ def _check(done: subprocess.CompletedProcess[str]) -> None:
 def _last_line(text: str) -> str:
     """Return the last line of an error, which names the exception, in at most 200 characters."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(ERROR|[\w.]*(Error|Exception|Interrupt)\b)", line)]
+    errors = [
+        line for line in lines if re.match(r"(ERROR|[\w.]*(Error|Exception|Interrupt)\b)", line)
+    ]
     return (errors or lines or [""])[-1].replace(str(ROOT), ".")[:200]
 
 

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import toys
 import torch
+import toys
 import transformers
 import zoo
-from clients.environment import CACHE, ROOT, ClientError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
+from clients.environment import CACHE, ROOT, ClientError
 from mergekit_interleave.cli import main as cli
 
 EVERY = "interleave: every 4"
-FOLDER = CACHE / "models"
+CACHE.mkdir(parents=True, exist_ok=True)
+FOLDER = Path(tempfile.mkdtemp(prefix="models-", dir=CACHE))
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 SMOLLM2 = Path(os.environ.get("MK_INTERLEAVE_SMOLLM2", ROOT / ".cache" / "SmolLM2-135M-Instruct"))
 CLOSE = 1e-5
 """The largest difference of two logits, relative to the largest logit, that counts as equal."""
 
 
-def clear() -> None:
-    """Remove the models of an earlier run."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    zoo.quiet()
+zoo.quiet()
 
 
 def toy(name: str, *, label: str = "", change: Callable[[Any], object] | None = None) -> Path:
@@ -79,9 +80,11 @@ def grow(base: Path, directive: str = EVERY, *options: str) -> Path:
 @cache
 def _grown(base: Path, directive: str, options: tuple[str, ...]) -> Path:
     out = FOLDER / f"{base.name}-grown-{len(list(FOLDER.glob('*-grown-*')))}"
-    status, err = mk("run", directive, str(out), "--model", str(base), "--engine", "stream", *options)
+    status, err = mk(
+        "run", directive, str(out), "--model", str(base), "--engine", "stream", *options
+    )
     if status:
-        raise ClientError(err.strip().splitlines()[0])
+        raise ClientError(next(line for line in err.splitlines() if line.startswith("error")))
     return out
 
 

@@ -48,7 +48,7 @@ def parameters() -> dict[str, dict[str, object]]:
     for name in CONFIG_MAPPING_NAMES:
         try:
             signature = inspect.signature(CONFIG_MAPPING[name].__init__).parameters
-        except Exception:  # noqa: BLE001, S112, PERF203 - a class that needs another package
+        except Exception:  # noqa: BLE001, S112 - a class that needs another package
             continue
         pairs = {key: p.default for key, p in signature.items() if key not in ("self", "kwargs")}
         found[name] = {k: None if v is inspect.Parameter.empty else v for k, v in pairs.items()}
