@@ -45,8 +45,8 @@ _PAGE = """# Clients
 
 This page shows what grown models do in programs that this project did not write. `make clients`
 makes an environment for each of them in `.cache/clients`, grows toy models and SmolLM2, runs the
-results and their bases there, compares, and writes this table. It fails if a client contradicts what
-this project says.
+results and their bases there, compares, and writes this table. It fails if a client contradicts
+what this project says. What could not be installed has a row, too.
 
 | client | version | run | compared | found |
 | --- | --- | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""Convert toys and SmolLM2 to GGUF and run them with llama.cpp; measure its periods of layer kinds."""
+"""Run toys and SmolLM2 with llama.cpp, and measure its periods of layer kinds."""
 
 from __future__ import annotations
 
@@ -183,9 +183,10 @@ def _period(version: str, name: str, family: Family) -> Row:
     phases = [_distance(of_base, _by_transformers(_base(name, k))) for k in range(stated)]
     keeps = _is_same(of_base, results[str(offered)])
     right = period == stated and min(phases) == phases[0] and keeps
+    end = "with" if min(phases) == phases[0] else "without"
     text = (
-        f"period {period}, last layer of it {'as' if min(phases) == phases[0] else 'not as'} in the "
-        f"data; the layout that `run` offers is {'equal' if keeps else 'different'}"
+        f"period {period}, {end} the entry at its end; "
+        f"the layout that `run` offers is {'equal' if keeps else 'different'}"
     )
     ran = f"{name}: 1 to 6 identities before layer 0"
     return Row(NAME, version, ran, "tokens, top 5 log-probabilities", text, wrong=not right)
@@ -220,7 +221,7 @@ def _by_transformers(path: Path) -> dict[str, Any]:
 
 
 def _distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
-    """Return the largest difference of log-probabilities until the texts part; infinity on error."""
+    """Return the largest difference of log-probabilities until the texts part."""
     if "tokens" not in one or "tokens" not in other:
         return math.inf
     worst = 0.0

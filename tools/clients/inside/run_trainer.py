@@ -43,7 +43,7 @@ with tempfile.TemporaryDirectory() as out:
         model=model,
         args=settings,
         train_dataset=Dataset.from_list([{"text": text}] * 4),
-        processing_class=AutoTokenizer.from_pretrained(path, pad_token="<unk>"),  # noqa: S106
+        processing_class=AutoTokenizer.from_pretrained(path, pad_token="<unk>"),
     )
     trainer.train()
 after = dict(trainer.model.named_parameters())

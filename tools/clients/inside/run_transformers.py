@@ -1,4 +1,7 @@
-"""Load models with another transformers, and save their logits. Usage: OUT [--resave DIR] MODEL..."""
+"""Load models with another transformers, and save their logits.
+
+Usage: OUT --loads|--resave DIR MODEL...
+"""
 
 from __future__ import annotations
 
