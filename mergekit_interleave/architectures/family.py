@@ -258,6 +258,14 @@ class Family:
         never_loaded: Substrings of the names of tensors in old checkpoints that no model loads.
         composite: Whether the language model is part of a larger model, for images or sound.
         mergekit_modules: For a composite: see `composites`.
+        llama_cpp_periods: The lists of layer kinds that llama.cpp does not read, each as [period,
+            entry]: llama.cpp takes layer i to be of the kind `entry` if (i + 1) is a multiple of
+            the period, and only then. The period is a number, or the key of config.json that
+            states it. In a list of layer indices, the entry of a listed layer is true. `make
+            clients` measures them.
+        llama_cpp_depth: The only number of layers with which llama.cpp distinguishes layer kinds.
+        llama_cpp_constants: The keys of config.json that llama.cpp does not read, each with the
+            value that it uses.
         deepstack: For a composite: see `composites`.
     """
 
@@ -296,6 +304,9 @@ class Family:
     composite: bool = False
     mergekit_modules: Mapping[str, int | str | None] = field(default_factory=dict)
     deepstack: str | None = None
+    llama_cpp_periods: Mapping[str, tuple[int | str, object]] = field(default_factory=dict)
+    llama_cpp_depth: int | None = None
+    llama_cpp_constants: Mapping[str, float] = field(default_factory=dict)
 
     def writes(self, tensor: str) -> bool:
         """Whether a layer's tensor writes to the residual stream."""

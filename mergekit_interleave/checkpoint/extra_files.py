@@ -101,19 +101,28 @@ def read(name: str, file: Path, base: Checkpoint, warn: Warn) -> bytes | None:
     return content
 
 
-def parsed(content: bytes) -> dict[str, Any] | list[Any] | None:
-    """Parse a file as a JSON object or list, or return None if it is neither.
+def parsed(content: bytes) -> dict[str, Any] | None:
+    """Parse a file as a JSON object, or return None if it is not one.
+
+    Raises:
+        CheckpointError: The content is nested too deeply.
+    """
+    document = parsed_document(content)
+    return document if isinstance(document, dict) else None
+
+
+def parsed_document(content: bytes) -> object:
+    """Parse a file as JSON, or return None if it is not JSON.
 
     Raises:
         CheckpointError: The content is nested too deeply.
     """
     try:
-        document = json.loads(content)
+        return json.loads(content)
     except RecursionError as error:
         raise CheckpointError("a JSON file is nested too deeply") from error
     except ValueError:
         return None
-    return document if isinstance(document, dict | list) else None
 
 
 def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +137,7 @@ def without_local_names(config: dict[str, Any]) -> dict[str, Any]:
 
 def _without_paths(content: bytes) -> bytes:
     document = parsed(content)
-    if not isinstance(document, dict):
+    if document is None:
         return content
     cleaned = without_local_names(document)
     return content if cleaned == document else to_json(cleaned).encode()

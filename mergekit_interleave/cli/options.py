@@ -107,6 +107,13 @@ TrustRemoteCode = Annotated[
         "--trust-remote-code", help="Run Python code from the models. By default, none is run."
     ),
 ]
+LegacyConfig = Annotated[
+    bool,
+    typer.Option(
+        "--legacy-config",
+        help="Also write what transformers 4 reads (such as rope_theta) beside what 5 reads.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
 Flags = Mapping[str, "list[str] | None"]

@@ -13,7 +13,13 @@ import typer
 
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
-from mergekit_interleave.cli.options import AsJson, Flags, NonIdentity, TrustRemoteCode
+from mergekit_interleave.cli.options import (
+    AsJson,
+    Flags,
+    LegacyConfig,
+    NonIdentity,
+    TrustRemoteCode,
+)
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.engines import registry as engines
 from mergekit_interleave.errors import DirectiveError
@@ -53,6 +59,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     repo: Annotated[str | None, typer.Option(
         metavar="ME/NAME", help="The Hub id under which you will publish the model, for the model "
         "card.")] = None,
+    legacy_config: LegacyConfig = False,
     cuda: Annotated[bool, typer.Option("--cuda", help=
         "Do arithmetic on the GPU.", rich_help_panel=_MERGEKIT)] = False,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help=
@@ -87,6 +94,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         force=force,
         base_model=base_model,
         repo=repo,
+        legacy_config=legacy_config,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
         trust_remote_code=trust_remote_code,

@@ -24,8 +24,10 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.errors import CheckpointError, DirectiveError, OutputError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import recorded_layout
+from mergekit_interleave.output import manifest, recorded_layout
+from mergekit_interleave.output.card_metadata import CARD
 from mergekit_interleave.planning import grown_config, structure_check
+from mergekit_interleave.planning import legacy_config as legacy_configs
 from mergekit_interleave.planning.resolve import Expansion, resolve
 
 
@@ -39,6 +41,8 @@ class FixConfigReport:
         written: Whether there was no config.json before.
         changes: The changed keys of config.json, each with its old and new value.
         added: The names of the base's files that were missing.
+        legacy: Whether the files were also written for transformers 4.
+        rewritten: The names of other files that were rewritten for transformers 4.
         warnings: Warnings, one sentence each.
     """
 
@@ -47,6 +51,8 @@ class FixConfigReport:
     written: bool
     changes: Mapping[str, tuple[object, object]]
     added: tuple[str, ...]
+    legacy: bool = False
+    rewritten: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -59,6 +65,9 @@ class FixConfigReport:
                 for key, (old, new) in self.changes.items()
             ]
         lines += [f"{name}: added" for name in self.added]
+        lines += [f"{name}: rewritten for transformers 4" for name in self.rewritten]
+        if self.legacy and (self.directory / CARD).is_file():
+            lines.append(f"{CARD}: `mk-interleave card {self.directory}` writes it again")
         return lines or [f"{self.directory}: its config.json is correct"]
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,12 +78,18 @@ class FixConfigReport:
             "written": self.written,
             "config": {key: {"from": old, "to": new} for key, (old, new) in self.changes.items()},
             "added": list(self.added),
+            "legacy_config": self.legacy,
+            "rewritten": list(self.rewritten),
             "warnings": list(self.warnings),
         }
 
 
 def fix_config(
-    directory: StrPath, *, recipe: StrPath | None = None, model: ModelLike | None = None
+    directory: StrPath,
+    *,
+    recipe: StrPath | None = None,
+    model: ModelLike | None = None,
+    legacy_config: bool = False,
 ) -> FixConfigReport:
     """Fix the config.json that mergekit-yaml left broken or did not write.
 
@@ -83,6 +98,8 @@ def fix_config(
         recipe: The YAML that it was made from. The default is mergekit_config.yml in the
             directory, which is missing if mergekit stopped early.
         model: The source model, if it is not at the path that the recipe names.
+        legacy_config: Write into config.json and tokenizer_config.json what transformers 4 reads,
+            beside what transformers 5 reads.
 
     Returns:
         The changes.
@@ -109,10 +126,10 @@ def fix_config(
             if model is None:
                 error.hint = "name the directory of the recipe's model: --model DIR"
             raise
-        return _fix(place, expansion, models)
+        return _fix(place, expansion, models, legacy=legacy_config)
 
 
-def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigReport:
+def _fix(directory: Path, expansion: Expansion, models: Models, *, legacy: bool) -> FixConfigReport:
     keys = expansion.directive.mergekit
     layout = mergekit_yaml.effective(expansion.layout, keys)
     sources = {model: models.open(model) for model in layout.models}
@@ -124,6 +141,7 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
     known = before.get("model_type") == base.model_type
     config = grown.config(before if known else base.config, dtype=mergekit_yaml.dtype_of(keys))
     _check_weights(directory, first, len(layout), config)
+    config = legacy_configs.readable(config) if legacy else config
     warnings = [*expansion.warnings, *models.fetch_small_files(base)]
     tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
     missing = {
@@ -143,6 +161,9 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
         if not (directory / mergekit_yaml.FILE).exists():
             (directory / mergekit_yaml.FILE).write_text(expansion.recipe, encoding="utf-8")
         replace_file(directory / CONFIG, to_json(config))
+        rewritten = legacy and legacy_configs.rewrite_tokenizer(directory)
+        if legacy:
+            manifest.record_legacy(directory)
     except OSError as error:
         raise OutputError(f"{directory}: {error.strerror or error}") from error
     differences = grown_config.differences(before, config)
@@ -152,6 +173,8 @@ def _fix(directory: Path, expansion: Expansion, models: Models) -> FixConfigRepo
         written=not before,
         changes={key: (old, new) for key, (old, new) in differences if old != new},
         added=tuple(added),
+        legacy=legacy,
+        rewritten=(legacy_configs.TOKENIZER,) if rewritten else (),
         warnings=tuple(dict.fromkeys(warnings)),
     )
 

@@ -33,6 +33,7 @@ from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output import manifest, svg
 from mergekit_interleave.planning import grown_config, zeroing
+from mergekit_interleave.planning.client_warnings import client_warnings
 from mergekit_interleave.planning.expansion_plan import (
     ExpansionPlan,
     Sources,
@@ -234,6 +235,7 @@ def _plan(
         return _from_directive(expansion, models)
     sources = open_sources(expansion, models)
     found = _from_config(expansion, sources)
+    warnings.extend(client_warnings(sources.grow(expansion), sources.base, expansion.directive))
     if all(checkpoint.has_weights for checkpoint in sources.models.values()):
         expansion_plan = plan_expansion(expansion, models, None)
         manifest.check_sources(expansion_plan)

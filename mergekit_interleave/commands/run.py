@@ -45,6 +45,7 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import computation_check, public_names, structure_check, suggest
+from mergekit_interleave.planning import legacy_config as legacy_configs
 from mergekit_interleave.planning.expansion_plan import (
     ExpansionPlan,
     check_out,
@@ -149,6 +150,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     force: bool = False,
     base_model: str | None = None,
     repo: str | None = None,
+    legacy_config: bool = False,
     allow_pickle: bool = False,
     allow_non_identity: bool = False,
     trust_remote_code: bool = False,
@@ -177,6 +179,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
         force: Replace an existing model at `out`; nothing else is replaced.
         base_model: The Hub id of a local source model, for the model card and the recipe.
         repo: The Hub id under which you will publish the model, for the model card.
+        legacy_config: Write into config.json and tokenizer_config.json what transformers 4 reads,
+            beside what transformers 5 reads.
         allow_pickle: Read the tensors in pickled weights, and nothing else.
         allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         trust_remote_code: Run code from the models. By default none is run.
@@ -223,6 +227,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         replace=force,
         base_model=base_model,
         repo=None if repo is None else public_names.checked_id(repo, "repo"),
+        legacy=legacy_config,
         verify=verify,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
@@ -270,6 +275,7 @@ class _Options:
         replace: Whether to replace an existing model at OUT.
         base_model: The Hub id of a local source model.
         repo: The Hub id under which the model will be published.
+        legacy: Whether to write config.json and the tokenizer also for transformers 4.
         verify: Whether to read the written weights back and compare them with the sources.
         allow_pickle: Whether to read pickled weights.
         allow_non_identity: See `resolve`, which is called again after pickled weights are read.
@@ -279,6 +285,7 @@ class _Options:
     replace: bool
     base_model: str | None
     repo: str | None
+    legacy: bool
     verify: bool
     allow_pickle: bool
     allow_non_identity: bool
@@ -301,7 +308,12 @@ def _run(
             models = models.unpickling_into(scratch)
             expansion = _unpickled(expansion, models, options)
         plan = plan_expansion(
-            expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
+            expansion,
+            models,
+            out,
+            base_model=options.base_model,
+            mix=mixes(how.mergekit),
+            legacy=options.legacy,
         )
         warnings.extend(plan.warnings)
         manifest.check_sources(plan)
@@ -315,6 +327,8 @@ def _run(
             verify=options.verify,
             check=lambda: _check_class(plan, work, warnings.append, how=how, required=must_measure),
         )
+        if options.legacy:  # mergekit may have written another tokenizer
+            legacy_configs.rewrite_tokenizer(work)
         check_unchanged(spec.tensor for spec in plan.specs)
         written = _check_weights(plan, work, options, outcome, equal)
         verified: dict[str, Any] = {}
@@ -329,6 +343,7 @@ def _run(
             _write_json(work / CONFIG, plan.config(vocab_size(result)))
             _check_tensors(plan, work, structure_check.forms_of_tensors(found))
         shutil.rmtree(scratch, ignore_errors=True)
+        warnings.extend(plan.client_warnings)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         content |= {manifest.REPO: options.repo} if options.repo else {}

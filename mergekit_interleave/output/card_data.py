@@ -14,7 +14,7 @@ from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
 from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
-from mergekit_interleave.checkpoint import hub
+from mergekit_interleave.checkpoint import extra_files, hub
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.directive import directive as directives
@@ -25,7 +25,7 @@ from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_metadata, lineage, manifest, verification_text
-from mergekit_interleave.planning import public_names, zeroing
+from mergekit_interleave.planning import legacy_config, llama_cpp, public_names, zeroing
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ class CardData:
         new_since: The indices of the layers that its first bases do not have.
         unchanged: The names of the bases whose layers it still has after training, if that was
             verified.
+        misread_by: What other programs read differently, one clause for each program.
+        legacy: Whether its files are also written for transformers 4.
     """
 
     directory: str
@@ -148,6 +150,8 @@ class CardData:
     since: Sequence[str] = ()
     new_since: Sequence[int] = ()
     unchanged: Sequence[str] = ()
+    misread_by: Sequence[str] = ()
+    legacy: bool = False
 
     @property
     def to_train(self) -> Sequence[int]:
@@ -262,6 +266,8 @@ def card_data(
             unchanged=[
                 str(n) for n in verified.get(verification_text.TRAINED, {}).get("against", ())
             ],
+            misread_by=_misread_by(directory, config, content),
+            legacy=bool(content.get(manifest.LEGACY)),
             **_lineage(content),
         )
 
@@ -305,6 +311,19 @@ def _growth(growth: Mapping[str, Any], result: CardSource) -> CardGrowth:
         ),
         trained=bool(growth.get(lineage.TRAINED)),
     )
+
+
+def _misread_by(
+    directory: Path, config: Mapping[str, Any], content: Mapping[str, Any]
+) -> list[str]:
+    """Return what transformers 4 and llama.cpp read differently, one clause for each of them."""
+    file = directory / legacy_config.TOKENIZER
+    tokenizer = extra_files.parsed(file.read_bytes()) if file.is_file() else None
+    found = llama_cpp.misread(config)
+    works = content.get(manifest.KEEPS_PERIOD)
+    keeps = f"; {llama_cpp.KEEPS.format(f'`{works}`')}" if works else ""
+    clauses = [legacy_config.warning(config, tokenizer), found and f"{found}{keeps}"]
+    return [clause for clause in clauses if clause]
 
 
 def _number(value: Any) -> int | None:

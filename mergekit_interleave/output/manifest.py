@@ -36,6 +36,11 @@ VERSION = 1
 
 REPO = "repo"
 """The key of interleave.json that is the Hub id under which the model is published."""
+LEGACY = "legacy_config"
+"""The key that is true if config.json and the tokenizer are also written for transformers 4."""
+
+KEEPS_PERIOD = "llama_cpp_layout"
+"""The key of the nearest directive that llama.cpp computes alike, if it misreads this layout."""
 
 
 def describe(
@@ -71,6 +76,8 @@ def describe(
         **facts(plan),
         "layers": layers(plan.layout, plan.specs),
         "inherited": inherited,
+        **({LEGACY: True} if plan.legacy else {}),
+        **({KEEPS_PERIOD: plan.keeps_period} if plan.keeps_period else {}),
         "engine": engine,
         **({"beyond_mergekit": beyond_mergekit} if beyond_mergekit else {}),
         "tools": tools(engine),
@@ -323,6 +330,17 @@ def write(directory: Path, content: Mapping[str, Any]) -> None:
     file = directory / FILE
     if not file.is_symlink():
         replace_file(file, to_json(content))
+
+
+def record_legacy(directory: Path) -> None:
+    """Record in interleave.json, if there is one, that transformers 4 reads the model, too.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    file = directory / FILE
+    if file.is_file():
+        replace_file(file, to_json({**read_json(file, most=MAX_CONFIG), LEGACY: True}))
 
 
 def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, Any] | None:

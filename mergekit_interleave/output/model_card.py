@@ -118,7 +118,7 @@ def _body(data: CardData) -> str:
         _table(data),
         _layers(data),
         *([_lineage(data)] if data.lineage else []),
-        f"## Usage\n\n{_python(data, 'auto')}",
+        f"## Usage\n\n{_python(data, 'auto')}{_clients(data)}",
         *([_training(data)] if data.to_train else []),
         f"## Verification\n\n{checks or 'Nothing yet: run `mk-interleave verify`.'}",
         _recipe(data),
@@ -310,6 +310,15 @@ def _python(data: CardData, dtype: str, before: str = "", after: str = "") -> st
         f"```python\n{before}from transformers import {data.task.load}\n\n"
         f"model = {data.task.load}.from_pretrained({arguments}){after}\n```"
     )
+
+
+def _clients(data: CardData) -> str:
+    """Name the programs that read the model otherwise than transformers 5 does."""
+    legacy = "\n\nIts files are also written for transformers 4." if data.legacy else ""
+    if not data.misread_by:
+        return legacy
+    clauses = "\n".join(f"- {clause}." for clause in data.misread_by)
+    return f"{legacy}\n\nNot every program reads it as transformers 5 does:\n\n{clauses}"
 
 
 def _recipe(data: CardData) -> str:

@@ -20,7 +20,14 @@ from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import OutputError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.planning import compatibility, grown_config, zeroing
+from mergekit_interleave.planning import (
+    compatibility,
+    grown_config,
+    legacy_config,
+    llama_cpp,
+    zeroing,
+)
+from mergekit_interleave.planning.client_warnings import client_warnings
 from mergekit_interleave.planning.grown_config import GrownConfig
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.public_names import PublicNames
@@ -45,6 +52,7 @@ class ExpansionPlan:
         dtype: The dtype to write into config.json, or None to keep the base's.
         small_files: The files of the base to copy, each as the name in the model and the path.
         warnings: The warnings, including those of the expansion.
+        legacy: Whether config.json and the tokenizer are also written for transformers 4.
     """
 
     expansion: Expansion
@@ -56,6 +64,7 @@ class ExpansionPlan:
     dtype: str | None
     small_files: Sequence[tuple[str, Path]]
     warnings: tuple[str, ...] = ()
+    legacy: bool = False
 
     @property
     def placement(self) -> Placement:
@@ -111,7 +120,19 @@ class ExpansionPlan:
 
     def config(self, vocab_size: int | None = None) -> dict[str, Any]:
         """Return the config.json of the result."""
-        return self.grown.config(self.base.config, dtype=self.dtype, vocab_size=vocab_size)
+        config = self.grown.config(self.base.config, dtype=self.dtype, vocab_size=vocab_size)
+        return legacy_config.readable(config) if self.legacy else config
+
+    @property
+    def client_warnings(self) -> tuple[str, ...]:
+        """Warnings of programs that misread the result."""
+        directive = self.expansion.directive
+        return client_warnings(self.grown, self.base, directive, legacy=self.legacy)
+
+    @property
+    def keeps_period(self) -> str | None:
+        """The nearest directive that llama.cpp computes alike, if it misreads this layout."""
+        return llama_cpp.alternative(self.grown, self.expansion.directive)
 
     def carried(self, warn: Warn) -> Iterator[tuple[str, bytes]]:
         """Yield the name and content of each small file of the result.
@@ -127,6 +148,8 @@ class ExpansionPlan:
                 content = extra_files.read(name, file, self.base, warn)
             if content is not None:
                 content = grown_config.moved_file(name, content, self.first, self.layout)
+            if content is not None and self.legacy:
+                content = legacy_config.readable_file(name, content)
             if content is not None:
                 yield name, content
 
@@ -171,13 +194,14 @@ def vocab_size(result: Checkpoint) -> int:
     return rows
 
 
-def plan_expansion(
+def plan_expansion(  # noqa: PLR0913 - the options of `run` that change the plan
     expansion: Expansion,
     models: Models,
     out: Path | None,
     *,
     base_model: str | None = None,
     mix: bool = False,
+    legacy: bool = False,
 ) -> ExpansionPlan:
     """Plan the result of an expansion.
 
@@ -187,6 +211,7 @@ def plan_expansion(
         out: The absolute path of the result; None if nothing will be written.
         base_model: The Hub id of the only source model, if its directory does not state one.
         mix: Stack models even if they are not compatible.
+        legacy: Write config.json and the tokenizer also for transformers 4.
 
     Raises:
         InterleaveError: The result cannot be produced.
@@ -225,6 +250,7 @@ def plan_expansion(
             dtype=mergekit_yaml.dtype_of(keys) or _dtype_of(specs, base),
             small_files=tuple(extra_files.collect(base, without=tokenizer, warn=warnings.append)),
             warnings=tuple(dict.fromkeys(warnings)),
+            legacy=legacy,
         )
 
 

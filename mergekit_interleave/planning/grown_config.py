@@ -286,8 +286,8 @@ def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> b
     path = PurePosixPath(name)
     if path.suffix != ".json" or path.name in extra_files.TOKENIZER_FILES:
         return content
-    before = extra_files.parsed(content)
-    if before is None:
+    before = extra_files.parsed_document(content)
+    if not isinstance(before, dict | list):
         return content
     after = _reindexed(name, before, _move(base, layout), base)
     if name == "generation_config.json":

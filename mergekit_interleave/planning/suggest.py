@@ -50,11 +50,11 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
         if built > _MAX_BUILT:
             break
         if _is_loaded(grown, base):
-            return yaml_io.write_inline(_with_growth(growth, directive).to_document())
+            return yaml_io.write_inline(with_growth(growth, directive).to_document())
     return None
 
 
-def _with_growth(growth: Growth, directive: Directive) -> Directive:
+def with_growth(growth: Growth, directive: Directive) -> Directive:
     """Return the directive with another growth line and the same zeroing."""
     other = Directive(growth=growth, zero=directive.zero)
     same = other.zero_rule == directive.zero_rule

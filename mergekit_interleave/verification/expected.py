@@ -76,7 +76,8 @@ def of_sources(
     opener = models_for(expansion.directive, models)
     _check_depths(expansion.layout, recorded, opener)
     fetched = opener.fetch_small_files(opener.open(expansion.base))
-    plan = plan_expansion(expansion, models, None, mix=True)
+    legacy = recorded.manifest is not None and bool(recorded.manifest.content.get(manifest.LEGACY))
+    plan = plan_expansion(expansion, models, None, mix=True, legacy=legacy)
     return ExpectedModel(
         layout=plan.layout,
         specs=plan.specs,

@@ -20,7 +20,7 @@ from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
-from mergekit_interleave.planning import grown_config
+from mergekit_interleave.planning import grown_config, legacy_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.verification.expected import ExpectedModel
 from mergekit_interleave.verification.stored_bytes import Difference
@@ -188,21 +188,7 @@ def _config(
         yield Difference(str(error), file=CONFIG)
         return
     ignored = _IGNORED_AFTER_TRAINING if trained else _IGNORED
-    wrong = _differing_keys(expected.config, found, ignored)
-    if wrong and not _is_too_deep(found):
-        # Different JSON may load as the same config: transformers omits defaults.
-        loaded, loaded_found = (
-            _as_loaded(config, trusted=trusted) for config in (expected.config, found)
-        )
-        if loaded is not None and loaded_found is not None:
-            differing = _differing_keys(loaded, loaded_found, ignored)
-            # The class does not write keys that it consumes, such as those that select kernels.
-            extra = {key for key, (value, _) in wrong.items() if value is None}
-            extra -= _keys(loaded_found)
-            as_written = {
-                key: pair for key, pair in wrong.items() if key in differing or key in extra
-            }
-            wrong = as_written or differing
+    wrong = _wrong_keys(expected.config, found, ignored, trusted=trusted)
     keys, expected_keys = _keys(found), _keys(expected.config)
     for key, (wanted, value) in wrong.items():
         if _is_close(wanted, value, expected.rounding):
@@ -215,6 +201,33 @@ def _config(
             _MISSING if wanted is None and key not in expected_keys else wanted,
         )
         yield _in_file(CONFIG, f"{key} is {values}")
+    if expected.plan is not None and expected.plan.legacy:  # transformers 5 ignores these keys
+        for key, (right, read) in legacy_config.misread(found).items():
+            values = _found_and_expected(read, right)
+            yield _in_file(CONFIG, f"{key} is {values} (for transformers 4)")
+
+
+def _wrong_keys(
+    wanted: Mapping[str, Any], found: Mapping[str, Any], ignored: Collection[str], *, trusted: bool
+) -> dict[str, tuple[object, object]]:
+    """Return the keys of config.json that differ and have an effect, with both values."""
+    wrong = _differing_keys(wanted, found, ignored)
+    if wrong:  # `fix-config` records its additions only if there is an interleave.json
+        for_both = _differing_keys(legacy_config.readable(wanted), found, ignored)
+        wrong = {key: pair for key, pair in wrong.items() if key in for_both}
+    if wrong and not _is_too_deep(found):
+        # Different JSON may load as the same config: transformers omits defaults.
+        loaded, loaded_found = (_as_loaded(config, trusted=trusted) for config in (wanted, found))
+        if loaded is not None and loaded_found is not None:
+            differing = _differing_keys(loaded, loaded_found, ignored)
+            # The class does not write keys that it consumes, such as those that select kernels.
+            extra = {key for key, (value, _) in wrong.items() if value is None}
+            extra -= _keys(loaded_found)
+            as_written = {
+                key: pair for key, pair in wrong.items() if key in differing or key in extra
+            }
+            return as_written or differing
+    return wrong
 
 
 def _is_close(wanted: object, found: object, rounding: float) -> bool:

@@ -13,6 +13,7 @@ import pytest
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
+from mergekit_interleave.architectures import transformers4
 from mergekit_interleave.planning import per_layer_config
 
 DATA = json.loads(families.DATA.read_text(encoding="utf-8"))
@@ -23,6 +24,8 @@ def test_the_data_is_valid() -> None:
     """Each entry has known keys, values of the right type and references to existing entries."""
     assert architecture_data.problems(DATA) == []
     assert architecture_data.task_problems(TASKS) == []
+    old = json.loads(transformers4.DATA.read_text(encoding="utf-8"))
+    assert architecture_data.transformers4_problems(old) == []
 
 
 @pytest.mark.parametrize("name", families.known_types())
@@ -101,6 +104,18 @@ FAULTS: list[tuple[tuple[str, ...], Any, str, str]] = [
         "families.minimax.identity_constants.x",
         "value",
     ),
+    (
+        ("families", "llama", "llama_cpp_periods"),
+        {"layer_types": [6, "full_attention"]},
+        "families.llama",
+        "'layer_types'",
+    ),
+    (
+        ("families", "gemma3_text", "llama_cpp_periods"),
+        {"layer_types": [6]},
+        "families.gemma3_text.llama_cpp_periods.layer_types",
+        "2 items",
+    ),
     (("families", "llama", "depth_list"), 3, "families.llama.depth_list", "str or null"),
     (("families", "llama"), [], "families.llama", "mapping"),
     (("composites", "gemma3", "family"), "gemma33", "composites.gemma3", "'gemma33'"),
@@ -152,6 +167,7 @@ def test_a_missing_section_and_a_wrong_task_are_named() -> None:
         families.OutputNorms,
         families.QuantizationRule,
         tasks.TaskEntry,
+        transformers4.Transformers4Data,
     ],
 )
 def test_every_key_is_documented(described: type) -> None:

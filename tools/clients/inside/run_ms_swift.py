@@ -1,0 +1,26 @@
+"""Read the arguments that `train` prints with ms-swift. Usage: ARGUMENTS-FILE."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from swift.arguments import SftArguments
+from swift.utils import parse_args
+
+text = Path(sys.argv[1]).read_text(encoding="utf-8")
+words = [*shlex.split(text.replace("\\\n", " ")), "--dataset", "unused", "--use_hf", "true"]
+arguments, left = parse_args(SftArguments, words)
+arguments = arguments[0] if isinstance(arguments, tuple) else arguments
+print(
+    json.dumps(
+        {
+            "model_type": arguments.model_type,
+            "template": getattr(arguments, "template", None),
+            "trainable_parameters": arguments.trainable_parameters,
+            "left": left,
+        }
+    )
+)
