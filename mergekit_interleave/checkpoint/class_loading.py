@@ -113,7 +113,10 @@ def _load(
         tuple(sorted(parameters.intersection(report["missing_keys"]))),
         frozenset(model.state_dict()).difference(report["missing_keys"]),
         tuple(sorted(report["unexpected_keys"])),
-        {name: (tuple(stored), tuple(built)) for name, stored, built in report["mismatched_keys"]},
+        {
+            name: (tuple(stored), tuple(built))
+            for name, stored, built in sorted(report["mismatched_keys"])
+        },
         type(model).__name__,
     )
 

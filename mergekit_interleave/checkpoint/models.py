@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergekit_interleave import _out_files
+from mergekit_interleave.checkpoint import adapter
 from mergekit_interleave.checkpoint.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -94,6 +95,15 @@ class Models:
                 raise
             cache.opened[ref] = replace(opened, trusted=self.trust_remote_code)
         return cache.opened[ref]
+
+    def check_lora(self, ref: ModelRef) -> None:
+        """Check that the LoRA of a model exists, if it has one.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        if ref.lora is not None:
+            adapter.check(ref.lora, cached_only=self.cached_only, cache_dir=self.cache_dir)
 
     def open_if_possible(
         self, ref: ModelRef, failed: Callable[[CheckpointError], object] | None = None

@@ -26,8 +26,9 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, registry
+from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.directive.scale import AUTO, GAINS
+from mergekit_interleave.directive.scale import AUTO, NORMS
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -174,7 +175,7 @@ def _is_ours(keys: Mapping[str, str | None]) -> bool:
 
 def _has_explicit_slices(keys: Mapping[str, str | None]) -> bool:
     """Return whether a document with these keys lists its layers, as a mergekit config does."""
-    return any(key in keys for key in directives.EXPLICIT_KEYS)
+    return any(key in keys for key in EXPLICIT_KEYS)
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
@@ -213,7 +214,7 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     growth = None if best is directive else best.growth
     depth = models.depth(layout.models[0]) or best.layers
     identities = zeroing.identities(layout, models.family)
-    if best is stored and stored.zero_rule in (AUTO, GAINS):
+    if best is stored and stored.zero_rule in (AUTO, NORMS):
         identities = frozenset(layer.index for layer in layout.new_layers)
     sentence = describe.sentence(layout, growth, depth, identities)
     # In a stream, the markers before and after a document are added to the result.

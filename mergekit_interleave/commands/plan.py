@@ -68,7 +68,7 @@ class Writing:
 
     Attributes:
         nbytes: The bytes of all tensors.
-        engine: The engine that `--engine auto` selects.
+        engine: The engine that `run` uses without `--engine`.
         why: The reason for that choice.
         estimates: What each engine needs, by its name. An engine that cannot write the weights is
             missing, as is one whose needs are unknown until the weights are available.
@@ -205,6 +205,7 @@ def plan(
     Raises:
         InterleaveError: `run` would refuse the directive or the model.
     """
+    registry.requested(None)  # raises an error for an unknown engine in the environment
     wanted = inputs.parse(inputs.read(directive), words)
     models = Models(trust_remote_code=trust_remote_code)
     here = Path.cwd()
@@ -297,7 +298,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Plan:
     """Add the sizes of the tensors to a plan."""
     new = {layer.index for layer in found.layout.new_layers}
-    choice = select.choose(expansion_plan, here)
+    choice = select.choose(expansion_plan, here, registry.requested(None))
     return dataclasses.replace(
         found,
         identities=expansion_plan.identities,
@@ -338,7 +339,8 @@ def _estimated(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
     if dtype is None or first.is_quantized:
         return dataclasses.replace(found, parameters=parameters)
     nbytes = parameters.after * dtype.bits // 8
-    writing = _writing(select.choose_by_config(first, nbytes), nbytes, here)
+    choice = select.choose_by_config(first, nbytes, registry.requested(None))
+    writing = _writing(choice, nbytes, here)
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 
 

@@ -44,7 +44,12 @@ from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import public_names, structure_check, suggest
-from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
+from mergekit_interleave.planning.expansion_plan import (
+    ExpansionPlan,
+    check_out,
+    plan_expansion,
+    vocab_size,
+)
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import files, forward
@@ -57,6 +62,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mergekit_interleave.commands.inputs import Words
+
+_WORTH_A_HINT = 10
+"""The estimated seconds that a faster run must save to be suggested."""
 
 _UNPICKLED = ".unpickled"
 """The directory for converted pickled weights, inside the staging directory."""
@@ -94,7 +102,7 @@ class RunReport:
     @property
     def hint(self) -> str | None:
         """A suggestion for a faster run, if there is one."""
-        if self.outcome.streamable:
+        if self.outcome.saving >= _WORTH_A_HINT:
             return "--engine stream writes the same tensors, faster and in constant memory"
         return None
 
@@ -133,7 +141,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     directive: DirectiveLike | None = None,
     out: StrPath | None = None,
     *,
-    engine: str = registry.AUTO,
+    engine: str | None = None,
     out_shard_size: int | str | None = None,
     reflink: bool = True,
     verify: bool = True,
@@ -160,7 +168,8 @@ def run(  # noqa: PLR0913 - one parameter for each option
         directive: Text, a path, an open file, a mapping, or a `Directive`. A mergekit passthrough
             config is a directive, too.
         out: The directory to write.
-        engine: The engine that writes the weights: `auto` (the first that can), or its name.
+        engine: The engine that writes the weights: `auto` (the first that can), or its name. The
+            default is the environment variable `MK_INTERLEAVE_ENGINE`, or else `auto`.
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
         reflink: Let the stream engine share disk blocks with the base if the filesystem can.
         verify: Read the written weights back and compare them with the sources.
@@ -186,7 +195,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be written exactly; nothing is written to `out`.
     """
-    registry.rows(engine)  # raises an error for an unknown engine
+    request = registry.requested(engine)
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
     if device is not None:
@@ -204,7 +213,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     wanted = inputs.parse(inputs.read(directive), words)
     options = _Options(
         weights=WriteOptions(
-            engine=engine,
+            request=request,
             shard_size=inputs.parse_size(out_shard_size, "--out-shard-size"),
             reflink=reflink,
             mergekit=mergekit_options,
@@ -278,6 +287,8 @@ def _run(
     expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
 ) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
+    for source in expansion.sources.values():
+        check_out(out, source)
     check_vacant(out, replace=options.replace)
     how = options.weights
     select.check(how, expansion)
@@ -302,7 +313,7 @@ def _run(
             raise RefusedError(
                 f"model type {plan.first.model_type!r} is unknown: only an expansion that computes "
                 "what its base computes can be checked",
-                hint="zero the new layers' residual writers",
+                hint="pass --zero auto, or name all tensors that write to the residual stream",
             )
         outcome, equal = _write_weights(writer, verify=options.verify)
         check_unchanged(spec.tensor for spec in plan.specs)
@@ -427,10 +438,12 @@ def _check_weights(
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""
         zeroed = any(spec.name == first.tensor and spec.scale == 0 for spec in plan.specs)
+        multiplied = zeroed and registry.ENGINES[outcome.engine].multiplies
         raise OutputError(
             f"the written weights are wrong: {first}{others}",
-            hint="does the base have infinity or NaN in this tensor? Times 0, either is NaN"
-            if zeroed
+            # Infinity or NaN in the base, times 0, is NaN.
+            hint="if the base has infinity or NaN there, --engine stream writes zeros"
+            if multiplied
             else None,
         )
     return written
@@ -463,8 +476,8 @@ def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:
     if not found.is_exact:
         raise RefusedError(
             f"model type {plan.first.model_type!r} is unknown, and the result does not compute "
-            f"what its base computes: the logits differ by {found.relative:.0e} of their size",
-            hint="zero other tensors: all that write to the residual stream must be zero",
+            f"what its base computes: the logits differ by {found.relative:.0e} of their size; a "
+            "tensor that writes to the residual stream is not zeroed"
         )
     return found.outcome(identity=True)
 

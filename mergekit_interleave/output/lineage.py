@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.directive.directive import MERGEKIT_KEYS, Directive, from_document
+from mergekit_interleave.directive.directive import Directive, from_document
 from mergekit_interleave.directive.growth import ExplicitSlices
+from mergekit_interleave.directive.mergekit_keys import MERGEKIT_KEYS
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.layout import lineage, mergekit_yaml

@@ -14,7 +14,7 @@ from typing import Any
 
 from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave.architectures import compatibility
-from mergekit_interleave.checkpoint import extra_files
+from mergekit_interleave.checkpoint import extra_files, layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
@@ -209,7 +209,7 @@ def plan_expansion(
         base = opened.base
         if out is not None:
             for checkpoint in (*opened.models.values(), base):
-                _check_out(out, checkpoint)
+                check_out(out, checkpoint)
             warnings.extend(models.fetch_small_files(base))
             for checkpoint in opened.models.values():
                 models.fetch_card(checkpoint)
@@ -311,8 +311,21 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
         raise RefusedError(
             f"{model.ref} cannot be stacked with {base.ref}: {key} is {of_model!r} in {model.ref} "
             f"and {of_base!r} in {base.ref}",
-            hint="pass --mergekit allow_crimes=true to stack them anyway",
+            hint="`mk-interleave run --mergekit allow_crimes=true` stacks them anyway"
+            if _same_shapes(model, base)
+            else None,
         )
+
+
+def _same_shapes(model: Checkpoint, other: Checkpoint) -> bool:
+    """Whether the tensors of two models are known to have the same names and shapes."""
+    if not (model.has_weights and other.has_weights):
+        return False
+    shapes, others = (
+        {(layer_names.inside(name), tensor.shape) for name, tensor in each.tensors.items()}
+        for each in (model, other)
+    )
+    return shapes == others
 
 
 def _check_metadata(checkpoint: Checkpoint) -> None:
@@ -349,7 +362,7 @@ def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
         )
 
 
-def _check_out(out: Path, checkpoint: Checkpoint) -> None:
+def check_out(out: Path, checkpoint: Checkpoint) -> None:
     """Refuse an OUT that is or contains a source model, which --force would delete."""
     source, target = checkpoint.path.resolve(), out.resolve()
     if target in (source, *source.parents):

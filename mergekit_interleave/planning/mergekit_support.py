@@ -41,6 +41,12 @@ def check(expansion: Expansion) -> tuple[str, ...]:
     """
     with collected_warnings() as warnings:
         mergekit_yaml.check_representable(expansion.layout)
+        types = {checkpoint.model_type: None for checkpoint in expansion.sources.values()}
+        if len(types) > 1:
+            warnings.append(
+                f"the models have different types ({', '.join(types)}): mergekit-yaml stacks them "
+                "only with --allow-crimes, and does not check that they fit"
+            )
         if expansion.first is not None:  # otherwise `resolve` has warned
             warnings.extend(_warnings_of(expansion.first))
             warnings.extend(_check_family(expansion.first, expansion.layout))
@@ -62,7 +68,7 @@ def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
 def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     if checkpoint.family is None:
         return ()
-    placed = _placed(checkpoint, layout)
+    placed = placed_keys(checkpoint, layout)
     _check_tensors(checkpoint, checkpoint.require_family())
     config = checkpoint.layer_config
     if checkpoint.family.mergekit_result(config) == families.EXACT and all(
@@ -77,7 +83,7 @@ def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     return (warning,)
 
 
-def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
+def placed_keys(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
     """Return the keys of config.json that must change besides the depth."""
     if len(layout.models) > 1:
         return {}
@@ -85,7 +91,7 @@ def _placed(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
         sources = {checkpoint.ref: checkpoint}
         return grown_config.grow(sources, layout, only_stated=True).placement.config
     except UnrepresentableError as error:
-        error.hint = "`mk-interleave run` with this directive suggests one that works"
+        error.hint = "`mk-interleave run` refuses it too, and suggests a directive that works"
         raise
     except CheckpointError:
         return {}  # the depth is unknown

@@ -12,7 +12,7 @@ from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Growth
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.directive.scale import AUTO, GAINS
+from mergekit_interleave.directive.scale import AUTO, NORMS
 from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.layout.infer import Known, directives_of
 from mergekit_interleave.layout.layout import Layout
@@ -59,7 +59,7 @@ class KnownModels:
         known = {}
         checkpoint = self.open(layout.models[0])
         if checkpoint is not None and checkpoint.family is not None:
-            for word in (AUTO, GAINS):
+            for word in (AUTO, NORMS):
                 with suppress(InterleaveError):
                     edit = edits.edit_of(word, checkpoint, lambda _: None)
                     if edit is not None:

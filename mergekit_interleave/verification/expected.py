@@ -74,15 +74,9 @@ def of_sources(
     """
     expansion = _expansion(recorded, against, models)
     opener = models_for(expansion.directive, models)
+    _check_depths(expansion.layout, recorded, opener)
     fetched = opener.fetch_small_files(opener.open(expansion.base))
     plan = plan_expansion(expansion, models, None, mix=True)
-    if recorded.manifest is not None:
-        for model, depth in zip(plan.layout.models, recorded.manifest.depths, strict=True):
-            if plan.sources[model].depth != depth:
-                raise CheckpointError(
-                    f"{model}: has {plan.sources[model].depth} layers, but {manifest.FILE} records "
-                    f"{depth} for this source"
-                )
     return ExpectedModel(
         layout=plan.layout,
         specs=plan.specs,
@@ -178,6 +172,28 @@ def _composed_keys(generation: Generation) -> dict[str, object]:
 
 
 _DTYPES = ("dtype", "out_dtype")
+
+
+def _check_depths(layout: Layout, recorded: RecordedLayout, models: Models) -> None:
+    """Check that each source has the recorded depth, or at least the layers that are taken from it.
+
+    Raises:
+        CheckpointError: A source has another depth, so it is not a source of this model.
+    """
+    known = recorded.manifest
+    for i, model in enumerate(layout.models):
+        depth = models.open(model).depth
+        if known is not None and depth != known.depths[i]:
+            raise CheckpointError(
+                f"{model}: has {depth} layers, but {manifest.FILE} records {known.depths[i]} for "
+                f"this source, {known.models[i]}",
+                hint=f"pass the model that it was grown from: --against {known.models[i]}",
+            )
+        taken = max(part.stop for part in layout.slices if part.model == model)
+        if depth < taken:
+            raise CheckpointError(
+                f"{model}: has {depth} layers, but the layout takes layer {taken - 1} of it"
+            )
 
 
 def _with_models(directive: Directive, against: Sequence[ModelRef]) -> Directive:

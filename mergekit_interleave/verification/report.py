@@ -209,7 +209,7 @@ def verify(
         verification_text.TRAINED if trained else verification_text.WEIGHTS,
         recorded.manifest if layout_from is None else None,
         len(wider),
-        warnings=expected.warnings,
+        warnings=tuple(dict.fromkeys((*recorded.directive.warnings, *expected.warnings))),
     )
 
 
@@ -285,7 +285,7 @@ def _naming_the_lineage(recorded: RecordedLayout) -> Iterator[None]:
         yield
     except CheckpointError as error:
         content = {} if recorded.manifest is None else recorded.manifest.content
-        if error.hint is None and lineage.KEY in content:
+        if lineage.KEY in content:
             bases = (each.names for each in lineage.generations(content))
             options = [" ".join(f"--against {name}" for name in names) for names in bases]
             error.hint = f"its bases are {' or '.join(options)}"

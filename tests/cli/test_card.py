@@ -192,6 +192,16 @@ class TestCard:
         assert mk("card", deeper, "--force").status == 0
         assert page.read_text() == written
 
+    def test_the_hint_names_force_only_if_it_helps(self, mk: Cli, deeper: Path) -> None:
+        """If the model does not match its layout, an edited card is not the first error."""
+        (deeper / "README.md").write_text("mine")
+        weights = deeper / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        result = mk("card", deeper)
+        assert result.status == 1
+        assert "--force" not in result.err
+        assert (deeper / "README.md").read_text() == "mine"
+
     def test_an_edited_picture(self, mk: Cli, deeper: Path) -> None:
         """`card` keeps an edited picture; --force replaces it."""
         (deeper / "layers.svg").write_text("<svg/>")
@@ -403,7 +413,7 @@ class TestCard:
         refused = mk("card", out)
         assert (refused.status, (out / "README.md").exists()) == (1, False)
         assert "model.layers.2.mlp.up_proj.weight" in refused.err
-        assert refused.err.endswith(f"hint: mk-interleave verify {out} --against {own_tiny}\n")
+        assert f"`mk-interleave verify {out} --against {own_tiny}`" in refused.err
         flip_bit(own_tiny, "model.layers.2.mlp.up_proj.weight")
         written = mk("card", out)
         assert written.status == 0

@@ -323,7 +323,7 @@ class TestInputs:
         assert yaml.safe_load(text) == {
             "model": "org/gemma2",
             "interleave": "every 4",
-            "zero": "gains",
+            "zero": "norms",
         }
 
     def test_a_readable_model_needs_fewer_words(self, mk: Cli, tiny: Path) -> None:
@@ -333,7 +333,7 @@ class TestInputs:
         assert yaml.safe_load(text) == {"model": str(tiny), "interleave": "every 4"}
         assert mk("gen", "-", stdin=text).out == config
 
-    @pytest.mark.parametrize(("name", "zero"), [("mistral3", "auto"), ("olmo2", "gains")])
+    @pytest.mark.parametrize(("name", "zero"), [("mistral3", "auto"), ("olmo2", "norms")])
     def test_what_only_the_type_tells(self, mk: Cli, tmp_path: Path, name: str, zero: str) -> None:
         """`explain` knows the modules and the output norms of a model type."""
         zoo.quiet()

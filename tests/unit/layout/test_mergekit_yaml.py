@@ -177,6 +177,13 @@ class TestReading:
         layout = mergekit_yaml.from_document({"models": [{"model": "m"}]}, lambda _: 5)
         assert layout.slices == (Slice(ModelRef(ModelPath("m")), 0, 5),)
 
+    @pytest.mark.parametrize("bounds", [["0", "5"], [0.0, 5.0]])
+    def test_a_range_in_other_types(self, bounds: list[Any]) -> None:
+        """Bounds that mergekit converts to whole numbers are accepted."""
+        source = {"model": "m", "layer_range": bounds}
+        layout = mergekit_yaml.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
+        assert layout.slices == (Slice(ModelRef(ModelPath("m")), 0, 5),)
+
     @pytest.mark.parametrize(
         ("document", "reason"),
         [
