@@ -65,6 +65,10 @@ class OutputError(InterleaveError):
     """The output cannot be written."""
 
 
+class RequirementError(InterleaveError):
+    """A required package is not installed, or has a release that this project does not support."""
+
+
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """Collect warnings in a list; an error raised in the block carries the earlier warnings."""

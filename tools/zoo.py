@@ -19,13 +19,14 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import architecture_data
+import assigned
 import composites
 import torch
 import toys
@@ -36,6 +37,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint import computation, layer_names, meta_model
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.cli import main as cli
 from mergekit_interleave.errors import RefusedError
@@ -52,6 +54,11 @@ PLANS = {
     "block": "repeat: {layers: [3, 6], as: block}, zero: auto",
     "gains": "interleave: every 2, zero: gains",
 }
+
+
+STACK = "two models"
+STACKS = ("a 0:5, b 3:8", "a 0:4, b 0:8", "a 0:4, b 4:8")
+"""The stacks of two models, in the order in which they are tried until one is not refused."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ def names() -> list[str]:
     """Return all causal-LM types in transformers, variants, and models of images and text."""
     causal = {*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *toys.VARIANTS} - {*composites.OWN}
     return [*sorted(causal), *composites.OWN]
+
+
+def toy_config(name: str) -> Any:
+    """Return the config of a toy model."""
+    return composites.config(name) if name in composites.OWN else toys.config(name)
 
 
 def build(name: str) -> Any:
@@ -126,6 +138,93 @@ def compare(base: Path, out: Path) -> str:
             return f"logits differ by {difference:.0e}"
     same = all(torch.equal(_text(before, cache=c), _text(after, cache=c)) for c in (True, False))
     return "" if same else "greedy text differs"
+
+
+def stack(base: Path, folder: Path) -> Outcome:
+    """Stack layers of a checkpoint and of a finetune of it, by `run` and by mergekit.
+
+    Args:
+        base: The checkpoint.
+        folder: A directory for the finetune and the results.
+    """
+    other = finetune(base, folder / "finetune")
+    outcome = Outcome("", "")
+    for steps in STACKS:
+        directive = f"models: {{a: {base}, b: {other}}}, layout: [{steps}]"
+        tried = _stacked(directive, steps, (base, other), folder)
+        if tried.result != "refused":
+            return Outcome(tried.result, tried.detail, "" if steps == STACKS[0] else steps)
+        outcome = outcome if outcome.result else tried
+    return outcome
+
+
+def finetune(base: Path, out: Path) -> Path:
+    """Copy a checkpoint, with other weights."""
+    shutil.copytree(base, out)
+    random = torch.Generator().manual_seed(7)
+    for file in out.glob("*.safetensors"):
+        tensors = load_file(file)
+        for tensor in tensors.values():
+            if tensor.is_floating_point():
+                tensor.mul_(1 + torch.randn(tensor.shape, generator=random) * 0.1)
+        save_file(tensors, file, metadata={"format": "pt"})
+    return out
+
+
+def _stacked(directive: str, steps: str, models: tuple[Path, Path], folder: Path) -> Outcome:
+    """Run a stack, and compare it with a model whose layers are assigned by hand."""
+    out = folder / "stack"
+    shutil.rmtree(out, ignore_errors=True)
+    status, err = _mk("run", directive, str(out))
+    if status:
+        error = (_line(err, "error: ") or err.strip()[-200:]).replace(f"{models[0]}", "a")
+        expected = any(words in error for words in _REFUSALS)
+        return Outcome("refused" if expected else "failed", error.split("is refused: ")[-1])
+    expected = assigned.by_hand(*map(load, models), steps)
+    difference = _logit_difference(expected, load(out))
+    if difference:
+        return Outcome("wrong", difference)
+    for cache in (False, True):
+        try:
+            text = _text(expected, cache=cache)
+        except (AssertionError, LookupError, AttributeError, RuntimeError, TypeError, ValueError):
+            continue  # the class makes no cache for layers that were assigned
+        if not torch.equal(text, _text(load(out), cache=cache)):
+            return Outcome("wrong", "greedy text differs")
+    fault = _fault_of_gen(directive, expected, folder)
+    engine = json.loads((out / "interleave.json").read_text())["engine"]
+    return Outcome("wrong", fault) if fault else Outcome("exact", engine)
+
+
+_REFUSALS = ("is refused: ", " this layout: ", " cannot be made from several models")
+"""Parts of the errors of stacks that no config.json can represent."""
+
+
+def _fault_of_gen(directive: str, expected: Any, folder: Path) -> str:
+    """Describe what is wrong with a stack by mergekit-yaml from an accepted recipe."""
+    status, err, recipe = _mk_out("gen", directive)
+    if status:
+        return ""
+    out, file = folder / "stack-by-mergekit", folder / "stack.yml"
+    shutil.rmtree(out, ignore_errors=True)
+    file.write_text(recipe)
+    _merge(recipe, out)
+    if "fix-config" in err:
+        _mk("fix-config", str(out), "--recipe", str(file))
+    try:
+        difference = _logit_difference(expected, load(out))
+    except Exception as error:  # noqa: BLE001 - the table shows it
+        difference = str(error)[:80]
+    return f"gen: {difference}" if difference else ""
+
+
+def _logit_difference(expected: Any, found: Any) -> str:
+    """Describe how the logits of two models differ on text; empty if they do not."""
+    cache = "mllama" in str(found.config.model_type)  # which cannot do without one
+    given = {"input_ids": toys.tokens(), "use_cache": cache}
+    one, other = _logits(expected, given), _logits(found, given)
+    difference = float((one - other).abs().max() / one.abs().max())
+    return f"logits differ by {difference:.0e}" if difference > 1e-5 else ""
 
 
 def in_vain(base: Path, out: Path) -> list[str]:
@@ -190,21 +289,74 @@ def _origin(name: str, layers: list[dict[str, Any]]) -> str | None:
     return f"{match[1]}.{layers[int(match[2])]['layer']}.{match[3]}"
 
 
+def ends(name: str) -> dict[str, list[str]]:
+    """Find the tensors that a type uses before its layers, and those that it uses after them.
+
+    Raises:
+        RefusedError: The type cannot be run without weights.
+    """
+    config, is_composite = toy_config(name), name in composites.OWN
+    family = families.family_of_config(config.to_dict())
+    for part in (config, config.get_text_config()):
+        part.tie_word_embeddings = False  # else the head has no tensor of its own
+    make = AutoModelForCausalLM.from_config
+    if is_composite:
+        model_class = composites.class_of(name)
+        config.architectures, make = [model_class.__name__], model_class
+    with torch.device("meta"):
+        model = make(config)
+    found = computation.record(config, toys.DEPTH)
+    stored = meta_model.stored_names(model)
+    stacks = layer_names.stacks_of(stored.values(), toys.DEPTH, config.to_dict())
+    stack = family.layer_prefix if family.layer_prefix in stacks else stacks[0]
+    root, own = f"{stack.rpartition('.')[0]}.", f"{family.layer_prefix.rpartition('.')[0]}."
+    embeddings = model.get_input_embeddings().weight
+    named = sorted(found.first_use, key=lambda n: model.get_parameter(n) is not embeddings)
+    return {
+        key: list(
+            dict.fromkeys(
+                re.sub(f"^{re.escape(root)}", own, stored[n]).removeprefix("language_model.")
+                for n in named
+                if found.first_use[n] == use
+            )
+        )
+        for key, use in (("before_layers", -1), ("after_layers", 1))
+    }
+
+
+def defined_by_mergekit(model_type: str, after_layers: Iterable[str]) -> bool:
+    """Whether mergekit has a definition of a type that lists the tensors after its layers."""
+    from mergekit.architecture import NAME_TO_ARCH
+
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(model_type, "")
+    of_type = [
+        one
+        for some in NAME_TO_ARCH.values()
+        for one in some
+        if one.expected_model_type == model_type
+    ]
+    found = NAME_TO_ARCH.get(model_class) or of_type
+    chosen = [one for one in found if len(found) == 1 or one.expected_model_type == model_type]
+    listed = {
+        name
+        for one in chosen[:1]
+        for module in one.modules.values()
+        for weight in module.architecture.definition.post_weights
+        for name in (weight.name, *(weight.aliases or ()))
+    }
+    needed = {*after_layers} - {"lm_head.weight"}  # the head may be tied
+    return bool(needed) and needed <= listed
+
+
 def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitResult:
     """Measure what plain `mergekit-yaml` writes for the recipe; try `fix-config` if it is wrong."""
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge import run_merge
-    from mergekit.options import MergeOptions
-
     with gen_allowed():
         status, _, recipe = _mk_out("gen", plan, "--model", str(base))
     if status:
         return families.WRONG_TENSORS
     out, file = folder / "mergekit", folder / "recipe.yml"
     file.write_text(recipe)
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):
-        config = MergeConfiguration.model_validate(yaml.safe_load(recipe))
-        run_merge(config, str(out), MergeOptions(quiet=True, copy_tokenizer=False))
+    _merge(recipe, out)
     with contextlib.suppress(Exception):
         if not compare(base, out):
             return families.EXACT
@@ -213,6 +365,17 @@ def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitRes
         if not status and not compare(base, out):
             return families.BROKEN_CONFIG
     return families.WRONG_TENSORS
+
+
+def _merge(recipe: str, out: Path) -> None:
+    """Run `mergekit-yaml`, which may fail."""
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge import run_merge
+    from mergekit.options import MergeOptions
+
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(Exception):
+        config = MergeConfiguration.model_validate(yaml.safe_load(recipe))
+        run_merge(config, str(out), MergeOptions(quiet=True, copy_tokenizer=False))
 
 
 @contextlib.contextmanager
@@ -290,12 +453,14 @@ class Row:
         outcomes: The result of each plan.
         mergekit: The result of plain `mergekit-yaml` for the first exact plan.
         nearby: The result of the directive that is suggested instead of a refused one.
+        ends: The tensors before and after the layers; see `ends`.
     """
 
     name: str
     outcomes: dict[str, Outcome]
     mergekit: str
     nearby: Outcome
+    ends: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def is_exact(self) -> bool:
@@ -305,9 +470,12 @@ class Row:
     def __str__(self) -> str:
         """Return the row of the table."""
         cells = [self.name]
-        for plan in PLANS:
+        for plan in (*PLANS, STACK):
             outcome = self.outcomes.get(plan)
             cells.append(outcome.result if outcome else "-")
+        stacked = self.outcomes.get(STACK)
+        if stacked and stacked.result == "exact" and stacked.hint:
+            cells[-1] += f" (`{stacked.hint}`)"
         inexact = [o for o in self.outcomes.values() if o.result != "exact"]
         engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "-")
         suggested = next((o.hint for o in inexact if o.hint), "")
@@ -333,6 +501,11 @@ def examine(name: str, folder: Path) -> Row:
     _logits(load(base), {"input_ids": toys.tokens()})
     family = families.family_of_config(json.loads((base / "config.json").read_text()))
     row = Row(name, {}, "", Outcome("", ""))
+    measured: dict[str, list[str]] = {}
+    is_type = name not in composites.OWN and ":" not in name
+    if is_type and family is not None and not family.refused:
+        with contextlib.suppress(RefusedError):
+            measured = ends(name)
     for plan, directive in PLANS.items():
         if plan == "gains" and (family is None or family.output_norms is None):
             continue
@@ -351,9 +524,14 @@ def examine(name: str, folder: Path) -> Row:
         row.outcomes[plan] = outcome
     exact = [PLANS[plan] for plan, outcome in row.outcomes.items() if outcome.result == "exact"]
     hints = [outcome.hint for outcome in row.outcomes.values() if outcome.hint]
+    try:
+        row.outcomes[STACK] = stack(base, folder)
+    except Exception as error:  # noqa: BLE001 - the table shows it
+        row.outcomes[STACK] = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
     nearby = expand(base, hints[0], folder / "nearby") if hints else Outcome("", "")
     exact += hints[:1] if nearby.result == "exact" else []
-    return Row(name, row.outcomes, mergekit_result(base, exact[0], folder) if exact else "", nearby)
+    by_mergekit = mergekit_result(base, exact[0], folder) if exact else ""
+    return Row(name, row.outcomes, by_mergekit, nearby, measured)
 
 
 def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
@@ -382,10 +560,13 @@ def untrainable(out: Path) -> str:
         target = targets.read(out, Models())
     except RefusedError as error:
         return "" if _is_shared(load(out)) else str(error)
+    fault = _frozen_otherwise(out, target)
+    if fault:
+        return fault
     for name in ("transformers", "peft"):
         model = _model_of(write.write(target, name).text)
         inner = getattr(model, "get_base_model", lambda whole=model: whole)()
-        new = {*target.new_layers}
+        new = {*target.layers}
         layers_of = _layers(inner, target.depth)
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         layers = {index for parameter in trained for index in layers_of.get(parameter, [-1])}
@@ -402,10 +583,25 @@ def untrainable(out: Path) -> str:
     return ""
 
 
+def _frozen_otherwise(out: Path, target: Any) -> str:
+    """Describe how the card's lines of plain PyTorch train other parameters; empty if they do not.
+
+    A card may have no such lines.
+    """
+    blocks = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    for code in (block for block in blocks if block.startswith("import re")):
+        model = load(out)
+        exec(code, {"model": model})  # noqa: S102 - the card tells users to run it
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        if trained != {name for name, _ in model.named_parameters()} & target.trained:
+            return f"the card's lines train {sorted(trained ^ target.trained)[:1]}"
+    return ""
+
+
 def _layers(model: Any, depth: int) -> dict[int, set[int]]:
     """Map the id of each parameter to the layers whose modules contain it."""
     layers_of: dict[int, set[int]] = {}
-    for layers in _stacks(model, depth):
+    for layers in assigned.layer_lists(model, depth):
         for index, layer in enumerate(layers):
             for parameter in layer.parameters():
                 layers_of.setdefault(id(parameter), set()).add(index)
@@ -425,15 +621,6 @@ def _model_of(code: str) -> Any:
         warnings.simplefilter("ignore")
         exec(code, names)  # noqa: S102 - `train` tells users to run it
     return names["model"].float().eval()
-
-
-def _stacks(model: Any, depth: int) -> list[Any]:
-    """Return the layer lists of the module that the model calls its decoder."""
-    decoder, inner = model, model.get_decoder()
-    while inner is not decoder and hasattr(inner, "get_decoder"):  # in some types, this is the head
-        decoder, inner = inner, inner.get_decoder()
-    lists = [m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList)]
-    return [layers for layers in lists if len(layers) == depth]
 
 
 def engines_agree(base: Path, out: Path, again: Path) -> bool:
@@ -511,13 +698,17 @@ def check_all(page: Path) -> int:
                 rows.append(row)
             else:
                 unbuilt.append(row)
-    fill_in({row.name: row.mergekit for row in rows if row.mergekit})
+    fill_in(rows)
     page.parent.mkdir(exist_ok=True)
     values = {
         "version": transformers.__version__,
         "count": len(rows),
         "exact": sum(row.is_exact for row in rows),
         "plans": "\n".join(f"- {name}: `{plan}`" for name, plan in PLANS.items()),
+        "stack": STACK,
+        "steps": STACKS[0],
+        "others": " and ".join(f"`{steps}`" for steps in STACKS[1:]),
+        "stacked": sum(row.outcomes[STACK].result == "exact" for row in rows),
         "head": _head(),
         "rows": "\n".join(map(str, rows)),
         "unbuilt": "\n".join(unbuilt),
@@ -528,7 +719,7 @@ def check_all(page: Path) -> int:
 
 def _head() -> str:
     """Return the first two lines of the table."""
-    columns = ["type", *PLANS, "engine", "mergekit-yaml", "why refused"]
+    columns = ["type", *PLANS, STACK, "engine", "mergekit-yaml", "why refused"]
     return f"| {' | '.join(columns)} |\n| {' | '.join('---' for _ in columns)} |"
 
 
@@ -550,14 +741,16 @@ def _examined(name: str) -> Row | str:
             return f"| {name} | {type(error).__name__}: {reason} |"
 
 
-def fill_in(results: dict[str, str]) -> None:
-    """Write the `mergekit_yaml_result` of each type into the data file, one line per type."""
+def fill_in(rows: Iterable[Row]) -> None:
+    """Write what was measured of each type into the data file, one line per type."""
     file = families.DATA
     data = json.loads(file.read_text(encoding="utf-8"))
-    for section in ("composites", "families"):
-        for name, entry in data[section].items():
-            if name in results:
-                entry["mergekit_yaml_result"] = results[name]
+    for row in rows:
+        for section in ("composites", "families"):
+            entry = data[section].get(row.name)
+            if entry is not None:
+                entry |= {"mergekit_yaml_result": row.mergekit} if row.mergekit else {}
+                entry |= row.ends
     file.write_text(lines(data), encoding="utf-8")
 
 
@@ -580,6 +773,13 @@ builds at toy size: {count} types and variants. {exact} of them are exact if eve
 copied. The plans are:
 
 {plans}
+
+- {stack}: `layout: [{steps}]` of the model and a finetune of it, which has the same config
+  and other weights; {others} if no config.json can represent that
+
+{stacked} stacks of two models are exact: the float32 logits and the greedy text are those of a
+model whose layers were assigned by hand in Python. Where `gen` accepts the directive,
+mergekit-yaml (and `fix-config`) wrote the same.
 
 *Exact* means that the float32 logits differ from the base's by at most 1e-5 of the largest logit,
 on more tokens than any window or indexer covers; that greedy text is the same with and without the

@@ -110,6 +110,7 @@ class ConfigFacts:
             layers, and is then repeated.
         layer_indices: Lists of layer indices.
         layer_indices_from_1: Lists of layer indices that count from 1.
+        original_indices: Lists of layer indices that never name a new layer.
         original_indices_from_1: Lists of layer indices that count from 1 and never name a new
             layer.
         run_length_lists: Keys that hold a list of `per_layer_lists` in the form
@@ -122,7 +123,7 @@ class ConfigFacts:
         periodic_rules: Rules that place layers at regular distances, each as [rule, key, ...]. For
             layer i: `offset`, i % period == offset; `span`, every interval-th layer from start to
             end; `block`, a block starts at each multiple of size; `halving`, the stream is halved
-            after every size layers.
+            after every size layers; `every`, each size-th layer.
         uses_scale_depth: Whether residuals are scaled by scale_depth / sqrt(number of layers).
     """
 
@@ -135,6 +136,7 @@ class ConfigFacts:
     cyclic_lists: bool = False
     layer_indices: tuple[str, ...] = ()
     layer_indices_from_1: tuple[str, ...] = ()
+    original_indices: tuple[str, ...] = ()
     original_indices_from_1: tuple[str, ...] = ()
     run_length_lists: Mapping[str, str] = field(default_factory=dict)
     leading_counts: tuple[str, ...] = ()
@@ -142,6 +144,30 @@ class ConfigFacts:
     uses_decoder_sparse_step: bool = False
     periodic_rules: tuple[tuple[str, ...], ...] = ()
     uses_scale_depth: bool = False
+
+    def layer_keys(self) -> tuple[str, ...]:
+        """Return all these keys, which a new list of layers changes."""
+        sparse = ("decoder_sparse_step", "mlp_only_layers") if self.uses_decoder_sparse_step else ()
+        return (
+            *self.depth,
+            *self.encoder_depth,
+            *((self.depth_list,) if self.depth_list else ()),
+            *self.depth_multiples,
+            *self.per_layer_lists,
+            *self.optional_per_layer_lists,
+            *self.layer_indices,
+            *self.layer_indices_from_1,
+            *self.original_indices,
+            *self.original_indices_from_1,
+            *self.run_length_lists,
+            *self.leading_counts,
+            *self.fallback_leading_counts,
+            *sparse,
+            *(key for _, *keys in self.periodic_rules for key in keys),
+            *(("scale_depth",) if self.uses_scale_depth else ()),
+            "layer_types",
+            "per_layer_config",
+        )
 
     @property
     def lists(self) -> frozenset[str]:
@@ -154,6 +180,7 @@ class ConfigFacts:
                 *self.optional_per_layer_lists,
                 *self.layer_indices,
                 *self.layer_indices_from_1,
+                *self.original_indices,
                 *self.original_indices_from_1,
                 *self.run_length_lists,
                 *(("mlp_only_layers",) if self.uses_decoder_sparse_step else ()),
@@ -216,17 +243,19 @@ class Family:
         mergekit_yaml_result: The result of plain `mergekit-yaml` for the recipe of `gen`: `exact`,
             a wrong `config`, or wrong `tensors`. `make zoo` measures and writes it.
         mergekit_drops: Keys of config.json that, if true, add tensors that mergekit drops.
+        own_code: Whether the class is not part of transformers but of the checkpoint.
         is_unknown: Whether the type is unknown, so that its result must be measured.
         refused: The reason why no layer of the type can be copied exactly, a key of `reasons`.
         refused_if: Keys of config.json that, if true, refuse the model, each with its reason.
         refused_unless: Keys of config.json that must have a value, each with [value, reason]; a
             missing key counts as the value.
-        before_layers: The tensors before the layers: the embeddings.
-        after_layers: The tensors after the layers: the final norm and the head.
+        mergekit_defined: Whether mergekit has a definition of the type that lists the tensors after
+            the layers. Otherwise it takes them from the first slice, like those before the layers.
+        before_layers: The tensors that are used before the layers: the embeddings first. `make zoo`
+            measures and writes them.
+        after_layers: The tensors that are used after the layers: the final norm and the head.
+            `make zoo` measures and writes them.
         never_loaded: Substrings of the names of tensors in old checkpoints that no model loads.
-        must_agree: The keys of config.json that must be equal in two models to stack their layers,
-            each with the value that a missing key stands for. Without `must_agree`, models of the
-            type are not stacked on each other.
         composite: Whether the language model is part of a larger model, for images or sound.
         mergekit_modules: For a composite: see `composites`.
         deepstack: For a composite: see `composites`.
@@ -255,14 +284,15 @@ class Family:
     irregular_layers: tuple[Literal["first", "last"], ...] = ()
     mergekit_yaml_result: MergekitResult = WRONG_TENSORS
     mergekit_drops: tuple[str, ...] = ()
+    own_code: bool = False
     is_unknown: bool = False
     refused: str | None = None
     refused_if: Mapping[str, str] = field(default_factory=dict)
     refused_unless: Mapping[str, tuple[object, str]] = field(default_factory=dict)
+    mergekit_defined: bool = False
     before_layers: tuple[str, ...] = ()
     after_layers: tuple[str, ...] = ()
     never_loaded: tuple[str, ...] = ()
-    must_agree: Mapping[str, object] | None = None
     composite: bool = False
     mergekit_modules: Mapping[str, int | str | None] = field(default_factory=dict)
     deepstack: str | None = None
@@ -464,8 +494,8 @@ def _family_of_config(config: Mapping[str, Any]) -> Family | None:
         model_type=model_type,
         mergekit_yaml_result=composite.get("mergekit_yaml_result", WRONG_TENSORS),
         mergekit_modules=composite.get("mergekit_modules", {}),
+        mergekit_defined="mergekit_modules" in composite,
         deepstack=composite.get("deepstack"),
-        must_agree=None,
         composite=True,
     )
 

@@ -296,8 +296,30 @@ class Checkpoint:
         for index, names in self._layers.items():
             if index is not None and index >= depth:
                 outside += names
-        before = [name for name in outside if name in family.before_layers]
-        return before, [name for name in outside if name not in family.before_layers]
+        first, last = self._named(family.before_layers), self._named(family.after_layers)
+        # A vision model beside the language model runs before it.
+        before = [n for n in outside if n in first or (family.composite and n not in last)]
+        return before, [name for name in outside if name not in before]
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The number of rows of its stored embeddings, or None if their tensor is unknown."""
+        embeddings = self._named(self.require_family().before_layers[:1])
+        rows = {self.tensors[name].shape[0] for name in embeddings if name in self.tensors}
+        return rows.pop() if len(rows) == 1 else None
+
+    def _named(self, names: Iterable[str]) -> set[str]:
+        """Return the stored tensors that a family names; parts before the names may differ."""
+        within = self.require_family().layer_prefix.rpartition(".")[0]
+        here = next(iter(self._stacks)).rpartition(".")[0]
+        found = set()
+        for name in names:
+            if within and name.startswith(f"{within}."):
+                inner = name.removeprefix(f"{within}.")
+                found.add(f"{here}.{inner}" if here else inner)
+            else:
+                found.update(n for n in self.tensors if f".{n}".endswith(f".{name}"))
+        return found
 
     def check_depth(self) -> None:
         """Check that the stored layers are those that config.json states.

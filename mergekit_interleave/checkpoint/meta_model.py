@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _requirements
 from mergekit_interleave.checkpoint import layer_names
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
+from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.errors import RefusedError
 
 
@@ -75,6 +77,7 @@ def build(path: Path, *, trusted: bool = False) -> Any:
 
     Raises:
         RefusedError: transformers cannot build the model.
+        RequirementError: transformers is missing or too old.
     """
     with transformers_errors("build the model"):
         config = config_of(path, trusted=trusted)
@@ -111,7 +114,9 @@ def transformers_errors(task: str) -> Iterator[None]:
 
     Raises:
         RefusedError: transformers cannot do it.
+        RequirementError: transformers is missing or too old.
     """
+    _requirements.check("torch", "transformers")
     try:
         yield
     except Exception as error:
@@ -122,6 +127,17 @@ def transformers_errors(task: str) -> Iterator[None]:
             if "trust_remote_code" in reason
             else None,
         ) from error
+
+
+def has_class(path: Path, *, trusted: bool = False) -> bool:
+    """Whether a config.json names a class that can be built without code that is not trusted.
+
+    For the arguments, see `shapes`.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # noqa: PLC0415
+
+    config = read_json(path / CONFIG)
+    return config.get("model_type") in CONFIG_MAPPING_NAMES or (trusted and "auto_map" in config)
 
 
 def stored_names(model: Any) -> Mapping[str, str]:

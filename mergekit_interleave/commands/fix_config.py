@@ -13,7 +13,7 @@ from typing import Any
 
 from mergekit_interleave._files import replace_file
 from mergekit_interleave._interrupts import scratch_directory
-from mergekit_interleave.checkpoint import extra_files
+from mergekit_interleave.checkpoint import extra_files, meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import read_json, read_tensors, to_json
@@ -177,6 +177,8 @@ def _check_weights(
     forms = structure_check.forms_of_tensors(read_tensors(directory))
     with scratch_directory() as folder:
         (folder / CONFIG).write_text(json.dumps(config), encoding="utf-8")
+        if not meta_model.has_class(folder, trusted=first.trusted):
+            return  # the code of a checkpoint is not run
         problem = structure_check.problem_of(folder, forms, first, depth=depth)
     if problem is not None:
         raise RefusedError(

@@ -27,7 +27,7 @@ from mergekit_interleave.engines import registry, select
 from mergekit_interleave.engines.protocol import Estimate
 from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
-from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
@@ -349,7 +349,8 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     new = len(layout.new_layers)
     yield "what", found.sentence
     before = " + ".join("?" if depth is None else str(depth) for depth in found.depths)
-    yield "layers", f"{before} → {len(layout)}, {new} of them new"
+    others = layer_maps.others(layout, found.identities)
+    yield "layers", f"{before} → {len(layout)}, {new} of them new{others}"
     for name, depth in zip(found.names, found.depths, strict=True):
         if len(found.names) > 1:
             yield "model", f"{name}, {'?' if depth is None else depth} layers"
@@ -359,6 +360,9 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
         mean, most = found.distance
         layers = "1 layer" if mean == 1 else f"{decimal(mean)} layers"
         yield "distance", f"{layers} on average from a copy to its original, {most} at most"
+    seams = layer_maps.seam_layers(layout, found.identities)
+    if seams:
+        yield "seams", seams
     yield from _sizes(found)
     for key, (old, value) in (found.config or {}).items():
         yield "config", f"{key}: {_short(old)} → {_short(value)}"
@@ -423,10 +427,11 @@ def _as_dict(found: Plan) -> dict[str, Any]:
                 "role": role,
             }
             for layer, role in zip(
-                layout.layers, layer_maps.roles(layout, found.identities), strict=True
+                layout.layers, roles.roles(layout, found.identities), strict=True
             )
         ],
         "new_layers": [layer.index for layer in layout.new_layers],
+        "seams": [[*seam] for seam in roles.seams(layout, found.identities)],
         "distance": distance and {"mean": distance[0], "largest": distance[1]},
         "parameters": found.parameters
         and {

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._units import amount
-from mergekit_interleave.checkpoint.checkpoint import CONFIG
+from mergekit_interleave.checkpoint import meta_model
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.class_loading import Form
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import (
@@ -43,7 +44,7 @@ from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
-from mergekit_interleave.planning import public_names, structure_check, suggest
+from mergekit_interleave.planning import computation_check, public_names, structure_check, suggest
 from mergekit_interleave.planning.expansion_plan import (
     ExpansionPlan,
     check_out,
@@ -304,30 +305,29 @@ def _run(
         )
         warnings.extend(plan.warnings)
         manifest.check_sources(plan)
-        type_is_unknown = plan.first.require_family().is_unknown
+        must_measure = _must_measure(plan)
         writer = Writer(plan, work, how)
         writer.check_room()
         _write_json(work / CONFIG, plan.config())
         _copy_small_files(plan, work, warnings.append)
-        if type_is_unknown and not plan.is_identity:
-            raise RefusedError(
-                f"model type {plan.first.model_type!r} is unknown: only an expansion that computes "
-                "what its base computes can be checked",
-                hint="pass --zero auto, or name all tensors that write to the residual stream",
-            )
-        outcome, equal = _write_weights(writer, verify=options.verify)
+        outcome, equal = _write_weights(
+            writer,
+            verify=options.verify,
+            check=lambda: _check_class(plan, work, warnings.append, how=how, required=must_measure),
+        )
         check_unchanged(spec.tensor for spec in plan.specs)
         written = _check_weights(plan, work, options, outcome, equal)
         verified: dict[str, Any] = {}
         if options.verify:
             against = [plan.public.title(model) for model in plan.sources]
             verified[verification_text.WEIGHTS] = verification.outcome(written, against, plan.specs)
-        if type_is_unknown:
+        if must_measure:
             verified[verification_text.FORWARD] = _measure(plan, work)
         if mergekit_yaml.changes_vocabulary(plan.mergekit):
             found = read_tensors(work)
-            _write_json(work / CONFIG, plan.config(vocab_size(found, plan)))
-            _check_class(plan, work, structure_check.forms_of_tensors(found))
+            result = Checkpoint(plan.base.ref, work, plan.config(), is_local=True)
+            _write_json(work / CONFIG, plan.config(vocab_size(result)))
+            _check_tensors(plan, work, structure_check.forms_of_tensors(found))
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
@@ -370,20 +370,44 @@ def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expan
     )
 
 
-def _write_weights(writer: Writer, *, verify: bool) -> tuple[WriteResult, Collection[str]]:
+def _must_measure(plan: ExpansionPlan) -> bool:
+    """Whether the result must be run and compared with its base.
+
+    The residual writers of an unknown type are not known, so whether its zeroed layers are
+    identities is measured. Plain copies claim nothing.
+
+    Raises:
+        RefusedError: It must, but it would not compute what its base computes.
+    """
+    zeroed = any(layer.zeroed or layer.constants for layer in plan.layout.new_layers)
+    if not zeroed or not plan.first.require_family().is_unknown:
+        return False
+    if not plan.is_identity:
+        raise RefusedError(
+            f"model type {plan.first.model_type!r} is unknown: that its zeroed layers are "
+            "identities can only be measured if the result keeps every layer of its base",
+            hint="leave `zero` out, which makes plain copies, or keep every layer",
+        )
+    return True
+
+
+def _write_weights(
+    writer: Writer, *, verify: bool, check: Callable[[], None]
+) -> tuple[WriteResult, Collection[str]]:
     """Write the weights while transformers is asked whether it would load them.
 
     Importing transformers takes longer than writing a small model, so both happen at once, unless
     the engine needs transformers too.
 
+    Args:
+        writer: Writes the weights.
+        verify: Whether to compare them with the sources.
+        check: Asks transformers.
+
     Returns:
         The result, and the names of the tensors that were compared while they were written.
     """
-    plan, work, how = writer.plan, writer.work, writer.how
-
-    def check() -> None:
-        quieten(how.mergekit.get("verbosity"))
-        _check_class(plan, work, structure_check.forms_of(plan.specs))
+    plan, how = writer.plan, writer.how
 
     running = RunningComparison(plan.specs if verify else (), plan.reason_unread)
     with checking(check) as checked, closing(running):
@@ -395,7 +419,48 @@ def _write_weights(writer: Writer, *, verify: bool) -> tuple[WriteResult, Collec
     return outcome, running.equal
 
 
-def _check_class(plan: ExpansionPlan, work: Path, forms: Mapping[str, Form]) -> None:
+def _check_class(
+    plan: ExpansionPlan, work: Path, warn: Warn, *, how: WriteOptions, required: bool
+) -> None:
+    """Check that the class loads every tensor, and that no layer computes something else.
+
+    Args:
+        plan: The plan.
+        work: The directory with the new config.json.
+        warn: Called with a warning if the class is not available.
+        how: The options for writing.
+        required: Whether the class must be available.
+    """
+    quieten(how.mergekit.get("verbosity"))
+    own_code = "auto_map" in plan.base.config
+    has_class = meta_model.has_class(work, trusted=plan.first.trusted)
+    if required and own_code and not has_class:
+        raise RefusedError(
+            f"{plan.first.ref}: model type {plan.first.model_type!r} is unknown, and its class is "
+            "not built, so it cannot be measured whether the zeroed layers are identities",
+            hint="pass --trust-remote-code to run the model's own code",
+        )
+    if not required and not has_class:
+        why = ", because its code is not run without --trust-remote-code" if own_code else ""
+        warn(
+            f"the class of model type {plan.first.model_type!r} was not built{why}: layers were "
+            "copied by their tensor names, and it is not checked that the class accepts them and "
+            "that no layer computes with its index"
+        )
+        return
+    if not mergekit_yaml.changes_vocabulary(plan.mergekit):  # otherwise what was written is checked
+        _check_tensors(plan, work, structure_check.forms_of(plan.specs))
+    family = plan.first.require_family()
+    is_stack = len(plan.sources) > 1 and not mixes(how.mergekit)
+    if is_stack or family.is_unknown or family.own_code:
+        reason = computation_check.check(
+            plan.sources, plan.layout, work, plan.placement.kv_sharing_layers
+        )
+        if reason is not None:
+            warn(f"it is not checked that no layer computes with its index: {reason}")
+
+
+def _check_tensors(plan: ExpansionPlan, work: Path, forms: Mapping[str, Form]) -> None:
     structure_check.check(work, forms, [*plan.sources.values()], depth=len(plan.layout))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from mergekit_interleave._units import count
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
+from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
@@ -20,7 +21,7 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import ExplicitSlices, Growth
 from mergekit_interleave.directive.model_ref import parse_model
-from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_metadata, lineage, manifest, verification_text
@@ -108,6 +109,8 @@ class CardData:
         conversion: The conversion of its weights between dtypes, if there was one.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
         has_remote_code: Whether it needs `trust_remote_code`.
+        family: The family of its language model, if known.
+        trained_originals: Whether other tensors than those of new layers were trained.
         repo: The Hub id under which it is published, if known.
         lineage: The earlier growths of its sources, the oldest first.
         since: The names of its first bases, if its sources were grown themselves.
@@ -138,11 +141,19 @@ class CardData:
     conversion: str | None = None
     beyond_mergekit: str | None = None
     has_remote_code: bool = False
+    family: Family | None = None
+    trained_originals: bool = False
     repo: str | None = None
     lineage: Sequence[CardGrowth] = ()
     since: Sequence[str] = ()
     new_since: Sequence[int] = ()
     unchanged: Sequence[str] = ()
+
+    @property
+    def to_train(self) -> Sequence[int]:
+        """The layers that training is for: the new ones, or else those at the merge seams."""
+        new = [layer.index for layer in self.layout.new_layers]
+        return new or roles.seam_layers(self.layout, self.identities)
 
     @property
     def title(self) -> str:
@@ -245,6 +256,8 @@ def card_data(
             conversion=content.get("converted"),
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
+            family=family,
+            trained_originals=verification_text.has_named(verified),
             repo=_repo(content),
             unchanged=[
                 str(n) for n in verified.get(verification_text.TRAINED, {}).get("against", ())
@@ -308,7 +321,7 @@ def _status(
         return TRAINED
     if trained:
         return UNVERIFIED
-    kept = [layer.source for layer in layout.layers if not layer.new]
+    kept = [layer.source for layer in layout.layers if layer.is_plain and not layer.new]
     if content.get("equal") is True and kept == [*range(len(kept))] and len(layout.models) == 1:
         return EQUAL
     same = verification_text.computes_the_same(verified)

@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._units import amount, count
-from mergekit_interleave.layout import describe
+from mergekit_interleave.layout import describe, roles
 from mergekit_interleave.output import card_data, svg
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output.card_data import CardData, CardSource
 from mergekit_interleave.output.card_metadata import CARD, HUB
+from mergekit_interleave.output.freeze_lines import freeze_lines
 
 FILE = CARD
 PICTURE = _out_files.PICTURE
@@ -95,7 +96,7 @@ def _status(data: CardData) -> str:
             until="Training its new layers changes its outputs." if data.layout.new_layers else "",
             original=f"layers of {' and '.join(map(_plain, data.unchanged))}"
             if data.lineage and data.unchanged
-            else "original layers",
+            else "original layers" + (" that were not trained" if data.trained_originals else ""),
         )
         .strip()
     )
@@ -118,7 +119,7 @@ def _body(data: CardData) -> str:
         _layers(data),
         *([_lineage(data)] if data.lineage else []),
         f"## Usage\n\n{_python(data, 'auto')}",
-        *([_training(data)] if data.layout.new_layers else []),
+        *([_training(data)] if data.to_train else []),
         f"## Verification\n\n{checks or 'Nothing yet: run `mk-interleave verify`.'}",
         _recipe(data),
         _publishing(data),
@@ -177,9 +178,15 @@ def _growth(data: CardData) -> list[str]:
 def _table(data: CardData) -> str:
     layout = data.layout
     new = [layer.index for layer in layout.new_layers]
-    rows = [("layers", f"{_before(data)} → {len(layout)}, {len(new)} of them new")]
+    others = layer_maps.others(layout, data.identities)
+    rows = [("layers", f"{_before(data)} → {len(layout)}, {len(new)} of them new{others}")]
     if new:
         rows.append(("new layers", ", ".join(map(str, new))))
+    for role in (roles.SCALED, roles.MOVED):
+        indices = roles.ranges(roles.with_role(layout, role, data.identities))
+        rows += [(f"{role} layers", indices)] if indices else []
+    if seams := layer_maps.seam_layers(layout, data.identities):
+        rows.append(("merge seams", seams))
     if data.since:
         since = " and ".join(map(_plain, data.since))
         rows.append((f"new since {since}", ", ".join(map(str, data.new_since))))
@@ -237,17 +244,24 @@ def _layers(data: CardData) -> str:
 
 def _training(data: CardData) -> str:
     half = any(map(_dtypes.is_half, data.dtypes))
+    new = bool(data.layout.new_layers)
     snippet = _python(
         data,
         "float32" if half else "auto",  # 16-bit weights are too coarse for most updates
         "from mergekit_interleave import freeze_original_layers\n",
-        "\nfreeze_original_layers(model)  # call it before creating an optimizer or a trainer",
+        f"\nfreeze_original_layers(model{'' if new else _SEAMS})  "
+        "# call it before creating an optimizer or a trainer",
     )
+    which = "which layers are new" if new else "which layers are at both sides of a merge seam"
+    option = "" if new else " --layers seams"
     freeze = (
-        f"`freeze_original_layers` reads from `{data.layers_file}` which layers are new. "
-        "`mk-interleave train DIR --for TRAINER` writes settings with which a trainer trains only "
-        "these layers; `mk-interleave train --help` lists the trainers."
+        f"`freeze_original_layers` reads from `{data.layers_file}` {which}. It needs only PyTorch. "
+        f"`mk-interleave train DIR --for TRAINER{option}` writes settings "
+        "with which a trainer trains only these layers; `mk-interleave train --help` lists the "
+        "trainers."
     )
+    lines = freeze_lines(data.to_train, data.family)
+    without = f"The same without this package:\n\n```python\n{lines}```" if lines else ""
     if len(data.since) == 1:
         since = _plain(data.since[0])
         freeze += f" With `--since {since}`, they train the layers of the earlier growths, too."
@@ -257,8 +271,17 @@ def _training(data: CardData) -> str:
         "checks that nothing else has changed."
     )
     heading = "Train the new layers further" if data.is_trained else "Train only the new layers"
-    words = [freeze, "" if data.is_trained else _of_lora(data), afterwards]
+    if not new:
+        heading = "Train the layers at the merge seams"
+        afterwards = (
+            "After training, `mk-interleave verify TRAINED --against BASE --trained --layers seams "
+            f"--recipe DIR/{data.layers_file}` checks that nothing else has changed."
+        )
+    words = [freeze, without, "" if data.is_trained else _of_lora(data), afterwards]
     return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
+
+
+_SEAMS = ', layers="seams"'
 
 
 def _of_lora(data: CardData) -> str:

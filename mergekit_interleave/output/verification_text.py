@@ -19,12 +19,20 @@ growth.
 
 _OF_WEIGHTS = (WEIGHTS, TRAINED, LINEAGE)
 
+NAMED = "tensors that were named as trained"
+"""The reason why tensors of other layers than the new ones are not compared."""
+
 MOST_DIFFERENT = 1e-5
 """The largest difference of logits, relative to the largest logit, between models that compute the
 same; both are in float32."""
 
 OTHER_FILES = "other files"
 """Files whose differences are counted together, such as the tokenizer."""
+
+
+def has_named(outcomes: Mapping[str, Any]) -> bool:
+    """Return whether tensors were not compared because they were named as trained."""
+    return NAMED in outcomes.get(TRAINED, {}).get("not_compared", {})
 
 
 def computes_the_same(outcomes: Mapping[str, Any]) -> bool | None:

@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import _dtypes, _out_files
-from mergekit_interleave.architectures import compatibility
-from mergekit_interleave.checkpoint import extra_files, layer_names
+from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
-from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import OutputError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.planning import grown_config, zeroing
+from mergekit_interleave.planning import compatibility, grown_config, zeroing
 from mergekit_interleave.planning.grown_config import GrownConfig
 from mergekit_interleave.planning.per_layer_config import Placement
 from mergekit_interleave.planning.public_names import PublicNames
@@ -100,17 +98,10 @@ class ExpansionPlan:
         """Return why a tensor cannot be compared with its source, or None if it can."""
         if spec.model.lora is not None:
             return "a LoRA was merged into it"
-        rows = (self._vocabulary,) if self._vocabulary else spec.shape[:1]
         if mergekit_yaml.changes_vocabulary(self.mergekit) and spec.layer is None:
-            return TOKENIZER if spec.shape[:1] == rows else None
+            rows = self.sources[spec.model].vocabulary
+            return TOKENIZER if rows is None or spec.shape[:1] == (rows,) else None
         return None
-
-    @cached_property
-    def _vocabulary(self) -> int | None:
-        """The number of rows of the embeddings, or None if their tensor is unknown."""
-        tensors = self.first.tensors
-        names = [name for name in self.first.require_family().before_layers if name in tensors]
-        return tensors[names[0]].shape[0] if names else None
 
     @property
     def conversion(self) -> str | None:
@@ -152,33 +143,32 @@ class ExpansionPlan:
     def is_identity(self) -> bool:
         """Whether the result computes the same as its base, apart from dtype conversion."""
         layers = self.layout.layers
-        kept = [layer.source for layer in layers if not layer.new]
+        kept = [layer.source for layer in layers if layer.is_plain and not layer.is_copy]
         return (
             len(self.sources) == 1
             and not self.uses_lora
             and not mergekit_yaml.changes_tokenizer(self.mergekit)
             and kept == list(range(self.first.depth))
-            and self.identities == {layer.index for layer in layers if layer.new}
+            and len(kept) + len(self.identities) == len(layers)
             and all(spec.scale in (None, 1) for spec in self.specs if spec.layer is None)
         )
 
 
-def vocab_size(tensors: Mapping[str, Tensor], plan: ExpansionPlan) -> int:
+def vocab_size(result: Checkpoint) -> int:
     """Return the number of rows of the embeddings that mergekit made for another tokenizer.
 
     Args:
-        tensors: The tensors of the result.
-        plan: The plan of the result.
+        result: The result.
 
     Raises:
         RefusedError: It is unknown which tensor holds the embeddings.
     """
-    before = plan.first.require_family().before_layers
-    if not before or before[0] not in tensors:
+    rows = result.vocabulary
+    if rows is None:
         raise RefusedError(
-            f"it is unknown which tensor of model type {plan.first.model_type} holds the embeddings"
+            f"it is unknown which tensor of model type {result.model_type} holds the embeddings"
         )
-    return tensors[before[0]].shape[0]
+    return rows
 
 
 def plan_expansion(
@@ -279,53 +269,39 @@ def open_sources(
     sources = {model: opened_by(model) for model in expansion.layout.models}
     base = opened_by(expansion.base)
     opened = {**sources, base.ref: base}
-    _check_alone(opened, base)
-    for checkpoint in opened.values():
-        _check_fit(checkpoint, base, mix=mix)
+    if not mix:
+        layout, keys = expansion.layout, expansion.directive.mergekit
+        for model in opened.values():
+            ends = {layout.slices[0].model, layout.slices[-1].model}
+            _check_fit(
+                model,
+                base,
+                is_end=model.ref in ends,
+                new_vocabulary=mergekit_yaml.changes_vocabulary(keys),
+            )
     return Sources(sources, base, PublicNames.of(opened, base_model))
 
 
-def _check_alone(opened: Mapping[ModelRef, Checkpoint], base: Checkpoint) -> None:
-    """Refuse several models of a type whose compatibility cannot be checked."""
-    directories = {checkpoint.path.resolve() for checkpoint in opened.values()}
-    if len(directories) > 1 and base.require_family().must_agree is None:
-        raise RefusedError(
-            f"models of type {base.model_type} cannot be stacked on each other, because it is "
-            "unknown which settings must be equal"
-        )
-
-
-def _check_fit(model: Checkpoint, base: Checkpoint, *, mix: bool) -> None:
-    family = base.require_family()
-    if model.require_family().layer_prefix != family.layer_prefix or (
-        model.model_type != base.model_type and not mix
-    ):
-        mismatch: tuple[str, object, object] | None = ("type", model.model_type, base.model_type)
-    else:
-        with config_errors(model.path):
-            mismatch = (
-                None if mix else compatibility.disagreement(model.config, base.config, family)
-            )
-    if mismatch is not None:
-        key, of_model, of_base = mismatch
-        raise RefusedError(
-            f"{model.ref} cannot be stacked with {base.ref}: {key} is {of_model!r} in {model.ref} "
-            f"and {of_base!r} in {base.ref}",
-            hint="`mk-interleave run --mergekit allow_crimes=true` stacks them anyway"
-            if _same_shapes(model, base)
-            else None,
-        )
-
-
-def _same_shapes(model: Checkpoint, other: Checkpoint) -> bool:
-    """Whether the tensors of two models are known to have the same names and shapes."""
-    if not (model.has_weights and other.has_weights):
-        return False
-    shapes, others = (
-        {(layer_names.inside(name), tensor.shape) for name, tensor in each.tensors.items()}
-        for each in (model, other)
+def _check_fit(model: Checkpoint, base: Checkpoint, *, is_end: bool, new_vocabulary: bool) -> None:
+    """Check that the layers of a model can be stacked on those of the base."""
+    base.require_family()
+    model.require_family()
+    if model.path.resolve() == base.path.resolve():
+        return
+    found = compatibility.mismatch(model, base, is_end=is_end, new_vocabulary=new_vocabulary)
+    if found is None:
+        return
+    hint = None
+    if found.only_ends:
+        union = ", or set `tokenizer_source: union`" if found.only_rows else ""
+        hint = f"take the first and the last layer from one model{union}"
+    elif found.same_shapes:
+        hint = "`mk-interleave run --mergekit allow_crimes=true` stacks them anyway"
+    raise RefusedError(
+        f"{model.ref} cannot be stacked with {base.ref}: {found.key} is {found.of_model!r} in "
+        f"{model.ref} and {found.of_base!r} in {base.ref}",
+        hint=hint,
     )
-    return shapes == others
 
 
 def _check_metadata(checkpoint: Checkpoint) -> None:
@@ -374,9 +350,9 @@ def check_out(out: Path, checkpoint: Checkpoint) -> None:
 
 def _dtype_of(specs: Sequence[TensorSpec], base: Checkpoint) -> str | None:
     """Return the dtype to write into config.json, or None if the base's dtype is right."""
-    stored = {spec.dtype for spec in specs}
+    stored = {spec.dtype for spec in specs if _dtypes.is_float(spec.dtype)}
     stated = grown_config.stated_dtype(base.config)
-    if all(spec.model == base.ref for spec in specs) or stated is None:
+    if all(spec.model == base.ref for spec in specs) or stated is None or not stored:
         return None
     if len(stored) > 1:
         raise RefusedError(

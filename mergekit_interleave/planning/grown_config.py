@@ -68,55 +68,21 @@ def grow(
     Raises:
         RefusedError: No config.json can represent the layout.
     """
-    first = sources[layout.models[0]]
-    placement = stated_placement(first, layout) if only_stated else placement_of(sources, layout)
-    return GrownConfig(first, layout, placement)
+    configs = {model: source_of(sources[model]) for model in layout.models}
+    for model in layout.models:
+        _check_deepstack(sources[model], layout, only_stated=only_stated)
+    if only_stated:
+        configs = {
+            model: dataclasses.replace(config, computed=lambda _: None)
+            for model, config in configs.items()
+        }
+    return GrownConfig(sources[layout.models[0]], layout, place(configs, layout))
 
 
-def placement_of(checkpoints: Mapping[ModelRef, Checkpoint], layout: Layout) -> Placement:
-    """Express a layout in the keys of config.json.
-
-    Args:
-        checkpoints: The models that the layers are taken from. If there are several, their layers
-            must be alike, apart from the kinds that `layer_types` lists.
-        layout: The layers.
-
-    Raises:
-        RefusedError: No config.json can represent the layout.
-    """
-    if len(layout.models) == 1:
-        base = checkpoints[layout.models[0]]
-        _check_deepstack(base, layout)
-        return place(source_of(base), layout)
-    key = "layer_types"
-    entries = {model: source_of(checkpoints[model]).entries(key) for model in layout.models}
-    if not any(entries.values()):
-        return Placement()
-    if not all(entries.values()):
-        raise RefusedError(f"{key}: only some of the models have this key")
-    return Placement({key: [entries[layer.model][layer.source] for layer in layout.layers]})
-
-
-def stated_placement(base: Checkpoint, layout: Layout) -> Placement:
-    """Express a layout in the keys of config.json, without the defaults of the config class.
-
-    Args:
-        base: The model that the layers are taken from.
-        layout: The layers.
-
-    Raises:
-        UnrepresentableError: No config.json can represent the layout.
-    """
-    key = base.require_family().deepstack
-    if key is not None and families.stated(base.config, key) is not None:
-        _check_deepstack(base, layout)
-    return place(dataclasses.replace(source_of(base), computed=lambda _: None), layout)
-
-
-def _check_deepstack(base: Checkpoint, layout: Layout) -> None:
+def _check_deepstack(base: Checkpoint, layout: Layout, *, only_stated: bool) -> None:
     """Check that the first layers keep their indices if image features are added after them."""
     key = base.require_family().deepstack
-    if key is None:
+    if key is None or (only_stated and families.stated(base.config, key) is None):
         return
     entries = _value(base, key) or []
     if not isinstance(entries, list | tuple):
@@ -265,18 +231,19 @@ def _value(base: Checkpoint, key: str) -> Any:
 
 
 def _with_defaults(base: Checkpoint) -> Any:
-    return _loaded(base.path, trusted=base.trusted)
+    return loaded(base.path, trusted=base.trusted)
 
 
-def _loaded(
-    path: Path, *, trusted: bool, read: Callable[[Any], Any] = lambda config: config
-) -> Any:
+def loaded(path: Path, *, trusted: bool, read: Callable[[Any], Any] = lambda config: config) -> Any:
     """Load a config with its class, which fills in the defaults.
 
     Args:
         path: The directory of the config.
         trusted: Whether the model's own code may be run.
         read: Returns what the caller needs from the config object.
+
+    Raises:
+        RefusedError: transformers cannot read the config.
     """
     from transformers import AutoConfig, logging  # noqa: PLC0415 - takes seconds, and is rarely needed
 
@@ -299,7 +266,7 @@ def as_read(path: Path, *, trusted: bool) -> dict[str, Any]:
         # The round trip through JSON leaves only values that a file can contain.
         return dict(json.loads(config.to_json_string(use_diff=False)))
 
-    return dict(_loaded(path, trusted=trusted, read=values))
+    return dict(loaded(path, trusted=trusted, read=values))
 
 
 def moved_file(name: str, content: bytes, base: Checkpoint, layout: Layout) -> bytes:

@@ -17,7 +17,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.planning import grown_config
+from mergekit_interleave.planning import compatibility, grown_config
 from mergekit_interleave.planning.resolve import Expansion
 
 # mergekit treats a path of at most this many parts as a Hub id, even if the directory exists.
@@ -49,7 +49,8 @@ def check(expansion: Expansion) -> tuple[str, ...]:
             )
         if expansion.first is not None:  # otherwise `resolve` has warned
             warnings.extend(_warnings_of(expansion.first))
-            warnings.extend(_check_family(expansion.first, expansion.layout))
+            warnings.extend(_check_family(expansion.first, expansion))
+            warnings.extend(_differing(expansion.first, expansion))
         return tuple(warnings)
 
 
@@ -57,6 +58,11 @@ def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
     path = checkpoint.ref.path
     if checkpoint.is_local and path[0] not in "./~" and path.count("/") < _MAX_ID_PARTS:
         yield f"mergekit will look up {path} on the Hub for its model card: write ./{path} instead"
+    if checkpoint.family is not None and checkpoint.family.own_code:
+        yield (
+            f"mergekit-yaml runs the code of model type {checkpoint.model_type}, and needs "
+            "--trust-remote-code"
+        )
     if checkpoint.family is None:
         name = checkpoint.model_type
         close = nearest(name, families.known_types())
@@ -65,11 +71,11 @@ def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"{reason}{guess}: mergekit-yaml alone may write a wrong model"
 
 
-def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
+def _check_family(checkpoint: Checkpoint, expansion: Expansion) -> tuple[str, ...]:
     if checkpoint.family is None:
         return ()
-    placed = placed_keys(checkpoint, layout)
-    _check_tensors(checkpoint, checkpoint.require_family())
+    placed = placed_keys(expansion)
+    _check_tensors(checkpoint, checkpoint.require_family(), expansion.layout)
     config = checkpoint.layer_config
     if checkpoint.family.mergekit_result(config) == families.EXACT and all(
         config.get(key) == value for key, value in placed.items()
@@ -83,12 +89,26 @@ def _check_family(checkpoint: Checkpoint, layout: Layout) -> tuple[str, ...]:
     return (warning,)
 
 
-def placed_keys(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
+def _differing(first: Checkpoint, expansion: Expansion) -> Iterator[str]:
+    """Yield a warning for each model whose settings may prevent a stack; mergekit checks none."""
+    for model in expansion.layout.models[1:]:
+        other = expansion.sources.get(model)
+        if other is None or other.family is None or first.family is None:
+            continue
+        keys = [found.key for found in compatibility.by_name(other, first)]
+        if keys:
+            yield (
+                f"{model} and {first.ref} differ in {', '.join(keys[:3])}, and mergekit-yaml does "
+                "not check that: `mk-interleave plan` says whether their layers can be stacked"
+            )
+
+
+def placed_keys(expansion: Expansion) -> Mapping[str, Any]:
     """Return the keys of config.json that must change besides the depth."""
-    if len(layout.models) > 1:
+    sources, layout = expansion.sources, expansion.layout
+    if any(model not in sources or not sources[model].family for model in layout.models):
         return {}
     try:
-        sources = {checkpoint.ref: checkpoint}
         return grown_config.grow(sources, layout, only_stated=True).placement.config
     except UnrepresentableError as error:
         error.hint = "`mk-interleave run` refuses it too, and suggests a directive that works"
@@ -97,7 +117,13 @@ def placed_keys(checkpoint: Checkpoint, layout: Layout) -> Mapping[str, Any]:
         return {}  # the depth is unknown
 
 
-def _check_tensors(checkpoint: Checkpoint, family: Family) -> None:
+def _check_tensors(checkpoint: Checkpoint, family: Family, layout: Layout) -> None:
+    if not family.mergekit_defined and layout.slices[0].model != layout.slices[-1].model:
+        raise RefusedError(
+            f"mergekit-yaml alone would take the tensors after the layers of model type "
+            f"{checkpoint.model_type} from {layout.slices[0].model} instead of the last model",
+            hint=_BY_RUN,
+        )
     if checkpoint.is_quantized or (
         family.mergekit_result(checkpoint.layer_config) == families.WRONG_TENSORS
     ):

@@ -64,7 +64,7 @@ def _reason_against(expansion: Expansion, layout: Layout) -> str | None:
         return (
             f"find the layers of model type {first.model_type}, which are at {family.layer_prefix}"
         )
-    placed = mergekit_support.placed_keys(first, layout)
+    placed = mergekit_support.placed_keys(expansion)
     changed = [key for key, value in placed.items() if first.layer_config.get(key) != value]
     return f"change {', '.join(changed)} in config.json" if changed else None
 

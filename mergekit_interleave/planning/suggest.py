@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import chain
 
 from mergekit_interleave._interrupts import scratch_directory
+from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
@@ -28,9 +30,9 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
     Args:
         base: The model. Without its weights, nothing is suggested.
         directive: The given directive.
-        layout: Its layers.
+        layout: Its layers. For those of several models, nothing is suggested.
     """
-    if not base.has_weights:
+    if not base.has_weights or len(layout.models) > 1:
         return None
     # The warnings about the directive have already been collected.
     by_source, built = edit_of(directive.zero_rule, base, lambda _: None), 0
@@ -84,6 +86,10 @@ def _is_loaded(grown: GrownConfig, base: Checkpoint) -> bool:
     with scratch_directory() as folder:
         try:
             (folder / CONFIG).write_text(json.dumps(grown.config()), encoding="utf-8")
+            if not meta_model.has_class(folder, trusted=base.trusted):
+                return True  # as `run` accepts it
+            for file in base.path.glob("*.py"):
+                shutil.copy(file, folder)
             forms = structure_check.forms_of(specs)
             structure_check.check(folder, forms, [base], depth=len(grown.layout))
         except InterleaveError:

@@ -194,7 +194,7 @@ def assemble(
     first, last = layout.slices[0], layout.slices[-1]
     before = checkpoints[first.model].outside_layers()[0]
     after = checkpoints[last.model].outside_layers()[1]
-    if not checkpoints[first.model].require_family().before_layers:
+    if not checkpoints[first.model].require_family().mergekit_defined:
         _check_scaled_alike(checkpoints[first.model].scaled(after), first, last)
     return (
         *_outside(before, first, layout, checkpoints[first.model], dtypes),
@@ -211,7 +211,7 @@ def _layer(
     layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, kv_sharing_layers: Collection[int]
 ) -> Iterator[TensorSpec]:
     family = checkpoint.require_family()
-    absent = family.never_copied if layer.new else ()
+    absent = family.never_copied if layer.is_copy else ()
     for rule in (family.indexer_sharing, family.kv_sharing):
         if layer.index in kv_sharing_layers and rule is not None:
             absent += rule.absent_tensors
@@ -256,6 +256,12 @@ def _outside(
         if index is not None:
             yield replace(spec, name=checkpoint.renamed(source, index + len(layout) - depth))
         elif axis is not None:
+            if len(layout.models) > 1:
+                raise RefusedError(
+                    f"{source} holds a block for each layer, and cannot be made from several "
+                    "models",
+                    hint="take all layers from one model",
+                )
             yield _packed(spec, Packing(axis, depth, order))
         else:
             yield spec

@@ -288,13 +288,14 @@ def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> Expe
 
 
 def _within(layout: Layout, own: ModelRef) -> Layout:
-    """Return the layout with the result as its only source. An original layer is its own source."""
-    originals = {
-        (layer.model, layer.source): layer.index for layer in layout.layers if not layer.new
-    }
+    """Return the layout with the result as its only source.
+
+    The source of a layer is its unscaled original, or else the layer itself.
+    """
     slices = []
     for layer in layout.layers:
-        origin = originals.get((layer.model, layer.source), layer.index)
+        origin = layout.original_of(layer)
+        origin = origin if layout.layers[origin].is_plain else layer.index
         slices.append(Slice(own, origin, origin + 1, layer.scales, layer.constants))
     return Layout(tuple(slices))
 

@@ -17,6 +17,7 @@ from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, re
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
+from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
@@ -97,15 +98,23 @@ def _manifest(
     plan = expected.plan
     entries = manifest.totals(expected.layout, expected.specs, packed=False)
     entries |= {} if plan is None else manifest.facts(plan)
+    counted = () if not _calls_scaled_new(content, expected.layout) else ("new", "new_parameters")
     for key, value in ({} if trained else entries).items():
-        if content.get(key, value) != value:
+        if key not in counted and content.get(key, value) != value:
             yield _in_file(manifest.FILE, f"{key} is {_found_and_expected(content[key], value)}")
     for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
         stated = content["layers"][index]
-        for key in layer.keys() | stated.keys():
+        for key in (layer.keys() | stated.keys()) - {*counted}:
             if _unordered(layer.get(key)) != _unordered(stated.get(key)):
                 values = _found_and_expected(stated.get(key, _MISSING), layer.get(key, _MISSING))
                 yield _in_file(manifest.FILE, f"layer {index}: {key} is {values}")
+
+
+def _calls_scaled_new(content: Mapping[str, Any], layout: Layout) -> bool:
+    """Return whether the file calls every scaled layer new, as release 0.2.0 and earlier did."""
+    stated = [layer.get("new") for layer in content["layers"]]
+    former = [layer.is_copy or not layer.is_plain for layer in layout.layers]
+    return stated == former != [layer.new for layer in layout.layers]
 
 
 def _unordered(value: object) -> object:

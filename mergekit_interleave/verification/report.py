@@ -37,6 +37,16 @@ from mergekit_interleave.verification.stored_bytes import Difference
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
 
 TRAINED = "tensors of new layers, which may have been trained"
+NAMED = verification_text.NAMED
+
+Named = Callable[[TensorSpec], bool]
+"""Returns whether a tensor was trained although it is of no new layer."""
+
+
+def _none(_: TensorSpec) -> bool:
+    return False
+
+
 """A reason why a tensor was not compared."""
 
 
@@ -146,13 +156,14 @@ def _part(difference: Difference) -> str:
     return difference.file if difference.file in known else verification_text.OTHER_FILES
 
 
-def verify(
+def verify(  # noqa: PLR0913 - one parameter for each option
     out: Path,
     models: Models,
     *,
     against: Sequence[ModelRef] = (),
     layout_from: Path | None = None,
     trained: bool = False,
+    named: Named = _none,
 ) -> VerifyReport:
     """Compare a model with its sources, or with itself.
 
@@ -162,6 +173,7 @@ def verify(
         against: Its sources, see `expected.of_sources`; empty to compare it with itself.
         layout_from: Another file that records the layers, see `recorded_layout.read`.
         trained: Whether a trainer has written the model, so that new layers may differ.
+        named: The other tensors that may differ then.
 
     Raises:
         InterleaveError: The layout cannot be determined, or a source cannot be read.
@@ -185,11 +197,12 @@ def verify(
     except CheckpointError as error:
         differences.append(Difference(str(error)))
     else:
-        wider = _wider(expected, found) if trained else {}
+        reason = _reasons(expected, named) if trained else expected.unread
+        wider = _wider(expected, found, reason) if trained else {}
         specs = [wider.get(spec.name, spec) for spec in expected.specs]
         may_lack = _may_lack(out, found, trusted=trusted) if trained else None
         weights = compare(
-            found.items(), specs, _tolerance(expected, may_lack), source_name(expected.plan)
+            found.items(), specs, _tolerance(expected, may_lack, reason), source_name(expected.plan)
         )
         differences += weights.differences
         expected = _with_vocabulary(expected, found, differences)
@@ -219,6 +232,7 @@ def verify_as_found(
     *,
     against: Sequence[ModelRef] = (),
     layout_from: Path | None = None,
+    named: Named = _none,
 ) -> VerifyReport:
     """Compare a model that may have been trained: first exactly, then except for its new layers.
 
@@ -230,9 +244,10 @@ def verify_as_found(
         models: See `verify`.
         against: See `verify`.
         layout_from: See `verify`.
+        named: See `verify`.
 
     Returns:
-        The report. Its `changed` is empty if no new layer was trained.
+        The report. Its `changed` is empty if no such layer was trained.
 
     Raises:
         InterleaveError: See `verify`.
@@ -243,9 +258,14 @@ def verify_as_found(
     exact = verify(out, models, against=exactly, layout_from=layout_from)
     if not exact.differences and not is_earlier:
         return exact
-    report = verify(out, models, against=against, layout_from=layout_from, trained=True)
-    new = {layer.index for layer in exact.expected.layout.new_layers}
-    changed = frozenset(d.layer for d in exact.differences if d.layer in new)
+    report = verify(
+        out, models, against=against, layout_from=layout_from, trained=True, named=named
+    )
+    reason = _reasons(exact.expected, named)
+    new = {spec.layer for spec in exact.expected.specs if reason(spec) in _OF_TRAINING}
+    changed = frozenset(
+        d.layer for d in exact.differences if d.layer is not None and d.layer in new
+    )
     kind = verification_text.LINEAGE if is_earlier and not changed else report.kind
     return dataclasses.replace(report, changed=changed, kind=kind)
 
@@ -329,13 +349,29 @@ def source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:
     return plan.public.title if len(plan.sources) > 1 else lambda _: "the base"
 
 
-def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """Find the tensors that a trainer has stored in a wider dtype; their values must be equal."""
+_OF_TRAINING = (TRAINED, NAMED)
+
+
+def _reasons(expected: ExpectedModel, named: Named) -> Callable[[TensorSpec], str | None]:
+    """Return a function that tells why a tensor of a trained model cannot be compared."""
     new = {layer.index for layer in expected.layout.new_layers}
+
+    def reason(spec: TensorSpec) -> str | None:
+        return TRAINED if spec.layer in new else NAMED if named(spec) else expected.unread(spec)
+
+    return reason
+
+
+def _wider(
+    expected: ExpectedModel,
+    found: Mapping[str, Tensor],
+    reason: Callable[[TensorSpec], str | None],
+) -> dict[str, TensorSpec]:
+    """Find the tensors that a trainer has stored in a wider dtype; their values must be equal."""
     wider = {}
     for spec in expected.specs:
         tensor = found.get(spec.name)
-        if tensor is None or spec.layer in new or not spec.is_whole:
+        if tensor is None or reason(spec) in _OF_TRAINING or not spec.is_whole:
             continue
         if tensor.dtype in _dtypes.wider(spec.dtype):
             nbytes = spec.tensor.elements * tensor.width
@@ -359,21 +395,21 @@ def _with_vocabulary(
     return dataclasses.replace(expected, config=plan.config(rows.pop()))
 
 
-def _tolerance(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> Tolerance:
+def _tolerance(
+    expected: ExpectedModel,
+    may_lack: Callable[[str], bool] | None,
+    reason: Callable[[TensorSpec], str | None],
+) -> Tolerance:
     """Return the allowed differences.
 
     Args:
         expected: What the model must contain.
         may_lack: Returns whether transformers omits a tensor of this name; None if not trained.
+        reason: Returns why a tensor cannot be compared, or None if it can.
     """
-    new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
-
-    def unread(spec: TensorSpec) -> str | None:
-        return TRAINED if spec.layer in new else expected.unread(spec)
-
     return Tolerance(
-        unread=unread,
-        any_dtype=lambda spec: spec.layer in new or spec.model.lora is not None,
+        unread=reason,
+        any_dtype=lambda spec: reason(spec) in _OF_TRAINING or spec.model.lora is not None,
         any_rows=lambda spec: spec.layer is None and expected.unread(spec) == TOKENIZER,
         may_lack=may_lack or (lambda _: False),
     )

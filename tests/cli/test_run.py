@@ -358,11 +358,11 @@ class TestFiles:
     def test_top_level_parameters_are_in_the_manifest(
         self, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:
-        """A layer that top-level parameters scale counts as new."""
+        """A layer that top-level parameters scale is scaled, and new only if it is a copy."""
         words = "append: 1, parameters: {scale: [{filter: q_proj, value: 0.5}]}"
         assert mk("run", words, tmp_path / "out", "--model", tiny).status == 0
         layers = json_of(tmp_path / "out/interleave.json")["layers"]
-        assert all(layer["new"] for layer in layers)
+        assert [layer["new"] for layer in layers] == [False] * (len(layers) - 1) + [True]
         assert layers[0]["scale"] == [{"filter": "q_proj", "value": 0.5}]
         text = (tmp_path / "out/README.md").read_text()
         assert status(text).startswith(f"**Status: {card_data.UNKNOWN}.**")
@@ -620,7 +620,7 @@ class TestRefusals:
         assert "NaN" in err
 
     def test_a_config_without_a_layer_count(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-        """A base without a layer count has as many layers as it stores; OUT states its own count."""
+        """A base without a layer count has as many layers as it stores; OUT states its own."""
         config = json_of(own_tiny / "config.json")
         del config["num_hidden_layers"]
         (own_tiny / "config.json").write_text(json.dumps(config))

@@ -115,14 +115,26 @@ def test_rotary_buffers_are_really_not_loaded(tmp_path: Path) -> None:
     assert torch.equal(before, after)
 
 
-def test_defaults_are_those_of_transformers() -> None:
-    """The defaults of keys in `must_agree` are those of the config classes."""
-    from transformers import LlamaConfig, MistralConfig
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "gpt2", "bloom", "qwen3_5_text", "mixtral", "opt", "zaya", "gemma3", "qwen2_vl"],
+)
+def test_the_tensors_before_and_after_the_layers_are_measured(name: str) -> None:
+    """The data has the tensors that the class uses before its first and after its last layer."""
+    family = families.family_of_config(zoo.toy_config(name).to_dict())
+    assert family is not None
+    measured = zoo.ends(name)
+    assert measured == {
+        "before_layers": [*family.before_layers],
+        "after_layers": [*family.after_layers],
+    }
 
-    for name, config in (("llama", LlamaConfig()), ("mistral", MistralConfig())):
-        for key, default in (family_of(name).must_agree or {}).items():
-            if default is not None:
-                assert getattr(config, key) == default, (name, key)
+
+@pytest.mark.parametrize("name", families.known_types())
+def test_the_types_that_mergekit_defines(name: str) -> None:
+    """The data says for which types mergekit takes the head from the last slice."""
+    family = family_of(name)
+    assert family.mergekit_defined == zoo.defined_by_mergekit(name, family.after_layers)
 
 
 @pytest.mark.parametrize(

@@ -99,12 +99,13 @@ def test_logits_that_differ_are_refused(mk: Cli, odd: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_type_must_stay_exact(mk: Cli, odd: Path, tmp_path: Path) -> None:
-    """An expansion that changes the outputs is refused, because nothing could check it."""
-    command = ["run", "repeat: [1, 3]", tmp_path / "out", "--model", odd]
-    result = mk(*command, "--trust-remote-code")
+def test_zeroed_layers_of_an_unknown_type_are_measured(mk: Cli, odd: Path, tmp_path: Path) -> None:
+    """Zeroed layers beside a dropped layer are refused, because they cannot be measured."""
+    text = "layout: [0:2, {layers: 1:2, zero: [o_proj, down_proj]}, 3:4]"
+    command = ["run", text, tmp_path / "out", "--model", odd, "--trust-remote-code"]
+    result = mk(*command)
     assert result.status == 1
-    assert re.search(r"^error: .*'odd'", result.err), result.err
+    assert re.search(r"^error: .*'odd'.*\bmeasured\b", result.err, re.MULTILINE), result.err
     assert not (tmp_path / "out").exists()
 
 

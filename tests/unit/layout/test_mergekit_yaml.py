@@ -146,7 +146,7 @@ class TestReading:
             layout, {"parameters": {"scale": {"filter": "b", "value": 3}}}
         )
         assert [scale_of(n, scaled.slices[0].scales) for n in "abc"] == [2, 3, None]
-        assert [layer.new for layer in scaled.layers] == [True, True]
+        assert [layer.new for layer in scaled.layers] == [False, True]
         assert mergekit_yaml.effective(layout, {}) == layout
 
     def test_source_settings_come_before_those_of_slice_and_module(self) -> None:

@@ -15,10 +15,11 @@ from huggingface_hub.utils import validate_repo_id
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergekit_interleave.architectures.family import family_of
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.directive.growth import Every, Repeat
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
-from mergekit_interleave.directive.scale import zeroed_scales
+from mergekit_interleave.directive.scale import Scale, zeroed_scales
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.layout.layout import Edit, Layout, Slice, expand
 from mergekit_interleave.output import card_data, card_files, model_card, verification_text
@@ -59,6 +60,7 @@ def facts(**changes: Any) -> card_data.CardData:
         "parameters": (110, 10),
         "nbytes": 220,
         "dtypes": ["BF16"],
+        "family": family_of("llama"),
         "verified": verification_text.short(outcomes),
         "checks": verification_text.sentences(outcomes),
         **changes,
@@ -234,15 +236,39 @@ def test_zeroed_norms_have_another_warning() -> None:
 
 
 def test_fewer_layers_are_no_expansion() -> None:
-    """A pruned model has no new layers and nothing to train."""
+    """A pruned model has no new layers, so the card offers to train those at its seam."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 4, 8)))
     found = facts(
         layout=layout, growth=None, identities=(), status=card_data.CHANGED, parameters=(90, 0)
     )
     text = model_card.render(found)
     assert "pruning" in ModelCard(text).data.tags
-    assert "freeze_original_layers" not in text
+    training = section(text, "Train the layers at the merge seams")
+    assert 'freeze_original_layers(model, layers="seams")' in training
+    assert "--layers seams" in training
+    assert "layers = {1, 2}" in training
+    assert "| merge seams | 1, at layers 1-2 |" in text
     assert found.name == "base_90_6Layers-Pruned"
+
+
+def test_a_model_with_nothing_to_train() -> None:
+    """A model with only scaled layers has neither new layers nor seams, and no such section."""
+    layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 4, 8, (Scale(0.5),))))
+    found = facts(
+        layout=layout, growth=None, identities=(), status=card_data.CHANGED, parameters=(90, 0)
+    )
+    text = model_card.render(found)
+    assert "freeze_original_layers" not in text
+    assert "8 layers, 4 of them scaled" in text
+    assert "| scaled layers | 4-7 |" in text
+    assert found.name == "base_90_8Layers-Scaled"
+
+
+def test_the_card_shows_lines_that_need_no_package() -> None:
+    """The lines name the new layers, and are left out where the names in memory are unknown."""
+    training = section(model_card.render(facts()), "Train only the new layers")
+    assert "named_parameters" in training
+    assert "named_parameters" not in model_card.render(facts(family=None))
 
 
 def test_unknown_values_are_left_out() -> None:

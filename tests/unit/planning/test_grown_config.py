@@ -14,7 +14,7 @@ from mergekit_interleave.directive.growth import Append
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout.layout import expand
-from mergekit_interleave.planning.grown_config import deepened, moved_file, placement_of, restated
+from mergekit_interleave.planning.grown_config import deepened, grow, moved_file, restated
 from mergekit_interleave.planning.per_layer_config import Placement
 
 
@@ -27,7 +27,7 @@ def config_of(directive: str, path: Path, **config: Any) -> dict[str, Any]:
     growth = parse(directive, "x").growth
     assert growth is not None
     layout = expand(growth, base.ref, base.depth)
-    return deepened(base, layout, placement_of({base.ref: base}, layout))
+    return deepened(base, layout, grow({base.ref: base}, layout).placement)
 
 
 def test_only_the_depth_changes(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ class TestLayersThatDiffer:
         (path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 4}')
         base = open_checkpoint(ModelRef(ModelPath(str(path))))
         layout = expand(Append(1), base.ref, 4)
-        result = deepened(base, layout, placement_of({base.ref: base}, layout))
+        result = deepened(base, layout, grow({base.ref: base}, layout).placement)
         assert result == {"model_type": "gpt2", "n_layer": 5}
 
 

@@ -31,7 +31,7 @@ def placed(
     family = families.family_of(model_type)
     assert family is not None
     source = SourceConfig(config, family, DEPTH, lambda _: None)
-    return place(source, expand(growth, MODEL, DEPTH, edit and (lambda _: edit)))
+    return place({MODEL: source}, expand(growth, MODEL, DEPTH, edit and (lambda _: edit)))
 
 
 class TestPeriods:
