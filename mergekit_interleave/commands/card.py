@@ -94,7 +94,7 @@ def card(
     _check_ids(repo, base_model)
     recorded, own = _recorded(place, file), place / manifest.FILE
     before = manifest.read(own).content if own.is_file() else {}
-    models, warnings = Models(cached_only=True), list[str]()
+    models, warnings = Models(cached_only=True), [*recorded.directive.warnings]
     report, content = _described(place, recorded, file, models, warnings.append)
     card_files.check_replaceable(place, before, force=force)
     result = models.open(ModelRef(ModelPath(str(place))))
@@ -200,11 +200,10 @@ def _described(
         against = sources
     report = verification.verify_as_found(directory, models, against=against, layout_from=file)
     if report.differences:
+        command = ["mk-interleave verify", str(directory), *(f"--against {m}" for m in against)]
         raise RefusedError(
-            f"{directory}: does not match its layout: {report.differences[0]}",
-            hint=" ".join(
-                ["mk-interleave verify", str(directory), *(f"--against {each}" for each in against)]
-            ),
+            f"{directory}: does not match its layout: {report.differences[0]} "
+            f"(`{' '.join(command)}` lists all differences)"
         )
     if recorded.manifest is not None:
         return report, dict(recorded.manifest.content)

@@ -88,28 +88,6 @@ def of_sources(
     )
 
 
-def _check_depths(layout: Layout, recorded: RecordedLayout, models: Models) -> None:
-    """Check that each source has the recorded depth, or at least the layers that are taken from it.
-
-    Raises:
-        CheckpointError: A source has another depth, so it is not a source of this model.
-    """
-    known = recorded.manifest
-    for i, model in enumerate(layout.models):
-        depth = models.open(model).depth
-        if known is not None and depth != known.depths[i]:
-            raise CheckpointError(
-                f"{model}: has {depth} layers, but {manifest.FILE} records {known.depths[i]} for "
-                f"this source, {known.models[i]}",
-                hint=f"pass the model that it was grown from: --against {known.models[i]}",
-            )
-        taken = max(part.stop for part in layout.slices if part.model == model)
-        if depth < taken:
-            raise CheckpointError(
-                f"{model}: has {depth} layers, but the layout takes layer {taken - 1} of it"
-            )
-
-
 def of_generation(
     generation: Generation, against: Sequence[ModelRef], models: Models
 ) -> ExpectedModel:
@@ -195,6 +173,28 @@ def _composed_keys(generation: Generation) -> dict[str, object]:
 
 
 _DTYPES = ("dtype", "out_dtype")
+
+
+def _check_depths(layout: Layout, recorded: RecordedLayout, models: Models) -> None:
+    """Check that each source has the recorded depth, or at least the layers that are taken from it.
+
+    Raises:
+        CheckpointError: A source has another depth, so it is not a source of this model.
+    """
+    known = recorded.manifest
+    for i, model in enumerate(layout.models):
+        depth = models.open(model).depth
+        if known is not None and depth != known.depths[i]:
+            raise CheckpointError(
+                f"{model}: has {depth} layers, but {manifest.FILE} records {known.depths[i]} for "
+                f"this source, {known.models[i]}",
+                hint=f"pass the model that it was grown from: --against {known.models[i]}",
+            )
+        taken = max(part.stop for part in layout.slices if part.model == model)
+        if depth < taken:
+            raise CheckpointError(
+                f"{model}: has {depth} layers, but the layout takes layer {taken - 1} of it"
+            )
 
 
 def _with_models(directive: Directive, against: Sequence[ModelRef]) -> Directive:

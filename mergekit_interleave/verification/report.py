@@ -305,7 +305,7 @@ def _naming_the_lineage(recorded: RecordedLayout) -> Iterator[None]:
         yield
     except CheckpointError as error:
         content = {} if recorded.manifest is None else recorded.manifest.content
-        if error.hint is None and lineage.KEY in content:
+        if lineage.KEY in content:
             bases = (each.names for each in lineage.generations(content))
             options = [" ".join(f"--against {name}" for name in names) for names in bases]
             error.hint = f"its bases are {' or '.join(options)}"

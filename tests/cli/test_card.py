@@ -413,7 +413,7 @@ class TestCard:
         refused = mk("card", out)
         assert (refused.status, (out / "README.md").exists()) == (1, False)
         assert "model.layers.2.mlp.up_proj.weight" in refused.err
-        assert refused.err.endswith(f"hint: mk-interleave verify {out} --against {own_tiny}\n")
+        assert f"`mk-interleave verify {out} --against {own_tiny}`" in refused.err
         flip_bit(own_tiny, "model.layers.2.mlp.up_proj.weight")
         written = mk("card", out)
         assert written.status == 0
