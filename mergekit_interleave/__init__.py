@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mergekit_interleave.errors import LayoutError as LayoutError
     from mergekit_interleave.errors import OutputError as OutputError
     from mergekit_interleave.errors import RefusedError as RefusedError
+    from mergekit_interleave.errors import RequirementError as RequirementError
     from mergekit_interleave.errors import UnreachableError as UnreachableError
     from mergekit_interleave.training.freeze import freeze_original_layers as freeze_original_layers
     from mergekit_interleave.verification.report import VerifyReport as VerifyReport
@@ -56,6 +57,7 @@ _MODULES = {
         "LayoutError",
         "OutputError",
         "RefusedError",
+        "RequirementError",
         "UnreachableError",
     ),
     "training.freeze": ("freeze_original_layers",),

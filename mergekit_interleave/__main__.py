@@ -14,10 +14,27 @@ def main() -> None:
         cli.main()
     except KeyboardInterrupt:
         _leave()
+    except ImportError as error:
+        _name_the_missing(error)
     except SystemExit as error:
         if error.code == INTERRUPTED:
             _leave()
         raise
+
+
+def _name_the_missing(error: ImportError) -> None:
+    """Print which packages the command line needs, and exit.
+
+    The command line reports every later error itself.
+    """
+    from mergekit_interleave import _requirements  # noqa: PLC0415
+
+    found = _requirements.unmet()
+    if not found:
+        raise error
+    remedy = _requirements.error_of(found)
+    print(f"error: {remedy}\nhint: {remedy.hint}", file=sys.stderr)  # noqa: T201
+    sys.exit(remedy.exit_code)
 
 
 def _leave() -> None:

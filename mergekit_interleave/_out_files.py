@@ -30,7 +30,7 @@ class OutFile(NamedTuple):
             in `_ANYWHERE`, for its name in any folder.
         writer: What writes it: `run`, an `engine`, the `base` (it is copied from there) or
             `others`.
-        usual: Whether a model without interleave.json may contain it and still be replaced by
+        usual: Whether a model that mergekit wrote may contain it and still be replaced by
             `run --force`. If there is an interleave.json, it lists the files that may be replaced.
         weights: Whether it may contain weights.
         tokenizer: Whether it belongs to the tokenizer, which mergekit may write instead.
@@ -113,7 +113,7 @@ def is_copied(path: str) -> bool:
 
 
 def is_usual(path: str) -> bool:
-    """Return whether a model that no run has written may contain a file and still be replaced."""
+    """Return whether a model that mergekit wrote may contain a file and still be replaced."""
     return "/" not in path and any(row.usual and row.matches(path) for row in FILES)
 
 

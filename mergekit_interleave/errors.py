@@ -65,6 +65,10 @@ class OutputError(InterleaveError):
     """The output cannot be written."""
 
 
+class RequirementError(InterleaveError):
+    """A required package is not installed, or has a release that this project does not support."""
+
+
 @contextmanager
 def collected_warnings() -> Iterator[list[str]]:
     """Collect warnings in a list; an error raised in the block carries the earlier warnings."""
@@ -91,9 +95,9 @@ def check_keys(keys: Iterable[object], known: Collection[str], where: str = "") 
             )
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the known word that is most similar to `word`, or None if none is similar."""
+def nearest(word: str, known: Iterable[str], similarity: float = 0.6) -> str | None:
+    """Return the known word that is most similar to `word`, or None if none is similar enough."""
     import difflib  # noqa: PLC0415 - needed only for an unknown word
 
-    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    matches = difflib.get_close_matches(word, list(known), n=1, cutoff=similarity)
     return matches[0] if matches else None

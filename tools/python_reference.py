@@ -35,7 +35,8 @@ print(mk.train("deeper", trainer="axolotl").text)
 The functions print nothing, never exit, and do not change logging or signal handlers. They return
 frozen objects. `as_dict()` returns what `--json` prints, and `warnings` contains the lines that
 `mk-interleave` prints as `warning:`. Every error about your input is an `InterleaveError`; its
-`hint` says what to do. An argument of the wrong Python type may also raise a `TypeError`.
+`hint` says what to do, with the flags of the command line: `--allow-pickle` stands for
+`allow_pickle=True`. An argument of the wrong Python type may also raise a `TypeError`.
 
 Importing the package does not import torch or transformers. The notebook
 [examples/python-api.ipynb](../examples/python-api.ipynb) runs without a network.

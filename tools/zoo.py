@@ -560,10 +560,13 @@ def untrainable(out: Path) -> str:
         target = targets.read(out, Models())
     except RefusedError as error:
         return "" if _is_shared(load(out)) else str(error)
+    fault = _frozen_otherwise(out, target)
+    if fault:
+        return fault
     for name in ("transformers", "peft"):
         model = _model_of(write.write(target, name).text)
         inner = getattr(model, "get_base_model", lambda whole=model: whole)()
-        new = {*target.new_layers}
+        new = {*target.layers}
         layers_of = _layers(inner, target.depth)
         trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
         layers = {index for parameter in trained for index in layers_of.get(parameter, [-1])}
@@ -577,6 +580,21 @@ def untrainable(out: Path) -> str:
             with_gradient = {index for p in parameters for index in layers_of[id(p)]}
             if with_gradient != new:
                 return f"{name}: layers {sorted(new - with_gradient)} get no gradient"
+    return ""
+
+
+def _frozen_otherwise(out: Path, target: Any) -> str:
+    """Describe how the card's lines of plain PyTorch train other parameters; empty if they do not.
+
+    A card may have no such lines.
+    """
+    blocks = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    for code in (block for block in blocks if block.startswith("import re")):
+        model = load(out)
+        exec(code, {"model": model})  # noqa: S102 - the card tells users to run it
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        if trained != {name for name, _ in model.named_parameters()} & target.trained:
+            return f"the card's lines train {sorted(trained ^ target.trained)[:1]}"
     return ""
 
 

@@ -234,7 +234,7 @@ class Family:
             identity too, if the writers have no bias.
         identity_constants: Substrings of the names of tensors that must also be filled to make a
             layer an identity, each with its constant.
-        output_norms: The norms between projections and residual stream. `zero: gains` makes them
+        output_norms: The norms between projections and residual stream. `zero: norms` makes them
             output zero, because zeroed projections would take large first steps in training.
         indexer_sharing: Layers that reuse the indexer result of an earlier layer.
         kv_sharing: The last layers, if they reuse keys and values of earlier layers.

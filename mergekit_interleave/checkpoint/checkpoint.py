@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +17,19 @@ from typing import Any
 from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint import hub, layer_names, pickle_weights
+from mergekit_interleave.checkpoint import (
+    adapter,
+    hub,
+    layer_names,
+    pickle_weights,
+    wrapped_names,
+)
 from mergekit_interleave.checkpoint.quantization import SIDECARS, Quantization, quantization_of
 from mergekit_interleave.checkpoint.safetensors_header import (
     INDEX,
     WEIGHTS,
     Tensor,
+    has_weight_files,
     read_index,
     read_json,
     read_tensors,
@@ -130,9 +137,10 @@ class Checkpoint:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether a file states a quantization or, if the weights are on disk, they show it."""
-        if self.has_weights:
-            return self.quantization.is_quantized
+        """Whether a file states a quantization or, if the weights can be read, they show it."""
+        with suppress(CheckpointError):  # `gen` needs no weights, and so accepts broken ones
+            if self.has_weights:
+                return self.quantization.is_quantized
         return self._quantization({}).is_quantized
 
     def _quantization(self, dtypes: Mapping[str, str]) -> Quantization:
@@ -191,8 +199,11 @@ class Checkpoint:
 
         Raises:
             CheckpointError: There are no safetensors files, or a header or the index is malformed.
+            RefusedError: The names are those of a wrapped module.
         """
-        return read_tensors(self.store)
+        tensors = read_tensors(self.store)
+        wrapped_names.check(self.path, tensors)
+        return tensors
 
     @property
     def has_weights(self) -> bool:
@@ -441,6 +452,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a directory", hint=f"name the model's directory: --model {path.parent}"
         )
+    if adapter.is_adapter(path) and not has_weight_files(path):
+        raise adapter.not_a_model(path)
     if not is_checkpoint(path):
         raise CheckpointError(f"{path}: not a checkpoint, because it has no {CONFIG}")
     return read_json(path / CONFIG, most=MAX_CONFIG)

@@ -113,7 +113,10 @@ def _load(
         tuple(sorted(parameters.intersection(report["missing_keys"]))),
         frozenset(model.state_dict()).difference(report["missing_keys"]),
         tuple(sorted(report["unexpected_keys"])),
-        {name: (tuple(stored), tuple(built)) for name, stored, built in report["mismatched_keys"]},
+        {
+            name: (tuple(stored), tuple(built))
+            for name, stored, built in sorted(report["mismatched_keys"])
+        },
         type(model).__name__,
     )
 
@@ -150,7 +153,8 @@ def _conversions_on_meta() -> Iterator[None]:
     if before is None:  # a version that converts no tensor there
         yield
         return
-    WeightConverter.force_cpu = property(lambda _: False, lambda _, __: None)
+    # transformers keeps some converters, so each must still get its own value.
+    WeightConverter.force_cpu = property(lambda _: False, before.__set__)
     try:
         yield
     finally:

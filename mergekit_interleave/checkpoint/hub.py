@@ -18,11 +18,18 @@ from mergekit_interleave.directive.model_ref import ModelPath
 from mergekit_interleave.errors import CheckpointError, UnreachableError
 
 
-def fetch_config(model: ModelPath, *, cached_only: bool, cache_dir: str | None = None) -> Path:
+def fetch_config(
+    model: ModelPath,
+    *,
+    name: str = "config.json",
+    cached_only: bool,
+    cache_dir: str | None = None,
+) -> Path:
     """Fetch config.json alone.
 
     Args:
         model: A Hub id, with an optional revision.
+        name: The name of the file, if it is not config.json.
         cached_only: Do not access the network.
         cache_dir: A cache to use instead of the default one.
 
@@ -38,14 +45,14 @@ def fetch_config(model: ModelPath, *, cached_only: bool, cache_dir: str | None =
         return str(
             hf_hub_download(
                 model.path,
-                "config.json",
+                name,
                 revision=model.revision,
                 cache_dir=cache_dir,
                 local_files_only=cached_only or not _has_address(),
             )
         )
 
-    return Path(_ask(fetch, model)).parent
+    return Path(_ask(fetch, model, name)).parent
 
 
 def fetch_files(
@@ -114,7 +121,7 @@ def is_hub_id(text: str) -> bool:
     return True
 
 
-def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
+def _ask(fetch: Callable[[], str], model: ModelPath, name: str = "config.json") -> str:
     """Return the path of a download, or raise an error that states the reason."""
     from huggingface_hub import constants, errors  # noqa: PLC0415
     from huggingface_hub.utils import logging  # noqa: PLC0415
@@ -145,8 +152,8 @@ def _ask(fetch: Callable[[], str], model: ModelPath) -> str:
         ),
         (
             errors.EntryNotFoundError,
-            "the repository has no config.json",
-            "name a repository with a transformers model",
+            f"the repository has no {name}",
+            "name a repository with a transformers model; for a PEFT adapter, org/base+org/adapter",
         ),
     )
     try:

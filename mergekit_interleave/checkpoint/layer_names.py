@@ -106,7 +106,7 @@ def stacks_of(names: Iterable[str], depth: int, config: Mapping[str, Any]) -> tu
         deepest = max((len(indices) for indices in found.values()), default=0)
         raise RefusedError(
             f"the model has no stack of {depth} layers; its longest stack has {deepest}",
-            hint="check that interleave.json describes this model",
+            hint="pass the interleave.json of this model",
         )
     if len(whole) == 1:
         return tuple(whole)

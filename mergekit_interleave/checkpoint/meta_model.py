@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _requirements
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import read_json
@@ -76,6 +77,7 @@ def build(path: Path, *, trusted: bool = False) -> Any:
 
     Raises:
         RefusedError: transformers cannot build the model.
+        RequirementError: transformers is missing or too old.
     """
     with transformers_errors("build the model"):
         config = config_of(path, trusted=trusted)
@@ -112,7 +114,9 @@ def transformers_errors(task: str) -> Iterator[None]:
 
     Raises:
         RefusedError: transformers cannot do it.
+        RequirementError: transformers is missing or too old.
     """
+    _requirements.check("torch", "transformers")
     try:
         yield
     except Exception as error:

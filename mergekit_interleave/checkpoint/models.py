@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mergekit_interleave import _out_files
+from mergekit_interleave.checkpoint import adapter
 from mergekit_interleave.checkpoint.checkpoint import (
     Checkpoint,
     fetch_small_files,
@@ -95,6 +96,15 @@ class Models:
             cache.opened[ref] = replace(opened, trusted=self.trust_remote_code)
         return cache.opened[ref]
 
+    def check_lora(self, ref: ModelRef) -> None:
+        """Check that the LoRA of a model exists, if it has one.
+
+        Raises:
+            CheckpointError: It does not.
+        """
+        if ref.lora is not None:
+            adapter.check(ref.lora, cached_only=self.cached_only, cache_dir=self.cache_dir)
+
     def open_if_possible(
         self, ref: ModelRef, failed: Callable[[CheckpointError], object] | None = None
     ) -> Checkpoint | None:
@@ -134,12 +144,15 @@ class Models:
         return ()
 
     def fetch_card(self, checkpoint: Checkpoint) -> None:
-        """Fetch the model card of an opened model, if any, because it may state the license."""
+        """Fetch the model card and the interleave.json of an opened model, if it has them.
+
+        The card may state the license, and interleave.json the lineage.
+        """
         if not checkpoint.is_local:
             with suppress(CheckpointError):
                 fetch_files(
                     checkpoint.pinned,
-                    wanted=[_out_files.CARD],
+                    wanted=[_out_files.CARD, _out_files.MANIFEST],
                     cached_only=self.cached_only,
                     cache_dir=self.cache_dir,
                 )

@@ -12,11 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_json, to_json
+from mergekit_interleave.checkpoint.safetensors_header import (
+    INDEX,
+    PICKLES,
+    WEIGHTS,
+    read_json,
+    to_json,
+)
 from mergekit_interleave.errors import CheckpointError, OutputError
 
-PICKLE = "pytorch_model.bin"
-PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLE, PICKLE_INDEX = PICKLES
 
 
 def files_of(directory: Path) -> list[Path]:

@@ -177,6 +177,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(iterate_tensors(path))
 
 
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The files with pickled weights that transformers reads: the weights, or their index."""
+
+
+def has_weight_files(path: Path) -> bool:
+    """Whether a directory has weights that transformers reads, or an index of them."""
+    return any((path / name).is_file() for name in (WEIGHTS, INDEX, *PICKLES))
+
+
 def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield the names and tensors of a directory, shard by shard.
 
@@ -188,7 +197,7 @@ def iterate_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         yield from _iterate_indexed(path, index)
     elif single.is_file():
         yield from read_file(single).items()
-    elif any(path.glob("*.bin")) or any(path.glob("*.pt*")):
+    elif any((path / name).is_file() for name in PICKLES):
         raise CheckpointError(
             f"{path}: the weights are pickled, and pickles are not loaded by default",
             hint="pass --allow-pickle to read only the tensors in them",

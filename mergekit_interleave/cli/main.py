@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import typer
 
+from mergekit_interleave import _requirements
 from mergekit_interleave.cli import app as apps
 from mergekit_interleave.cli import options, text
 from mergekit_interleave.cli._typer_internals import take_named_shell
@@ -66,6 +67,11 @@ def _explain(error: Exception, words: list[str]) -> tuple[str, str | None, int]:
         case OSError():
             place = error.filename or "standard output"
             return f"{place}: {error.strerror or error}", None, 1
+    if found := _requirements.unmet():
+        remedy = _requirements.error_of(found)
+        if isinstance(error, ImportError):
+            return str(remedy), remedy.hint, remedy.exit_code
+        return f"unexpected {type(error).__name__}: {error}; {remedy}", remedy.hint, 1
     hint = "`mk-interleave --debug ...` shows the traceback; please report it"
     return f"unexpected {type(error).__name__}: {error}", hint, 1
 

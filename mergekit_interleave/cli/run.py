@@ -32,9 +32,11 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     *,
     flags: Flags,
     allow_non_identity: NonIdentity = False,
-    engine: Annotated[str, typer.Option(
-        metavar="|".join(engines.names()), help="The engine that writes the weights.",
-        autocompletion=options.offering(*engines.names()))] = engines.AUTO,
+    engine: Annotated[str | None, typer.Option(
+        metavar="|".join(engines.names()), show_default=False,
+        help=f"The engine that writes the weights. Default: ${engines.VARIABLE}, or else "
+        f"{engines.AUTO}: mergekit wherever it can.",
+        autocompletion=options.offering(*engines.names()))] = None,
     out_shard_size: Annotated[str | None, typer.Option(
         metavar="SIZE", show_default=False, help="The maximum size of a shard, such as 5GB, 500MB "
         "or mergekit's 5B. Default: 5GB; the stream engine keeps the base's shards.")] = None,
@@ -48,6 +50,9 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     base_model: Annotated[str | None, typer.Option(
         metavar="ORG/NAME", help="The Hub id of a local source model, for the model card and the "
         "recipe in OUT.")] = None,
+    repo: Annotated[str | None, typer.Option(
+        metavar="ME/NAME", help="The Hub id under which you will publish the model, for the model "
+        "card.")] = None,
     cuda: Annotated[bool, typer.Option("--cuda", help=
         "Do arithmetic on the GPU.", rich_help_panel=_MERGEKIT)] = False,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help=
@@ -81,6 +86,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         verify=not no_verify,
         force=force,
         base_model=base_model,
+        repo=repo,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
         trust_remote_code=trust_remote_code,
@@ -104,12 +110,22 @@ def _directive_and_out(words: list[str]) -> tuple[str | None, str]:
         raise DirectiveError(
             f"expected [DIRECTIVE] OUT, found {len(words)} arguments", hint=options.QUOTES
         )
-    if not directive and (out == "-" or directives.is_inline(out) or os.path.isfile(out)):
-        kind = "an existing file" if os.path.isfile(out) else "a directive"
-        raise DirectiveError(
-            f"OUT is missing: {out!r} is {kind}", hint=f"mk-interleave run {out!r} OUT"
-        )
+    if not directive:
+        _check_out(out)
     return (directive[0] if directive else None), out
+
+
+def _check_out(out: str) -> None:
+    """Refuse a directive in place of OUT."""
+    is_file = os.path.isfile(out)
+    # An existing directory is OUT, whatever its name looks like. Path.is_dir may raise.
+    is_out = os.path.isdir(out)  # noqa: PTH112
+    right = None if is_file or is_out else directives.corrected(out)
+    if is_file or out == "-" or right is not None or directives.is_inline(out):
+        kind = "an existing file" if is_file else "a directive"
+        raise DirectiveError(
+            f"OUT is missing: {out!r} is {kind}", hint=f"mk-interleave run {right or out!r} OUT"
+        )
 
 
 def _key_value(text_given: str) -> tuple[str, str]:

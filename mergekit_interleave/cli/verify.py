@@ -25,9 +25,15 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
     trained: Annotated[bool, typer.Option("--trained", help=
         "Accept any values in new layers; all other tensors must equal the base's, bit for bit.",
         )] = False,
+    layers: Annotated[str | None, typer.Option(metavar="WHICH", show_default=False, help=
+        "With --trained: accept any values in these layers, too: seams or a range such as 8:24.",
+        )] = None,
+    also: Annotated[list[str] | None, typer.Option(metavar="NAME", show_default=False, help=
+        "With --trained: accept any values in this module outside the layers, too, such as "
+        "lm_head. You can repeat this option.")] = None,
     recipe: Annotated[str | None, typer.Option(metavar="FILE", help=
-        "The file that records the layout, if OUT has none: an interleave.json, a mergekit "
-        "config or a directive.")] = None,
+        "The file that records the layout, if OUT has none: an interleave.json, a mergekit config, "
+        "a directive, or the directory of a model that has one of them.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
         "The maximum memory for weights with --forward; the rest stays on disk.")] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help=
@@ -44,6 +50,8 @@ def verify(  # noqa: PLR0913 - one parameter for each flag
         against=against,
         forward=forward,
         trained=trained,
+        layers=layers,
+        also=also or (),
         recipe=recipe,
         max_memory=max_memory,
         allow_pickle=allow_pickle,

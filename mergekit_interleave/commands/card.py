@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave._files import replace_file
+from mergekit_interleave import _out_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
-from mergekit_interleave.checkpoint.safetensors_header import to_json
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.engines.registry import MERGEKIT
-from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
+from mergekit_interleave.errors import CheckpointError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import (
+    base_names,
     card_files,
     card_metadata,
     manifest,
     recorded_layout,
     verification_text,
 )
-from mergekit_interleave.output.card_data import card_data
+from mergekit_interleave.output.card_data import CardData
 from mergekit_interleave.output.recorded_layout import RecordedLayout
+from mergekit_interleave.output.staging import files_below
 from mergekit_interleave.planning import public_names, zeroing
-from mergekit_interleave.verification import expected as expectations
 from mergekit_interleave.verification import report as verification
-from mergekit_interleave.verification.expected import ExpectedModel
+from mergekit_interleave.verification.report import VerifyReport
 
 
 @dataclass(frozen=True)
@@ -58,102 +58,182 @@ class CardReport:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
 
 
-def card(directory: StrPath, *, force: bool = False) -> CardReport:
-    """Regenerate the model card and the layer map of a model.
+def card(
+    directory: StrPath,
+    *,
+    repo: str | None = None,
+    base_model: str | None = None,
+    recipe: StrPath | None = None,
+    force: bool = False,
+) -> CardReport:
+    """Write the model card and the layer map of a model again.
 
-    Both are derived from interleave.json and from the present content of the directory.
+    Both are derived from interleave.json and from the present content of the directory. If the
+    model has no interleave.json, because a trainer or mergekit-yaml wrote it, `card` writes one.
 
     Args:
-        directory: A model that `run` or mergekit-yaml wrote.
+        directory: A model that `run`, mergekit-yaml or a trainer wrote.
+        repo: The Hub id under which you will publish the model.
+        base_model: The Hub id of its base; of a model that was grown several times, of its first
+            base.
+        recipe: The file that records the layers, if the directory has none: the interleave.json of
+            the expansion, or the directory that contains it.
         force: Replace a card that was edited or written by another tool.
 
     Returns:
         The report: the written files, the suggested name and the bases.
 
     Raises:
-        CheckpointError: The directory does not record the model's layers.
+        DirectiveError: `repo` or `base_model` is not a Hub id, or the model has several bases.
+        CheckpointError: No file records the model's layers.
         OutputError: The card was edited, or cannot be written.
         RefusedError: The model does not match its layout.
     """
-    place = Path(directory)
+    place, file = Path(directory), None if recipe is None else Path(recipe)
     recorded_layout.check_directory(place)
-    warnings: list[str] = []
-    try:
-        recorded = recorded_layout.read(place)
-    except CheckpointError as error:
-        if not (place / manifest.FILE).exists():
-            error.hint = f"for a trained model, copy {manifest.FILE} from the expanded model"
-        raise
-    before = {} if recorded.manifest is None else recorded.manifest.content
+    _check_ids(repo, base_model)
+    recorded, own = _recorded(place, file), place / manifest.FILE
+    before = manifest.read(own).content if own.is_file() else {}
+    models, warnings = Models(cached_only=True), list[str]()
+    report, content = _described(place, recorded, file, models, warnings.append)
     card_files.check_replaceable(place, before, force=force)
-    models = Models(cached_only=True)
-    expected, trained = _verify(place, models)
     result = models.open(ModelRef(ModelPath(str(place))))
-    content = {
-        **(before or _content(place, recorded, result, warnings.append)),
-        **manifest.totals(expected.layout, expected.specs, packed=manifest.is_packed(result)),
-    }
-    if trained and verification_text.TRAINED not in content.get("verified", {}):
-        content["verified"] = {}  # the recorded outcomes are those before training
-    title = place.resolve().name or "model"
-    data = card_data(place, title, content, recorded.layout, trained=trained)
-    texts = card_files.generate(data)
-    for name, text in texts.items():
-        replace_file(place / name, text)
-    digests = card_files.digests(texts)
-    file = place / manifest.FILE
-    if before and before.get(card_files.KEY) != digests and not file.is_symlink():
-        replace_file(file, to_json({**before, card_files.KEY: digests}))
-    note = (
-        "the card has no base_model, because the base's Hub id is unknown; set it with "
-        "`run --base-model org/name`"
-    )
+    content = _updated(content, report, result, is_of_expansion=file is not None)
+    content |= {} if repo is None else {manifest.REPO: repo}
+    if base_model is not None:
+        content = base_names.stated(content, base_model)
+    record = file if recorded.manifest else None
+    written = base_names.write_recipe(place, content, _recipe(report, record))
+    data, content = card_files.write(place, content, recorded.layout, trained=bool(report.changed))
+    if "layers" in content:
+        if file is not None or not before:
+            content["files"] = _files(place, recorded)
+            written = [manifest.FILE, *written]
+        if content != before:
+            manifest.write(place, content)
     return CardReport(
-        files=tuple(texts),
+        files=(*card_files.FILES, *written),
         name=data.name,
         base_models=tuple(data.base_models),
         warnings=tuple(warnings),
-        notes=() if data.base_models else (note,),
+        notes=tuple(_notes(data)),
     )
 
 
-def _verify(directory: Path, models: Models) -> tuple[ExpectedModel, bool]:
-    """Return the expected model, and whether its new layers were trained after `run` wrote it.
+def _check_ids(repo: str | None, base_model: str | None) -> None:
+    """Check the Hub ids before anything is read."""
+    if repo is not None:
+        public_names.checked_id(repo, "repo")
+    if base_model is not None:
+        public_names.checked_id(base_model.partition("@")[0], "base_model")
+
+
+def _updated(
+    content: Mapping[str, Any], report: VerifyReport, result: Checkpoint, *, is_of_expansion: bool
+) -> dict[str, Any]:
+    """Return the content of interleave.json with what is true of the model now.
+
+    Args:
+        content: The recorded content.
+        report: The comparison of the model.
+        result: The model.
+        is_of_expansion: Whether the content was recorded for the model before training.
+    """
+    expected, packed = report.expected, manifest.is_packed(result)
+    updated = {**content, **manifest.totals(expected.layout, expected.specs, packed=packed)}
+    if is_of_expansion:
+        updated.pop(manifest.REPO, None)
+        updated.pop(card_files.KEY, None)
+    if report.changed and verification_text.TRAINED not in (updated.get("verified") or {}):
+        updated["verified"] = {}  # the recorded outcomes are those before training
+    return updated
+
+
+def _files(directory: Path, recorded: RecordedLayout) -> list[str]:
+    """Return the files that `run --force` may replace: never the weights of a trainer."""
+    from_mergekit = recorded.manifest is None
+    usual = filter(_out_files.is_usual, files_below(directory)) if from_mergekit else ()
+    return sorted({*usual, *card_files.FILES, manifest.FILE})
+
+
+def _recipe(report: VerifyReport, record: Path | None) -> str | None:
+    """Return the mergekit YAML of a model: that of its plan, or that beside its record."""
+    if report.expected.plan is not None:
+        return report.expected.plan.recipe
+    if record is None:
+        return None
+    beside = (record if record.is_dir() else record.parent) / mergekit_yaml.FILE
+    return beside.read_text(encoding="utf-8") if beside.is_file() else None
+
+
+def _notes(data: CardData) -> Iterator[str]:
+    if not data.base_models:
+        only = len(data.since or data.sources) == 1
+        remedy = "; set it with `card DIR --base-model org/name`" if only else ""
+        bases = "base's Hub id is" if only else "bases' Hub ids are"
+        yield f"the card has no base_model, because the {bases} unknown{remedy}"
+
+
+def _recorded(directory: Path, file: Path | None) -> RecordedLayout:
+    try:
+        return recorded_layout.read(directory, file)
+    except CheckpointError as error:
+        if file is None and not (directory / manifest.FILE).exists():
+            error.hint = "for a trained model, name the directory of the expanded one: --recipe DIR"
+        raise
+
+
+def _described(
+    directory: Path,
+    recorded: RecordedLayout,
+    file: Path | None,
+    models: Models,
+    warn: Callable[[str], object],
+) -> tuple[VerifyReport, dict[str, Any]]:
+    """Verify a model, and return the content of its interleave.json or reconstruct it.
 
     Raises:
         RefusedError: A tensor outside the new layers differs, or another file does.
     """
-    report = verification.verify(directory, models)
-    if not report.differences:
-        return report.expected, False
-    lenient = verification.verify(directory, models, trained=True)
-    if lenient.differences:
+    against: list[ModelRef] = []
+    if recorded.manifest is None and _are_available(sources := _sources(recorded), models):
+        against = sources
+    report = verification.verify_as_found(directory, models, against=against, layout_from=file)
+    if report.differences:
         raise RefusedError(
-            f"{directory}: does not match its layout: {lenient.differences[0]}",
-            hint=f"mk-interleave verify {directory}",
+            f"{directory}: does not match its layout: {report.differences[0]}",
+            hint=" ".join(
+                ["mk-interleave verify", str(directory), *(f"--against {each}" for each in against)]
+            ),
         )
-    new = {layer.index for layer in report.expected.layout.new_layers}
-    trained = any(difference.layer in new for difference in report.differences)
-    return lenient.expected, trained
+    if recorded.manifest is not None:
+        return report, dict(recorded.manifest.content)
+    plan = report.expected.plan
+    if plan is None:
+        return report, _of_itself(directory, recorded, models, warn)
+    outcomes = {report.kind: report.outcome()}
+    content = manifest.describe(plan, MERGEKIT, None, outcomes, warn)
+    return report, {**content, "tools": {}}  # the version of mergekit is unknown
 
 
-def _content(
-    directory: Path, recorded: RecordedLayout, result: Checkpoint, warn: Callable[[str], object]
-) -> Mapping[str, Any]:
-    """Reconstruct the content of a missing interleave.json, as far as it is known."""
+def _sources(recorded: RecordedLayout) -> list[ModelRef]:
+    """Return the models that a recipe names, in the order of `verify --against`."""
+    keys = recorded.directive.mergekit
+    base = [parse_model(keys["base_model"], "base_model")] if "base_model" in keys else []
+    return list(dict.fromkeys((*recorded.layout.models, *base)))
+
+
+def _are_available(sources: Sequence[ModelRef], models: Models) -> bool:
+    found = [models.open_if_possible(model) for model in sources]
+    return all(checkpoint is not None and checkpoint.has_weights for checkpoint in found)
+
+
+def _of_itself(
+    directory: Path, recorded: RecordedLayout, models: Models, warn: Callable[[str], object]
+) -> dict[str, Any]:
+    """Reconstruct what is known of a model whose sources are not available."""
     layout, keys = recorded.layout, recorded.directive.mergekit
-    against = list(layout.models)
-    if "base_model" in keys:
-        against += [parse_model(keys["base_model"], "base_model")]
-    try:
-        sources = Models(cached_only=True)
-        plan = expectations.of_sources(recorded, list(dict.fromkeys(against)), sources).plan
-    except InterleaveError:
-        plan = None
-    if plan is not None:
-        content = manifest.describe(plan, MERGEKIT, None, {}, warn)
-        return {**content, "tools": {}, "recipe": plan.recipe, "layers_file": mergekit_yaml.FILE}
-    family = result.require_family()
+    family = models.open(ModelRef(ModelPath(str(directory)))).require_family()
     inherited = card_metadata.inherited({"": card_metadata.read(directory, warn)}, "", ())
     return {
         "directive": mergekit_yaml.to_document(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +26,9 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, registry
+from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.directive.scale import AUTO, GAINS
+from mergekit_interleave.directive.scale import AUTO, NORMS
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -36,11 +37,9 @@ from mergekit_interleave.errors import (
     collected_warnings,
 )
 from mergekit_interleave.layout import describe, mergekit_yaml
-from mergekit_interleave.layout.infer import Known, directives_of
-from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest
-from mergekit_interleave.planning import edits, merge_stream, zeroing
-from mergekit_interleave.planning.edits import edit_of
+from mergekit_interleave.planning import merge_stream, zeroing
+from mergekit_interleave.planning.shortest import KnownModels
 
 CARD = _out_files.CARD
 
@@ -70,10 +69,12 @@ def _explain(source: str, stdin: IO[str], warn: Warn) -> str:
     text, where, stored = _read(source, stdin)
     documents = _documents(text)
     keys_of_each = [yaml_io.keys(part) for part in documents]
-    ours = any(_is_ours(keys) for keys in keys_of_each)
-    if len(documents) > 1 and not (ours or _FENCE.search(text) or _has_merge(keys_of_each)):
+    is_card = _is_card(where, keys_of_each)
+    ours = not is_card and any(_is_ours(keys) for keys in keys_of_each)
+    has_fence = _FENCE.search(text) is not None
+    if len(documents) > 1 and not (is_card or ours or has_fence or _has_merge(keys_of_each)):
         raise DirectiveError(f"{where}: none of its documents is a mergekit config")
-    if _FENCE.search(text) and not ours:
+    if is_card or (has_fence and not ours):
         text, where = _fenced(text, where, warn), f"{where}, in its YAML block"
         documents = _documents(text)
     models = _Opened(where, warn)
@@ -110,6 +111,16 @@ def _stored(directory: Path) -> Directive | None:
     return None
 
 
+def _is_card(where: str, documents: Sequence[Mapping[str, str | None]]) -> bool:
+    """Return whether a text is a model card: front matter and prose, with YAML in code blocks only.
+
+    Args:
+        where: The name of the text.
+        documents: The keys of each of its YAML documents; prose has none.
+    """
+    return where.endswith(".md") or not all(documents)
+
+
 _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 
@@ -121,7 +132,10 @@ def _fenced(card: str, where: str, warn: Warn) -> str:
         if any(_is_passthrough(yaml_io.keys(part)) for part in _documents(text))
     ]
     if not merges:
-        raise DirectiveError(f"{where}: none of its code blocks is the YAML of a passthrough merge")
+        raise DirectiveError(
+            f"{where}: none of its code blocks is the YAML of a passthrough merge",
+            hint="name a mergekit YAML, or a model that `run` or mergekit-yaml wrote",
+        )
     if len(set(merges)) > 1:
         warn(f"{where}: has {len(set(merges))} passthrough merges; only the first is explained")
     return merges[0]
@@ -161,7 +175,7 @@ def _is_ours(keys: Mapping[str, str | None]) -> bool:
 
 def _has_explicit_slices(keys: Mapping[str, str | None]) -> bool:
     """Return whether a document with these keys lists its layers, as a mergekit config does."""
-    return any(key in keys for key in directives.EXPLICIT_KEYS)
+    return any(key in keys for key in EXPLICIT_KEYS)
 
 
 def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
@@ -194,20 +208,13 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
     if not isinstance(directive.growth, ExplicitSlices):
         return text.rstrip() + "\n"  # it is a directive already
     layout = mergekit_yaml.from_document(directive.growth.document, models.known_depth)
-    found = list(directives_of(layout, models.known(layout)))
-    if not _modules_return(directive.growth, layout, models):
-        found = []
-    best, written = min(
-        (
-            (one, yaml_io.write_lines(_with_keys(one, directive).to_document()))
-            for one in found or [stored or directive]
-        ),
-        key=lambda choice: len(choice[1]),
-    )
+    known = KnownModels(models.open, models.depth)
+    best = known.shortest(layout, directive.growth) or stored or directive
+    written = yaml_io.write_lines(_with_keys(best, directive).to_document())
     growth = None if best is directive else best.growth
     depth = models.depth(layout.models[0]) or best.layers
     identities = zeroing.identities(layout, models.family)
-    if best is stored and stored.zero_rule in (AUTO, GAINS):
+    if best is stored and stored.zero_rule in (AUTO, NORMS):
         identities = frozenset(layer.index for layer in layout.new_layers)
     sentence = describe.sentence(layout, growth, depth, identities)
     # In a stream, the markers before and after a document are added to the result.
@@ -220,15 +227,6 @@ def _explained(text: str, where: str, models: _Opened, stored: Directive | None 
 def _with_keys(found: Directive, written: Directive) -> Directive:
     """Return a found directive with the name and mergekit's keys of the written one."""
     return replace(found, mergekit=written.mergekit, name=written.name)
-
-
-def _modules_return(growth: ExplicitSlices, layout: Layout, models: _Opened) -> bool:
-    """Return whether a directive would expand to `modules` if the config lists them."""
-    modules = growth.document.get("modules")
-    if not isinstance(modules, Mapping) or modules.keys() == {"default"}:
-        return True  # mergekit-multi writes slices this way
-    checkpoint = models.open(layout.models[0])
-    return checkpoint is not None and bool(checkpoint.modules)
 
 
 class _Opened:
@@ -259,42 +257,8 @@ class _Opened:
             )
         return depth
 
-    def known(self, layout: Layout) -> Known:
-        known = {}
-        checkpoint = self.open(layout.models[0])
-        if checkpoint is not None and checkpoint.family is not None:
-            for word in (AUTO, GAINS):
-                with suppress(InterleaveError):
-                    edit = edit_of(word, checkpoint, lambda _: None)
-                    if edit is not None:
-                        known[word] = edit
-        return Known(
-            depths={model: self.depth(model) for model in layout.models},
-            closes=self._closes,
-            edits=known,
-            reaches_out=self._reaches_out,
-        )
-
     def family(self, model: ModelRef) -> families.Family:
         """Return the family of a model, or an assumed one if it is unknown."""
         checkpoint = self.open(model)
         known = None if checkpoint is None else checkpoint.family
         return known or families.assumed_family()
-
-    def _closes(self, model: ModelRef, names: tuple[str, ...]) -> bool:
-        checkpoint = self.open(model)
-        family = families.assumed_family() if checkpoint is None else checkpoint.family
-        return (
-            family is not None
-            and not family.identity_constants
-            and {*names} == {*family.residual_writers}
-        )
-
-    def _reaches_out(self, layout: Layout) -> bool:
-        try:
-            for part, before in ((layout.slices[0], True), (layout.slices[-1], False)):
-                outside = edits.outside(self.open(part.model), before=before)
-                zeroing.check_outside(part.scales, outside)
-        except InterleaveError:
-            return True
-        return False

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
+from mergekit_interleave.commands.tools import MERGEKIT, PEFT, TOOLS
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.directive import EXPLICIT_KEYS
 from mergekit_interleave.directive.growth import registry
+from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
 from mergekit_interleave.errors import DirectiveError, collected_warnings
-from mergekit_interleave.planning import merge_stream, mergekit_support
+from mergekit_interleave.planning import merge_stream, mergekit_support, peft_replication
 from mergekit_interleave.planning.resolve import resolve
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 def gen(
     directive: DirectiveLike | None = None,
     *,
+    tool: str = MERGEKIT,
     allow_non_identity: bool = False,
     **words: Unpack[Words],
 ) -> Recipe:
@@ -33,26 +36,35 @@ def gen(
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
+        tool: The tool to write for: `mergekit`, or `peft`, whose `LoraConfig` takes the result as
+            its arguments. PEFT copies the layers while it loads the base, and stores only a LoRA.
         allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
-        The YAML, a `str` with `warnings`.
+        The YAML, or for `peft` the JSON, as a `str` with `warnings`.
 
     Raises:
         DirectiveError: The directive is invalid for every model.
         LayoutError: The directive does not fit the model.
         CheckpointError: The model must be read, but cannot be.
+        RefusedError: The tool would build other layers.
     """
+    if tool not in TOOLS:
+        raise DirectiveError(f"unknown tool {tool!r}", hint=f"use {' or '.join(TOOLS)}")
     models = Models()
     source = inputs.read(directive)
-    if isinstance(source, Text) and merge_stream.is_stream(*source):
+    if tool != PEFT and isinstance(source, Text) and merge_stream.is_stream(*source):
         _check_stream(source, has_flags=inputs.any_given(words))
         return Recipe(*merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
     wanted = inputs.parse(source, words)
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
     with collected_warnings() as warnings:
         warnings.extend(expansion.warnings)
+        if tool == PEFT:
+            arguments = peft_replication.lora_config(expansion)
+            lines = (f'  "{name}": {json.dumps(value)}' for name, value in arguments.items())
+            return Recipe("{\n" + ",\n".join(lines) + "\n}\n", warnings)
         warnings.extend(mergekit_support.check(expansion))
     return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name), warnings)
 

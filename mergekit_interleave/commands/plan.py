@@ -27,7 +27,8 @@ from mergekit_interleave.engines import registry, select
 from mergekit_interleave.engines.protocol import Estimate
 from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
-from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout import describe, mergekit_yaml, roles
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output import manifest, svg
@@ -67,7 +68,7 @@ class Writing:
 
     Attributes:
         nbytes: The bytes of all tensors.
-        engine: The engine that `--engine auto` selects.
+        engine: The engine that `run` uses without `--engine`.
         why: The reason for that choice.
         estimates: What each engine needs, by its name. An engine that cannot write the weights is
             missing, as is one whose needs are unknown until the weights are available.
@@ -145,8 +146,8 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the layout: only models of the same layout can be merged."""
-        return manifest.fingerprint(self.layout)
+        """The fingerprint of the layout, which does not depend on the names of its models."""
+        return fingerprint(self.layout)
 
     def lines(self) -> list[tuple[str, str]]:
         """Return the plan as lines of text, each with its name."""
@@ -204,6 +205,7 @@ def plan(
     Raises:
         InterleaveError: `run` would refuse the directive or the model.
     """
+    registry.requested(None)  # raises an error for an unknown engine in the environment
     wanted = inputs.parse(inputs.read(directive), words)
     models = Models(trust_remote_code=trust_remote_code)
     here = Path.cwd()
@@ -234,6 +236,7 @@ def _plan(
     found = _from_config(expansion, sources)
     if all(checkpoint.has_weights for checkpoint in sources.models.values()):
         expansion_plan = plan_expansion(expansion, models, None)
+        manifest.check_sources(expansion_plan)
         warnings.extend(expansion_plan.warnings)
         return _from_weights(found, expansion_plan, here)
     return _estimated(found, sources, here, warnings.append)
@@ -295,7 +298,7 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Plan:
     """Add the sizes of the tensors to a plan."""
     new = {layer.index for layer in found.layout.new_layers}
-    choice = select.choose(expansion_plan, here)
+    choice = select.choose(expansion_plan, here, registry.requested(None))
     return dataclasses.replace(
         found,
         identities=expansion_plan.identities,
@@ -336,7 +339,8 @@ def _estimated(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
     if dtype is None or first.is_quantized:
         return dataclasses.replace(found, parameters=parameters)
     nbytes = parameters.after * dtype.bits // 8
-    writing = _writing(select.choose_by_config(first, nbytes), nbytes, here)
+    choice = select.choose_by_config(first, nbytes, registry.requested(None))
+    writing = _writing(choice, nbytes, here)
     return dataclasses.replace(found, parameters=parameters, writing=writing)
 
 
@@ -345,7 +349,8 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
     new = len(layout.new_layers)
     yield "what", found.sentence
     before = " + ".join("?" if depth is None else str(depth) for depth in found.depths)
-    yield "layers", f"{before} → {len(layout)}, {new} of them new"
+    others = layer_maps.others(layout, found.identities)
+    yield "layers", f"{before} → {len(layout)}, {new} of them new{others}"
     for name, depth in zip(found.names, found.depths, strict=True):
         if len(found.names) > 1:
             yield "model", f"{name}, {'?' if depth is None else depth} layers"
@@ -355,12 +360,15 @@ def _lines(found: Plan) -> Iterator[tuple[str, str]]:
         mean, most = found.distance
         layers = "1 layer" if mean == 1 else f"{decimal(mean)} layers"
         yield "distance", f"{layers} on average from a copy to its original, {most} at most"
+    seams = layer_maps.seam_layers(layout, found.identities)
+    if seams:
+        yield "seams", seams
     yield from _sizes(found)
     for key, (old, value) in (found.config or {}).items():
         yield "config", f"{key}: {_short(old)} → {_short(value)}"
     if not found.config:
         yield "config", "not known" if found.config is None else "unchanged"
-    yield "fingerprint", manifest.fingerprint(layout)
+    yield "fingerprint", fingerprint(layout)
     for warning in found.warnings:
         yield "warning", warning
 
@@ -407,7 +415,7 @@ def _as_dict(found: Plan) -> dict[str, Any]:
     models, distance = layout.models, found.distance
     return {
         "what": found.sentence,
-        "fingerprint": manifest.fingerprint(layout),
+        "fingerprint": fingerprint(layout),
         "models": [
             {"model": name, "layers": depth}
             for name, depth in zip(found.names, found.depths, strict=True)
@@ -419,10 +427,11 @@ def _as_dict(found: Plan) -> dict[str, Any]:
                 "role": role,
             }
             for layer, role in zip(
-                layout.layers, layer_maps.roles(layout, found.identities), strict=True
+                layout.layers, roles.roles(layout, found.identities), strict=True
             )
         ],
         "new_layers": [layer.index for layer in layout.new_layers],
+        "seams": [[*seam] for seam in roles.seams(layout, found.identities)],
         "distance": distance and {"mean": distance[0], "largest": distance[1]},
         "parameters": found.parameters
         and {

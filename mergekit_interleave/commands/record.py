@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave._files import replace_file
-from mergekit_interleave.checkpoint.safetensors_header import to_json
-from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
-from mergekit_interleave.output.card_data import card_data
+from mergekit_interleave.output import (
+    card_files,
+    lineage,
+    manifest,
+    recorded_layout,
+    verification_text,
+)
 from mergekit_interleave.verification.report import VerifyReport
 
 
@@ -30,8 +33,7 @@ def record(
         Warnings. A failure to write is not an error.
     """
     own = report.own
-    stated = [] if own is None else [_last(name) for name in own.models]
-    if own is None or not (report.is_exact or stated == [_last(name) for name in report.against]):
+    if own is None or not (report.is_exact or _are_sources(report.against, own.content)):
         return ()
     kind, outcome = report.kind, report.outcome()
     if measured is not None:
@@ -48,18 +50,16 @@ def _record(out: Path, kind: str, outcome: Mapping[str, Any]) -> tuple[str, ...]
         return ()
     names = [name for name in card_files.FILES if card_files.is_generated(out / name, content)]
     if names:
-        data = card_data(out, out.resolve().name, content, recorded_layout.read(out).layout)
-        texts = {name: text for name, text in card_files.generate(data).items() if name in names}
-        for name, text in texts.items():
-            replace_file(out / name, text)
-        recorded = {**card_files.recorded(content), **card_files.digests(texts)}
-        replace_file(out / manifest.FILE, to_json({**content, card_files.KEY: recorded}))
+        layout = recorded_layout.read(out).layout
+        manifest.write(out, card_files.write(out, content, layout, files=names)[1])
     page = out / card_files.FILES[0]
     if page.exists() and page.name not in names:
         return (f"{page}: was edited, so the result is recorded in {manifest.FILE} only",)
     return ()
 
 
-def _last(name: str) -> str:
-    """Return a model's name without owner and revision, which a local copy may lack."""
-    return name.partition("@")[0].rpartition("/")[2]
+def _are_sources(names: Sequence[str], content: Mapping[str, Any]) -> bool:
+    """Return whether models have the names of the sources, or of earlier bases."""
+    wanted = list(map(lineage.last_part, names))
+    generations = lineage.generations(content)
+    return any(list(map(lineage.last_part, each.names)) == wanted for each in generations)

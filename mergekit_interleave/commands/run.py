@@ -40,11 +40,17 @@ from mergekit_interleave.errors import (
     collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
-from mergekit_interleave.planning import computation_check, structure_check, suggest
-from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion, vocab_size
+from mergekit_interleave.planning import computation_check, public_names, structure_check, suggest
+from mergekit_interleave.planning.expansion_plan import (
+    ExpansionPlan,
+    check_out,
+    plan_expansion,
+    vocab_size,
+)
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import files, forward
@@ -57,6 +63,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mergekit_interleave.commands.inputs import Words
+
+_WORTH_A_HINT = 10
+"""The estimated seconds that a faster run must save to be suggested."""
 
 _UNPICKLED = ".unpickled"
 """The directory for converted pickled weights, inside the staging directory."""
@@ -88,13 +97,13 @@ class RunReport:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the layout: only models of the same layout can be merged."""
-        return manifest.fingerprint(self.layout)
+        """The fingerprint of the layout, which does not depend on the names of its models."""
+        return fingerprint(self.layout)
 
     @property
     def hint(self) -> str | None:
         """A suggestion for a faster run, if there is one."""
-        if self.outcome.streamable:
+        if self.outcome.saving >= _WORTH_A_HINT:
             return "--engine stream writes the same tensors, faster and in constant memory"
         return None
 
@@ -104,10 +113,9 @@ class RunReport:
         numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
         size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
         new = f"{len(self.layout)} layers, {len(self.layout.new_layers)} of them new"
-        purpose = "merging two models layer by layer requires equal fingerprints"
         lines = [
             f"{self.out}: {new}; {numbers}{size}{traffic}",
-            f"layout fingerprint: {self.fingerprint} ({purpose})",
+            f"layout fingerprint: {self.fingerprint}",
         ]
         return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
 
@@ -134,12 +142,13 @@ def run(  # noqa: PLR0913 - one parameter for each option
     directive: DirectiveLike | None = None,
     out: StrPath | None = None,
     *,
-    engine: str = registry.AUTO,
+    engine: str | None = None,
     out_shard_size: int | str | None = None,
     reflink: bool = True,
     verify: bool = True,
     force: bool = False,
     base_model: str | None = None,
+    repo: str | None = None,
     allow_pickle: bool = False,
     allow_non_identity: bool = False,
     trust_remote_code: bool = False,
@@ -160,12 +169,14 @@ def run(  # noqa: PLR0913 - one parameter for each option
         directive: Text, a path, an open file, a mapping, or a `Directive`. A mergekit passthrough
             config is a directive, too.
         out: The directory to write.
-        engine: The engine that writes the weights: `auto` (the first that can), or its name.
+        engine: The engine that writes the weights: `auto` (the first that can), or its name. The
+            default is the environment variable `MK_INTERLEAVE_ENGINE`, or else `auto`.
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
         reflink: Let the stream engine share disk blocks with the base if the filesystem can.
         verify: Read the written weights back and compare them with the sources.
         force: Replace an existing model at `out`; nothing else is replaced.
         base_model: The Hub id of a local source model, for the model card and the recipe.
+        repo: The Hub id under which you will publish the model, for the model card.
         allow_pickle: Read the tensors in pickled weights, and nothing else.
         allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         trust_remote_code: Run code from the models. By default none is run.
@@ -185,7 +196,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be written exactly; nothing is written to `out`.
     """
-    registry.rows(engine)  # raises an error for an unknown engine
+    request = registry.requested(engine)
     if not out:
         raise DirectiveError("OUT is empty", hint="name the directory to write")
     if device is not None:
@@ -203,7 +214,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
     wanted = inputs.parse(inputs.read(directive), words)
     options = _Options(
         weights=WriteOptions(
-            engine=engine,
+            request=request,
             shard_size=inputs.parse_size(out_shard_size, "--out-shard-size"),
             reflink=reflink,
             mergekit=mergekit_options,
@@ -211,6 +222,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         ),
         replace=force,
         base_model=base_model,
+        repo=None if repo is None else public_names.checked_id(repo, "repo"),
         verify=verify,
         allow_pickle=allow_pickle,
         allow_non_identity=allow_non_identity,
@@ -257,6 +269,7 @@ class _Options:
         weights: How to write the weights.
         replace: Whether to replace an existing model at OUT.
         base_model: The Hub id of a local source model.
+        repo: The Hub id under which the model will be published.
         verify: Whether to read the written weights back and compare them with the sources.
         allow_pickle: Whether to read pickled weights.
         allow_non_identity: See `resolve`, which is called again after pickled weights are read.
@@ -265,6 +278,7 @@ class _Options:
     weights: WriteOptions
     replace: bool
     base_model: str | None
+    repo: str | None
     verify: bool
     allow_pickle: bool
     allow_non_identity: bool
@@ -274,6 +288,8 @@ def _run(
     expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
 ) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
+    for source in expansion.sources.values():
+        check_out(out, source)
     check_vacant(out, replace=options.replace)
     how = options.weights
     select.check(how, expansion)
@@ -288,6 +304,7 @@ def _run(
             expansion, models, out, base_model=options.base_model, mix=mixes(how.mergekit)
         )
         warnings.extend(plan.warnings)
+        manifest.check_sources(plan)
         must_measure = _must_measure(plan)
         writer = Writer(plan, work, how)
         writer.check_room()
@@ -314,7 +331,13 @@ def _run(
         shutil.rmtree(scratch, ignore_errors=True)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
-        name, content = card_files.write_new(work, out.name, content, warnings.append)
+        content |= {manifest.REPO: options.repo} if options.repo else {}
+        name = None
+        try:
+            card, content = card_files.write(work, content, plan.layout, name=out.name)
+            name = card.name
+        except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
+            warnings.append(f"the model card could not be written: {error}")
         names = sorted({*files_below(work), manifest.FILE})
         _write_json(work / manifest.FILE, {**content, "files": names})
         _check_files(plan, work)
@@ -480,10 +503,12 @@ def _check_weights(
         first, *more = written.differences
         others = f", and {len(more)} more" if more else ""
         zeroed = any(spec.name == first.tensor and spec.scale == 0 for spec in plan.specs)
+        multiplied = zeroed and registry.ENGINES[outcome.engine].multiplies
         raise OutputError(
             f"the written weights are wrong: {first}{others}",
-            hint="does the base have infinity or NaN in this tensor? Times 0, either is NaN"
-            if zeroed
+            # Infinity or NaN in the base, times 0, is NaN.
+            hint="if the base has infinity or NaN there, --engine stream writes zeros"
+            if multiplied
             else None,
         )
     return written
@@ -516,8 +541,8 @@ def _measure(plan: ExpansionPlan, work: Path) -> dict[str, Any]:
     if not found.is_exact:
         raise RefusedError(
             f"model type {plan.first.model_type!r} is unknown, and the result does not compute "
-            f"what its base computes: the logits differ by {found.relative:.0e} of their size",
-            hint="zero other tensors: all that write to the residual stream must be zero",
+            f"what its base computes: the logits differ by {found.relative:.0e} of their size; a "
+            "tensor that writes to the residual stream is not zeroed"
         )
     return found.outcome(identity=True)
 

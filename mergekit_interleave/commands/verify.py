@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from mergekit_interleave._interrupts import scratch_directory
+from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.record import record
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.output import recorded_layout
+from mergekit_interleave.planning.tensor_plan import TensorSpec
+from mergekit_interleave.training import selection
 from mergekit_interleave.verification import report as reports
 from mergekit_interleave.verification.report import VerifyReport
 
@@ -24,6 +29,8 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     against: ModelLike | Sequence[ModelLike] | None = None,
     forward: bool = False,
     trained: bool = False,
+    layers: str | None = None,
+    also: Sequence[str] = (),
     recipe: StrPath | None = None,
     max_memory: int | str | None = None,
     allow_pickle: bool = False,
@@ -38,12 +45,15 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     Args:
         out: A model that `run` or mergekit-yaml wrote.
         against: Its base: a directory or a Hub id. If there are several sources, a list of them in
-            the order of interleave.json. By default, the model is compared with itself.
+            the order of interleave.json. With `trained`, it may be any model of its lineage. By
+            default, the model is compared with itself.
         forward: Load both models, and compare their logits and their greedily generated text.
         trained: Accept any values in new layers; all other tensors must equal the base's, bit for
             bit.
+        layers: The layers that were trained besides the new ones, in the words of `train`.
+        also: The modules outside the layers that were trained too, such as `lm_head`.
         recipe: The file that records the layout, if the model has none: an interleave.json, a
-            mergekit config or a directive.
+            mergekit config, a directive, or the directory of a model that has one of them.
         max_memory: The maximum memory for weights in the forward pass, in bytes or as text such as
             `8GB`; the rest stays on disk.
         allow_pickle: Read the tensors of a base from pickled weights, and nothing else.
@@ -53,10 +63,11 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         The differences, and the number of compared tensors and bytes.
 
     Raises:
-        DirectiveError: `forward` or `trained` is given without `against`, or `max_memory` without
-            `forward`.
+        DirectiveError: `forward` or `trained` is given without `against`, `max_memory` without
+            `forward`, or `layers` or `also` without `trained`; or these name nothing.
         CheckpointError: A model cannot be read, or no file records its layout.
-        RefusedError: The forward passes cannot be compared.
+        RefusedError: The forward passes cannot be compared, or the tensors of a model that was
+            grown several times with those of an earlier base.
     """
     if max_memory is not None and not forward:
         raise DirectiveError("--max-memory limits the forward pass only", hint="pass --forward too")
@@ -64,30 +75,46 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         raise DirectiveError("--forward needs the base", hint="pass it with --against MODEL")
     if trained and not against:
         raise DirectiveError("--trained needs the base", hint="pass it with --against MODEL")
+    if (layers or also) and not trained:
+        raise DirectiveError(
+            "--layers and --also name what was trained", hint="pass --trained --against MODEL too"
+        )
     memory = inputs.parse_size(max_memory, "--max-memory")
     place, sources = Path(out), inputs.parse_models(against, "--against")
     with restored_settings(), _scratch(wanted=allow_pickle) as scratch:
-
-        def verified(*, trained: bool) -> VerifyReport:
-            return reports.verify(
-                place,
-                Models(trust_remote_code=trust_remote_code, unpickle_into=scratch),
-                against=sources,
-                layout_from=None if recipe is None else Path(recipe),
-                trained=trained,
+        models = Models(trust_remote_code=trust_remote_code, unpickle_into=scratch)
+        file = None if recipe is None else Path(recipe)
+        if trained:
+            named = _named(place, file, models, layers, also)
+            report = reports.verify_as_found(
+                place, models, against=sources, layout_from=file, named=named
             )
-
-        report = verified(trained=trained)
-        if trained and report.is_exact and report.own is not None:
-            # A model whose new layers are still as `run` wrote them is not recorded as trained.
-            untrained = verified(trained=False)
-            report = untrained if untrained.is_exact else report
+        else:
+            report = reports.verify(place, models, against=sources, layout_from=file)
         warnings = record(place, report) if sources else ()
         if forward and report.is_exact:
             measured = reports.measure(place, report, memory)
             warnings += record(place, report, measured)
             report = dataclasses.replace(report, forward=measured)
     return dataclasses.replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *warnings))))
+
+
+def _named(
+    place: Path, file: Path | None, models: Models, words: str | None, also: Sequence[str]
+) -> Callable[[TensorSpec], bool]:
+    """Return a function that tells whether a tensor was named as trained."""
+    chosen: Sequence[int] = ()
+    if words is not None:
+        recorded_layout.check_directory(place)
+        layout = recorded_layout.read(place, file).layout
+        family = models.open(ModelRef(ModelPath(str(place)))).family
+        chosen = selection.select(layout, family, words, model=str(place))
+    outside: Collection[str] = ()
+    if also:
+        built = meta_model.build(place, trusted=models.trust_remote_code)
+        stored = meta_model.stored_names(built)
+        outside = {stored[name] for name in selection.parameters_outside(built, also)}
+    return lambda spec: spec.layer in chosen or spec.name in outside
 
 
 @contextmanager

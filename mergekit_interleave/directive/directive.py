@@ -17,16 +17,16 @@ from string import ascii_lowercase
 from typing import IO, Any
 
 from mergekit_interleave import _dtypes
-from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.growth import (
-    ExplicitSlices,
-    Growth,
-    explicit_slices,
-    registry,
-    windows,
-)
+from mergekit_interleave.directive import mergekit_keys, yaml_io
+from mergekit_interleave.directive.growth import ExplicitSlices, Growth, registry, windows
 from mergekit_interleave.directive.growth.base import Named, positive
-from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file, parse_model
+from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS, MERGEKIT_KEYS, METHOD
+from mergekit_interleave.directive.model_ref import (
+    ModelRef,
+    is_directory_or_file,
+    parse_model,
+    with_revision,
+)
 from mergekit_interleave.directive.scale import (
     APPLY_TO,
     NONE,
@@ -48,23 +48,10 @@ _INLINE = "the directive"
 _STDIN = "standard input"
 _SHORTEST = "the shortest directive is `interleave: every 4`"
 
-MERGEKIT_KEYS = (
-    "merge_method",
-    "base_model",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-    "parameters",
-)
 NAME = "name"
 """mergekit-multi's name for the result of a document; only streams use it."""
 
-EXPLICIT_KEYS = explicit_slices.KEYS
-"""The keys of a mergekit config that list every layer; each takes the place of a growth line."""
-
-OWN_KEYS = ("model", "models", "layers", "zero", "scale", "apply_to")
+OWN_KEYS = ("model", "revision", "models", "layers", "zero", "scale", "apply_to")
 """This project's own keys, except the growth lines."""
 
 
@@ -246,19 +233,26 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
             f"{source}: is a directory, not a directive",
             hint=f"pass it as the model: --model {source}",
         )
-    raise DirectiveError(f"{source}: no such file", hint=_inline_hint(source))
+    right = corrected(source)
+    if right is None:
+        raise DirectiveError(f"{source}: no such file")
+    raise DirectiveError(
+        f"{source!r} is neither a file nor a directive",
+        hint=f"an inline directive needs a colon and a space after each key: '{right}'",
+    )
 
 
-def _inline_hint(text: str) -> str | None:
-    """Return a hint if a text seems to be inline but lacks a colon or the space after one."""
+def corrected(text: str) -> str | None:
+    """Return the directive that a text is meant to be if it lacks a colon or the space after one.
+
+    Return None if the text is the name of a file.
+    """
     match = re.match(r"\s*(\w+)(?:\s+|:)(.+)", text)
     if match is not None and match[1] in known_keys():
-        right = f"{match[1]}: {match[2].lstrip(': ')}"
-    elif re.search(r":\S", text) and not Path(text).suffix:
-        right = "interleave: every 4"
-    else:
-        return None
-    return f"an inline directive needs a colon and a space after each key: '{right}'"
+        return f"{match[1]}: {match[2].lstrip(': ')}"
+    if re.search(r":\S", text) and not Path(text).suffix:
+        return "interleave: every 4"
+    return None
 
 
 def is_inline(text: str) -> bool:
@@ -360,8 +354,11 @@ def from_document(document: Mapping[Any, object]) -> Directive:
         DirectiveError: A key or value is wrong, or there are two growth lines.
     """
     lines = [key for key in registry.LINES if key in document]
+    if METHOD in document and any(document.get(key) for key in ("slices", "modules")):
+        lines = []  # mergekit ignores any key that it does not know, even one of ours
     # `models:` is mergekit's list of whole models; beside a growth line it is short names.
-    explicit = [key for key in EXPLICIT_KEYS if key in document]
+    explicit = [key for key in EXPLICIT_KEYS if document.get(key) is not None]
+    explicit = [key for key in explicit if document[key]] or explicit[:1]
     if lines or isinstance(document.get("models"), Mapping):
         explicit = [key for key in explicit if key != "models"]
     if len(lines + explicit) > 1:
@@ -369,27 +366,44 @@ def from_document(document: Mapping[Any, object]) -> Directive:
         raise DirectiveError(
             f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one of them"
         )
-    own = [key for key in OWN_KEYS if key not in explicit]
-    known = (*registry.LINES, *own, *MERGEKIT_KEYS, *explicit, NAME)
-    ignored = _check_known(document, known, explicit=bool(explicit))
+    if explicit:
+        return _mergekit_config(document, explicit[0])
+    _check_known(document, known_keys())
     for key, value in document.items():
         if value is None and key in known_keys():
             raise DirectiveError(f"{key}: has no value")
-        if explicit and key in own:
-            raise DirectiveError(
-                f"`{key}` cannot be combined with `{explicit[0]}`, which already sets it per layer"
-            )
-    if explicit:
-        return Directive(
-            growth=ExplicitSlices({explicit[0]: document[explicit[0]]}),
-            mergekit=_mergekit_keys(document, parse_model),
-            name=_name(document),
-            warnings=tuple(f"{key}: mergekit ignores this unknown key" for key in ignored),
-        )
     directive = _grown(document, lines[0] if lines else None)
     if directive.growth is not None:
         directive.check()
     return directive
+
+
+def _mergekit_config(document: Mapping[Any, object], key: str) -> Directive:
+    """Parse a mergekit config, whose layers are under `key`.
+
+    A document with `merge_method` is a config whatever else it has, because mergekit requires that
+    key. Without it, one of our keys beside `slices` is a mistake.
+    """
+    own = [name for name in OWN_KEYS if name in document and name not in EXPLICIT_KEYS]
+    if own and METHOD not in document:
+        raise DirectiveError(
+            f"`{own[0]}` cannot be combined with `{key}`, which already sets it per layer",
+            hint=f"leave `{own[0]}` out",
+        )
+    if isinstance(document.get("models"), Mapping) and key != "models":
+        raise DirectiveError(
+            f"`models` cannot be combined with `{key}`, which already sets it per layer",
+            hint="leave `models` out",
+        )
+    others = {*EXPLICIT_KEYS} - {key}  # mergekit accepts them if they are empty
+    stated = {name: value for name, value in document.items() if name not in others}
+    kept, warnings = mergekit_keys.effective(stated)
+    return Directive(
+        growth=ExplicitSlices({key: kept[key]}),
+        mergekit=_mergekit_keys(kept, parse_model),
+        name=_name(kept),
+        warnings=warnings,
+    )
 
 
 def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
@@ -409,17 +423,33 @@ def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
         # Different spellings of one directory are the same model.
         return found.setdefault(model.identity, model)
 
+    own = {key: value for key, value in document.items() if key in MERGEKIT_KEYS}
+    keys, warnings = mergekit_keys.effective(own) if own else ({}, ())
     return Directive(
         growth=None if line is None else registry.LINES[line].read(document[line], line, named),
-        model=named(document["model"], "model") if "model" in document else None,
+        model=_model(document, named),
         models=models,
         layers=parse_layers(document["layers"], "layers") if "layers" in document else None,
         zero=parse_zero(document["zero"], "zero") if "zero" in document else None,
         scale=parse_scale(document["scale"], "scale") if "scale" in document else None,
         apply_to=_apply_to(document["apply_to"], "apply_to") if "apply_to" in document else None,
-        mergekit=_mergekit_keys(document, named),
+        mergekit=_mergekit_keys(keys, named),
         name=_name(document),
+        warnings=warnings,
     )
+
+
+def _model(document: Mapping[Any, object], named: Named) -> ModelRef | None:
+    """Read `model` and the `revision` beside it."""
+    model = named(document["model"], "model") if "model" in document else None
+    if "revision" not in document:
+        return model
+    if model is None:
+        raise DirectiveError(
+            "revision: there is no `model` beside it",
+            hint="write the revision with the model: `model: org/name@revision`",
+        )
+    return with_revision(model, document["revision"], "revision")
 
 
 def _may_be_a_model(name: str) -> bool:
@@ -438,14 +468,9 @@ def known_keys() -> tuple[str, ...]:
     return (*registry.LINES, *OWN_KEYS, *MERGEKIT_KEYS, *EXPLICIT_KEYS, NAME)
 
 
-def _check_known(
-    document: Mapping[Any, object], known: Collection[str], *, explicit: bool
-) -> list[str]:
-    """Check the keys of a document and return those that mergekit ignores.
-
-    A mergekit config may have unknown keys, which people use to define YAML anchors.
-    """
-    ignored, flags = [], registry.flags()
+def _check_known(document: Mapping[Any, object], known: Collection[str]) -> None:
+    """Check the keys of a document that is not a mergekit config."""
+    flags = registry.flags()
     for key in document:
         if key in ("times", "as") and "repeat" in document:
             raise DirectiveError(
@@ -453,11 +478,7 @@ def _check_known(
             )
         if key not in known and key in flags and flags[key].in_yaml:
             raise DirectiveError(f"unknown key '{key}'", hint=f"write `{flags[key].in_yaml}`")
-        if explicit and key not in known and not nearest(str(key), known):
-            ignored.append(str(key))
-        else:
-            check_keys([key], known)
-    return ignored
+        check_keys([key], known)
 
 
 def _short_names(value: object, where: str) -> dict[str, ModelRef]:
@@ -552,7 +573,7 @@ def _dtype(value: object, where: str) -> str:
     return str(value)
 
 
-def _mergekit_keys(document: Mapping[Any, object], named: Named) -> dict[str, object]:
+def _mergekit_keys(document: Mapping[str, object], named: Named) -> dict[str, object]:
     keys = {key: value for key, value in document.items() if key in MERGEKIT_KEYS}
     if isinstance(keys.get("base_model"), str):
         keys["base_model"] = named(keys["base_model"], "base_model").to_yaml()

@@ -28,15 +28,16 @@ _DEFINITIONS: Schema = {
         "mergekit's mapping form.",
         **any_of({"type": "string", "minLength": 1}, {"type": "object", "required": ["model"]}),
     },
+    "revision": {"description": "A branch, a tag or a commit.", "type": ["string", "integer"]},
     "zero": {
-        "description": "auto: all weights that write to the residual stream; gains or norms: the "
+        "description": "auto: all weights that write to the residual stream; norms or gains: the "
         "norms after them; none: plain copies; or parts of tensor names.",
         **any_of(
-            {"enum": [AUTO, NONE, GAINS, NORMS]},
+            {"enum": [AUTO, NONE, NORMS, GAINS]},
             {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True},
             {"type": "string", "pattern": r"[^\s\[\],]"},
         ),
-        "examples": [["o_proj", "down_proj"], AUTO, NONE, GAINS, NORMS],
+        "examples": [["o_proj", "down_proj"], AUTO, NONE, NORMS, GAINS],
     },
     "factor": {
         "description": "A number, a fraction such as 1/3, or a root such as sqrt(1/2).",
@@ -67,6 +68,10 @@ _DTYPE = {"enum": [*DTYPES, *(f"torch.{dtype}" for dtype in DTYPES)]}
 
 _OTHERS: Schema = {
     "model": {**ref("model"), "description": "The source model."},
+    "revision": {
+        **ref("revision"),
+        "description": "The revision of `model`, the same as `model: org/name@revision`.",
+    },
     "models": {
         "description": "Several source models for `layout`, by short names; the models of a list "
         "are named a, b, c, ... (In a mergekit config: the models to merge whole.)",

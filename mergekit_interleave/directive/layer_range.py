@@ -79,11 +79,11 @@ def parse_range(value: object, where: str) -> Range:
     (start_base, start_offset), (stop_base, stop_offset) = _place(start), _place(stop)
     if start_base == stop_base and start_offset >= stop_offset:
         if start_offset == stop_offset:
-            raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
+            raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_one(start))
         right = f"{stop}:{start}" if isinstance(value, str) else show((stop, start))
         raise DirectiveError(f"{where}: {show((start, stop))} is reversed", hint=f"write {right}")
     if start in (END, "100%"):
-        raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_HALF_OPEN)
+        raise DirectiveError(f"{where}: {show((start, stop))} is empty", hint=_one(END))
     return start, stop
 
 
@@ -97,7 +97,11 @@ def _place(bound: Bound) -> tuple[str, Fraction | int]:
     return ("end", 0) if bound == END else ("part", _share(bound))
 
 
-_HALF_OPEN = "ranges are half-open: [8, 24] is layers 8 to 23"
+def _one(bound: Bound) -> str:
+    """Return the hint for an empty range: the range of the one layer at its start."""
+    if not isinstance(bound, int) or bound == -1:
+        return "ranges are half-open: [-1, end] is the last layer"
+    return f"ranges are half-open: [{bound}, {bound + 1}] is layer {bound} alone"
 
 
 def show(written: Range) -> str:
@@ -126,7 +130,8 @@ def resolve(written: Range, depth: int | None, model: object) -> tuple[int, int]
     if start < 0:
         raise LayoutError(f"{show(written)} starts before the first layer of {has}", hint=all_of_it)
     if start >= stop:
-        raise LayoutError(f"{show(written)} contains no layer of {has}", hint=_HALF_OPEN)
+        right = _one(start) if start == stop else f"write {show((stop, start))}"
+        raise LayoutError(f"{show(written)} contains no layer of {has}", hint=right)
     return start, stop
 
 

@@ -1,14 +1,15 @@
 """A reference to a model: a directory or a Hub id, with an optional revision or LoRA.
 
 The forms are those of mergekit: `path`, `org/name@revision`, `base+adapter`, or the mapping
-`{model: {path: ..., revision: ...}, lora: ...}`.
+`{model: {path: ..., revision: ...}, lora: ...}`. The mapping `{model: ..., revision: ...}` is
+understood, too.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from mergekit_interleave.errors import DirectiveError, check_keys
@@ -99,6 +100,28 @@ def parse_model(value: object, where: str) -> ModelRef:
     )
 
 
+def with_revision(model: ModelRef, revision: object, where: str) -> ModelRef:
+    """Return a model at the revision that is stated beside it.
+
+    Args:
+        model: The model.
+        revision: A branch, a tag or a commit.
+        where: The key of the revision, to be named in errors.
+
+    Raises:
+        DirectiveError: The revision is not a name, or the model states another one.
+    """
+    if isinstance(revision, bool) or not isinstance(revision, str | int):
+        raise DirectiveError(f"{where}: expected a branch, a tag or a commit, found {revision!r}")
+    stated = model.model.revision
+    if stated not in (None, str(revision)):
+        raise DirectiveError(
+            f"{where}: {revision} is stated, but the model is written as {model}",
+            hint=f"leave `revision` out, or write the model as {model.path}",
+        )
+    return replace(model, model=replace(model.model, revision=str(revision)))
+
+
 def is_directory_or_file(path: str) -> bool:
     """Whether the name of a model is an existing path."""
     return os.path.exists(path)  # noqa: PTH110 - Path.exists raises for an invalid path
@@ -134,15 +157,18 @@ def _parse_path(value: object, where: str) -> ModelPath:
 
 
 def _parse_mapping(value: Mapping[object, object], where: str) -> ModelRef:
-    check_keys(value, ("model", "lora", "override_architecture"), where)
+    check_keys(value, ("model", "revision", "lora", "override_architecture"), where)
     if "model" not in value:
         raise DirectiveError(f"{where}: the mapping has no `model`")
     lora = value.get("lora")
     architecture = value.get("override_architecture")
     if architecture is not None and not isinstance(architecture, str):
         raise DirectiveError(f"{where}.override_architecture: expected a class name")
-    return ModelRef(
+    model = ModelRef(
         _parse_path(value["model"], f"{where}.model"),
         None if lora is None else _parse_path(lora, f"{where}.lora"),
         architecture,
     )
+    if "revision" not in value:
+        return model
+    return with_revision(model, value["revision"], f"{where}.revision")

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 NONE = "none"
-GAINS = "gains"
 NORMS = "norms"
-"""An alias of `gains`."""
+GAINS = "gains"
+"""An alias of `norms`, as release 0.1.0 wrote it."""
 
 Zero: TypeAlias = "str | tuple[str, ...]"
-"""`auto`, `none`, `gains`, or the name filters of the tensors to zero."""
+"""`auto`, `none`, `norms`, or the name filters of the tensors to zero."""
 
 COPIES, FIRST, LAST, ALL = APPLY_TO = ("copies", "first", "last", "all")
 """Which of several equal layers `zero` and `scale` apply to: every copy, the first copy, the last
@@ -73,12 +73,12 @@ _OTHERS = "*"
 
 
 def parse_zero(value: object, where: str) -> Zero:
-    """Read `auto`, `none`, `gains` (or `norms`), or names: a YAML list, or text with commas.
+    """Read `auto`, `none`, `norms` (or `gains`), or names: a YAML list, or text with commas.
 
     Raises:
         DirectiveError: The value has none of these forms.
     """
-    words = {AUTO: AUTO, NONE: NONE, GAINS: GAINS, NORMS: GAINS}
+    words = {AUTO: AUTO, NONE: NONE, NORMS: NORMS, GAINS: NORMS}
     if isinstance(value, str) and value.strip().lower() in words:
         return words[value.strip().lower()]
     names = value.strip("[] ").split(",") if isinstance(value, str) else value

@@ -50,6 +50,10 @@ _SHARD_SIZE = 5 * 10**9
 _LIBRARIES = 9 * 10**8
 """The measured memory of torch and transformers, in bytes."""
 
+START, RATE = 9.5, 8 * 10**8
+"""The measured seconds of `run` without the weights, most of them imports, and the bytes of weights
+that it then writes and compares per second; see docs/performance.md."""
+
 DECIDED_HERE = {
     "write_model_card": "the model card is written by this tool",
     "copy_tokenizer": "the tokenizer's files are always copied",
@@ -125,7 +129,8 @@ def estimate_by_size(nbytes: int) -> Estimate:
 
     docs/performance.md lists the measured memory.
     """
-    return Estimate(Traffic(nbytes), memory=_LIBRARIES + min(nbytes, _SHARD_SIZE))
+    memory = _LIBRARIES + min(nbytes, _SHARD_SIZE)
+    return Estimate(Traffic(nbytes), memory, seconds=START + nbytes / RATE)
 
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
@@ -170,7 +175,9 @@ def check_options(options: Mapping[str, object]) -> None:
             close = nearest(name, MergeOptions.model_fields)
             raise DirectiveError(
                 f"mergekit has no such option: {name}",
-                hint=f"did you mean {close}?" if close else "see mergekit-yaml --help",
+                hint=f"did you mean {close}?"
+                if close
+                else f"known options: {', '.join(MergeOptions.model_fields.keys() - DECIDED_HERE)}",
             )
     try:
         merge_options = MergeOptions(**options)
@@ -383,8 +390,8 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004
         raise RefusedError(
-            f"mergekit would drop, rename or misplace {len(wrong)} tensors: {shown}",
-            hint="its definition of this architecture does not fit this checkpoint",
+            f"mergekit would drop, rename or misplace {len(wrong)} tensors: {shown}; its "
+            "definition of this architecture does not fit this checkpoint"
         )
 
 

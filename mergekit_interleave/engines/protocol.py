@@ -13,6 +13,7 @@ from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.engines import registry
 from mergekit_interleave.engines.copy_range import Tick
+from mergekit_interleave.engines.registry import Request
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
@@ -39,7 +40,7 @@ class WriteOptions:
     """The options for writing the weights.
 
     Attributes:
-        engine: The engine to use, or `auto`.
+        request: The requested engine.
         shard_size: The maximum bytes of one shard; None for the engine's default.
         reflink: Whether to share blocks with the sources if the filesystem can.
         mergekit: The options of mergekit.
@@ -48,12 +49,17 @@ class WriteOptions:
             and the number of bytes that are in place. Engines may skip it.
     """
 
-    engine: str = registry.AUTO
+    request: Request = registry.NO_REQUEST
     shard_size: int | None = None
     reflink: bool = True
     mergekit: Mapping[str, object] = field(default_factory=dict)
     bar: Bar = no_bar
     written: Written = _ignored
+
+    @property
+    def engine(self) -> str:
+        """The name of the requested engine, or `auto`."""
+        return self.request.name
 
     @property
     def loads_transformers(self) -> bool:
@@ -94,15 +100,17 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The disk space and memory that writing some weights takes.
+    """The disk space, memory and time that writing some weights takes.
 
     Attributes:
         traffic: The numbers of bytes, split by how they are stored.
         memory: The approximate bytes of memory.
+        seconds: The approximate time of a whole `run`, from the rates in docs/performance.md.
     """
 
     traffic: Traffic
     memory: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,14 +121,15 @@ class WriteResult:
         engine: The engine that wrote them.
         traffic: The numbers of bytes, split by how they are stored.
         beyond: Why mergekit could not write them, if it could not.
-        streamable: Whether the stream engine could have written what another engine wrote.
+        saving: The estimated seconds that the stream engine would have saved; 0 if it could not
+            have written what another engine wrote.
         notes: Facts for the user, such as why another engine was used.
     """
 
     engine: str
     traffic: Traffic
     beyond: str | None = None
-    streamable: bool = False
+    saving: float = 0.0
     notes: tuple[str, ...] = ()
 
 

@@ -6,6 +6,7 @@ This module imports no engine, so that the command line can list their names qui
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from mergekit_interleave.errors import DirectiveError, nearest
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from mergekit_interleave.engines.protocol import Engine
 
 AUTO, MERGEKIT, STREAM = "auto", "mergekit", "stream"
+
+VARIABLE = "MK_INTERLEAVE_ENGINE"
+"""The environment variable that names the engine if no option does."""
+
+OPTION = "--engine"
 
 
 class EngineRow(NamedTuple):
@@ -53,23 +59,49 @@ ENGINES: dict[str, EngineRow] = {
 }
 
 
+class Request(NamedTuple):
+    """The engine that the user asked for.
+
+    Attributes:
+        name: The name of an engine, or `auto`.
+        source: The option or the environment variable that names it; None if neither does.
+    """
+
+    name: str = AUTO
+    source: str | None = None
+
+    @property
+    def remedy(self) -> str:
+        """How to let this project choose the engine, as words for a hint."""
+        return f"unset {VARIABLE}" if self.source == VARIABLE else f"pass {OPTION} {AUTO}"
+
+
+NO_REQUEST = Request()
+
+
+def requested(stated: str | None) -> Request:
+    """Return the requested engine: the stated one, or the one in the environment, or `auto`.
+
+    Raises:
+        DirectiveError: There is no such engine.
+    """
+    name, source = (os.environ.get(VARIABLE), VARIABLE) if stated is None else (stated, OPTION)
+    if not name:
+        return NO_REQUEST
+    if name not in names():
+        close = nearest(name, names())
+        raise DirectiveError(
+            f"{source}: unknown engine {name!r}",
+            hint=f"did you mean {close}?" if close else f"use one of {', '.join(names())}",
+        )
+    return Request(name, source)
+
+
 def names() -> tuple[str, ...]:
     """Return the values that `--engine` accepts."""
     return (AUTO, *ENGINES)
 
 
 def rows(name: str) -> tuple[EngineRow, ...]:
-    """Return the engines that a name selects: one, or all of them for `auto`.
-
-    Raises:
-        DirectiveError: There is no such engine.
-    """
-    if name == AUTO:
-        return tuple(ENGINES.values())
-    if name not in ENGINES:
-        close = nearest(name, names())
-        raise DirectiveError(
-            f"unknown engine {name!r}",
-            hint=f"did you mean {close}?" if close else f"use one of {', '.join(names())}",
-        )
-    return (ENGINES[name],)
+    """Return the engines that a known name selects: one, or all of them for `auto`."""
+    return tuple(ENGINES.values()) if name == AUTO else (ENGINES[name],)

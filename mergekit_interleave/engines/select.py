@@ -10,8 +10,8 @@ from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.engines import registry
 from mergekit_interleave.engines.protocol import Estimate, WriteOptions, check_free
-from mergekit_interleave.engines.registry import EngineRow
-from mergekit_interleave.errors import InterleaveError
+from mergekit_interleave.engines.registry import EngineRow, Request
+from mergekit_interleave.errors import InterleaveError, RefusedError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
 
@@ -41,17 +41,22 @@ def check(options: WriteOptions, expansion: Expansion) -> None:
     registry.rows(options.engine)[0].load().check(options, expansion)
 
 
-def choose(plan: ExpansionPlan, folder: Path) -> Choice:
+def choose(plan: ExpansionPlan, folder: Path, request: Request) -> Choice:
     """Choose the engine for a plan.
 
     Args:
         plan: The plan to write.
         folder: The directory to write into.
+        request: The requested engine.
+
+    Raises:
+        RefusedError: The requested engine cannot write the plan.
     """
-    options = WriteOptions()
+    options = WriteOptions(request)
     return _choice(
         {row: expected_refusal(row, plan) for row in registry.rows(registry.AUTO)},
         lambda row: row.load().estimate(plan, folder, options),
+        request,
     )
 
 
@@ -61,27 +66,35 @@ def expected_refusal(row: EngineRow, plan: ExpansionPlan) -> str | None:
     return engine.unsupported(plan) or engine.unsupported_type(plan.first)
 
 
-def choose_by_config(first: Checkpoint, nbytes: int) -> Choice:
+def choose_by_config(first: Checkpoint, nbytes: int, request: Request) -> Choice:
     """Choose the engine by config.json alone.
 
     Args:
         first: The model of the first layer.
         nbytes: The approximate size of all tensors in bytes.
+        request: The requested engine.
+
+    Raises:
+        RefusedError: The requested engine cannot write models of this type.
     """
     return _choice(
         {row: row.load().unsupported_type(first) for row in registry.rows(registry.AUTO)},
         lambda row: row.load().estimate_by_size(nbytes),
+        request,
     )
 
 
 def _choice(
-    reasons: Mapping[EngineRow, str | None], estimate: Callable[[EngineRow], Estimate | None]
+    reasons: Mapping[EngineRow, str | None],
+    estimate: Callable[[EngineRow], Estimate | None],
+    request: Request,
 ) -> Choice:
-    """Choose the first engine that can write the plan; if none can, choose the last one.
+    """Choose the requested engine, or the first that can write the plan, or else the last one.
 
     Args:
         reasons: Why each engine cannot write the plan; None if it can.
         estimate: Estimates the needs of an engine; None if they are unknown.
+        request: The requested engine.
     """
     able = [row for row, reason in reasons.items() if reason is None]
     chosen = able[0] if able else [*reasons][-1]
@@ -89,9 +102,14 @@ def _choice(
         f"{row.title} {reason}" for row, reason in reasons.items() if reason and row != chosen
     ]
     estimates = {row.name: estimate(row) for row in able}
+    why = f"because {'; '.join(against)}" if against else "the default"
+    if request.name != registry.AUTO:
+        (chosen,), why = registry.rows(request.name), f"set by {request.source}"
+        if reasons[chosen]:
+            raise RefusedError(f"{chosen.title} {reasons[chosen]}", hint=request.remedy)
     return Choice(
         chosen.name,
-        f"because {'; '.join(against)}" if against else "the default",
+        why,
         {name: needs for name, needs in estimates.items() if needs is not None},
     )
 

@@ -35,8 +35,13 @@ _LARGEST_SHARD = 50 * 10**9
 """The largest file that the Hub accepts, and the default limit of a shard. If no shard exceeds it,
 the result has as many shards as the base."""
 
-_PYTHON, _PER_TENSOR = 32 * 10**6, 1_100
-"""The measured memory of the process, and of the entry of each tensor, in bytes."""
+_PYTHON, _PER_TENSOR = 410 * 10**6, 4_200
+"""The measured memory of the process, and of the entry of each tensor, in bytes. Most of it is
+taken by transformers, which loads all names and shapes into the model's class."""
+
+START, RATE = 0.5, 10**9
+"""The measured seconds of `run` without the weights, and the bytes of weights that it then writes
+and compares per second; see docs/performance.md."""
 
 _MERGEKITS_KEYS = ("tokenizer", "tokenizer_source", "chat_template", "parameters")
 """The keys of a directive that only mergekit can apply."""
@@ -48,11 +53,11 @@ def check(options: WriteOptions, expansion: Expansion) -> None:
         if name not in ("trust_remote_code", "allow_crimes"):  # these do not concern writing
             raise DirectiveError(
                 f"the stream engine would ignore mergekit's option {name}",
-                hint=f"leave out {name}, or --engine stream",
+                hint=f"leave out --mergekit {name}=..., or {options.request.remedy}",
             )
     reason = _needs_mergekit(expansion)
     if reason is not None:
-        raise RefusedError(f"the stream engine {reason}", hint="leave out --engine stream")
+        raise RefusedError(f"the stream engine {reason}", hint=options.request.remedy)
 
 
 def unsupported(plan: ExpansionPlan) -> str | None:
@@ -97,7 +102,8 @@ def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
 def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
     """Estimate the needs of a plan; see `protocol.Engine`."""
     traffic = forecast(_shards(plan, folder, options), folder, reflink=options.reflink)
-    return Estimate(traffic, memory(len(plan.specs)))
+    seconds = START + traffic.written / RATE
+    return Estimate(traffic, memory(len(plan.specs)), seconds)
 
 
 def memory(tensors: int) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mergekit_interleave._units import amount
 from mergekit_interleave.engines import registry, select
 from mergekit_interleave.engines.protocol import (
+    Estimate,
     NoRoomError,
     WriteOptions,
     WriteResult,
@@ -70,6 +71,8 @@ class Writer:
                 return replace(result, beyond=str(refused), notes=(*result.notes, note))
             reasons.append(f"{row.title} {reason}")
         if not others:
+            able = any(select.expected_refusal(row, self.plan) is None for row in self._unrequested)
+            refused.hint = refused.hint or (self.how.request.remedy if able else None)
             raise refused
         converts = mergekit_yaml.dtype_of(self.plan.mergekit) is not None
         hint = "leave out `dtype`: every tensor keeps its own" if converts else refused.hint
@@ -80,21 +83,37 @@ class Writer:
         reason = engine.unsupported(self.plan)
         if reason is not None:
             named = self.how.engine == row.name
-            hint = f"leave out --engine {row.name}" if named else None
+            hint = self.how.request.remedy if named else None
             raise RefusedError(f"{row.title} {reason}", hint=hint)
-        streamable = row.name != registry.STREAM and self._is_streamable
+        saving = self._saving(row)
         try:
             traffic = engine.write(self.plan, self.work, self.how)
         except NoRoomError as error:
-            if streamable:
-                stream = registry.ENGINES[registry.STREAM].load()
-                needs = stream.estimate(self.plan, self.work, self.how).traffic
+            if self._is_streamable and row.name != registry.STREAM:
+                needs = self._estimate(registry.ENGINES[registry.STREAM]).traffic
                 error.hint = (
                     f"--engine {registry.STREAM} needs {amount(needs.written)}: it writes no "
                     "zeros, and shares blocks if it can"
                 )
             raise
-        return WriteResult(row.name, traffic, streamable=streamable)
+        source = self.how.request.source
+        named = source == registry.VARIABLE and self.how.engine == row.name
+        notes = (f"written by {row.title}, set by {source}",) if named else ()
+        return WriteResult(row.name, traffic, saving=saving, notes=notes)
+
+    @property
+    def _unrequested(self) -> list[EngineRow]:
+        return [row for row in registry.ENGINES.values() if row.name != self.how.engine]
+
+    def _saving(self, row: EngineRow) -> float:
+        """Estimate the seconds that the stream engine would save."""
+        if row.name == registry.STREAM or not self._is_streamable:
+            return 0.0
+        stream = registry.ENGINES[registry.STREAM]
+        return max(0.0, self._estimate(row).seconds - self._estimate(stream).seconds)
+
+    def _estimate(self, row: EngineRow) -> Estimate:
+        return row.load().estimate(self.plan, self.work, self.how)
 
     @cached_property
     def _is_streamable(self) -> bool:

@@ -28,15 +28,13 @@ def sentence(
 
 
 def _summary(layout: Layout, depth: int | None, identities: Collection[int]) -> Summary:
-    originals = {layer.source for layer in layout.layers if not layer.new}
-    copied = new_sources(layout)
     return Summary(
         depth=depth or len({layer.source for layer in layout.layers}),
         new=len(layout.new_layers),
-        repeated=len(copied),
+        repeated=len(new_sources(layout)),
         slices=len(joined(layout.slices)),
         edit=_edit_of(layout, identities),
-        only_copies=copied <= originals,
+        only_copies=all(layer.is_copy for layer in layout.new_layers),
     )
 
 
@@ -52,8 +50,9 @@ def placement(layout: Layout, identities: Collection[int] = ()) -> str:
     if len(layout.models) > 1:
         return "Frankenmerge"
     if not new:
-        in_order = all(a < b for a, b in pairwise(sources))
-        return "Pruned" if in_order else "Rearranged"
+        if any(a > b for a, b in pairwise(sources)):
+            return "Rearranged"
+        return "Pruned" if all(layer.is_plain for layer in layout.layers) else "Scaled"
     if new == {*range(len(layout) - len(new), len(layout))}:
         return "Appended"
     if all(sources[index] == sources[index - 1] for index in new):  # each next to its original
@@ -67,13 +66,12 @@ def new_sources(layout: Layout) -> set[int]:
 
 
 def _edit_of(layout: Layout, identities: Collection[int]) -> str:
-    """Describe the edit of the new layers in one or two words."""
-    edited = [layer for layer in layout.new_layers if layer.edit]
+    """Describe the edited layers in one or two words; without `some`, they are the new layers."""
+    edited = {layer.index for layer in layout.layers if not layer.is_plain}
     if not edited:
         return ""
-    zeroed = all(layer.index in identities for layer in edited)
-    some = "" if len(edited) == len(layout.new_layers) else "some "
-    return some + (ZEROED if zeroed else SCALED)
+    some = "" if edited == {layer.index for layer in layout.new_layers} else "some "
+    return some + (ZEROED if edited <= {*identities} else SCALED)
 
 
 def _stacked(layout: Layout, depth: int | None, made: Summary) -> str:
@@ -81,8 +79,10 @@ def _stacked(layout: Layout, depth: int | None, made: Summary) -> str:
     count = len(layout)
     if all(a < b for a, b in pairwise(sources)):
         full = depth or sources[-1] + 1
-        if made.edit:
-            return f"{count} layers, {made.edit.removeprefix('some ')}"
+        edited = sum(not layer.is_plain for layer in layout.layers)
+        if edited:
+            some = "" if edited == count else f"{edited} of them "
+            return f"{count} layers, {some}{made.edit.removeprefix('some ')}"
         if full == count:
             return f"the {count} layers unchanged"
         return f"{full - count} of {full} layers left out: pruning"

@@ -21,9 +21,9 @@ from mergekit_interleave.directive.scale import (
     APPLY_TO,
     AUTO,
     COPIES,
-    GAINS,
     KEEP,
     NONE,
+    NORMS,
     Scales,
     Zero,
     zeroed_scales,
@@ -39,7 +39,7 @@ class Known:
     Attributes:
         depths: The number of layers of each model, or None if it is unknown.
         closes: Whether zeroing the tensors with these names makes a layer of the model an identity.
-        edits: The edits of `zero: auto` and `zero: gains`, if they are known.
+        edits: The edits of `zero: auto` and `zero: norms`, if they are known.
         reaches_out: Whether scales of the first or last slice also match tensors outside the
             layers, which is allowed only in a step.
     """
@@ -184,7 +184,7 @@ def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
         return
     if known.reaches_out(layout):
         return
-    for word in (AUTO, GAINS):
+    for word in (AUTO, NORMS):
         by_source = known.edits.get(word)
         if by_source is not None:
             yield _Rule(word, (), partial(_by_source, by_source))

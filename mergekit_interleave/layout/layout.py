@@ -1,13 +1,15 @@
 """Lay out the layers of the new model. Pure: no I/O, no torch.
 
 Terms used throughout the project: the *original* is the first unscaled occurrence of a source
-layer; every other occurrence is a *new layer*, to be trained; a new layer whose residual writers
-are *zeroed* passes its input on unchanged. Indices start at 0, and ranges are half-open.
+layer, or, if all are scaled, the first without zeros, if there is one; every other occurrence is a
+*copy*. A copy, or a layer with zeroed tensors, is a *new layer*, to be trained. A new layer whose
+residual writers are *zeroed* passes its input on unchanged. Indices start at 0, and ranges are
+half-open. The module `roles` has one word for each layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, islice
@@ -58,16 +60,36 @@ class Edit:
     def __bool__(self) -> bool:
         return bool(self.scales or self.constants)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it changes nothing."""
+        return not self.constants and all(scale.value == 1 for scale in self.scales)
+
+    @property
+    def zeroes(self) -> bool:
+        """Whether it replaces weights by zeros or other constants."""
+        return bool(self.constants) or any(scale.value == 0 for scale in self.scales)
+
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers `start` to `stop - 1` of one model, all with the same edit."""
+    """Layers `start` to `stop - 1` of one model, all with the same edit.
+
+    If `new` is set, they are new layers, even if the model has no other occurrence of them: they
+    were new in an earlier growth.
+    """
 
     model: ModelRef
     start: int
     stop: int
     scales: Scales = ()
     constants: tuple[Constant, ...] = ()
+    new: bool = False
+
+    @property
+    def edit(self) -> Edit:
+        """The edit of its layers."""
+        return Edit(self.scales, self.constants)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -83,7 +105,8 @@ class Layer:
         source: Its index in the source model.
         scales: The factors of its tensors.
         constants: The constants that fill its tensors.
-        new: Whether it is a new layer rather than an original.
+        is_copy: Whether another occurrence of its source layer is the original.
+        was_new: Whether it was a new layer in an earlier growth.
     """
 
     index: int
@@ -91,12 +114,23 @@ class Layer:
     source: int
     scales: Scales
     constants: tuple[Constant, ...]
-    new: bool
+    is_copy: bool
+    was_new: bool = False
 
     @property
     def edit(self) -> Edit:
         """Its scales and constants."""
         return Edit(self.scales, self.constants)
+
+    @property
+    def new(self) -> bool:
+        """Whether it is to be trained: a copy, or a layer that lost weights to zeros."""
+        return self.is_copy or self.was_new or self.edit.zeroes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its weights are those of its source layer."""
+        return self.edit.is_plain
 
     @property
     def zeroed(self) -> tuple[str, ...]:
@@ -113,19 +147,33 @@ class Layout:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """All layers in order."""
-        seen: dict[ModelRef, set[int]] = {}
         layers: list[Layer] = []
         for part in self.slices:
-            before = seen.setdefault(part.model, set())
-            unscaled = not part.constants and all(scale.value == 1 for scale in part.scales)
             for source in range(part.start, part.stop):
-                new = not unscaled or source in before
-                if not new:
-                    before.add(source)
-                layers.append(
-                    Layer(len(layers), part.model, source, part.scales, part.constants, new)
-                )
+                i, edit = len(layers), (part.scales, part.constants)
+                is_copy = self._originals[part.model, source] != i
+                layers.append(Layer(i, part.model, source, *edit, is_copy, part.new))
         return tuple(layers)
+
+    @cached_property
+    def _originals(self) -> Mapping[tuple[ModelRef, int], int]:
+        """The index of the original of each source layer."""
+        plain: dict[tuple[ModelRef, int], int] = {}
+        scaled: dict[tuple[ModelRef, int], int] = {}
+        zeroed: dict[tuple[ModelRef, int], int] = {}
+        new: dict[tuple[ModelRef, int], int] = {}
+        start = 0
+        for part in self.slices:
+            found = plain if part.edit.is_plain else zeroed if part.edit.zeroes else scaled
+            found = new if part.new else found
+            for i, source in enumerate(range(part.start, part.stop), start):
+                found.setdefault((part.model, source), i)
+            start += len(part)
+        return new | zeroed | scaled | plain
+
+    def original_of(self, layer: Layer) -> int:
+        """Return the index of the original of a layer's source."""
+        return self._originals[layer.model, layer.source]
 
     @property
     def new_layers(self) -> tuple[Layer, ...]:
@@ -142,7 +190,7 @@ class Layout:
 
     def is_base(self, depth: int) -> bool:
         """Whether the layers are exactly those of the source model, in order."""
-        plain = not any(layer.new for layer in self.layers) and len(self.models) == 1
+        plain = all(layer.is_plain for layer in self.layers) and len(self.models) == 1
         return plain and [layer.source for layer in self.layers] == list(range(depth))
 
 
@@ -156,7 +204,7 @@ def joined(slices: Sequence[Slice], *, across_edits: bool = False) -> list[Slice
     result: list[Slice] = []
     edits: list[Edit] = []
     for part in slices:
-        edit = Edit(part.scales, part.constants)
+        edit = part.edit
         last = result[-1] if result else None
         follows = last is not None and (last.model, last.stop) == (part.model, part.start)
         if follows and last is not None and not (across_edits and edits[-1] == edit):
@@ -179,10 +227,8 @@ def distances(layout: Layout) -> list[int]:
 
     Placing each copy next to its original keeps the distances small, as LongCAT recommends.
     """
-    layers = layout.layers
-    originals = {(layer.model, layer.source): layer.index for layer in layers if not layer.new}
-    pairs = ((layer, originals.get((layer.model, layer.source))) for layer in layout.new_layers)
-    return [abs(layer.index - original) for layer, original in pairs if original is not None]
+    copies = (layer for layer in layout.layers if layer.is_copy)
+    return [abs(layer.index - layout.original_of(layer)) for layer in copies]
 
 
 def expand(  # noqa: PLR0913 - two callbacks that planning supplies
@@ -222,7 +268,8 @@ def expand(  # noqa: PLR0913 - two callbacks that planning supplies
             slices.append(whole)
         else:
             layers = (
-                Layer(total + i, source, start + i, (), (), new=True) for i in range(stop - start)
+                Layer(total + i, source, start + i, (), (), is_copy=True)
+                for i in range(stop - start)
             )
             slices += _split(whole, (step_edit(step, layer) for layer in layers))
             settled.update(range(total, total + stop - start))

@@ -7,6 +7,7 @@ its module; a list of numbers is a gradient over the layers of the slice.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -451,11 +452,20 @@ def _model_and_range(source: Mapping[str, object], where: str) -> tuple[ModelRef
     model = parse_model(source.get("model"), f"{where}.model")
     bounds = source.get("layer_range")
     match bounds:
-        case [int(start), int(stop)] if 0 <= start < stop:
-            return model, start, stop
+        case [start, stop] if 0 <= _index(start) < _index(stop):
+            return model, _index(start), _index(stop)
     raise DirectiveError(
         f"{where}.layer_range: expected [START, STOP] with START less than STOP, found {bounds!r}"
     )
+
+
+def _index(value: object) -> int:
+    """Return a layer index, which mergekit also reads from `"8"` and `8.0`; -1 for all else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and re.fullmatch(r"\d{1,9}", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else -1
 
 
 def _one(items: list[object], where: str) -> object:

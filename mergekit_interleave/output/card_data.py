@@ -12,6 +12,7 @@ from typing import Any
 from mergekit_interleave._units import count
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
+from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
@@ -20,9 +21,10 @@ from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import ExplicitSlices, Growth
 from mergekit_interleave.directive.model_ref import parse_model
-from mergekit_interleave.layout import describe, mergekit_yaml
+from mergekit_interleave.layout import describe, mergekit_yaml, roles
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_metadata, manifest, verification_text
+from mergekit_interleave.output import card_metadata, lineage, manifest, verification_text
 from mergekit_interleave.planning import public_names, zeroing
 
 
@@ -49,6 +51,25 @@ class CardSource:
     license: str | None = None
 
 
+@dataclass(frozen=True)
+class CardGrowth:
+    """An earlier growth in the lineage of a model.
+
+    Attributes:
+        result: The model that it made.
+        sources: The models that it was made from.
+        layers: The number of layers of the result.
+        sentence: A description of the growth.
+        trained: Whether the result was trained, as far as that was verified.
+    """
+
+    result: CardSource
+    sources: Sequence[CardSource]
+    layers: int
+    sentence: str
+    trained: bool
+
+
 EQUAL, SAME, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, WRONG = (
     "untrained, equal to its base",
     "untrained, the same outputs as its base where compared",
@@ -66,7 +87,7 @@ class CardData:
     """The data of a model card.
 
     Attributes:
-        title: The model's name.
+        directory: The name of its directory.
         layout: Its layers.
         growth: The growth line of its directive, if it has one.
         sources: Its source models, in the order of their first layers.
@@ -88,9 +109,17 @@ class CardData:
         conversion: The conversion of its weights between dtypes, if there was one.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
         has_remote_code: Whether it needs `trust_remote_code`.
+        family: The family of its language model, if known.
+        trained_originals: Whether other tensors than those of new layers were trained.
+        repo: The Hub id under which it is published, if known.
+        lineage: The earlier growths of its sources, the oldest first.
+        since: The names of its first bases, if its sources were grown themselves.
+        new_since: The indices of the layers that its first bases do not have.
+        unchanged: The names of the bases whose layers it still has after training, if that was
+            verified.
     """
 
-    title: str
+    directory: str
     layout: Layout
     growth: Growth | None
     sources: Sequence[CardSource]
@@ -112,6 +141,24 @@ class CardData:
     conversion: str | None = None
     beyond_mergekit: str | None = None
     has_remote_code: bool = False
+    family: Family | None = None
+    trained_originals: bool = False
+    repo: str | None = None
+    lineage: Sequence[CardGrowth] = ()
+    since: Sequence[str] = ()
+    new_since: Sequence[int] = ()
+    unchanged: Sequence[str] = ()
+
+    @property
+    def to_train(self) -> Sequence[int]:
+        """The layers that training is for: the new ones, or else those at the merge seams."""
+        new = [layer.index for layer in self.layout.new_layers]
+        return new or roles.seam_layers(self.layout, self.identities)
+
+    @property
+    def title(self) -> str:
+        """The model's name."""
+        return self.repo.rpartition("/")[2] if self.repo else self.directory
 
     @property
     def is_trained(self) -> bool:
@@ -120,8 +167,9 @@ class CardData:
 
     @property
     def base_models(self) -> list[str]:
-        """The known Hub ids of its sources and of their LoRAs, without repetition."""
-        ids = (id_ for source in self.sources for id_ in (source.hub_id, source.lora) if id_)
+        """The known Hub ids of its sources, their LoRAs and their sources; first bases first."""
+        sources = (*(s for growth in self.lineage for s in growth.sources), *self.sources)
+        ids = (id_ for source in sources for id_ in (source.hub_id, source.lora) if id_)
         return list(dict.fromkeys(ids))
 
     @property
@@ -135,7 +183,8 @@ class CardData:
         size = [] if self.parameters is None else [count(self.parameters[0])]
         where = describe.placement(self.layout, self.identities)
         tail = "_".join(["", *size, f"{len(self.layout)}Layers-{where}"])
-        bases = [re.sub(r"\+.*", "", source.name).rpartition("/")[2] for source in self.sources]
+        names = self.since or [source.name for source in self.sources]
+        bases = [re.sub(r"\+.*", "", name).rpartition("/")[2] for name in names]
         base = "-".join(bases) if len(bases) < _MANY else f"{bases[0]}-and-{len(bases) - 1}-more"
         base = re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII)
         base = re.sub(r"-{2,}", "-", re.sub(r"\.{2,}", ".", base)).strip("-.")
@@ -151,7 +200,7 @@ _LONGEST_NAME = 96
 
 def card_data(
     directory: Path,
-    title: str,
+    name: str,
     content: Mapping[str, Any],
     layout: Layout,
     *,
@@ -161,7 +210,7 @@ def card_data(
 
     Args:
         directory: The model.
-        title: Its name.
+        name: The name of its directory, when it is complete.
         content: The content of its interleave.json.
         layout: Its layers.
         trained: Whether its new layers have changed since it was made.
@@ -176,7 +225,6 @@ def card_data(
     norms = family is not None and any(
         zeroing.zeroes_output_norms(e, family) for e in edits.values()
     )
-    fingerprint = manifest.fingerprint(layout)
     yaml_file = directory / mergekit_yaml.FILE
     recipe = yaml_file.read_text(encoding="utf-8") if yaml_file.is_file() else None
     with config_errors(directory, manifest.FILE):
@@ -186,14 +234,14 @@ def card_data(
         verified = dict(content.get("verified", {}))
         total, new = _number(content.get("parameters")), _number(content.get("new_parameters"))
         return CardData(
-            title=title,
+            directory=name,
             layout=layout,
             growth=None if is_explicit else growth,
             sources=_sources(content["models"]),
             identities=edits.keys() & {int(index) for index in content.get("identities", ())},
             status=_status(content, layout, verified, trained=trained),
             norms=norms,
-            fingerprint=fingerprint,
+            fingerprint=fingerprint(layout),
             task=task,
             inherited=card_metadata.filtered(content.get("inherited", {})),
             directive=None if is_explicit else yaml_io.write(directive),
@@ -208,7 +256,55 @@ def card_data(
             conversion=content.get("converted"),
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
+            family=family,
+            trained_originals=verification_text.has_named(verified),
+            repo=_repo(content),
+            unchanged=[
+                str(n) for n in verified.get(verification_text.TRAINED, {}).get("against", ())
+            ],
+            **_lineage(content),
         )
+
+
+def _repo(content: Mapping[str, Any]) -> str | None:
+    repo = content.get(manifest.REPO)
+    return repo if isinstance(repo, str) and hub.is_hub_id(repo) else None
+
+
+def _lineage(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of `CardData` about earlier growths."""
+    growths: Sequence[Mapping[str, Any]] = content.get(lineage.KEY, ())
+    if not growths:
+        return {}
+    results = {
+        entry[lineage.GROWTH]: source
+        for growth in (*growths, content)
+        for entry, source in zip(growth["models"], _sources(growth["models"]), strict=True)
+        if lineage.GROWTH in entry
+    }
+    *_, oldest = lineage.generations(content)
+    return {
+        "lineage": [_growth(growth, results[i]) for i, growth in enumerate(growths)],
+        "since": [source.name for source in _sources(list(oldest.sources.values()))],
+        "new_since": [layer.index for layer in oldest.layout.new_layers],
+    }
+
+
+def _growth(growth: Mapping[str, Any], result: CardSource) -> CardGrowth:
+    layout = lineage.layout_of(growth)
+    line = directives.from_document(dict(growth["directive"])).growth
+    sources = _sources(growth["models"])
+    depth = sources[0].depth if len(sources) == 1 else None
+    identities = {int(index) for index in growth.get("identities", ())}
+    return CardGrowth(
+        result=result,
+        sources=sources,
+        layers=len(layout),
+        sentence=describe.sentence(
+            layout, None if isinstance(line, ExplicitSlices) else line, depth, identities
+        ),
+        trained=bool(growth.get(lineage.TRAINED)),
+    )
 
 
 def _number(value: Any) -> int | None:
@@ -225,7 +321,7 @@ def _status(
         return TRAINED
     if trained:
         return UNVERIFIED
-    kept = [layer.source for layer in layout.layers if not layer.new]
+    kept = [layer.source for layer in layout.layers if layer.is_plain and not layer.new]
     if content.get("equal") is True and kept == [*range(len(kept))] and len(layout.models) == 1:
         return EQUAL
     same = verification_text.computes_the_same(verified)

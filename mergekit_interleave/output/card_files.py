@@ -7,15 +7,16 @@ edited or written by another tool, and only `--force` replaces it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave._files import replace_file
 from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG
 from mergekit_interleave.errors import OutputError
-from mergekit_interleave.output import manifest, model_card
+from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import model_card
 from mergekit_interleave.output.card_data import CardData, card_data
-from mergekit_interleave.output.recorded_layout import RecordedLayout
 
 FILES = (model_card.FILE, model_card.PICTURE)
 
@@ -28,31 +29,38 @@ def generate(data: CardData) -> dict[str, str]:
     return {model_card.FILE: model_card.render(data), model_card.PICTURE: model_card.picture(data)}
 
 
-def write_new(
-    directory: Path, title: str, content: dict[str, Any], warn: Callable[[str], object]
-) -> tuple[str | None, dict[str, Any]]:
-    """Write both files into the directory of a new model.
+def write(  # noqa: PLR0913 - the same values for `run`, `card` and `verify`
+    directory: Path,
+    content: Mapping[str, Any],
+    layout: Layout,
+    *,
+    name: str | None = None,
+    trained: bool = False,
+    files: Collection[str] = FILES,
+) -> tuple[CardData, dict[str, Any]]:
+    """Generate and write the files.
 
     Args:
-        directory: The directory, with its config.json and recipe.
-        title: The model's name.
+        directory: The model, with its config.json and recipe.
         content: The content of its interleave.json.
-        warn: Called if the files cannot be written; the weights are kept.
+        layout: Its layers.
+        name: The name that the directory will have, if it is not complete yet.
+        trained: Whether its new layers have changed since it was made.
+        files: The files to write.
 
     Returns:
-        The suggested name (None if the files could not be written), and the content with the
-        digests.
+        The data of the card, and the content with the digests of the files.
+
+    Raises:
+        CheckpointError: The content is malformed.
+        OutputError: A file cannot be written.
     """
-    try:
-        parsed = manifest.of_content(content, directory / manifest.FILE)
-        data = card_data(directory, title, content, RecordedLayout(parsed.directive, parsed).layout)
-        texts = generate(data)
-        for name, text in texts.items():
-            (directory / name).write_text(text, encoding="utf-8")
-    except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
-        warn(f"the model card could not be written: {error}")
-        return None, content
-    return data.name, {**content, KEY: digests(texts)}
+    name = name or directory.resolve().name or "model"
+    data = card_data(directory, name, content, layout, trained=trained)
+    texts = {name: text for name, text in generate(data).items() if name in files}
+    for file, text in texts.items():
+        replace_file(directory / file, text)
+    return data, {**content, KEY: {**recorded(content), **digests(texts)}}
 
 
 def digests(texts: Mapping[str, str]) -> dict[str, str]:

@@ -10,10 +10,9 @@ from itertools import groupby
 from typing import TypeAlias
 
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.layout.layout import Layer, Layout, joined
-
-ORIGINAL, COPY, ZEROED = "original", "copy", "zeroed"
-ROLES = (ORIGINAL, COPY, ZEROED)
+from mergekit_interleave.layout import roles as roles_of_layers
+from mergekit_interleave.layout.layout import Layout, joined
+from mergekit_interleave.layout.roles import COPY, MOVED, ORIGINAL, ROLES, SCALED, ZEROED, roles
 
 Span: TypeAlias = tuple[str, str]
 """A text and its `rich` style; an empty string means no style."""
@@ -25,8 +24,7 @@ Line: TypeAlias = tuple[Span, ...]
 class Run:
     """A range of layers of the same role, copied from a range of layers of one model.
 
-    Ranges are half-open. The role is `original`, `zeroed` (a new layer that is an identity) or
-    `copy` (any other new layer).
+    Ranges are half-open. `roles` lists the roles. Either all layers are new or none is.
     """
 
     start: int
@@ -34,6 +32,7 @@ class Run:
     model: ModelRef
     source: int
     role: str
+    new: bool
 
 
 def runs(layout: Layout, identities: Collection[int] = ()) -> Iterator[Run]:
@@ -45,23 +44,12 @@ def runs(layout: Layout, identities: Collection[int] = ()) -> Iterator[Run]:
     """
     neighbours = groupby(
         zip(layout.layers, roles(layout, identities), strict=True),
-        key=lambda pair: (pair[0].model, pair[1], pair[0].index - pair[0].source),
+        key=lambda pair: (pair[0].model, pair[1], pair[0].index - pair[0].source, pair[0].new),
     )
-    for (model, role, shift), group in neighbours:
+    for (model, role, shift, new), group in neighbours:
         layers = [layer for layer, _ in group]
-        yield Run(layers[0].index, layers[-1].index + 1, model, layers[0].index - shift, role)
-
-
-def roles(layout: Layout, identities: Collection[int] = ()) -> list[str]:
-    """Return the role of each layer, as in `Run`."""
-    zeroed = frozenset(identities)
-
-    def role(layer: Layer) -> str:
-        if not layer.new:
-            return ORIGINAL
-        return ZEROED if layer.index in zeroed else COPY
-
-    return [role(layer) for layer in layout.layers]
+        first, last = layers[0].index, layers[-1].index
+        yield Run(first, last + 1, model, first - shift, role, new)
 
 
 def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
@@ -73,6 +61,22 @@ def counts(layout: Layout, identities: Collection[int] = ()) -> dict[str, str]:
         for role in ROLES
         if found[role]
     }
+
+
+def others(layout: Layout, identities: Collection[int] = ()) -> str:
+    """Count the layers that are changed but no copies, as text: `, 80 scaled`; empty if none."""
+    found = counts(layout, identities)
+    return "".join(f", {found[role]}" for role in (SCALED, MOVED) if role in found)
+
+
+def seam_layers(layout: Layout, identities: Collection[int] = ()) -> str:
+    """Write the number of seams and the layers at both sides: `1, at layers 23-24`."""
+    found = roles_of_layers.seams(layout, identities)
+    layers = roles_of_layers.seam_layers(layout, identities)
+    shown = roles_of_layers.ranges(layers).split(", ")
+    if len(shown) > _MOST_SOURCES:
+        shown[_MOST_SOURCES - 2 : -1] = ["…"]
+    return f"{len(found)}, at layers {', '.join(shown)}" if found else ""
 
 
 # The layers on one line of text.
@@ -130,12 +134,12 @@ _MOST_SOURCES = 12
 def _indices(run: Run) -> str:
     last = run.stop - 1
     indices = str(last) if run.start == last else f"{run.start}-{last}"
-    return indices if run.role == ORIGINAL else f"[{indices}]"
+    return f"[{indices}]" if run.new else indices
 
 
 def _repetitive(found: Sequence[Run]) -> Iterator[tuple[int, int]]:
     """Yield the ranges of runs to leave out: in each series of repeats, from the third on."""
-    keys = [(run.stop - run.start, run.role) for run in found]
+    keys = [(run.stop - run.start, run.role, run.new) for run in found]
     reach = {period: _reach(keys, period) for period in range(1, _LONGEST_PATTERN + 1)}
     at = 0
     while at < len(keys):
@@ -168,9 +172,12 @@ MOST_LAYERS = 1_000
 """The maximum number of layers that a strip shows; it cuts the middle of a longer layout."""
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_GLYPHS = {ORIGINAL: "█", COPY: "▒", ZEROED: "░"}
-_ASCII_GLYPHS = {ORIGINAL: "#", COPY: "+", ZEROED: "."}
-_ROLE_STYLES = {ORIGINAL: "blue", COPY: "yellow", ZEROED: "green"}
+_GLYPHS = {ORIGINAL: "█", MOVED: "▞", SCALED: "▓", COPY: "▒", ZEROED: "░"}
+_ASCII_GLYPHS = {ORIGINAL: "#", MOVED: "^", SCALED: "%", COPY: "+", ZEROED: "."}
+_ROLE_STYLES = {ORIGINAL: "blue", MOVED: "magenta", SCALED: "cyan", COPY: "yellow", ZEROED: "green"}
+_SYMBOLS = {MOVED: "↕", SCALED: "×", ZEROED: "·"}  # noqa: RUF001 - not the letter x
+"""The roles that have one character for all models, whose colours then differ."""
+
 _MODEL_STYLES = (
     "bright_blue", "yellow", "green", "magenta", "cyan", "red", "bright_black", "bright_magenta",
 )  # fmt: skip
@@ -226,8 +233,8 @@ def _role_glyph(role: str, *, ascii_only: bool) -> Span:
 def _model_glyph(model: int, role: str, *, ascii_only: bool) -> Span:
     """Return a letter, in lower case for a copy; models beyond the 26th share a symbol."""
     style = _MODEL_STYLES[model % len(_MODEL_STYLES)] if model < len(_LETTERS) else ""
-    if role == ZEROED:
-        return "." if ascii_only else "·", style
+    if role in _SYMBOLS:
+        return (_ASCII_GLYPHS if ascii_only else _SYMBOLS)[role], style
     if model >= len(_LETTERS):
         return "*" if role == ORIGINAL else "+", style
     return _LETTERS[model] if role == ORIGINAL else _LETTERS[model].lower(), style

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,39 +17,25 @@ from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import read_json, to_json
-from mergekit_interleave.directive.directive import MERGEKIT_KEYS, Directive, from_document
+from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file
 from mergekit_interleave.engines import registry
 from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_metadata
-from mergekit_interleave.output.verification_text import FORWARD
+from mergekit_interleave.output import card_metadata, lineage
+from mergekit_interleave.output.verification_text import FORWARD, LINEAGE
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.shortest import KnownModels
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 FILE = _out_files.MANIFEST
 VERSION = 1
 
-
-def fingerprint(layout: Layout) -> str:
-    """Return a digest of the layout that does not depend on the names of its models.
-
-    Only models with the same fingerprint can be merged layer by layer.
-    """
-    models = layout.models
-    layers = [
-        [
-            models.index(layer.model),
-            layer.source,
-            [[s.filter, float(s.value)] for s in layer.scales],
-            *[[c.filter, float(c.value), c.after, c.square] for c in layer.constants],
-        ]
-        for layer in layout.layers
-    ]
-    digest = hashlib.sha256(json.dumps(layers, separators=(",", ":")).encode())
-    return digest.hexdigest()[:16]
+REPO = "repo"
+"""The key of interleave.json that is the Hub id under which the model is published."""
 
 
 def describe(
@@ -77,11 +61,13 @@ def describe(
     }
     carried = [name for name, _ in plan.small_files]
     inherited = card_metadata.inherited(cards, plan.public.title(plan.base.ref), carried)
+    growths: list[dict[str, Any]] = []
     return {
         "version": VERSION,
         "fingerprint": fingerprint(plan.layout),
         "directive": directive_of(plan),
-        "models": [_source(model, plan, cards) for model in models],
+        "models": [_source(model, plan, cards, growths) for model in models],
+        **({lineage.KEY: growths} if growths else {}),
         **facts(plan),
         "layers": layers(plan.layout, plan.specs),
         "inherited": inherited,
@@ -162,19 +148,35 @@ def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
 
 
 def directive_of(plan: ExpansionPlan) -> dict[str, Any]:
-    """Return the directive (the recipe if the directive lists slices) with public model names."""
-    directive = plan.expansion.directive
+    """Return the shortest directive with public model names; the recipe if there is none.
+
+    A model has one description, whichever directive or slices it was made from.
+    """
+    expansion, sources = plan.expansion, plan.sources
+    known = KnownModels(sources.get, lambda model: sources[model].depth)
+    shortest = known.shortest(expansion.layout, expansion.directive.growth)
+    directive = expansion.directive if shortest is None else shortest
     written = mergekit_yaml.to_document(
         plan.expansion.layout, plan.mergekit, plan.public, plan.expansion.modules
     )
     if isinstance(directive.growth, ExplicitSlices):
         return written
-    return directive.to_document(plan.public) | {key: written[key] for key in plan.mergekit}
+    directive = replace(directive, mergekit=expansion.directive.mergekit)
+    short = {str(plan.public(model)): key for key, model in directive.models.items()}
+    keys = {
+        key: short.get(value, value) if isinstance(value := written[key], str) else value
+        for key in plan.mergekit
+    }
+    return directive.to_document(plan.public) | keys
 
 
 def _source(
-    model: ModelRef, plan: ExpansionPlan, cards: Mapping[str, Mapping[str, Any]]
+    model: ModelRef,
+    plan: ExpansionPlan,
+    cards: Mapping[str, Mapping[str, Any]],
+    growths: list[dict[str, Any]],
 ) -> dict[str, Any]:
+    """Return the entry about a source model, and add its lineage to `growths`."""
     checkpoint = plan.sources[model]
     source: dict[str, Any] = {"model": plan.public(model), "layers": checkpoint.depth}
     if not is_packed(checkpoint):
@@ -187,7 +189,60 @@ def _source(
         if lora is not None and not is_directory_or_file(lora.path) and hub.is_hub_id(lora.path):
             source["lora_hub_id"] = lora.path
     origin = checkpoint.hub_origin
-    return source | ({"commit": origin.revision} if origin else {})
+    source |= {"commit": origin.revision} if origin else {}
+    before = None if lora is not None else of_source(checkpoint)
+    if before is not None:
+        source[lineage.GROWTH] = lineage.inherited(growths, before)
+        if known is None and REPO in before:
+            source["hub_id"] = before[REPO]
+    return source
+
+
+def check_sources(plan: ExpansionPlan) -> None:
+    """Check that the source models are what their interleave.json describe, if they have one.
+
+    Raises:
+        CheckpointError: One of them is not.
+    """
+    for checkpoint in plan.sources.values():
+        of_source(checkpoint)
+
+
+def of_source(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
+    """Return the interleave.json of a source model, or None if it has none.
+
+    A file of this name that records no layers is some other file, which nothing depends on.
+
+    Raises:
+        CheckpointError: It is malformed, or does not describe the model.
+    """
+    file = checkpoint.path / FILE
+    if not _is_record(file):
+        return None
+    try:
+        return _describing(checkpoint, file)
+    except CheckpointError as error:
+        error.hint = f"to grow the model without its lineage, name a copy of it without {FILE}"
+        raise
+
+
+def _is_record(file: Path) -> bool:
+    try:
+        return file.is_file() and {"version", "layers"} <= read_json(file, most=MAX_CONFIG).keys()
+    except CheckpointError:
+        return False
+
+
+def _describing(checkpoint: Checkpoint, file: Path) -> Mapping[str, Any]:
+    content = read(file).content
+    if content.get("fingerprint") != fingerprint(lineage.layout_of(content)):
+        raise CheckpointError(f"{file}: fingerprint does not match its layers")
+    if len(content["layers"]) != checkpoint.depth:
+        raise CheckpointError(
+            f"{file}: layers has {len(content['layers'])} entries, but config.json has "
+            f"{checkpoint.depth} layers"
+        )
+    return content
 
 
 def tools(engine: str) -> dict[str, str]:
@@ -247,35 +302,27 @@ def of_content(content: Mapping[str, Any], file: Path) -> Manifest:
     if content["version"] != VERSION:
         raise CheckpointError(f"{file}: unknown version {content['version']!r:.40}")
     try:
-        models = [entry["model"] for entry in content["models"]]
         depths = [int(entry["layers"]) for entry in content["models"]]
-        keys = content["directive"].keys() & {*MERGEKIT_KEYS} - {"merge_method", "parameters"}
-        document = {
-            "slices": [{"sources": [_source_of(entry, models)]} for entry in content["layers"]],
-            **{key: content["directive"][key] for key in MERGEKIT_KEYS if key in keys},
-        }
-        directive = from_document(document)
-        from_document(dict(content["directive"]))
-        _check_models(
-            mergekit_yaml.from_document({"slices": document["slices"]}, lambda _: None), depths
-        )
+        directive = lineage.directive_of(content)
+        problem = lineage.problem(content)
     except (
         ArithmeticError, AttributeError, InterleaveError, LookupError, TypeError, ValueError,
     ) as error:  # fmt: skip
         raise CheckpointError(f"{file}: not an interleave.json ({error!r:.200})") from error
+    if problem is not None:
+        raise CheckpointError(f"{file}: {problem}")
     return Manifest(directive, depths, content)
 
 
-def _check_models(layout: Layout, depths: Sequence[int]) -> None:
-    if len(layout.models) != len(depths):
-        raise ValueError(f"{len(depths)} models are listed, {len(layout.models)} are used")
+def write(directory: Path, content: Mapping[str, Any]) -> None:
+    """Write interleave.json, unless it is a link, perhaps into the Hub's cache.
 
-
-def _source_of(entry: Mapping[str, Any], models: Sequence[object]) -> dict[str, object]:
-    """Return a layer as a mergekit source; its scales include those of top-level parameters."""
-    written = {name: entry[name] for name in ("scale", "fill") if entry.get(name)}
-    source = {"model": models[entry["model"]], "layer_range": [entry["layer"], entry["layer"] + 1]}
-    return {**source, "parameters": written} if written else source
+    Raises:
+        OutputError: It cannot be written.
+    """
+    file = directory / FILE
+    if not file.is_symlink():
+        replace_file(file, to_json(content))
 
 
 def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -298,7 +345,7 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
     # Earlier outcomes apply only to the same weights.
-    same = kind == FORWARD or (kind in before and outcome["exact"])
+    same = kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
-    replace_file(file, to_json(content))
+    write(directory, content)
     return content

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import replace
 
 from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._units import amount, count
-from mergekit_interleave.layout import describe
+from mergekit_interleave.layout import describe, roles
 from mergekit_interleave.output import card_data, svg
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output.card_data import CardData, CardSource
 from mergekit_interleave.output.card_metadata import CARD, HUB
+from mergekit_interleave.output.freeze_lines import freeze_lines
 
 FILE = CARD
 PICTURE = _out_files.PICTURE
@@ -23,7 +26,7 @@ _STATUS = {
     card_data.CHANGED: "It needs training to recover.",
     card_data.UNKNOWN: "It is not known whether its outputs equal {bases}; "
     "`mk-interleave verify --forward` compares them.",
-    card_data.TRAINED: "All original layers are unchanged, bit for bit.",
+    card_data.TRAINED: "All {original} are unchanged, bit for bit.",
     card_data.UNVERIFIED: "The new layers have changed. Whether the original layers have changed "
     "was not checked.",
     card_data.WRONG: "`mk-interleave verify` lists what differs.",
@@ -42,18 +45,29 @@ def render(data: CardData) -> str:
     """Write the card as Markdown with front matter."""
     from huggingface_hub import ModelCardData  # noqa: PLC0415 - slow to import
 
-    sources = [replace(source, name=_plain(source.name)) for source in data.sources]
-    data = replace(data, title=layer_maps.legible(data.title), sources=sources)
+    data = replace(
+        data,
+        directory=layer_maps.legible(data.directory),
+        sources=_plain_names(data.sources),
+        lineage=[
+            replace(g, result=_plain_names([g.result])[0], sources=_plain_names(g.sources))
+            for g in data.lineage
+        ],
+    )
     inherited = dict(data.inherited)
     front = ModelCardData(
         base_model=data.base_models or None,
-        base_model_relation="merge",
+        base_model_relation="finetune" if data.is_trained else "merge",
         library_name=inherited.pop("library_name", None) or "transformers",
         pipeline_tag=inherited.pop("pipeline_tag", None) or data.task.tag,
         tags=["mergekit", "merge", "mergekit-interleave", _tag(data)],
         **inherited,
     )
     return f"---\n{front.to_yaml()}\n---\n\n{_body(data)}\n"
+
+
+def _plain_names(sources: Sequence[CardSource]) -> list[CardSource]:
+    return [replace(source, name=_plain(source.name)) for source in sources]
 
 
 def _plain(name: str) -> str:
@@ -80,11 +94,16 @@ def _status(data: CardData) -> str:
             bases=_bases(data),
             rounding="Its outputs are equal up to rounding. " if data.conversion else "",
             until="Training its new layers changes its outputs." if data.layout.new_layers else "",
+            original=f"layers of {' and '.join(map(_plain, data.unchanged))}"
+            if data.lineage and data.unchanged
+            else "original layers" + (" that were not trained" if data.trained_originals else ""),
         )
         .strip()
     )
     converted = f"Its weights were converted: {data.conversion}." if data.conversion else ""
-    return " ".join(filter(None, [f"**Status: {data.status}.**", words, converted]))
+    grown_again = data.lineage and not data.is_trained
+    base = f"Its base is {_joined(data.sources)}." if grown_again else ""
+    return " ".join(filter(None, [f"**Status: {data.status}.**", base, words, converted]))
 
 
 def _bases(data: CardData) -> str:
@@ -98,10 +117,12 @@ def _body(data: CardData) -> str:
         f"{_sentence(data)}\n\n{_status(data)}",
         _table(data),
         _layers(data),
+        *([_lineage(data)] if data.lineage else []),
         f"## Usage\n\n{_python(data, 'auto')}",
-        *([_training(data)] if data.layout.new_layers else []),
+        *([_training(data)] if data.to_train else []),
         f"## Verification\n\n{checks or 'Nothing yet: run `mk-interleave verify`.'}",
         _recipe(data),
+        _publishing(data),
         _references(data),
     ]
     return "\n\n".join(parts)
@@ -114,6 +135,28 @@ def _sentence(data: CardData) -> str:
     sizes = [*([] if what.startswith(depths) else [depths]), *_growth(data)]
     grown = f" ({', '.join(sizes)})" if sizes else ""
     return f"Made from {made_from}{grown}: {what}{', then trained' if data.is_trained else ''}."
+
+
+def _lineage(data: CardData) -> str:
+    """List all growths, the oldest first."""
+    parts = ["## Lineage"]
+    for number, growth in enumerate(data.lineage, 1):
+        trained = ", then trained" if growth.trained else ""
+        parts.append(
+            f"{number}. {_joined(growth.sources)} → {_link(growth.result)} "
+            f"({growth.layers} layers): {growth.sentence}{trained}."
+        )
+    trained = ", then trained" if data.is_trained else ""
+    what = describe.sentence(data.layout, data.growth, data.depth, data.identities)
+    parts.append(
+        f"{len(data.lineage) + 1}. {_joined(data.sources)} → this model "
+        f"({len(data.layout)} layers): {what}{trained}."
+    )
+    return "\n\n".join([parts[0], "\n".join(parts[1:])])
+
+
+def _joined(sources: Sequence[CardSource]) -> str:
+    return " + ".join(f"{_link(s)} ({'?' if s.depth is None else s.depth} layers)" for s in sources)
 
 
 def _link(source: CardSource) -> str:
@@ -135,9 +178,18 @@ def _growth(data: CardData) -> list[str]:
 def _table(data: CardData) -> str:
     layout = data.layout
     new = [layer.index for layer in layout.new_layers]
-    rows = [("layers", f"{_before(data)} → {len(layout)}, {len(new)} of them new")]
+    others = layer_maps.others(layout, data.identities)
+    rows = [("layers", f"{_before(data)} → {len(layout)}, {len(new)} of them new{others}")]
     if new:
         rows.append(("new layers", ", ".join(map(str, new))))
+    for role in (roles.SCALED, roles.MOVED):
+        indices = roles.ranges(roles.with_role(layout, role, data.identities))
+        rows += [(f"{role} layers", indices)] if indices else []
+    if seams := layer_maps.seam_layers(layout, data.identities):
+        rows.append(("merge seams", seams))
+    if data.since:
+        since = " and ".join(map(_plain, data.since))
+        rows.append((f"new since {since}", ", ".join(map(str, data.new_since))))
     if data.parameters is not None:
         total, added = data.parameters
         before = [f"{s.parameters:,}" for s in data.sources if s.parameters]
@@ -151,8 +203,7 @@ def _table(data: CardData) -> str:
     for source in data.sources:
         if source.commit:
             rows.append(("source", f"{_link(source)} at commit `{source.commit}`"))
-    fingerprint = f"`{data.fingerprint}` (merging two models layer by layer requires equal ones)"
-    rows.append(("layout fingerprint", fingerprint))
+    rows.append(("layout fingerprint", f"`{data.fingerprint}`"))
     rows.append(("suggested name", f"`{data.name}`"))
     cells = (f"| {key} | {value.replace('|', _BAR)} |" for key, value in rows)
     return "\n".join(["| | |", "| --- | --- |", *cells])
@@ -193,24 +244,44 @@ def _layers(data: CardData) -> str:
 
 def _training(data: CardData) -> str:
     half = any(map(_dtypes.is_half, data.dtypes))
+    new = bool(data.layout.new_layers)
     snippet = _python(
         data,
         "float32" if half else "auto",  # 16-bit weights are too coarse for most updates
         "from mergekit_interleave import freeze_original_layers\n",
-        "\nfreeze_original_layers(model)  # call it before creating an optimizer or a trainer",
+        f"\nfreeze_original_layers(model{'' if new else _SEAMS})  "
+        "# call it before creating an optimizer or a trainer",
     )
+    which = "which layers are new" if new else "which layers are at both sides of a merge seam"
+    option = "" if new else " --layers seams"
     freeze = (
-        f"`freeze_original_layers` reads from `{data.layers_file}` which layers are new. "
-        "`mk-interleave train DIR --for TRAINER` writes settings with which a trainer trains only "
-        "these layers; `mk-interleave train --help` lists the trainers."
+        f"`freeze_original_layers` reads from `{data.layers_file}` {which}. It needs only PyTorch. "
+        f"`mk-interleave train DIR --for TRAINER{option}` writes settings "
+        "with which a trainer trains only these layers; `mk-interleave train --help` lists the "
+        "trainers."
     )
+    lines = freeze_lines(data.to_train, data.family)
+    without = f"The same without this package:\n\n```python\n{lines}```" if lines else ""
+    if len(data.since) == 1:
+        since = _plain(data.since[0])
+        freeze += f" With `--since {since}`, they train the layers of the earlier growths, too."
     afterwards = (
-        "After training, `mk-interleave verify TRAINED --against BASE --trained --recipe "
-        f"DIR/{data.layers_file}` checks that nothing else has changed."
+        f"After training, `mk-interleave card TRAINED --recipe DIR/{data.layers_file}` writes the "
+        "card of the trained model, and `mk-interleave verify TRAINED --against BASE --trained` "
+        "checks that nothing else has changed."
     )
     heading = "Train the new layers further" if data.is_trained else "Train only the new layers"
-    words = [freeze, "" if data.is_trained else _of_lora(data), afterwards]
+    if not new:
+        heading = "Train the layers at the merge seams"
+        afterwards = (
+            "After training, `mk-interleave verify TRAINED --against BASE --trained --layers seams "
+            f"--recipe DIR/{data.layers_file}` checks that nothing else has changed."
+        )
+    words = [freeze, without, "" if data.is_trained else _of_lora(data), afterwards]
     return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
+
+
+_SEAMS = ', layers="seams"'
 
 
 def _of_lora(data: CardData) -> str:
@@ -233,7 +304,8 @@ def _of_lora(data: CardData) -> str:
 def _python(data: CardData, dtype: str, before: str = "", after: str = "") -> str:
     """Write the Python code that loads the model, with other code before and after it."""
     code = ", trust_remote_code=True" if data.has_remote_code else ""
-    arguments = f'{json.dumps(data.title, ensure_ascii=False)}, dtype="{dtype}"{code}'
+    name = json.dumps(data.repo or data.title, ensure_ascii=False)
+    arguments = f'{name}, dtype="{dtype}"{code}'
     return (
         f"```python\n{before}from transformers import {data.task.load}\n\n"
         f"model = {data.task.load}.from_pretrained({arguments}){after}\n```"
@@ -256,13 +328,39 @@ def _recipe(data: CardData) -> str:
             else f"The equivalent {mergekit} configuration, for `mk-interleave run`. mergekit "
             f"alone does not produce these weights from it: {data.beyond_mergekit}."
         )
-        parts.append(f"```yaml\n{data.recipe.rstrip()}\n```")
+        recipe = data.recipe.rstrip()
+        lines = len(recipe.splitlines())
+        parts.append(
+            f"<details>\n<summary>{lines} line{'' if lines == 1 else 's'} of YAML</summary>\n\n"
+            f"```yaml\n{recipe}\n```\n\n</details>"
+        )
     local = [f"`{source.name}`" for source in data.sources if source.hub_id is None]
     closing = [f"Local source, perhaps not on the Hub: {', '.join(local)}."] if local else []
     if data.tools:
         tools = ", ".join(f"{name} {version}" for name, version in data.tools.items())
         closing.append(f"Made with {tools}.")
     return "\n\n".join([*parts, " ".join([*closing, f"`{data.layers_file}` lists every layer."])])
+
+
+def _publishing(data: CardData) -> str:
+    """Describe how to upload the model and how to convert it to GGUF."""
+    place = shlex.quote(data.directory)
+    upload = (
+        "pip install -U huggingface_hub\n"
+        "hf auth login\n"
+        f"hf upload {data.repo or f'YOUR-NAME/{data.name}'} {place} ."
+    )
+    convert = (
+        "git clone --depth 1 https://github.com/ggml-org/llama.cpp\n"
+        "pip install -r llama.cpp/requirements/requirements-convert_hf_to_gguf.txt\n"
+        f"python llama.cpp/convert_hf_to_gguf.py {place} --outfile {shlex.quote(data.title)}.gguf"
+    )
+    return (
+        "## Upload and conversion\n\n"
+        "Run these commands in the directory that contains the model's directory.\n\n"
+        f"Upload to the Hub:\n\n```sh\n{upload}\n```\n\n"
+        f"GGUF file for llama.cpp, if it knows the model type:\n\n```sh\n{convert}\n```"
+    )
 
 
 _PAPERS = {

@@ -12,7 +12,7 @@ from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import CheckpointError, DirectiveError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import manifest
+from mergekit_interleave.output import lineage, manifest
 from mergekit_interleave.output.manifest import Manifest
 
 
@@ -36,6 +36,24 @@ class RecordedLayout:
             DirectiveError: The directive is a growth line, whose layers depend on the model.
         """
         return mergekit_yaml.effective(self.as_written, self.directive.mergekit)
+
+    def since(self, name: str | None) -> Layout:
+        """Return the layers; if a model is named, all are new that it does not have.
+
+        Args:
+            name: A model in the lineage: its name in interleave.json, a Hub id, or a path.
+
+        Raises:
+            DirectiveError: The lineage has no such model, or is not recorded.
+        """
+        if name is None:
+            return self.layout
+        if self.manifest is None:
+            raise DirectiveError(
+                f"--since: the lineage is not recorded, because there is no {manifest.FILE}",
+                hint=f"name the {manifest.FILE} of the expansion: --recipe FILE",
+            )
+        return lineage.since(self.manifest.content, name)
 
     @property
     def as_written(self) -> Layout:
@@ -73,13 +91,16 @@ def read(directory: Path, file: Path | None = None) -> RecordedLayout:
 
     Args:
         directory: The model.
-        file: Another file that records it: an interleave.json, a mergekit config or a directive.
+        file: Another file that records it: an interleave.json, a mergekit config or a directive;
+            or the directory of a model that records it.
 
     Raises:
         CheckpointError: The directory records no layout, or its record is malformed.
         DirectiveError: The file is not a directive.
     """
     names = (manifest.FILE, mergekit_yaml.FILE)
+    if file is not None and file.is_dir():
+        return read(file)
     record = file or next((directory / n for n in names if (directory / n).is_file()), None)
     if record is None:
         raise CheckpointError(

@@ -15,12 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from mergekit_interleave import _out_files
 from mergekit_interleave._files import SUFFIXES, new_file_mode, sync
 from mergekit_interleave._interrupts import uninterrupted
 from mergekit_interleave.errors import OutputError
+from mergekit_interleave.output import verification_text
 
 if sys.platform != "win32":
     import fcntl
@@ -57,11 +58,14 @@ def _reason_to_stay(out: Path) -> str | None:
     if not out.is_dir():
         return "is not a directory"
     try:
-        is_own = _is_own(out)
-        foreign = [name for name in files_below(out) if not is_own(name)]
+        written = _written_by(out)
+        foreign = [name for name in files_below(out) if not written.has(name)]
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
-    return f"contains {foreign[0]}, which no run wrote" if foreign else None
+    if foreign:
+        first = min(foreign, key=_out_files.is_usual)  # a user's own file is the better reason
+        return f"contains {first}, which {written.nobody}"
+    return "holds a model that was trained after `run` wrote it" if written.trained else None
 
 
 def files_below(folder: Path) -> list[str]:
@@ -71,15 +75,34 @@ def files_below(folder: Path) -> list[str]:
     )
 
 
-def _is_own(out: Path) -> Callable[[str], bool]:
-    """Return a predicate for the files that a directory may contain and still be replaced.
+class _Written(NamedTuple):
+    """What a tool has written into a directory.
 
-    These are the files that its manifest lists or, without a manifest, the usual files of a model.
+    Attributes:
+        has: Returns whether the tool wrote a file.
+        nobody: Which tool did not write another file, for the message.
+        trained: Whether another tool has trained the weights since.
     """
-    with suppress(FileNotFoundError, ValueError, AttributeError, TypeError):
+
+    has: Callable[[str], bool]
+    nobody: str = "no run wrote"
+    trained: bool = False
+
+
+def _written_by(out: Path) -> _Written:
+    """Find out from its records what this tool or mergekit has written into a directory.
+
+    interleave.json lists the files of a run. mergekit lists none, but it leaves its config beside
+    the usual files of a model; without that config, the model may be anyone's.
+    """
+    with suppress(FileNotFoundError, ValueError, AttributeError, LookupError, TypeError):
         manifest = json.loads((out / _out_files.MANIFEST).read_text(encoding="utf-8"))
-        return set(manifest.get("files")).__contains__
-    return _out_files.is_usual if (out / _out_files.CONFIG).is_file() else lambda _: False
+        files, verified = set(manifest["files"]), manifest.get("verified") or {}
+        return _Written(files.__contains__, trained=verification_text.TRAINED in verified)
+    with suppress(FileNotFoundError, ValueError):
+        if "merge_method" in (out / _out_files.RECIPE).read_text(encoding="utf-8"):
+            return _Written(_out_files.is_usual, "neither mergekit nor a run wrote")
+    return _Written(lambda _: False, "no run wrote, and no mergekit_config.yml is beside it")
 
 
 @dataclass(frozen=True)

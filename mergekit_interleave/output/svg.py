@@ -14,16 +14,13 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.layout.roles import COPY, MOVED, ORIGINAL, ROLES, SCALED, ZEROED, roles
 from mergekit_interleave.output.layer_map import (
-    COPY,
-    ORIGINAL,
-    ROLES,
     counts,
     layer_map,
     legible,
     letter,
     model_names,
-    roles,
     shorten,
 )
 
@@ -170,7 +167,7 @@ def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]
 def _colour(model: int, role: str, models: int) -> _Colour:
     """Return a colour that shows the model or, with a single model, whether a layer is new."""
     if models == 1:
-        return _COLOURS[0 if role == ORIGINAL else 1]
+        return _COLOURS[1 if role in (COPY, ZEROED) else 0]
     return _COLOURS[model % len(_COLOURS)]
 
 
@@ -191,6 +188,12 @@ def _style(colour: _Colour, role: str, stroke: float = 1) -> tuple[str, str, flo
         return f'fill="{colour.fill}" {outline}', colour.ink, wide
     if role == COPY:
         return f'fill="url(#hatch-{colour.fill[1:]})" {outline}', _BLACK, wide
+    if role == SCALED:
+        return f'fill="{colour.mixed(0.35)}" {outline}', _BLACK, wide
+    if role == MOVED:
+        inner = f'stroke="{colour.ink}" stroke-width="{_n(wide)}"'
+        dots = f'stroke-dasharray="{_n(2 * stroke)}"'
+        return f'fill="{colour.fill}" {inner} {dots}', colour.ink, wide
     dashes = f'stroke-dasharray="{_n(4 * stroke)} {_n(2.5 * stroke)}"'
     return f'fill="none" {outline} {dashes}', _GREY.fill, wide
 

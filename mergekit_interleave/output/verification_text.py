@@ -10,8 +10,17 @@ from typing import Any
 
 from mergekit_interleave._units import amount
 
-WEIGHTS, TRAINED, FORWARD = ("weights", "trained", "forward")
-"""The kinds of verification."""
+WEIGHTS, TRAINED, LINEAGE, FORWARD = ("weights", "trained", "lineage", "forward")
+"""The kinds of verification.
+
+`LINEAGE` is a comparison with an earlier base, of a model that was not trained since its last
+growth.
+"""
+
+_OF_WEIGHTS = (WEIGHTS, TRAINED, LINEAGE)
+
+NAMED = "tensors that were named as trained"
+"""The reason why tensors of other layers than the new ones are not compared."""
 
 MOST_DIFFERENT = 1e-5
 """The largest difference of logits, relative to the largest logit, between models that compute the
@@ -19,6 +28,11 @@ same; both are in float32."""
 
 OTHER_FILES = "other files"
 """Files whose differences are counted together, such as the tokenizer."""
+
+
+def has_named(outcomes: Mapping[str, Any]) -> bool:
+    """Return whether tensors were not compared because they were named as trained."""
+    return NAMED in outcomes.get(TRAINED, {}).get("not_compared", {})
 
 
 def computes_the_same(outcomes: Mapping[str, Any]) -> bool | None:
@@ -34,9 +48,9 @@ def computes_the_same(outcomes: Mapping[str, Any]) -> bool | None:
 def sentences(outcomes: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each outcome."""
     found: list[str] = []
-    for kind in (WEIGHTS, TRAINED):
+    for kind in _OF_WEIGHTS:
         if kind in outcomes:
-            found += _parts(outcomes[kind], trained=kind == TRAINED)
+            found += _parts(outcomes[kind], trained=kind != WEIGHTS)
     if FORWARD in outcomes:
         found.append(f"Forward pass: {forward(outcomes[FORWARD])}")
     return found
@@ -45,7 +59,7 @@ def sentences(outcomes: Mapping[str, Any]) -> list[str]:
 def short(outcomes: Mapping[str, Any]) -> str:
     """Return a summary of all outcomes."""
     found = []
-    for kind in (WEIGHTS, TRAINED):
+    for kind in _OF_WEIGHTS:
         if kind in outcomes:
             outcome = outcomes[kind]
             found.append(_short(outcome) if outcome["exact"] else _short_failure(outcome))

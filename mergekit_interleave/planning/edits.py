@@ -12,8 +12,8 @@ from mergekit_interleave.directive.growth import Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import (
     AUTO,
-    GAINS,
     NONE,
+    NORMS,
     Scales,
     Zero,
     check_disjoint,
@@ -106,8 +106,8 @@ class Edits:
         if family.output_norms is not None and not zeroing.zeroes_output_norms(first.edit, family):
             self._warn(
                 f"model type {family.model_type} normalizes the output of its projections, so "
-                "zeroed projections take large first steps in training; `zero: gains` zeroes the "
-                "gains of the norms instead"
+                "zeroed projections take large first steps in training; `zero: norms` zeroes the "
+                "norms instead"
             )
 
 
@@ -137,9 +137,9 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
             if checkpoint is None
             else f"model type {checkpoint.model_type!r} is not known"
         )
-        if rule == GAINS:
+        if rule == NORMS:
             raise LayoutError(
-                f"zero: gains: {reason}, so its norms are unknown",
+                f"zero: norms: {reason}, so its norms are unknown",
                 hint="list the tensors to zero: `zero: [o_proj, ...]`",
             )
         family = families.assumed_family()
@@ -158,7 +158,7 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
         return lambda _: projections
     if checkpoint is None or family.output_norms is None:
         raise LayoutError(
-            f"zero: gains: model type {family.model_type} has no norms between its projections "
+            f"zero: norms: model type {family.model_type} has no norms between its projections "
             "and the residual stream",
             hint="`zero: auto` zeroes the projections",
         )
@@ -209,7 +209,9 @@ def _check_outside(
         if checkpoint is None or checkpoint.family is None:
             continue
         try:
-            zeroing.check_outside(part.scales, outside(checkpoint, before=before))
+            layer = part.start if before else part.stop - 1
+            inside = checkpoint.layer_tensors(layer) if checkpoint.has_weights else ()
+            zeroing.check_outside(part.scales, outside(checkpoint, before=before), inside)
         except LayoutError as error:
             if not stated or stated[end].is_plain:
                 raise

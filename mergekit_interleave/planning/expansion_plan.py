@@ -143,13 +143,13 @@ class ExpansionPlan:
     def is_identity(self) -> bool:
         """Whether the result computes the same as its base, apart from dtype conversion."""
         layers = self.layout.layers
-        kept = [layer.source for layer in layers if not layer.new]
+        kept = [layer.source for layer in layers if layer.is_plain and not layer.is_copy]
         return (
             len(self.sources) == 1
             and not self.uses_lora
             and not mergekit_yaml.changes_tokenizer(self.mergekit)
             and kept == list(range(self.first.depth))
-            and self.identities == {layer.index for layer in layers if layer.new}
+            and len(kept) + len(self.identities) == len(layers)
             and all(spec.scale in (None, 1) for spec in self.specs if spec.layer is None)
         )
 
@@ -199,7 +199,7 @@ def plan_expansion(
         base = opened.base
         if out is not None:
             for checkpoint in (*opened.models.values(), base):
-                _check_out(out, checkpoint)
+                check_out(out, checkpoint)
             warnings.extend(models.fetch_small_files(base))
             for checkpoint in opened.models.values():
                 models.fetch_card(checkpoint)
@@ -296,7 +296,7 @@ def _check_fit(model: Checkpoint, base: Checkpoint, *, is_end: bool, new_vocabul
         union = ", or set `tokenizer_source: union`" if found.only_rows else ""
         hint = f"take the first and the last layer from one model{union}"
     elif found.same_shapes:
-        hint = "pass --mergekit allow_crimes=true to stack them anyway"
+        hint = "`mk-interleave run --mergekit allow_crimes=true` stacks them anyway"
     raise RefusedError(
         f"{model.ref} cannot be stacked with {base.ref}: {found.key} is {found.of_model!r} in "
         f"{model.ref} and {found.of_base!r} in {base.ref}",
@@ -338,7 +338,7 @@ def _check_needed(specs: Sequence[TensorSpec], base: Checkpoint) -> None:
         )
 
 
-def _check_out(out: Path, checkpoint: Checkpoint) -> None:
+def check_out(out: Path, checkpoint: Checkpoint) -> None:
     """Refuse an OUT that is or contains a source model, which --force would delete."""
     source, target = checkpoint.path.resolve(), out.resolve()
     if target in (source, *source.parents):

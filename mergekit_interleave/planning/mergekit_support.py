@@ -41,6 +41,12 @@ def check(expansion: Expansion) -> tuple[str, ...]:
     """
     with collected_warnings() as warnings:
         mergekit_yaml.check_representable(expansion.layout)
+        types = {checkpoint.model_type: None for checkpoint in expansion.sources.values()}
+        if len(types) > 1:
+            warnings.append(
+                f"the models have different types ({', '.join(types)}): mergekit-yaml stacks them "
+                "only with --allow-crimes, and does not check that they fit"
+            )
         if expansion.first is not None:  # otherwise `resolve` has warned
             warnings.extend(_warnings_of(expansion.first))
             warnings.extend(_check_family(expansion.first, expansion))
@@ -68,7 +74,7 @@ def _warnings_of(checkpoint: Checkpoint) -> Iterator[str]:
 def _check_family(checkpoint: Checkpoint, expansion: Expansion) -> tuple[str, ...]:
     if checkpoint.family is None:
         return ()
-    placed = _placed(expansion)
+    placed = placed_keys(expansion)
     _check_tensors(checkpoint, checkpoint.require_family(), expansion.layout)
     config = checkpoint.layer_config
     if checkpoint.family.mergekit_result(config) == families.EXACT and all(
@@ -97,7 +103,7 @@ def _differing(first: Checkpoint, expansion: Expansion) -> Iterator[str]:
             )
 
 
-def _placed(expansion: Expansion) -> Mapping[str, Any]:
+def placed_keys(expansion: Expansion) -> Mapping[str, Any]:
     """Return the keys of config.json that must change besides the depth."""
     sources, layout = expansion.sources, expansion.layout
     if any(model not in sources or not sources[model].family for model in layout.models):
@@ -105,7 +111,7 @@ def _placed(expansion: Expansion) -> Mapping[str, Any]:
     try:
         return grown_config.grow(sources, layout, only_stated=True).placement.config
     except UnrepresentableError as error:
-        error.hint = "`mk-interleave run` with this directive suggests one that works"
+        error.hint = "`mk-interleave run` refuses it too, and suggests a directive that works"
         raise
     except CheckpointError:
         return {}  # the depth is unknown

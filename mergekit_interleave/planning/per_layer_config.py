@@ -245,7 +245,7 @@ def _original_indices(sources: Sources, layers: Sequence[Layer]) -> dict[str, li
                 placed[key] = [
                     layer.index + base
                     for layer in layers
-                    if not layer.new and layer.source + base in listed[layer.model]
+                    if not layer.is_copy and layer.source + base in listed[layer.model]
                 ]
     return placed
 
@@ -345,7 +345,7 @@ def _numbers(rule: str, keys: Sequence[str], source: SourceConfig) -> list[int] 
 
 def _boundaries(rule: str, chosen: set[int], depth: int, layers: Sequence[Layer]) -> set[int]:
     # A boundary stays at its original layer, however many copies precede it.
-    place = {layer.source: layer.index for layer in layers if not layer.new}
+    place = {layer.source: layer.index for layer in layers if not layer.is_copy}
     place[depth] = len(layers)
     if rule == "block":
         return {place[index] for index in chosen if index in place}
@@ -453,7 +453,7 @@ def _shared_tail(
             layer
             for kind, layer in lending.items()
             if kind in (lenders := known[layer.model].lenders)
-            and (layer.source != lenders[kind] or layer.new)
+            and (layer.source != lenders[kind] or layer.is_copy)
         ]
     for layer in wrong:
         lenders = known[layer.model].lenders

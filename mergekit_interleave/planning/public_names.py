@@ -79,14 +79,31 @@ class PublicNames:
 
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
     path, _, revision = base_model.partition("@")
-    if "/" not in path or not is_hub_id(path):
-        raise DirectiveError(f"base_model: {base_model!r} is not a Hub id of the form org/name")
+    checked_id(path, "base_model")
     if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
         raise DirectiveError(
             "base_model: there are several source models, and it can name only one",
             hint="leave it out; they are named by their Hub ids or directory names",
         )
     return ModelPath(path, revision or None)
+
+
+def checked_id(text: str, where: str) -> str:
+    """Return a Hub id that the user states.
+
+    Args:
+        text: The Hub id.
+        where: The parameter, for errors.
+
+    Raises:
+        DirectiveError: It is not of the form org/name.
+    """
+    if "/" not in text or not is_hub_id(text):
+        raise DirectiveError(
+            f"{where}: {text!r} is not a Hub id of the form org/name",
+            hint=f"for example --{where.replace('_', '-')} me/name",
+        )
+    return text
 
 
 def _unused(name: str, directories: Mapping[Path, ModelPath]) -> ModelPath:

@@ -180,6 +180,7 @@ class _Opener:
         if self.strict:
             self.opened[model] = self._models.open(model)
             self.opened[model].require_family()
+            self._models.check_lora(model)
             return
         checkpoint = self._models.open_if_possible(model, failed)
         if checkpoint is not None:
@@ -276,7 +277,8 @@ def _completed(directive: Directive) -> Directive:
     if not directive.needs_model:
         if directive.model is not None:
             raise DirectiveError(
-                "model: each step of the layout already names a model", hint="leave `model` out"
+                "model: each step of the layout already names a model",
+                hint="leave --model (`model:`) out",
             )
         return directive
     return directive if directive.model is not None else _implicit_model().replaced_by(directive)

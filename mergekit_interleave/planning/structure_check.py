@@ -17,7 +17,7 @@ from mergekit_interleave.checkpoint import class_loading, layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.class_loading import Form, Loading
 from mergekit_interleave.checkpoint.safetensors_header import Tensor
-from mergekit_interleave.errors import CheckpointError, UnrepresentableError
+from mergekit_interleave.errors import CheckpointError, RefusedError, UnrepresentableError
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 
@@ -73,7 +73,10 @@ def problem_of(
     Raises:
         RefusedError: transformers cannot load the model.
     """
-    loading = class_loading.load(path, forms, trusted=model.trusted)
+    try:
+        loading = class_loading.load(path, forms, trusted=model.trusted)
+    except RefusedError as error:
+        raise RefusedError(f"{model.ref}: {error}", hint=error.hint) from error
     if loading.missing:
         first, *more = loading.missing
         others = f" and {len(more)} more" if more else ""

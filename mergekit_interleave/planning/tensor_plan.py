@@ -211,7 +211,7 @@ def _layer(
     layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, kv_sharing_layers: Collection[int]
 ) -> Iterator[TensorSpec]:
     family = checkpoint.require_family()
-    absent = family.never_copied if layer.new else ()
+    absent = family.never_copied if layer.is_copy else ()
     for rule in (family.indexer_sharing, family.kv_sharing):
         if layer.index in kv_sharing_layers and rule is not None:
             absent += rule.absent_tensors

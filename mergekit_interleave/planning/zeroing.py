@@ -234,7 +234,7 @@ def check_identity(edit: Edit, tensors: Collection[str], family: Family) -> None
         )
 
 
-def check_outside(scales: Scales, tensors: Collection[str]) -> None:
+def check_outside(scales: Scales, tensors: Collection[str], inside: Collection[str] = ()) -> None:
     """Check that scales for layers change no tensor outside the layers.
 
     mergekit applies the scales of the first slice to the embeddings, and the scales of the last
@@ -243,6 +243,7 @@ def check_outside(scales: Scales, tensors: Collection[str]) -> None:
     Args:
         scales: The scales of the slice.
         tensors: The names of the tensors before or after the layers.
+        inside: The names of the tensors of a layer, for the hint.
 
     Raises:
         LayoutError: A scale would change one of the tensors.
@@ -254,8 +255,17 @@ def check_outside(scales: Scales, tensors: Collection[str]) -> None:
             name = repr(scale.filter) if scale.filter else "a factor for all tensors"
             raise LayoutError(
                 f"{word}: {name} also matches {tensor}, which is outside the layers",
-                hint="use a longer part of the name, such as self_attn.o_proj",
+                hint=_longer(scale.filter or "", tensors, inside),
             )
+
+
+def _longer(part: str, outside: Collection[str], inside: Collection[str]) -> str | None:
+    """Return the hint for a part of names that also matches outside the layers."""
+    names = [name.removesuffix(".weight") for name in _within_layer(inside) if part in name]
+    longer = [name for name in names if not any(name in tensor for tensor in outside)]
+    if not longer:
+        return None
+    return f"write {', '.join(longer)} in place of {part or 'the factor for all tensors'}"
 
 
 def _zeroed_names(scales: Scales) -> list[str]:

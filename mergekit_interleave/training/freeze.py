@@ -1,4 +1,4 @@
-"""Freeze a loaded model except for its new layers. Torch is not imported here.
+"""Freeze a loaded model except for its new layers. Only torch needs to be installed for this.
 
 The interleave.json next to the loaded weights records which layers are new.
 """
@@ -6,10 +6,11 @@ The interleave.json next to the loaded weights records which layers are new.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import hub, layer_names
 from mergekit_interleave.checkpoint.checkpoint import CONFIG
 from mergekit_interleave.directive.model_ref import ModelPath
@@ -22,12 +23,19 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest, recorded_layout
+from mergekit_interleave.output.recorded_layout import RecordedLayout
+from mergekit_interleave.training import selection
 
 
 def freeze_original_layers(
-    model: Any, manifest_path: str | os.PathLike[str] | None = None
+    model: Any,
+    manifest_path: str | os.PathLike[str] | None = None,
+    *,
+    layers: str = selection.NEW,
+    also: Sequence[str] = (),
+    since: str | None = None,
 ) -> list[str]:
-    """Freeze a model except for its new layers.
+    """Freeze a model except for its new layers, or for other layers that you name.
 
     This sets `requires_grad` of every parameter. Call it before you create an optimizer or a
     trainer, and before the model is distributed: each of these reads `requires_grad` only once.
@@ -37,6 +45,12 @@ def freeze_original_layers(
             another module.
         manifest_path: The interleave.json, or its directory. By default it is read from the
             directory or Hub repository that the model was loaded from.
+        layers: The layers to train: `new`, `seams` (the layers at both sides of each merge seam) or
+            a range of indices such as `8:24`; several are separated by commas.
+        also: What to train outside the layers: `lm_head`, `embed_tokens`, or the names that the
+            model's class has for them. If they share one tensor, either name trains it.
+        since: A model in the lineage of a model that was grown several times. All layers that it
+            does not have are trained. By default, those that the last growth added are trained.
 
     Returns:
         The names of the parameters that will be trained, in the model's order.
@@ -44,7 +58,10 @@ def freeze_original_layers(
     Raises:
         TypeError: `model` is not a model.
         CheckpointError: No file records which layers are new.
-        RefusedError: The file belongs to another model, or the new layers cannot be trained alone.
+        DirectiveError: `since` is not in the lineage, or `layers` or `also` name nothing that a
+            model of this class can have.
+        LayoutError: The model has no such layers.
+        RefusedError: The file belongs to another model, or these layers cannot be trained alone.
     """
     if not hasattr(model, "named_parameters"):
         raise TypeError(
@@ -52,20 +69,26 @@ def freeze_original_layers(
             f"{model!r:.60}"
         )
     try:
-        return _freeze(model, manifest_path)
+        layout = _recorded(*_record_place(_inner(model), manifest_path)).since(since)
+        return _freeze(model, layout, layers, also)
     except InterleaveError as error:
         if error.hint and hasattr(error, "add_note"):  # Python 3.11 prints it below the message
             error.add_note(f"hint: {error.hint}")
         raise
 
 
-def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[str]:
-    inner = next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
+def _inner(model: Any) -> Any:
+    """Return the model of transformers that may be inside another module."""
+    return next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
+
+
+def _freeze(model: Any, layout: Layout, layers: str, also: Sequence[str]) -> list[str]:
+    inner = _inner(model)
     config = inner.config.to_dict() if hasattr(inner, "config") else {}
-    layout = _layout(*_record_place(inner, manifest_path))
-    new = [layer.index for layer in layout.new_layers]
-    if not new:
-        raise RefusedError("the model has no new layers, so there is nothing to train")
+    family = families.family_of_config(config) if config else None
+    chosen = selection.select(
+        layout, family, layers, option='freeze_original_layers(model, layers="{}")'.format
+    )
     if hasattr(model, "peft_config") or getattr(inner, "_hf_peft_config_loaded", False):
         raise RefusedError(
             "the model has adapters, which would be frozen too",
@@ -73,24 +96,29 @@ def _freeze(model: Any, manifest_path: str | os.PathLike[str] | None) -> list[st
         )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     stacks = layer_names.stacks_of(parameters, len(layout), config)
-    trained = list(layer_names.within(parameters, stacks, new))
+    trained = list(layer_names.within(parameters, stacks, chosen))
     _check(parameters, trained)
+    wanted = {id(parameters[name]) for name in trained} | {
+        id(parameter)
+        for _, module in selection.outside_layers(inner, also)
+        for parameter in module.parameters()
+    }
     for parameter in parameters.values():
-        parameter.requires_grad_(False)  # noqa: FBT003 - torch's interface
-    for name in trained:
-        parameters[name].requires_grad_(True)  # noqa: FBT003
-    return trained
+        parameter.requires_grad_(id(parameter) in wanted)
+    return [name for name, parameter in parameters.items() if id(parameter) in wanted]
 
 
-def _layout(directory: Path, file: Path | None) -> Layout:
+def _recorded(directory: Path, file: Path | None) -> RecordedLayout:
     try:
-        return recorded_layout.read(directory, file).layout
+        recorded = recorded_layout.read(directory, file)
+        recorded.layout  # noqa: B018 - raises if the file is a directive
     except (CheckpointError, DirectiveError) as error:
         raise CheckpointError(
             str(error),
             hint="pass the interleave.json of the expansion: "
             "freeze_original_layers(model, 'path/interleave.json')",
         ) from error
+    return recorded
 
 
 def _check(parameters: dict[str, Any], trained: list[str]) -> None:
@@ -105,11 +133,11 @@ def _check(parameters: dict[str, Any], trained: list[str]) -> None:
 
 
 def check_unshared(parameters: Mapping[str, object], trained: Collection[str]) -> None:
-    """Check that no parameter of the new layers is shared with another layer.
+    """Check that no parameter of the layers to train is shared with another layer.
 
     Args:
         parameters: All parameters, under each of their names.
-        trained: The names of the parameters of the new layers.
+        trained: The names of the parameters of the layers to train.
 
     Raises:
         RefusedError: A parameter is shared, so training it would change an original layer.
@@ -119,7 +147,7 @@ def check_unshared(parameters: Mapping[str, object], trained: Collection[str]) -
     for name in trained:
         if id(parameters[name]) in others:
             raise RefusedError(
-                f"{name} and {others[id(parameters[name])]} are the same parameter, so the new "
+                f"{name} and {others[id(parameters[name])]} are the same parameter, so these "
                 "layers cannot be trained alone"
             )
 
@@ -132,7 +160,7 @@ def _record_place(model: Any, path: str | os.PathLike[str] | None) -> tuple[Path
     loaded = str(getattr(model, "name_or_path", "") or "")
     if loaded and Path(loaded).is_dir():
         return Path(loaded), None
-    if not hub.is_hub_id(loaded):
+    if not loaded or not hub.is_hub_id(loaded):
         raise CheckpointError(
             "the model does not record where it was loaded from",
             hint="pass its interleave.json: freeze_original_layers(model, 'path/interleave.json')",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mergekit_interleave.checkpoint.layer_names import inside
 from mergekit_interleave.errors import RefusedError
@@ -25,7 +25,8 @@ class LoraTarget:
         layers: `layers_to_transform`, needed if the endings occur in all layers.
         pattern: `layers_pattern`.
         parameters: `target_parameters`: weights that are not modules.
-        saved: `modules_to_save`: modules that are trained in full, in addition to the LoRA.
+        saved: The modules of the layers that are trained in full, by `modules_to_save`.
+        also: The modules outside the layers that are trained in full, by `modules_to_save`.
     """
 
     modules: tuple[str, ...] | str
@@ -33,6 +34,12 @@ class LoraTarget:
     pattern: str | None = None
     parameters: tuple[str, ...] = ()
     saved: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+    @property
+    def modules_to_save(self) -> tuple[str, ...]:
+        """All modules that are trained in full, in addition to the LoRA."""
+        return self.saved + self.also
 
     def adapted(self, target: TrainingTarget) -> set[str]:
         """Return the weights that PEFT adapts with these settings."""
@@ -44,9 +51,10 @@ class LoraTarget:
         )
 
     def is_exact(self, target: TrainingTarget) -> bool:
-        """Return whether these settings select exactly the new layers."""
-        saved = peft_rules.saved_modules(target.modules, self.saved)
-        return self.adapted(target) == _adaptable(target) and saved == {*_blocked(target)}
+        """Return whether these settings select exactly what is to be trained."""
+        saved = peft_rules.saved_modules(target.modules, self.modules_to_save)
+        wanted = {*_blocked(target), *target.also}
+        return self.adapted(target) == _adaptable(target) and saved == wanted
 
 
 def by_layers(target: TrainingTarget, *, pattern: bool = True) -> Iterator[LoraTarget]:
@@ -66,7 +74,7 @@ def by_layers(target: TrainingTarget, *, pattern: bool = True) -> Iterator[LoraT
     for layers_pattern in dict.fromkeys(patterns) if pattern else (None,):
         yield LoraTarget(
             modules=endings,
-            layers=target.new_layers,
+            layers=target.layers,
             pattern=layers_pattern,
             parameters=_endings(parameters, target),
             saved=_endings(_blocked(target), target),
@@ -95,7 +103,7 @@ def by_regex(target: TrainingTarget) -> Iterator[LoraTarget]:
     if target.experts or not modules:
         return
     kinds = dict.fromkeys(map(inside, modules))
-    regex = rf"{_any(target.stacks)}\.{_any(map(str, target.new_layers))}\.{_any(kinds)}"
+    regex = rf"{_any(target.stacks)}\.{_any(map(str, target.layers))}\.{_any(kinds)}"
     yield LoraTarget(modules=regex, saved=_endings(_blocked(target), target))
 
 
@@ -109,10 +117,16 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
         raise RefusedError(
             "no tensor of the new layers can be adapted by a LoRA", hint="--method full"
         )
+    if target.tied:
+        raise RefusedError(
+            "the head and the embeddings share one tensor, which modules_to_save would untie",
+            hint="train in full, `--for transformers`, or leave out --also",
+        )
     for form in forms:
         for lora in form:
-            if lora.is_exact(target):
-                return lora
+            whole = replace(lora, also=target.also)
+            if whole.is_exact(target):
+                return whole
     raise RefusedError(
         "no LoRA settings select the new layers without selecting others too",
         hint="--method full",

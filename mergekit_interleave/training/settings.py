@@ -73,6 +73,15 @@ def model_keys(target: TrainingTarget, key: str) -> dict[str, object]:
     return {key: target.directory, "trust_remote_code": target.has_remote_code or None}
 
 
+def precision_key(target: TrainingTarget) -> dict[str, object]:
+    """Return the key by which a trainer computes in 16 bits while the trained weights have 32.
+
+    It is the dtype of the weights, so that those that are not trained do not change.
+    """
+    key = {"bfloat16": "bf16", "float16": "fp16"}.get(target.half_dtype or "")
+    return {key: True} if key and target.loads_too_coarse else {}
+
+
 def shell_text(options: Mapping[str, Sequence[str]]) -> str:
     """Write options as command-line arguments, without empty ones."""
     lines = [f"{flag} {shlex.join(words)}" for flag, words in options.items() if words]
@@ -81,9 +90,10 @@ def shell_text(options: Mapping[str, Sequence[str]]) -> str:
 
 def load_line(target: TrainingTarget) -> str:
     """Return the line of Python that loads the model."""
+    dtype = ', dtype="float32"' if target.loads_too_coarse else ""
     code = ", trust_remote_code=True" if target.has_remote_code else ""
     name = python_literal(target.directory)
-    return f"model = {target.task.load}.from_pretrained({name}{code})\n"
+    return f"model = {target.task.load}.from_pretrained({name}{dtype}{code})\n"
 
 
 def lora_arguments(lora: LoraTarget) -> str:
@@ -93,7 +103,7 @@ def lora_arguments(lora: LoraTarget) -> str:
         "layers_to_transform": lora.layers,
         "layers_pattern": lora.pattern,
         "target_parameters": lora.parameters,
-        "modules_to_save": lora.saved,
+        "modules_to_save": lora.modules_to_save,
         "lora_dropout": dropout(lora),
     }
     return "".join(

@@ -1,4 +1,4 @@
-"""Collect the parameters of the new layers.
+"""Collect the parameters that are to be trained, those of the new layers by default.
 
 Trainers select parameters by their names in the model's class, which can differ from the names in
 the checkpoint. The class is built on the meta device, so no weights are needed.
@@ -6,7 +6,7 @@ the checkpoint. The class is built on the meta device, so no weights are needed.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +25,13 @@ from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedE
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning import zeroing
+from mergekit_interleave.training import selection
 from mergekit_interleave.training.freeze import check_unshared
 
 
 @dataclass(frozen=True)
 class TrainingTarget:
-    """A model whose new layers are to be trained.
+    """A model of which certain layers, the new ones by default, are to be trained.
 
     Attributes:
         directory: The model's directory, as the user named it.
@@ -38,18 +39,24 @@ class TrainingTarget:
         task: The model's task.
         depth: The number of layers.
         config: The config object of the model's class.
-        new_layers: The indices of the new layers.
+        layers: The indices of the layers to train.
         stacks: The name components before a layer's index, such as `model.layers`.
-        parameters: The names of all parameters.
+        parameters: The names of all parameters; one outside the layers that has several names has
+            only the first.
         modules: The names of all modules.
         linear: The names of the modules that are matrices, which a LoRA can adapt.
         experts: The names of the parameters that contain the matrices of several experts.
-        zeroed: The names of the parameters in the new layers whose zeros stop the gradient: the
+        zeroed: The names of the parameters in these layers whose zeros stop the gradient: the
             last parameter of each branch, a projection or a norm.
-        half_dtype: The 16-bit dtype that the new layers load as, such as `bfloat16`.
+        half_dtype: The 16-bit dtype that these layers load as, such as `bfloat16`.
         is_quantized: Whether the weights are integers.
         has_remote_code: Whether the model has custom code.
+        architecture: The name of the model's class in config.json, if it states one.
+        only_new: Whether the layers are the new ones, and nothing outside the layers is trained.
+        also: The names of the modules outside the layers that are trained too.
+        tied: Whether one of these modules shares its tensor with another module.
         warnings: Problems in the file that records the layers, one sentence each.
+        since: The model in the lineage whose layers are not new; None for the sources.
     """
 
     directory: str
@@ -57,7 +64,7 @@ class TrainingTarget:
     task: Task
     depth: int
     config: Any = field(repr=False)
-    new_layers: tuple[int, ...]
+    layers: tuple[int, ...]
     stacks: tuple[str, ...]
     parameters: tuple[str, ...]
     modules: tuple[str, ...]
@@ -67,40 +74,64 @@ class TrainingTarget:
     half_dtype: str | None
     is_quantized: bool
     has_remote_code: bool
+    architecture: str | None = None
+    only_new: bool = True
+    also: tuple[str, ...] = ()
+    tied: bool = False
     warnings: tuple[str, ...] = ()
+    since: str | None = None
+
+    @property
+    def loads_too_coarse(self) -> bool:
+        """Whether the weights to train load with 16 bits, too few for most updates."""
+        return self.half_dtype is not None and not self.is_quantized
 
     @cached_property
     def trained(self) -> frozenset[str]:
-        """The parameters of the new layers."""
-        return frozenset(self.within(self.parameters))
+        """The parameters to train."""
+        outside = tuple(f"{module}." for module in self.also)
+        return frozenset(self.within(self.parameters)) | {
+            name for name in self.parameters if name.startswith(outside)
+        }
 
     @cached_property
     def adapted(self) -> frozenset[str]:
-        """All matrices of the new layers, including those of experts, which a LoRA adapts."""
+        """All matrices of the layers to train, including those of experts, which a LoRA adapts."""
         weights = {f"{module}.weight" for module in self.linear}
         return frozenset(self.within(weights | self.experts))
 
     @cached_property
     def children(self) -> tuple[str, ...]:
-        """The names of the direct submodules and parameters of the new layers."""
+        """The names of the direct submodules and parameters of the layers to train."""
         names = (inside(name).partition(".")[0] for name in self.within(self.parameters))
         return tuple(dict.fromkeys(names))
 
     def within(self, names: Iterable[str]) -> Iterable[str]:
-        """Return the names that belong to the new layers."""
-        return within(names, self.stacks, self.new_layers)
+        """Return the names that belong to the layers to train."""
+        return within(names, self.stacks, self.layers)
 
 
-def read(directory: Path, models: Models, file: Path | None = None) -> TrainingTarget:
-    """Collect the parameters of a model's new layers.
+def read(  # noqa: PLR0913 - one parameter for each option of `train`
+    directory: Path,
+    models: Models,
+    file: Path | None = None,
+    since: str | None = None,
+    *,
+    layers: str = selection.NEW,
+    also: Sequence[str] = (),
+) -> TrainingTarget:
+    """Collect the parameters of a model that are to be trained.
 
     Args:
         directory: The model's directory.
         models: Opens the model.
         file: The file that records which layers are new; see `recorded_layout.read`.
+        since: See `RecordedLayout.since`.
+        layers: The layers to train; see `selection.select`.
+        also: The modules outside the layers to train; see `selection.known_outside`.
 
     Raises:
-        InterleaveError: The new layers are not known, or there are none.
+        InterleaveError: The layers are not known, or there are none.
     """
     recorded_layout.check_directory(directory)
     if not str(directory).isprintable():
@@ -111,22 +142,24 @@ def read(directory: Path, models: Models, file: Path | None = None) -> TrainingT
             f"{file}: is a directive, whose layers depend on its model",
             hint="write the layers with `mk-interleave gen`, and pass that file to --recipe",
         )
-    layout = recorded.layout
-    new = tuple(layer.index for layer in layout.new_layers)
-    if not new:
-        raise RefusedError(f"{directory}: has no new layers, so there is nothing to train")
+    layout = recorded.since(since)
     result = models.open(ModelRef(ModelPath(str(directory))))
     if result.depth != len(layout):
         raise RefusedError(
             f"{directory}: config.json has {result.depth} layers, but the recorded layout has "
             f"{len(layout)}"
         )
-    target = _read(directory, result, layout, new)
-    return replace(target, warnings=recorded.directive.warnings)
+    chosen = selection.select(layout, result.family, layers, model=str(directory))
+    target = _read(directory, result, layout, chosen, also)
+    return replace(target, warnings=recorded.directive.warnings, since=since)
 
 
 def _read(
-    directory: Path, result: Checkpoint, layout: Layout, new: tuple[int, ...]
+    directory: Path,
+    result: Checkpoint,
+    layout: Layout,
+    layers: tuple[int, ...],
+    also: Sequence[str],
 ) -> TrainingTarget:
     import torch  # noqa: PLC0415 - takes seconds
     from transformers.pytorch_utils import Conv1D  # noqa: PLC0415
@@ -140,19 +173,21 @@ def _read(
         family, is_quantized = result.require_family(), result.is_quantized
     stacks = stacks_of(parameters, len(layout), result.config)
     in_layers = frozenset(within(parameters, stacks, range(len(layout))))
-    trained = list(within(parameters, stacks, new))
+    trained = list(within(parameters, stacks, layers))
     check_unshared(parameters, trained)
     dtypes = {parameters[name].dtype for name in trained}
     stored = meta_model.stored_names(model)
+    unique = dict(model.named_parameters())  # trainers go through these names
+    modules_outside, tied = _outside(model, also, unique)
     return TrainingTarget(
         directory=str(directory),
         model_type=result.model_type,
         task=task,
         depth=len(layout),
         config=model.config,
-        new_layers=new,
+        layers=layers,
         stacks=stacks,
-        parameters=tuple(parameters),
+        parameters=tuple(name for name in parameters if name in unique or name in in_layers),
         modules=tuple(modules),
         linear=frozenset(
             name
@@ -168,11 +203,37 @@ def _read(
             and name in in_layers
             and not name.startswith(convolutions)
         ),
-        zeroed=frozenset(_zeroed(stored, stacks, layout, family)),
+        zeroed=frozenset(_zeroed(stored, stacks, layout, layers, family)),
         half_dtype=next((str(d).partition(".")[2] for d in dtypes if d.itemsize == _HALF), None),
         is_quantized=is_quantized,
         has_remote_code="auto_map" in result.config,
+        architecture=(result.config.get("architectures") or [None])[0],
+        only_new=not also and layers == tuple(layer.index for layer in layout.new_layers),
+        also=modules_outside,
+        tied=tied,
     )
+
+
+def _outside(
+    model: Any, names: Sequence[str], unique: Mapping[str, object]
+) -> tuple[tuple[str, ...], bool]:
+    """Return the modules outside the layers to train, by the names that trainers see, and `tied`.
+
+    Args:
+        model: The model.
+        names: See `selection.known_outside`.
+        unique: Its parameters, each under its first name only.
+    """
+    first = {id(parameter): name for name, parameter in unique.items()}
+    found: dict[str, None] = {}
+    tied = False
+    known = [module for _, module in selection.known_outside(model).values()]
+    for _, module in selection.outside_layers(model, names):
+        own = {id(parameter) for parameter in module.parameters()}
+        others = {id(p) for m in known if m is not module for p in m.parameters()}
+        tied |= bool(own & others)
+        found |= dict.fromkeys(first[each].rpartition(".")[0] for each in own)
+    return tuple(found), tied
 
 
 def _is_matrix(module: Any) -> bool:
@@ -200,7 +261,11 @@ _EXPERT_AXES = 3
 
 
 def _zeroed(
-    stored: Mapping[str, str], stacks: Collection[str], layout: Layout, family: Family
+    stored: Mapping[str, str],
+    stacks: Collection[str],
+    layout: Layout,
+    layers: Collection[int],
+    family: Family,
 ) -> Iterable[str]:
     """Yield the names for `TrainingTarget.zeroed`.
 
@@ -208,11 +273,12 @@ def _zeroed(
         stored: The name of each parameter in the checkpoint, by its name in the class.
         stacks: See `TrainingTarget.stacks`.
         layout: The layers.
+        layers: See `TrainingTarget.layers`.
         family: The family of the model.
     """
     identities = zeroing.identities(layout, lambda _: family)
     gains = family.output_norms.all_names if family.output_norms else ()
-    for layer in layout.new_layers:
+    for layer in (layout.layers[index] for index in layers):
         zeroed = layer.zeroed
         if layer.index in identities:
             closed = zeroing.zeroes_output_norms(layer.edit, family)

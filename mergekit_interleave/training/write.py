@@ -1,4 +1,4 @@
-"""Write the settings that make a trainer train exactly the new layers."""
+"""Write the settings that make a trainer train exactly the layers to train."""
 
 from __future__ import annotations
 
@@ -48,6 +48,11 @@ def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSett
 
 
 def _notes(target: TrainingTarget, method: str) -> Iterable[str]:
+    if target.tied:
+        yield (
+            "the head and the embeddings of this model share one tensor, so both are trained: "
+            f"{', '.join(target.also)}"
+        )
     if method == LORA and target.zeroed & target.adapted:
         yield (
             "some matrices of the new layers are zero: DoRA divides by them (NaN); PiSSA, LoftQ, "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
+from mergekit_interleave.directive.scale import Scale, scale_of
 from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout, Slice
-from mergekit_interleave.output import manifest
+from mergekit_interleave.output import lineage, manifest
+from mergekit_interleave.output.lineage import Generation
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
@@ -43,6 +46,7 @@ class ExpectedModel:
         unread: Returns the reason why a tensor cannot be compared, or None if it can be.
         plan: The plan of the model, if its sources are available.
         warnings: Warnings for the user, one sentence each.
+        rounding: The relative error that numbers in config.json may have.
     """
 
     layout: Layout
@@ -51,6 +55,7 @@ class ExpectedModel:
     unread: Callable[[TensorSpec], str | None]
     plan: ExpansionPlan | None = None
     warnings: tuple[str, ...] = ()
+    rounding: float = 0.0
 
 
 def of_sources(
@@ -69,15 +74,9 @@ def of_sources(
     """
     expansion = _expansion(recorded, against, models)
     opener = models_for(expansion.directive, models)
+    _check_depths(expansion.layout, recorded, opener)
     fetched = opener.fetch_small_files(opener.open(expansion.base))
     plan = plan_expansion(expansion, models, None, mix=True)
-    if recorded.manifest is not None:
-        for model, depth in zip(plan.layout.models, recorded.manifest.depths, strict=True):
-            if plan.sources[model].depth != depth:
-                raise CheckpointError(
-                    f"{model}: has {plan.sources[model].depth} layers, but {manifest.FILE} records "
-                    f"{depth} for this source"
-                )
     return ExpectedModel(
         layout=plan.layout,
         specs=plan.specs,
@@ -86,6 +85,115 @@ def of_sources(
         plan=plan,
         warnings=(*plan.warnings, *fetched),
     )
+
+
+def _check_depths(layout: Layout, recorded: RecordedLayout, models: Models) -> None:
+    """Check that each source has the recorded depth, or at least the layers that are taken from it.
+
+    Raises:
+        CheckpointError: A source has another depth, so it is not a source of this model.
+    """
+    known = recorded.manifest
+    for i, model in enumerate(layout.models):
+        depth = models.open(model).depth
+        if known is not None and depth != known.depths[i]:
+            raise CheckpointError(
+                f"{model}: has {depth} layers, but {manifest.FILE} records {known.depths[i]} for "
+                f"this source, {known.models[i]}",
+                hint=f"pass the model that it was grown from: --against {known.models[i]}",
+            )
+        taken = max(part.stop for part in layout.slices if part.model == model)
+        if depth < taken:
+            raise CheckpointError(
+                f"{model}: has {depth} layers, but the layout takes layer {taken - 1} of it"
+            )
+
+
+def of_generation(
+    generation: Generation, against: Sequence[ModelRef], models: Models
+) -> ExpectedModel:
+    """Derive what a model must contain from the sources of its sources.
+
+    Only its original layers and the tensors outside the layers can be derived: layers that were new
+    in any growth may have been trained since.
+
+    Args:
+        generation: The model in terms of these sources.
+        against: The sources, in the order of their first layers.
+        models: Opens the sources.
+
+    Raises:
+        RefusedError: A growth changed more than layers, so the tensors cannot be derived.
+        InterleaveError: The sources cannot be read.
+    """
+    keys = _composed_keys(generation)
+    known = dict(zip(generation.layout.models, against, strict=True))
+    _check_against(known)
+    layout = Layout(
+        tuple(dataclasses.replace(s, model=known[s.model]) for s in generation.layout.slices)
+    )
+    plan = plan_expansion(Expansion(Directive(mergekit=keys), layout), models, None)
+    _check_outside(generation, plan)
+    return ExpectedModel(
+        layout=plan.layout,
+        specs=plan.specs,
+        config=plan.config(),
+        unread=plan.reason_unread,
+        plan=plan,
+        warnings=plan.warnings,
+        rounding=_ROUNDING,
+    )
+
+
+def _check_outside(generation: Generation, plan: ExpansionPlan) -> None:
+    """Check that no growth scaled tensors outside the layers, as a first or last slice may.
+
+    Raises:
+        RefusedError: One did.
+    """
+    first, last = (plan.sources[plan.layout.slices[i].model] for i in (0, -1))
+    outside = {
+        0: first.scaled(first.outside_layers()[0]),
+        -1: last.scaled(last.outside_layers()[1]),
+    }
+    for place, growth in generation.growths.items():
+        for index, names in outside.items():
+            scales = growth["layers"][index].get("scale", ())
+            factors = tuple(Scale(scale["value"], scale["filter"]) for scale in scales)
+            for name in names:
+                if scale_of(name, factors) not in (None, 1):
+                    raise RefusedError(f"{place}layers: a scale also applied to {name}")
+
+
+_ROUNDING = 1e-12
+"""Each growth rounds the numbers that depend on the depth; this is far more than doubles need."""
+
+
+def _composed_keys(generation: Generation) -> dict[str, object]:
+    """Return the keys of mergekit for all growths together.
+
+    Raises:
+        RefusedError: A growth changed the tokenizer, or took the config from another model.
+    """
+    steps: list[str] = []
+    for place, growth in [*generation.growths.items()][::-1]:  # the oldest first
+        keys = lineage.directive_of(growth).mergekit
+        first = growth["models"][growth["layers"][0]["model"]]["model"]
+        for key, value in keys.items():
+            if key in ("dtype", "out_dtype") or (key == "base_model" and value == first):
+                continue
+            raise RefusedError(
+                f"{place}directive.{key}: changed more than layers, so the tensors cannot be "
+                "compared with those of an earlier base"
+            )
+        steps += [dtype for dtype in mergekit_yaml.dtypes_of(keys) if dtype is not None]
+    dtypes = [dtype for dtype, _ in groupby(steps)]
+    if len(dtypes) > len(_DTYPES):
+        raise RefusedError(f"dtype: converted {len(dtypes)} times: {', '.join(dtypes)}")
+    return dict(zip(_DTYPES, dtypes, strict=False))
+
+
+_DTYPES = ("dtype", "out_dtype")
 
 
 def _with_models(directive: Directive, against: Sequence[ModelRef]) -> Directive:
@@ -124,7 +232,16 @@ def _expansion(recorded: RecordedLayout, against: Sequence[ModelRef], models: Mo
             hint=f"in this order: {' '.join(f'--against {model}' for model in named)}",
         )
     known = dict(zip(named, against, strict=True))
-    if len(set(against)) < len(against):
+    _check_against(known)
+    if base is not None:
+        keys["base_model"] = known[base].to_yaml()
+    slices = (dataclasses.replace(part, model=known[part.model]) for part in written.slices)
+    return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
+
+
+def _check_against(known: Mapping[ModelRef, ModelRef]) -> None:
+    """Check the models of `--against`, given for each model of the layout."""
+    if len(set(known.values())) < len(known):
         raise DirectiveError("--against: a model is given twice", hint="give each model once")
     for name, model in known.items():
         if (name.lora is None) != (model.lora is None):
@@ -133,10 +250,6 @@ def _expansion(recorded: RecordedLayout, against: Sequence[ModelRef], models: Mo
                 f"--against {model}: the layout uses {name.model} {used} a LoRA",
                 hint=f"--against {'BASE+LORA' if name.lora else 'BASE'}",
             )
-    if base is not None:
-        keys["base_model"] = known[base].to_yaml()
-    slices = (dataclasses.replace(part, model=known[part.model]) for part in written.slices)
-    return Expansion(dataclasses.replace(directive, mergekit=keys), Layout(tuple(slices)))
 
 
 def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
@@ -175,13 +288,14 @@ def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> Expe
 
 
 def _within(layout: Layout, own: ModelRef) -> Layout:
-    """Return the layout with the result as its only source. An original layer is its own source."""
-    originals = {
-        (layer.model, layer.source): layer.index for layer in layout.layers if not layer.new
-    }
+    """Return the layout with the result as its only source.
+
+    The source of a layer is its unscaled original, or else the layer itself.
+    """
     slices = []
     for layer in layout.layers:
-        origin = originals.get((layer.model, layer.source), layer.index)
+        origin = layout.original_of(layer)
+        origin = origin if layout.layers[origin].is_plain else layer.index
         slices.append(Slice(own, origin, origin + 1, layer.scales, layer.constants))
     return Layout(tuple(slices))
 

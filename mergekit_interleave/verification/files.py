@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.fingerprint import fingerprint
+from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning import grown_config
@@ -90,20 +93,34 @@ def _manifest(
 ) -> Iterator[Difference]:
     """Check interleave.json against itself, the tensors, and the plan that made them."""
     content = recorded.content
-    if content.get("fingerprint") != manifest.fingerprint(expected.layout):
+    if content.get("fingerprint") != fingerprint(expected.layout):
         yield _in_file(manifest.FILE, "the fingerprint does not match the layers")
     plan = expected.plan
     entries = manifest.totals(expected.layout, expected.specs, packed=False)
     entries |= {} if plan is None else manifest.facts(plan)
+    counted = () if not _calls_scaled_new(content, expected.layout) else ("new", "new_parameters")
     for key, value in ({} if trained else entries).items():
-        if content.get(key, value) != value:
+        if key not in counted and content.get(key, value) != value:
             yield _in_file(manifest.FILE, f"{key} is {_found_and_expected(content[key], value)}")
     for index, layer in enumerate(manifest.layers(expected.layout, expected.specs)):
         stated = content["layers"][index]
-        for key in layer.keys() | stated.keys():
-            if layer.get(key) != stated.get(key):
+        for key in (layer.keys() | stated.keys()) - {*counted}:
+            if _unordered(layer.get(key)) != _unordered(stated.get(key)):
                 values = _found_and_expected(stated.get(key, _MISSING), layer.get(key, _MISSING))
                 yield _in_file(manifest.FILE, f"layer {index}: {key} is {values}")
+
+
+def _calls_scaled_new(content: Mapping[str, Any], layout: Layout) -> bool:
+    """Return whether the file calls every scaled layer new, as release 0.2.0 and earlier did."""
+    stated = [layer.get("new") for layer in content["layers"]]
+    former = [layer.is_copy or not layer.is_plain for layer in layout.layers]
+    return stated == former != [layer.new for layer in layout.layers]
+
+
+def _unordered(value: object) -> object:
+    """Return a list of names in sorted order; a tensor's place depends on who wrote the shard."""
+    is_names = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return sorted(value) if isinstance(value, list) and is_names else value
 
 
 _MISSING = object()
@@ -145,7 +162,7 @@ def _recipe(out: Path, recorded: RecordedLayout, expected: ExpectedModel) -> Ite
     except InterleaveError as error:
         yield _in_file(mergekit_yaml.FILE, str(error))
         return
-    if manifest.fingerprint(layout) != manifest.fingerprint(expected.layout):
+    if fingerprint(layout) != fingerprint(expected.layout):
         yield _in_file(mergekit_yaml.FILE, f"its layers differ from those in {manifest.FILE}")
     if mergekit_yaml.dtypes_of(recipe.directive.mergekit) != mergekit_yaml.dtypes_of(
         recorded.directive.mergekit
@@ -188,6 +205,8 @@ def _config(
             wrong = as_written or differing
     keys, expected_keys = _keys(found), _keys(expected.config)
     for key, (wanted, value) in wrong.items():
+        if _is_close(wanted, value, expected.rounding):
+            continue
         dtype = _dtypes.NAMED.get(str(value))
         if key.rpartition(".")[2] in _DTYPE and dtype and dtype.stored in stored:
             continue
@@ -196,6 +215,13 @@ def _config(
             _MISSING if wanted is None and key not in expected_keys else wanted,
         )
         yield _in_file(CONFIG, f"{key} is {values}")
+
+
+def _is_close(wanted: object, found: object, rounding: float) -> bool:
+    """Return whether two numbers differ by no more than the rounding."""
+    if not (isinstance(wanted, float) and isinstance(found, float)):
+        return False
+    return math.isclose(wanted, found, rel_tol=rounding)
 
 
 def _keys(config: Mapping[str, Any], place: str = "") -> set[str]:

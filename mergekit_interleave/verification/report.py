@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,10 @@ from mergekit_interleave.errors import (
     RefusedError,
 )
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import manifest, recorded_layout, verification_text
+from mergekit_interleave.output import lineage, manifest, recorded_layout, verification_text
+from mergekit_interleave.output.lineage import Generation
 from mergekit_interleave.output.manifest import Manifest
+from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.planning.expansion_plan import TOKENIZER, ExpansionPlan
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification import expected as expectations
@@ -34,6 +37,16 @@ from mergekit_interleave.verification.stored_bytes import Difference
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
 
 TRAINED = "tensors of new layers, which may have been trained"
+NAMED = verification_text.NAMED
+
+Named = Callable[[TensorSpec], bool]
+"""Returns whether a tensor was trained although it is of no new layer."""
+
+
+def _none(_: TensorSpec) -> bool:
+    return False
+
+
 """A reason why a tensor was not compared."""
 
 
@@ -48,8 +61,10 @@ class VerifyReport:
         differences: All differences, including those in config.json.
         trained: Whether new layers were allowed to differ.
         expected: What the model must contain.
+        kind: The key under which interleave.json stores the result.
         own: Its interleave.json, if the layout comes from that file.
         wider: The number of tensors that a trainer has stored in a wider dtype.
+        changed: The new layers that differ from what the layout says, if that was compared.
         forward: The result of a forward pass, as interleave.json stores it; None without one.
         warnings: Warnings for the user, one sentence each.
     """
@@ -60,8 +75,10 @@ class VerifyReport:
     differences: tuple[Difference, ...]
     trained: bool
     expected: ExpectedModel
+    kind: str
     own: Manifest | None = None
     wider: int = 0
+    changed: frozenset[int] = frozenset()
     forward: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
 
@@ -69,11 +86,6 @@ class VerifyReport:
     def is_exact(self) -> bool:
         """Whether the model matches its layout and computes what its base computes."""
         return not self.differences and (self.forward or {}).get("exact") is not False
-
-    @property
-    def kind(self) -> str:
-        """The key under which interleave.json stores the result."""
-        return verification_text.TRAINED if self.trained else verification_text.WEIGHTS
 
     def outcome(self) -> dict[str, Any]:
         """Return the result as interleave.json stores it."""
@@ -144,13 +156,14 @@ def _part(difference: Difference) -> str:
     return difference.file if difference.file in known else verification_text.OTHER_FILES
 
 
-def verify(
+def verify(  # noqa: PLR0913 - one parameter for each option
     out: Path,
     models: Models,
     *,
     against: Sequence[ModelRef] = (),
     layout_from: Path | None = None,
     trained: bool = False,
+    named: Named = _none,
 ) -> VerifyReport:
     """Compare a model with its sources, or with itself.
 
@@ -160,6 +173,7 @@ def verify(
         against: Its sources, see `expected.of_sources`; empty to compare it with itself.
         layout_from: Another file that records the layers, see `recorded_layout.read`.
         trained: Whether a trainer has written the model, so that new layers may differ.
+        named: The other tensors that may differ then.
 
     Raises:
         InterleaveError: The layout cannot be determined, or a source cannot be read.
@@ -167,14 +181,15 @@ def verify(
     recorded_layout.check_directory(out)
     trusted = models.trust_remote_code
     recorded = recorded_layout.read(out, layout_from)
-    if against:
-        expected = expectations.of_sources(recorded, against, models)
-    else:
-        expected = expectations.of_itself(recorded, out, models)
+    generation = _generation(recorded, against, models)
+    expected = _expected(out, recorded, generation, against, models, trained=trained)
     differences: list[Difference] = []
     wider: dict[str, TensorSpec] = {}
     if layout_from is None:
-        differences += consistency.of_records(out, recorded, expected, trained=trained)
+        own = expected
+        if generation is not None:  # the records describe the latest growth
+            own = expectations.of_itself(recorded, out, models)
+        differences += consistency.of_records(out, recorded, own, trained=trained)
     weights = None
     try:
         found = dict(iterate_tensors(out))
@@ -182,11 +197,12 @@ def verify(
     except CheckpointError as error:
         differences.append(Difference(str(error)))
     else:
-        wider = _wider(expected, found) if trained else {}
+        reason = _reasons(expected, named) if trained else expected.unread
+        wider = _wider(expected, found, reason) if trained else {}
         specs = [wider.get(spec.name, spec) for spec in expected.specs]
         may_lack = _may_lack(out, found, trusted=trusted) if trained else None
         weights = compare(
-            found.items(), specs, _tolerance(expected, may_lack), source_name(expected.plan)
+            found.items(), specs, _tolerance(expected, may_lack, reason), source_name(expected.plan)
         )
         differences += weights.differences
         expected = _with_vocabulary(expected, found, differences)
@@ -196,7 +212,6 @@ def verify(
     )
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
-    own = recorded.manifest if layout_from is None else None
     return VerifyReport(
         out,
         tuple(names),
@@ -204,10 +219,127 @@ def verify(
         tuple(differences),
         trained,
         expected,
-        own,
+        verification_text.TRAINED if trained else verification_text.WEIGHTS,
+        recorded.manifest if layout_from is None else None,
         len(wider),
-        warnings=expected.warnings,
+        warnings=tuple(dict.fromkeys((*recorded.directive.warnings, *expected.warnings))),
     )
+
+
+def verify_as_found(
+    out: Path,
+    models: Models,
+    *,
+    against: Sequence[ModelRef] = (),
+    layout_from: Path | None = None,
+    named: Named = _none,
+) -> VerifyReport:
+    """Compare a model that may have been trained: first exactly, then except for its new layers.
+
+    A model is compared exactly with its sources, or with itself if `against` is an earlier base or
+    empty. Only if that finds a difference, new layers may differ.
+
+    Args:
+        out: See `verify`.
+        models: See `verify`.
+        against: See `verify`.
+        layout_from: See `verify`.
+        named: See `verify`.
+
+    Returns:
+        The report. Its `changed` is empty if no such layer was trained.
+
+    Raises:
+        InterleaveError: See `verify`.
+    """
+    recorded = recorded_layout.read(out, layout_from)
+    is_earlier = _generation(recorded, against, models) is not None
+    exactly = () if is_earlier else against
+    exact = verify(out, models, against=exactly, layout_from=layout_from)
+    if not exact.differences and not is_earlier:
+        return exact
+    report = verify(
+        out, models, against=against, layout_from=layout_from, trained=True, named=named
+    )
+    reason = _reasons(exact.expected, named)
+    new = {spec.layer for spec in exact.expected.specs if reason(spec) in _OF_TRAINING}
+    changed = frozenset(
+        d.layer for d in exact.differences if d.layer is not None and d.layer in new
+    )
+    kind = verification_text.LINEAGE if is_earlier and not changed else report.kind
+    return dataclasses.replace(report, changed=changed, kind=kind)
+
+
+def _expected(  # noqa: PLR0913 - the parameters of `verify`, after reading
+    out: Path,
+    recorded: RecordedLayout,
+    generation: Generation | None,
+    against: Sequence[ModelRef],
+    models: Models,
+    *,
+    trained: bool,
+) -> ExpectedModel:
+    """Derive what a model must contain from an earlier base, its sources, or itself.
+
+    Raises:
+        RefusedError: An earlier base is given for a model that may not have been trained.
+    """
+    if generation is not None and not trained:
+        raise RefusedError(
+            f"{out}: {' and '.join(map(str, against))} is an earlier base, and layers that were "
+            "new in an earlier growth may have been trained since",
+            hint="pass --trained to compare only the layers of the earlier base",
+        )
+    if generation is not None:
+        return expectations.of_generation(generation, against, models)
+    if against:
+        with _naming_the_lineage(recorded):
+            return expectations.of_sources(recorded, against, models)
+    return expectations.of_itself(recorded, out, models)
+
+
+@contextmanager
+def _naming_the_lineage(recorded: RecordedLayout) -> Iterator[None]:
+    """Name the bases of a model that was grown several times if another base was given."""
+    try:
+        yield
+    except CheckpointError as error:
+        content = {} if recorded.manifest is None else recorded.manifest.content
+        if error.hint is None and lineage.KEY in content:
+            bases = (each.names for each in lineage.generations(content))
+            options = [" ".join(f"--against {name}" for name in names) for names in bases]
+            error.hint = f"its bases are {' or '.join(options)}"
+        raise
+
+
+def _generation(
+    recorded: RecordedLayout, against: Sequence[ModelRef], models: Models
+) -> Generation | None:
+    """Return the earlier bases in a model's lineage that `--against` names, by number and depth.
+
+    Several that fit are told apart by their names. The result is None for the sources themselves,
+    and if no bases fit.
+    """
+    content = {} if recorded.manifest is None else recorded.manifest.content
+    if not against or lineage.KEY not in content:
+        return None
+    depths = [models.open(model).depth for model in against]
+    fitting = [
+        (number, generation)
+        for number, generation in enumerate(lineage.generations(content))
+        if [entry["layers"] for entry in generation.sources.values()] == depths
+    ]
+    named = [
+        (number, generation)
+        for number, generation in fitting
+        if all(
+            model in generation.named(str(ref.model))
+            for model, ref in zip(generation.layout.models, against, strict=True)
+        )
+    ]
+    for number, generation in named or fitting:
+        return generation if number else None
+    return None
 
 
 def source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:
@@ -217,13 +349,29 @@ def source_name(plan: ExpansionPlan | None) -> Callable[[ModelRef], str]:
     return plan.public.title if len(plan.sources) > 1 else lambda _: "the base"
 
 
-def _wider(expected: ExpectedModel, found: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """Find the tensors that a trainer has stored in a wider dtype; their values must be equal."""
+_OF_TRAINING = (TRAINED, NAMED)
+
+
+def _reasons(expected: ExpectedModel, named: Named) -> Callable[[TensorSpec], str | None]:
+    """Return a function that tells why a tensor of a trained model cannot be compared."""
     new = {layer.index for layer in expected.layout.new_layers}
+
+    def reason(spec: TensorSpec) -> str | None:
+        return TRAINED if spec.layer in new else NAMED if named(spec) else expected.unread(spec)
+
+    return reason
+
+
+def _wider(
+    expected: ExpectedModel,
+    found: Mapping[str, Tensor],
+    reason: Callable[[TensorSpec], str | None],
+) -> dict[str, TensorSpec]:
+    """Find the tensors that a trainer has stored in a wider dtype; their values must be equal."""
     wider = {}
     for spec in expected.specs:
         tensor = found.get(spec.name)
-        if tensor is None or spec.layer in new or not spec.is_whole:
+        if tensor is None or reason(spec) in _OF_TRAINING or not spec.is_whole:
             continue
         if tensor.dtype in _dtypes.wider(spec.dtype):
             nbytes = spec.tensor.elements * tensor.width
@@ -247,21 +395,21 @@ def _with_vocabulary(
     return dataclasses.replace(expected, config=plan.config(rows.pop()))
 
 
-def _tolerance(expected: ExpectedModel, may_lack: Callable[[str], bool] | None) -> Tolerance:
+def _tolerance(
+    expected: ExpectedModel,
+    may_lack: Callable[[str], bool] | None,
+    reason: Callable[[TensorSpec], str | None],
+) -> Tolerance:
     """Return the allowed differences.
 
     Args:
         expected: What the model must contain.
         may_lack: Returns whether transformers omits a tensor of this name; None if not trained.
+        reason: Returns why a tensor cannot be compared, or None if it can.
     """
-    new = {layer.index for layer in expected.layout.new_layers} if may_lack else set()
-
-    def unread(spec: TensorSpec) -> str | None:
-        return TRAINED if spec.layer in new else expected.unread(spec)
-
     return Tolerance(
-        unread=unread,
-        any_dtype=lambda spec: spec.layer in new or spec.model.lora is not None,
+        unread=reason,
+        any_dtype=lambda spec: reason(spec) in _OF_TRAINING or spec.model.lora is not None,
         any_rows=lambda spec: spec.layer is None and expected.unread(spec) == TOKENIZER,
         may_lack=may_lack or (lambda _: False),
     )

@@ -18,7 +18,7 @@ import card_lint
 import pytest
 import stored
 import yaml
-from harness import Cli, make_llama
+from harness import Cli, flip_bit, make_llama, train_new_layers
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
@@ -138,8 +138,8 @@ def test_the_cards_of_all_examples(example: str, cache: Path, shell: Shell, tmp_
         yaml.safe_load(t) for t in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
     )
     assert recipe == yaml.safe_load((tmp_path / "out" / "mergekit_config.yml").read_text())
-    source = yaml.safe_load((EXAMPLES / f"{example}.yml").read_text())
-    assert directive.keys() == source.keys()
+    explained = shell("mk-interleave explain out", HF_HUB_CACHE=str(cache))
+    assert directive == yaml.safe_load(explained.stdout)
 
 
 @pytest.fixture
@@ -192,6 +192,16 @@ class TestCard:
         assert mk("card", deeper, "--force").status == 0
         assert page.read_text() == written
 
+    def test_the_hint_names_force_only_if_it_helps(self, mk: Cli, deeper: Path) -> None:
+        """If the model does not match its layout, an edited card is not the first error."""
+        (deeper / "README.md").write_text("mine")
+        weights = deeper / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        result = mk("card", deeper)
+        assert result.status == 1
+        assert "--force" not in result.err
+        assert (deeper / "README.md").read_text() == "mine"
+
     def test_an_edited_picture(self, mk: Cli, deeper: Path) -> None:
         """`card` keeps an edited picture; --force replaces it."""
         (deeper / "layers.svg").write_text("<svg/>")
@@ -207,7 +217,7 @@ class TestCard:
         page = deeper / "README.md"
         page.write_text(page.read_text() + "\nMy own text.\n")
         edited = page.read_bytes()
-        train(deeper)
+        train_new_layers(deeper)
         result = mk("verify", deeper, "--against", tiny, "--trained")
         assert result.status == 0
         assert result.err.startswith(f"warning: {page}: ")
@@ -264,7 +274,7 @@ class TestCard:
         """A trained model's card no longer claims equality with the base or a verification."""
         trained = tmp_path / "trained"
         shutil.copytree(deeper, trained)
-        train(trained)
+        train_new_layers(trained)
         assert mk("card", trained).status == 0
         text = (trained / "README.md").read_text()
         assert "**Status: trained, not verified.**" in text
@@ -272,16 +282,20 @@ class TestCard:
         assert "bit for bit" not in text
 
     def test_a_trainers_directory(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
-        """`card` needs interleave.json beside the weights that a trainer saved."""
+        """`card --recipe` reads the layers from the expansion, and writes interleave.json."""
         trained = tmp_path / "trained"
-        train(deeper, trained)
+        train_new_layers(deeper, trained)
         refused = mk("card", trained)
         assert refused.status == 1
         assert f"error: {trained}: " in refused.err
         assert "hint: " in refused.err
-        assert "copy interleave.json" in refused.err
-        shutil.copy(deeper / "interleave.json", trained)
-        assert mk("card", trained).status == 0
+        assert "--recipe DIR" in refused.err
+        written = mk("card", trained, "--recipe", deeper)
+        assert written.status == 0
+        for name in ("interleave.json", "mergekit_config.yml"):
+            assert f"{name}: written" in written.out
+        again = mk("run", "append: 1", trained, "--model", deeper, "--force")
+        assert (again.status, (trained / "model.safetensors").exists()) == (1, True)
         assert "**Status: trained, not verified.**" in (trained / "README.md").read_text()
         assert mk("verify", trained, "--against", tiny, "--trained").status == 0
         text = (trained / "README.md").read_text()
@@ -295,7 +309,7 @@ class TestCard:
 
     def test_trained_in_place(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """`verify --trained` updates the unedited card and picture."""
-        train(deeper)
+        train_new_layers(deeper)
         assert mk("verify", deeper, "--against", tiny, "--trained").status == 0
         assert "**Status: trained.**" in (deeper / "README.md").read_text()
         assert "before training" in (deeper / "layers.svg").read_text()
@@ -312,7 +326,7 @@ class TestCard:
 
     def test_a_verification_after_training(self, mk: Cli, deeper: Path, tiny: Path) -> None:
         """`verify --trained` puts its result and the new status on the card."""
-        train(deeper)
+        train_new_layers(deeper)
         assert mk("verify", deeper, "--against", tiny, "--trained").status == 0
         text = (deeper / "README.md").read_text()
         assert "**Status: trained.**" in text
@@ -364,7 +378,11 @@ class TestCard:
         assert "**Status: untrained, equal" in text
         assert "license: mit" in text
         assert source_line(text).startswith("Made from `tiny` ")
-        assert "8 → 10 layers in 3 slices" in source_line(text)
+        assert "one after every 4th of 8: block expansion" in source_line(text)
+        assert mk("card", tmp_path / "merged").status == 0  # it has an interleave.json now
+        assert str(tmp_path) not in (tmp_path / "merged/mergekit_config.yml").read_text()
+        assert mk("verify", tmp_path / "merged").status == 0
+        assert (tmp_path / "merged" / "README.md").read_text() == text
 
     def test_what_mergekit_wrote_elsewhere(
         self, mk: Cli, tiny: Path, shell: Shell, tmp_path: Path
@@ -383,6 +401,25 @@ class TestCard:
         assert source_line(text).startswith("Made from `gone` (? → 10 layers")
         assert "**Status: untrained.**" in text
         assert str(tmp_path) not in text
+
+    def test_a_model_unlike_its_sources(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
+        """Without interleave.json, a model is compared with its sources before it is described."""
+        out, words = tmp_path / "out", ("interleave: every 4", "--model", own_tiny)
+        assert mk("run", *words[:1], out, *words[1:], "--engine", "stream").status == 0
+        for name in ("interleave.json", "README.md", "layers.svg"):
+            (out / name).unlink()
+        (out / "mergekit_config.yml").write_text(mk("gen", *words).out)
+        flip_bit(own_tiny, "model.layers.2.mlp.up_proj.weight")
+        refused = mk("card", out)
+        assert (refused.status, (out / "README.md").exists()) == (1, False)
+        assert "model.layers.2.mlp.up_proj.weight" in refused.err
+        assert refused.err.endswith(f"hint: mk-interleave verify {out} --against {own_tiny}\n")
+        flip_bit(own_tiny, "model.layers.2.mlp.up_proj.weight")
+        written = mk("card", out)
+        assert written.status == 0
+        assert "interleave.json: written" in written.out
+        assert "all tensors equal to their sources" in (out / "README.md").read_text()
+        assert mk("verify", out, "--against", own_tiny).status == 0
 
     @pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"x" * 2**20])
     def test_a_card_that_is_not_text(self, mk: Cli, deeper: Path, content: bytes) -> None:
@@ -454,21 +491,142 @@ class TestCard:
         assert result.err.startswith(f"error: {words[0]}: ")
 
 
-def train(directory: Path, out: Path | None = None) -> None:
-    """Train the new layers for some steps, and save the model in place or elsewhere."""
-    import torch
-    from transformers import AutoModelForCausalLM
+class TestPublishing:
+    """--repo and --base-model name the model and its base on the Hub."""
 
-    from mergekit_interleave import freeze_original_layers
+    FLAGS = ("--repo", "me/mine", "--base-model", "org/tiny")
 
-    model = AutoModelForCausalLM.from_pretrained(directory)
-    freeze_original_layers(model)
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    tokens = torch.arange(16).reshape(1, 16)
-    for _ in range(2):
-        model(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-    model.save_pretrained(out or directory)
+    def test_the_repository(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """The repository is the title, the id to load, and the target of the upload."""
+        out = tmp_path / "out dir"
+        words = ("run", "append: 1", out, "--model", tiny, "--engine", "stream")
+        assert mk(*words, *self.FLAGS).status == 0
+        text = (out / "README.md").read_text()
+        assert ModelCard(text).data.base_model == ["org/tiny"]
+        assert "\n# mine\n" in text
+        assert text.count('from_pretrained("me/mine", ') == 2
+        assert "\nhf upload me/mine 'out dir' .\n" in text
+        assert "convert_hf_to_gguf.py 'out dir' --outfile mine.gguf\n" in text
+        assert not list(card_lint.problems(text, out))
+        for words in (("card", out), ("verify", out, "--against", tiny)):
+            assert mk(*words).status == 0
+            assert "hf upload me/mine " in (out / "README.md").read_text()
+
+    def test_without_a_repository(self, deeper: Path) -> None:
+        """Without a repository, the suggested name is the one to upload to."""
+        text = (deeper / "README.md").read_text()
+        assert "\nhf upload YOUR-NAME/tiny_81.6K_10Layers-Interleaved deeper .\n" in text
+
+    def test_afterwards(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """`card` with the flags writes what `run` with the flags would have written."""
+        words = ("--model", tiny, "--engine", "stream")
+        first, second = tmp_path / "1" / "out", tmp_path / "2" / "out"
+        assert mk("run", "interleave: every 4", first, *words, *self.FLAGS).status == 0
+        assert mk("run", "interleave: every 4", second, *words).status == 0
+        result = mk("card", second, *self.FLAGS)
+        assert (result.status, result.err) == (0, "")
+        one, other = files(first), files(second)
+        manifests = [json.loads(each.pop("interleave.json")) for each in (one, other)]
+        assert one == other
+        assert manifests[0] == manifests[1]
+        assert mk("verify", second, "--against", tiny).status == 0
+
+    def test_a_trained_model(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
+        """A trained model has its own repository and its base, and is a finetune."""
+        trained = tmp_path / "trained"
+        assert mk("card", deeper, "--repo", "me/untrained").status == 0
+        train_new_layers(deeper, trained)
+        assert mk("card", trained, "--recipe", deeper).status == 0
+        assert "me/untrained" not in (trained / "README.md").read_text()
+        assert mk("card", trained, *self.FLAGS).status == 0
+        assert mk("verify", trained, "--against", tiny, "--trained").status == 0
+        text = (trained / "README.md").read_text()
+        data = ModelCard(text).data.to_dict()
+        assert (data["base_model"], data["base_model_relation"]) == (["org/tiny"], "finetune")
+        assert "**Status: trained.**" in text
+        assert text.count('from_pretrained("me/mine", ') == 2
+        assert "\nhf upload me/mine trained .\n" in text
+        assert not list(card_lint.problems(text, trained))
+
+    @pytest.mark.parametrize("flag", ["--repo", "--base-model"])
+    @pytest.mark.parametrize("name", ["mine", "a/b/c", "./x", "a b/c", ""])
+    def test_not_a_hub_id(self, flag: str, name: str, mk: Cli, deeper: Path, tiny: Path) -> None:
+        """A name that is no Hub id is refused before anything is written."""
+        before = files(deeper)
+        for words in (("card", deeper), ("run", "append: 1", deeper / "x", "--model", tiny)):
+            result = mk(*words, flag, name)
+            assert (result.status, result.out) == (2, "")
+            error, hint = result.err.splitlines()
+            assert error.startswith(f"error: {flag[2:].replace('-', '_')}: {name!r} ")
+            assert flag in hint
+        assert files(deeper) == before
+
+    def test_the_commands_exist(self) -> None:
+        """The upload command is one of huggingface_hub's, with these arguments."""
+        program = str(Path(sys.executable).parent / "hf")
+        for words, part in (
+            (("upload",), "REPO_ID [LOCAL_PATH] [PATH_IN_REPO]"),
+            (("auth",), "login"),
+        ):
+            done = subprocess.run(
+                [program, *words, "--help"], capture_output=True, text=True, check=True
+            )
+            assert part in done.stdout
+
+    def test_the_uploaded_card(self, mk: Cli, deeper: Path) -> None:
+        """huggingface_hub's ModelCard reads the metadata and the text, and saves them unchanged."""
+        assert mk("card", deeper, *self.FLAGS).status == 0
+        card = ModelCard.load(deeper / "README.md")
+        assert card.data.to_dict() == metadata_load(deeper / "README.md")
+        assert card.data.base_model == ["org/tiny"]
+        copy = deeper.parent / "copy.md"
+        card.save(copy)
+        assert ModelCard(copy.read_text()).text == card.text
+
+
+class TestOneDescription:
+    """A model has one description, whether a directive, slices or a pipe made it.
+
+    Only the versions of the tools differ: what mergekit-yaml wrote does not state them.
+    """
+
+    @pytest.mark.parametrize(
+        "directives",
+        [
+            ("interleave: every 4", "interleave: 2 layers"),
+            ("stack: [[0, 6], [2, 8]], dtype: bfloat16", "layout: [0:6, 2:8], dtype: bfloat16"),
+        ],
+    )
+    def test_the_same_card(
+        self, directives: tuple[str, str], mk: Cli, tiny: Path, shell: Shell, tmp_path: Path
+    ) -> None:
+        """The cards, pictures, recipes and records are the same."""
+        recipe = tmp_path / "slices.yml"
+        recipe.write_text(mk("gen", directives[0], "--model", tiny).out)
+        ways = [tmp_path / name / "out" for name in ("directive", "another", "slices", "pipe")]
+        flags = TestPublishing.FLAGS
+        for directive, out in zip(directives, ways[:2], strict=True):
+            assert mk("run", directive, out, "--model", tiny, *flags).status == 0
+        assert mk("run", recipe, ways[2], *flags).status == 0
+        ways[3].parent.mkdir()
+        merged = shell(f"mergekit-yaml /dev/stdin pipe/out --quiet < {recipe}")
+        assert merged.returncode == 0, merged.stderr
+        assert mk("fix-config", ways[3]).status == 0
+        assert mk("card", ways[3], "--force", *flags).status == 0
+        found = [self.described(out) for out in ways]
+        for other in found[1:]:
+            assert other == found[0]
+
+    def described(self, out: Path) -> dict[str, Any]:
+        """Return what the files of a model say about it, without the versions of the tools."""
+        record = json.loads((out / "interleave.json").read_text())
+        for key in ("tools", "generated", "files"):
+            record.pop(key)
+        return {
+            "README.md": re.sub(r"Made with [^`]*\. ", "", (out / "README.md").read_text()),
+            **{n: (out / n).read_text() for n in ("layers.svg", "mergekit_config.yml")},
+            "interleave.json": record,
+        }
 
 
 class TestRun:

@@ -323,7 +323,7 @@ class TestInputs:
         assert yaml.safe_load(text) == {
             "model": "org/gemma2",
             "interleave": "every 4",
-            "zero": "gains",
+            "zero": "norms",
         }
 
     def test_a_readable_model_needs_fewer_words(self, mk: Cli, tiny: Path) -> None:
@@ -333,7 +333,7 @@ class TestInputs:
         assert yaml.safe_load(text) == {"model": str(tiny), "interleave": "every 4"}
         assert mk("gen", "-", stdin=text).out == config
 
-    @pytest.mark.parametrize(("name", "zero"), [("mistral3", "auto"), ("olmo2", "gains")])
+    @pytest.mark.parametrize(("name", "zero"), [("mistral3", "auto"), ("olmo2", "norms")])
     def test_what_only_the_type_tells(self, mk: Cli, tmp_path: Path, name: str, zero: str) -> None:
         """`explain` knows the modules and the output norms of a model type."""
         zoo.quiet()
@@ -485,10 +485,21 @@ def test_any_text(text: str) -> None:
         assert isinstance(explained(text), str)
 
 
-def test_a_card_without_a_merge(mk: Cli, tmp_path: Path) -> None:
-    """A card with front matter and no mergekit config gives an error that names it."""
+@pytest.mark.parametrize(
+    "text",
+    [
+        "---\nlicense: mit\n---\n\n# Hello\n\nplain text\n",
+        "---\nlicense: mit\nmerge_method: linear\n---\n\n# Hello\n",
+        "---\nlicense: mit\n---\nappend: 4\n",
+        "---\nlicense: mit\n---\n\n| a | b |\n|---|---|\n",
+        "# Hello\n\nmodel: it is good\n",
+    ],
+)
+def test_a_card_without_a_merge(text: str, mk: Cli, tmp_path: Path) -> None:
+    """The card of a base model gives an error that names it, whatever its prose looks like."""
     card = tmp_path / "README.md"
-    card.write_text("---\nlicense: mit\n---\n\n# Hello\n\nplain text\n")
-    result = mk("explain", card)
-    assert (result.status, result.out) == (2, "")
-    assert str(card) in result.err
+    card.write_text(text)
+    for source in (card, tmp_path):
+        result = mk("explain", source)
+        assert (result.status, result.out) == (2, "")
+        assert f"error: {card}: " in result.err

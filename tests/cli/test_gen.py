@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness import Cli, Result
+from harness import Cli, Result, make_llama
 from mergekit.config import MergeConfiguration
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -392,7 +392,7 @@ BAD_INPUT = [
     (["--repeat", "5:4"], 2, ["repeat: [5, 4] is reversed"]),
     (["--repeat", "4:9"], 1, ["[4, 9] ", "/tiny", "8 layers"]),
     (["--every", "4", "--every", "2"], 2, ["--every", "twice"]),
-    (["interleave:every 4"], 2, ["error: interleave:every 4: "]),
+    (["interleave:every 4"], 2, ["error: 'interleave:every 4' "]),
     (["--stack", "0:4,2:9"], 1, ["[2, 9] ", "/tiny", "8 layers"]),
     (["--every", "9"], 1, ["every 9: ", "8 layers"]),
     (["--add", "9"], 1, ["9 layers: ", "only 8"]),
@@ -531,3 +531,30 @@ def test_python_m_is_the_same_command() -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.startswith("mk-interleave ")
     assert shutil.which("mk-interleave", path=str(Path(sys.executable).parent))
+
+
+class TestWarnings:
+    """A warning names what plain mergekit-yaml needs, and following it removes the warning."""
+
+    def test_a_name_that_looks_like_a_hub_id(self, mk: Cli, own_tiny: Path) -> None:
+        """A relative directory is written with `./`, as the warning says."""
+        result = mk("gen", "append: 1", "--model", own_tiny.name, cwd=own_tiny.parent)
+        assert f"write ./{own_tiny.name} instead" in result.err
+        again = mk("gen", "append: 1", "--model", f"./{own_tiny.name}", cwd=own_tiny.parent)
+        assert (again.status, again.err) == (0, "")
+
+    def test_models_of_several_types(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Mergekit asks for --allow-crimes where the warning says so, and only there."""
+        from mergekit.architecture import get_architecture_info
+        from mergekit.config import MergeConfiguration
+        from mergekit.options import MergeOptions
+
+        for name, mistral in (("llama", False), ("mistral", True)):
+            other = make_llama(tmp_path / name, mistral=mistral)
+            result = mk("gen", f"layout: [{tiny} 0:8, {other} 4:8]")
+            config = MergeConfiguration.model_validate(yaml.safe_load(result.out))
+            assert ("--allow-crimes" in result.err) is mistral
+            get_architecture_info(config, MergeOptions(allow_crimes=mistral))
+            if mistral:
+                with pytest.raises(RuntimeError, match="allow-crimes"):
+                    get_architecture_info(config, MergeOptions())

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import zoo
 from harness import Cli
 
 
@@ -142,3 +143,76 @@ def test_an_extra_argument_without_a_directive(mk: Cli, words: tuple[str, ...]) 
     result = mk(*words)
     assert result.status == 2
     assert result.err.splitlines()[-1] == f"hint: mk-interleave {words[0]} --help"
+
+
+class TestFirstErrors:
+    """The first error of a new user names the mistake."""
+
+    @pytest.mark.parametrize("command", ["gen", "plan", "run"])
+    def test_no_colon(self, command: str, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A directive without a colon is neither a file nor OUT."""
+        result = mk(command, "interleave every 4", "--model", tiny, cwd=tmp_path)
+        assert result.status == 2
+        assert "no such file" not in result.err
+        assert "'interleave: every 4'" in result.err.splitlines()[-1]
+        assert os.listdir(tmp_path) == []
+
+    def test_the_grandparent(self, mk: Cli, tiny: Path, out: Path, tmp_path: Path) -> None:
+        """`verify` against the base of the base names both depths and the right model."""
+        again = tmp_path / "again"
+        assert mk("run", "append: 1", again, "--model", out, "--engine", "stream").status == 0
+        result = mk("verify", again, "--against", tiny)
+        assert result.status == 1
+        assert re.search(rf"^error: {tiny}: .*\b8 layers.*\b9\b", result.err)
+        assert f"hint: pass the model that it was grown from: --against {out.name}" in result.err
+
+    def test_the_grandparent_of_a_type_with_lists(self, mk: Cli, tmp_path: Path) -> None:
+        """A list of the base's config.json that is too short is not blamed."""
+        base, one, two = (tmp_path / name for name in ("base", "one", "two"))
+        zoo.save("qwen2", base)
+        for source, target in ((base, one), (one, two)):
+            words = ("run", "append: 1", target, "--model", source, "--engine", "stream")
+            assert mk(*words).status == 0
+        result = mk("verify", two, "--against", base)
+        assert (result.status, "malformed" in result.err) == (1, False)
+        assert re.search(rf"^error: {base}: .*\b8 layers.*\b9\b", result.err)
+
+    @pytest.mark.parametrize("config", [False, True])
+    @pytest.mark.parametrize("weights", ["adapter_model.bin", "adapter_model.safetensors"])
+    def test_an_adapter_as_the_model(
+        self, weights: str, mk: Cli, tiny: Path, tmp_path: Path, *, config: bool
+    ) -> None:
+        """A PEFT adapter is called one, and the hint merges it into its base."""
+        lora = tmp_path / "lora"
+        lora.mkdir()
+        (lora / "adapter_config.json").write_text(
+            json.dumps({"base_model_name_or_path": str(tiny), "peft_type": "LORA"})
+        )
+        (lora / weights).write_text("x")
+        if config:
+            (lora / "config.json").write_bytes((tiny / "config.json").read_bytes())
+        for words in (("plan", "append: 1"), ("run", "append: 1", tmp_path / "out")):
+            result = mk(*words, "--model", lora)
+            assert result.status == 1
+            assert "adapter" in result.err
+            assert "pickled" not in result.err
+            assert f"--model {tiny}+{lora}" in result.err
+
+    @pytest.mark.parametrize("lora", ["missing", "org/missing", "tiny"])
+    def test_a_lora_that_does_not_exist(
+        self, lora: str, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """`plan` and `run` refuse a LoRA that does not exist or is no adapter."""
+        (tmp_path / "tiny").symlink_to(tiny)
+        words = ("--model", f"{tiny}+{lora}")
+        for command in (("plan", "append: 1"), ("run", "append: 1", "out")):
+            result = mk(*command, *words, cwd=tmp_path)
+            assert result.status == 1
+            assert result.err.startswith(f"error: {lora}: ")
+
+    def test_a_layout_that_names_its_models(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """The hint for a superfluous `--model` names the flag."""
+        words = (f"layout: [{{model: {tiny}, layers: [[0, 8], [4, 8]]}}]", "--model", tiny)
+        result = mk("run", words[0], tmp_path / "out", *words[1:])
+        assert (result.status, "--model" in result.err.splitlines()[-1]) == (2, True)
+        assert mk("plan", words[0]).status == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cli, load_tensors, make_llama
+from harness import Cli, edit_json, load_tensors, make_llama
 
 from mergekit_interleave.checkpoint.safetensors_header import read_tensors
 
@@ -69,13 +70,6 @@ def edit_tensors(out: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     tensors = load_tensors(out)
     edit(tensors)
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
-
-
-def edit_json(file: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    """Change a JSON file."""
-    content = json.loads(file.read_text())
-    edit(content)
-    file.write_text(json.dumps(content))
 
 
 class TestWhole:
@@ -408,18 +402,24 @@ class TestWrong:
         assert one_line(printed, "error: ", "LoRA", str(tiny))
         assert one_line(printed, "hint: ", "--against")
 
-    def test_originals_that_are_called_new(self, mk: Cli, stream: Path, tiny: Path) -> None:
-        """interleave.json cannot hide a changed original layer from --trained by calling it new."""
+    @pytest.mark.parametrize(
+        ("factor", "found"),
+        [(0.0, "interleave.json: layer 2: new "), (2.0, "layer 2: model.layers.2.mlp.up_proj")],
+    )
+    def test_originals_that_are_called_new(
+        self, factor: float, found: str, mk: Cli, stream: Path, tiny: Path
+    ) -> None:
+        """interleave.json cannot hide a changed original layer from --trained by an edit."""
 
         def scale_an_original(content: dict[str, Any]) -> None:
-            content["layers"][2]["scale"] = [{"filter": None, "value": 2.0}]
+            content["layers"][2]["scale"] = [{"filter": None, "value": factor}]
 
         edit_json(stream / "interleave.json", scale_an_original)
         name = "model.layers.2.mlp.up_proj.weight"
         edit_bytes(stream, name, lambda data: bytes(len(data)))
         printed = self.wrong(mk, stream, "--against", tiny, "--trained")
         assert one_line(printed, "interleave.json: ", "fingerprint")
-        assert one_line(printed, "interleave.json: layer 2: new ")
+        assert one_line(printed, found)
 
     @pytest.mark.parametrize(
         "changes",
@@ -526,6 +526,55 @@ class TestWrong:
         assert one_line(printed, f"error: {other}: ", "12 layers", "8")
 
 
+class TestNamed:
+    """`--layers` and `--also` name what else was trained."""
+
+    @pytest.fixture(scope="class")
+    def tied(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Return a base whose head and embeddings share one tensor."""
+        return make_llama(tmp_path_factory.mktemp("tied") / "base", tie_word_embeddings=True)
+
+    def test_trained_seams(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Only the named layers may differ, and the card then calls the model trained."""
+        out = tmp_path / "out"
+        _run("drop: [2, 5]", out, "--model", tiny)
+        edit_bytes(out, "model.layers.2.mlp.up_proj.weight", lambda data: bytes(len(data)))
+        words = ("verify", out, "--against", tiny, "--trained")
+        assert mk(*words).status == 1
+        assert mk(*words, "--layers", "0:2").status == 1
+        found = mk(*words, "--layers", "seams")
+        assert (found.status, found.err) == (0, "")
+        assert "18 not compared" in found.out
+        text = (out / "README.md").read_text()
+        assert re.search(r"\*\*Status: trained\.\*\* .*\bnot trained\b", text)
+
+    @pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+    def test_a_trained_tied_head(self, name: str, mk: Cli, tied: Path, tmp_path: Path) -> None:
+        """Either name of a shared tensor accepts its changes."""
+        out = tmp_path / "out"
+        _run("append: 1", out, "--model", tied, "--engine", "stream")
+        edit_bytes(out, "model.embed_tokens.weight", lambda data: bytes(len(data)))
+        words = ("verify", out, "--against", tied, "--trained")
+        assert mk(*words).status == 1
+        assert mk(*words, "--also", name).status == 0
+
+    @pytest.mark.parametrize(
+        ("words", "key"),
+        [
+            (("--layers", "seams"), "--trained"),
+            (("--trained", "--also", "head"), "also"),
+            (("--trained", "--layers", "seam"), "layers"),
+        ],
+    )
+    def test_words_that_name_nothing(
+        self, words: tuple[str, ...], key: str, mk: Cli, out: Path, tiny: Path
+    ) -> None:
+        """Such words are wrong for every model."""
+        result = mk("verify", out, "--against", tiny, *words)
+        assert (result.status, result.out) == (2, "")
+        assert key in result.err
+
+
 class TestComputed:
     """`verify` recomputes weights that were scaled or converted."""
 
@@ -567,6 +616,39 @@ class TestComputed:
         result = mk("verify", out, "--against", tiny)
         assert result.status == 1
         assert one_line(result.out, f"layer 8: {name} ", "layers.2.", "0.7071", "[0, 0]")
+
+    def test_scaled_layers_that_are_no_copies(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """Scaled layers without an unscaled original are recomputed, with and without the base."""
+        out = tmp_path / "out"
+        _run("layout: [[0, 2], {layers: [2, 4], times: 2, scale: {q_proj: 0.5}}, [4, 8]]", out,
+             "--model", tiny)  # fmt: skip
+        for words in (("--against", tiny), ()):
+            assert mk("verify", out, *words).status == 0
+        file = out / "interleave.json"
+        kept = file.read_text()
+        assert [layer["new"] for layer in json.loads(kept)["layers"]] == [
+            0,
+            0,
+            0,
+            1,
+            0,
+            1,
+            0,
+            0,
+            0,
+            0,
+        ]
+
+        def as_release_0_2_wrote_it(content: dict[str, Any]) -> None:
+            for layer in content["layers"]:
+                layer["new"] = bool(layer["scale"])
+            content["new_parameters"] *= 2
+
+        edit_json(file, as_release_0_2_wrote_it)
+        assert mk("verify", out, "--against", tiny).status == 0
+        file.write_text(kept)
+        edit_json(file, lambda content: content["layers"][2].update(new=True))
+        assert mk("verify", out).status == 1
 
     def test_with_a_lora(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """`verify` says which weights it cannot recompute because a LoRA was merged."""

@@ -127,7 +127,10 @@ class TestPackage:
             for param in commands[name.replace("_", "-")].params
             if param.param_type_name == "option" and param.name != "help"
         } - {"json", "svg"}
-        keywords = {{"trainer": "for"}.get(word, word) for word in _keywords(getattr(api, name))}
+        keywords = {
+            {"trainer": "for", "tool": "for"}.get(word, word)
+            for word in _keywords(getattr(api, name))
+        }
         assert options == keywords - {"progress"}
 
 

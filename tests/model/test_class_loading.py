@@ -68,7 +68,7 @@ def test_another_shape_is_refused_by_name(
     out = tmp_path / "out"
     result = mk("run", PLAN, out, "--model", own_tiny, "--engine", engine, *options)
     assert result.status == 1
-    assert "[48, 32]" in result.err
+    assert "mlp.down_proj.weight is stored as [32, 48]" in result.err
     assert "allow_crimes" not in result.err.partition("hint:")[2]
     assert not out.exists()
 
@@ -137,3 +137,13 @@ def test_quantized_tensors_are_compared_by_name(tmp_path: Path) -> None:
     loading = class_loading.load(tmp_path, forms)
     assert loading.missing == ()
     assert not loading.mismatched
+
+
+def test_converters_made_meanwhile_stay_usable() -> None:
+    """A converter that transformers makes during a check, and keeps, has its own settings later."""
+    from transformers.core_model_loading import Concatenate, WeightConverter
+
+    with class_loading._conversions_on_meta():  # noqa: SLF001 - transformers calls it within
+        made = WeightConverter("a.*.b", "a.b", [Concatenate(0)], force_cpu=True)
+        assert not made.force_cpu
+    assert made.force_cpu

@@ -84,7 +84,7 @@ def test_an_engine_is_asked_before_it_writes(third: Cli, tiny: Path, tmp_path: P
         third("run", *words, "--dtype", "bfloat16")
     assert error.value.returncode == 1
     assert "the plain engine " in error.value.stderr
-    assert "--engine plain" in error.value.stderr
+    assert "--engine auto" in error.value.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -100,7 +100,7 @@ def test_every_engine_has_the_functions_of_the_protocol(name: str) -> None:
 def test_an_unknown_engine() -> None:
     """The error names the unknown engine, and the hint suggests a known one."""
     with pytest.raises(DirectiveError, match="'steam'") as error:
-        registry.rows("steam")
+        registry.requested("steam")
     assert "stream" in str(error.value.hint)
 
 
@@ -135,5 +135,5 @@ def test_logging_is_as_before(mk: Cli, tiny: Path, tmp_path: Path) -> None:
 def test_whether_transformers_is_loaded_anyway() -> None:
     """Only the stream engine works without transformers."""
     assert WriteOptions().loads_transformers
-    assert WriteOptions("mergekit").loads_transformers
-    assert not WriteOptions("stream").loads_transformers
+    assert WriteOptions(registry.Request("mergekit")).loads_transformers
+    assert not WriteOptions(registry.Request("stream")).loads_transformers

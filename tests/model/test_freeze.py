@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from harness import Cli
 from transformers import AutoModelForCausalLM
 
 from mergekit_interleave import freeze_original_layers
-from mergekit_interleave.errors import CheckpointError, RefusedError
+from mergekit_interleave.errors import CheckpointError, DirectiveError, RefusedError
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,67 @@ def test_shared_weights_are_not_trained_with_a_new_layer(deeper: Path) -> None:
     model.model.layers[4].mlp = model.model.layers[3].mlp
     with pytest.raises(RefusedError, match=r"layers\.4\.mlp\..*layers\.3\.mlp\."):
         freeze_original_layers(model)
+
+
+def test_other_layers_and_the_head(deeper: Path) -> None:
+    """Layers can be named by their indices, and the head and the embeddings by name."""
+    model = load(deeper)
+    names = freeze_original_layers(model, layers="-1:end", also=["lm_head", "embed_tokens"])
+    assert trained(model) == {*names}
+    assert {name.rpartition(".layers.")[2].partition(".")[0] for name in names} == {
+        "9",
+        "lm_head",
+        "model",
+    }
+    assert not freeze_original_layers(model, layers="0:1")[0].startswith("lm_head")
+
+
+def test_a_tied_head(deeper: Path) -> None:
+    """A tensor that is the head and the embeddings is trained under both names."""
+    model = load(deeper)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    names = freeze_original_layers(model, also=["lm_head"])
+    assert {"lm_head.weight", "model.embed_tokens.weight"} <= {*names}
+
+
+def test_words_that_name_nothing(deeper: Path) -> None:
+    """The hint is a call of the function, not a flag."""
+    model = load(deeper)
+    with pytest.raises(DirectiveError, match="also"):
+        freeze_original_layers(model, also=["head"])
+    with pytest.raises(RefusedError, match="seams") as caught:
+        freeze_original_layers(model, layers="seams")
+    assert 'freeze_original_layers(model, layers="new")' in (caught.value.hint or "")
+
+
+ALONE = """
+import json, pathlib, sys
+for name in ("mergekit", "typer", "transformers", "huggingface_hub", "accelerate", "pydantic",
+             "rich", "safetensors", "tqdm", "packaging"):
+    sys.modules[name] = None
+import torch
+from mergekit_interleave import freeze_original_layers
+layer = lambda: torch.nn.ModuleDict({"mlp": torch.nn.Linear(2, 2)})
+layers = torch.nn.ModuleList([layer() for _ in range(10)])
+model = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"layers": layers})})
+names = freeze_original_layers(model, sys.argv[1])
+assert names == [name for name, p in model.named_parameters() if p.requires_grad]
+try:
+    freeze_original_layers(model)
+except Exception as error:
+    assert "interleave.json" in error.hint, error
+print(*names)
+"""
+
+
+def test_torch_alone_is_enough(deeper: Path) -> None:
+    """Besides torch, freezing needs only PyYAML, as in the environment of any trainer."""
+    words = [sys.executable, "-c", ALONE, str(deeper)]
+    made = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert made.stderr == ""
+    assert made.stdout.split() == [
+        f"model.layers.{index}.mlp.{kind}" for index in (4, 9) for kind in ("weight", "bias")
+    ]
 
 
 def test_a_path_instead_of_a_model() -> None:

@@ -72,6 +72,7 @@ def test_staging_keeps_the_old_model_or_has_the_new_one(tmp_path: Path) -> None:
         assert entries(tmp_path) == ["out"]
         assert (out / "config.json").read_text() in ("old", "new")
         (out / "config.json").write_text("old")
+        (out / "mergekit_config.yml").write_text("merge_method: passthrough")
 
     assert interrupt_everywhere(prepare, lambda: staged(out, write_new, replace=True)) > 50
 

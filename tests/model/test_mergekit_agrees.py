@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dialect
 import pytest
 import yaml
 from hypothesis import given
@@ -75,3 +76,30 @@ def test_a_gradient_is_resolved_layer_by_layer(length: int, gradient: list[Any])
         t = layer.source / (length - 1) if length > 1 else 1
         expected = evaluate_setting("any", gradient, t, validate=float)
         assert scale_of("any", layer.scales) == pytest.approx(expected)
+
+
+class TestDialect:
+    """mergekit's own parser ignores and refuses what this project ignores and refuses."""
+
+    def parsed(self, line: str) -> MergeConfiguration:
+        """Let mergekit parse the config with a line added to it."""
+        document = yaml.safe_load(dialect.BODY) | yaml.safe_load(line)
+        return MergeConfiguration.model_validate(document)
+
+    @pytest.mark.parametrize("line", [*dialect.IGNORED, *dialect.EMPTY])
+    def test_ignored(self, line: str) -> None:
+        """Mergekit accepts the line, and its slices stay the same."""
+        assert self.parsed(line).slices == self.parsed("{}").slices
+
+    @pytest.mark.parametrize("line", dialect.REFUSED)
+    def test_refused(self, line: str) -> None:
+        """Mergekit refuses the line."""
+        with pytest.raises((ValueError, RuntimeError)):
+            self.parsed(line)
+
+    def test_revision(self) -> None:
+        """Mergekit ignores `revision` beside `model`; when it no longer does, drop the warning."""
+        source = {"model": "org/name", "revision": "v1", "layer_range": [0, 4]}
+        document = {"slices": [{"sources": [source]}], "merge_method": "passthrough"}
+        (part,) = MergeConfiguration.model_validate(document).slices or ()
+        assert part.sources[0].model.model.revision is None

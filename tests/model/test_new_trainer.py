@@ -33,7 +33,7 @@ def full(target: TrainingTarget) -> TrainerSettings:
     """Write the trainer's settings, one prefix per line."""
     from mergekit_interleave.training import settings
 
-    prefixes = [f"{stack}.{index}." for stack in target.stacks for index in target.new_layers]
+    prefixes = [f"{stack}.{index}." for stack in target.stacks for index in target.layers]
     selected = {name for name in target.parameters if name.startswith(tuple(prefixes))}
     settings.check_selection(target, selected, ROW.title)
     return settings.TrainerSettings("".join(f"{prefix}\n" for prefix in prefixes), FULL)

@@ -54,7 +54,7 @@ def target(depth: int = 50, new: tuple[int, ...] = (4, 14), **changes: Any) -> T
         "task": Task("text-generation"),
         "depth": depth,
         "config": SimpleNamespace(num_hidden_layers=depth),
-        "new_layers": new,
+        "layers": new,
         "stacks": (stack,),
         "parameters": ("model.embed_tokens.weight", *weights, *norms),
         "modules": ("model", *modules, *(f"{stack}.{i}" for i in range(depth))),
@@ -97,6 +97,15 @@ def with_experts(own: TrainingTarget, layers: Iterable[int] | None = None) -> Tr
 
 def selected(name: str, text: str, of: TrainingTarget) -> set[str]:
     """Return the weights that a trainer trains or adapts with its settings."""
+    outside = {f"{module}.weight" for module in of.also if module.rpartition(".")[2] in text}
+    if "lora" in text.lower():
+        return selected_in_layers(name, text, of) | outside
+    found = selected_in_layers(name, text, of)
+    return found | outside if text.startswith("from ") else found
+
+
+def selected_in_layers(name: str, text: str, of: TrainingTarget) -> set[str]:
+    """Return the same; of what a LoRA trains in full outside the layers, and of code, nothing."""
     if name == "ms-swift":
         return by_swift(text, of)
     if text.startswith("from "):
@@ -145,7 +154,9 @@ def by_llamafactory(settings: dict[str, Any], of: TrainingTarget) -> set[str]:
         layers = llamafactory.freeze_mode_layers(of.depth, count, llama_pro=pro)
         modules = settings["freeze_trainable_modules"]
         named = [""] if modules == "all" else modules.split(",")
-        return llamafactory.trained_parameters(of.parameters, layers, named)
+        extra = settings.get("freeze_extra_modules", "").split(",")
+        extra = [module for module in extra if module]
+        return llamafactory.trained_parameters(of.parameters, layers, named, extra)
     targets = settings["lora_target"].split(",")
     if of.task.tag == "image-text-to-text":
         return {f"{module}.weight" for module in llamafactory.adapted_modules(of.linear, targets)}
@@ -206,6 +217,68 @@ def test_settings_select_the_new_layers(name: str, method: str, model: TrainingT
     text = write.write(model, name, method).text
     expected = model.trained if method == "full" else model.adapted
     assert selected(name, text, model) == expected
+
+
+def with_a_head(also: tuple[str, ...], **changes: Any) -> TrainingTarget:
+    """Return a Llama whose head or embeddings are trained too."""
+    own = target(**changes)
+    parameters = (*own.parameters, "model.norm.weight", "lm_head.weight")
+    modules = (*own.modules, "model.embed_tokens", "model.norm", "lm_head")
+    return replace(own, parameters=parameters, modules=modules, also=also, only_new=False)
+
+
+@pytest.mark.parametrize("also", [("lm_head",), ("lm_head", "model.embed_tokens")])
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_select_the_head_too(name: str, method: str, also: tuple[str, ...]) -> None:
+    """Head and embeddings are trained in full beside the layers, and nothing else is."""
+    model = with_a_head(also, depth=10, new=(4, 9))
+    if method not in registry.TRAINERS[name].methods:
+        return
+    expected = model.trained if method == "full" else model.adapted
+    assert len(model.trained - model.adapted) > len(also)
+    outside = {f"{module}.weight" for module in also}
+    assert selected(name, write.write(model, name, method).text, model) == expected | outside
+
+
+def test_a_tied_head_is_trained_in_full_only() -> None:
+    """A LoRA would untie the head from the embeddings, so it is refused; a note names both."""
+    model = replace(with_a_head(("model.embed_tokens",)), tied=True)
+    for name in ("peft", "unsloth"):
+        with pytest.raises(RefusedError) as caught:
+            write.write(model, name)
+        assert "--for transformers" in (caught.value.hint or "")
+    found = write.write(model, "transformers")
+    assert "model.model.embed_tokens.requires_grad_(True)" in found.text
+    assert any("model.embed_tokens" in note for note in found.notes)
+
+
+PRECISION = {
+    ("transformers", "full"): 'dtype="float32"',
+    ("trl", "full"): 'dtype="float32"',
+    ("trl", "lora"): "dtype: float32\n{key}: true",
+    ("peft", "lora"): 'dtype="float32"',
+    ("llamafactory", "full"): "{key}: true",
+    ("llamafactory", "lora"): "{key}: true",
+    ("axolotl", "full"): "bf16: false",
+    ("ms-swift", "full"): "--torch_dtype float32 \\\n--{key} true",
+}
+"""What each trainer gets if the weights have 16 bits."""
+
+
+@pytest.mark.parametrize(("dtype", "key"), [("bfloat16", "bf16"), ("float16", "fp16")])
+@pytest.mark.parametrize(("name", "method"), PRECISION)
+def test_weights_that_are_trained_have_32_bits(
+    name: str, method: str, dtype: str, key: str
+) -> None:
+    """The settings say so for 16-bit weights, and nothing for other or quantized ones."""
+    model = target(depth=10, new=(4, 9))
+    wanted = PRECISION[name, method].format(key=key)
+    assert wanted in write.write(replace(model, half_dtype=dtype), name, method).text
+    assert wanted not in write.write(model, name, method).text
+    if method == "lora":
+        packed = replace(model, half_dtype=dtype, is_quantized=True)
+        assert wanted not in write.write(packed, name, method).text
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -538,6 +611,67 @@ def test_zeros_that_make_no_identity_get_the_note(mk: Cli, tiny: Path, tmp_path:
     words = ("run", "append: 1, zero: [o_proj]", tmp_path / "out", "--model", tiny)
     assert mk(*words, "--allow-non-identity", "--engine", "stream").status == 0
     assert "DoRA" in mk("train", tmp_path / "out", "--for", "peft").err
+
+
+class TestSelection:
+    """`--layers` and `--also` select what is trained."""
+
+    def test_seams(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A layout without new layers is refused, and the hint trains those at its seams."""
+        out = tmp_path / "out"
+        assert mk("run", "drop: [2, 5]", out, "--model", tiny).status == 0
+        refused = mk("train", out, "--for", "axolotl")
+        assert (refused.status, refused.out) == (1, "")
+        assert "--layers seams" in refused.err
+        found = mk("train", out, "--for", "axolotl", "--layers", "seams")
+        assert yaml.safe_load(found.out)["unfrozen_parameters"] == ["model.layers.(1|2)."]
+
+    @pytest.mark.parametrize("words", [("--layers", "3"), ("--also", "nothing")])
+    def test_words_that_name_nothing(self, words: tuple[str, str], mk: Cli, deeper: Path) -> None:
+        """Such words are wrong for every model."""
+        result = mk("train", deeper, "--for", "axolotl", *words)
+        assert (result.status, result.out) == (2, "")
+        assert words[0].removeprefix("--") in result.err
+
+    @pytest.mark.parametrize(
+        "case",
+        [
+            ("llama", False, ["lm_head"], ["lm_head."]),
+            ("llama", False, ["lm_head", "embed_tokens"], ["lm_head.", "model.embed_tokens."]),
+            ("llama", True, ["lm_head"], ["model.embed_tokens."]),
+            ("gpt2", False, ["wte"], ["transformer.wte."]),
+            ("gpt2", True, ["embed_tokens", "lm_head"], ["transformer.wte."]),
+            ("gemma3", True, ["lm_head"], ["model.language_model.embed_tokens."]),
+        ],
+    )
+    def test_head_and_embeddings(
+        self, case: tuple[str, bool, list[str], list[str]], mk: Cli, tmp_path: Path
+    ) -> None:
+        """The names are those of Llama or of the class; a shared tensor has its first name."""
+        name, tied, also, expected = case
+        zoo.quiet()
+        base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"
+        assert mk("run", "--every", "4", out, "--model", base, "--engine", "stream").status == 0
+        config = json.loads((out / "config.json").read_text())
+        (out / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+        words = [word for each in also for word in ("--also", each)]
+        result = mk("train", out, "--for", "axolotl", *words)
+        assert yaml.safe_load(result.out)["unfrozen_parameters"][1:] == expected
+        assert ("share one tensor" in result.err) == tied
+
+    def test_an_old_transformers(
+        self, mk: Cli, deeper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """In the environment of an old trainer, the error names what is needed."""
+        folder = tmp_path / "transformers-4.57.6.dist-info"
+        folder.mkdir()
+        text = "Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.6\n"
+        (folder / "METADATA").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path)
+        result = mk("train", deeper, "--for", "axolotl")
+        assert (result.status, result.out) == (1, "")
+        assert "4.57.6" in result.err
+        assert "report" not in result.err
 
 
 REAL = {

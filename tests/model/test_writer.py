@@ -159,7 +159,14 @@ def sparse_llama(path: Path, *, layers: int, hidden: int, intermediate: int) -> 
 
 
 class TestHint:
-    """A run by mergekit suggests the stream engine if that could have done the run."""
+    """A run by mergekit suggests the stream engine if that could have done the run faster."""
+
+    @pytest.fixture
+    def slow_mergekit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make mergekit's estimate long enough for the hint."""
+        from mergekit_interleave.engines import mergekit
+
+        monkeypatch.setattr(mergekit, "START", 100.0)
 
     @pytest.mark.parametrize(
         ("words", "hint"),
@@ -171,6 +178,7 @@ class TestHint:
             (("--async-write",), ""),
         ],
     )
+    @pytest.mark.usefixtures("slow_mergekit")
     def test_the_hint_depends_on_the_options(
         self, words: tuple[str, ...], hint: str, mk: Cli, tiny: Path, tmp_path: Path
     ) -> None:

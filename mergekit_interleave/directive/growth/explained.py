@@ -23,8 +23,9 @@ class Summary:
         new: The number of new layers.
         repeated: The number of source layers that have a new copy.
         slices: The number of slices, after consecutive ones are joined.
-        edit: The edit of the new layers: "", `zeroed`, `scaled`, or `some` before one of these.
-        only_copies: Whether the new model also contains the original of each new layer.
+        edit: The edit of the new layers: "", `zeroed` or `scaled`; with `some` before it, the edit
+            of other layers.
+        only_copies: Whether each new layer is a copy of a layer that occurs elsewhere.
     """
 
     depth: int

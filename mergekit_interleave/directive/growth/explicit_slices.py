@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from mergekit_interleave.directive.growth.base import Growth
 from mergekit_interleave.directive.model_ref import ModelRef, parse_model
 
-KEYS = ("slices", "models", "modules")
-
 
 @dataclass(frozen=True)
 class ExplicitSlices(Growth):

@@ -31,6 +31,7 @@ from mergekit_interleave.directive.growth.part import (
 from mergekit_interleave.directive.growth.stack import Stack, Step
 from mergekit_interleave.directive.growth.windows import Windows, parse_windows
 from mergekit_interleave.directive.layer_range import END
+from mergekit_interleave.directive.model_ref import with_revision
 from mergekit_interleave.directive.scale import check_disjoint, parse_scale, parse_zero
 from mergekit_interleave.errors import DirectiveError, check_keys
 
@@ -49,7 +50,7 @@ def _read(value: object, where: str, named: Named) -> Growth:
     return Stack(tuple(_step(entry, f"{where}[{i}]", named) for i, entry in enumerate(value)))
 
 
-_STEP_KEYS = ("model", "layers", windows.KEY, "times", "as", "zero", "scale")
+_STEP_KEYS = ("model", "revision", "layers", windows.KEY, "times", "as", "zero", "scale")
 
 
 def _step(value: object, where: str, named: Named) -> Step:
@@ -68,6 +69,13 @@ def _step(value: object, where: str, named: Named) -> Step:
 def _parts(step: Mapping[object, object], where: str, named: Named) -> Iterator[Part]:
     """Yield the parts of a step, with the settings of the step applied to each."""
     model = named(step["model"], f"{where}.model") if "model" in step else None
+    if "revision" in step:
+        if model is None:
+            raise DirectiveError(
+                f"{where}.revision: the step has no `model`",
+                hint="write the revision with the model: `model: org/name@revision`",
+            )
+        model = with_revision(model, step["revision"], f"{where}.revision")
     times = positive(step.get("times", 1), f"{where}.times")
     as_block = is_block(step.get("as", "layers"), where)
     if windows.KEY in step:
@@ -132,6 +140,7 @@ def _definitions() -> Schema:
         "type": "object",
         "properties": {
             "model": {**ref("model"), "description": "A short name from `models`, or a model."},
+            "revision": ref("revision"),
             "layers": any_of(ref("part"), {"type": "array", "items": ref("part")}),
             **{key: ref(key) for key in (windows.KEY, "times", "as", "zero", "scale")},
         },

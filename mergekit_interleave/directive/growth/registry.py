@@ -10,6 +10,7 @@ from mergekit_interleave.directive.growth import (
     append,
     drop,
     interleave,
+    layer_replication,
     layout,
     repeat,
     stack,
@@ -31,6 +32,7 @@ LINES: dict[str, Line] = {
         windows.LINE,
         drop.LINE,
         layout.LINE,
+        layer_replication.LINE,
     )
 }
 """The growth lines by their keys in YAML, in the order of the help."""

@@ -31,10 +31,15 @@ def trained_parameters(parameters: Iterable[str], patterns: Iterable[str]) -> se
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """Write settings for full training, with one pattern per stack of layers."""
-    patterns = [f"{stack}.{_any_of(target.new_layers)}." for stack in target.stacks]
+    """Write settings for full training, with one pattern per stack of layers or other module."""
+    patterns = [f"{stack}.{_any_of(target.layers)}." for stack in target.stacks]
+    patterns += [f"{module}." for module in target.also]
     check_selection(target, trained_parameters(target.parameters, patterns), "axolotl")
-    text = yaml_text({**model_keys(target, "base_model"), "unfrozen_parameters": patterns})
+    # axolotl keeps the weights in the dtype that it computes in, by default with 16 bits.
+    precision = {"bf16": False, "tf32": "auto"} if target.loads_too_coarse else {}
+    text = yaml_text(
+        {**model_keys(target, "base_model"), **precision, "unfrozen_parameters": patterns}
+    )
     return TrainerSettings(text, FULL)
 
 
@@ -58,7 +63,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
             "peft_layers_to_transform": [*(chosen.layers or ())],
             "peft_layers_pattern": [chosen.pattern] if chosen.pattern else None,
             "lora_target_parameters": [*chosen.parameters],
-            "lora_modules_to_save": [*chosen.saved],
+            "lora_modules_to_save": [*chosen.modules_to_save],
             "lora_dropout": dropout(chosen),
         }
     )

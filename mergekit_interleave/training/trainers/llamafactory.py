@@ -16,6 +16,7 @@ from mergekit_interleave.training.settings import (
     check_selection,
     lora_notes,
     model_keys,
+    precision_key,
     yaml_text,
 )
 from mergekit_interleave.training.target import TrainingTarget
@@ -50,18 +51,23 @@ def freeze_mode_layers(depth: int, count: int, *, llama_pro: bool) -> tuple[int,
 
 
 def trained_parameters(
-    parameters: Iterable[str], layers: Sequence[int], modules: Collection[str] = ("",)
+    parameters: Iterable[str],
+    layers: Sequence[int],
+    modules: Collection[str] = ("",),
+    extra: Collection[str] = (),
 ) -> set[str]:
     """Return the parameters that the freeze mode trains.
 
-    It searches each name for a layer's index that is followed by a module's name.
+    It searches each name for a layer's index that is followed by a module's name, and for the names
+    of other modules.
 
     Args:
         parameters: The names of all parameters.
         layers: See `freeze_mode_layers`.
         modules: `freeze_trainable_modules`; an empty string stands for `all`.
+        extra: `freeze_extra_modules`.
     """
-    marks = [f".{index}.{module}" for index in layers for module in modules]
+    marks = [*(f".{index}.{module}" for index in layers for module in modules), *extra]
     return {name for name in parameters if any(mark in name for mark in marks)}
 
 
@@ -80,7 +86,7 @@ def adapted_modules(modules: Iterable[str], targets: Collection[str]) -> set[str
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """Write the freeze mode's settings, if its formula gives exactly the new layers."""
+    """Write the freeze mode's settings, if its formula gives exactly the layers to train."""
     count, llama_pro = _formula(target)
     # If a class has one module per expert, an expert's index looks like a layer's.
     modules = target.children if target.experts else ("",)
@@ -90,23 +96,26 @@ def full(target: TrainingTarget) -> TrainerSettings:
             "LLaMA-Factory accepts only modules of the first two layers, which have no "
             f"{min(unknown)}"
         )
-    selected = trained_parameters(target.parameters, target.new_layers, modules)
+    extra = [module.rpartition(".")[2] for module in target.also]
+    selected = trained_parameters(target.parameters, target.layers, modules, extra)
     check_selection(target, selected, "LLaMA-Factory")
     text = yaml_text(
         {
             **model_keys(target, "model_name_or_path"),
+            **precision_key(target),
             "finetuning_type": "freeze",
             "use_llama_pro": llama_pro or None,
             "freeze_trainable_layers": count,
             "freeze_trainable_modules": ",".join(modules) or "all",
+            "freeze_extra_modules": ",".join(extra) or None,
         }
     )
     return TrainerSettings(text, FULL)
 
 
 def _formula(target: TrainingTarget) -> tuple[int, bool]:
-    """Return the `freeze_trainable_layers` and `use_llama_pro` that give the new layers."""
-    counted, count = layer_count(target.config), len(target.new_layers)
+    """Return the `freeze_trainable_layers` and `use_llama_pro` that give the layers to train."""
+    counted, count = layer_count(target.config), len(target.layers)
     if counted != target.depth:
         raise RefusedError(
             f"LLaMA-Factory's freeze mode counts {counted or 'no'} layers, but the model has "
@@ -114,12 +123,12 @@ def _formula(target: TrainingTarget) -> tuple[int, bool]:
         )
     for number, llama_pro in ((count, True), (count, False), (-count, False)):
         layers = freeze_mode_layers(target.depth, number, llama_pro=llama_pro)
-        if layers == target.new_layers:
+        if layers == target.layers:
             return number, llama_pro
     raise RefusedError(
         f"LLaMA-Factory's freeze mode trains the last layer of each of {count} equal groups, or "
         f"the first or last {count} layers; this model has {target.depth} layers, of which "
-        f"{_listed(target.new_layers)} are new"
+        f"{_listed(target.layers)} are to be trained"
     )
 
 
@@ -143,9 +152,10 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     text = yaml_text(
         {
             **model_keys(target, "model_name_or_path"),
+            **precision_key(target),
             "finetuning_type": "lora",
             "lora_target": ",".join(chosen.modules),
-            "additional_target": ",".join([*chosen.saved, *owners]) or None,
+            "additional_target": ",".join([*chosen.modules_to_save, *owners]) or None,
         }
     )
     return TrainerSettings(text, LORA, tuple(notes))

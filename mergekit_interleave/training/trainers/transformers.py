@@ -7,30 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mergekit_interleave.training.settings import TrainerSettings, load_line, python_value
+from mergekit_interleave.training.settings import (
+    TrainerSettings,
+    load_line,
+    precision_key,
+    python_literal,
+    python_value,
+)
 from mergekit_interleave.training.target import TrainingTarget
 from mergekit_interleave.training.trainers.registry import FULL
 
 
 def full(target: TrainingTarget) -> TrainerSettings:
-    """Write code that freezes the model, and then unfreezes its new layers."""
+    """Write code that freezes the model, and then unfreezes what is to be trained."""
     layers = "".join(f"    model.{stack}[index].requires_grad_(True)\n" for stack in target.stacks)
     text = (
         f"from transformers import {target.task.load}\n\n"
         f"{load_line(target)}"
         "model.requires_grad_(False)\n"
-        f"for index in {python_value(target.new_layers)}:\n{layers}"
+        f"for index in {python_value(target.layers)}:\n{layers}"
+        + "".join(f"model.{module}.requires_grad_(True)\n" for module in target.also)
     )
     return TrainerSettings(text, FULL, tuple(_notes(target)))
 
 
 def _notes(target: TrainingTarget) -> Iterator[str]:
-    yield (
-        "mergekit_interleave.freeze_original_layers(model) does the same in one line; call it "
-        "before you create an optimizer or a Trainer"
-    )
-    if target.half_dtype:
+    since = "" if target.since is None else f", since={python_literal(target.since)}"
+    if target.only_new:
         yield (
-            f"the weights load as {target.half_dtype}, which is too coarse for most updates at "
-            'usual learning rates: load them with dtype="float32", and pass bf16=True to Trainer'
+            f"mergekit_interleave.freeze_original_layers(model{since}) does the same in one line; "
+            "call it before you create an optimizer or a Trainer"
+        )
+    for key in precision_key(target):
+        yield (
+            f"{target.half_dtype}, in which the weights are stored, is too coarse for most updates "
+            f"at usual learning rates; pass {key}=True to Trainer to compute in 16 bits"
         )

@@ -14,6 +14,7 @@ from mergekit_interleave.training.settings import (
     dropout,
     lora_notes,
     model_keys,
+    precision_key,
     yaml_text,
 )
 from mergekit_interleave.training.target import TrainingTarget
@@ -39,10 +40,12 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     text = yaml_text(
         {
             **model_keys(target, "model_name_or_path"),
+            "dtype": "float32" if target.loads_too_coarse else None,
+            **precision_key(target),
             "use_peft": True,
             "lora_target_modules": modules,
             "lora_target_parameters": [*chosen.parameters],
-            "lora_modules_to_save": [*chosen.saved],
+            "lora_modules_to_save": [*chosen.modules_to_save],
             "lora_dropout": dropout(chosen),
         }
     )

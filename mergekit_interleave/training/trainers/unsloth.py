@@ -5,8 +5,11 @@ unsloth passes its LoRA settings on to PEFT, except those for modules that are t
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mergekit_interleave.errors import RefusedError
-from mergekit_interleave.training import lora_target
+from mergekit_interleave.training import lora_target, selection
+from mergekit_interleave.training.lora_target import LoraTarget
 from mergekit_interleave.training.settings import (
     TrainerSettings,
     lora_arguments,
@@ -30,6 +33,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
             "LoRA, and unsloth cannot train them in full",
             hint="--for peft, or --for transformers",
         )
+    chosen = replace(chosen, also=_outside(chosen))
     loader = "FastLanguageModel" if by_index else "FastModel"
     code = "    trust_remote_code=True,\n" if target.has_remote_code else ""
     text = (
@@ -41,6 +45,19 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     )
     note = "load_in_4bit=True needs less memory, but the frozen layers then differ from the base's"
     return TrainerSettings(text, LORA, (note, *lora_notes(chosen)))
+
+
+def _outside(chosen: LoraTarget) -> tuple[str, ...]:
+    """Return the modules outside the layers as unsloth names them."""
+    names = tuple(module.rpartition(".")[2] for module in chosen.also)
+    for name in names:
+        if name not in (selection.HEAD, selection.EMBEDDINGS):
+            raise RefusedError(
+                f"unsloth: it trains {selection.HEAD} and {selection.EMBEDDINGS} beside a LoRA, "
+                f"but not {name}",
+                hint="--for peft, or --for transformers",
+            )
+    return names
 
 
 _BY_INDEX = frozenset({"gemma", "gemma2", "llama", "mistral", "qwen2", "qwen3"})

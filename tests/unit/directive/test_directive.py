@@ -276,7 +276,7 @@ class TestLoad:
     )
     def test_a_missing_colon_is_named(self, text: str, right: str) -> None:
         """The hint for inline text without a colon and a space shows the right text."""
-        with pytest.raises(DirectiveError, match="no such file") as error:
+        with pytest.raises(DirectiveError, match="neither a file nor a directive") as error:
             load(text, io.StringIO())
         assert f"'{right}'" in str(error.value.hint)
 

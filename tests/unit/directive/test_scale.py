@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mergekit_interleave.directive.directive import from_flags
 from mergekit_interleave.directive.scale import (
-    GAINS,
     KEEP,
+    NORMS,
     Scale,
     parse_factor,
     parse_scale,
@@ -97,10 +97,10 @@ def test_the_flag() -> None:
 
 
 @pytest.mark.parametrize("written", ["gains", "norms", " Norms "])
-def test_norms_is_an_alias_of_gains(written: str) -> None:
-    """`norms` is read as `gains` and written as `gains`."""
-    assert parse_zero(written, "x") == GAINS
-    assert from_flags(zero=written).to_document() == {"zero": "gains"}
+def test_gains_is_an_alias_of_norms(written: str) -> None:
+    """`gains` is read as `norms` and written as `norms`."""
+    assert parse_zero(written, "x") == NORMS
+    assert from_flags(zero=written).to_document() == {"zero": "norms"}
 
 
 @given(SCALES)

@@ -248,8 +248,20 @@ class TestExpand:
 class TestLayers:
     """Tests of which layer is the original."""
 
+    def test_a_scaled_layer_without_another_occurrence_is_no_copy(self) -> None:
+        """The first of several scaled occurrences is the original, and the others are copies."""
+        half = (Scale(0.5),)
+        layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 2, 4, half), Slice(MODEL, 3, 4, half)))
+        assert [layer.new for layer in layout.layers] == [0, 0, 0, 0, 1]
+        assert not any(layer.is_plain for layer in layout.layers[2:])
+
+    def test_a_layer_with_zeros_is_new_without_being_a_copy(self) -> None:
+        """A layer whose weights were zeroed is to be trained, although it occurs once."""
+        layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 2, 3, ZEROED)))
+        assert [(layer.new, layer.is_copy) for layer in layout.layers[1:]] == [(0, 0), (1, 0)]
+
     def test_the_first_unscaled_occurrence_is_the_original(self) -> None:
-        """A scaled layer is new even if it comes first."""
+        """A zeroed layer is new even if it comes first."""
         layout = Layout((Slice(MODEL, 0, 1, ZEROED), Slice(MODEL, 0, 2), Slice(MODEL, 0, 1)))
         assert [layer.new for layer in layout.layers] == [True, False, False, True]
 

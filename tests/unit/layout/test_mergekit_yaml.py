@@ -146,7 +146,7 @@ class TestReading:
             layout, {"parameters": {"scale": {"filter": "b", "value": 3}}}
         )
         assert [scale_of(n, scaled.slices[0].scales) for n in "abc"] == [2, 3, None]
-        assert [layer.new for layer in scaled.layers] == [True, True]
+        assert [layer.new for layer in scaled.layers] == [False, True]
         assert mergekit_yaml.effective(layout, {}) == layout
 
     def test_source_settings_come_before_those_of_slice_and_module(self) -> None:
@@ -175,6 +175,13 @@ class TestReading:
     def test_models_is_one_model_whole(self) -> None:
         """`models:` with passthrough takes every layer of one model."""
         layout = mergekit_yaml.from_document({"models": [{"model": "m"}]}, lambda _: 5)
+        assert layout.slices == (Slice(ModelRef(ModelPath("m")), 0, 5),)
+
+    @pytest.mark.parametrize("bounds", [["0", "5"], [0.0, 5.0]])
+    def test_a_range_in_other_types(self, bounds: list[Any]) -> None:
+        """Bounds that mergekit converts to whole numbers are accepted."""
+        source = {"model": "m", "layer_range": bounds}
+        layout = mergekit_yaml.from_document({"slices": [{"sources": [source]}]}, lambda _: None)
         assert layout.slices == (Slice(ModelRef(ModelPath("m")), 0, 5),)
 
     @pytest.mark.parametrize(

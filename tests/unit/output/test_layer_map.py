@@ -19,7 +19,8 @@ from mergekit_interleave.directive.growth import (
     Windows,
     stack_of,
 )
-from mergekit_interleave.directive.scale import zeroed_scales
+from mergekit_interleave.directive.scale import Scale, zeroed_scales
+from mergekit_interleave.layout import roles
 from mergekit_interleave.layout.layout import Edit, Layout, Slice, expand
 from mergekit_interleave.output import layer_map as layer_maps
 
@@ -89,10 +90,10 @@ def test_a_map_is_short_and_true(drawn: tuple[Layout, set[int]]) -> None:
     assert len(text) < 400
     shown = re.sub(r"\(\d+ layers\)|…", "", text).split()
     runs = [
-        (f"{run.start}-{run.stop - 1}" if run.stop - run.start > 1 else str(run.start), run.role)
+        (f"{run.start}-{run.stop - 1}" if run.stop - run.start > 1 else str(run.start), run.new)
         for run in layer_maps.runs(layout, identities)
     ]
-    every = [words if role == layer_maps.ORIGINAL else f"[{words}]" for words, role in runs]
+    every = [f"[{words}]" if new else words for words, new in runs]
     places = [every.index(words) for words in shown]
     assert places == sorted(set(places))
     assert (places[0], places[-1]) == (0, len(every) - 1)
@@ -109,6 +110,22 @@ def test_runs_have_sources_and_roles() -> None:
         (4, 5, 2, "copy"),
         (5, 6, 3, "original"),
     ]
+
+
+def test_a_strip_and_a_map_of_scaled_and_moved_layers() -> None:
+    """Scaled and moved layers have their own characters and words, and no brackets."""
+    layout = Layout((Slice(MODEL, 0, 2, (Scale(0.5),)), Slice(MODEL, 4, 6), Slice(MODEL, 2, 4)))
+    assert plain(layer_maps.strip(layout)) == [
+        "0 ▓▓▞▞██",
+        "",
+        "█ 2 original  ▞ 2 moved  ▓ 2 scaled",
+    ]
+    assert layer_maps.layer_map(layout) == "0-1 2-3 4-5"
+    assert layer_maps.others(layout) == ", 2 scaled, 2 moved"
+    assert layer_maps.seam_layers(layout) == "2, at layers 1-4"
+    lost = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 2, 3, (Scale(0.0, "o_proj"),))))
+    assert layer_maps.layer_map(lost) == "0-1 [2]"
+    assert (layer_maps.others(lost), layer_maps.others(lost, {2})) == (", 1 scaled", "")
 
 
 def test_another_model_starts_another_run() -> None:
@@ -227,11 +244,13 @@ def test_a_strip_has_a_character_for_each_layer(drawn: tuple[Layout, set[int]], 
         assert all(len(group) == 10 for group in groups[:-1])
         seen += "".join(groups)
     of_role = {
-        layer_maps.ORIGINAL: "[A-Z█*]",
-        layer_maps.COPY: "[a-z▒+]",
-        layer_maps.ZEROED: "[·░]",
+        roles.ORIGINAL: "[A-Z█*]",
+        roles.MOVED: "[↕▞]",
+        roles.SCALED: "[×▓]",  # noqa: RUF001 - not the letter x
+        roles.COPY: "[a-z▒+]",
+        roles.ZEROED: "[·░]",
     }
-    pattern = "".join(of_role[role] for role in layer_maps.roles(layout, identities))
+    pattern = "".join(of_role[role] for role in roles.roles(layout, identities))
     assert re.fullmatch(pattern, seen)
 
 

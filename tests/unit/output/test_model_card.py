@@ -15,10 +15,11 @@ from huggingface_hub.utils import validate_repo_id
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mergekit_interleave.architectures.family import family_of
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.directive.growth import Every, Repeat
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
-from mergekit_interleave.directive.scale import zeroed_scales
+from mergekit_interleave.directive.scale import Scale, zeroed_scales
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.layout.layout import Edit, Layout, Slice, expand
 from mergekit_interleave.output import card_data, card_files, model_card, verification_text
@@ -40,7 +41,7 @@ def facts(**changes: Any) -> card_data.CardData:
     """Return card data with some fields changed."""
     outcomes = changes.pop("verified", {"weights": WEIGHTS})
     settings: dict[str, Any] = {
-        "title": "deeper",
+        "directory": "deeper",
         "layout": expand(
             Every(4), MODEL, 8, lambda _: Edit(zeroed_scales(["o_proj", "down_proj"]))
         ),
@@ -59,6 +60,7 @@ def facts(**changes: Any) -> card_data.CardData:
         "parameters": (110, 10),
         "nbytes": 220,
         "dtypes": ["BF16"],
+        "family": family_of("llama"),
         "verified": verification_text.short(outcomes),
         "checks": verification_text.sentences(outcomes),
         **changes,
@@ -234,15 +236,39 @@ def test_zeroed_norms_have_another_warning() -> None:
 
 
 def test_fewer_layers_are_no_expansion() -> None:
-    """A pruned model has no new layers and nothing to train."""
+    """A pruned model has no new layers, so the card offers to train those at its seam."""
     layout = Layout((Slice(MODEL, 0, 2), Slice(MODEL, 4, 8)))
     found = facts(
         layout=layout, growth=None, identities=(), status=card_data.CHANGED, parameters=(90, 0)
     )
     text = model_card.render(found)
     assert "pruning" in ModelCard(text).data.tags
-    assert "freeze_original_layers" not in text
+    training = section(text, "Train the layers at the merge seams")
+    assert 'freeze_original_layers(model, layers="seams")' in training
+    assert "--layers seams" in training
+    assert "layers = {1, 2}" in training
+    assert "| merge seams | 1, at layers 1-2 |" in text
     assert found.name == "base_90_6Layers-Pruned"
+
+
+def test_a_model_with_nothing_to_train() -> None:
+    """A model with only scaled layers has neither new layers nor seams, and no such section."""
+    layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 4, 8, (Scale(0.5),))))
+    found = facts(
+        layout=layout, growth=None, identities=(), status=card_data.CHANGED, parameters=(90, 0)
+    )
+    text = model_card.render(found)
+    assert "freeze_original_layers" not in text
+    assert "8 layers, 4 of them scaled" in text
+    assert "| scaled layers | 4-7 |" in text
+    assert found.name == "base_90_8Layers-Scaled"
+
+
+def test_the_card_shows_lines_that_need_no_package() -> None:
+    """The lines name the new layers, and are left out where the names in memory are unknown."""
+    training = section(model_card.render(facts()), "Train only the new layers")
+    assert "named_parameters" in training
+    assert "named_parameters" not in model_card.render(facts(family=None))
 
 
 def test_unknown_values_are_left_out() -> None:
@@ -313,7 +339,11 @@ def test_suggested_names_are_valid(names: list[str]) -> None:
 @given(st.text(max_size=40))
 def test_cards_of_odd_names_stay_cards(name: str) -> None:
     """No title or source name breaks the front matter or the table."""
-    text = model_card.render(facts(title="x" + name, sources=[replace(BASE, name=name or "x")]))
+    odd = replace(BASE, name=name or "x")
+    growth = card_data.CardGrowth(odd, [odd], 8, "grown", trained=True)
+    text = model_card.render(
+        facts(directory="x" + name, sources=[odd], lineage=[growth], since=[name], new_since=[4])
+    )
     assert ModelCard(text).data.to_dict()["base_model_relation"] == "merge"
     rows = text.partition("| --- | --- |\n")[2].partition("\n\n")[0].split("\n")
     assert all(row.replace(r"\|", "").count("|") == 3 for row in rows)
@@ -395,3 +425,31 @@ def test_generated_cards_pass_the_lint(tmp_path: Path) -> None:
     (tmp_path / "layers.svg").touch()
     for found in (facts(), copies(), facts(status=card_data.TRAINED), facts(verified={})):
         assert not list(card_lint.problems(model_card.render(found), tmp_path))
+
+
+def test_the_repository_is_the_id_to_load() -> None:
+    """With a repository, the card's title, code and commands name it; else the directory."""
+    text = model_card.render(facts(repo="me/mine"))
+    assert "\n# mine\n" in text
+    assert text.count('from_pretrained("me/mine", ') == 2
+    commands = section(text, "Upload and conversion")
+    assert commands.count("\n```sh\n") == 2
+    assert all(block.count("\n") == 4 for block in re.findall(r"```sh.*?```", commands, re.DOTALL))
+    assert "\nhf upload me/mine deeper .\n" in commands
+    local = section(model_card.render(facts()), "Upload and conversion")
+    assert "\nhf upload YOUR-NAME/base_110_10Layers-Interleaved deeper .\n" in local
+
+
+def test_the_recipe_is_folded() -> None:
+    """The recipe is behind a summary, with the empty lines that Markdown needs."""
+    recipe = section(model_card.render(facts()), "Recipe")
+    assert "<summary>1 line of YAML</summary>\n\n```yaml\nslices: []\n```\n\n</details>" in recipe
+
+
+def test_only_a_trained_model_is_a_finetune() -> None:
+    """After training, the relation to the base is `finetune`."""
+    relations = {
+        status: ModelCard(model_card.render(facts(status=status))).data.base_model_relation
+        for status in (card_data.EQUAL, card_data.CHANGED, card_data.TRAINED, card_data.UNVERIFIED)
+    }
+    assert [*relations.values()] == ["merge", "merge", "finetune", "finetune"]

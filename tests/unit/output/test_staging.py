@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -107,6 +108,7 @@ def test_force_replaces_a_model(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("old")
+    (out / "mergekit_config.yml").write_text("merge_method: passthrough")
 
     def write(work: Path) -> None:
         write_config(work, "new")
@@ -122,6 +124,7 @@ def test_force_keeps_the_old_model_when_the_new_one_fails(tmp_path: Path) -> Non
     out = tmp_path / "out"
     out.mkdir()
     (out / "config.json").write_text("old")
+    (out / "mergekit_config.yml").write_text("merge_method: passthrough")
     with pytest.raises(BoomError):
         staged(out, fail, replace=True)
     assert (out / "config.json").read_text() == "old"
@@ -144,6 +147,41 @@ def test_force_never_replaces_other_files(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with pytest.raises(OutputError, match=r"/link: .*link"):
         check_vacant(tmp_path / "link", replace=True)
+
+
+def test_force_never_replaces_a_plain_model(tmp_path: Path) -> None:
+    """--force replaces a model only if interleave.json or mergekit's config shows who wrote it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    check_vacant(out, replace=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
+        (out / name).write_text("{}")
+    for recipe in (None, "notes: mine"):
+        if recipe is not None:
+            (out / "mergekit_config.yml").write_text(recipe)
+        with pytest.raises(OutputError, match="mergekit_config") as error:
+            check_vacant(out, replace=True)
+        with pytest.raises(OutputError) as error:
+            check_vacant(out, replace=False)
+        assert "--force" not in str(error.value.hint)
+    (out / "mergekit_config.yml").write_text("slices: []\nmerge_method: passthrough\n")
+    check_vacant(out, replace=True)
+    (out / "interleave.json").write_text("{}")
+    with pytest.raises(OutputError, match=r"interleave\.json"):
+        check_vacant(out, replace=True)
+
+
+def test_force_never_replaces_a_trained_model(tmp_path: Path) -> None:
+    """--force keeps a model whose interleave.json records that it was trained."""
+    out = tmp_path / "out"
+    out.mkdir()
+    content = {"files": ["interleave.json"], "verified": {"weights": {}}}
+    (out / "interleave.json").write_text(json.dumps(content))
+    check_vacant(out, replace=True)
+    content["verified"] = {"trained": {}}
+    (out / "interleave.json").write_text(json.dumps(content))
+    with pytest.raises(OutputError, match="trained"):
+        check_vacant(out, replace=True)
 
 
 def test_force_looks_into_folders(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from random_layouts import MODEL, OTHER, layouts, models
 
 from mergekit_interleave.directive.growth import Every, Repeat
+from mergekit_interleave.directive.scale import Scale
 from mergekit_interleave.layout.layout import Layout, Slice, expand
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output import svg
@@ -128,6 +129,27 @@ def test_roles_are_visible_without_colour() -> None:
     assert float(hatched.get("stroke-width", "")) == 2 * float(full.get("stroke-width", ""))
     assert (empty.get("fill"), "stroke-dasharray" in empty.attrib) == ("none", True)
     assert not {"stroke-dasharray"} & {*full.attrib, *hatched.attrib}
+
+
+def test_scaled_and_moved_layers_are_visible_without_colour() -> None:
+    """A scaled layer is light with a full outline, and a moved one solid with a dotted one."""
+    layout = Layout((Slice(MODEL, 0, 1, (Scale(0.5),)), Slice(MODEL, 2, 4), Slice(MODEL, 1, 2)))
+    text = svg.picture(layout)
+    drawn = cells(parsed(text))[1:]
+    full, moved, light = (group for group in drawn if tags(group, "rect"))
+    assert (moved.get("fill"), "stroke-dasharray" in moved.attrib) == (full.get("fill"), True)
+    assert (light.get("fill") == full.get("fill"), "stroke-dasharray" in light.attrib) == (0, 0)
+    assert all(f">{words}<" in text for words in ("2 original", "1 moved", "1 scaled"))
+
+
+def test_a_legend_of_all_roles_fits() -> None:
+    """All five roles of the deepest model fit into the width of the picture."""
+    parts = [Slice(MODEL, 4000, 6000, (Scale(0.5),)), Slice(MODEL, 2000, 4000)]
+    parts += [Slice(MODEL, 0, 2000), Slice(MODEL, 0, 4000)]
+    text = svg.picture(Layout(tuple(parts)), range(6000, 8000))
+    legend = [x for x in tags(parsed(text)[-1], "text") if (x.text or "").split()[0].isdigit()]
+    assert len(legend) == 5
+    assert float(legend[-1].get("x", "")) + 8 * len(legend[-1].text or "") <= svg.WIDTH
 
 
 @pytest.mark.parametrize("depth", [1, 20, 120, 121, 500, 501, 5_000])
