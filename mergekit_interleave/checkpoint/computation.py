@@ -108,13 +108,14 @@ def _built(config: Any, recorder: Any, *, trusted: bool) -> Any:
 
     named = getattr(transformers, (config.architectures or [""])[0], None)
     # The eager implementation builds every mask in full, so that its window is seen.
+    # The dtype of the weights is not part of the computation.
+    options = {"attn_implementation": "eager", "dtype": torch.float32}
     with torch.device("meta"), no_init_weights(), recorder:
         if named is not None:
-            model = named._from_config(config, attn_implementation="eager")  # noqa: SLF001
+            model = named._from_config(config, **options)  # noqa: SLF001 - as in `meta_model`
         else:
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, attn_implementation="eager", trust_remote_code=trusted
-            )
+            make = transformers.AutoModelForCausalLM.from_config
+            model = make(config, trust_remote_code=trusted, **options)
     model.tie_weights()
     with suppress(Exception):  # not every class has experts
         model.set_experts_implementation("batched_mm")
