@@ -514,7 +514,7 @@ class TestRefusals:
         (own_tiny / "config.json").write_text(json.dumps(config))
         result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny)
         assert result.status == 1
-        assert "error: transformers " in result.err
+        assert f"error: {own_tiny}: transformers " in result.err
         assert "`novel`" in result.err
         assert not (tmp_path / "out").exists()
 
