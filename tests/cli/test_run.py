@@ -838,7 +838,7 @@ class TestRefusals:
         config |= {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1.0}}
         (own_tiny / "config.json").write_text(json.dumps(config))
         err = self.refused(mk, tmp_path, "append: 1", tmp_path / "out", "--model", own_tiny)
-        assert err.startswith("error: transformers ")
+        assert err.startswith(f"error: {own_tiny}: transformers ")
         assert "'nonsense'" in err
 
     def test_an_interrupt_while_a_string_is_executed(self, tmp_path: Path) -> None:
