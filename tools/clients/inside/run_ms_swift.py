@@ -1,4 +1,7 @@
-"""Read the arguments that `train` prints with ms-swift. Usage: ARGUMENTS-FILE."""
+"""Read the arguments that `train` prints with ms-swift. Usage: ARGUMENTS-FILE TEMPLATE.
+
+The template is added if the file does not state one.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from swift.utils import parse_args
 
 text = Path(sys.argv[1]).read_text(encoding="utf-8")
 words = [*shlex.split(text.replace("\\\n", " ")), "--dataset", "unused", "--use_hf", "true"]
+words += [] if "--template" in words else ["--template", sys.argv[2]]
 arguments, left = parse_args(SftArguments, words)
 arguments = arguments[0] if isinstance(arguments, tuple) else arguments
 print(
