@@ -407,7 +407,7 @@ def _must_measure(plan: ExpansionPlan) -> bool:
 
 
 def _write_weights(
-    writer: Writer, *, verify: bool, check: Callable[[], None]
+    writer: Writer, *, verify: bool, check: Callable[[], bool]
 ) -> tuple[WriteResult, Collection[str]]:
     """Write the weights while transformers is asked whether it would load them.
 
@@ -417,7 +417,7 @@ def _write_weights(
     Args:
         writer: Writes the weights.
         verify: Whether to compare them with the sources.
-        check: Asks transformers.
+        check: Asks transformers, and returns whether the class is available.
 
     Returns:
         The result, and the names of the tensors that were compared while they were written.
@@ -426,17 +426,16 @@ def _write_weights(
 
     running = RunningComparison(plan.specs if verify else (), plan.reason_unread)
     with checking(check) as checked, closing(running):
-        if how.loads_transformers:
-            checked.result()
+        known = how.loads_transformers and checked.result()
         how = dataclasses.replace(how, bar=stopped_by(checked, how.bar), written=running.written)
-        outcome = dataclasses.replace(writer, how=how).write()
+        outcome = dataclasses.replace(writer, how=how, class_loads=known).write()
         checked.result()
     return outcome, running.equal
 
 
 def _check_class(
     plan: ExpansionPlan, work: Path, warn: Warn, *, how: WriteOptions, required: bool
-) -> None:
+) -> bool:
     """Check that the class loads every tensor, and that no layer computes something else.
 
     Args:
@@ -445,6 +444,9 @@ def _check_class(
         warn: Called with a warning if the class is not available.
         how: The options for writing.
         required: Whether the class must be available.
+
+    Returns:
+        Whether it is.
     """
     quieten(how.mergekit.get("verbosity"))
     own_code = "auto_map" in plan.base.config
@@ -462,7 +464,7 @@ def _check_class(
             "copied by their tensor names, and it is not checked that the class accepts them and "
             "that no layer computes with its index"
         )
-        return
+        return False
     if not mergekit_yaml.changes_vocabulary(plan.mergekit):  # otherwise what was written is checked
         _check_tensors(plan, work, structure_check.forms_of(plan.specs))
     family = plan.first.require_family()
@@ -473,6 +475,7 @@ def _check_class(
         )
         if reason is not None:
             warn(f"it is not checked that no layer computes with its index: {reason}")
+    return True
 
 
 def _check_tensors(plan: ExpansionPlan, work: Path, forms: Mapping[str, Form]) -> None:

@@ -126,10 +126,14 @@ def check_understood(value: Any, depth: int, known: Collection[str]) -> None:
         )
 
 
+_NUMBERED = re.compile(r"\D*\d+")
+"""Matches a key that may mean a layer, such as `3` or `layer_3`."""
+
+
 def _per_layer(value: Any, depth: int, known: Collection[str], place: str) -> Iterator[str]:
     """Yield the places of lists and maps with as many entries as the source model has layers."""
     if isinstance(value, Mapping):
-        if place and len(value) == depth and all(str(key).isdigit() for key in value):
+        if place and len(value) == depth and all(map(_NUMBERED.fullmatch, map(str, value))):
             yield place
         for key, entry in value.items():
             if key not in known and not (isinstance(entry, Mapping) and "model_type" in entry):

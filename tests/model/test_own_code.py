@@ -12,6 +12,7 @@ import torch
 import yaml
 import zoo
 from harness import Cli, load_tensors
+from safetensors.torch import save_file
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.planning import mergekit_support
@@ -41,6 +42,23 @@ def test_each_family_with_its_own_code_has_a_toy() -> None:
     """Every entry of the data with `own_code` is tested here."""
     known = {name for name in families.known_types() if families.family_of(name).own_code}
     assert known == {*TYPES}
+
+
+@pytest.mark.parametrize("trust", [True, False])
+def test_a_base_with_a_hole_is_refused_by_name(
+    mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, trust: bool
+) -> None:
+    """What the class lacks or, if it is not run, what mergekit lacks is not left to chance."""
+    lost = "model.layers.1.feed_forward.w3.weight"
+    base = saved("internlm2", tmp_path / "base", monkeypatch)
+    tensors = load_tensors(base)
+    del tensors[lost]
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--trust-remote-code"] if trust else []
+    result = mk("run", COPIES, tmp_path / "out", "--model", base, *flags)
+    assert result.status == 1
+    assert lost in result.err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("trust", [True, False])

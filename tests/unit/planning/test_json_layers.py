@@ -57,6 +57,7 @@ def test_names_that_cannot_be_moved_are_refused(value: Any) -> None:
         ({"kv_scales": [1, 2, 3, 4]}, "kv_scales"),
         ({"a": {"b": [[0], [1], [2], [3]]}}, "a.b"),
         ({"bits": {"0": 4, "1": 4, "2": 8, "3": 4}}, "bits"),
+        ({"bits": {"layer_0": 4, "layer_1": 4, "layer_2": 8, "layer_3": 4}}, "bits"),
         ([1, 2, 3, 4], "the list"),
         ({"layer_types": [1, 2, 3, 4], "eos_token_id": [1, 2, 3, 4]}, None),
         ({"ignore": ["a", "b", "c", "d"]}, None),
