@@ -113,6 +113,11 @@ class Job(NamedTuple):
         return self.at + self.length == self.pair.found.nbytes
 
 
+def has_form(tensor: Tensor, spec: TensorSpec) -> bool:
+    """Return whether a tensor has exactly the expected shape and dtype."""
+    return tensor.shape == spec.shape and tensor.dtype == spec.dtype
+
+
 def jobs_of(pairs: Iterable[Pair]) -> Iterator[Job]:
     """Yield the jobs of all tensors."""
     for pair in pairs:

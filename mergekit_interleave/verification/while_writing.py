@@ -1,4 +1,4 @@
-"""Compare tensors while they are written, right after each piece of them.
+"""Compare tensors while they are written, soon after each piece of them.
 
 Both sides of a piece then lie in the page cache. Later, a model that is larger than the cache would
 have to be read from the disk, and its sources once more.
@@ -7,8 +7,10 @@ have to be read from the disk, and its sources once more.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 
 from mergekit_interleave.checkpoint.safetensors_header import read_file
 from mergekit_interleave.errors import CheckpointError
@@ -18,12 +20,15 @@ from mergekit_interleave.verification.stored_bytes import (
     Job,
     Pair,
     first_difference,
+    has_form,
     jobs_of,
 )
 
 
 class RunningComparison:
-    """Compares the tensors of files that grow in order.
+    """Compares the tensors of files that grow in order, in threads of its own.
+
+    The threads that write never wait for it: while they wait for the disk, it uses the processor.
 
     Args:
         specs: The expected tensors.
@@ -31,7 +36,7 @@ class RunningComparison:
 
     Attributes:
         equal: The names of the tensors that were found equal to the expected ones, byte for byte.
-            All others must still be compared.
+            All others must still be compared. It is complete after `close`.
     """
 
     def __init__(
@@ -40,54 +45,93 @@ class RunningComparison:
         self.equal: set[str] = set()
         self._specs = {spec.name: spec for spec in specs if unread(spec) is None}
         self._files: dict[Path, _GrowingFile] = {}
+        self._pool = ThreadPoolExecutor(_THREADS)
 
     def written(self, file: Path, end: int) -> None:
-        """Compare the tensors of a file up to an offset; for each file, call it from one thread.
+        """Compare the tensors of a file up to an offset, later; for each file, call it in order.
 
         Args:
             file: A safetensors file.
             end: The number of bytes that are in place.
         """
-        # What cannot be read now is compared later, which then reports the error.
-        with suppress(CheckpointError):
-            if file not in self._files:
-                self._files[file] = _GrowingFile(file, self._specs)
-            self.equal.update(self._files[file].equal_up_to(end))
+        if file not in self._files:
+            self._files[file] = _GrowingFile(file, self._specs, self.equal)
+        growing = self._files[file]
+        if growing.reaches(end):
+            self._pool.submit(growing.compare)
 
     def close(self) -> None:
-        """Close all files."""
+        """Wait for the comparisons to end, and close all files."""
+        self._pool.shutdown()
         for file in self._files.values():
             file.close()
 
 
+_THREADS = 2
+"""The number of files that are compared at once, as many as are written at once."""
+
+
 class _GrowingFile:
-    """A file that is compared from its start to its end."""
+    """A file that is compared from its start to its end.
 
-    def __init__(self, file: Path, specs: Mapping[str, TensorSpec]) -> None:
-        tensors = read_file(file)
-        pairs = [
-            Pair(tensor, specs[name], "")
-            for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start)
-            if name in specs
-            and tensor.shape == specs[name].shape
-            and tensor.dtype == specs[name].dtype
-        ]
-        self._jobs = jobs_of(pairs)
-        self._next: Job | None = next(self._jobs, None)
-        self._wrong: set[str] = set()
+    Args:
+        file: The file.
+        specs: The expected tensors by name.
+        equal: The set to which the names of equal tensors are added.
+    """
+
+    def __init__(self, file: Path, specs: Mapping[str, TensorSpec], equal: set[str]) -> None:
+        self._file, self._specs, self._equal = file, specs, equal
         self._files = Files(growing=file)
+        self._end = 0
+        self._lock = Lock()
+        self._is_running = False
+        self._wrong: set[str] = set()
+        self._jobs: Iterator[Job] | None = None
+        self._next: Job | None = None
 
-    def equal_up_to(self, end: int) -> Iterator[str]:
-        """Yield the names of the tensors that end before an offset and are equal."""
-        while self._next is not None and self._next.stop <= end:
-            job, self._next = self._next, next(self._jobs, None)
-            name = job.pair.spec.name
-            if name not in self._wrong and first_difference(job, self._files) is not None:
-                self._wrong.add(name)
-            if job.is_last and name not in self._wrong:
-                yield name
-        if self._next is None:
-            self.close()
+    def reaches(self, end: int) -> bool:
+        """Note how far the file is written; return whether `compare` must be called for it."""
+        with self._lock:
+            self._end = end
+            is_idle, self._is_running = not self._is_running, True
+            return is_idle
+
+    def compare(self) -> None:
+        """Compare what is written, until nothing is left to compare."""
+        # What cannot be read now is compared later, which then reports the error.
+        with suppress(CheckpointError):
+            if self._jobs is None:
+                self._jobs = self._found_jobs()
+                self._next = next(self._jobs, None)
+            while (job := self._take()) is not None:
+                self._compare(job)
+
+    def _found_jobs(self) -> Iterator[Job]:
+        tensors = read_file(self._file)
+        pairs = [
+            Pair(tensor, self._specs[name], "")
+            for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start)
+            if name in self._specs and has_form(tensor, self._specs[name])
+        ]
+        return jobs_of(pairs)
+
+    def _take(self) -> Job | None:
+        """Return the next job if its bytes are in place; otherwise become idle."""
+        with self._lock:
+            if self._next is None or self._next.stop > self._end:
+                self._is_running = False
+                return None
+            return self._next
+
+    def _compare(self, job: Job) -> None:
+        name = job.pair.spec.name
+        if name not in self._wrong and first_difference(job, self._files) is not None:
+            self._wrong.add(name)
+        if job.is_last and name not in self._wrong:
+            self._equal.add(name)
+        self._next = next(self._jobs or iter(()), None)
 
     def close(self) -> None:
+        """Close the file and its sources."""
         self._files.close()

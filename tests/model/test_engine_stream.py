@@ -249,6 +249,7 @@ class TestComparisonWhileWriting:
         specs = parts_of(sharded, "o_proj")
         running = RunningComparison(specs, lambda _: None)
         write(specs, tmp_path / "out", written=running.written)
+        running.close()
         assert running.equal == {spec.name for spec in specs}
 
         def unread(*_: object) -> None:
@@ -273,6 +274,7 @@ class TestComparisonWhileWriting:
         monkeypatch.setattr(copy_range.Pair, "put", flawed)
         running = RunningComparison(specs, lambda _: None)
         write(specs, tmp_path / "out", written=running.written)
+        running.close()
         wrong = {spec.name for spec in specs} - running.equal
         found = compare(iterate_tensors(tmp_path / "out"), specs, equal=running.equal)
         assert wrong
@@ -286,6 +288,7 @@ class TestComparisonWhileWriting:
         specs = parts_of(sharded, "o_proj")
         running = RunningComparison(specs, lambda _: None)
         write(specs, tmp_path / "out", written=running.written)
+        running.close()
         assert not running.equal
 
 
