@@ -115,7 +115,8 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
     """
     if not _adaptable(target):
         raise RefusedError(
-            "no tensor of the new layers can be adapted by a LoRA", hint="--method full"
+            "no tensor of the new layers can be adapted by a LoRA",
+            hint="train in full, `--for transformers`",
         )
     if target.tied:
         raise RefusedError(
@@ -129,7 +130,7 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
                 return whole
     raise RefusedError(
         "no LoRA settings select the new layers without selecting others too",
-        hint="--method full",
+        hint="train in full, `--for transformers`",
     )
 
 

@@ -158,8 +158,9 @@ class TestFirstErrors:
         assert os.listdir(tmp_path) == []
 
     def test_the_grandparent(self, mk: Cli, tiny: Path, out: Path, tmp_path: Path) -> None:
-        """`verify` against the base of the base names both depths and the right model."""
+        """Without a lineage, a base of the base is refused with both depths and the right model."""
         again = tmp_path / "again"
+        (out / "interleave.json").unlink()
         assert mk("run", "append: 1", again, "--model", out, "--engine", "stream").status == 0
         result = mk("verify", again, "--against", tiny)
         assert result.status == 1
@@ -171,6 +172,7 @@ class TestFirstErrors:
         base, one, two = (tmp_path / name for name in ("base", "one", "two"))
         zoo.save("qwen2", base)
         for source, target in ((base, one), (one, two)):
+            (source / "interleave.json").unlink(missing_ok=True)
             words = ("run", "append: 1", target, "--model", source, "--engine", "stream")
             assert mk(*words).status == 0
         result = mk("verify", two, "--against", base)
