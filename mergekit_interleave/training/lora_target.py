@@ -116,12 +116,12 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
     if not _adaptable(target):
         raise RefusedError(
             "no tensor of the new layers can be adapted by a LoRA",
-            hint="train in full, `--for transformers`",
+            hint="train in full, `--for transformers --method full`",
         )
     if target.tied:
         raise RefusedError(
             "the head and the embeddings share one tensor, which modules_to_save would untie",
-            hint="train in full, `--for transformers`, or leave out --also",
+            hint="train in full, `--for transformers --method full`, or leave out --also",
         )
     for form in forms:
         for lora in form:
@@ -130,7 +130,7 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
                 return whole
     raise RefusedError(
         "no LoRA settings select the new layers without selecting others too",
-        hint="train in full, `--for transformers`",
+        hint="train in full, `--for transformers --method full`",
     )
 
 
