@@ -344,8 +344,10 @@ class Checkpoint:
             CheckpointError: The layer has no tensors.
         """
         if index not in self._layers:
+            others = [] if self._layers.keys() - {None} else [*layer_names.by_stack(self.tensors)]
+            named = f" under the names of its type, only under {others[0]}" if others else ""
             raise CheckpointError(
-                f"{self.path}: the weights have no layer {index}, but {CONFIG} states "
+                f"{self.path}: the weights have no layer {index}{named}, but {CONFIG} states "
                 f"{self.depth} layers"
             )
         return self._layers[index]

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
 
 from mergekit_interleave.engines.protocol import Bar
 
-T = TypeVar("T")
-
 
 @contextmanager
-def checking(check: Callable[[], T]) -> Iterator[Future[T]]:
+def checking(check: Callable[[], None]) -> Iterator[Future[None]]:
     """Run a check in another thread during a block, which must take its result.
 
     Args:
@@ -23,7 +20,7 @@ def checking(check: Callable[[], T]) -> Iterator[Future[T]]:
         yield pool.submit(check)
 
 
-def stopped_by(check: Future[T], bar: Bar) -> Bar:
+def stopped_by(check: Future[None], bar: Bar) -> Bar:
     """Return a progress bar whose steps raise the error of a check as soon as it has failed."""
 
     @contextmanager

@@ -27,11 +27,12 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._background import checking, stopped_by
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath
-from mergekit_interleave.engines import registry, select
+from mergekit_interleave.engines import mergekit_definitions, registry, select
 from mergekit_interleave.engines.mergekit import mixes, quieten
 from mergekit_interleave.engines.protocol import Bar, WriteOptions, WriteResult, no_bar
 from mergekit_interleave.engines.writer import Writer
 from mergekit_interleave.errors import (
+    CheckpointError,
     DirectiveError,
     OutputError,
     RefusedError,
@@ -407,7 +408,7 @@ def _must_measure(plan: ExpansionPlan) -> bool:
 
 
 def _write_weights(
-    writer: Writer, *, verify: bool, check: Callable[[], bool]
+    writer: Writer, *, verify: bool, check: Callable[[], None]
 ) -> tuple[WriteResult, Collection[str]]:
     """Write the weights while transformers is asked whether it would load them.
 
@@ -417,7 +418,7 @@ def _write_weights(
     Args:
         writer: Writes the weights.
         verify: Whether to compare them with the sources.
-        check: Asks transformers, and returns whether the class is available.
+        check: Asks transformers.
 
     Returns:
         The result, and the names of the tensors that were compared while they were written.
@@ -426,16 +427,17 @@ def _write_weights(
 
     running = RunningComparison(plan.specs if verify else (), plan.reason_unread)
     with checking(check) as checked, closing(running):
-        known = how.loads_transformers and checked.result()
+        if how.loads_transformers:
+            checked.result()
         how = dataclasses.replace(how, bar=stopped_by(checked, how.bar), written=running.written)
-        outcome = dataclasses.replace(writer, how=how, class_loads=known).write()
+        outcome = dataclasses.replace(writer, how=how).write()
         checked.result()
     return outcome, running.equal
 
 
 def _check_class(
     plan: ExpansionPlan, work: Path, warn: Warn, *, how: WriteOptions, required: bool
-) -> bool:
+) -> None:
     """Check that the class loads every tensor, and that no layer computes something else.
 
     Args:
@@ -445,8 +447,9 @@ def _check_class(
         how: The options for writing.
         required: Whether the class must be available.
 
-    Returns:
-        Whether it is.
+    Raises:
+        InterleaveError: The class is not available although it must be, or it would load or compute
+            something else.
     """
     quieten(how.mergekit.get("verbosity"))
     own_code = "auto_map" in plan.base.config
@@ -464,7 +467,8 @@ def _check_class(
             "copied by their tensor names, and it is not checked that the class accepts them and "
             "that no layer computes with its index"
         )
-        return False
+        _check_definition(plan)
+        return
     if not mergekit_yaml.changes_vocabulary(plan.mergekit):  # otherwise what was written is checked
         _check_tensors(plan, work, structure_check.forms_of(plan.specs))
     family = plan.first.require_family()
@@ -475,7 +479,21 @@ def _check_class(
         )
         if reason is not None:
             warn(f"it is not checked that no layer computes with its index: {reason}")
-    return True
+
+
+def _check_definition(plan: ExpansionPlan) -> None:
+    """Check the tensors by mergekit's definition of the class, if the class is not available.
+
+    Raises:
+        CheckpointError: A tensor is missing.
+    """
+    missing = mergekit_definitions.missing(plan)
+    if missing:
+        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(
+            f"{plan.first.ref}: no tensor is stored for {missing[0]}{others}, which mergekit's "
+            f"definition of model type {plan.first.model_type} requires"
+        )
 
 
 def _check_tensors(plan: ExpansionPlan, work: Path, forms: Mapping[str, Form]) -> None:

@@ -32,7 +32,6 @@ from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry
 from mergekit_interleave.engines.protocol import (
     Estimate,
-    MissingTensorsError,
     Traffic,
     WriteOptions,
     check_free,
@@ -368,13 +367,11 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
     """Compare the tensors that mergekit would write with those that the layout requires.
 
     Raises:
-        MissingTensorsError: mergekit expects a tensor that the sources do not store.
-        RefusedError: They differ otherwise.
+        RefusedError: They differ.
     """
     from mergekit.io.tasks import SaveTensor  # noqa: PLC0415
 
     planned: dict[str, tuple[str, frozenset[str]]] = {}
-    needed = set()
     for target in targets:
         if isinstance(target, SaveTensor):
             gather = target.tensor_task.arguments()["tensors"]
@@ -382,7 +379,6 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
             ((model, weight),) = gather.weight_info.items()
             names = {weight.name, *(weight.aliases or ()), *(weight.tied_names or ())}
             planned[target.tensor_name] = (model.model.path, frozenset(names))
-            needed |= set() if target.optional else {target.tensor_name}
     wrong = [
         spec.name
         for spec in job.specs
@@ -390,12 +386,10 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
         or planned[spec.name][0] != str(job.checkpoints[spec.model].store)
         or spec.source not in planned[spec.name][1]
     ]
-    unknown = planned.keys() - {spec.name for spec in job.specs}
-    wrong += sorted(unknown)
+    wrong += sorted(planned.keys() - {spec.name for spec in job.specs})
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004
-        kind = MissingTensorsError if needed & unknown else RefusedError
-        raise kind(
+        raise RefusedError(
             f"mergekit would drop, rename or misplace {len(wrong)} tensors: {shown}; its "
             "definition of this architecture does not fit this checkpoint"
         )

@@ -14,7 +14,7 @@ from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.engines import registry
 from mergekit_interleave.engines.copy_range import Tick
 from mergekit_interleave.engines.registry import Request
-from mergekit_interleave.errors import OutputError, RefusedError
+from mergekit_interleave.errors import OutputError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
 
@@ -131,10 +131,6 @@ class WriteResult:
     beyond: str | None = None
     saving: float = 0.0
     notes: tuple[str, ...] = ()
-
-
-class MissingTensorsError(RefusedError):
-    """An engine expects tensors that the sources do not store."""
 
 
 class NoRoomError(OutputError):

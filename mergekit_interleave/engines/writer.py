@@ -10,7 +10,6 @@ from mergekit_interleave._units import amount
 from mergekit_interleave.engines import registry, select
 from mergekit_interleave.engines.protocol import (
     Estimate,
-    MissingTensorsError,
     NoRoomError,
     WriteOptions,
     WriteResult,
@@ -29,13 +28,11 @@ class Writer:
         plan: The plan to write.
         work: The directory to write into; it must contain the new config.json.
         how: The options for writing.
-        class_loads: Whether the model class is known to load the planned tensors, and to lack none.
     """
 
     plan: ExpansionPlan
     work: Path
     how: WriteOptions
-    class_loads: bool = False
 
     def check_room(self) -> None:
         """Check that there is enough free disk space for the result.
@@ -63,11 +60,6 @@ class Writer:
         first, *others = registry.rows(self.how.engine)
         try:
             return self._by(first)
-        except MissingTensorsError as error:
-            # An old definition of mergekit may expect too much, which only the class can tell.
-            if not self.class_loads:
-                raise
-            refused: RefusedError = error
         except RefusedError as error:
             refused = error
         reasons = [str(refused)]

@@ -29,7 +29,7 @@ PLAN = {
     "engine": "mergekit, ",
     "mergekit": "326 kB written",
     "stream": "318 kB written, 20.5 kB ",
-    "memory": "about 900 MB by mergekit, 32.1 MB by stream",
+    "memory": "about 900 MB by mergekit, 410 MB by stream",
     "free disk": "",
     "config": "num_hidden_layers: 8 → 10",
     "fingerprint": "7b0fdf8d69fc1c3d",
@@ -213,11 +213,11 @@ def test_what_run_refuses(mk: Cli, tmp_path: Path) -> None:
     assert result.status == 1
     assert result.err.startswith(f"error: {tmp_path}: model type bert ")
     other = write_config(tmp_path / "other", model_type="qwen2")
-    two = write_config(tmp_path / "two", model_type="qwen2")
+    two = write_config(tmp_path / "two", model_type="qwen2", rms_norm_eps=1e-3)
     words = f"layout: [{other} 0:24, {two} 8:32]"
     result = mk("plan", words, cwd=tmp_path)
     assert result.status == 1
-    assert "models of type qwen2 " in result.err
+    assert "rms_norm_eps" in result.err
 
 
 def test_distance_of_copies(mk: Cli, tiny: Path) -> None:

@@ -241,7 +241,7 @@ def test_what_is_stored_reads_back(
     text = "models: {a: one, b: two}, model: a, layout: [0:4, b 2:6, three 6:8]"
     assert mk("run", text, "out", "--engine", "stream").status == 0
     stored = json.loads(Path("out/interleave.json").read_text())["directive"]
-    assert stored["models"] == {"a": "one", "b": "two", "m0": "three"}
+    assert stored["models"] == {"a": "one", "b": "two", "c": "three"}
     Path("elsewhere").mkdir()
     Path("elsewhere/c.yml").write_text(yaml_io.write(stored))
     recipe = mk("gen", "c.yml", cwd=Path("elsewhere")).out
