@@ -76,7 +76,8 @@ def problem_of(
     try:
         loading = class_loading.load(path, forms, trusted=model.trusted)
     except RefusedError as error:
-        raise RefusedError(f"{model.ref}: {error}", hint=error.hint) from error
+        error.args = (f"{model.ref}: {error}",)
+        raise
     if loading.missing:
         first, *more = loading.missing
         others = f" and {len(more)} more" if more else ""

@@ -115,12 +115,13 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
     """
     if not _adaptable(target):
         raise RefusedError(
-            "no tensor of the new layers can be adapted by a LoRA", hint="--method full"
+            "no tensor of the new layers can be adapted by a LoRA",
+            hint="train in full, `--for transformers --method full`",
         )
     if target.tied:
         raise RefusedError(
             "the head and the embeddings share one tensor, which modules_to_save would untie",
-            hint="train in full, `--for transformers`, or leave out --also",
+            hint="train in full, `--for transformers --method full`, or leave out --also",
         )
     for form in forms:
         for lora in form:
@@ -129,7 +130,7 @@ def choose(target: TrainingTarget, *forms: Iterator[LoraTarget]) -> LoraTarget:
                 return whole
     raise RefusedError(
         "no LoRA settings select the new layers without selecting others too",
-        hint="--method full",
+        hint="train in full, `--for transformers --method full`",
     )
 
 

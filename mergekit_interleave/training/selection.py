@@ -62,7 +62,7 @@ def select(
         )
     chosen: set[int] = set()
     for word in _words(words):
-        chosen.update(known[word] if word in known else _range(word, layout, model))
+        chosen.update(known[word] if word in known else _range(word, layout, model, option))
     return tuple(sorted(chosen))
 
 
@@ -70,12 +70,13 @@ def _words(words: str) -> list[str]:
     return [word.strip() for word in words.split(",")]
 
 
-def _range(word: str, layout: Layout, model: str) -> range:
+def _range(word: str, layout: Layout, model: str, option: Callable[[str], str]) -> range:
     if not layer_range.is_range(word):
         close = nearest(word, (NEW, SEAMS))
+        last = option(f"{len(layout) - 1}:{len(layout)}")
         raise DirectiveError(
             f"layers: expected new, seams or a range such as 8:24, found {word!r:.80}",
-            hint=f"did you mean {close}?" if close else "`--layers 7:8` is layer 7",
+            hint=f"did you mean {close}?" if close else f"the last layer is {last}",
         )
     written = layer_range.parse_range(word, "layers")
     return range(*layer_range.resolve(written, len(layout), model))

@@ -188,13 +188,22 @@ def _check_depths(layout: Layout, recorded: RecordedLayout, models: Models) -> N
             raise CheckpointError(
                 f"{model}: has {depth} layers, but {manifest.FILE} records {known.depths[i]} for "
                 f"this source, {known.models[i]}",
-                hint=f"pass the model that it was grown from: --against {known.models[i]}",
+                hint=" or ".join(
+                    [f"pass the model that it was grown from: --against {known.models[i]}"]
+                    + [f"--trained {bases}" for bases in _earlier_bases(known.content)]
+                ),
             )
         taken = max(part.stop for part in layout.slices if part.model == model)
         if depth < taken:
             raise CheckpointError(
                 f"{model}: has {depth} layers, but the layout takes layer {taken - 1} of it"
             )
+
+
+def _earlier_bases(content: Mapping[str, Any]) -> list[str]:
+    """Return the options that name the bases before the last growth, the latest bases first."""
+    _, *earlier = lineage.generations(content)
+    return [" ".join(f"--against {name}" for name in bases.names) for bases in earlier]
 
 
 def _with_models(directive: Directive, against: Sequence[ModelRef]) -> Directive:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,23 +292,8 @@ def _expected(  # noqa: PLR0913 - the parameters of `verify`, after reading
     if generation is not None:
         return expectations.of_generation(generation, against, models)
     if against:
-        with _naming_the_lineage(recorded):
-            return expectations.of_sources(recorded, against, models)
+        return expectations.of_sources(recorded, against, models)
     return expectations.of_itself(recorded, out, models)
-
-
-@contextmanager
-def _naming_the_lineage(recorded: RecordedLayout) -> Iterator[None]:
-    """Name the bases of a model that was grown several times if another base was given."""
-    try:
-        yield
-    except CheckpointError as error:
-        content = {} if recorded.manifest is None else recorded.manifest.content
-        if lineage.KEY in content:
-            bases = (each.names for each in lineage.generations(content))
-            options = [" ".join(f"--against {name}" for name in names) for names in bases]
-            error.hint = f"its bases are {' or '.join(options)}"
-        raise
 
 
 def _generation(

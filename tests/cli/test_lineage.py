@@ -238,6 +238,13 @@ class TestVerify:
             assert "4 layers" in error
             assert all(name in hint for name in ("--against trained", "--against tiny"))
 
+    def test_a_base_that_cannot_be_read(self, own: Path, mk: Cli) -> None:
+        """The hint of an error in a base of the lineage stays as it is."""
+        pointer = "version https://git-lfs.github.com/spec/v1\n"
+        (own / "trained/model.safetensors").write_text(pointer)
+        result = mk("verify", own / "twice", "--against", own / "trained")
+        assert (result.status, "git lfs pull" in result.err) == (1, True)
+
     def test_another_base_of_the_same_depth(self, chain: Path, mk: Cli, tmp_path: Path) -> None:
         """Another model as deep as the first base differs."""
         other = make_llama(tmp_path / "other")
