@@ -59,7 +59,7 @@ def _assign(holder: Any, name: str, layers: list[Any]) -> None:
     for key in [key for key, value in vars(holder).items() if value == toys.DEPTH]:
         setattr(holder, key, len(layers))
     for index, layer in enumerate(layers):
-        modules = [module for module in layer.modules() if hasattr(module, "layer_idx")]
+        modules = [m for m in layer.modules() if getattr(m, "layer_idx", None) is not None]
         old = sorted({module.layer_idx for module in modules})  # one for each cache in the layer
         for module in modules:
             module.layer_idx = index * len(old) + old.index(module.layer_idx)

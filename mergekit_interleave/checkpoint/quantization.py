@@ -27,13 +27,17 @@ SIDECARS: Mapping[str, str] = {
 }
 """The files in which quantizers state their settings, each with the method if it states none."""
 
-_COMPANION = re.compile(
-    r"^((q?weight|input|output|activation|pre_quant|[qkv])_)?(global_)?"
+_EXPLICIT = re.compile(
+    r"^(q?weight|input|output|activation|pre_quant|[qkv])_(global_)?"
     r"(scales?|zeros?|zero_point|shape|packed|g_idx)(_\w+)?$"
-    r"|^(qweight|qzeros|g_idx|biases|SCB|absmax|nested_absmax|quant_map|quant_state|weight_format"
+    r"|^(qweight|qzeros|g_idx|SCB|absmax|nested_absmax|quant_map|quant_state|weight_format"
     r"|qscale_\w+)$|_(blocks|scales)$"
 )
 """Matches the last part of the name of a tensor that only quantized projections have."""
+
+_COMPANION = re.compile(rf"{_EXPLICIT.pattern}|^(global_)?(scales?|zeros?)(_\w+)?$|^biases$")
+"""Also matches names that other modules have too, such as a router with a scale. They belong to a
+quantized projection if its weight is not a plain float."""
 
 _ASYMMETRIC = re.compile(r"zero|biases")
 """Matches the part of a companion that shifts the number that a stored zero means."""
@@ -60,7 +64,10 @@ class Quantization:
     @property
     def is_quantized(self) -> bool:
         """Whether a file states a method, or the tensors show that they are quantized."""
-        return self.method is not None or any(map(_has_companions, self.modules.values()))
+        return self.method is not None or any(
+            _is_quantized(parts) and any(map(_COMPANION.search, parts))
+            for parts in self.modules.values()
+        )
 
     def zero_byte(self, name: str) -> int | None:
         """Return the byte to fill a tensor with so that its projection is zero.
@@ -191,13 +198,9 @@ def _is_quantized(parts: Mapping[str, str]) -> bool:
     Args:
         parts: The dtype of each tensor, by its name in the module.
     """
-    return _has_companions(parts) or any(
+    return any(map(_EXPLICIT.search, parts)) or any(
         not _dtypes.is_float(dtype) and dtype not in ("BOOL", "I64") for dtype in parts.values()
     )
-
-
-def _has_companions(parts: Mapping[str, str]) -> bool:
-    return any(_COMPANION.search(part) for part in parts)
 
 
 def _has_float_codes(parts: Mapping[str, str]) -> bool:

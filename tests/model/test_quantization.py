@@ -233,6 +233,14 @@ def test_unknown_forms_are_refused(
         quantization_of([config], {}, dtypes).zero_byte("o_proj.weight")
 
 
+def test_a_scale_alone_is_no_quantization() -> None:
+    """A router or a gate with a scale in plain floats is not quantized."""
+    names = ("router.scale", "router.proj.weight", "gate.global_scale", "gate.weight", "clip.scale")
+    found = quantization_of([{}], {}, dict.fromkeys(names, "BF16"))
+    assert not found.is_quantized
+    assert found.zero_byte("gate.global_scale") == found.zero_byte("gate.weight") == 0
+
+
 @pytest.mark.parametrize(
     ("config", "sidecars", "method"),
     [
