@@ -1,7 +1,6 @@
 """Compare the bytes of tensors with the expected ones.
 
-A few threads read each side once, in blocks. torch is imported
-only if a weight was computed.
+A few threads read each side once, in blocks. torch is imported only if a weight was computed.
 """
 
 from __future__ import annotations
