@@ -18,9 +18,6 @@ RECIPE = "mergekit_config.yml"
 CARD = "README.md"
 PICTURE = "layers.svg"
 
-ADAPTER = "adapter_config.json"
-"""The file by which transformers recognizes a PEFT adapter, and loads it with the model."""
-
 
 class OutFile(NamedTuple):
     """A file, or a group of files whose names match a pattern.

@@ -115,7 +115,7 @@ def expand(base: Path, plan: str, out: Path) -> Outcome:
         plan: An identity directive.
         out: The directory of the result.
     """
-    status, err = _mk("run", plan, str(out), "--model", str(base))
+    status, err = mk("run", plan, str(out), "--model", str(base))
     if status:
         error = _line(err, "error: ") or err.strip()[-200:]
         reason = error.replace(f"{base}: ", "").split("is refused: ")[-1]
@@ -175,7 +175,7 @@ def _stacked(directive: str, steps: str, models: tuple[Path, Path], folder: Path
     """Run a stack, and compare it with a model whose layers are assigned by hand."""
     out = folder / "stack"
     shutil.rmtree(out, ignore_errors=True)
-    status, err = _mk("run", directive, str(out))
+    status, err = mk("run", directive, str(out))
     if status:
         error = (_line(err, "error: ") or err.strip()[-200:]).replace(f"{models[0]}", "a")
         expected = any(words in error for words in _REFUSALS)
@@ -202,7 +202,7 @@ _REFUSALS = ("is refused: ", " this layout: ", " cannot be made from several mod
 
 def _fault_of_gen(directive: str, expected: Any, folder: Path) -> str:
     """Describe what is wrong with a stack by mergekit-yaml from an accepted recipe."""
-    status, err, recipe = _mk_out("gen", directive)
+    status, err, recipe = mk_out("gen", directive)
     if status:
         return ""
     out, file = folder / "stack-by-mergekit", folder / "stack.yml"
@@ -210,7 +210,7 @@ def _fault_of_gen(directive: str, expected: Any, folder: Path) -> str:
     file.write_text(recipe)
     _merge(recipe, out)
     if "fix-config" in err:
-        _mk("fix-config", str(out), "--recipe", str(file))
+        mk("fix-config", str(out), "--recipe", str(file))
     try:
         difference = _logit_difference(expected, load(out))
     except Exception as error:  # noqa: BLE001 - the table shows it
@@ -351,7 +351,7 @@ def defined_by_mergekit(model_type: str, after_layers: Iterable[str]) -> bool:
 def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitResult:
     """Measure what plain `mergekit-yaml` writes for the recipe; try `fix-config` if it is wrong."""
     with gen_allowed():
-        status, _, recipe = _mk_out("gen", plan, "--model", str(base))
+        status, _, recipe = mk_out("gen", plan, "--model", str(base))
     if status:
         return families.WRONG_TENSORS
     out, file = folder / "mergekit", folder / "recipe.yml"
@@ -360,7 +360,7 @@ def mergekit_result(base: Path, plan: str, folder: Path) -> families.MergekitRes
     with contextlib.suppress(Exception):
         if not compare(base, out):
             return families.EXACT
-    status, _ = _mk("fix-config", str(out), "--recipe", str(file))
+    status, _ = mk("fix-config", str(out), "--recipe", str(file))
     with contextlib.suppress(Exception):
         if not status and not compare(base, out):
             return families.BROKEN_CONFIG
@@ -388,18 +388,21 @@ def gen_allowed() -> Iterator[None]:
         mergekit_support.check = check
 
 
-def _mk(*words: str) -> tuple[int, str]:
-    status, err, _ = _mk_out(*words)
+def mk(*words: str) -> tuple[int, str]:
+    """Run mk-interleave in this process; return its status and its standard error."""
+    status, err, _ = mk_out(*words)
     return status, err
 
 
-def _mk_out(*words: str) -> tuple[int, str, str]:
+def mk_out(*words: str) -> tuple[int, str, str]:
+    """Run mk-interleave in this process; return its status and both outputs."""
     err, out = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
         try:
             cli.main([*words])
         except SystemExit as error:
             return int(error.code or 0), err.getvalue(), out.getvalue()
+    return 0, err.getvalue(), out.getvalue()
 
 
 def _line(text: str, start: str) -> str:
@@ -545,7 +548,7 @@ def _fault(base: Path, out: Path, again: Path, engine: str) -> str:
     if fault:
         return f"train: {fault}"
     for words in ((), ("--against", str(base), "--forward")):
-        status, err = _mk("verify", str(out), *words)
+        status, err = mk("verify", str(out), *words)
         if status:
             return f"verify: {_line(err, 'error: ')}"
     return ""
@@ -626,7 +629,7 @@ def _model_of(code: str) -> Any:
 def engines_agree(base: Path, out: Path, again: Path) -> bool:
     """Whether the stream engine writes the tensors that mergekit wrote."""
     words = ("run", EVERY, str(again), "--model", str(base), "--engine", "stream", "--no-verify")
-    status, _ = _mk(*words)
+    status, _ = mk(*words)
     if status:
         return False
     stream, mergekit = (

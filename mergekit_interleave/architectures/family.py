@@ -147,22 +147,14 @@ class ConfigFacts:
 
     def layer_keys(self) -> tuple[str, ...]:
         """Return all these keys, which a new list of layers changes."""
-        sparse = ("decoder_sparse_step", "mlp_only_layers") if self.uses_decoder_sparse_step else ()
         return (
             *self.depth,
             *self.encoder_depth,
-            *((self.depth_list,) if self.depth_list else ()),
+            *self._list_keys,
             *self.depth_multiples,
-            *self.per_layer_lists,
-            *self.optional_per_layer_lists,
-            *self.layer_indices,
-            *self.layer_indices_from_1,
-            *self.original_indices,
-            *self.original_indices_from_1,
-            *self.run_length_lists,
             *self.leading_counts,
             *self.fallback_leading_counts,
-            *sparse,
+            *(("decoder_sparse_step",) if self.uses_decoder_sparse_step else ()),
             *(key for _, *keys in self.periodic_rules for key in keys),
             *(("scale_depth",) if self.uses_scale_depth else ()),
             "layer_types",
@@ -172,19 +164,20 @@ class ConfigFacts:
     @property
     def lists(self) -> frozenset[str]:
         """The keys that hold a list about single layers, without the keys that lead to them."""
-        return frozenset(
-            key.rpartition(".")[2]
-            for key in (
-                *(() if self.depth_list is None else (self.depth_list,)),
-                *self.per_layer_lists,
-                *self.optional_per_layer_lists,
-                *self.layer_indices,
-                *self.layer_indices_from_1,
-                *self.original_indices,
-                *self.original_indices_from_1,
-                *self.run_length_lists,
-                *(("mlp_only_layers",) if self.uses_decoder_sparse_step else ()),
-            )
+        return frozenset(key.rpartition(".")[2] for key in self._list_keys)
+
+    @property
+    def _list_keys(self) -> tuple[str, ...]:
+        return (
+            *((self.depth_list,) if self.depth_list else ()),
+            *self.per_layer_lists,
+            *self.optional_per_layer_lists,
+            *self.layer_indices,
+            *self.layer_indices_from_1,
+            *self.original_indices,
+            *self.original_indices_from_1,
+            *self.run_length_lists,
+            *(("mlp_only_layers",) if self.uses_decoder_sparse_step else ()),
         )
 
 

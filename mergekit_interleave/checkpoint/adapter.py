@@ -10,6 +10,7 @@ from mergekit_interleave.directive.model_ref import ModelPath, is_directory_or_f
 from mergekit_interleave.errors import CheckpointError
 
 CONFIG = "adapter_config.json"
+"""The file by which transformers recognizes a PEFT adapter, and loads it with a model."""
 
 
 def is_adapter(directory: Path) -> bool:

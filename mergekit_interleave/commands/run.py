@@ -556,9 +556,7 @@ def _check_files(plan: ExpansionPlan, work: Path) -> None:
     Raises:
         OutputError: `verify` would find a difference.
     """
-    expected = ExpectedModel(
-        plan.layout, plan.specs, read_json(work / CONFIG), plan.reason_unread, plan
-    )
+    expected = ExpectedModel.of_plan(plan, read_json(work / CONFIG))
     differences = [
         *files.of_records(work, recorded_layout.read(work), expected, trained=False),
         *files.of_weights(work),

@@ -14,7 +14,7 @@ from mergekit_interleave.architectures import family as families
 from mergekit_interleave.architectures import task as tasks
 from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
-from mergekit_interleave.checkpoint import extra_files, hub
+from mergekit_interleave.checkpoint import hub
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
 from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.directive import directive as directives
@@ -317,12 +317,13 @@ def _misread_by(
     directory: Path, config: Mapping[str, Any], content: Mapping[str, Any]
 ) -> list[str]:
     """Return what transformers 4 and llama.cpp read differently, one clause for each of them."""
-    file = directory / legacy_config.TOKENIZER
-    tokenizer = extra_files.parsed(file.read_bytes()) if file.is_file() else None
     found = llama_cpp.misread(config)
     works = content.get(manifest.KEEPS_PERIOD)
     keeps = f"; {llama_cpp.KEEPS.format(f'`{works}`')}" if works else ""
-    clauses = [legacy_config.warning(config, tokenizer), found and f"{found}{keeps}"]
+    clauses = [
+        legacy_config.warning(config, legacy_config.tokenizer_of(directory)),
+        found and f"{found}{keeps}",
+    ]
     return [clause for clause in clauses if clause]
 
 

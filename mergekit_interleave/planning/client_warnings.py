@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from mergekit_interleave.checkpoint import extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.layout import mergekit_yaml
@@ -27,8 +26,7 @@ def client_warnings(
 
 
 def _by_transformers_4(base: Checkpoint, directive: Directive) -> str | None:
-    file = base.path / legacy_config.TOKENIZER
-    copied = file.is_file() and not mergekit_yaml.changes_tokenizer(directive.mergekit)
-    tokenizer = extra_files.parsed(file.read_bytes()) if copied else None
+    rebuilt = mergekit_yaml.changes_tokenizer(directive.mergekit)
+    tokenizer = None if rebuilt else legacy_config.tokenizer_of(base.path)
     found = legacy_config.warning(base.config, tokenizer)
     return found and f"{found}; `run {legacy_config.FLAG}` writes what it reads, too"

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave import _dtypes, _out_files
-from mergekit_interleave.checkpoint import extra_files
+from mergekit_interleave import _dtypes
+from mergekit_interleave.checkpoint import adapter, extra_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, config_errors
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.model_ref import ModelRef
@@ -344,11 +344,11 @@ def _check_metadata(checkpoint: Checkpoint) -> None:
 
 def _check_adapter(checkpoint: Checkpoint) -> None:
     """Refuse a model with an adapter beside it, which transformers would load with the model."""
-    if (checkpoint.path / _out_files.ADAPTER).exists():
+    if adapter.is_adapter(checkpoint.path):
         raise RefusedError(
-            f"{checkpoint.ref}: has an adapter, {_out_files.ADAPTER}, which transformers loads "
+            f"{checkpoint.ref}: has an adapter, {adapter.CONFIG}, which transformers loads "
             "with the model, but whose layers cannot be grown",
-            hint=f"merge the adapter into the weights with PEFT, or remove {_out_files.ADAPTER} "
+            hint=f"merge the adapter into the weights with PEFT, or remove {adapter.CONFIG} "
             "from the directory to grow the model without it",
         )
 

@@ -134,6 +134,12 @@ def rewrite_tokenizer(directory: Path) -> bool:
     return after != before
 
 
+def tokenizer_of(directory: Path) -> dict[str, Any] | None:
+    """Return the content of a model's tokenizer_config.json, or None if it has none."""
+    file = directory / TOKENIZER
+    return extra_files.parsed(file.read_bytes()) if file.is_file() else None
+
+
 def warning(config: Mapping[str, Any], tokenizer: Mapping[str, Any] | None) -> str | None:
     """Warn of files that transformers 4 misreads.
 

@@ -57,6 +57,18 @@ class ExpectedModel:
     warnings: tuple[str, ...] = ()
     rounding: float = 0.0
 
+    @classmethod
+    def of_plan(
+        cls,
+        plan: ExpansionPlan,
+        config: Mapping[str, Any],
+        *,
+        warnings: tuple[str, ...] = (),
+        rounding: float = 0.0,
+    ) -> ExpectedModel:
+        """Return what a model made by a plan must contain, with this config.json."""
+        return cls(plan.layout, plan.specs, config, plan.reason_unread, plan, warnings, rounding)
+
 
 def of_sources(
     recorded: RecordedLayout, against: Sequence[ModelRef], models: Models
@@ -78,14 +90,7 @@ def of_sources(
     fetched = opener.fetch_small_files(opener.open(expansion.base))
     legacy = recorded.manifest is not None and bool(recorded.manifest.content.get(manifest.LEGACY))
     plan = plan_expansion(expansion, models, None, mix=True, legacy=legacy)
-    return ExpectedModel(
-        layout=plan.layout,
-        specs=plan.specs,
-        config=plan.config(),
-        unread=plan.reason_unread,
-        plan=plan,
-        warnings=(*plan.warnings, *fetched),
-    )
+    return ExpectedModel.of_plan(plan, plan.config(), warnings=(*plan.warnings, *fetched))
 
 
 def of_generation(
@@ -113,15 +118,7 @@ def of_generation(
     )
     plan = plan_expansion(Expansion(Directive(mergekit=keys), layout), models, None)
     _check_outside(generation, plan)
-    return ExpectedModel(
-        layout=plan.layout,
-        specs=plan.specs,
-        config=plan.config(),
-        unread=plan.reason_unread,
-        plan=plan,
-        warnings=plan.warnings,
-        rounding=_ROUNDING,
-    )
+    return ExpectedModel.of_plan(plan, plan.config(), warnings=plan.warnings, rounding=_ROUNDING)
 
 
 def _check_outside(generation: Generation, plan: ExpansionPlan) -> None:

@@ -12,6 +12,7 @@ from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
+from mergekit_interleave.checkpoint import adapter
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG
 from mergekit_interleave.checkpoint.safetensors_header import INDEX, WEIGHTS, read_index, read_json
 from mergekit_interleave.errors import CheckpointError, InterleaveError, RefusedError
@@ -77,9 +78,9 @@ def of_weights(out: Path) -> Iterator[Difference]:
     for file in sorted(out.glob("*.safetensors")):
         if file.name not in listed:
             yield Difference(f"{file.name}: is not in the index, so it would not be loaded")
-    if (out / _out_files.ADAPTER).exists():
+    if adapter.is_adapter(out):
         yield Difference(
-            f"{_out_files.ADAPTER}: is not part of the layout; transformers would load its adapter"
+            f"{adapter.CONFIG}: is not part of the layout; transformers would load its adapter"
         )
 
 

@@ -36,6 +36,8 @@ from mergekit_interleave.verification.stored_bytes import Difference
 from mergekit_interleave.verification.tensors import Comparison, Tolerance, compare
 
 TRAINED = "tensors of new layers, which may have been trained"
+"""A reason why a tensor was not compared."""
+
 NAMED = verification_text.NAMED
 
 Named = Callable[[TensorSpec], bool]
@@ -44,9 +46,6 @@ Named = Callable[[TensorSpec], bool]
 
 def _none(_: TensorSpec) -> bool:
     return False
-
-
-"""A reason why a tensor was not compared."""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ def logits(path: Path, **how: Any) -> torch.Tensor:
     with torch.no_grad():
         found: torch.Tensor = model(torch.arange(3, 60)[None]).logits
     return found
+
+
+def check_weights(
+    weight: Callable[[dict[str, torch.Tensor], str], torch.Tensor],
+    before: dict[str, torch.Tensor],
+    after: dict[str, torch.Tensor],
+) -> None:
+    """Check the written weights of a new layer and of a moved one, as a format computes them."""
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        assert not weight(after, f"model.layers.2.{name}").any()
+        old = weight(before, f"model.layers.5.{name}")
+        assert old.any()
+        assert torch.equal(weight(after, f"model.layers.7.{name}"), old)
 
 
 class TestStoredForms:
@@ -64,11 +78,7 @@ class TestStoredForms:
         result = mk("run", PLAN, out, "--model", base)
         assert result.status == 0, result.err
         before, after = load_tensors(base), load_tensors(out)
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
-            assert not stored.gptq_weight(after, f"model.layers.2.{name}").any()
-            old = stored.gptq_weight(before, f"model.layers.5.{name}")
-            assert old.any()
-            assert torch.equal(stored.gptq_weight(after, f"model.layers.7.{name}"), old)
+        check_weights(stored.gptq_weight, before, after)
 
     @pytest.mark.parametrize("plan", [PLAN, "append: 2"])
     def test_a_head_behind_the_last_layer(self, plan: str, mk: Cli, tmp_path: Path) -> None:
@@ -111,11 +121,7 @@ class TestStoredForms:
         named = {key for key in config["quantization"] if key.startswith("model")}
         assert named == {f"model.layers.{index}.mlp.down_proj" for index in (4, 5)}
         before, after = load_tensors(base), load_tensors(out)
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
-            assert not stored.mlx_weight(after, f"model.layers.2.{name}").any()
-            old = stored.mlx_weight(before, f"model.layers.5.{name}")
-            assert old.any()
-            assert torch.equal(stored.mlx_weight(after, f"model.layers.7.{name}"), old)
+        check_weights(stored.mlx_weight, before, after)
         plain = "model.layers.{}.mlp.down_proj.weight".format  # this one is not quantized
         assert after[plain(4)].any()
         assert not after[plain(5)].any()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zoo
 from transformers import AutoModelForCausalLM
 
 from clients import models
@@ -194,7 +195,7 @@ def _period(version: str, name: str, family: Family) -> Row:
 
 def _offer(base: Path) -> str:
     """Return the directive that `run` offers instead of `every 4`."""
-    status, err, out = models.mk_out("plan", models.EVERY, "--model", str(base))
+    status, err, out = zoo.mk_out("plan", models.EVERY, "--model", str(base))
     words = llama_cpp.KEEPS.format("")
     offers = [line.partition(words)[2] for line in out.splitlines() if words in line]
     if status or not offers:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -22,7 +20,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM
 
 from clients.environment import CACHE, ROOT, ClientError
-from mergekit_interleave.cli import main as cli
 
 EVERY = "interleave: every 4"
 CACHE.mkdir(parents=True, exist_ok=True)
@@ -80,29 +77,12 @@ def grow(base: Path, directive: str = EVERY, *options: str) -> Path:
 @cache
 def _grown(base: Path, directive: str, options: tuple[str, ...]) -> Path:
     out = FOLDER / f"{base.name}-grown-{len(list(FOLDER.glob('*-grown-*')))}"
-    status, err = mk(
+    status, err = zoo.mk(
         "run", directive, str(out), "--model", str(base), "--engine", "stream", *options
     )
     if status:
         raise ClientError(next(line for line in err.splitlines() if line.startswith("error")))
     return out
-
-
-def mk(*words: str) -> tuple[int, str]:
-    """Run mk-interleave in this process; return its status and its standard error."""
-    status, err, _ = mk_out(*words)
-    return status, err
-
-
-def mk_out(*words: str) -> tuple[int, str, str]:
-    """Run mk-interleave in this process; return its status and both outputs."""
-    err, out = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stderr(err), contextlib.redirect_stdout(out):
-        try:
-            cli.main([*words])
-        except SystemExit as error:
-            return int(error.code or 0), err.getvalue(), out.getvalue()
-    return 0, err.getvalue(), out.getvalue()
 
 
 def config_of(path: Path) -> dict[str, Any]:

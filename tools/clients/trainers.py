@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import zoo
+
 from clients import models
 from clients.environment import ClientError, Environment
 from clients.row import Row
@@ -72,7 +74,7 @@ def ms_swift() -> Iterator[Row]:
 
 def _settings(model: Path, trainer: str, method: str) -> Path:
     """Write what `train` prints into a file."""
-    status, err, out = models.mk_out("train", str(model), "--for", trainer, "--method", method)
+    status, err, out = zoo.mk_out("train", str(model), "--for", trainer, "--method", method)
     if status:
         raise ClientError(next(line for line in err.splitlines() if line.startswith("error")))
     file = models.FOLDER / f"{model.name}-{trainer}-{method}.txt"
