@@ -88,13 +88,13 @@ def _is_part(name: str, modules: Collection[str]) -> bool:
 def _load(
     path: Path, forms: Mapping[str, Form], *, trusted: bool, quantized: bool = True
 ) -> Loading:
-    import torch  # noqa: PLC0415 - takes seconds
-
-    tensors = {
-        name: torch.empty(form.shape, dtype=_torch_dtype(form.dtype), device="meta")
-        for name, form in forms.items()
-    }
     with meta_model.transformers_errors("load the model"), _conversions_on_meta():
+        import torch  # noqa: PLC0415 - takes seconds
+
+        tensors = {
+            name: torch.empty(form.shape, dtype=_torch_dtype(form.dtype), device="meta")
+            for name, form in forms.items()
+        }
         config = meta_model.config_of(path, trusted=trusted)
         for part in () if quantized else (config, config.get_text_config()):
             if hasattr(part, KEY):
