@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -815,6 +816,8 @@ class TestRefusals:
             env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
             stderr=subprocess.PIPE,
             text=True,
+            # A job that a script starts in the background ignores SIGINT, and so would this one.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
         staging = tmp_path / ".out.mk-interleave"
         while not staging.exists():
