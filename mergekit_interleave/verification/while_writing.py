@@ -14,7 +14,8 @@ from threading import Lock
 
 from mergekit_interleave.checkpoint.safetensors_header import read_file
 from mergekit_interleave.errors import CheckpointError
-from mergekit_interleave.planning.tensor_plan import TensorSpec
+from mergekit_interleave.planning.tensor_plan import ByteRange, TensorSpec
+from mergekit_interleave.verification import mapped_bytes
 from mergekit_interleave.verification.stored_bytes import (
     Files,
     Job,
@@ -69,6 +70,9 @@ class RunningComparison:
 
 _THREADS = 2
 """The number of files that are compared at once, as many as are written at once."""
+
+_WORTH_MAPPING = 2**20
+"""The number of bytes from which mapping a range is faster than reading it."""
 
 
 class _GrowingFile:
@@ -126,11 +130,26 @@ class _GrowingFile:
 
     def _compare(self, job: Job) -> None:
         name = job.pair.spec.name
-        if name not in self._wrong and first_difference(job, self._files) is not None:
+        if name not in self._wrong and not self._is_equal(job):
             self._wrong.add(name)
         if job.is_last and name not in self._wrong:
             self._equal.add(name)
         self._next = next(self._jobs or iter(()), None)
+
+    def _is_equal(self, job: Job) -> bool:
+        """Whether a range that was written has the expected bytes."""
+        tensor, source, piece = job.pair.found, job.pair.spec.tensor, job.piece
+        if (
+            isinstance(piece, ByteRange)
+            and job.pair.spec.scale != 0
+            and job.length >= _WORTH_MAPPING
+        ):
+            found = self._files.of(tensor.shard).fileno(), tensor.start + job.at
+            expected = self._files.of(source.shard).fileno(), piece.start
+            is_equal = mapped_bytes.are_equal(*found, *expected, job.length)
+            if is_equal is not None:
+                return is_equal
+        return first_difference(job, self._files) is None
 
     def close(self) -> None:
         """Close the file and its sources."""

@@ -34,7 +34,7 @@ from mergekit_interleave.engines.sharding import shards_of
 from mergekit_interleave.errors import CheckpointError, OutputError
 from mergekit_interleave.layout.layout import Edit, expand
 from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
-from mergekit_interleave.verification import stored_bytes
+from mergekit_interleave.verification import mapped_bytes, stored_bytes, while_writing
 from mergekit_interleave.verification.tensors import compare
 from mergekit_interleave.verification.while_writing import RunningComparison
 
@@ -244,6 +244,11 @@ class TestFaults:
 class TestComparisonWhileWriting:
     """Each piece is compared right after it is written."""
 
+    @pytest.fixture(params=[1, 10**9], ids=["mapped", "read"], autouse=True)
+    def _way(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Map or read all copied tensors."""
+        monkeypatch.setattr(while_writing, "_WORTH_MAPPING", request.param)
+
     def test_every_tensor_is_compared(self, sharded: Path, tmp_path: Path) -> None:
         """All tensors, copied and zeroed, are equal, and the files are not read a second time."""
         specs = parts_of(sharded, "o_proj")
@@ -279,6 +284,17 @@ class TestComparisonWhileWriting:
         found = compare(iterate_tensors(tmp_path / "out"), specs, equal=running.equal)
         assert wrong
         assert {difference.tensor for difference in found.differences} == wrong
+
+    def test_a_system_that_cannot_map(
+        self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Tensors that cannot be mapped are read."""
+        monkeypatch.setattr(mapped_bytes, "_MEMCMP", None)
+        specs = parts_of(sharded, "o_proj")
+        running = RunningComparison(specs, lambda _: None)
+        write(specs, tmp_path / "out", written=running.written)
+        running.close()
+        assert running.equal == {spec.name for spec in specs}
 
     def test_shared_blocks_are_left_to_the_comparison_of_files(
         self, sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
