@@ -187,15 +187,15 @@ def compare(size: models.Size, folder: Path, runs: int) -> str:
     base = models.build(size, folder / size.name)
     places = _places(base, folder)
     costs = in_turn(ALL, places, runs)
-    grown = _grown(places)
-    per_byte = (costs[STREAM_SYNCED].wall / grown) / (costs[COPY_SYNCED].wall / size_of(base))
+    result = grown(places)
+    per_byte = (costs[STREAM_SYNCED].wall / result) / (costs[COPY_SYNCED].wall / size_of(base))
     stream, mergekit, synced = costs[STREAM], costs[MERGEKIT], costs[STREAM_SYNCED]
     return "\n\n".join(
         (
             (
                 f"### {size_of(base) / 1e9:.1f} GB in {size.shards} "
                 f"shard{'s' if size.shards > 1 else ''}, {size.layers} layers; "
-                f"{grown / 1e9:.1f} GB after expansion; {runs} runs"
+                f"{result / 1e9:.1f} GB after expansion; {runs} runs"
             ),
             table(costs),
             (
@@ -219,7 +219,7 @@ def _places(base: Path, folder: Path) -> dict[str, str]:
     return {"base": str(base), "recipe": str(recipe), "out": str(folder / "out")}
 
 
-def _grown(places: dict[str, str]) -> int:
+def grown(places: dict[str, str]) -> int:
     """Return the bytes of the result's weights."""
     out = Path(places["out"])
     command = [word.format_map(places) for word in STREAM.command]
@@ -320,14 +320,14 @@ def shared(size: models.Size, folder: Path, runs: int) -> str:
             ),
         ]
         costs = in_turn(contenders, places, runs, shares=True)
-        stream, grown = costs[contenders[0]], _grown(places)
+        stream, result = costs[contenders[0]], grown(places)
     return "\n\n".join(
         (
             title,
             table(costs),
             (
                 f"With shared blocks, `run --engine stream` takes {stream.wall:.2f} s and needs "
-                f"new disk space for {stream.disk / grown:.3%} of the output."
+                f"new disk space for {stream.disk / result:.3%} of the output."
             ),
         )
     )
@@ -355,22 +355,19 @@ def startup(folder: Path, runs: int) -> str:
     )
 
 
-def machine(*, cached: bool = True) -> str:
-    """Describe the machine of the measurement.
-
-    Args:
-        cached: Whether all input files fit in the page cache.
-    """
+def machine() -> str:
+    """Describe the machine of the measurement."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{os.cpu_count()} processors, {memory:.0f} GiB of memory, {platform.system()} "
-        f"{platform.release().split('-')[0]}, Python {platform.python_version()}; "
-        + (
-            "all input files are in the page cache."
-            if cached
-            else "no model stays in the page cache."
-        )
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}"
     )
+
+
+def spliced(page: str, begin: str, end: str, text: str) -> str:
+    """Return a page with other text between two marks."""
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 def main() -> None:
@@ -384,7 +381,9 @@ def main() -> None:
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {size.name: size for size in (models.SMALL, models.MIDDLE, models.LARGE)}
-    parts = [f"Medians measured with `make bench`: {machine()}"]
+    parts = [
+        f"Medians measured with `make bench`: {machine()}; all input files are in the page cache."
+    ]
     for name in arguments.sizes.split(","):
         # A round of the large model takes minutes.
         runs = min(arguments.runs, 3) if name == "large" else arguments.runs
@@ -397,8 +396,7 @@ def main() -> None:
     print(text)
     if arguments.page:
         page = arguments.page.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        arguments.page.write_text(spliced(page, BEGIN, END, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Time `run`, with its check of every byte, against `cp`, on a model larger than the page cache.
+"""Time `run`, with its check of every byte, against `cp`, on a model of the size of a Mistral 7B.
 
-The base has the size of a Mistral 7B, 14.5 GB in three shards, and grows to 18 GB. That needs 35 GB
-of disk space; where there is less, nothing is measured.
+The base has 14.5 GB in three shards, and grows to 18 GB: together more than the memory of most
+machines, so that not everything stays in the page cache. That needs 35 GB of disk space. Where less
+is free, nothing is measured.
 """
 
 from __future__ import annotations
@@ -44,8 +45,7 @@ def main() -> None:
     print(text)
     if arguments.page:
         page = arguments.page.read_text(encoding="utf-8")
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        arguments.page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        arguments.page.write_text(bench.spliced(page, BEGIN, END, text), encoding="utf-8")
 
 
 def measure(folder: Path, runs: int) -> str:
@@ -53,30 +53,22 @@ def measure(folder: Path, runs: int) -> str:
     base = models.build(BASE, folder / BASE.name)
     places = {"base": str(base), "out": str(folder / "out")}
     costs = bench.in_turn(CONTENDERS, places, runs)
-    # Zeros are holes, which count as output like all other bytes.
-    grown = bench.size_of(base) + 8 * _layer_size()
+    result = bench.grown(places)  # zeros are holes, which count as output like all other bytes
     copy, checked, unchecked = (costs[contender] for contender in CONTENDERS)
     nbytes = bench.size_of(base)
-    ratio = (checked.wall / grown) / (copy.wall / nbytes)
-    where = bench.machine(cached=False)
+    ratio = (checked.wall / result) / (copy.wall / nbytes)
+    where = bench.machine()
     return "\n\n".join(
         (
-            f"Medians of {runs} runs, measured with `make bench-large`: {where}",
+            f"Medians of {runs} runs, measured with `make bench-large`: {where}.",
             bench.table(costs),
             (
-                f"{nbytes / 1e9:.1f} GB grow to {grown / 1e9:.1f} GB. Per byte of output, `run` "
+                f"{nbytes / 1e9:.1f} GB grow to {result / 1e9:.1f} GB. Per byte of output, `run` "
                 f"with its check of every byte takes **{ratio:.2f}** times as long as a copy of "
                 f"the base; the check takes {checked.wall - unchecked.wall:.1f} of its "
                 f"{checked.wall:.1f} seconds."
             ),
         )
-    )
-
-
-def _layer_size() -> int:
-    """Return the bytes of one layer."""
-    return sum(
-        models.nbytes(shape) for name, shape in BASE.tensors() if name.startswith("model.layers.0.")
     )
 
 

@@ -50,7 +50,7 @@ _SHARD_SIZE = 5 * 10**9
 _LIBRARIES = 9 * 10**8
 """The measured memory of torch and transformers, in bytes."""
 
-START, RATE = 9.5, 8 * 10**8
+START, RATE = 6.5, 4 * 10**8
 """The measured seconds of `run` without the weights, most of them imports, and the bytes of weights
 that it then writes and compares per second; see docs/performance.md."""
 

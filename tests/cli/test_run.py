@@ -435,20 +435,6 @@ class TestOutput:
         again = mk("run", "append: 1", tmp_path / "again", *words, "--engine", "stream")
         assert (again.status, again.err) == (0, "")
 
-    def test_the_estimates_are_those_of_the_page(self) -> None:
-        """The estimated time of a run is within half of the time in docs/performance.md."""
-        from mergekit_interleave.engines import mergekit, stream
-
-        page = (Path(__file__).parents[2] / "docs/performance.md").read_text()
-        row = r"^\| `{} \| ([\d.]+) s .* \| ([\d,.]+) MB \|$"
-        for name, engine in (("run`, by mergekit", mergekit), ("run --engine stream`", stream)):
-            found = re.findall(row.format(name), page, re.MULTILINE)
-            assert len(found) >= 3, name
-            for seconds, size in found[:3]:
-                nbytes = float(size.replace(",", "")) * 10**6
-                estimated = engine.START + nbytes / engine.RATE
-                assert estimated == pytest.approx(float(seconds), rel=0.5)
-
 
 class TestEngineVariable:
     """`MK_INTERLEAVE_ENGINE` sets the engine for good, and an option takes precedence."""
