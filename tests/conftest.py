@@ -14,12 +14,16 @@ from harness import Cli, Result, make_llama
 from hypothesis import settings
 
 from mergekit_interleave.cli import main as cli
+from mergekit_interleave.engines.registry import VARIABLE as ENGINE_VARIABLE
+from mergekit_interleave.planning.resolve import MODEL_VARIABLE
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that uses the network must fail
+for variable in (MODEL_VARIABLE, ENGINE_VARIABLE):
+    os.environ.pop(variable, None)  # a developer's own choice is none of the tests
 
 
 @pytest.fixture
@@ -38,7 +42,6 @@ def mk(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> C
         captured = capsys.readouterr()
         return Result(int(exit_info.value.code or 0), captured.out, captured.err)
 
-    monkeypatch.delenv("MK_INTERLEAVE_MODEL", raising=False)
     return run
 
 

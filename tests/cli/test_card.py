@@ -569,7 +569,11 @@ class TestPublishing:
             (("auth",), "login"),
         ):
             done = subprocess.run(
-                [program, *words, "--help"], capture_output=True, text=True, check=True
+                [program, *words, "--help"],
+                env={**os.environ, "COLUMNS": "200"},  # the usage is wrapped
+                capture_output=True,
+                text=True,
+                check=True,
             )
             assert part in done.stdout
 

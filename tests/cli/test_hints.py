@@ -86,13 +86,14 @@ def test_a_hint_leads_to_success(
         assert result.status == 0, result.err
 
 
-@pytest.mark.parametrize(("bad", "good"), hints.OF_THE_COMMAND_LINE)
-def test_a_hint_about_the_command_line(bad: str, good: str, mk: Cli, place: Path) -> None:
-    """The hint for a wrong option or argument names a command that works."""
+@pytest.mark.parametrize(("bad", "said", "good"), hints.OF_THE_COMMAND_LINE)
+def test_a_hint_about_the_command_line(
+    bad: str, said: str, good: str, mk: Cli, place: Path
+) -> None:
+    """The hint for a wrong option or argument leads to a command that works."""
     result = mk(*shlex.split(bad), cwd=place)
-    assert (result.status, "hint: " in result.err) == (2, True)
-    if good.endswith("--help"):
-        assert f"hint: mk-interleave {good}" in result.err
+    assert result.status == 2
+    assert result.err.splitlines()[-1].startswith(f"hint: {said}")
     assert mk(*shlex.split(good), cwd=place).status == 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import zoo
-from harness import Cli
+from harness import Cli, set_keys
 
 
 @pytest.fixture
@@ -101,8 +101,7 @@ class TestFailedPart:
 
     def test_config(self, mk: Cli, tiny: Path, out: Path) -> None:
         """A fault only in config.json is not a fault of the weights."""
-        config = json.loads((out / "config.json").read_text())
-        (out / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 8}))
+        set_keys(out / "config.json", num_hidden_layers=8)
         assert mk("verify", out, "--against", tiny).status == 1
         failed = [line for line in self.checks(out).splitlines() if "**failed**" in line]
         assert [line.startswith("- `config.json`: ") for line in failed] == [True]
@@ -153,28 +152,23 @@ class TestFirstErrors:
         """A directive without a colon is neither a file nor OUT."""
         result = mk(command, "interleave every 4", "--model", tiny, cwd=tmp_path)
         assert result.status == 2
-        assert "no such file" not in result.err
-        assert "'interleave: every 4'" in result.err.splitlines()[-1]
+        error, hint = result.err.splitlines()
+        assert "'interleave every 4'" in error
+        assert "'interleave: every 4'" in hint
         assert os.listdir(tmp_path) == []
 
-    def test_the_grandparent(self, mk: Cli, tiny: Path, out: Path, tmp_path: Path) -> None:
-        """`verify` against the base of the base names the earlier growth, and how to compare."""
-        again = tmp_path / "again"
-        assert mk("run", "append: 1", again, "--model", out, "--engine", "stream").status == 0
-        result = mk("verify", again, "--against", tiny)
-        assert (result.status, str(tiny) in result.err) == (1, True)
-        assert "hint: pass --trained " in result.err
-        assert mk("verify", again, "--against", tiny, "--trained").status == 0
-
     def test_the_grandparent_of_a_type_with_lists(self, mk: Cli, tmp_path: Path) -> None:
-        """A list of the base's config.json that is too short is not blamed."""
+        """The base of the base is named as such; its shorter lists of layers are not blamed."""
         base, one, two = (tmp_path / name for name in ("base", "one", "two"))
         zoo.save("qwen2", base)
         for source, target in ((base, one), (one, two)):
             words = ("run", "append: 1", target, "--model", source, "--engine", "stream")
             assert mk(*words).status == 0
         result = mk("verify", two, "--against", base)
-        assert (result.status, "malformed" in result.err) == (1, False)
+        assert result.status == 1
+        error, hint = result.err.splitlines()
+        assert error.startswith(f"error: {two}: {base} ")
+        assert "--trained" in hint
         assert mk("verify", two, "--against", base, "--trained").status == 0
 
     @pytest.mark.parametrize("config", [False, True])
@@ -194,9 +188,10 @@ class TestFirstErrors:
         for words in (("plan", "append: 1"), ("run", "append: 1", tmp_path / "out")):
             result = mk(*words, "--model", lora)
             assert result.status == 1
-            assert "adapter" in result.err
-            assert "pickled" not in result.err
-            assert f"--model {tiny}+{lora}" in result.err
+            error, hint = result.err.splitlines()
+            assert error.startswith(f"error: {lora}: ")
+            assert "PEFT" in error
+            assert f"--model {tiny}+{lora}" in hint
 
     @pytest.mark.parametrize("lora", ["missing", "org/missing", "tiny"])
     def test_a_lora_that_does_not_exist(

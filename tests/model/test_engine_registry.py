@@ -133,7 +133,7 @@ def test_logging_is_as_before(mk: Cli, tiny: Path, tmp_path: Path) -> None:
 
 
 def test_whether_transformers_is_loaded_anyway() -> None:
-    """Only the stream engine works without transformers."""
+    """Only the stream engine does not load transformers itself."""
     assert WriteOptions().loads_transformers
     assert WriteOptions(registry.Request("mergekit")).loads_transformers
     assert not WriteOptions(registry.Request("stream")).loads_transformers

@@ -181,6 +181,8 @@ try:
     freeze_original_layers(model)
 except Exception as error:
     assert "interleave.json" in error.hint, error
+else:
+    raise AssertionError("nothing says where interleave.json is")
 print(*names)
 """
 

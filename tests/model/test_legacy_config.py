@@ -10,7 +10,7 @@ import pytest
 import torch
 import toys
 import zoo
-from harness import Cli, make_llama, save_tokenizer
+from harness import Cli, logits, make_llama, save_tokenizer, set_keys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 THETA = 500000.0
@@ -22,26 +22,13 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def change(path: Path, **entries: object) -> None:
-    """Change keys of a JSON file."""
-    path.write_text(json.dumps({**read(path), **entries}), encoding="utf-8")
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
     """Save a Llama that transformers 4 misreads: its rope_theta, and the class of its tokenizer."""
     rope = {"rope_theta": THETA, "rope_type": "default"}
     path = make_llama(tmp_path / "base", rope_parameters=rope)
-    change(path / "tokenizer_config.json", tokenizer_class="TokenizersBackend")
+    set_keys(path / "tokenizer_config.json", tokenizer_class="TokenizersBackend")
     return path
-
-
-def logits(path: Path) -> torch.Tensor:
-    """Compute the logits of a model."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    with torch.no_grad():
-        result: torch.Tensor = model(input_ids=torch.arange(3, 43)[None]).logits
-    return result
 
 
 @pytest.mark.parametrize("engine", ["mergekit", "stream"])
@@ -66,7 +53,7 @@ def test_verify_notices_a_lost_key(mk: Cli, base: Path, tmp_path: Path) -> None:
     """interleave.json records the option, so a key that is gone or wrong is a difference."""
     out = tmp_path / "out"
     assert mk("run", "append: 1", out, "--model", base, "--legacy-config").status == 0
-    change(out / "config.json", rope_theta=10000.0)
+    set_keys(out / "config.json", rope_theta=10000.0)
     wrong = mk("verify", out, "--against", base)
     assert (wrong.status, "rope_theta" in wrong.err + wrong.out) == (1, True)
 

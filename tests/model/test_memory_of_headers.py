@@ -99,7 +99,6 @@ def test_a_thousand_shards(tmp_path: Path) -> None:
     tensors = {n: sum(1 for _ in iterate_tensors(tmp_path / f"{n}-out")) for n in peaks}
     assert tensors["many"] > 60_000
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 980
-    assert peaks["few"] < 600 * 2**20
     assert peaks["many"] < peaks["few"] + 8_000 * (tensors["many"] - tensors["few"])
     for name, peak in peaks.items():  # the estimate of `plan` is right within a factor of 2
         assert peak / 2 < stream.memory(tensors[name]) < peak * 2

@@ -6,12 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import harness
 import own_code
 import pytest
 import torch
 import yaml
 import zoo
-from harness import Cli, load_tensors
+from harness import Cli, load_tensors, set_keys
 from safetensors.torch import save_file
 
 from mergekit_interleave.architectures import family as families
@@ -36,6 +37,11 @@ def saved(name: str, path: Path, monkeypatch: pytest.MonkeyPatch, *, seed: int =
     monkeypatch.setenv("MARK", str(path.parent / "mark"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(path.parent / "modules-of-commands"))
     return base
+
+
+def logits(path: Path) -> torch.Tensor:
+    """Return what a model computes with its own code."""
+    return harness.logits(path, trust_remote_code=True)
 
 
 def test_each_family_with_its_own_code_has_a_toy() -> None:
@@ -78,7 +84,7 @@ def test_zeroed_copies(
     warned = [line for line in result.err.splitlines() if line.startswith("warning: ")]
     assert any("--trust-remote-code" in line for line in warned) == (not trust)
     assert trust or not (tmp_path / "mark").exists()
-    assert torch.equal(own_code.logits(base), own_code.logits(out))
+    assert torch.equal(logits(base), logits(out))
 
 
 @pytest.mark.parametrize("trust", [True, False])
@@ -92,7 +98,7 @@ def test_plain_copies(
     result = mk("run", COPIES, out, "--model", base, *flags)
     assert result.status == 0, result.err
     assert trust or not (tmp_path / "mark").exists()
-    own_code.logits(out)  # its class builds exactly these tensors
+    logits(out)  # its class builds exactly these tensors
     names = own_code.NAMES[name]
     before, after = load_tensors(base), load_tensors(out)
     tensor = f"{names['stack']}.{{}}.{names['up'][0]}.weight".format
@@ -111,9 +117,11 @@ def test_a_class_that_computes_with_the_index(
     command = ["run", COPIES, tmp_path / "out", "--model", base]
     result = mk(*command, "--trust-remote-code")
     assert result.status == 1
-    assert "layer 5 would compute something else than its source, layer 3" in result.err
+    assert re.search(r"\blayer 5\b.*\blayer 3\b", result.err)
     assert not (tmp_path / "out").exists()
-    assert "no layer computes with its index" in mk(*command).err
+    unchecked = mk(*command)
+    assert unchecked.status == 0
+    assert re.search("^warning: .*'indexed'.*--trust-remote-code", unchecked.err, re.MULTILINE)
 
 
 def test_a_period_is_kept(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +133,7 @@ def test_a_period_is_kept(mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     hint = re.search("^hint: this would do: (.*)$", result.err, re.MULTILINE)
     assert hint is not None, result.err
     assert mk("run", hint[1], out, "--model", base).status == 0
-    assert torch.equal(own_code.logits(base), own_code.logits(out))
+    assert torch.equal(logits(base), logits(out))
 
 
 @pytest.mark.parametrize("trust", [True, False])
@@ -138,18 +146,19 @@ def test_stacks(
     b = saved(name, tmp_path / "b", monkeypatch, seed=1)
     flags = ["--trust-remote-code"] if trust else []
     text = f"models: {{a: {a}, b: {b}}}\nlayout: [a 0:5, b 3:8]\n"
-    config = json.loads((b / "config.json").read_text())
-    (b / "config.json").write_text(json.dumps(config | {"eos_token_id": 4}))
+    set_keys(b / "config.json", eos_token_id=4)
     result = mk("run", "-", tmp_path / "out", *flags, stdin=text)
     assert result.status == 0, result.err
-    own_code.logits(tmp_path / "out")
-    (b / "config.json").write_text(json.dumps(config | {"rope_theta": 7.0}))
+    logits(tmp_path / "out")
+    set_keys(b / "config.json", rope_theta=7.0)
     result = mk("run", "-", tmp_path / "again", *flags, stdin=text)
     assert (result.status == 0) == trust  # the class does not read rope_theta
     assert trust or "rope_theta is 7.0" in result.err
 
 
-@pytest.mark.parametrize("name", [n for n in TYPES if n != "phi3small"])
+# The data does not state that mergekit is exact for Phi-3-small, so `gen` refuses it. It is for the
+# toy, in a layout that keeps its period; the published attention has more settings than the toy's.
+@pytest.mark.parametrize("name", [name for name in TYPES if name != "phi3small"])
 def test_what_mergekit_yaml_writes(
     mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -162,13 +171,13 @@ def test_what_mergekit_yaml_writes(
     monkeypatch.setattr(mergekit_support, "check", lambda *_: ())
     recipe = mk("gen", "interleave: every 2", "--model", base).out
     options = MergeOptions(quiet=True, copy_tokenizer=False, trust_remote_code=True)
-    found = families.WRONG_TENSORS
+    config = MergeConfiguration.model_validate(yaml.safe_load(recipe))
     try:
-        run_merge(MergeConfiguration.model_validate(yaml.safe_load(recipe)), str(out), options)
-        if torch.equal(own_code.logits(base), own_code.logits(out)):
-            found = families.EXACT
-    except Exception:  # noqa: BLE001, S110 - mergekit cannot, or its result does not load
-        pass
+        run_merge(config, str(out), options)
+        found = logits(out)
+    except Exception:  # noqa: BLE001 - mergekit cannot, or its result does not load
+        found = None
+    exact = found is not None and torch.equal(logits(base), found)
     family = families.family_of(name)
     assert family is not None
-    assert family.mergekit_yaml_result == found
+    assert family.mergekit_yaml_result == (families.EXACT if exact else families.WRONG_TENSORS)

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import zoo
-from harness import Cli, make_llama
+from harness import Cli
 from transformers import AutoModelForCausalLM
 
 TEXT = torch.arange(1, 21)[None] % 60
@@ -87,10 +87,3 @@ def test_types_that_peft_gets_wrong(name: str, mk: Cli, tmp_path: Path) -> None:
     config = {"layer_replication": ranges, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     with pytest.raises((ValueError, IndexError, KeyError)):
         logits(replicated(base, json.dumps(config)))
-
-
-def test_an_unknown_tool(mk: Cli, tmp_path: Path) -> None:
-    """An unknown tool is refused, with the known ones in the hint."""
-    base = make_llama(tmp_path / "base", layers=2)
-    result = mk("gen", "--append", "1", "--model", base, "--for", "axolotl")
-    assert (result.status, "peft" in result.err) == (2, True)

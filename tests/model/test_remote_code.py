@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness import Cli, load_tensors, make_llama
+from harness import Cli, load_tensors, make_llama, set_keys
 
 _CODE = """
 import os
@@ -31,27 +30,20 @@ class OddForCausalLM(LlamaForCausalLM):
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make a checkpoint of an unknown type whose code creates a file when it runs."""
     base = make_llama(tmp_path / "odd", layers=4)
-    config = json.loads((base / "config.json").read_text())
-    config |= {
-        "model_type": "odd",
-        "architectures": ["OddForCausalLM"],
-        "auto_map": {
+    set_keys(
+        base / "config.json",
+        model_type="odd",
+        architectures=["OddForCausalLM"],
+        auto_map={
             "AutoConfig": "modeling_odd.OddConfig",
             "AutoModelForCausalLM": "modeling_odd.OddForCausalLM",
         },
-        "odd_key": {"kept": [1, 2]},
-    }
-    (base / "config.json").write_text(json.dumps(config))
+        odd_key={"kept": [1, 2]},
+    )
     (base / "modeling_odd.py").write_text(_CODE)
     monkeypatch.setenv("MARK", str(tmp_path / "mark"))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     return base
-
-
-def change(base: Path, **changes: Any) -> None:
-    """Change keys of a config.json."""
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | changes))
 
 
 def test_code_is_not_run_without_the_flag(mk: Cli, odd: Path, tmp_path: Path) -> None:
@@ -66,7 +58,7 @@ def test_code_is_not_run_without_the_flag(mk: Cli, odd: Path, tmp_path: Path) ->
 
 def test_a_known_type_needs_no_code_of_its_own(mk: Cli, odd: Path, tmp_path: Path) -> None:
     """The code of a model of a known type is copied but does not run."""
-    change(odd, model_type="llama")
+    set_keys(odd / "config.json", model_type="llama")
     result = mk("run", "interleave: every 2", tmp_path / "out", "--model", odd)
     assert result.status == 0, result.err
     assert not (tmp_path / "mark").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,11 @@ import pytest
 import torch
 import yaml
 import zoo
-from harness import Cli, load_tensors, make_llama
+from harness import Cli, load_tensors, make_llama, set_keys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mergekit_interleave.checkpoint import computation
 from mergekit_interleave.errors import RefusedError
-
-
-def change(path: Path, **settings: Any) -> Path:
-    """Change keys of a config.json."""
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | settings))
-    return path
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -44,6 +36,14 @@ def layout(a: Path, b: Path, steps: str = "a 0:5, b 3:8", **keys: str) -> str:
             *(f"{k}: {v}" for k, v in keys.items()),
         ]
     )
+
+
+def words_of(error: str, *models: Path) -> set[str]:
+    """Return the words of an error that names some models, without their paths."""
+    for model in models:
+        assert str(model) in error
+        error = error.replace(str(model), "")
+    return {*re.findall(r"[\w.']+", error)}
 
 
 @pytest.fixture(params=["qwen2", "gemma3_text"])
@@ -70,14 +70,16 @@ def test_a_stack_of_two_finetunes(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ["mergekit", "stream"])
 def test_both_engines(mk: Cli, pair: tuple[Path, Path], tmp_path: Path, engine: str) -> None:
-    """Either engine writes the embeddings of the first model and the head of the last."""
+    """Either engine writes the embeddings of the first model, and norm and head of the last."""
     a, b = pair
     result = mk("run", "-", tmp_path / "out", "--engine", engine, stdin=layout(a, b))
     assert result.status == 0, result.err
     one, other, out = map(load_tensors, (a, b, tmp_path / "out"))
-    embeddings, norm = "model.embed_tokens.weight", "model.norm.weight"
+    embeddings, ends = "model.embed_tokens.weight", {"model.norm.weight", "lm_head.weight"}
     assert torch.equal(out[embeddings], one[embeddings])
-    assert torch.equal(out[norm], other[norm])
+    assert ends & out.keys() == ends & other.keys()  # Gemma's head is its embeddings
+    for name in ends & out.keys():
+        assert torch.equal(out[name], other[name]), name
     tensor = "model.layers.{}.mlp.up_proj.weight".format
     assert torch.equal(out[tensor(5)], other[tensor(3)])
     verified = mk("verify", tmp_path / "out", "--against", a, "--against", b)
@@ -103,7 +105,7 @@ def test_settings_that_change_no_computation_may_differ(
 ) -> None:
     """Token ids, dropout, cache and the like do not prevent a stack."""
     a, b = pair
-    change(b, **INERT)
+    set_keys(b / "config.json", **INERT)
     result = mk("run", "-", tmp_path / "out", stdin=layout(a, b))
     assert result.status == 0, result.err
 
@@ -122,15 +124,16 @@ def test_settings_that_change_the_computation_must_agree(
         rope = copy.deepcopy(config["rope_parameters"])
         for part in rope.values() if "full_attention" in rope else (rope,):
             part["rope_theta"] = value
-        change(b, rope_parameters=rope)
+        set_keys(b / "config.json", rope_parameters=rope)
     else:
         gemma = key == "hidden_act" and "hidden_activation" in config
-        change(b, **{"hidden_activation" if gemma else key: value})
+        set_keys(b / "config.json", **{"hidden_activation" if gemma else key: value})
     result = mk("run", "-", tmp_path / "out", stdin=layout(a, b))
     assert result.status == 1
     error, hint = result.err.splitlines()
-    assert error.startswith(f"error: {b} cannot be stacked with {a}: ")
-    assert re.search(rf"\b{key}\w* is {value!r} in {b} and ", error)
+    named = words_of(error, a, b)
+    assert repr(value) in named
+    assert any(key in word for word in named)
     assert "allow_crimes=true" in hint
     assert not (tmp_path / "out").exists()
     allowed = mk(
@@ -145,7 +148,7 @@ def test_shapes_must_agree_and_no_hint_denies_it(mk: Cli, tmp_path: Path) -> Non
     b = make_llama(tmp_path / "b", intermediate_size=64)
     result = mk("run", "-", tmp_path / "out", stdin=layout(a, b))
     assert result.status == 1
-    assert f"intermediate_size is 64 in {b} and 48 in {a}" in result.err
+    assert {"intermediate_size", "64", "48"} <= words_of(result.err, a, b)
     assert "allow_crimes" not in result.err
 
 
@@ -176,18 +179,18 @@ def test_types_of_the_same_computation(mk: Cli, tmp_path: Path) -> None:
     b = make_llama(tmp_path / "b", mistral=True, sliding_window=None, rms_norm_eps=1e-6)
     result = mk("run", "-", tmp_path / "out", stdin=layout(a, b))
     assert result.status == 0, result.err
-    change(b, sliding_window=16)
+    set_keys(b / "config.json", sliding_window=16)
     result = mk("run", "-", tmp_path / "again", stdin=layout(a, b))
     assert result.status == 1
-    assert "type is 'mistral'" in result.err
+    assert {"'mistral'", "'llama'"} <= words_of(result.err, a, b)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
-    [("zamba", "share shared_transf."), ("beam", "layer 5 would compute something else")],
+    ("name", "named"),
+    [("zamba", r"\bshared_transf\b"), ("beam", r"\blayer 5\b.*\blayer 3\b")],
 )
 def test_layers_that_compute_something_else_at_their_new_place(
-    mk: Cli, tmp_path: Path, name: str, words: str
+    mk: Cli, tmp_path: Path, name: str, named: str
 ) -> None:
     """A class that shares tensors among layers, or computes with an index, is run and refused."""
     zoo.quiet()
@@ -195,7 +198,7 @@ def test_layers_that_compute_something_else_at_their_new_place(
     b = zoo.finetune(a, tmp_path / "b")
     result = mk("run", "-", tmp_path / "out", stdin=layout(a, b))
     assert result.status == 1
-    assert words in result.err
+    assert re.search(named, result.err), result.err
     assert not (tmp_path / "out").exists()
 
 
@@ -214,7 +217,7 @@ def test_gen_names_settings_that_differ(mk: Cli, tmp_path: Path) -> None:
     """`gen` loads no class, so it only names what differs, and the command that checks it."""
     a, b = make_llama(tmp_path / "a"), make_llama(tmp_path / "b")
     assert mk("gen", "-", stdin=layout(a, b)).err == ""
-    change(b, rms_norm_eps=0.1, eos_token_id=5)
+    set_keys(b / "config.json", rms_norm_eps=0.1, eos_token_id=5)
     result = mk("gen", "-", stdin=layout(a, b))
     assert result.status == 0
     assert "rms_norm_eps" in result.err
@@ -278,11 +281,13 @@ def test_a_class_that_cannot_be_run_without_weights(mk: Cli, tmp_path: Path) -> 
     with pytest.raises(RefusedError):
         computation.record(zoo.toys.config("jetmoe"), 8)
     a = zoo.save("jetmoe", tmp_path / "a")
-    b = change(zoo.finetune(a, tmp_path / "b"), eos_token_id=5)
+    b = zoo.finetune(a, tmp_path / "b")
+    set_keys(b / "config.json", eos_token_id=5)
     assert mk("run", "-", tmp_path / "out", stdin=layout(a, b)).status == 0
-    change(b, initializer_range=0.5)
+    set_keys(b / "config.json", initializer_range=0.5)
     result = mk("run", "-", tmp_path / "again", stdin=layout(a, b))
-    assert (result.status, "initializer_range is 0.5" in result.err) == (1, True)
+    assert result.status == 1
+    assert {"initializer_range", "0.5"} <= words_of(result.err, a, b)
 
 
 class TestVocabularies:
@@ -313,9 +318,14 @@ class TestVocabularies:
         a, b = two
         result = mk("run", "-", tmp_path / "out", stdin=layout(a, b))
         assert result.status == 1
-        assert f"vocab_size is 67 in {b} and 64 in {a}" in result.err
-        assert "first and the last layer from one model" in result.err
-        assert "`tokenizer_source: union`" in result.err
+        assert {"vocab_size", "67", "64"} <= words_of(result.err, a, b)
+        assert "`tokenizer_source: union`" in result.err.splitlines()[-1]
+        for name, text in (
+            ("one", layout(a, b, "a 0:4, b 2:6, a 6:8")),
+            ("union", layout(a, b, tokenizer_source="union")),
+        ):
+            followed = mk("run", "-", tmp_path / name, stdin=text)
+            assert followed.status == 0, followed.err
 
     @pytest.mark.parametrize("source", ["union", "base", "b"])
     def test_a_tokenizer_for_both(
@@ -366,4 +376,3 @@ class TestVocabularies:
         text = {"slices": sources, "merge_method": "passthrough", "tokenizer_source": "union"}
         result = mk("run", "-", tmp_path / "out", stdin=yaml.safe_dump(text))
         assert result.status == 0, result.err
-        shutil.rmtree(tmp_path / "out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import os
 import re
@@ -21,9 +20,10 @@ import pytest
 import torch
 import yaml
 import zoo
-from harness import Cli, make_llama
+from harness import Cli, edit_json, make_llama, set_keys, state_release
 from transformers import AutoModelForCausalLM
 
+from mergekit_interleave import _requirements
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.cli import main as cli
@@ -97,15 +97,6 @@ def with_experts(own: TrainingTarget, layers: Iterable[int] | None = None) -> Tr
 
 def selected(name: str, text: str, of: TrainingTarget) -> set[str]:
     """Return the weights that a trainer trains or adapts with its settings."""
-    outside = {f"{module}.weight" for module in of.also if module.rpartition(".")[2] in text}
-    if "lora" in text.lower():
-        return selected_in_layers(name, text, of) | outside
-    found = selected_in_layers(name, text, of)
-    return found | outside if text.startswith("from ") else found
-
-
-def selected_in_layers(name: str, text: str, of: TrainingTarget) -> set[str]:
-    """Return the same; of what a LoRA trains in full outside the layers, and of code, nothing."""
     if name == "ms-swift":
         return by_swift(text, of)
     if text.startswith("from "):
@@ -121,13 +112,19 @@ def selected_in_layers(name: str, text: str, of: TrainingTarget) -> set[str]:
                 settings.get("lora_target_parameters", []),
                 settings.get("peft_layers_to_transform"),
                 settings.get("peft_layers_pattern", [None])[0],
+                settings.get("lora_modules_to_save", []),
             )
         case "llamafactory":
             return by_llamafactory(settings, of)
         case _:
             targets = settings["lora_target_modules"]
             one = targets[0] if len(targets) == 1 else targets
-            return adapted(of, one, settings.get("lora_target_parameters", []))
+            return adapted(
+                of,
+                one,
+                settings.get("lora_target_parameters", []),
+                saved=settings.get("lora_modules_to_save", []),
+            )
 
 
 def by_swift(text: str, of: TrainingTarget) -> set[str]:
@@ -144,7 +141,12 @@ def by_swift(text: str, of: TrainingTarget) -> set[str]:
     targets = (
         settings["target_regex"][0] if "target_regex" in settings else settings["target_modules"]
     )
-    return adapted(of, targets, settings.get("target_parameters", []))
+    return adapted(
+        of,
+        targets,
+        settings.get("target_parameters", []),
+        saved=settings.get("modules_to_save", []),
+    )
 
 
 def by_llamafactory(settings: dict[str, Any], of: TrainingTarget) -> set[str]:
@@ -158,23 +160,33 @@ def by_llamafactory(settings: dict[str, Any], of: TrainingTarget) -> set[str]:
         extra = [module for module in extra if module]
         return llamafactory.trained_parameters(of.parameters, layers, named, extra)
     targets = settings["lora_target"].split(",")
+    saved = settings["additional_target"].split(",") if "additional_target" in settings else []
     if of.task.tag == "image-text-to-text":
-        return {f"{module}.weight" for module in llamafactory.adapted_modules(of.linear, targets)}
-    return adapted(of, targets, [])
+        modules = llamafactory.adapted_modules(of.linear, targets)
+        return {f"{module}.weight" for module in modules} | saved_weights(of, saved)
+    return adapted(of, targets, [], saved=saved)
 
 
-def adapted(
+def adapted(  # noqa: PLR0913, PLR0917 - PEFT's own settings
     of: TrainingTarget,
     targets: Any,
     parameters: list[str],
     layers: list[int] | None = None,
     pattern: str | None = None,
+    saved: Iterable[str] = (),
 ) -> set[str]:
-    """Return the weights that PEFT selects."""
+    """Return the weights that PEFT adapts or, by `modules_to_save`, trains in full."""
     found = peft_rules.adapted_modules(of.modules, targets, layers, pattern)
-    return {f"{name}.weight" for name in found} | peft_rules.adapted_parameters(
-        of.parameters, parameters
+    return (
+        {f"{name}.weight" for name in found}
+        | peft_rules.adapted_parameters(of.parameters, parameters)
+        | saved_weights(of, saved)
     )
+
+
+def saved_weights(of: TrainingTarget, saved: Iterable[str]) -> set[str]:
+    """Return the weights that PEFT trains in full by `modules_to_save`."""
+    return {f"{name}.weight" for name in peft_rules.saved_modules(of.modules, [*saved])}
 
 
 def executed(text: str, of: TrainingTarget) -> set[str]:
@@ -191,13 +203,15 @@ def executed(text: str, of: TrainingTarget) -> set[str]:
                 settings.get("target_parameters", []),
                 settings.get("layers_to_transform"),
                 settings.get("layers_pattern"),
+                settings.get("modules_to_save", []),
             )
     loop = next(node for node in ast.walk(tree) if isinstance(node, ast.For))
-    indices = ast.literal_eval(loop.iter)
     stack = ast.unparse(loop.body[0]).removeprefix("model.").partition("[index]")[0]
-    return {
-        name for name in of.parameters if any(name.startswith(f"{stack}.{i}.") for i in indices)
-    }
+    trained = [f"{stack}.{index}." for index in ast.literal_eval(loop.iter)]
+    for line in map(ast.unparse, tree.body):
+        match = re.fullmatch(r"model\.(.+)\.requires_grad_\(True\)", line)
+        trained += [f"{match[1]}."] if match else []
+    return {name for name in of.parameters if name.startswith(tuple(trained))}
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -554,8 +568,7 @@ def test_models_with_nothing_to_train(mk: Cli, deeper: Path, tmp_path: Path) -> 
     assert (result.status, result.out) == (1, "")
     for name in ("config.json", "interleave.json"):
         shutil.copy(deeper / name, tmp_path / name)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 40}))
+    set_keys(tmp_path / "config.json", num_hidden_layers=40)
     wrong = mk("train", tmp_path, "--for", "trl")
     assert (wrong.status, "40" in wrong.err, "45" in wrong.err) == (1, True, True)
 
@@ -589,9 +602,7 @@ def test_a_tower_whose_names_end_alike(tmp_path: Path, mk: Cli) -> None:
     zoo.quiet()
     base, out = zoo.save("llama4", tmp_path / "base"), tmp_path / "out"
     assert mk("run", "--every", "4", out, "--model", base, "--engine", "stream").status == 0
-    config = json.loads((out / "config.json").read_text())
-    config["vision_config"]["num_hidden_layers"] = 10
-    (out / "config.json").write_text(json.dumps(config))
+    edit_json(out / "config.json", lambda c: c["vision_config"].update(num_hidden_layers=10))
     found = yaml.safe_load(mk("train", out, "--for", "axolotl").out)
     assert found["unfrozen_parameters"] == ["language_model.model.layers.(4|9)."]
 
@@ -652,8 +663,7 @@ class TestSelection:
         zoo.quiet()
         base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"
         assert mk("run", "--every", "4", out, "--model", base, "--engine", "stream").status == 0
-        config = json.loads((out / "config.json").read_text())
-        (out / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+        set_keys(out / "config.json", tie_word_embeddings=tied)
         words = [word for each in also for word in ("--also", each)]
         result = mk("train", out, "--for", "axolotl", *words)
         assert yaml.safe_load(result.out)["unfrozen_parameters"][1:] == expected
@@ -663,15 +673,13 @@ class TestSelection:
         self, mk: Cli, deeper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """In the environment of an old trainer, the error names what is needed."""
-        folder = tmp_path / "transformers-4.57.6.dist-info"
-        folder.mkdir()
-        text = "Metadata-Version: 2.1\nName: transformers\nVersion: 4.57.6\n"
-        (folder / "METADATA").write_text(text)
+        state_release(tmp_path, "transformers", "4.57.6")
         monkeypatch.syspath_prepend(tmp_path)
         result = mk("train", deeper, "--for", "axolotl")
         assert (result.status, result.out) == (1, "")
-        assert "4.57.6" in result.err
-        assert "report" not in result.err
+        expected = _requirements.error_of(_requirements.unmet())
+        assert "4.57.6" in str(expected)
+        assert result.err.splitlines() == [f"error: {expected}", f"hint: {expected.hint}"]
 
 
 REAL = {

@@ -12,11 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import toys
-import transformers
 import zoo
-from tokenizers import Tokenizer, models, pre_tokenizers
+from harness import tokenizer
 from transformers import AutoModelForCausalLM
 
 from clients.environment import CACHE, ROOT, ClientError
@@ -51,18 +49,8 @@ def toy(name: str, *, label: str = "", change: Callable[[Any], object] | None = 
     if change is not None:
         change(config)
     toys.animated(lambda: AutoModelForCausalLM.from_config(config)).save_pretrained(path)
-    _save_tokenizer(path)
+    tokenizer(128).save_pretrained(path)
     return path
-
-
-def _save_tokenizer(path: Path) -> None:
-    words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(125))]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(path)
 
 
 def grow(base: Path, directive: str = EVERY, *options: str) -> Path:
@@ -95,14 +83,6 @@ def rewrite_config(path: Path, change: Callable[[dict[str, Any]], Mapping[str, A
     """Replace the config.json of a model."""
     text = json.dumps(change(config_of(path)), indent=2)
     (path / "config.json").write_text(text, encoding="utf-8")
-
-
-def logits(path: Path) -> torch.Tensor:
-    """Return the float32 logits of a model for the tokens of the toys, with transformers 5."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    with torch.no_grad():
-        result: torch.Tensor = model(input_ids=toys.tokens()).logits
-    return result
 
 
 def new_layers(path: Path) -> list[int]:

@@ -276,13 +276,13 @@ class TestLoad:
     )
     def test_a_missing_colon_is_named(self, text: str, right: str) -> None:
         """The hint for inline text without a colon and a space shows the right text."""
-        with pytest.raises(DirectiveError, match="neither a file nor a directive") as error:
+        with pytest.raises(DirectiveError, match=re.escape(repr(text))) as error:
             load(text, io.StringIO())
         assert f"'{right}'" in str(error.value.hint)
 
     def test_a_file_name_gets_no_hint_about_colons(self) -> None:
         """A name that does not start with a key is taken as the name of a missing file."""
-        with pytest.raises(DirectiveError, match="no such file") as error:
+        with pytest.raises(DirectiveError, match=r"notes/repeat 8") as error:
             load("notes/repeat 8", io.StringIO())
         assert error.value.hint is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from hypothesis import given
@@ -66,7 +67,10 @@ def test_each_layer_comes_from_where_its_source_came_from(
 def test_an_original_was_an_original_in_each_growth(chain: tuple[Layout, Layout, Layout]) -> None:
     """A layer is new if it was new in any growth; else it is the only original of its source."""
     first, second, _ = chain
-    for layer, composed in zip(second.layers, through(second, {ONCE: first}).layers, strict=True):
+    layers = through(second, {ONCE: first}).layers
+    originals = Counter((layer.model, layer.source) for layer in layers if not layer.new)
+    assert set(originals.values()) <= {1}
+    for layer, composed in zip(second.layers, layers, strict=True):
         was_new = layer.new or (layer.model == ONCE and first.layers[layer.source].new)
         if was_new:
             assert composed.new

@@ -38,7 +38,7 @@ with tempfile.TemporaryDirectory() as out:
         logging_strategy="no",
         save_strategy="no",
     )
-    text = " ".join(f"w{index}" for index in range(20))
+    text = " ".join(f"word{index}" for index in range(20))
     trainer = SFTTrainer(
         model=model,
         args=settings,
