@@ -145,8 +145,10 @@ def _key_value(text_given: str) -> tuple[str, str]:
 
 def _clean_up_on_signals() -> None:
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _terminated)
+        number = getattr(signal, name, None)
+        # nohup starts programs that ignore SIGHUP, and a run must go on then.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminated)
 
 
 def _terminated(number: int, _: object) -> NoReturn:
