@@ -62,8 +62,8 @@ faults: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(CACHE)/bench --page docs/performance.md
 
-# Time `run` and its check against cp on 14.5 GB, in a quarter of an hour; skipped with a word where 35 GB
-# of disk space are not free.
+# Time `run` and its check against cp on 14.5 GB, in a quarter of an hour; write docs/performance.md. This
+# prints a message and stops if less than 35 GB of disk space is free.
 bench-large: $(VENV)/installed
 	$(BIN)/python benchmarks/large.py $(CACHE)/bench --page docs/performance.md
 

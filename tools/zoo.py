@@ -52,7 +52,7 @@ PLANS = {
     "one copy": "stack: [[0, 5], [4, 8]], zero: auto",
     "every 1": "interleave: every 1",
     "block": "repeat: {layers: [3, 6], as: block}, zero: auto",
-    "gains": "interleave: every 2, zero: gains",
+    "norms": "interleave: every 2, zero: norms",
 }
 
 
@@ -510,7 +510,7 @@ def examine(name: str, folder: Path) -> Row:
         with contextlib.suppress(RefusedError):
             measured = ends(name)
     for plan, directive in PLANS.items():
-        if plan == "gains" and (family is None or family.output_norms is None):
+        if plan == "norms" and (family is None or family.output_norms is None):
             continue
         out = folder / "out"
         try:
@@ -518,7 +518,7 @@ def examine(name: str, folder: Path) -> Row:
             fault = ""
             if outcome.result == "exact" and plan == "every 2":
                 fault = _fault(base, out, folder / "again", outcome.detail)
-            if outcome.result == "exact" and plan == "gains":
+            if outcome.result == "exact" and plan == "norms":
                 fault = untrainable(out)
             outcome = Outcome("wrong", fault) if fault else outcome
         except Exception as error:  # noqa: BLE001 - the table shows it
@@ -776,7 +776,6 @@ builds at toy size: {count} types and variants. {exact} of them are exact if eve
 copied. The plans are:
 
 {plans}
-
 - {stack}: `layout: [{steps}]` of the model and a finetune of it, which has the same config
   and other weights; {others} if no config.json can represent that
 

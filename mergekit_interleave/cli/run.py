@@ -52,7 +52,8 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     no_verify: Annotated[bool, typer.Option("--no-verify", help=
         "Do not read the written weights back to compare them with the base.")] = False,
     force: Annotated[bool, typer.Option(
-        "--force", help="Replace an existing model at OUT; nothing else is replaced.")] = False,
+        "--force", help="Replace a model at OUT that run or mergekit wrote; nothing else is "
+        "replaced.")] = False,
     base_model: Annotated[str | None, typer.Option(
         metavar="ORG/NAME", help="The Hub id of a local source model, for the model card and the "
         "recipe in OUT.")] = None,
@@ -145,8 +146,10 @@ def _key_value(text_given: str) -> tuple[str, str]:
 
 def _clean_up_on_signals() -> None:
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _terminated)
+        number = getattr(signal, name, None)
+        # nohup starts programs that ignore SIGHUP, and a run must go on then.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _terminated)
 
 
 def _terminated(number: int, _: object) -> NoReturn:

@@ -177,7 +177,7 @@ def run(  # noqa: PLR0913 - one parameter for each option
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
         reflink: Let the stream engine share disk blocks with the base if the filesystem can.
         verify: Read the written weights back and compare them with the sources.
-        force: Replace an existing model at `out`; nothing else is replaced.
+        force: Replace a model at `out` that `run` or mergekit wrote; nothing else is replaced.
         base_model: The Hub id of a local source model, for the model card and the recipe.
         repo: The Hub id under which you will publish the model, for the model card.
         legacy_config: Write into config.json and tokenizer_config.json what transformers 4 reads,

@@ -49,11 +49,12 @@ def train(  # noqa: PLR0913 - one parameter for each option
         The settings as `text`, with the `method` that was used and `notes` on it.
 
     Raises:
-        DirectiveError: There is no such trainer or method, `recipe` does not record layers, or
-            `since` is not in the lineage, or `layers` or `also` name nothing.
+        DirectiveError: There is no such trainer or method, `recipe` does not record layers, `since`
+            is not in the lineage, `layers` has an unknown word, or the model has no module that
+            `also` names.
         CheckpointError: The directory is not a model, or does not record which layers are new.
         LayoutError: The model has no such layers.
-        RefusedError: The layers are none, or the trainer cannot train exactly these layers.
+        RefusedError: No layers are selected, or the trainer cannot train exactly these layers.
     """
     registry.find(trainer, method)
     models = Models(trust_remote_code=trust_remote_code)

@@ -64,7 +64,8 @@ def verify(  # noqa: PLR0913 - one parameter for each option
 
     Raises:
         DirectiveError: `forward` or `trained` is given without `against`, `max_memory` without
-            `forward`, or `layers` or `also` without `trained`; or these name nothing.
+            `forward`, or `layers` or `also` without `trained`. Or `layers` has an unknown word, or
+            the model has no module that `also` names.
         CheckpointError: A model cannot be read, or no file records its layout.
         RefusedError: The forward passes cannot be compared, or the tensors of a model that was
             grown several times with those of an earlier base.

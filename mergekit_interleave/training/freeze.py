@@ -58,8 +58,8 @@ def freeze_original_layers(
     Raises:
         TypeError: `model` is not a model.
         CheckpointError: No file records which layers are new.
-        DirectiveError: `since` is not in the lineage, or `layers` or `also` name nothing that a
-            model of this class can have.
+        DirectiveError: `since` is not in the lineage, `layers` has an unknown word, or the model
+            has no module that `also` names.
         LayoutError: The model has no such layers.
         RefusedError: The file belongs to another model, or these layers cannot be trained alone.
     """

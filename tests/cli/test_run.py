@@ -787,8 +787,8 @@ class TestRefusals:
             env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
             stderr=subprocess.PIPE,
             text=True,
-            # A job that a script starts in the background ignores SIGINT, and so would this one.
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+            # A background job ignores SIGINT, and nohup SIGHUP, and so would this process.
+            preexec_fn=partial(signal.signal, sent, signal.SIG_DFL),  # noqa: PLW1509
         )
         staging = tmp_path / ".out.mk-interleave"
         while not staging.exists():
@@ -800,6 +800,27 @@ class TestRefusals:
         word = "interrupted" if sent == signal.SIGINT else "terminated"
         assert err == f"error: {word}\n"
         assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+    def test_an_ignored_signal_does_not_end_a_run(
+        self, tiny: Path, tmp_path: Path, sent: signal.Signals
+    ) -> None:
+        """A signal that is ignored at the start, as under nohup, does not end `run`."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"],
+            cwd=tmp_path,
+            env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=partial(signal.signal, sent, signal.SIG_IGN),  # noqa: PLW1509
+        )
+        while not (tmp_path / ".out.mk-interleave").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert (tmp_path / "out" / "interleave.json").is_file()
 
     def test_a_config_that_transformers_does_not_accept(
         self, mk: Cli, own_tiny: Path, tmp_path: Path

@@ -75,6 +75,18 @@ def test_packages_are_in_the_guide_for_contributors() -> None:
             assert f"| `{package.name}/` |" in page, package.name
 
 
+def test_targets_that_write_pages_are_in_the_guide() -> None:
+    """CONTRIBUTING.md has a row for each `make` target that writes a page of docs/."""
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rules = re.findall(
+        r"^([\w-]+):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    writers = {name for name, recipe in rules if "docs/" in recipe}
+    assert {"zoo", "bench"} <= writers
+    for name in writers:
+        assert f"| `make {name}` |" in page, name
+
+
 def test_paths_in_the_guide_exist() -> None:
     """Each path in CONTRIBUTING.md exists; a name in angle brackets matches any name."""
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

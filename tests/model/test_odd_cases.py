@@ -192,7 +192,7 @@ def test_scales_of_the_last_slice_of_another_type(mk: Cli, tmp_path: Path) -> No
 def test_the_recipe_in_out_makes_the_same_again(name: str, mk: Cli, tmp_path: Path) -> None:
     """The recipe in OUT records fills, and the card states that mergekit cannot apply them."""
     base, out = zoo.save(name, tmp_path / "base"), tmp_path / "out"
-    zero = "gains" if name == "gemma2" else "auto"
+    zero = "norms" if name == "gemma2" else "auto"
     assert zoo.expand(base, f"{zoo.EVERY}, zero: {zero}", out).result == "exact"
     recipe = out / "mergekit_config.yml"
     assert mk("run", recipe, tmp_path / "again", "--model", base).status == 0

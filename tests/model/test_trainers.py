@@ -370,7 +370,7 @@ class TestLlamaFactory:
 
 
 def test_zeroed_norms_are_trained_in_full() -> None:
-    """Norms that `zero: gains` zeroes are trained in full, or a LoRA would get no gradient."""
+    """Norms that `zero: norms` zeroes are trained in full, or a LoRA would get no gradient."""
     own = target()
     norms = frozenset(n for n in own.within(own.parameters) if "layernorm" in n)
     modules = (*own.modules, *(name.removesuffix(".weight") for name in norms))
@@ -706,11 +706,11 @@ def test_the_real_libraries_train_the_new_layers(name: str, mk: Cli, tmp_path: P
     [("gemma2", "post_attention_layernorm"), ("kolibri1", "post_self_attn_layernorm")],
     ids=["gemma2", "names in memory differ from the checkpoint"],
 )
-def test_zeroed_gains_get_gradients(name: str, norm: str, mk: Cli, tmp_path: Path) -> None:
-    """Norms that `zero: gains` zeroes are trained in full beside the LoRA."""
+def test_zeroed_norms_get_gradients(name: str, norm: str, mk: Cli, tmp_path: Path) -> None:
+    """Norms that `zero: norms` zeroes are trained in full beside the LoRA."""
     zoo.quiet()
     base = zoo.save(name, tmp_path / "base")
-    words = ("run", "interleave: every 4, zero: gains", tmp_path / "out", "--model", base)
+    words = ("run", "interleave: every 4, zero: norms", tmp_path / "out", "--model", base)
     assert mk(*words).status == 0
     assert not zoo.untrainable(tmp_path / "out")
     result = mk("train", tmp_path / "out", "--for", "peft")

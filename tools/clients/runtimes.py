@@ -28,7 +28,7 @@ def ctranslate2() -> Iterator[Row]:
         base, deeper = found[str(models.SMOLLM2)], found[str(grown)]
         apart = _apart(base["scores"], deeper["scores"])
         right = apart <= _CLOSE and base["text"] == deeper["text"]
-        text = f"{'equal' if right else 'different'}, at most {apart:.0e} apart"
+        text = _verdict(apart, right=right)
         ran = f"SmolLM2 as {precision}, every 5"
         yield Row(CTRANSLATE2, version, ran, "log-probabilities, text", text, wrong=not right)
 
@@ -43,7 +43,7 @@ def onnx() -> Iterator[Row]:
         one, other = (torch.from_numpy(np.load(found[str(path)])) for path in (base, grown))
         apart = float((one - other).abs().max() / one.abs().max())
         right = apart <= models.CLOSE
-        text = f"{'equal' if right else 'different'}, at most {apart:.0e} apart"
+        text = _verdict(apart, right=right)
         yield Row(ONNX, version, f"{name} toy, every 4", "logits", text, wrong=not right)
 
 
@@ -60,6 +60,11 @@ def lm_eval() -> Iterator[Row]:
     compared = "accuracy, log-likelihoods"
     ran = "SmolLM2 on a local task, every 5"
     yield Row(LM_EVAL, EVALUATION.version("lm_eval"), ran, compared, text, wrong=not right)
+
+
+def _verdict(apart: float, *, right: bool) -> str:
+    word = "equal" if right else "different"
+    return f"{word}, at most {apart:.0e} apart" if apart else word
 
 
 def _apart(one: Sequence[float], other: Sequence[float]) -> float:

@@ -61,6 +61,8 @@ def ms_swift() -> Iterator[Row]:
     version, grown = SWIFT.version("ms_swift"), models.grow(models.toy("llama"))
     for method in ("full", "lora"):
         ran, compared = f"parser, {method}, llama toy", "that it accepts them"
+        new = models.new_layers(grown) if method == "full" else []
+        compared += ", `trainable_parameters`" if new else ""
         file = _settings(grown, "ms-swift", method)
         added = "" if "--template" in file.read_text(encoding="utf-8") else ", `--template` added"
         try:
@@ -69,7 +71,9 @@ def ms_swift() -> Iterator[Row]:
             yield Row(MS_SWIFT, version, ran, compared, str(error), wrong=True)
             continue
         text = f"accepted, as model_type {found['model_type']}, template {found['template']}{added}"
-        yield Row(MS_SWIFT, version, ran, compared, text, wrong=bool(found["left"]))
+        text += f", layers {found['trainable']}" if new or found["trainable"] else ""
+        wrong = bool(found["left"]) or found["trainable"] != new
+        yield Row(MS_SWIFT, version, ran, compared, text, wrong=wrong)
 
 
 def _settings(model: Path, trainer: str, method: str) -> Path:

@@ -99,7 +99,11 @@ def _data(version: str, found: dict[str, dict[str, Any]]) -> Row:
         if name in data["defaults"]
     }
     # A renamed key counts only for its type.
-    wrong = [n for n, pairs in data["defaults"].items() if not pairs.items() <= read[n].items()]
+    wrong = [
+        name
+        for name, pairs in data["defaults"].items()
+        if name not in read or not pairs.items() <= read[name].items()
+    ]
     wrong += [n for n, p in found.items() if legacy_config.ROTARY.keys() & p and n not in read]
     result = f"wrong for {', '.join(wrong)}" if wrong else "equal"
     count = f"the defaults of {len(read)} types"

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from clients import registry
+from clients import llama_cpp, registry, transformers4
 from clients.environment import Environment
 from clients.row import Row
 
@@ -39,3 +39,18 @@ def test_the_page_has_every_client() -> None:
     """docs/clients.md has a row for each client of the registry, installed or not."""
     cells = re.findall(r"^\| ([^|]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(registry.CLIENTS) <= set(cells)
+
+
+def test_a_type_that_is_not_read_is_a_wrong_row() -> None:
+    """A type of transformers4.json that transformers 4 does not report makes its row wrong."""
+    row = transformers4._data("4.57", {})  # noqa: SLF001
+    assert row.wrong
+    assert "llama" in row.found
+
+
+def test_a_row_states_another_growth_of_a_toy() -> None:
+    """The row of toys names those that were not grown by `every 4`."""
+    found = {name: llama_cpp._Outcome("different", warned=True) for name in ("exaone4", "gemma2")}  # noqa: SLF001
+    rows = {row.found.partition(":")[0]: row for row in llama_cpp._summary("1", found)}  # noqa: SLF001
+    row = rows["something else; `run` warns"]
+    assert (row.ran, row.wrong) == ("2 toys, every 4, exaone4 every 32", False)

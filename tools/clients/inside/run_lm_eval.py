@@ -28,7 +28,7 @@ TASK = {
     "doc_to_choice": "{{choices}}",
     "doc_to_target": "label",
     "target_delimiter": "",
-    "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    "metric_list": [{"metric": "acc"}],
 }
 
 with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ The template is added if the file does not state one.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -18,12 +19,13 @@ words = [*shlex.split(text.replace("\\\n", " ")), "--dataset", "unused", "--use_
 words += [] if "--template" in words else ["--template", sys.argv[2]]
 arguments, left = parse_args(SftArguments, words)
 arguments = arguments[0] if isinstance(arguments, tuple) else arguments
+prefixes = arguments.trainable_parameters or []
 print(
     json.dumps(
         {
             "model_type": arguments.model_type,
             "template": getattr(arguments, "template", None),
-            "trainable_parameters": arguments.trainable_parameters,
+            "trainable": [int(re.findall(r"\.layers\.(\d+)\.", prefix)[0]) for prefix in prefixes],
             "left": left,
         }
     )
