@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mergekit_interleave.checkpoint import layer_names
+from mergekit_interleave.checkpoint import layer_names, meta_model
 from mergekit_interleave.errors import RefusedError
 
 TOKENS = 40
@@ -106,6 +106,7 @@ def _built(config: Any, recorder: Any, *, trusted: bool) -> Any:
     import transformers  # noqa: PLC0415
     from transformers.initialization import no_init_weights  # noqa: PLC0415
 
+    meta_model.leave_out_kernels(config)
     named = getattr(transformers, (config.architectures or [""])[0], None)
     # The eager implementation builds every mask in full, so that its window is seen.
     # The dtype of the weights is not part of the computation.

@@ -85,11 +85,31 @@ def build(path: Path, *, trusted: bool = False) -> Any:
 
 
 def config_of(path: Path, *, trusted: bool) -> Any:
-    """Load a config.json with its class; for the arguments, see `shapes`."""
+    """Load a config.json with its class, without kernels that are not part of transformers.
+
+    For the arguments, see `shapes`.
+    """
     import transformers  # noqa: PLC0415 - takes seconds
 
     transformers.logging.set_verbosity_error()
-    return transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+    config = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
+    leave_out_kernels(config)
+    return config
+
+
+OWN_KERNELS = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
+"""The kernels that transformers itself contains. It would download others, and run their code."""
+
+
+def leave_out_kernels(config: Any) -> None:
+    """Let a config select no kernels that are not part of transformers."""
+    for key in ("_attn_implementation_internal", "_experts_implementation_internal"):
+        if getattr(config, key, None) not in OWN_KERNELS:
+            setattr(config, key, None)
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if part is not None:
+            leave_out_kernels(part)
 
 
 def instantiate(config: Any, *, trusted: bool) -> Any:

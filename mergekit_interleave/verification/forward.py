@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mergekit_interleave._interrupts import scratch_directory
+from mergekit_interleave.checkpoint.meta_model import OWN_KERNELS
 from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, read_json
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.output.verification_text import MOST_DIFFERENT
@@ -261,16 +262,13 @@ def _loaded(path: Path, max_memory: int | None, *, trusted: bool) -> Iterator[An
 _KERNELS = ("attn_implementation", "experts_implementation")
 """The ends of config keys that select kernels."""
 
-_OWN_KERNELS = (None, "eager", "sdpa", "grouped_mm", "batched_mm")
-"""The kernels that transformers itself contains."""
-
 
 def _check_kernels(config: Mapping[str, Any], path: Path) -> None:
     """Reject keys that make transformers download kernels, even if remote code is trusted."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             _check_kernels(value, path)
-        elif key.endswith(_KERNELS) and value not in _OWN_KERNELS:
+        elif key.endswith(_KERNELS) and value not in OWN_KERNELS:
             raise RefusedError(
                 f"{path}: config.json: {key} is {value!r:.100}, which is not part of transformers",
                 hint=f"remove {key} from config.json",

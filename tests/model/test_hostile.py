@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import Cli, load_tensors
+from harness import Cli, load_tensors, set_keys
 
 HEADER = {"model.norm.weight": {"dtype": "F32", "shape": [8], "data_offsets": [0, 32]}}
 Spoil = Callable[[Path], None]
@@ -246,3 +246,15 @@ def test_links_are_followed_once(mk: Cli, own_tiny: Path, tmp_path: Path) -> Non
         assert mk(*words).status == 0
         assert not [file for file in out.rglob("*") if file.is_symlink()]
         assert mk("verify", out, "--against", own_tiny).status == 0
+
+
+@pytest.mark.parametrize("engine", ["stream", "mergekit"])
+@pytest.mark.parametrize("key", ["attn_implementation", "experts_implementation"])
+def test_kernels_from_elsewhere(
+    key: str, engine: str, mk: Cli, own_tiny: Path, tmp_path: Path
+) -> None:
+    """A config key that makes transformers download and run code is kept, and not followed."""
+    set_keys(own_tiny / "config.json", **{key: "somebody/kernel"})
+    result = mk("run", "append: 1", tmp_path / "out", "--model", own_tiny, "--engine", engine)
+    assert result.status == 0, result.err
+    assert json.loads((tmp_path / "out/config.json").read_text())[key] == "somebody/kernel"
