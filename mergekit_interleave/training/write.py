@@ -53,6 +53,11 @@ def _notes(target: TrainingTarget, method: str) -> Iterable[str]:
             "the head and the embeddings of this model share one tensor, so both are trained: "
             f"{', '.join(target.also)}"
         )
+    if method == LORA and not target.is_quantized:
+        yield (
+            "a trained LoRA is an adapter, not a model: before `verify --trained` and `card`, "
+            "merge it with PEFT's merge_and_unload(), and save the result"
+        )
     if method == LORA and target.zeroed & target.adapted:
         yield (
             "some matrices of the new layers are zero: DoRA divides by them (NaN); PiSSA, LoftQ, "
