@@ -106,8 +106,10 @@ def read(directory: Path, file: Path | None = None) -> RecordedLayout:
     record = file or next((directory / n for n in names if (directory / n).is_file()), None)
     if record is None:
         raise CheckpointError(
-            f"{directory}: records no layers, because it has neither {names[0]} nor {names[1]}",
-            hint="name a file that lists them: --recipe FILE",
+            f"{directory}: does not record that it was grown: it has neither {names[0]} nor "
+            f"{names[1]}",
+            hint="for the output of a trainer, name the directory that was trained: --recipe DIR; "
+            f"a base must be grown first: mk-interleave run 'append: 1' OUT --model {directory}",
         )
     if record.suffix == ".json":
         parsed = manifest.read(record)
