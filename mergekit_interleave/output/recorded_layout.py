@@ -108,7 +108,7 @@ def read(directory: Path, file: Path | None = None) -> RecordedLayout:
         raise CheckpointError(
             f"{directory}: does not record that it was grown: it has neither {names[0]} nor "
             f"{names[1]}",
-            hint="for the output of a trainer, name the directory that was trained: --recipe DIR; "
+            hint="for the output of a trainer, name the model that was trained: --recipe FILE; "
             f"a base must be grown first: mk-interleave run 'append: 1' OUT --model {directory}",
         )
     if record.suffix == ".json":
