@@ -238,7 +238,7 @@ class Family:
         mergekit_drops: Keys of config.json that, if true, add tensors that mergekit drops.
         own_code: Whether the class is not part of transformers but of the checkpoint.
         is_unknown: Whether the type is unknown, so that its result must be measured.
-        refused: The reason why no layer of the type can be copied exactly, a key of `reasons`.
+        refused: The reason why the type is not expanded, a key of `reasons`.
         refused_if: Keys of config.json that, if true, refuse the model, each with its reason.
         refused_unless: Keys of config.json that must have a value, each with [value, reason]; a
             missing key counts as the value.

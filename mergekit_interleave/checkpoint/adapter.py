@@ -18,6 +18,24 @@ def is_adapter(directory: Path) -> bool:
     return (directory / CONFIG).is_file()
 
 
+def check_merged(directory: Path) -> None:
+    """Check that a directory is not that of a LoRA that a trainer wrote.
+
+    Args:
+        directory: A directory that must hold a trained model.
+
+    Raises:
+        CheckpointError: It holds an adapter, and no config.json.
+    """
+    if is_adapter(directory) and not (directory / "config.json").is_file():
+        raise CheckpointError(
+            f"{directory}: is a PEFT adapter, not a model",
+            hint="merge it in Python, with AutoPeftModelForCausalLM of peft, and name the result: "
+            f"AutoPeftModelForCausalLM.from_pretrained({str(directory)!r}).merge_and_unload()"
+            ".save_pretrained('merged')",
+        )
+
+
 def not_a_model(directory: Path) -> CheckpointError:
     """Return the error for an adapter that is named as a model."""
     try:

@@ -21,7 +21,7 @@ def train(  # noqa: PLR0913 - one parameter for each flag
     *,
     trainer: Annotated[str, typer.Option("--for", metavar="NAME", help=
         f"The trainer: {registry.in_words()}.",
-        autocompletion=options.offering(*registry.TRAINERS))],
+        autocompletion=options.offering(*registry.usable()))],
     method: Annotated[str | None, typer.Option(metavar="full|lora", show_default=False, help=
         "Train the new layers themselves, or a LoRA of them. Default: full if the trainer "
         "supports it, else lora.", autocompletion=options.offering(*registry.METHODS))] = None,

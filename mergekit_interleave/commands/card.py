@@ -13,7 +13,7 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.engines.registry import MERGEKIT
-from mergekit_interleave.errors import CheckpointError, RefusedError
+from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import (
     base_names,
@@ -92,7 +92,7 @@ def card(
     place, file = Path(directory), None if recipe is None else Path(recipe)
     recorded_layout.check_directory(place)
     _check_ids(repo, base_model)
-    recorded, own = _recorded(place, file), place / manifest.FILE
+    recorded, own = recorded_layout.read(place, file), place / manifest.FILE
     before = manifest.read(own).content if own.is_file() else {}
     models, warnings = Models(cached_only=True), [*recorded.directive.warnings]
     report, content = _described(place, recorded, file, models, warnings.append)
@@ -172,15 +172,6 @@ def _notes(data: CardData) -> Iterator[str]:
         remedy = "; set it with `card DIR --base-model org/name`" if only else ""
         bases = "base's Hub id is" if only else "bases' Hub ids are"
         yield f"the card has no base_model, because the {bases} unknown{remedy}"
-
-
-def _recorded(directory: Path, file: Path | None) -> RecordedLayout:
-    try:
-        return recorded_layout.read(directory, file)
-    except CheckpointError as error:
-        if file is None and not (directory / manifest.FILE).exists():
-            error.hint = "for a trained model, name the directory of the expanded one: --recipe DIR"
-        raise
 
 
 def _described(

@@ -55,12 +55,15 @@ class Parameters:
     Attributes:
         before: In the base, which is the model of the first layer.
         after: In the result.
-        new: In the new layers of the result, which are to be trained.
+        new: In the new layers of the result.
+        trainable: Those of the new layers that can be trained: all of them, or none if they are
+            quantized, because only a LoRA of them can be trained.
     """
 
     before: int
     after: int
     new: int
+    trainable: int
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class Plan:
         names: The public names of the models, in the order of their first layers.
         depths: The number of layers of each model; None if it is unknown.
         identities: The indices of the new layers that pass their input on unchanged.
-        parameters: The numbers of parameters; None if they cannot be counted.
+        parameters: The numbers of parameters; None if they cannot be counted, as when one stored
+            integer may contain several of them.
         writing: The cost of writing the weights; None if their sizes are unknown.
         config: The keys of config.json that change, each with its old and new value; None if there
             is no config.json to read.
@@ -299,19 +303,29 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 
 def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Plan:
     """Add the sizes of the tensors to a plan."""
-    new = {layer.index for layer in found.layout.new_layers}
     choice = select.choose(expansion_plan, here, registry.requested(None))
     return dataclasses.replace(
         found,
         identities=expansion_plan.identities,
-        parameters=Parameters(
-            before=sum(tensor.elements for tensor in expansion_plan.first.tensors.values()),
-            after=expansion_plan.parameters,
-            new=sum(math.prod(spec.shape) for spec in expansion_plan.specs if spec.layer in new),
-        ),
+        parameters=_counted(expansion_plan),
         writing=_writing(choice, sum(spec.nbytes for spec in expansion_plan.specs), here),
         config=dict(grown_config.differences(expansion_plan.base.config, expansion_plan.config())),
         counted=True,
+    )
+
+
+def _counted(expansion_plan: ExpansionPlan) -> Parameters | None:
+    """Count the elements of the stored tensors, unless they are not the parameters."""
+    first = expansion_plan.first
+    if manifest.is_packed(first):
+        return None
+    layers = {layer.index for layer in expansion_plan.layout.new_layers}
+    new = sum(math.prod(spec.shape) for spec in expansion_plan.specs if spec.layer in layers)
+    return Parameters(
+        before=sum(tensor.elements for tensor in first.tensors.values()),
+        after=expansion_plan.parameters,
+        new=new,
+        trainable=0 if first.is_quantized else new,
     )
 
 
@@ -331,10 +345,12 @@ def _estimated(found: Plan, sources: Sources, here: Path, warn: Warn) -> Plan:
         return found
     layout, first = found.layout, sources.models[found.layout.models[0]]
     outside, layers = shapes[layout.models[0]]
+    new = sum(shapes[layer.model][1][layer.source] for layer in layout.new_layers)
     parameters = Parameters(
         before=outside + sum(layers),
         after=outside + sum(shapes[layer.model][1][layer.source] for layer in layout.layers),
-        new=sum(shapes[layer.model][1][layer.source] for layer in layout.new_layers),
+        new=new,
+        trainable=0 if first.is_quantized else new,
     )
     wanted = mergekit_yaml.dtype_of(found.directive.mergekit)
     dtype = _dtypes.NAMED.get(wanted or grown_config.stated_dtype(first.config) or "")
@@ -383,9 +399,9 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
             "parameters",
             f"{numbers.before:,} → {numbers.after:,} ({count(numbers.after)}{source})",
         )
-        if numbers.new:
-            share = numbers.new / numbers.after
-            yield "trainable", f"{numbers.new:,} in the new layers, {share:.1%} of all"
+        if numbers.trainable:
+            share = numbers.trainable / numbers.after
+            yield "trainable", f"{numbers.trainable:,} in the new layers, {share:.1%} of all"
     writing = found.writing
     if writing is None:
         yield "bytes", "unknown until the weights are available"
@@ -438,7 +454,6 @@ def _as_dict(found: Plan) -> dict[str, Any]:
         "parameters": found.parameters
         and {
             **dataclasses.asdict(found.parameters),
-            "trainable": found.parameters.new,
             "counted_from": "weights" if found.counted else "config.json",
         },
         "writing": writing and writing.as_dict(),

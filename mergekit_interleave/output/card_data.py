@@ -15,12 +15,11 @@ from mergekit_interleave.architectures import task as tasks
 from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.architectures.task import Task
 from mergekit_interleave.checkpoint import hub
-from mergekit_interleave.checkpoint.checkpoint import CONFIG, MAX_CONFIG, config_errors
-from mergekit_interleave.checkpoint.safetensors_header import read_json
+from mergekit_interleave.checkpoint.checkpoint import config_errors, open_checkpoint
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import ExplicitSlices, Growth
-from mergekit_interleave.directive.model_ref import parse_model
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
@@ -109,6 +108,7 @@ class CardData:
         conversion: The conversion of its weights between dtypes, if there was one.
         beyond_mergekit: Why mergekit alone cannot make these weights, if it cannot.
         has_remote_code: Whether it needs `trust_remote_code`.
+        is_quantized: Whether its weights are quantized, so that only a LoRA can be trained.
         family: The family of its language model, if known.
         trained_originals: Whether other tensors than those of new layers were trained.
         repo: The Hub id under which it is published, if known.
@@ -143,6 +143,7 @@ class CardData:
     conversion: str | None = None
     beyond_mergekit: str | None = None
     has_remote_code: bool = False
+    is_quantized: bool = False
     family: Family | None = None
     trained_originals: bool = False
     repo: str | None = None
@@ -222,7 +223,8 @@ def card_data(
     Raises:
         CheckpointError: interleave.json is malformed.
     """
-    config = read_json(directory / CONFIG, most=MAX_CONFIG)
+    checkpoint = open_checkpoint(ModelRef(ModelPath(str(directory))))
+    config = checkpoint.config
     with config_errors(directory):
         task, family = tasks.task_of(config), families.family_of_config(config)
     edits = {layer.index: layer.edit for layer in layout.new_layers if layer.edit}
@@ -260,6 +262,7 @@ def card_data(
             conversion=content.get("converted"),
             beyond_mergekit=content.get("beyond_mergekit"),
             has_remote_code="auto_map" in config,
+            is_quantized=checkpoint.is_quantized,
             family=family,
             trained_originals=verification_text.has_named(verified),
             repo=_repo(content),

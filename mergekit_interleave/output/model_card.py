@@ -243,6 +243,26 @@ def _layers(data: CardData) -> str:
 
 
 def _training(data: CardData) -> str:
+    return _lora_training(data) if data.is_quantized else _full_training(data)
+
+
+def _lora_training(data: CardData) -> str:
+    """Describe how to train quantized weights, which have no gradient."""
+    new = bool(data.layout.new_layers)
+    which = "new layers" if new else "layers at the merge seams"
+    option = "" if new else " --layers seams"
+    command = f"mk-interleave train {shlex.quote(data.directory)} --for peft{option}"
+    heading = f"## Train a LoRA of the {which}"
+    text = (
+        "The weights are quantized, so only a LoRA can be trained. This command prints the code "
+        f"that adds one to the {which} and to nothing else; `mk-interleave train --help` lists the "
+        "other trainers."
+    )
+    words = [heading, text, f"```sh\n{command}\n```", _of_lora(data)]
+    return "\n\n".join(filter(None, words))
+
+
+def _full_training(data: CardData) -> str:
     half = any(map(_dtypes.is_half, data.dtypes))
     new = bool(data.layout.new_layers)
     snippet = _python(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergekit_interleave.checkpoint import adapter
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices
@@ -78,12 +79,13 @@ def check_directory(directory: Path) -> None:
     """Check that a model's directory exists.
 
     Raises:
-        CheckpointError: It is missing, or is a file.
+        CheckpointError: It is missing, is a file, or holds a LoRA that is not merged.
     """
     if directory.is_file():
         raise CheckpointError(f"{directory}: is a file", hint="name the model's directory")
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory")
+    adapter.check_merged(directory)
 
 
 def read(directory: Path, file: Path | None = None) -> RecordedLayout:
@@ -104,8 +106,10 @@ def read(directory: Path, file: Path | None = None) -> RecordedLayout:
     record = file or next((directory / n for n in names if (directory / n).is_file()), None)
     if record is None:
         raise CheckpointError(
-            f"{directory}: records no layers, because it has neither {names[0]} nor {names[1]}",
-            hint="name a file that lists them: --recipe FILE",
+            f"{directory}: does not record that it was grown: it has neither {names[0]} nor "
+            f"{names[1]}",
+            hint="for the output of a trainer, name the model that was trained: --recipe FILE; "
+            f"a base must be grown first: mk-interleave run 'append: 1' OUT --model {directory}",
         )
     if record.suffix == ".json":
         parsed = manifest.read(record)

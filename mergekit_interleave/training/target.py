@@ -86,6 +86,11 @@ class TrainingTarget:
         """Whether the weights to train load with 16 bits, too few for most updates."""
         return self.half_dtype is not None and not self.is_quantized
 
+    @property
+    def exact_dtype(self) -> str | None:
+        """The dtype that loads the weights without rounding; None if they are quantized."""
+        return None if self.is_quantized else self.half_dtype or "float32"
+
     @cached_property
     def trained(self) -> frozenset[str]:
         """The parameters to train."""

@@ -43,17 +43,23 @@ def _write(target: TrainingTarget, trainer: Trainer, method: str) -> TrainerSett
     if method == FULL and target.is_quantized:
         raise RefusedError("the weights are quantized, so only a LoRA can be trained")
     settings = trainer.writer(method)(target)
-    notes = (*settings.notes, *_notes(target, method))
+    notes = (*settings.notes, *_notes(target, settings))
     return replace(settings, notes=notes, warnings=target.warnings, trainer=trainer.name)
 
 
-def _notes(target: TrainingTarget, method: str) -> Iterable[str]:
+def _notes(target: TrainingTarget, settings: TrainerSettings) -> Iterable[str]:
     if target.tied:
         yield (
             "the head and the embeddings of this model share one tensor, so both are trained: "
             f"{', '.join(target.also)}"
         )
-    if method == LORA and target.zeroed & target.adapted:
+    is_adapter = settings.method == LORA and not target.is_quantized
+    if is_adapter and "merge_and_unload" not in settings.text:
+        yield (
+            "a trained LoRA is an adapter, not a model: before `verify --trained` and `card`, "
+            "merge it with PEFT's merge_and_unload(), and save the result"
+        )
+    if settings.method == LORA and target.zeroed & target.adapted:
         yield (
             "some matrices of the new layers are zero: DoRA divides by them (NaN); PiSSA, LoftQ, "
             "IA3, OFT, BOFT and HRA multiply or factor them (no gradient); and a LoRA that leaves "

@@ -289,7 +289,7 @@ class TestCard:
         assert refused.status == 1
         assert f"error: {trained}: " in refused.err
         assert "hint: " in refused.err
-        assert "--recipe DIR" in refused.err
+        assert "--recipe FILE" in refused.err
         written = mk("card", trained, "--recipe", deeper)
         assert written.status == 0
         for name in ("interleave.json", "mergekit_config.yml"):

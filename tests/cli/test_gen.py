@@ -298,6 +298,7 @@ class TestZero:
             assert refused.err.startswith(f"error: {base}: ")
             assert "model type bert" in refused.err
             assert "post-norm" in refused.err
+            assert "plain copies are not supported" in refused.err
 
     def test_auto_says_when_it_assumes(self, mk: Cli, tmp_path: Path) -> None:
         """`zero: auto` warns if it assumes Llama's names for an unknown or unreadable model."""

@@ -112,7 +112,7 @@ def command_line(*words: str, **environment: str) -> str:
 def test_the_help_lists_it() -> None:
     """`train --help` takes the names from the registry."""
     text = " ".join(command_line("train", "--help", COLUMNS="500").split())
-    assert re.search(r"--for\b.*\blitgpt\b.*\bsandbox\b", text)
+    assert re.search(r"--for\b.*\bunsloth\b.*\bsandbox\b", text)
 
 
 def test_a_shell_completes_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,36 @@ class TestStoredForms:
         assert result.status == 0, result.err
         before, after = load_tensors(base), load_tensors(out)
         check_weights(stored.gptq_weight, before, after)
+
+    @pytest.mark.parametrize("form", [stored.fp8, stored.gptq, stored.mlx, stored.gpt_oss])
+    def test_the_card_trains_a_lora(
+        self, form: Callable[[Path], Path], mk: Cli, tmp_path: Path
+    ) -> None:
+        """The card of quantized weights has no code that trains them, but leads to a LoRA."""
+        result = mk("run", "append: 1", tmp_path / "out", "--model", form(tmp_path / "base"))
+        assert result.status == 0, result.err
+        card = (tmp_path / "out/README.md").read_text()
+        assert not re.search("freeze_original_layers|requires_grad|float32", card)
+        command = next(line for line in card.splitlines() if line.startswith("mk-interleave train"))
+        assert shlex.split(command)[1:] == ["train", "out", "--for", "peft"]
+
+    @pytest.mark.parametrize(
+        ("form", "is_packed"), [(stored.fp8, False), (stored.gptq, True), (stored.mlx, True)]
+    )
+    def test_plan_counts_what_run_counts(
+        self, form: Callable[[Path], Path], *, is_packed: bool, mk: Cli, tmp_path: Path
+    ) -> None:
+        """Packed weights are not counted, and quantized ones are not called trainable."""
+        base = form(tmp_path / "base")
+        planned = mk("plan", "append: 1", "--model", base)
+        assert "trainable" not in planned.out
+        assert ("parameters" not in planned.out) == is_packed
+        found = json.loads(mk("plan", "append: 1", "--model", base, "--json").out)["parameters"]
+        written = json.loads(
+            mk("run", "append: 1", tmp_path / "out", "--model", base, "--json").out
+        )
+        assert (found and found["after"]) == written["parameters"]
+        assert (found and found["trainable"]) == (None if is_packed else 0)
 
     @pytest.mark.parametrize("plan", [PLAN, "append: 2"])
     def test_a_head_behind_the_last_layer(self, plan: str, mk: Cli, tmp_path: Path) -> None:

@@ -194,7 +194,9 @@ def executed(text: str, of: TrainingTarget) -> set[str]:
     tree = ast.parse(text)
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         settings = {
-            k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg != "trust_remote_code"
+            k.arg: ast.literal_eval(k.value)
+            for k in call.keywords
+            if k.arg not in ("trust_remote_code", "dtype")
         }
         if "target_modules" in settings:
             return adapted(
@@ -285,14 +287,66 @@ PRECISION = {
 def test_weights_that_are_trained_have_32_bits(
     name: str, method: str, dtype: str, key: str
 ) -> None:
-    """The settings say so for 16-bit weights, and nothing for other or quantized ones."""
+    """The settings say so for 16-bit weights, and do not compute in 16 bits for other weights."""
     model = target(depth=10, new=(4, 9))
     wanted = PRECISION[name, method].format(key=key)
     assert wanted in write.write(replace(model, half_dtype=dtype), name, method).text
-    assert wanted not in write.write(model, name, method).text
+    if "{key}" in PRECISION[name, method]:
+        assert wanted not in write.write(model, name, method).text
     if method == "lora":
         packed = replace(model, half_dtype=dtype, is_quantized=True)
         assert wanted not in write.write(packed, name, method).text
+
+
+EXACT = {
+    ("axolotl", "full"): ["bf16: false", "bf16: false", "bf16: false"],
+    ("axolotl", "lora"): ["bf16: false\ntf32", "bf16: false\nfp16: true", "base_model: deeper\na"],
+    ("ms-swift", "full"): ["--torch_dtype float32"] * 3,
+    ("ms-swift", "lora"): [f"--torch_dtype {each}" for each in ("float32", "float16", "bfloat16")],
+    ("unsloth", "lora"): [f"    dtype=torch.{d},\n" for d in ("float32", "float16", "bfloat16")],
+}
+"""What the settings say for weights in float32, float16 and bfloat16, in this order."""
+
+
+@pytest.mark.parametrize(("name", "method"), EXACT)
+def test_the_original_layers_are_loaded_without_rounding(name: str, method: str) -> None:
+    """A trainer whose default dtype would round the weights is told another one."""
+    model = target(depth=10, new=(4, 9))
+    for dtype, wanted in zip((None, "float16", "bfloat16"), EXACT[name, method], strict=True):
+        assert wanted in write.write(replace(model, half_dtype=dtype), name, method).text
+    if method == "lora":
+        text = write.write(replace(model, is_quantized=True), name, method).text
+        assert not re.search("bf16|fp16|dtype", text)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_llamafactory_rounds_weights_of_32_bits(method: str) -> None:
+    """No setting of LLaMA-Factory keeps the original layers in float32, so a note says that."""
+    model = target(depth=10, new=(4, 9))
+    for dtype, rounds in ((None, True), ("float16", False), ("bfloat16", False)):
+        notes = write.write(replace(model, half_dtype=dtype), "llamafactory", method).notes
+        assert any("ZeRO-3" in note for note in notes) == rounds
+    packed = write.write(replace(model, is_quantized=True), "llamafactory", "lora")
+    assert not any("ZeRO-3" in note for note in packed.notes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_lora_is_to_be_merged(name: str) -> None:
+    """Every LoRA comes with the step that makes a whole model of it, unless it is of integers."""
+    if "lora" in registry.TRAINERS[name].methods:
+        for packed in (False, True):
+            found = write.write(target(is_quantized=packed), name, "lora")
+            places = [found.text, *found.notes]
+            assert sum("merge_and_unload" in place for place in places) == (not packed)
+            assert ("merge_and_unload" in found.text) == (name == "peft" and not packed)
+
+
+def test_help_lists_the_trainers_that_work(mk: Cli) -> None:
+    """The help and the hint for an unknown name list exactly the trainers with a method."""
+    listed = {name for name in registry.TRAINERS if name in mk("train", "--help").out}
+    assert listed == {*NAMES}
+    hint = mk("train", "nowhere", "--for", "zzz").err.splitlines()[-1]
+    assert {name for name in registry.TRAINERS if name in hint} == {*NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -528,7 +582,7 @@ def test_settings_and_nothing_else_go_to_standard_output(mk: Cli, deeper: Path) 
     settings = yaml.safe_load(result.out)
     assert settings["base_model"] == str(deeper)
     assert settings["peft_layers_to_transform"] == [8, 17, 26, 35, 44]
-    assert [line.split(":")[0] for line in result.err.splitlines()] == ["note"]
+    assert {line.split(":")[0] for line in result.err.splitlines()} == {"note"}
 
 
 def test_the_recipe(mk: Cli, deeper: Path, tmp_path: Path) -> None:

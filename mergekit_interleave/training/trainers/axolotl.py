@@ -1,12 +1,15 @@
 """Write axolotl's YAML for full training or for a LoRA.
 
 The rule restates axolotl's source of 2026-07-24 (utils/freeze.py).
+
+axolotl loads the weights in the dtype that it computes in: `bf16` and `fp16` choose it, and float32
+is what remains. Its default, `bf16: auto`, would round other weights than bfloat16.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from mergekit_interleave.training import lora_target
 from mergekit_interleave.training.settings import (
@@ -35,10 +38,12 @@ def full(target: TrainingTarget) -> TrainerSettings:
     patterns = [f"{stack}.{_any_of(target.layers)}." for stack in target.stacks]
     patterns += [f"{module}." for module in target.also]
     check_selection(target, trained_parameters(target.parameters, patterns), "axolotl")
-    # axolotl keeps the weights in the dtype that it computes in, by default with 16 bits.
-    precision = {"bf16": False, "tf32": "auto"} if target.loads_too_coarse else {}
     text = yaml_text(
-        {**model_keys(target, "base_model"), **precision, "unfrozen_parameters": patterns}
+        {
+            **model_keys(target, "base_model"),
+            **_PRECISION["float32"],  # 16 bits are too few for most updates
+            "unfrozen_parameters": patterns,
+        }
     )
     return TrainerSettings(text, FULL)
 
@@ -56,6 +61,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     text = yaml_text(
         {
             **model_keys(target, "base_model"),
+            **_PRECISION.get(target.exact_dtype or "", {}),
             "adapter": "lora",
             "lora_r": _RANK,
             "lora_alpha": 2 * _RANK,
@@ -69,6 +75,12 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     )
     return TrainerSettings(text, LORA, tuple(lora_notes(chosen)))
 
+
+_PRECISION: Mapping[str, Mapping[str, object]] = {
+    "float32": {"bf16": False, "tf32": "auto"},
+    "float16": {"bf16": False, "fp16": True},
+}
+"""The keys that load the weights in each dtype; bfloat16 is the default."""
 
 _RANK = 16
 """If no rank is set, axolotl passes None to PEFT, which does not accept None."""

@@ -6,7 +6,7 @@ The rules restate LLaMA-Factory's source of 2026-08-18 (model/adapter.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.training import lora_target, peft_rules
@@ -110,7 +110,17 @@ def full(target: TrainingTarget) -> TrainerSettings:
             "freeze_extra_modules": ",".join(extra) or None,
         }
     )
-    return TrainerSettings(text, FULL)
+    return TrainerSettings(text, FULL, tuple(_notes(target)))
+
+
+def _notes(target: TrainingTarget) -> Iterator[str]:
+    """Yield what LLaMA-Factory does to weights in 32 bits (model/patcher.py)."""
+    if target.exact_dtype == "float32":
+        yield (
+            "the weights have 32 bits, but LLaMA-Factory loads them in 16 bits on a GPU, except "
+            "with DeepSpeed ZeRO-3; that rounds the original layers, and no other setting prevents "
+            "it, so use --for axolotl or --for ms-swift"
+        )
 
 
 def _formula(target: TrainingTarget) -> tuple[int, bool]:
@@ -146,7 +156,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     endings = (form for form in lora_target.by_endings(target) if _is_exact_anywhere(target, form))
     chosen = lora_target.choose(target, endings)
     owners = _owners(chosen)
-    notes = [*lora_notes(chosen)]
+    notes = [*lora_notes(chosen), *_notes(target)]
     if owners:
         notes.append(f"{owners[0]} and similar modules are trained in full, not by a LoRA")
     text = yaml_text(

@@ -3,6 +3,9 @@
 ms-swift finds its model type and its template by the model's directory name or class. Several types
 or templates may fit a class; ms-swift then stops, or takes the default of its type. `ms_swift.json`
 lists what fits; `tools/ms_swift_types.py` derives it from a wheel of ms-swift.
+
+Without `--torch_dtype`, ms-swift loads the weights in the dtype of config.json, and in 16 bits if
+that states none.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ def full(target: TrainingTarget) -> TrainerSettings:
     text = shell_text(
         {
             **_model(target),
-            **_precision(target),
+            "--torch_dtype": ["float32"],  # 16 bits are too few for most updates
+            **{f"--{key}": ["true"] for key in precision_key(target)},
             "--tuner_type": ["full"],
             "--freeze_parameters_ratio": ["1"],
             "--trainable_parameters": prefixes,
@@ -58,6 +62,7 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     text = shell_text(
         {
             **_model(target),
+            "--torch_dtype": [target.exact_dtype] if target.exact_dtype else [],
             "--tuner_type": ["lora"],
             modules[0]: modules[1],
             "--target_parameters": chosen.parameters,
@@ -108,12 +113,6 @@ def _model(target: TrainingTarget) -> dict[str, Sequence[str]]:
         "--model_type": [kind] if kind else [],
         "--template": [template] if template else [],
     }
-
-
-def _precision(target: TrainingTarget) -> dict[str, Sequence[str]]:
-    """Return arguments for weights in 32 bits and computation in 16."""
-    keys = precision_key(target)
-    return {"--torch_dtype": ["float32"], **{f"--{key}": ["true"] for key in keys}} if keys else {}
 
 
 def _notes(target: TrainingTarget) -> Iterator[str]:

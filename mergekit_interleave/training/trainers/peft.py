@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mergekit_interleave.training import lora_target
 from mergekit_interleave.training.settings import (
     TrainerSettings,
     load_line,
     lora_arguments,
     lora_notes,
+    python_literal,
 )
 from mergekit_interleave.training.target import TrainingTarget
 from mergekit_interleave.training.trainers.registry import LORA
@@ -24,6 +27,14 @@ def lora(target: TrainingTarget) -> TrainerSettings:
         f"from transformers import {target.task.load}\n\n"
         f"{load_line(target)}"
         f"config = LoraConfig(\n{task}{lora_arguments(chosen)})\n"
-        "model = get_peft_model(model, config)\n"
+        f"model = get_peft_model(model, config)\n{_merge(target)}"
     )
     return TrainerSettings(text, LORA, tuple(lora_notes(chosen)))
+
+
+def _merge(target: TrainingTarget) -> str:
+    """Return comments with the step after training; a LoRA of integers stays an adapter."""
+    if target.is_quantized:
+        return ""
+    merged = python_literal(f"{Path(target.directory).name}-trained")
+    return f"\n# After training:\n# model.merge_and_unload().save_pretrained({merged})\n"

@@ -82,7 +82,13 @@ _ROWS = (
 )
 
 TRAINERS = {trainer.name: trainer for trainer in _ROWS}
-"""The trainers by their names on the command line, in the order in which help lists them."""
+"""The trainers by their names on the command line, in the order in which help lists them; and
+those that cannot train only certain layers, so that `find` can say so."""
+
+
+def usable() -> list[str]:
+    """Return the names of the trainers that can train only certain layers."""
+    return [name for name, trainer in TRAINERS.items() if trainer.methods]
 
 
 def find(name: str, method: str | None = None) -> Trainer:
@@ -99,7 +105,7 @@ def find(name: str, method: str | None = None) -> Trainer:
     trainer = TRAINERS.get(name)
     if trainer is None:
         close = nearest(name, TRAINERS)
-        hint = f"did you mean {close}?" if close else f"known trainers: {', '.join(TRAINERS)}"
+        hint = f"did you mean {close}?" if close else f"use {_others()}"
         raise DirectiveError(f"unknown trainer {name!r}", hint=hint)
     if method not in (None, *METHODS):
         raise DirectiveError(f"unknown method {method!r}", hint=f"use {' or '.join(METHODS)}")
@@ -111,13 +117,10 @@ def find(name: str, method: str | None = None) -> Trainer:
 
 
 def in_words() -> str:
-    """Return all names as a list within a sentence."""
-    return _listed([*TRAINERS])
+    """Return the names of the usable trainers as a list within a sentence."""
+    names = usable()
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def _others() -> str:
-    return f"--for {_listed([name for name, trainer in TRAINERS.items() if trainer.methods])}"
-
-
-def _listed(names: list[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
+    return f"--for {in_words()}"

@@ -1,6 +1,7 @@
 """Write Python code that loads a model with unsloth and adds a LoRA.
 
 unsloth passes its LoRA settings on to PEFT, except those for modules that are trained in full.
+Without `dtype`, it loads all weights in the 16-bit dtype that the GPU supports best.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ def lora(target: TrainingTarget) -> TrainerSettings:
     chosen = replace(chosen, also=_outside(chosen))
     loader = "FastLanguageModel" if by_index else "FastModel"
     code = "    trust_remote_code=True,\n" if target.has_remote_code else ""
+    exact = target.exact_dtype
+    torch, dtype = ("import torch\n", f"    dtype=torch.{exact},\n") if exact else ("", "")
     text = (
-        f"from unsloth import {loader}\n\n"
+        f"from unsloth import {loader}\n{torch}\n"
         f"model, tokenizer = {loader}.from_pretrained(\n"
         f"    {python_literal(target.directory)},\n"
-        f"    load_in_4bit=False,\n{code})\n"
+        f"{dtype}    load_in_4bit=False,\n{code})\n"
         f"model = {loader}.get_peft_model(\n    model,\n{lora_arguments(chosen)})\n"
     )
     note = "load_in_4bit=True needs less memory, but the frozen layers then differ from the base's"
