@@ -43,7 +43,13 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
+from mergekit_interleave.output import (
+    card_files,
+    manifest,
+    recorded_layout,
+    verification_text,
+    weight_files,
+)
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import computation_check, public_names, structure_check, suggest
 from mergekit_interleave.planning import legacy_config as legacy_configs
@@ -348,6 +354,7 @@ def _run(
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         content |= {manifest.REPO: options.repo} if options.repo else {}
+        content[weight_files.KEY] = weight_files.stamps(work)
         name = None
         try:
             card, content = card_files.write(work, content, plan.layout, name=out.name)

@@ -20,6 +20,7 @@ from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.layout import lineage, mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import weight_files
 
 KEY = "growths"
 """The key of interleave.json that lists the earlier growths."""
@@ -224,6 +225,8 @@ def inherited(growths: list[dict[str, Any]], content: Entry) -> int:
     ]
     if TRAINED in content.get("verified", {}):
         own[TRAINED] = True
+    elif weight_files.CHANGED in content:
+        own[weight_files.CHANGED] = content[weight_files.CHANGED]
     numbers: list[int] = []
     for growth in [*content.get(KEY, []), own]:
         models = [

@@ -25,7 +25,7 @@ from mergekit_interleave.errors import CheckpointError, InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_metadata, lineage
+from mergekit_interleave.output import card_metadata, lineage, weight_files
 from mergekit_interleave.output.verification_text import FORWARD, LINEAGE
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.shortest import KnownModels
@@ -363,7 +363,11 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
     # Earlier outcomes apply only to the same weights.
-    same = kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
+    same = weight_files.are_those_of(content, directory) and (
+        kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
+    )
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
+    content[weight_files.KEY] = weight_files.stamps(directory)
+    content.pop(weight_files.CHANGED, None)
     write(directory, content)
     return content

@@ -29,6 +29,11 @@ _STATUS = {
     card_data.TRAINED: "All {original} are unchanged, bit for bit.",
     card_data.UNVERIFIED: "The new layers have changed. Whether the original layers have changed "
     "was not checked.",
+    card_data.ALTERED: "Its weights are not those that the expansion has. Whether they "
+    "differ from {bases} outside the new layers was not checked; `mk-interleave verify --trained` "
+    "checks it.",
+    card_data.UNCOMPARED: "Whether its weights are those of its layout was not checked; "
+    "`mk-interleave verify --against BASE` checks it.",
     card_data.WRONG: "`mk-interleave verify` lists what differs.",
 }
 """The words that follow each status in the status line."""
@@ -134,23 +139,21 @@ def _sentence(data: CardData) -> str:
     depths = f"{_before(data)} → {len(data.layout)} layers"
     sizes = [*([] if what.startswith(depths) else [depths]), *_growth(data)]
     grown = f" ({', '.join(sizes)})" if sizes else ""
-    return f"Made from {made_from}{grown}: {what}{', then trained' if data.is_trained else ''}."
+    return f"Made from {made_from}{grown}: {what}{data.afterwards}."
 
 
 def _lineage(data: CardData) -> str:
     """List all growths, the oldest first."""
     parts = ["## Lineage"]
     for number, growth in enumerate(data.lineage, 1):
-        trained = ", then trained" if growth.trained else ""
         parts.append(
             f"{number}. {_joined(growth.sources)} → {_link(growth.result)} "
-            f"({growth.layers} layers): {growth.sentence}{trained}."
+            f"({growth.layers} layers): {growth.sentence}{growth.afterwards}."
         )
-    trained = ", then trained" if data.is_trained else ""
     what = describe.sentence(data.layout, data.growth, data.depth, data.identities)
     parts.append(
         f"{len(data.lineage) + 1}. {_joined(data.sources)} → this model "
-        f"({len(data.layout)} layers): {what}{trained}."
+        f"({len(data.layout)} layers): {what}{data.afterwards}."
     )
     return "\n\n".join([parts[0], "\n".join(parts[1:])])
 

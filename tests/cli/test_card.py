@@ -399,7 +399,7 @@ class TestCard:
         text = (tmp_path / "merged" / "README.md").read_text()
         assert not list(card_lint.problems(text, tmp_path / "merged"))
         assert source_line(text).startswith("Made from `gone` (? → 10 layers")
-        assert "**Status: untrained.**" in text
+        assert "**Status: not verified.**" in text  # nobody compared it with its base
         assert str(tmp_path) not in text
 
     def test_a_model_unlike_its_sources(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
@@ -491,6 +491,94 @@ class TestCard:
         assert result.err.startswith(f"error: {words[0]}: ")
 
 
+class TestOtherWeights:
+    """A record of verification is carried only to the weights that were verified."""
+
+    TENSORS = ("model.layers.2.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight")
+
+    @pytest.fixture
+    def changed(self, request: pytest.FixtureRequest, deeper: Path, tmp_path: Path) -> Path:
+        """Return a copy of a model in which one original tensor differs, as after training it."""
+        out = tmp_path / "changed"
+        shutil.copytree(deeper, out)
+        tensors = load_file(out / "model.safetensors")
+        tensors[request.param] += 1
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        return out
+
+    @pytest.mark.parametrize("changed", TENSORS, indirect=True)
+    @pytest.mark.parametrize("record", ["recipe", "own", "copied"])
+    def test_changed_originals(
+        self, record: str, changed: Path, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path
+    ) -> None:
+        """A changed original layer, head or embedding ends the record and the claim of equality."""
+        if record == "recipe":
+            for name in ("interleave.json", "README.md", "layers.svg"):
+                (changed / name).unlink()
+        if record == "copied":
+            shutil.copy(deeper / "interleave.json", changed)
+        words = ("--recipe", deeper) if record == "recipe" else ()
+        result = mk("card", changed, *words)
+        assert result.status == 0
+        status = card_data.ALTERED if record == "recipe" else card_data.UNCOMPARED
+        assert "verification" in result.err
+        text = (changed / "README.md").read_text()
+        assert f"**Status: {status}.**" in text
+        assert "| verified | nothing yet |" in text
+        assert "byte for byte" not in text
+        assert "untrained" not in text
+        assert not list(card_lint.problems(text, changed))
+        assert mk("card", changed).status == 0  # the second time, too
+        assert (changed / "README.md").read_text() == text
+        again = tmp_path / "again"
+        assert mk("run", "append: 1", again, "--model", changed, "--engine", "stream").status == 0
+        first = (again / "README.md").read_text().partition("## Lineage")[2].splitlines()[2]
+        assert first.endswith(f", then {status}." if record == "recipe" else "block expansion.")
+        assert mk("verify", changed, "--against", tiny).status == 1
+        assert f"**Status: {card_data.WRONG}.**" in (changed / "README.md").read_text()
+
+    def test_trained_seams(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A stack whose seams were trained is not verified until `verify --trained` checks it."""
+        stack, trained = tmp_path / "stack", tmp_path / "trained"
+        words = ("run", "drop: [3, 4]", stack, "--model", tiny, "--engine", "stream")
+        assert mk(*words).status == 0
+        train_new_layers(stack, trained, layers="seams")
+        assert mk("card", trained, "--recipe", stack).status == 0
+        text = (trained / "README.md").read_text()
+        assert f"**Status: {card_data.ALTERED}.**" in text
+        assert ModelCard(text).data.base_model_relation == "finetune"
+        verify = ("verify", trained, "--against", tiny, "--trained", "--layers", "seams")
+        assert mk(*verify).status == 0
+        assert f"**Status: {card_data.TRAINED}.**" in (trained / "README.md").read_text()
+
+    def test_the_same_bytes(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
+        """Equal bytes keep the record: those of the recipe's model, and those of the sources."""
+        copy = tmp_path / "copy"
+        shutil.copytree(deeper, copy)
+        (copy / "interleave.json").unlink()
+        os.utime(copy / "model.safetensors", (1, 1))
+        assert mk("card", copy, "--recipe", deeper, "--force").status == 0
+        assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
+        os.utime(copy / "model.safetensors", (2, 2))
+        assert mk("card", copy, cwd=tiny.parent).status == 0  # finds the base by its name
+        assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
+        os.utime(copy / "model.safetensors", (3, 3))
+        assert mk("card", copy).status == 0
+        assert f"**Status: {card_data.UNCOMPARED}.**" in (copy / "README.md").read_text()
+        assert mk("verify", copy, "--against", tiny).status == 0
+        assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
+
+    def test_trained_again(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
+        """The verification of a trained model is not that of a model trained from it."""
+        first, second = tmp_path / "first", tmp_path / "second"
+        train_new_layers(deeper, first)
+        assert mk("card", first, "--recipe", deeper).status == 0
+        assert mk("verify", first, "--against", tiny, "--trained").status == 0
+        train_new_layers(first, second)
+        assert mk("card", second, "--recipe", first).status == 0
+        assert f"**Status: {card_data.UNVERIFIED}.**" in (second / "README.md").read_text()
+
+
 class TestPublishing:
     """--repo and --base-model name the model and its base on the Hub."""
 
@@ -528,6 +616,8 @@ class TestPublishing:
         one, other = files(first), files(second)
         manifests = [json.loads(each.pop("interleave.json")) for each in (one, other)]
         assert one == other
+        for manifest in manifests:
+            assert manifest.pop("weight_files").keys() == {"model.safetensors"}  # and their times
         assert manifests[0] == manifests[1]
         assert mk("verify", second, "--against", tiny).status == 0
 
@@ -624,7 +714,7 @@ class TestOneDescription:
     def described(self, out: Path) -> dict[str, Any]:
         """Return what the files of a model say about it, without the versions of the tools."""
         record = json.loads((out / "interleave.json").read_text())
-        for key in ("tools", "generated", "files"):
+        for key in ("tools", "generated", "files", "weight_files"):
             record.pop(key)
         return {
             "README.md": re.sub(r"Made with [^`]*\. ", "", (out / "README.md").read_text()),
