@@ -322,8 +322,7 @@ def _run(
             mix=mixes(how.mergekit),
             legacy=options.legacy,
         )
-        warnings.extend(plan.warnings)
-        manifest.check_sources(plan)
+        warnings.extend((*plan.warnings, *manifest.check_sources(plan, options.base_model)))
         must_measure = _must_measure(plan)
         writer = Writer(plan, work, how)
         writer.check_room()
@@ -353,8 +352,8 @@ def _run(
         warnings.extend(plan.client_warnings)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
+        content |= {weight_files.KEY: weight_files.stamps(work)}
         content |= {manifest.REPO: options.repo} if options.repo else {}
-        content[weight_files.KEY] = weight_files.stamps(work)
         name = None
         try:
             card, content = card_files.write(work, content, plan.layout, name=out.name)

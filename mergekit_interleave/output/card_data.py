@@ -131,6 +131,10 @@ class CardData:
             verified.
         misread_by: What other programs read differently, one clause for each program.
         legacy: Whether its files are also written for transformers 4.
+        compared_with: The source whose outputs were compared with its own, if there are several.
+        forced: The settings in which its sources differ although they change what is computed, one
+            clause each.
+        config_base: The model that its config.json comes from, if that is not one of its sources.
     """
 
     directory: str
@@ -164,6 +168,9 @@ class CardData:
     unchanged: Sequence[str] = ()
     misread_by: Sequence[str] = ()
     legacy: bool = False
+    compared_with: str | None = None
+    forced: Sequence[str] = ()
+    config_base: str | None = None
 
     @property
     def to_train(self) -> Sequence[int]:
@@ -282,8 +289,17 @@ def card_data(
             ],
             misread_by=_misread_by(directory, config, content),
             legacy=bool(content.get(manifest.LEGACY)),
+            compared_with=verified.get(verification_text.FORWARD, {}).get("base"),
+            forced=[str(clause) for clause in content.get(manifest.FORCED, ())],
+            config_base=_config_base(content),
             **_lineage(content),
         )
+
+
+def _config_base(content: Mapping[str, Any]) -> str | None:
+    base = content["directive"].get("base_model")
+    is_source = any(base == entry["model"] for entry in content["models"])
+    return None if base is None or is_source else str(parse_model(base, "base_model"))
 
 
 def _repo(content: Mapping[str, Any]) -> str | None:
@@ -297,7 +313,7 @@ def _lineage(content: Mapping[str, Any]) -> dict[str, Any]:
     if not growths:
         return {}
     results = {
-        entry[lineage.GROWTH]: source
+        entry[lineage.GROWTH]: (source, lineage.has_lora(entry))
         for growth in (*growths, content)
         for entry, source in zip(growth["models"], _sources(growth["models"]), strict=True)
         if lineage.GROWTH in entry
@@ -310,7 +326,9 @@ def _lineage(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _growth(growth: Mapping[str, Any], result: CardSource) -> CardGrowth:
+def _growth(growth: Mapping[str, Any], made: tuple[CardSource, bool]) -> CardGrowth:
+    """Return a growth and its result, into which perhaps a LoRA was merged."""
+    result, has_lora = made
     layout = lineage.layout_of(growth)
     line = directives.from_document(dict(growth["directive"])).growth
     sources = _sources(growth["models"])
@@ -323,7 +341,8 @@ def _growth(growth: Mapping[str, Any], result: CardSource) -> CardGrowth:
         sentence=describe.sentence(
             layout, None if isinstance(line, ExplicitSlices) else line, depth, identities
         ),
-        afterwards=_AFTERWARDS.get(_changed(growth, growth) or "", ""),
+        afterwards=_AFTERWARDS.get(_changed(growth, growth) or "", "")
+        + (", then a LoRA merged" if has_lora else ""),
     )
 
 

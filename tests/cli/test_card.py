@@ -18,7 +18,7 @@ import card_lint
 import pytest
 import stored
 import yaml
-from harness import Cli, flip_bit, make_llama, train_new_layers
+from harness import Cli, edit_json, flip_bit, make_llama, make_lora, train_new_layers
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
@@ -508,7 +508,7 @@ class TestOtherWeights:
 
     @pytest.mark.parametrize("changed", TENSORS, indirect=True)
     @pytest.mark.parametrize("record", ["recipe", "own", "copied"])
-    def test_changed_originals(
+    def test_changed_originals(  # noqa: PLR0913, PLR0917 - the fixtures
         self, record: str, changed: Path, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path
     ) -> None:
         """A changed original layer, head or embedding ends the record and the claim of equality."""
@@ -577,6 +577,101 @@ class TestOtherWeights:
         train_new_layers(first, second)
         assert mk("card", second, "--recipe", first).status == 0
         assert f"**Status: {card_data.UNVERIFIED}.**" in (second / "README.md").read_text()
+
+
+class TestForcedStacks:
+    """A stack of models whose settings differ says so."""
+
+    @pytest.fixture
+    def forced(self, tmp_path: Path) -> tuple[Path, str]:
+        """Create two models that differ in two settings; return their folder and a recipe."""
+        make_llama(tmp_path / "a", rms_norm_eps=1e-6)
+        b = make_llama(tmp_path / "b", rms_norm_eps=1e-3)
+        edit_json(b / "config.json", lambda c: c["rope_parameters"].update(rope_theta=5e5))
+        return tmp_path, "layout: [a 0:5, b 4:8]"
+
+    def test_the_trace(self, forced: tuple[Path, str], mk: Cli) -> None:
+        """The output, interleave.json and the card name every setting with both values."""
+        place, directive = forced
+        words = ("--mergekit", "allow_crimes=true")
+        result = mk("run", directive, "out", *words, cwd=place)
+        assert result.status == 0, result.err
+        content = json.loads((place / "out/interleave.json").read_text())
+        text = (place / "out/README.md").read_text()
+        (status,) = (line for line in text.splitlines() if line.startswith("**Status"))
+        for said in (result.err, " ".join(content["forced"]), status):
+            assert "rms_norm_eps is 0.001 in b and 1e-06 in a" in said
+            assert "rope_theta is 500000.0 in b and 10000.0 in a" in said
+        assert "forced" in status
+        assert str(place) not in text
+        assert mk("card", "out", cwd=place).status == 0
+        assert (place / "out/README.md").read_text() == text
+
+    def test_a_stack_that_fits(self, mk: Cli, tmp_path: Path) -> None:
+        """A stack that needs no force is not called forced."""
+        for name in "ab":
+            make_llama(tmp_path / name)
+        directive = "layout: [a 0:5, b 4:8]"
+        result = mk("run", directive, "out", "--mergekit", "allow_crimes=true", cwd=tmp_path)
+        assert (result.status, "forced" in result.err) == (0, False)
+        assert "forced" not in json.loads((tmp_path / "out/interleave.json").read_text())
+
+
+class TestStacksOfSeveralModels:
+    """The card of a stack names its sources where the reader needs them."""
+
+    @pytest.fixture
+    def place(self, mk: Cli, tmp_path: Path) -> Path:
+        """Create two models, a stack of them, and the stack with trained seams."""
+        for name in ("a", "b"):
+            make_llama(tmp_path / name)
+        directive = "layout: [a 0:5, b 4:8]"
+        assert mk("run", directive, "out", cwd=tmp_path).status == 0
+        train_new_layers(tmp_path / "out", tmp_path / "trained", layers="seams")
+        return tmp_path
+
+    def test_the_commands_after_training(self, place: Path, mk: Cli) -> None:
+        """The commands that the card prints succeed, in their order."""
+        text = (place / "out/README.md").read_text().partition("After training, ")[2]
+        commands = re.findall(r"`mk-interleave (.*?)`", text.partition("\n")[0])
+        assert [command.split()[0] for command in commands] == ["card", "verify"]
+        assert "--against a --against b " in commands[1]
+        for command in commands:
+            words = command.replace("TRAINED", "trained").replace("DIR", "out").split()
+            result = mk(*words, cwd=place)
+            assert result.status == 0, result.err
+        assert f"**Status: {card_data.TRAINED}.**" in (place / "trained/README.md").read_text()
+
+    def test_the_base_of_a_forward_pass(self, place: Path, mk: Cli) -> None:
+        """The output and the card name the source whose outputs were compared."""
+        words = ("--against", "a", "--against", "b", "--forward")
+        result = mk("verify", "out", *words, cwd=place)
+        assert result.status == 0
+        assert "differ from those of a, " in result.out
+        text = (place / "out/README.md").read_text()
+        assert "differ from those of a by at most " in text
+        assert "compared with those of `a`" in text
+
+
+class TestLora:
+    """A LoRA is merged into the base that outputs are compared with."""
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_a_forward_pass(self, dtype: str, mk: Cli, tmp_path: Path) -> None:
+        """An identity of the merged model has its outputs, and not those of the base alone."""
+        import torch
+
+        base = make_llama(tmp_path / "base", dtype=getattr(torch, dtype))
+        lora = make_lora(base, tmp_path / "lora")
+        out, both = tmp_path / "out", f"{base}+{lora}"
+        assert mk("run", "interleave: every 4", out, "--model", both).status == 0
+        result = mk("verify", out, "--against", both, "--forward")
+        assert result.status == 0, result.err
+        assert "logits on 64 random tokens" in result.out
+        found = json.loads((out / "interleave.json").read_text())["verified"]["forward"]
+        assert found["largest_difference"] <= 1e-5 * found["largest_logit"]
+        assert f"**Status: {card_data.SAME}.**" in (out / "README.md").read_text()
+        assert (mk("verify", out, "--against", both, "--trained").status) == 1
 
 
 class TestPublishing:
