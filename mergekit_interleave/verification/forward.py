@@ -289,7 +289,7 @@ def _merged(model: Any, lora: ModelPath) -> Any:
         from peft import PeftModel  # noqa: PLC0415
     except ImportError as error:
         raise RefusedError(
-            f"the base is compared with the LoRA {lora} merged into it, which needs the package peft"
+            f"the LoRA {lora} cannot be merged into the base, because peft is not installed"
         ) from error
     return PeftModel.from_pretrained(model, lora.path, revision=lora.revision).merge_and_unload()
 
