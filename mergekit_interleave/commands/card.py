@@ -10,6 +10,7 @@ from typing import Any
 from mergekit_interleave import _out_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands import _carried
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.engines.registry import MERGEKIT
@@ -17,13 +18,15 @@ from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import (
     base_names,
+    card_data,
     card_files,
     card_metadata,
     manifest,
     recorded_layout,
-    verification_text,
+    weight_files,
 )
 from mergekit_interleave.output.card_data import CardData
+from mergekit_interleave.output.manifest import Manifest
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.output.staging import files_below
 from mergekit_interleave.planning import public_names, zeroing
@@ -104,7 +107,7 @@ def card(
         content = base_names.stated(content, base_model)
     record = file if recorded.manifest else None
     written = base_names.write_recipe(place, content, _recipe(report, record))
-    data, content = card_files.write(place, content, recorded.layout, trained=bool(report.changed))
+    data, content = card_files.write(place, content, recorded.layout)
     if "layers" in content:
         if file is not None or not before:
             content["files"] = _files(place, recorded)
@@ -116,7 +119,7 @@ def card(
         name=data.name,
         base_models=tuple(data.base_models),
         warnings=tuple(warnings),
-        notes=tuple(_notes(data)),
+        notes=tuple(_notes(data, {} if recorded.manifest is None else recorded.manifest.content)),
     )
 
 
@@ -144,8 +147,6 @@ def _updated(
     if is_of_expansion:
         updated.pop(manifest.REPO, None)
         updated.pop(card_files.KEY, None)
-    if report.changed and verification_text.TRAINED not in (updated.get("verified") or {}):
-        updated["verified"] = {}  # the recorded outcomes are those before training
     return updated
 
 
@@ -166,7 +167,12 @@ def _recipe(report: VerifyReport, record: Path | None) -> str | None:
     return beside.read_text(encoding="utf-8") if beside.is_file() else None
 
 
-def _notes(data: CardData) -> Iterator[str]:
+def _notes(data: CardData, before: Mapping[str, Any]) -> Iterator[str]:
+    if before.get("verified") and data.status in (card_data.ALTERED, card_data.UNCOMPARED):
+        yield (
+            "the card does not state the recorded verification, because it is not known that the "
+            "weights are those that were verified; `mk-interleave verify` checks them"
+        )
     if not data.base_models:
         only = len(data.since or data.sources) == 1
         remedy = "; set it with `card DIR --base-model org/name`" if only else ""
@@ -197,13 +203,31 @@ def _described(
             f"(`{' '.join(command)}` lists all differences)"
         )
     if recorded.manifest is not None:
-        return report, dict(recorded.manifest.content)
+        return report, _with_outcomes(directory, recorded.manifest, file, report, models)
     plan = report.expected.plan
     if plan is None:
-        return report, _of_itself(directory, recorded, models, warn)
+        content = _of_itself(directory, recorded, models, warn)
+        return report, _carried.dropped(directory, content, None, report)
     outcomes = {report.kind: report.outcome()}
     content = manifest.describe(plan, MERGEKIT, None, outcomes, warn)
-    return report, {**content, "tools": {}}  # the version of mergekit is unknown
+    stamps = {weight_files.KEY: weight_files.stamps(directory)}
+    return report, {**content, **stamps, "tools": {}}  # the version of mergekit is unknown
+
+
+def _with_outcomes(
+    directory: Path,
+    recorded: Manifest,
+    file: Path | None,
+    report: VerifyReport,
+    models: Models,
+) -> dict[str, Any]:
+    """Return the recorded content with the outcomes of verification that are true of a model."""
+    known = _carried.carried(directory, recorded.content, file, report)
+    if known is None and not report.changed:
+        sources = _sources(RecordedLayout(recorded.directive, recorded))
+        sources = sources if _are_available(sources, models) else []
+        known = _carried.compared_again(directory, recorded.content, file, sources, models)
+    return known or _carried.dropped(directory, recorded.content, file, report)
 
 
 def _sources(recorded: RecordedLayout) -> list[ModelRef]:

@@ -43,7 +43,13 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
+from mergekit_interleave.output import (
+    card_files,
+    manifest,
+    recorded_layout,
+    verification_text,
+    weight_files,
+)
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import computation_check, public_names, structure_check, suggest
 from mergekit_interleave.planning import legacy_config as legacy_configs
@@ -316,8 +322,7 @@ def _run(
             mix=mixes(how.mergekit),
             legacy=options.legacy,
         )
-        warnings.extend(plan.warnings)
-        manifest.check_sources(plan)
+        warnings.extend((*plan.warnings, *manifest.check_sources(plan, options.base_model)))
         must_measure = _must_measure(plan)
         writer = Writer(plan, work, how)
         writer.check_room()
@@ -347,6 +352,7 @@ def _run(
         warnings.extend(plan.client_warnings)
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
+        content |= {weight_files.KEY: weight_files.stamps(work)}
         content |= {manifest.REPO: options.repo} if options.repo else {}
         name = None
         try:

@@ -15,7 +15,7 @@ from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.record import record
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
-from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.errors import DirectiveError, RefusedError
 from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.training import selection
@@ -68,7 +68,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             the model has no module that `also` names.
         CheckpointError: A model cannot be read, or no file records its layout.
         RefusedError: The forward passes cannot be compared, or the tensors of a model that was
-            grown several times with those of an earlier base.
+            grown several times with those of an earlier base, or no tensor of a trained one.
     """
     if max_memory is not None and not forward:
         raise DirectiveError("--max-memory limits the forward pass only", hint="pass --forward too")
@@ -92,12 +92,27 @@ def verify(  # noqa: PLR0913 - one parameter for each option
             )
         else:
             report = reports.verify(place, models, against=sources, layout_from=file)
+        if trained:
+            _check_compared(report)
         warnings = record(place, report) if sources else ()
         if forward and report.is_exact:
             measured = reports.measure(place, report, memory)
             warnings += record(place, report, measured)
             report = dataclasses.replace(report, forward=measured)
     return dataclasses.replace(report, warnings=tuple(dict.fromkeys((*report.warnings, *warnings))))
+
+
+def _check_compared(report: VerifyReport) -> None:
+    """Check that a comparison after training has compared a tensor.
+
+    Raises:
+        RefusedError: It has not, so it proves nothing.
+    """
+    weights = report.weights
+    if weights is not None and not weights.compared and not report.differences:
+        reasons = "; ".join(weights.unread) or "there is none"
+        against = " and ".join(report.against)
+        raise RefusedError(f"{report.out}: no tensor can be compared with {against}: {reasons}")
 
 
 def _named(

@@ -39,6 +39,12 @@ def stated(content: Entry, base_model: str) -> dict[str, Any]:
             f"base_model: the model has several bases: {base} and {others[0]}",
             hint="leave --base-model out; it can name only one",
         )
+    grown = [entry.get("hub_id") for entry in lineage.entries(content) if lineage.GROWTH in entry]
+    if path in (*grown, content.get(public_names.REPO)):
+        raise DirectiveError(
+            f"base_model: {path} is a model that was grown from the first base, {base}",
+            hint="name the first base, or leave --base-model out",
+        )
     old = parse_model(base, "models")
     new = replace(old, model=ModelPath(path, revision or None)).to_yaml()
     *growths, own = (_named(part, base, new, path) for part in parts)

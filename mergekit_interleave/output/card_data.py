@@ -23,7 +23,13 @@ from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_m
 from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_metadata, lineage, manifest, verification_text
+from mergekit_interleave.output import (
+    card_metadata,
+    lineage,
+    manifest,
+    verification_text,
+    weight_files,
+)
 from mergekit_interleave.planning import legacy_config, llama_cpp, public_names, zeroing
 
 
@@ -59,26 +65,32 @@ class CardGrowth:
         sources: The models that it was made from.
         layers: The number of layers of the result.
         sentence: A description of the growth.
-        trained: Whether the result was trained, as far as that was verified.
+        afterwards: What has happened to its weights since, as the end of a sentence.
     """
 
     result: CardSource
     sources: Sequence[CardSource]
     layers: int
     sentence: str
-    trained: bool
+    afterwards: str
 
 
-EQUAL, SAME, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, WRONG = (
+EQUAL, SAME, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, ALTERED, UNCOMPARED, WRONG = (
     "untrained, equal to its base",
     "untrained, the same outputs as its base where compared",
     "untrained, other outputs than its base",
     "untrained",
     "trained",
     "trained, not verified",
+    "trained or changed, not verified",
+    "not verified",
     "verification failed",
 )
 """The values of `CardData.status`: how the model compares with its base."""
+
+
+_AFTERWARDS = {status: f", then {status}" for status in (TRAINED, UNVERIFIED, ALTERED)}
+"""The end of a sentence about a model, by its status, if its weights have changed."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,10 @@ class CardData:
             verified.
         misread_by: What other programs read differently, one clause for each program.
         legacy: Whether its files are also written for transformers 4.
+        compared_with: The source whose outputs were compared with its own, if there are several.
+        forced: The settings in which its sources differ although they change what is computed, one
+            clause each.
+        config_base: The model that its config.json comes from, if that is not one of its sources.
     """
 
     directory: str
@@ -153,6 +169,9 @@ class CardData:
     unchanged: Sequence[str] = ()
     misread_by: Sequence[str] = ()
     legacy: bool = False
+    compared_with: str | None = None
+    forced: Sequence[str] = ()
+    config_base: str | None = None
 
     @property
     def to_train(self) -> Sequence[int]:
@@ -167,8 +186,13 @@ class CardData:
 
     @property
     def is_trained(self) -> bool:
-        """Whether its new layers have changed since it was made."""
-        return self.status in (TRAINED, UNVERIFIED)
+        """Whether its weights have changed since it was made."""
+        return self.status in _AFTERWARDS
+
+    @property
+    def afterwards(self) -> str:
+        """What has happened to its weights since it was made, as the end of a sentence."""
+        return _AFTERWARDS.get(self.status, "")
 
     @property
     def base_models(self) -> list[str]:
@@ -208,8 +232,6 @@ def card_data(
     name: str,
     content: Mapping[str, Any],
     layout: Layout,
-    *,
-    trained: bool = False,
 ) -> CardData:
     """Derive the data of a model card.
 
@@ -218,7 +240,6 @@ def card_data(
         name: The name of its directory, when it is complete.
         content: The content of its interleave.json.
         layout: Its layers.
-        trained: Whether its new layers have changed since it was made.
 
     Raises:
         CheckpointError: interleave.json is malformed.
@@ -245,7 +266,7 @@ def card_data(
             growth=None if is_explicit else growth,
             sources=_sources(content["models"]),
             identities=edits.keys() & {int(index) for index in content.get("identities", ())},
-            status=_status(content, layout, verified, trained=trained),
+            status=_status(content, layout, verified),
             norms=norms,
             fingerprint=fingerprint(layout),
             task=task,
@@ -271,8 +292,17 @@ def card_data(
             ],
             misread_by=_misread_by(directory, config, content),
             legacy=bool(content.get(manifest.LEGACY)),
+            compared_with=verified.get(verification_text.FORWARD, {}).get("base"),
+            forced=[str(clause) for clause in content.get(manifest.FORCED, ())],
+            config_base=_config_base(content),
             **_lineage(content),
         )
+
+
+def _config_base(content: Mapping[str, Any]) -> str | None:
+    base = content["directive"].get("base_model")
+    is_source = any(base == entry["model"] for entry in content["models"])
+    return None if base is None or is_source else str(parse_model(base, "base_model"))
 
 
 def _repo(content: Mapping[str, Any]) -> str | None:
@@ -286,7 +316,7 @@ def _lineage(content: Mapping[str, Any]) -> dict[str, Any]:
     if not growths:
         return {}
     results = {
-        entry[lineage.GROWTH]: source
+        entry[lineage.GROWTH]: (source, lineage.has_lora(entry))
         for growth in (*growths, content)
         for entry, source in zip(growth["models"], _sources(growth["models"]), strict=True)
         if lineage.GROWTH in entry
@@ -299,7 +329,9 @@ def _lineage(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _growth(growth: Mapping[str, Any], result: CardSource) -> CardGrowth:
+def _growth(growth: Mapping[str, Any], made: tuple[CardSource, bool]) -> CardGrowth:
+    """Return a growth and its result, into which perhaps a LoRA was merged."""
+    result, has_lora = made
     layout = lineage.layout_of(growth)
     line = directives.from_document(dict(growth["directive"])).growth
     sources = _sources(growth["models"])
@@ -312,7 +344,8 @@ def _growth(growth: Mapping[str, Any], result: CardSource) -> CardGrowth:
         sentence=describe.sentence(
             layout, None if isinstance(line, ExplicitSlices) else line, depth, identities
         ),
-        trained=bool(growth.get(lineage.TRAINED)),
+        afterwards=_AFTERWARDS.get(_changed(growth, growth) or "", "")
+        + (", then a LoRA merged" if has_lora else ""),
     )
 
 
@@ -334,16 +367,22 @@ def _number(value: Any) -> int | None:
     return None if value is None else int(value)
 
 
-def _status(
-    content: Mapping[str, Any], layout: Layout, verified: Mapping[str, Any], *, trained: bool
-) -> str:
+def _changed(content: Mapping[str, Any], verified: Mapping[str, Any]) -> str | None:
+    """Return the status of a model whose weights have changed since it was made, or None."""
+    if verification_text.TRAINED in verified:
+        return TRAINED
+    changed = content.get(weight_files.CHANGED)
+    return UNVERIFIED if changed == weight_files.NEW_LAYERS else ALTERED if changed else None
+
+
+def _status(content: Mapping[str, Any], layout: Layout, verified: Mapping[str, Any]) -> str:
     """Return how the model compares with its base, as far as that is proved or measured."""
     if any(outcome.get("exact") is False for outcome in verified.values()):
         return WRONG
-    if verification_text.TRAINED in verified:
-        return TRAINED
-    if trained:
-        return UNVERIFIED
+    if changed := _changed(content, verified):
+        return changed
+    if verification_text.WEIGHTS not in verified:
+        return UNCOMPARED
     kept = [layer.source for layer in layout.layers if layer.is_plain and not layer.new]
     if content.get("equal") is True and kept == [*range(len(kept))] and len(layout.models) == 1:
         return EQUAL

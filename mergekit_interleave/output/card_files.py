@@ -29,13 +29,12 @@ def generate(data: CardData) -> dict[str, str]:
     return {model_card.FILE: model_card.render(data), model_card.PICTURE: model_card.picture(data)}
 
 
-def write(  # noqa: PLR0913 - the same values for `run`, `card` and `verify`
+def write(
     directory: Path,
     content: Mapping[str, Any],
     layout: Layout,
     *,
     name: str | None = None,
-    trained: bool = False,
     files: Collection[str] = FILES,
 ) -> tuple[CardData, dict[str, Any]]:
     """Generate and write the files.
@@ -45,7 +44,6 @@ def write(  # noqa: PLR0913 - the same values for `run`, `card` and `verify`
         content: The content of its interleave.json.
         layout: Its layers.
         name: The name that the directory will have, if it is not complete yet.
-        trained: Whether its new layers have changed since it was made.
         files: The files to write.
 
     Returns:
@@ -56,7 +54,7 @@ def write(  # noqa: PLR0913 - the same values for `run`, `card` and `verify`
         OutputError: A file cannot be written.
     """
     name = name or directory.resolve().name or "model"
-    data = card_data(directory, name, content, layout, trained=trained)
+    data = card_data(directory, name, content, layout)
     texts = {name: text for name, text in generate(data).items() if name in files}
     for file, text in texts.items():
         replace_file(directory / file, text)

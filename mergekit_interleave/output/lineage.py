@@ -20,6 +20,7 @@ from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.layout import lineage, mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.output import weight_files
 
 KEY = "growths"
 """The key of interleave.json that lists the earlier growths."""
@@ -66,8 +67,9 @@ class Generation:
         path = Path(name)
         wanted = path.resolve().name if path.exists() else last_part(name)
         known = {
-            model: [str(entry[key]) for key in ("model", "hub_id") if key in entry]
+            model: [*(str(entry[key]) for key in ("model", "hub_id") if key in entry), base]
             for model, entry in self.sources.items()
+            for base in [str(parse_model(entry["model"], "models").model)]  # without its LoRA
         }
         exact = [model for model, names in known.items() if name in names]
         return exact or [m for m, names in known.items() if wanted in map(last_part, names)]
@@ -124,9 +126,26 @@ def _layout(content: Entry) -> tuple[Layout, dict[ModelRef, Entry]]:
 
 
 def _ref(entry: Entry) -> ModelRef:
+    stated = parse_model(entry["model"], "models")
     if GROWTH in entry:
-        return ModelRef(ModelPath(f"{KEY}[{entry[GROWTH]}]"))
-    return parse_model(entry["model"], "models")
+        return ModelRef(ModelPath(f"{KEY}[{entry[GROWTH]}]"), stated.lora)
+    return stated
+
+
+def entries(content: Entry) -> list[Entry]:
+    """Return the entries of all models in a lineage, the oldest growth first."""
+    return [entry for part in (*content.get(KEY, ()), content) for entry in part["models"]]
+
+
+def first_bases(content: Entry) -> list[str]:
+    """Return the names of the models in a lineage that were not grown themselves."""
+    names = (str(entry["model"]) for entry in entries(content) if GROWTH not in entry)
+    return list(dict.fromkeys(names))
+
+
+def has_lora(entry: Entry) -> bool:
+    """Return whether a LoRA was merged into a model of an interleave.json first."""
+    return parse_model(entry["model"], "models").lora is not None
 
 
 def problem(content: Entry) -> str | None:
@@ -224,6 +243,8 @@ def inherited(growths: list[dict[str, Any]], content: Entry) -> int:
     ]
     if TRAINED in content.get("verified", {}):
         own[TRAINED] = True
+    elif weight_files.CHANGED in content:
+        own[weight_files.CHANGED] = content[weight_files.CHANGED]
     numbers: list[int] = []
     for growth in [*content.get(KEY, []), own]:
         models = [

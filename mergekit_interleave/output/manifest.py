@@ -21,12 +21,13 @@ from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import ModelRef, is_directory_or_file
 from mergekit_interleave.engines import registry
-from mergekit_interleave.errors import CheckpointError, InterleaveError
+from mergekit_interleave.errors import CheckpointError, DirectiveError, InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_metadata, lineage
+from mergekit_interleave.output import card_metadata, lineage, weight_files
 from mergekit_interleave.output.verification_text import FORWARD, LINEAGE
+from mergekit_interleave.planning import public_names
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.shortest import KnownModels
 from mergekit_interleave.planning.tensor_plan import TensorSpec
@@ -34,10 +35,12 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec
 FILE = _out_files.MANIFEST
 VERSION = 1
 
-REPO = "repo"
-"""The key of interleave.json that is the Hub id under which the model is published."""
+REPO = public_names.REPO
 LEGACY = "legacy_config"
 """The key that is true if config.json and the tokenizer are also written for transformers 4."""
+
+FORCED = "forced"
+"""The key that lists the settings in which stacked models differ, if the stack was forced."""
 
 KEEPS_PERIOD = "llama_cpp_layout"
 """The key of the nearest directive that llama.cpp computes alike, if it misreads this layout."""
@@ -78,6 +81,7 @@ def describe(
         "inherited": inherited,
         **({LEGACY: True} if plan.legacy else {}),
         **({KEEPS_PERIOD: plan.keeps_period} if plan.keeps_period else {}),
+        **({FORCED: list(plan.forced)} if plan.forced else {}),
         "engine": engine,
         **({"beyond_mergekit": beyond_mergekit} if beyond_mergekit else {}),
         "tools": tools(engine),
@@ -197,22 +201,38 @@ def _source(
             source["lora_hub_id"] = lora.path
     origin = checkpoint.hub_origin
     source |= {"commit": origin.revision} if origin else {}
-    before = None if lora is not None else of_source(checkpoint)
+    before = of_source(checkpoint)
     if before is not None:
         source[lineage.GROWTH] = lineage.inherited(growths, before)
-        if known is None and REPO in before:
-            source["hub_id"] = before[REPO]
     return source
 
 
-def check_sources(plan: ExpansionPlan) -> None:
+def check_sources(plan: ExpansionPlan, base_model: str | None = None) -> list[str]:
     """Check that the source models are what their interleave.json describe, if they have one.
+
+    Args:
+        plan: The plan of the model.
+        base_model: The Hub id that the user gives for the only source model.
+
+    Returns:
+        A warning if that may have been meant for the first base of the source; else nothing.
 
     Raises:
         CheckpointError: One of them is not.
+        DirectiveError: The Hub id is that of an earlier base.
     """
-    for checkpoint in plan.sources.values():
-        of_source(checkpoint)
+    found = [of_source(checkpoint) for checkpoint in plan.sources.values()]
+    if base_model is None or found[0] is None:
+        return []
+    hub_id = base_model.partition("@")[0]
+    first = lineage.first_bases(found[0])
+    if any(entry.get("hub_id") == hub_id for entry in lineage.entries(found[0])):
+        raise DirectiveError(
+            f"base_model: {hub_id} is an earlier base of {plan.first.path}, which it names here",
+            hint="leave --base-model out, because the Hub id of the earlier base is known",
+        )
+    warning = f"--base-model names the source, {plan.first.path.name}, by {hub_id}; `card OUT "
+    return [f"{warning}--base-model` names its first base, {' and '.join(first)}"]
 
 
 def of_source(checkpoint: Checkpoint) -> Mapping[str, Any] | None:
@@ -363,7 +383,11 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
     # Earlier outcomes apply only to the same weights.
-    same = kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
+    same = weight_files.are_those_of(content, directory) and (
+        kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
+    )
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
+    content[weight_files.KEY] = weight_files.stamps(directory)
+    content.pop(weight_files.CHANGED, None)
     write(directory, content)
     return content

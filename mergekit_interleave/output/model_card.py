@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._units import amount, count
 from mergekit_interleave.layout import describe, roles
-from mergekit_interleave.output import card_data, svg
+from mergekit_interleave.output import card_data, manifest, svg
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output.card_data import CardData, CardSource
 from mergekit_interleave.output.card_metadata import CARD, HUB
@@ -29,6 +29,11 @@ _STATUS = {
     card_data.TRAINED: "All {original} are unchanged, bit for bit.",
     card_data.UNVERIFIED: "The new layers have changed. Whether the original layers have changed "
     "was not checked.",
+    card_data.ALTERED: "Its weights are not those that the expansion has. Whether they "
+    "differ from {bases} outside the new layers was not checked; `mk-interleave verify --trained` "
+    "checks it.",
+    card_data.UNCOMPARED: "Whether its weights are those of its layout was not checked; "
+    "`mk-interleave verify --against BASE` checks it.",
     card_data.WRONG: "`mk-interleave verify` lists what differs.",
 }
 """The words that follow each status in the status line."""
@@ -103,7 +108,18 @@ def _status(data: CardData) -> str:
     converted = f"Its weights were converted: {data.conversion}." if data.conversion else ""
     grown_again = data.lineage and not data.is_trained
     base = f"Its base is {_joined(data.sources)}." if grown_again else ""
-    return " ".join(filter(None, [f"**Status: {data.status}.**", base, words, converted]))
+    found = [f"**Status: {data.status}.**", base, words, *_of_stack(data), converted]
+    return " ".join(filter(None, found))
+
+
+def _of_stack(data: CardData) -> Iterator[str]:
+    """Yield what is true of stacks of several models only."""
+    if data.compared_with:
+        name = _plain(data.compared_with)
+        yield f"Its outputs were compared with those of `{name}`, whose config.json it has."
+    if data.forced:
+        clauses = "; ".join(map(_plain, data.forced))
+        yield f"The stack was forced, although settings that matter differ: {clauses}."
 
 
 def _bases(data: CardData) -> str:
@@ -112,6 +128,7 @@ def _bases(data: CardData) -> str:
 
 def _body(data: CardData) -> str:
     checks = "\n".join(f"- {check}" for check in data.checks)
+    install = "" if data.to_train else f"\n\n{_INSTALL}"
     parts = [
         f"# {data.title}",
         f"{_sentence(data)}\n\n{_status(data)}",
@@ -120,7 +137,7 @@ def _body(data: CardData) -> str:
         *([_lineage(data)] if data.lineage else []),
         f"## Usage\n\n{_python(data, 'auto')}{_clients(data)}",
         *([_training(data)] if data.to_train else []),
-        f"## Verification\n\n{checks or 'Nothing yet: run `mk-interleave verify`.'}",
+        f"## Verification\n\n{checks or 'Nothing yet: run `mk-interleave verify`.'}{install}",
         _recipe(data),
         _publishing(data),
         _references(data),
@@ -134,23 +151,21 @@ def _sentence(data: CardData) -> str:
     depths = f"{_before(data)} → {len(data.layout)} layers"
     sizes = [*([] if what.startswith(depths) else [depths]), *_growth(data)]
     grown = f" ({', '.join(sizes)})" if sizes else ""
-    return f"Made from {made_from}{grown}: {what}{', then trained' if data.is_trained else ''}."
+    return f"Made from {made_from}{grown}: {what}{data.afterwards}."
 
 
 def _lineage(data: CardData) -> str:
     """List all growths, the oldest first."""
     parts = ["## Lineage"]
     for number, growth in enumerate(data.lineage, 1):
-        trained = ", then trained" if growth.trained else ""
         parts.append(
             f"{number}. {_joined(growth.sources)} → {_link(growth.result)} "
-            f"({growth.layers} layers): {growth.sentence}{trained}."
+            f"({growth.layers} layers): {growth.sentence}{growth.afterwards}."
         )
-    trained = ", then trained" if data.is_trained else ""
     what = describe.sentence(data.layout, data.growth, data.depth, data.identities)
     parts.append(
         f"{len(data.lineage) + 1}. {_joined(data.sources)} → this model "
-        f"({len(data.layout)} layers): {what}{trained}."
+        f"({len(data.layout)} layers): {what}{data.afterwards}."
     )
     return "\n\n".join([parts[0], "\n".join(parts[1:])])
 
@@ -285,23 +300,34 @@ def _full_training(data: CardData) -> str:
     if len(data.since) == 1:
         since = _plain(data.since[0])
         freeze += f" With `--since {since}`, they train the layers of the earlier growths, too."
+    against = " ".join(f"--against {shlex.quote(name)}" for name in _compared(data))
+    recipe = f" --recipe DIR/{data.layers_file}"
+    known = "" if data.layers_file == manifest.FILE else recipe
     afterwards = (
-        f"After training, `mk-interleave card TRAINED --recipe DIR/{data.layers_file}` writes the "
-        "card of the trained model, and `mk-interleave verify TRAINED --against BASE --trained` "
-        "checks that nothing else has changed."
+        f"After training, `mk-interleave card TRAINED{recipe}` writes the card of the trained "
+        f"model, and `mk-interleave verify TRAINED {against} --trained{option}{known}` checks that "
+        "nothing else has changed."
     )
     heading = "Train the new layers further" if data.is_trained else "Train only the new layers"
     if not new:
         heading = "Train the layers at the merge seams"
-        afterwards = (
-            "After training, `mk-interleave verify TRAINED --against BASE --trained --layers seams "
-            f"--recipe DIR/{data.layers_file}` checks that nothing else has changed."
-        )
-    words = [freeze, without, "" if data.is_trained else _of_lora(data), afterwards]
+    words = [f"{freeze} {_INSTALL}", without, "" if data.is_trained else _of_lora(data), afterwards]
     return "\n\n".join([f"## {heading}", snippet, *filter(None, words)])
 
 
 _SEAMS = ', layers="seams"'
+
+_INSTALL = (
+    "`mk-interleave` is part of the Python package mergekit-interleave: `pip install .` in a "
+    "checkout of it."
+)
+"""Where the commands on the card come from."""
+
+
+def _compared(data: CardData) -> list[str]:
+    """Return the names of the models that `verify --against` takes, in its order."""
+    names = [source.name for source in data.sources]
+    return [*names, *([] if data.config_base is None else [data.config_base])]
 
 
 def _of_lora(data: CardData) -> str:

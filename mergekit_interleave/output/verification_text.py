@@ -59,21 +59,32 @@ def sentences(outcomes: Mapping[str, Any]) -> list[str]:
 def short(outcomes: Mapping[str, Any]) -> str:
     """Return a summary of all outcomes."""
     found = []
-    for kind in _OF_WEIGHTS:
-        if kind in outcomes:
-            outcome = outcomes[kind]
-            found.append(_short(outcome) if outcome["exact"] else _short_failure(outcome))
+    of_weights = [outcomes[kind] for kind in _OF_WEIGHTS if kind in outcomes]
+    for outcome in of_weights:
+        several = len(of_weights) > 1
+        found.append(
+            _short(outcome, named=several) if outcome["exact"] else _short_failure(outcome)
+        )
     if FORWARD in outcomes:
-        found.append(f"logits differ by at most {outcomes[FORWARD]['largest_difference']:.3g}")
+        found.append(f"logits {_relation(outcomes[FORWARD])}")
     return "; ".join(found) or "nothing yet"
 
 
-def _short(found: Mapping[str, Any]) -> str:
-    """Summarize an outcome without differences."""
+def _relation(found: Mapping[str, Any]) -> str:
+    """Return how logits compare with those of the base."""
+    difference, base = found["largest_difference"], found.get("base")
+    if not difference:
+        return f"equal those of {base}" if base else "equal"
+    return f"differ{f' from those of {base}' if base else ''} by at most {difference:.3g}"
+
+
+def _short(found: Mapping[str, Any], *, named: bool) -> str:
+    """Summarize an outcome without differences; name the bases if several were compared."""
+    sources = f"those of {' and '.join(found['against'])}" if named else "their sources"
     compared = _compared(found)
     if compared == "no":
         return "no tensors compared"
-    return f"{compared} tensors equal to their sources, {_precision(found)}"
+    return f"{compared} tensors equal to {sources}, {_precision(found)}"
 
 
 def _parts(found: Mapping[str, Any], *, trained: bool) -> Iterator[str]:
@@ -136,12 +147,19 @@ def forward(found: Mapping[str, Any]) -> str:
     text = f" and on a text of {found['text_tokens']} tokens" if found["text_tokens"] else ""
     if 0 < found["window"] < found["random_tokens"]:
         text = f" (more than the window of {found['window']}){text}"
-    relative = found["largest_difference"] / (found["largest_logit"] or 1)
-    words = (
-        f"{found['dtype']} logits on {found['random_tokens']} random tokens{text} differ from the "
-        f"base's by at most {found['largest_difference']:.3g} ({relative:.1g} of their size), with "
-        "and without cache"
+    base = (
+        f"those of {found['base']}, whose config.json it has" if "base" in found else "the base's"
     )
+    words = f"{found['dtype']} logits on {found['random_tokens']} random tokens{text} "
+    if found["largest_difference"]:
+        relative = found["largest_difference"] / (found["largest_logit"] or 1)
+        words += (
+            f"differ from {base} by at most {found['largest_difference']:.3g} "
+            f"({relative:.1g} of their size)"
+        )
+    else:
+        words += f"equal {base}"
+    words += ", with and without cache"
     if "greedy_tokens" in found:
         same = "the same" if found["same_greedy_tokens"] else "different"
         words += f"; {same} {found['greedy_tokens']} greedy tokens"

@@ -53,13 +53,31 @@ def mismatch(
     """Find a setting whose difference prevents stacking the layers of two models.
 
     Args:
+        model: See `mismatches`.
+        base: See `mismatches`.
+        is_end: See `mismatches`.
+        new_vocabulary: See `mismatches`.
+
+    Returns:
+        The setting, or None if the layers can be stacked.
+    """
+    found = mismatches(model, base, is_end=is_end, new_vocabulary=new_vocabulary)
+    return next(found, None)
+
+
+def mismatches(
+    model: Checkpoint, base: Checkpoint, *, is_end: bool, new_vocabulary: bool = False
+) -> Iterator[Mismatch]:
+    """Find the settings whose difference prevents stacking the layers of two models.
+
+    Args:
         model: A model that layers are taken from.
         base: The model that config.json is taken from.
         is_end: Whether the tensors before or after the layers are taken from the model, too.
         new_vocabulary: Whether embeddings and head are made for another tokenizer.
 
-    Returns:
-        The setting, or None if the layers can be stacked.
+    Yields:
+        Each setting; none if the layers can be stacked.
     """
     for part, part_of_base in (
         (model.config, base.config),
@@ -67,13 +85,15 @@ def mismatch(
     ):
         quantized, of_base = part.get(quantization.KEY), part_of_base.get(quantization.KEY)
         if quantized != of_base:
-            return Mismatch(quantization.KEY, quantized, of_base)
+            yield Mismatch(quantization.KEY, quantized, of_base)
+            return
     if not [*_differences(model.config, _with_layers_of(model, base, base.config))]:
-        return None  # without importing transformers
+        return  # without importing transformers
     try:
-        return _Comparison(model, base).mismatch(is_end=is_end, new_vocabulary=new_vocabulary)
+        comparison = _Comparison(model, base)
+        yield from comparison.mismatches(is_end=is_end, new_vocabulary=new_vocabulary)
     except RefusedError:  # no class can be run, so every setting must agree
-        return next(iter(by_name(model, base)), None)
+        yield from by_name(model, base)
 
 
 class _Comparison:
@@ -94,14 +114,15 @@ class _Comparison:
         ]
         self._tokens = max([computation.TOKENS, *(length + 1 for length in lengths)])
 
-    def mismatch(self, *, is_end: bool, new_vocabulary: bool) -> Mismatch | None:
+    def mismatches(self, *, is_end: bool, new_vocabulary: bool) -> Iterator[Mismatch]:
         """See the function of the same name."""
         own = self._record(type(self._config), self._own, self._model)
         other = self._record(type(self._config_of_base), self._of_base, self._base)
         same_shapes = own.layer_shapes == other.layer_shapes
         if not same_shapes or own.layers != other.layers:
-            key = self._cause(other, lambda one, two: _layers(one) == _layers(two))
-            return Mismatch(*key, same_shapes=same_shapes)
+            for key in self._causes(other, lambda one, two: _layers(one) == _layers(two)):
+                yield Mismatch(*key, same_shapes=same_shapes)
+            return
         rows = {
             shape[0]
             for one, two in ((own, other), (other, own))
@@ -110,25 +131,31 @@ class _Comparison:
         }
         only_rows = _without_rows(own, rows) == _without_rows(other, rows)
         if not is_end or _ends(own) == _ends(other) or (new_vocabulary and only_rows):
-            return None
-        key = self._cause(other, lambda one, two: _ends(one) == _ends(two))
-        return Mismatch(*key, same_shapes=True, only_ends=True, only_rows=only_rows)
+            return
+        for key in self._causes(other, lambda one, two: _ends(one) == _ends(two)):
+            yield Mismatch(*key, same_shapes=True, only_ends=True, only_rows=only_rows)
 
-    def _cause(self, other: Computation, same: Any) -> tuple[str, object, object]:
-        """Return the setting that alone changes what is computed from the base's settings."""
+    def _causes(self, other: Computation, same: Any) -> Iterator[tuple[str, object, object]]:
+        """Yield each setting that alone changes what is computed from the base's settings."""
+        found = False
         if type(self._config) is type(self._config_of_base):
             for key, (value, of_base) in self._differing.items():
                 changed = copy.deepcopy(self._of_base)
                 _set(changed, key, value)
                 try:
                     alone = self._record(type(self._config_of_base), changed, self._base)
+                    changes = not same(alone, other)
                 except RefusedError:
-                    return key, value, of_base
-                if not same(alone, other):
-                    return key, value, of_base
-            for key, values in self._differing.items():
-                return key, *values
-        return "type", self._model.model_type, self._base.model_type
+                    changes = True
+                if changes:
+                    found = True
+                    yield key, value, of_base
+            if not found:
+                for key, values in self._differing.items():
+                    found = True
+                    yield key, *values
+        if not found:
+            yield "type", self._model.model_type, self._base.model_type
 
     def _record(self, config_class: Any, values: dict[str, Any], source: Checkpoint) -> Computation:
         try:

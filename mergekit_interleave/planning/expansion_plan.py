@@ -53,6 +53,7 @@ class ExpansionPlan:
         small_files: The files of the base to copy, each as the name in the model and the path.
         warnings: The warnings, including those of the expansion.
         legacy: Whether config.json and the tokenizer are also written for transformers 4.
+        forced: The settings in which models of a forced stack differ, one clause each.
     """
 
     expansion: Expansion
@@ -65,6 +66,7 @@ class ExpansionPlan:
     small_files: Sequence[tuple[str, Path]]
     warnings: tuple[str, ...] = ()
     legacy: bool = False
+    forced: tuple[str, ...] = ()
 
     @property
     def placement(self) -> Placement:
@@ -239,6 +241,8 @@ def plan_expansion(  # noqa: PLR0913 - the options of `run` that change the plan
         dtypes = Dtypes(*mergekit_yaml.dtypes_of(keys))
         specs = assemble(layout, sources, dtypes, grown.placement.kv_sharing_layers)
         _check_needed(specs, base)
+        forced = _forced(expansion, opened) if mix and out is not None else ()
+        warnings += [f"the stack is forced, although {clause}" for clause in forced]
         tokenizer = extra_files.TOKENIZER_FILES if mergekit_yaml.changes_tokenizer(keys) else ()
         return ExpansionPlan(
             expansion=expansion,
@@ -251,7 +255,33 @@ def plan_expansion(  # noqa: PLR0913 - the options of `run` that change the plan
             small_files=tuple(extra_files.collect(base, without=tokenizer, warn=warnings.append)),
             warnings=tuple(dict.fromkeys(warnings)),
             legacy=legacy,
+            forced=forced,
         )
+
+
+def _forced(expansion: Expansion, opened: Sources) -> tuple[str, ...]:
+    """Return the settings for which a stack would be refused, one clause each."""
+    ends = _ends(expansion)
+    keys = expansion.directive.mergekit
+    title = opened.public.title
+    return tuple(
+        f"{found.key} is {found.of_model!r:.100} in {title(model.ref)} and "
+        f"{found.of_base!r:.100} in {title(opened.base.ref)}"
+        for model in opened.models.values()
+        if model.path.resolve() != opened.base.path.resolve()
+        for found in compatibility.mismatches(
+            model,
+            opened.base,
+            is_end=model.ref in ends,
+            new_vocabulary=mergekit_yaml.changes_vocabulary(keys),
+        )
+    )
+
+
+def _ends(expansion: Expansion) -> set[ModelRef]:
+    """Return the models of the first and of the last layer."""
+    slices = expansion.layout.slices
+    return {slices[0].model, slices[-1].model}
 
 
 @dataclass(frozen=True)
@@ -296,9 +326,8 @@ def open_sources(
     base = opened_by(expansion.base)
     opened = {**sources, base.ref: base}
     if not mix:
-        layout, keys = expansion.layout, expansion.directive.mergekit
+        ends, keys = _ends(expansion), expansion.directive.mergekit
         for model in opened.values():
-            ends = {layout.slices[0].model, layout.slices[-1].model}
             _check_fit(
                 model,
                 base,

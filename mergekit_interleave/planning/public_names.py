@@ -7,10 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave import _out_files
+from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.hub import is_hub_id
+from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, is_directory_or_file
-from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.errors import CheckpointError, DirectiveError
+
+REPO = "repo"
+"""The key of interleave.json that is the Hub id under which the model is published."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ class PublicNames:
         names: dict[ModelRef, ModelPath] = {}
         directories: dict[Path, ModelPath] = {}
         for ref, checkpoint in checkpoints.items():
-            known = checkpoint.hub_origin
+            known = checkpoint.hub_origin or _published(checkpoint)
             if stated and known and stated.path != known.path:
+                how = "downloaded from" if checkpoint.hub_origin else "published as"
                 raise DirectiveError(
-                    f"base_model: {checkpoint.path} was downloaded from {known.path}, not from "
-                    f"{stated.path}",
+                    f"base_model: {checkpoint.path} was {how} {known.path}, not {stated.path}",
                     hint="leave it out, because the Hub id is known",
                 )
             origin = stated or known or (None if checkpoint.is_local else ref.model)
@@ -75,6 +80,15 @@ class PublicNames:
     def _model(self, ref: ModelRef) -> ModelPath:
         same = (name for known, name in self.names.items() if known.identity == ref.identity)
         return next(same, _without_path(ref.model))
+
+
+def _published(checkpoint: Checkpoint) -> ModelPath | None:
+    """Return the Hub id that a model's interleave.json states, or None."""
+    try:
+        repo = read_json(checkpoint.path / _out_files.MANIFEST, most=MAX_CONFIG).get(REPO)
+    except CheckpointError:
+        return None
+    return ModelPath(repo) if isinstance(repo, str) and is_hub_id(repo) else None
 
 
 def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:

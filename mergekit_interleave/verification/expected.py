@@ -152,6 +152,14 @@ def _composed_keys(generation: Generation) -> dict[str, object]:
         RefusedError: A growth changed the tokenizer, or took the config from another model.
     """
     steps: list[str] = []
+    for place, growth in generation.growths.items():
+        for number, entry in enumerate(growth["models"]):
+            crossed = f"{lineage.KEY}[{entry.get(lineage.GROWTH)}]." in generation.growths
+            if crossed and lineage.has_lora(entry):
+                raise RefusedError(
+                    f"{place}models[{number}]: a LoRA was merged into {entry['model']}, so the "
+                    "tensors cannot be compared with those of an earlier base"
+                )
     for place, growth in [*generation.growths.items()][::-1]:  # the oldest first
         keys = lineage.directive_of(growth).mergekit
         first = growth["models"][growth["layers"][0]["model"]]["model"]

@@ -17,9 +17,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.meta_model import OWN_KERNELS
 from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, read_json
+from mergekit_interleave.directive.model_ref import ModelPath
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.output.verification_text import MOST_DIFFERENT
 
@@ -115,13 +117,19 @@ class ForwardComparison:
 
 
 def compare(
-    base: Path, out: Path, *, trust_remote_code: bool = False, max_memory: int | None = None
+    base: Path,
+    out: Path,
+    *,
+    lora: ModelPath | None = None,
+    trust_remote_code: bool = False,
+    max_memory: int | None = None,
 ) -> ForwardComparison:
     """Run a model and its base on the same inputs, and compare their outputs.
 
     Args:
         base: The source model.
         out: The model that was made from it.
+        lora: The LoRA that was merged into the source model before, if there was one.
         trust_remote_code: Whether code from the models may be run.
         max_memory: The maximum memory for weights in bytes; the other weights stay on disk. None
             for the free memory.
@@ -131,7 +139,7 @@ def compare(
     """
     options: dict[str, Any] = {"max_memory": max_memory, "trusted": trust_remote_code}
     try:
-        inputs, of_base, window, offloaded = _load_and_run(base, **options)
+        inputs, of_base, window, offloaded = _load_and_run(base, lora=lora, **options)
         # Each model generates its own tokens; the pass without a cache uses the base's tokens.
         _, of_out, _, also_offloaded = _load_and_run(out, inputs, of_base.generated, **options)
     except RefusedError:
@@ -144,11 +152,12 @@ def compare(
     )
 
 
-def _load_and_run(
+def _load_and_run(  # noqa: PLR0913 - a model, its inputs and the options of `compare`
     path: Path,
     inputs: _Inputs | None = None,
     generated: Any | None = None,
     *,
+    lora: ModelPath | None = None,
     max_memory: int | None,
     trusted: bool,
 ) -> tuple[_Inputs, _Outputs, int, bool]:
@@ -158,13 +167,14 @@ def _load_and_run(
         path: The model.
         inputs: The inputs; None to create them for this model.
         generated: See `_run`.
+        lora: The LoRA to merge into it, if any.
         max_memory: See `compare`.
         trusted: Whether code from the model may be run.
 
     Returns:
         Its inputs, its outputs, its longest window, and whether weights stayed on disk.
     """
-    with _loaded(path, max_memory, trusted=trusted) as model:
+    with _loaded(path, max_memory, lora, trusted=trusted) as model:
         inputs = inputs or _inputs(model, path, trusted=trusted)
         outputs = _run(model, inputs, generated)
         return inputs, outputs, _window(model.config), _is_offloaded(model)
@@ -222,7 +232,9 @@ def _comparison(
 
 
 @contextmanager
-def _loaded(path: Path, max_memory: int | None, *, trusted: bool) -> Iterator[Any]:
+def _loaded(
+    path: Path, max_memory: int | None, lora: ModelPath | None, *, trusted: bool
+) -> Iterator[Any]:
     """Load a model in float32; the weights that do not fit in memory stay on disk."""
     import torch  # noqa: PLC0415 - takes seconds to import
     import transformers  # noqa: PLC0415
@@ -237,6 +249,8 @@ def _loaded(path: Path, max_memory: int | None, *, trusted: bool) -> Iterator[An
     named = getattr(transformers, (config.architectures or [""])[0], None)
     memory = int(get_max_memory()["cpu"] * 0.8) if max_memory is None else max_memory
     needed = sum(tensor.elements for _, tensor in iterate_tensors(path)) * 4
+    if lora is not None and needed > memory:
+        raise RefusedError(f"{path}+{lora}: a LoRA is merged in memory, which is too small")
     with scratch_directory() as folder:
         offload = {
             "device_map": "auto",
@@ -245,7 +259,7 @@ def _loaded(path: Path, max_memory: int | None, *, trusted: bool) -> Iterator[An
         }
         model, info = (named or transformers.AutoModelForCausalLM).from_pretrained(
             str(path),
-            dtype=torch.float32,
+            dtype=torch.float32 if lora is None else _merge_dtype(path),
             trust_remote_code=trusted,
             output_loading_info=True,
             **(offload if needed > memory else {}),
@@ -256,7 +270,29 @@ def _loaded(path: Path, max_memory: int | None, *, trusted: bool) -> Iterator[An
             )
         if model.main_input_name != "input_ids":
             raise RefusedError(f"{path}: its input is {model.main_input_name}, not tokens")
+        if lora is not None:
+            model = _merged(model, lora).float()
         yield model.eval()
+
+
+def _merge_dtype(path: Path) -> Any:
+    """Return the dtype in which mergekit merges a LoRA: that of the weights, if they have one."""
+    import torch  # noqa: PLC0415
+
+    dtypes = {tensor.dtype for _, tensor in iterate_tensors(path)}
+    name = _dtypes.name_of(dtypes.pop()) if len(dtypes) == 1 else None
+    return getattr(torch, name or "float32")
+
+
+def _merged(model: Any, lora: ModelPath) -> Any:
+    """Merge a LoRA into a model, as mergekit does."""
+    try:
+        from peft import PeftModel  # noqa: PLC0415
+    except ImportError as error:
+        raise RefusedError(
+            f"the LoRA {lora} cannot be merged into the base, because peft is not installed"
+        ) from error
+    return PeftModel.from_pretrained(model, lora.path, revision=lora.revision).merge_and_unload()
 
 
 _KERNELS = ("attn_implementation", "experts_implementation")

@@ -432,10 +432,15 @@ def measure(out: Path, report: VerifyReport, max_memory: int | None = None) -> d
             f"{out}: has another tokenizer than its base, so their logits cannot be compared"
         )
     found = forward.compare(
-        plan.base.store, out, trust_remote_code=plan.base.trusted, max_memory=max_memory
+        plan.base.store,
+        out,
+        lora=plan.base.ref.lora,
+        trust_remote_code=plan.base.trusted,
+        max_memory=max_memory,
     )
     identity = plan.is_identity and plan.conversion is None and not report.trained
-    return found.outcome(identity=identity)
+    outcome = found.outcome(identity=identity)
+    return outcome | ({"base": plan.public.title(plan.base.ref)} if len(plan.sources) > 1 else {})
 
 
 _SHOWN = 10

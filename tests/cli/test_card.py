@@ -18,7 +18,7 @@ import card_lint
 import pytest
 import stored
 import yaml
-from harness import Cli, flip_bit, make_llama, train_new_layers
+from harness import Cli, edit_json, flip_bit, make_llama, make_lora, train_new_layers
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard import metadata_load
 from safetensors.torch import load_file, save_file
@@ -399,7 +399,7 @@ class TestCard:
         text = (tmp_path / "merged" / "README.md").read_text()
         assert not list(card_lint.problems(text, tmp_path / "merged"))
         assert source_line(text).startswith("Made from `gone` (? → 10 layers")
-        assert "**Status: untrained.**" in text
+        assert "**Status: not verified.**" in text  # nobody compared it with its base
         assert str(tmp_path) not in text
 
     def test_a_model_unlike_its_sources(self, mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
@@ -491,6 +491,189 @@ class TestCard:
         assert result.err.startswith(f"error: {words[0]}: ")
 
 
+class TestOtherWeights:
+    """A record of verification is carried only to the weights that were verified."""
+
+    TENSORS = ("model.layers.2.mlp.up_proj.weight", "lm_head.weight", "model.embed_tokens.weight")
+
+    @pytest.fixture
+    def changed(self, request: pytest.FixtureRequest, deeper: Path, tmp_path: Path) -> Path:
+        """Return a copy of a model in which one original tensor differs, as after training it."""
+        out = tmp_path / "changed"
+        shutil.copytree(deeper, out)
+        tensors = load_file(out / "model.safetensors")
+        tensors[request.param] += 1
+        save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+        return out
+
+    @pytest.mark.parametrize("changed", TENSORS, indirect=True)
+    @pytest.mark.parametrize("record", ["recipe", "own", "copied"])
+    def test_changed_originals(  # noqa: PLR0913, PLR0917 - the fixtures
+        self, record: str, changed: Path, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path
+    ) -> None:
+        """A changed original layer, head or embedding ends the record and the claim of equality."""
+        if record == "recipe":
+            for name in ("interleave.json", "README.md", "layers.svg"):
+                (changed / name).unlink()
+        if record == "copied":
+            shutil.copy(deeper / "interleave.json", changed)
+        words = ("--recipe", deeper) if record == "recipe" else ()
+        result = mk("card", changed, *words)
+        assert result.status == 0
+        status = card_data.ALTERED if record == "recipe" else card_data.UNCOMPARED
+        assert "verification" in result.err
+        text = (changed / "README.md").read_text()
+        assert f"**Status: {status}.**" in text
+        assert "| verified | nothing yet |" in text
+        assert "byte for byte" not in text
+        assert "untrained" not in text
+        assert not list(card_lint.problems(text, changed))
+        assert mk("card", changed).status == 0  # the second time, too
+        assert (changed / "README.md").read_text() == text
+        again = tmp_path / "again"
+        assert mk("run", "append: 1", again, "--model", changed, "--engine", "stream").status == 0
+        first = (again / "README.md").read_text().partition("## Lineage")[2].splitlines()[2]
+        assert first.endswith(f", then {status}." if record == "recipe" else "block expansion.")
+        assert mk("verify", changed, "--against", tiny).status == 1
+        assert f"**Status: {card_data.WRONG}.**" in (changed / "README.md").read_text()
+
+    def test_trained_seams(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A stack whose seams were trained is not verified until `verify --trained` checks it."""
+        stack, trained = tmp_path / "stack", tmp_path / "trained"
+        words = ("run", "drop: [3, 4]", stack, "--model", tiny, "--engine", "stream")
+        assert mk(*words).status == 0
+        train_new_layers(stack, trained, layers="seams")
+        assert mk("card", trained, "--recipe", stack).status == 0
+        text = (trained / "README.md").read_text()
+        assert f"**Status: {card_data.ALTERED}.**" in text
+        assert ModelCard(text).data.base_model_relation == "finetune"
+        verify = ("verify", trained, "--against", tiny, "--trained", "--layers", "seams")
+        assert mk(*verify).status == 0
+        assert f"**Status: {card_data.TRAINED}.**" in (trained / "README.md").read_text()
+
+    def test_the_same_bytes(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
+        """Equal bytes keep the record: those of the recipe's model, and those of the sources."""
+        copy = tmp_path / "copy"
+        shutil.copytree(deeper, copy)
+        (copy / "interleave.json").unlink()
+        os.utime(copy / "model.safetensors", (1, 1))
+        assert mk("card", copy, "--recipe", deeper, "--force").status == 0
+        assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
+        os.utime(copy / "model.safetensors", (2, 2))
+        assert mk("card", copy, cwd=tiny.parent).status == 0  # finds the base by its name
+        assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
+        os.utime(copy / "model.safetensors", (3, 3))
+        assert mk("card", copy).status == 0
+        assert f"**Status: {card_data.UNCOMPARED}.**" in (copy / "README.md").read_text()
+        assert mk("verify", copy, "--against", tiny).status == 0
+        assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
+
+    def test_trained_again(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
+        """The verification of a trained model is not that of a model trained from it."""
+        first, second = tmp_path / "first", tmp_path / "second"
+        train_new_layers(deeper, first)
+        assert mk("card", first, "--recipe", deeper).status == 0
+        assert mk("verify", first, "--against", tiny, "--trained").status == 0
+        train_new_layers(first, second)
+        assert mk("card", second, "--recipe", first).status == 0
+        assert f"**Status: {card_data.UNVERIFIED}.**" in (second / "README.md").read_text()
+
+
+class TestForcedStacks:
+    """A stack of models whose settings differ says so."""
+
+    @pytest.fixture
+    def forced(self, tmp_path: Path) -> tuple[Path, str]:
+        """Create two models that differ in two settings; return their folder and a recipe."""
+        make_llama(tmp_path / "a", rms_norm_eps=1e-6)
+        b = make_llama(tmp_path / "b", rms_norm_eps=1e-3)
+        edit_json(b / "config.json", lambda c: c["rope_parameters"].update(rope_theta=5e5))
+        return tmp_path, "layout: [a 0:5, b 4:8]"
+
+    def test_the_trace(self, forced: tuple[Path, str], mk: Cli) -> None:
+        """The output, interleave.json and the card name every setting with both values."""
+        place, directive = forced
+        words = ("--mergekit", "allow_crimes=true")
+        result = mk("run", directive, "out", *words, cwd=place)
+        assert result.status == 0, result.err
+        content = json.loads((place / "out/interleave.json").read_text())
+        text = (place / "out/README.md").read_text()
+        (status,) = (line for line in text.splitlines() if line.startswith("**Status"))
+        for said in (result.err, " ".join(content["forced"]), status):
+            assert "rms_norm_eps is 0.001 in b and 1e-06 in a" in said
+            assert "rope_theta is 500000.0 in b and 10000.0 in a" in said
+        assert "forced" in status
+        assert str(place) not in text
+        assert mk("card", "out", cwd=place).status == 0
+        assert (place / "out/README.md").read_text() == text
+
+    def test_a_stack_that_fits(self, mk: Cli, tmp_path: Path) -> None:
+        """A stack that needs no force is not called forced."""
+        for name in "ab":
+            make_llama(tmp_path / name)
+        directive = "layout: [a 0:5, b 4:8]"
+        result = mk("run", directive, "out", "--mergekit", "allow_crimes=true", cwd=tmp_path)
+        assert (result.status, "forced" in result.err) == (0, False)
+        assert "forced" not in json.loads((tmp_path / "out/interleave.json").read_text())
+
+
+class TestStacksOfSeveralModels:
+    """The card of a stack names its sources where the reader needs them."""
+
+    @pytest.fixture
+    def place(self, mk: Cli, tmp_path: Path) -> Path:
+        """Create two models, a stack of them, and the stack with trained seams."""
+        for name in ("a", "b"):
+            make_llama(tmp_path / name)
+        directive = "layout: [a 0:5, b 4:8]"
+        assert mk("run", directive, "out", cwd=tmp_path).status == 0
+        train_new_layers(tmp_path / "out", tmp_path / "trained", layers="seams")
+        return tmp_path
+
+    def test_the_commands_after_training(self, place: Path, mk: Cli) -> None:
+        """The commands that the card prints succeed, in their order."""
+        text = (place / "out/README.md").read_text().partition("After training, ")[2]
+        commands = re.findall(r"`mk-interleave (.*?)`", text.partition("\n")[0])
+        assert [command.split()[0] for command in commands] == ["card", "verify"]
+        assert "--against a --against b " in commands[1]
+        for command in commands:
+            words = command.replace("TRAINED", "trained").replace("DIR", "out").split()
+            result = mk(*words, cwd=place)
+            assert result.status == 0, result.err
+        assert f"**Status: {card_data.TRAINED}.**" in (place / "trained/README.md").read_text()
+
+    def test_the_base_of_a_forward_pass(self, place: Path, mk: Cli) -> None:
+        """The output and the card name the source whose outputs were compared."""
+        words = ("--against", "a", "--against", "b", "--forward")
+        result = mk("verify", "out", *words, cwd=place)
+        assert result.status == 0
+        assert "differ from those of a, " in result.out
+        text = (place / "out/README.md").read_text()
+        assert "differ from those of a by at most " in text
+        assert "compared with those of `a`" in text
+
+
+class TestLora:
+    """A LoRA is merged into the base that outputs are compared with."""
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+    def test_a_forward_pass(self, dtype: str, mk: Cli, tmp_path: Path) -> None:
+        """An identity of the merged model has its outputs, and not those of the base alone."""
+        import torch
+
+        base = make_llama(tmp_path / "base", dtype=getattr(torch, dtype))
+        lora = make_lora(base, tmp_path / "lora")
+        out, both = tmp_path / "out", f"{base}+{lora}"
+        assert mk("run", "interleave: every 4", out, "--model", both).status == 0
+        result = mk("verify", out, "--against", both, "--forward")
+        assert result.status == 0, result.err
+        assert "logits on 64 random tokens" in result.out
+        found = json.loads((out / "interleave.json").read_text())["verified"]["forward"]
+        assert found["largest_difference"] <= 1e-5 * found["largest_logit"]
+        assert f"**Status: {card_data.SAME}.**" in (out / "README.md").read_text()
+        assert (mk("verify", out, "--against", both, "--trained").status) == 1
+
+
 class TestPublishing:
     """--repo and --base-model name the model and its base on the Hub."""
 
@@ -528,6 +711,8 @@ class TestPublishing:
         one, other = files(first), files(second)
         manifests = [json.loads(each.pop("interleave.json")) for each in (one, other)]
         assert one == other
+        for manifest in manifests:
+            assert manifest.pop("weight_files").keys() == {"model.safetensors"}  # and their times
         assert manifests[0] == manifests[1]
         assert mk("verify", second, "--against", tiny).status == 0
 
@@ -624,7 +809,7 @@ class TestOneDescription:
     def described(self, out: Path) -> dict[str, Any]:
         """Return what the files of a model say about it, without the versions of the tools."""
         record = json.loads((out / "interleave.json").read_text())
-        for key in ("tools", "generated", "files"):
+        for key in ("tools", "generated", "files", "weight_files"):
             record.pop(key)
         return {
             "README.md": re.sub(r"Made with [^`]*\. ", "", (out / "README.md").read_text()),

@@ -10,7 +10,7 @@ from typing import Any
 
 import card_lint
 import pytest
-from harness import Cli, edit_json, flip_bit, make_llama, train_new_layers
+from harness import Cli, edit_json, flip_bit, make_llama, make_lora, train_new_layers
 from huggingface_hub import ModelCard
 
 from mergekit_interleave import freeze_original_layers
@@ -314,21 +314,26 @@ class TestVerify:
         assert lines(result.err, "error: growths[0].layers: ", "model.embed_tokens.weight")
 
     def test_a_lora_between(self, own: Path, mk: Cli, tiny: Path, tmp_path: Path) -> None:
-        """A LoRA that was merged between two growths ends the lineage."""
-        import torch
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-
-        torch.manual_seed(0)
-        lora, out = tmp_path / "lora", own / "with-lora"
-        model = AutoModelForCausalLM.from_pretrained(own / "once")
-        config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-        get_peft_model(model, config).save_pretrained(lora)
+        """A LoRA that was merged between two growths is a change in the lineage, not its end."""
+        lora, out = make_lora(own / "once", tmp_path / "lora"), own / "with-lora"
         assert mk("run", "append: 1", out, "--model", f"{own / 'once'}+{lora}").status == 0
-        assert "growths" not in json.loads((out / "interleave.json").read_text())
-        result = mk("verify", out, "--against", tiny, "--trained")
-        assert (result.status, result.out) == (1, "")
-        assert lines(result.err, f"error: --against {tiny}: ", "once", "LoRA")
+        (growth,) = json.loads((out / "interleave.json").read_text())["growths"]
+        assert growth["models"][0]["model"] == "tiny"
+        assert "(4|9|10)" in mk("train", out, "--for", "axolotl", "--since", "tiny").out
+        assert "layers.10." in mk("train", out, "--for", "axolotl", "--since", "once").out
+        text = (out / "README.md").read_text()
+        first = text.partition("## Lineage")[2].splitlines()[2]
+        assert first.endswith(", then a LoRA merged.")
+        assert not list(card_lint.problems(text, out))
+        before = (out / "interleave.json").read_bytes()
+        for against, named in ((tiny, "models[0]: "), (f"{own / 'once'}+{lora}", "no tensor")):
+            result = mk("verify", out, "--against", against, "--trained")
+            assert (result.status, result.out) == (1, "")
+            assert lines(result.err, "error: ", named, "LoRA")
+        assert (out / "interleave.json").read_bytes() == before
+        assert mk("run", "append: 1", own / "last", "--model", out).status == 0
+        result = mk("verify", own / "last", "--against", tiny, "--trained")
+        assert (result.status, lines(result.err, "error: growths[1].models[0]: ")) == (1, True)
 
     def test_what_is_recorded(self, own: Path, mk: Cli, tiny: Path) -> None:
         """A comparison with the first base is added to the others if nothing was trained since."""
@@ -339,6 +344,11 @@ class TestVerify:
         assert content["verified"].keys() == {"weights", "lineage"}
         text = (own / "twice/README.md").read_text()
         assert "**Status: untrained" in text
+        assert lines(
+            text,
+            "| verified | all tensors equal to those of trained, ",
+            "; 75 of 111 tensors equal to those of tiny, ",
+        )
         assert lines(text, "- Weights: 75 of 111 tensors", "`tiny`")
         train_new_layers(own / "twice", own / "twice", since="tiny")
         assert mk("verify", own / "twice", "--against", tiny, "--trained").status == 0
@@ -409,7 +419,7 @@ class TestCard:
         assert not list(card_lint.problems(text, own / "twice"))
         assert mk("train", own / "twice", "--for", "trl", "--since", "org/tiny").status == 0
 
-    def test_published_intermediates(self, own: Path, mk: Cli) -> None:
+    def test_published_intermediates(self, own: Path, mk: Cli, tiny: Path) -> None:
         """`base_model` lists the first base, then the models between that have a Hub id."""
         flags = ("--base-model", "org/tiny", "--repo", "me/ten")
         assert mk("card", own / "trained", *flags).status == 0
@@ -418,6 +428,26 @@ class TestCard:
         text = (out / "README.md").read_text()
         assert ModelCard(text).data.base_model == ["org/tiny", "me/ten"]
         assert "\n# x\n" in text
+        assert "\nmodel: me/ten\n" in text
+        recipe = (out / "mergekit_config.yml").read_text()
+        assert ("model: me/ten\n" in recipe, "trained" in recipe) == (True, False)
+        assert mk("verify", out, "--against", own / "trained").status == 0
+        assert mk("verify", out, "--against", tiny, "--trained").status == 0
+
+    def test_one_id_for_two_models(self, own: Path, mk: Cli) -> None:
+        """One id cannot name two models of a lineage, in `run` or in `card`."""
+        base, out = ("--base-model", "org/tiny"), own / "again"
+        words = ("run", "append: 1", out, "--model", own / "trained", "--engine", "stream")
+        warned = mk(*words, *base)
+        assert (warned.status, lines(warned.err, "warning: ", "--base-model", "tiny")) == (0, True)
+        refused = mk("card", out, *base)
+        assert (refused.status, lines(refused.err, "error: base_model: org/tiny ")) == (2, True)
+        assert mk("card", own / "trained", *base, "--repo", "me/ten").status == 0
+        for name in ("org/tiny", "org/other"):
+            refused = mk(*words, "--force", "--base-model", name)
+            assert (refused.status, lines(refused.err, "error: base_model: ")) == (2, True)
+        assert mk(*words, "--force").status == 0
+        assert mk("card", out, "--base-model", "me/ten").status == 2
 
     def test_several_first_bases(self, own: Path, mk: Cli, tmp_path: Path) -> None:
         """--base-model cannot name one of several first bases."""
