@@ -43,7 +43,13 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_files, manifest, recorded_layout, verification_text
+from mergekit_interleave.output import (
+    card_files,
+    manifest,
+    recorded_layout,
+    verification_text,
+    weight_sample,
+)
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import computation_check, public_names, structure_check, suggest
 from mergekit_interleave.planning import legacy_config as legacy_configs
@@ -355,7 +361,8 @@ def _run(
         except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
             warnings.append(f"the model card could not be written: {error}")
         names = sorted({*files_below(work), manifest.FILE})
-        _write_json(work / manifest.FILE, {**content, "files": names})
+        content |= {weight_sample.KEY: weight_sample.digest(work), "files": names}
+        _write_json(work / manifest.FILE, content)
         _check_files(plan, work)
         return RunReport(
             out=place,
