@@ -354,15 +354,14 @@ def _run(
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
         content |= {manifest.REPO: options.repo} if options.repo else {}
-        name = None
+        card = None
         try:
             card, content = card_files.write(work, content, plan.layout, name=out.name)
-            name = card.name
         except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
             warnings.append(f"the model card could not be written: {error}")
         names = sorted({*files_below(work), manifest.FILE})
-        content |= {weight_sample.KEY: weight_sample.digest(work), "files": names}
-        _write_json(work / manifest.FILE, content)
+        recorded = {weight_sample.KEY: weight_sample.digest(work), "files": names}
+        _write_json(work / manifest.FILE, {**content, **recorded})
         _check_files(plan, work)
         return RunReport(
             out=place,
@@ -370,7 +369,7 @@ def _run(
             written=written,
             outcome=outcome,
             parameters=content.get("parameters"),
-            name=name,
+            name=None if card is None else card.name,
             warnings=tuple(dict.fromkeys(warnings)),
             notes=outcome.notes,
         )
