@@ -7,12 +7,15 @@ shows its role without colour.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from xml.sax.saxutils import escape
 
+from mergekit_interleave.errors import DirectiveError, OutputError
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.layout.roles import COPY, MOVED, ORIGINAL, ROLES, SCALED, ZEROED, roles
 from mergekit_interleave.output.layer_map import (
@@ -153,6 +156,36 @@ def picture(
             "</svg>\n",
         ]
     )
+
+
+_LONGEST_HEAD = 1 << 16
+_HEAD = re.compile(
+    r'<svg xmlns="[^"]*" width="760" [^>]*role="img"[^>]*>\n<title>[^\n]*</title>\n'
+    r"<desc>\d+ layers: "
+)
+
+
+def check_file(file: Path) -> None:
+    """Check that a picture may be written to a file: it is missing, empty, or such a picture.
+
+    Raises:
+        DirectiveError: Its name says that it is no SVG.
+        OutputError: It exists and is something else.
+    """
+    if file.suffix.lower() not in ("", ".svg"):
+        raise DirectiveError(
+            f"--svg: {str(file)!r} ends in {file.suffix}, and the picture is an SVG",
+            hint=f"--svg {file.with_suffix('.svg')}",
+        )
+    if not file.is_file() or file.stat().st_size == 0:
+        return
+    with file.open("rb") as opened:
+        start = opened.read(_LONGEST_HEAD).decode(errors="replace")
+    if _HEAD.match(start) is None:
+        raise OutputError(
+            f"{file}: exists, and is not a picture of this program",
+            hint="name another file, or remove this one",
+        )
 
 
 def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]:
