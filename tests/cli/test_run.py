@@ -722,6 +722,14 @@ class TestRefusals:
         assert f"OUT is missing: '{word}' is " in result.err
         assert os.listdir(tmp_path) == ["cfg.yml"]
 
+    def test_a_file_at_out(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A file that is no directive is called OUT."""
+        (tmp_path / "notes").write_text("plain words")
+        result = mk("run", "notes", "--model", tiny, "--append", "1", cwd=tmp_path)
+        assert result.status == 1
+        assert "OUT: 'notes' is an existing file" in result.err
+        assert (tmp_path / "notes").read_text() == "plain words"
+
     def test_a_config_that_states_fewer_layers(
         self, mk: Cli, own_tiny: Path, tmp_path: Path
     ) -> None:
