@@ -292,11 +292,7 @@ def _legend(
         colour = _GREY if several else _colour(0, role, 1)
         lines += [_swatch(x, top, colour, role), _text(x + 32, top, words)]
         x += 32 + _text_width(words) + 20
-    numbered = len(layout) <= _MOST_LABELLED
-    if several:
-        caption = "A7 is layer 7 of model A" if numbered else ""
-    else:
-        caption = f"{'numbers are layers of' if numbered else 'from'} {''.join(names)}"
+    caption = _caption(layout, names)
     room = WIDTH - 6 - x
     if _text_width(caption) > room:
         top, x, room = top + 26, float(_LEFT), WIDTH - 6.0 - _LEFT
@@ -319,6 +315,17 @@ def _legend(
             lines.append(_text(_LEFT, top, f"and {len(names) - len(shown)} more models"))
             top += 24
     return [*lines, "</g>"], top
+
+
+def _caption(layout: Layout, names: Sequence[str]) -> str:
+    """Say what the numbers at the left and in the cells are, by the last cell if models differ."""
+    last, numbered = layout.layers[-1], len(layout) <= _MOST_LABELLED
+    if len(names) == 1:
+        cells = f"{'in cells: layers of' if numbered else 'from'} {''.join(names)}"
+    else:
+        model = letter(layout.models.index(last.model))
+        cells = f"{model}{last.source}: layer {last.source} of {model}" if numbered else ""
+    return "; ".join(filter(None, ("left: new index", cells)))
 
 
 def _swatch(x: float, y: float, colour: _Colour, role: str, text: str = "") -> str:

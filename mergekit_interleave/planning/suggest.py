@@ -51,7 +51,7 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
             break
         if _is_loaded(grown, base):
             other = with_growth(growth, directive, base, layout)
-            return other and yaml_io.write_inline(other.to_document())
+            return None if other is None else yaml_io.write_inline(other.to_document())
     return None
 
 

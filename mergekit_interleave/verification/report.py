@@ -224,7 +224,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         recorded.manifest if layout_from is None else None,
         len(wider),
         warnings=tuple(dict.fromkeys((*recorded.directive.warnings, *expected.warnings))),
-        hint=plan and _doubt(plan, recorded, generation, differences, weights),
+        hint=None if plan is None else _doubt(plan, recorded, generation, differences, weights),
     )
 
 

@@ -272,3 +272,13 @@ def test_a_picture_is_known_again(tmp_path: Path) -> None:
         file.write_text(svg.picture(layout, title=title), encoding="utf-8")
         svg.check_file(file)
     svg.check_file(RELEASE / "layers.svg")
+
+
+def test_the_numbers_are_explained() -> None:
+    """The legend says what the numbers are; its example is a cell of the picture."""
+    one = svg.picture(expand(Every(4), MODEL, 8), names=("base",))
+    assert "left: new index; in cells: layers of base" in one
+    layout = Layout((Slice(MODEL, 0, 6), Slice(OTHER, 3, 8)))
+    assert "left: new index; B7: layer 7 of B" in svg.picture(layout)
+    many = svg.picture(Layout((Slice(MODEL, 0, 300), Slice(OTHER, 3, 8))))
+    assert "left: new index<" in many
