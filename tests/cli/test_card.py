@@ -624,8 +624,8 @@ class TestOneDescription:
     def described(self, out: Path) -> dict[str, Any]:
         """Return what the files of a model say about it, without the versions of the tools."""
         record = json.loads((out / "interleave.json").read_text())
-        for key in ("tools", "generated", "files"):
-            record.pop(key)
+        for key in ("tools", "generated", "files", "weight_sample"):
+            record.pop(key, None)
         return {
             "README.md": re.sub(r"Made with [^`]*\. ", "", (out / "README.md").read_text()),
             **{n: (out / n).read_text() for n in ("layers.svg", "mergekit_config.yml")},
