@@ -114,6 +114,11 @@ def is_usual(path: str) -> bool:
     return "/" not in path and any(row.usual and row.matches(path) for row in FILES)
 
 
+def is_weights(path: str) -> bool:
+    """Return whether a file may contain weights."""
+    return any(row.weights and row.matches(path) for row in FILES)
+
+
 def is_replaceable(path: str) -> bool:
     """Return whether users may remove or rewrite a file that a run has written."""
     return any(row.replaceable and row.matches(path) for row in FILES)

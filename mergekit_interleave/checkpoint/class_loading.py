@@ -90,7 +90,9 @@ def _load(
 ) -> Loading:
     with meta_model.transformers_errors("load the model"), _conversions_on_meta():
         import torch  # noqa: PLC0415 - takes seconds
+        import transformers  # noqa: PLC0415
 
+        transformers.utils.logging.disable_progress_bar()  # the commands restore it
         tensors = {
             name: torch.empty(form.shape, dtype=_torch_dtype(form.dtype), device="meta")
             for name, form in forms.items()

@@ -11,6 +11,7 @@ import typer
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
 from mergekit_interleave.cli.options import AsJson, Directive, Flags, NonIdentity, TrustRemoteCode
+from mergekit_interleave.output import svg
 
 EXAMPLE = "mk-interleave plan --every 4 --svg layers.svg"
 
@@ -27,13 +28,15 @@ def plan(  # noqa: PLR0913 - one parameter for each flag
             "--svg",
             metavar="FILE",
             show_default=False,
-            help="Write the layer map to this file as an SVG.",
+            help="Write the layer map to this file as an SVG; only such a picture is replaced.",
         ),
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what `run` would write, without writing the model."""
+    if drawing is not None:
+        svg.check_file(Path(drawing))
     found = api.plan(
         options.opened(directive),
         allow_non_identity=allow_non_identity,

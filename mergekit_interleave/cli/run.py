@@ -22,7 +22,7 @@ from mergekit_interleave.cli.options import (
 )
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.engines import registry as engines
-from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.errors import DirectiveError, OutputError
 
 EXAMPLE = "mk-interleave run 'interleave: every 4' deeper --model org/name"
 
@@ -129,6 +129,8 @@ def _check_out(out: str) -> None:
     is_file = os.path.isfile(out)
     # An existing directory is OUT, whatever its name looks like. Path.is_dir may raise.
     is_out = os.path.isdir(out)  # noqa: PTH112
+    if is_file and not directives.is_directive_file(out):
+        raise OutputError(f"OUT: {out!r} is an existing file", hint="name another OUT")
     right = None if is_file or is_out else directives.corrected(out)
     if is_file or out == "-" or right is not None or directives.is_inline(out):
         kind = "an existing file" if is_file else "a directive"

@@ -10,13 +10,13 @@ from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import has_weight_files
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import InterleaveError
-from mergekit_interleave.output import weight_files
+from mergekit_interleave.output import weight_sample
 from mergekit_interleave.output.verification_text import TRAINED
 from mergekit_interleave.verification import report as verification
 from mergekit_interleave.verification.report import VerifyReport
 from mergekit_interleave.verification.same_weights import have_same_weights
 
-_OF_WEIGHTS = ("verified", weight_files.KEY, weight_files.CHANGED)
+_OF_WEIGHTS = ("verified", weight_sample.KEY, weight_sample.CHANGED)
 """The keys of interleave.json that are true of certain weights only."""
 
 
@@ -43,11 +43,11 @@ def carried(
     if report.changed and TRAINED not in (content.get("verified") or {}):
         return None
     place = directory if record is None else _directory(record)
-    if not weight_files.are_those_of(content, place):
+    if not weight_sample.are_those_of(content, place):
         return None
     if record is not None and not have_same_weights(directory, place):
         return None
-    return {**content, weight_files.KEY: weight_files.stamps(directory)}
+    return {**content, weight_sample.KEY: weight_sample.digest(directory)}
 
 
 def compared_again(
@@ -78,9 +78,8 @@ def compared_again(
         return None
     if found.differences:
         return None
-    stamps = weight_files.stamps(directory)
     return {**without_weights(content), "verified": {found.kind: found.outcome()}} | {
-        weight_files.KEY: stamps
+        weight_sample.KEY: weight_sample.digest(directory)
     }
 
 
@@ -95,13 +94,13 @@ def dropped(
         record: See `carried`.
         report: See `carried`.
     """
-    changed = weight_files.NEW_LAYERS if report.changed else None
+    changed = weight_sample.NEW_LAYERS if report.changed else None
     if record is None:
-        changed = changed or content.get(weight_files.CHANGED)
+        changed = changed or content.get(weight_sample.CHANGED)
     elif changed is None and _differs_from(directory, _directory(record)):
-        changed = weight_files.WEIGHTS
+        changed = weight_sample.WEIGHTS
     return {**without_weights(content), "verified": {}} | (
-        {weight_files.CHANGED: changed} if changed else {}
+        {weight_sample.CHANGED: changed} if changed else {}
     )
 
 

@@ -23,7 +23,7 @@ from mergekit_interleave.output import (
     card_metadata,
     manifest,
     recorded_layout,
-    weight_files,
+    weight_sample,
 )
 from mergekit_interleave.output.card_data import CardData
 from mergekit_interleave.output.manifest import Manifest
@@ -210,8 +210,8 @@ def _described(
         return report, _carried.dropped(directory, content, None, report)
     outcomes = {report.kind: report.outcome()}
     content = manifest.describe(plan, MERGEKIT, None, outcomes, warn)
-    stamps = {weight_files.KEY: weight_files.stamps(directory)}
-    return report, {**content, **stamps, "tools": {}}  # the version of mergekit is unknown
+    sample = {weight_sample.KEY: weight_sample.digest(directory)}
+    return report, {**content, **sample, "tools": {}}  # the version of mergekit is unknown
 
 
 def _with_outcomes(

@@ -17,6 +17,7 @@ from mergekit_interleave._units import amount, count, decimal
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.checkpoint.safetensors_header import has_weight_files
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike
@@ -245,6 +246,11 @@ def _plan(
         manifest.check_sources(expansion_plan)
         warnings.extend(expansion_plan.warnings)
         return _from_weights(found, expansion_plan, here)
+    warnings.extend(
+        f"{ref}: the weights are pickled, which `run` reads only with --allow-pickle"
+        for ref, checkpoint in sources.models.items()
+        if not checkpoint.has_weights and has_weight_files(checkpoint.path)
+    )
     return _estimated(found, sources, here, warnings.append)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ from mergekit_interleave.output import (
     manifest,
     recorded_layout,
     verification_text,
-    weight_files,
+    weight_sample,
 )
 from mergekit_interleave.output.staging import check_vacant, files_below, staged
 from mergekit_interleave.planning import computation_check, public_names, structure_check, suggest
@@ -349,15 +349,14 @@ def _run(
             _write_json(work / CONFIG, plan.config(vocab_size(result)))
             _check_tensors(plan, work, structure_check.forms_of_tensors(found))
         shutil.rmtree(scratch, ignore_errors=True)
-        warnings.extend(plan.client_warnings)
+        warnings.extend((*_about_shards(plan, work, how.shard_size), *plan.client_warnings))
         (work / mergekit_yaml.FILE).write_text(plan.recipe, encoding="utf-8")
         content = manifest.describe(plan, outcome.engine, outcome.beyond, verified, warnings.append)
-        content |= {weight_files.KEY: weight_files.stamps(work)}
+        content |= {weight_sample.KEY: weight_sample.digest(work)}
         content |= {manifest.REPO: options.repo} if options.repo else {}
-        name = None
+        card = None
         try:
             card, content = card_files.write(work, content, plan.layout, name=out.name)
-            name = card.name
         except Exception as error:  # noqa: BLE001 - an error in the card must not lose the weights
             warnings.append(f"the model card could not be written: {error}")
         names = sorted({*files_below(work), manifest.FILE})
@@ -369,7 +368,7 @@ def _run(
             written=written,
             outcome=outcome,
             parameters=content.get("parameters"),
-            name=name,
+            name=None if card is None else card.name,
             warnings=tuple(dict.fromkeys(warnings)),
             notes=outcome.notes,
         )
@@ -390,6 +389,17 @@ def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expan
         strict=True,
         allow_non_identity=options.allow_non_identity,
     )
+
+
+def _about_shards(plan: ExpansionPlan, work: Path, limit: int | None) -> Iterator[str]:
+    """Warn if the largest tensor exceeds the maximum size of a shard, as with a forgotten unit."""
+    largest = max((spec.nbytes for spec in plan.specs), default=0)
+    if limit is not None and limit < largest:
+        shards = sum(1 for _ in work.glob("*.safetensors"))
+        yield (
+            f"--out-shard-size: {amount(limit)} is less than the largest tensor, "
+            f"{amount(largest)}; {shards} shards were written"
+        )
 
 
 def _must_measure(plan: ExpansionPlan) -> bool:

@@ -46,7 +46,8 @@ DTYPES = tuple(_dtypes.NAMED)
 
 _INLINE = "the directive"
 _STDIN = "standard input"
-_SHORTEST = "the shortest directive is `interleave: every 4`"
+_EVERY_4 = "interleave: every 4"
+_SHORTEST = f"the shortest directive is `{_EVERY_4}`"
 
 NAME = "name"
 """mergekit-multi's name for the result of a document; only streams use it."""
@@ -243,21 +244,39 @@ def read_text(source: str, stdin: IO[str]) -> tuple[str, str]:
 
 
 def corrected(text: str) -> str | None:
-    """Return the directive that a text is meant to be if it lacks a colon or the space after one.
+    """Return a valid directive for a text that lacks a colon or a space.
 
     Return None if the text is the name of a file.
     """
-    match = re.match(r"\s*(\w+)(?:\s+|:)(.+)", text)
+    match = re.match(r"\s*(\w+)(?:\s+|[:=])(.+)", text)
     if match is not None and match[1] in known_keys():
-        return f"{match[1]}: {match[2].lstrip(': ')}"
-    if re.search(r":\S", text) and not Path(text).suffix:
-        return "interleave: every 4"
-    return None
+        value = match[2].lstrip(":= ")
+        meant = (f"{match[1]}: {value}", f"{match[1]}: {re.sub('[-_=]', ' ', value)}")
+        return next(filter(_is_valid, meant), _EVERY_4)
+    return _EVERY_4 if re.search(r":\S", text) and not Path(text).suffix else None
+
+
+def _is_valid(text: str) -> bool:
+    """Whether a text is a directive."""
+    try:
+        parse(text, _INLINE)
+    except DirectiveError:
+        return False
+    return True
 
 
 def is_inline(text: str) -> bool:
     """Whether a text is an inline directive rather than a file name."""
     return bool(re.search(r":(\s|$)", text)) or text.lstrip().startswith("{")
+
+
+def is_directive_file(name: str) -> bool:
+    """Whether a file is meant as a directive: it is one, or it is YAML or JSON by its name."""
+    try:
+        load_file(Path(name))
+    except DirectiveError:
+        return Path(name).suffix in {".yml", ".yaml", ".json"}
+    return True
 
 
 def load_file(path: Path) -> Directive:

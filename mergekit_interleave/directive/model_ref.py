@@ -8,6 +8,7 @@ understood, too.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -146,14 +147,39 @@ def _parse_string(text: str, where: str) -> ModelRef:
 def _parse_path(value: object, where: str) -> ModelPath:
     if isinstance(value, Mapping) and isinstance(value.get("path"), str):
         check_keys(value, ("path", "revision"), where)
+        _check_no_url(str(value["path"]), where)
         revision = value.get("revision")
         return ModelPath(str(value["path"]), None if revision is None else str(revision))
     if not isinstance(value, str) or not value:
         raise DirectiveError(f"{where}: expected a model directory or Hub id, found {value!r}")
+    _check_no_url(value, where)
     path, at, revision = value.partition("@")
     if not path or (at and not revision) or "@" in revision:
         raise DirectiveError(f"{where}: {value!r} does not have the form org/name@revision")
     return ModelPath(path, revision or None)
+
+
+_URL = re.compile(
+    r"(?:(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://(?:models/)?)"
+    r"([\w.-]+/[\w.-]+)(?:/(?:tree|blob|resolve)/([^/?#]+))?"
+)
+"""The address of a model on the Hub, with its id and revision."""
+
+
+def _check_no_url(value: str, where: str) -> None:
+    """Check that the name of a model is no URL.
+
+    Raises:
+        DirectiveError: It is one; the hint names the Hub id in it.
+    """
+    found = _URL.match(value)
+    if found is not None:
+        name = "@".join(filter(None, found.groups()))
+        raise DirectiveError(f"{where}: {value!r} is a URL", hint=f"write the Hub id: {name}")
+    if re.match(r"\w+://", value):
+        raise DirectiveError(
+            f"{where}: {value!r} is a URL", hint="download the model and name its directory"
+        )
 
 
 def _parse_mapping(value: Mapping[object, object], where: str) -> ModelRef:

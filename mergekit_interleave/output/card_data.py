@@ -28,7 +28,7 @@ from mergekit_interleave.output import (
     lineage,
     manifest,
     verification_text,
-    weight_files,
+    weight_sample,
 )
 from mergekit_interleave.planning import legacy_config, llama_cpp, public_names, zeroing
 
@@ -371,8 +371,8 @@ def _changed(content: Mapping[str, Any], verified: Mapping[str, Any]) -> str | N
     """Return the status of a model whose weights have changed since it was made, or None."""
     if verification_text.TRAINED in verified:
         return TRAINED
-    changed = content.get(weight_files.CHANGED)
-    return UNVERIFIED if changed == weight_files.NEW_LAYERS else ALTERED if changed else None
+    changed = content.get(weight_sample.CHANGED)
+    return UNVERIFIED if changed == weight_sample.NEW_LAYERS else ALTERED if changed else None
 
 
 def _status(content: Mapping[str, Any], layout: Layout, verified: Mapping[str, Any]) -> str:

@@ -86,6 +86,23 @@ def is_generated(file: Path, content: Mapping[str, Any]) -> bool:
     return _digest(text) == expected
 
 
+def edited(directory: Path, content: Mapping[str, Any]) -> frozenset[str]:
+    """Return the names of the files that exist and are not as they were generated.
+
+    Release 0.1 recorded no digest of the picture, and replaced it together with the card.
+
+    Args:
+        directory: The model.
+        content: The content of its interleave.json; empty if it has none.
+    """
+    known = {name for name in FILES if name in recorded(content) or name == model_card.FILE}
+    return frozenset(
+        name
+        for name in known
+        if (directory / name).exists() and not is_generated(directory / name, content)
+    )
+
+
 def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: bool) -> None:
     """Check that the files may be generated again.
 
@@ -104,9 +121,7 @@ def check_replaceable(directory: Path, content: Mapping[str, Any], *, force: boo
             raise OutputError(f"{file}: is a link, perhaps into the Hub's cache", hint=hint)
         if file.exists() and not file.is_file():
             raise OutputError(f"{file}: is not a regular file")
-        # Release 0.1 recorded no digest of the picture, and replaced it together with the card.
-        known = name in recorded(content) or name == model_card.FILE
-        if known and file.exists() and not force and not is_generated(file, content):
+        if not force and name in edited(directory, content):
             reason = (
                 "was edited, or another tool wrote it"
                 if content

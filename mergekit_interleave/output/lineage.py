@@ -20,7 +20,7 @@ from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.layout import lineage, mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import weight_files
+from mergekit_interleave.output import weight_sample
 
 KEY = "growths"
 """The key of interleave.json that lists the earlier growths."""
@@ -243,8 +243,8 @@ def inherited(growths: list[dict[str, Any]], content: Entry) -> int:
     ]
     if TRAINED in content.get("verified", {}):
         own[TRAINED] = True
-    elif weight_files.CHANGED in content:
-        own[weight_files.CHANGED] = content[weight_files.CHANGED]
+    elif weight_sample.CHANGED in content:
+        own[weight_sample.CHANGED] = content[weight_sample.CHANGED]
     numbers: list[int] = []
     for growth in [*content.get(KEY, []), own]:
         models = [

@@ -25,7 +25,7 @@ from mergekit_interleave.errors import CheckpointError, DirectiveError, Interlea
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import card_metadata, lineage, weight_files
+from mergekit_interleave.output import card_metadata, lineage, weight_sample
 from mergekit_interleave.output.verification_text import FORWARD, LINEAGE
 from mergekit_interleave.planning import public_names
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
@@ -383,11 +383,11 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
     # Earlier outcomes apply only to the same weights.
-    same = weight_files.are_those_of(content, directory) and (
+    same = weight_sample.are_those_of(content, directory) and (
         kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
     )
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
-    content[weight_files.KEY] = weight_files.stamps(directory)
-    content.pop(weight_files.CHANGED, None)
+    content[weight_sample.KEY] = weight_sample.digest(directory)
+    content.pop(weight_sample.CHANGED, None)
     write(directory, content)
     return content

@@ -11,17 +11,18 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from mergekit_interleave import _out_files
 from mergekit_interleave._files import SUFFIXES, new_file_mode, sync
 from mergekit_interleave._interrupts import uninterrupted
 from mergekit_interleave.errors import OutputError
-from mergekit_interleave.output import verification_text
+from mergekit_interleave.output import card_files, verification_text, weight_sample
 
 if sys.platform != "win32":
     import fcntl
@@ -59,13 +60,17 @@ def _reason_to_stay(out: Path) -> str | None:
         return "is not a directory"
     try:
         written = _written_by(out)
-        foreign = [name for name in files_below(out) if not written.has(name)]
+        names = files_below(out)
+        foreign = [name for name in names if not written.has(name)]
+        changed = next((name for name in names if written.changed(name)), None)
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
     if foreign:
         first = min(foreign, key=_out_files.is_usual)  # a user's own file is the better reason
         return f"contains {first}, which {written.nobody}"
-    return "holds a model that was trained after `run` wrote it" if written.trained else None
+    if written.trained:
+        return "holds a model that was trained after `run` wrote it"
+    return changed and f"contains {changed}, which was changed since it was written"
 
 
 def files_below(folder: Path) -> list[str]:
@@ -82,11 +87,13 @@ class _Written(NamedTuple):
         has: Returns whether the tool wrote a file.
         nobody: Which tool did not write another file, for the message.
         trained: Whether another tool has trained the weights since.
+        changed: Returns whether weights, card or picture were changed since the tool wrote them.
     """
 
     has: Callable[[str], bool]
     nobody: str = "no run wrote"
     trained: bool = False
+    changed: Callable[[str], bool] = lambda _: False
 
 
 def _written_by(out: Path) -> _Written:
@@ -98,11 +105,46 @@ def _written_by(out: Path) -> _Written:
     with suppress(FileNotFoundError, ValueError, AttributeError, LookupError, TypeError):
         manifest = json.loads((out / _out_files.MANIFEST).read_text(encoding="utf-8"))
         files, verified = set(manifest["files"]), manifest.get("verified") or {}
-        return _Written(files.__contains__, trained=verification_text.TRAINED in verified)
+        return _Written(
+            files.__contains__,
+            trained=verification_text.TRAINED in verified,
+            changed=_changed_since_run(out, manifest),
+        )
     with suppress(FileNotFoundError, ValueError):
         if "merge_method" in (out / _out_files.RECIPE).read_text(encoding="utf-8"):
-            return _Written(_out_files.is_usual, "neither mergekit nor a run wrote")
+            return _Written(
+                _out_files.is_usual,
+                "neither mergekit nor a run wrote",
+                changed=lambda name: (
+                    (_out_files.is_weights(name) or name == _out_files.CARD)
+                    and _is_newer(out / name, out / _out_files.RECIPE)
+                ),
+            )
     return _Written(lambda _: False, "no run wrote, and no mergekit_config.yml is beside it")
+
+
+def _changed_since_run(out: Path, manifest: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Return a function that tells whether a file differs from what interleave.json records."""
+    edited = card_files.edited(out, manifest)
+    sample = manifest.get(weight_sample.KEY)
+
+    def changed(name: str) -> bool:
+        if not _out_files.is_weights(name):
+            return name in edited
+        if sample is None:  # release 0.1 recorded none, and `card` did not see them written
+            return _is_newer(out / name, out / _out_files.MANIFEST)
+        return not is_as_written()
+
+    @cache
+    def is_as_written() -> bool:
+        return weight_sample.are_those_of(manifest, out)
+
+    return changed
+
+
+def _is_newer(file: Path, record: Path) -> bool:
+    """Return whether a file was written after the record, which a tool writes last."""
+    return file.stat().st_mtime_ns > record.stat().st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ shows its role without colour.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from xml.sax.saxutils import escape
 
+from mergekit_interleave.errors import DirectiveError, OutputError
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.layout.roles import COPY, MOVED, ORIGINAL, ROLES, SCALED, ZEROED, roles
 from mergekit_interleave.output.layer_map import (
@@ -155,6 +158,36 @@ def picture(
     )
 
 
+_LONGEST_HEAD = 1 << 16
+_HEAD = re.compile(
+    r'<svg xmlns="[^"]*" width="760" [^>]*role="img"[^>]*>\n<title>[^\n]*</title>\n'
+    r"<desc>\d+ layers: "
+)
+
+
+def check_file(file: Path) -> None:
+    """Check that a picture may be written to a file: it is missing, empty, or such a picture.
+
+    Raises:
+        DirectiveError: Its name says that it is no SVG.
+        OutputError: It exists and is something else.
+    """
+    if file.suffix.lower() not in ("", ".svg"):
+        raise DirectiveError(
+            f"--svg: {str(file)!r} ends in {file.suffix}, and the picture is an SVG",
+            hint=f"--svg {file.with_suffix('.svg')}",
+        )
+    if not file.is_file() or file.stat().st_size == 0:
+        return
+    with file.open("rb") as opened:
+        start = opened.read(_LONGEST_HEAD).decode(errors="replace")
+    if _HEAD.match(start) is None:
+        raise OutputError(
+            f"{file}: exists, and is not a picture of this program",
+            hint="name another file, or remove this one",
+        )
+
+
 def _kinds(layout: Layout, identities: Collection[int]) -> list[tuple[int, str]]:
     """Return, for each layer, the index of its model and its role."""
     models = {model: i for i, model in enumerate(layout.models)}
@@ -259,11 +292,7 @@ def _legend(
         colour = _GREY if several else _colour(0, role, 1)
         lines += [_swatch(x, top, colour, role), _text(x + 32, top, words)]
         x += 32 + _text_width(words) + 20
-    numbered = len(layout) <= _MOST_LABELLED
-    if several:
-        caption = "A7 is layer 7 of model A" if numbered else ""
-    else:
-        caption = f"{'numbers are layers of' if numbered else 'from'} {''.join(names)}"
+    caption = _caption(layout, names)
     room = WIDTH - 6 - x
     if _text_width(caption) > room:
         top, x, room = top + 26, float(_LEFT), WIDTH - 6.0 - _LEFT
@@ -286,6 +315,17 @@ def _legend(
             lines.append(_text(_LEFT, top, f"and {len(names) - len(shown)} more models"))
             top += 24
     return [*lines, "</g>"], top
+
+
+def _caption(layout: Layout, names: Sequence[str]) -> str:
+    """Say what the numbers at the left and in the cells are, by the last cell if models differ."""
+    last, numbered = layout.layers[-1], len(layout) <= _MOST_LABELLED
+    if len(names) == 1:
+        cells = f"{'in cells: layers of' if numbered else 'from'} {''.join(names)}"
+    else:
+        model = letter(layout.models.index(last.model))
+        cells = f"{model}{last.source}: layer {last.source} of {model}" if numbered else ""
+    return "; ".join(filter(None, ("left: new index", cells)))
 
 
 def _swatch(x: float, y: float, colour: _Colour, role: str, text: str = "") -> str:

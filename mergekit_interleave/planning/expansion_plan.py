@@ -235,7 +235,6 @@ def plan_expansion(  # noqa: PLR0913 - the options of `run` that change the plan
         for checkpoint in sources.values():
             checkpoint.check_depth()
             _check_metadata(checkpoint)
-            _check_adapter(checkpoint)
         layout = mergekit_yaml.effective(expansion.layout, keys)
         grown = grown_config.grow(sources, layout)
         dtypes = Dtypes(*mergekit_yaml.dtypes_of(keys))
@@ -307,7 +306,7 @@ class Sources:
 def open_sources(
     expansion: Expansion, models: Models, *, base_model: str | None = None, mix: bool = False
 ) -> Sources:
-    """Open the source models and check from their configs that they are compatible.
+    """Open the source models and check, without their weights, what can be checked.
 
     Args:
         expansion: The directive and its layout.
@@ -325,6 +324,8 @@ def open_sources(
     sources = {model: opened_by(model) for model in expansion.layout.models}
     base = opened_by(expansion.base)
     opened = {**sources, base.ref: base}
+    for checkpoint in sources.values():
+        _check_adapter(checkpoint)
     if not mix:
         ends, keys = _ends(expansion), expansion.directive.mergekit
         for model in opened.values():

@@ -8,7 +8,6 @@ lists the periods.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import ExplicitSlices, Stack, stack_of
-from mergekit_interleave.directive.scale import AUTO
+from mergekit_interleave.directive.growth import Stack, stack_of
 from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.layout.layout import Edit, Layer, Layout, Slice, expand
 from mergekit_interleave.planning import grown_config
@@ -143,7 +141,7 @@ def nearest(grown: GrownConfig, directive: Directive) -> str | None:
     """Return the directive closest to a given one that llama.cpp computes alike, if any.
 
     It copies groups of layers whose length is a multiple of the period, so each layer keeps its
-    place in the period.
+    place in the period. Its new layers are edited as those of the given directive.
 
     Args:
         grown: The config.json of the result of the given directive.
@@ -156,9 +154,9 @@ def nearest(grown: GrownConfig, directive: Directive) -> str | None:
     growth = copied_periods(base.depth, math.lcm(*periods), len(layout) - base.depth)
     if growth is None:
         return None
-    other = with_growth(growth, directive)
-    if isinstance(directive.growth, ExplicitSlices) and all(x.zeroed for x in layout.new_layers):
-        other = dataclasses.replace(other, zero=AUTO)
+    other = with_growth(growth, directive, base, layout)
+    if other is None:
+        return None
     # The warnings about the directive have already been collected.
     by_source = edit_of(other.zero_rule, base, lambda _: None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from mergekit_interleave.layout.layout import Edit, Layer, Layout, expand
 from mergekit_interleave.planning import grown_config, structure_check
 from mergekit_interleave.planning.edits import edit_of
 from mergekit_interleave.planning.grown_config import GrownConfig
+from mergekit_interleave.planning.shortest import KnownModels
 from mergekit_interleave.planning.tensor_plan import assemble
 
 _MAX_BUILT = 6  # building a large model on the meta device takes a second or two
@@ -50,15 +50,33 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
         if built > _MAX_BUILT:
             break
         if _is_loaded(grown, base):
-            return yaml_io.write_inline(with_growth(growth, directive).to_document())
+            other = with_growth(growth, directive, base, layout)
+            return None if other is None else yaml_io.write_inline(other.to_document())
     return None
 
 
-def with_growth(growth: Growth, directive: Directive) -> Directive:
-    """Return the directive with another growth line and the same zeroing."""
-    other = Directive(growth=growth, zero=directive.zero)
-    same = other.zero_rule == directive.zero_rule
-    return other if same else dataclasses.replace(other, zero=directive.zero_rule)
+def with_growth(
+    growth: Growth, directive: Directive, base: Checkpoint, layout: Layout
+) -> Directive | None:
+    """Return a directive with another growth line that edits new layers as a given one does.
+
+    Args:
+        growth: The other growth line.
+        directive: The given directive.
+        base: Its only model.
+        layout: Its layers.
+
+    Returns:
+        The directive, or None if the given one edits single steps, which the other line lacks.
+    """
+    given: Directive | None = directive
+    if directive.growth is not None and directive.growth.edits_itself:
+        known = KnownModels(lambda _: base, lambda _: base.depth)
+        given = known.shortest(layout, directive.growth)
+    if given is None or (given.growth is not None and given.growth.edits_itself):
+        return None
+    zero = None if given.zero_rule == growth.default_zero else given.zero_rule
+    return Directive(growth=growth, zero=zero, scale=given.scale, apply_to=given.apply_to)
 
 
 def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Growth]:

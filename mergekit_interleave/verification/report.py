@@ -65,6 +65,7 @@ class VerifyReport:
         changed: The new layers that differ from what the layout says, if that was compared.
         forward: The result of a forward pass, as interleave.json stores it; None without one.
         warnings: Warnings for the user, one sentence each.
+        hint: What to do if the sources seem to be wrong; None if they do not.
     """
 
     out: Path
@@ -79,6 +80,7 @@ class VerifyReport:
     changed: frozenset[int] = frozenset()
     forward: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
+    hint: str | None = None
 
     @property
     def is_exact(self) -> bool:
@@ -112,7 +114,7 @@ class VerifyReport:
         if self.differences:
             count = len(self.differences)
             places = "1 place" if count == 1 else f"{count} places"
-            raise RefusedError(f"{self.out}: does not match its layout in {places}")
+            raise RefusedError(f"{self.out}: does not match its layout in {places}", hint=self.hint)
         if not self.is_exact:
             raise RefusedError(f"{self.out}: does not compute what its base computes")
 
@@ -208,6 +210,7 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     differences += consistency.of_config(
         out, expected, trained=trained, trusted=trusted, stored=stored
     )
+    differences.sort(key=lambda difference: not str(difference).startswith(_OTHER_TYPE))
     plan = expected.plan
     names = [] if plan is None else [plan.public.title(model) for model in plan.sources]
     return VerifyReport(
@@ -221,7 +224,38 @@ def verify(  # noqa: PLR0913 - one parameter for each option
         recorded.manifest if layout_from is None else None,
         len(wider),
         warnings=tuple(dict.fromkeys((*recorded.directive.warnings, *expected.warnings))),
+        hint=None if plan is None else _doubt(plan, recorded, generation, differences, weights),
     )
+
+
+_OTHER_TYPE = f"{CONFIG}: model_type is "
+"""The start of the difference that comes first, because it explains the others."""
+
+
+def _doubt(
+    plan: ExpansionPlan,
+    recorded: RecordedLayout,
+    generation: Generation | None,
+    differences: Sequence[Difference],
+    weights: Comparison | None,
+) -> str | None:
+    """Return what to do if the sources seem to be the wrong ones, or in the wrong order.
+
+    They do if their names are those in interleave.json in another order, or if the model types
+    or most tensors differ.
+    """
+    if recorded.manifest is None or generation is not None:
+        return None
+    known = [*recorded.manifest.models]
+    given = {plan.public.title(model): model for model in plan.sources}
+    if [*given] != known and {*given} == {*known}:
+        order = " ".join(f"--against {given[name]}" for name in known)
+        return f"the sources are in another order in {manifest.FILE}: {order}"
+    wrong = len(weights.differences) if weights else 0
+    if wrong * 2 > len(plan.specs) or any(str(d).startswith(_OTHER_TYPE) for d in differences):
+        right = " ".join(f"--against {name}" for name in known)
+        return f"pass the model{'s' * (len(known) > 1)} that it was grown from: {right}"
+    return None
 
 
 def verify_as_found(

@@ -259,6 +259,27 @@ def test_a_drawing(mk: Cli, tiny: Path, tmp_path: Path) -> None:
     assert "8 original, 2 zeroed" in "".join(root.itertext())
     result = mk("plan", "--every", "4", "--svg", "no/such/place", "--model", tiny, cwd=tmp_path)
     assert (result.status, result.err.startswith("error: no/such/place: ")) == (1, True)
+    words = ("plan", "--every", "2", "--model", tiny, "--svg")
+    assert mk(*words, "layers.svg", cwd=tmp_path).status == 0
+    assert "8 original, 4 zeroed" in (tmp_path / "layers.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "status"), [("mine.svg", 1), ("config.json", 2), ("notes", 1), ("new.png", 2)]
+)
+def test_a_drawing_replaces_no_other_file(
+    mk: Cli, tiny: Path, tmp_path: Path, name: str, status: int
+) -> None:
+    """`plan --svg` refuses a file that is no such picture, and a name of another kind."""
+    if name != "new.png":
+        (tmp_path / name).write_text("<svg>mine</svg>")
+    result = mk("plan", "--every", "4", "--model", tiny, "--svg", name, cwd=tmp_path)
+    assert (result.status, name in result.err.splitlines()[0]) == (status, True)
+    texts = [file.read_text() for file in tmp_path.iterdir()]
+    assert texts == ([] if name == "new.png" else ["<svg>mine</svg>"])
+    (tmp_path / "empty.svg").touch()
+    words = ("plan", "--every", "4", "--model", tiny, "--svg", "empty.svg")
+    assert mk(*words, cwd=tmp_path).status == 0
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

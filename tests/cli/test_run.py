@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import yaml
 from harness import Cli, assert_same_tensors, load_tensors, logits, make_llama
+from safetensors.torch import load_file, save_file
 
 import mergekit_interleave as api
 from mergekit_interleave.checkpoint.checkpoint import open_checkpoint
@@ -721,6 +722,14 @@ class TestRefusals:
         assert f"OUT is missing: '{word}' is " in result.err
         assert os.listdir(tmp_path) == ["cfg.yml"]
 
+    def test_a_file_at_out(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
+        """A file that is no directive is called OUT."""
+        (tmp_path / "notes").write_text("plain words")
+        result = mk("run", "notes", "--model", tiny, "--append", "1", cwd=tmp_path)
+        assert result.status == 1
+        assert "OUT: 'notes' is an existing file" in result.err
+        assert (tmp_path / "notes").read_text() == "plain words"
+
     def test_a_config_that_states_fewer_layers(
         self, mk: Cli, own_tiny: Path, tmp_path: Path
     ) -> None:
@@ -741,6 +750,26 @@ class TestRefusals:
         err = self.refused(mk, tmp_path, *words)
         assert err.startswith(f"error: {tmp_path / 'out'}: ")
         assert "NOTES.md" in err
+
+    @pytest.mark.parametrize("engine", ["mergekit", "stream"])
+    def test_force_keeps_trained_weights(
+        self, engine: str, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """--force refuses weights that were saved over those of a run, also after `card`."""
+        out = tmp_path / "out"
+        words = ("append: 1", out, "--model", tiny, "--engine", engine, "--force")
+        assert mk("run", *words).status == 0
+        os.utime(out / "model.safetensors")
+        assert mk("run", *words).status == 0
+        tensors = load_file(out / "model.safetensors")
+        tensors["model.layers.8.mlp.down_proj.weight"] += 1e-3
+        save_file(tensors, out / "model.safetensors", {"format": "pt"})
+        trained = (out / "model.safetensors").read_bytes()
+        for _ in range(2):
+            err = self.refused(mk, tmp_path, *words)
+            assert err.startswith(f"error: {out}: contains model.safetensors")
+            assert mk("card", out).status == 0
+        assert (out / "model.safetensors").read_bytes() == trained
 
     @pytest.mark.parametrize("force", [[], ["--force"]])
     def test_a_base_at_out_stays(

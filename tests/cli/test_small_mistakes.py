@@ -157,6 +157,24 @@ class TestFirstErrors:
         assert "'interleave: every 4'" in hint
         assert os.listdir(tmp_path) == []
 
+    @pytest.mark.parametrize(
+        ("text", "right"),
+        [
+            ("interleave:every-4", "interleave: every 4"),
+            ("append=2", "append: 2"),
+            ("repeat:x", "interleave: every 4"),
+            ("interleave:8-layers", "interleave: 8 layers"),
+        ],
+    )
+    def test_the_hinted_directive_is_valid(
+        self, text: str, right: str, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """The hint names a directive that works."""
+        result = mk("plan", text, "--model", tiny, cwd=tmp_path)
+        assert result.status == 2
+        assert result.err.splitlines()[-1].endswith(f"'{right}'")
+        assert mk("plan", right, "--model", tiny, cwd=tmp_path).status == 0
+
     def test_the_grandparent_of_a_type_with_lists(self, mk: Cli, tmp_path: Path) -> None:
         """The base of the base is named as such; its shorter lists of layers are not blamed."""
         base, one, two = (tmp_path / name for name in ("base", "one", "two"))

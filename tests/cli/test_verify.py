@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zoo
 from harness import Cli, edit_json, load_tensors, make_llama
 
 from mergekit_interleave.checkpoint.safetensors_header import read_tensors
@@ -1019,3 +1020,27 @@ class TestOtherTokenizer:
             assert one_line(result.out, "embeddings", "head", "rows")
         else:
             assert one_line(result.out, "lm_head.weight ", "F32 [3, 32]", "F32 [64, 32]")
+
+
+def test_a_wrong_base_is_named(mk: Cli, stream: Path, tiny: Path, tmp_path: Path) -> None:
+    """Another model of the same type, or of another type, gives a hint with the right base."""
+    make_llama(tmp_path / "other")
+    zoo.save("qwen2", tmp_path / "qwen2")
+    for name in ("other", "qwen2"):
+        result = mk("verify", stream, "--against", tmp_path / name)
+        assert result.status == 1
+        assert result.err.splitlines()[-1].endswith("--against tiny")
+        assert result.out.startswith("config.json: model_type is ") == (name == "qwen2")
+    edit_bytes(stream, O_PROJ.format(0), lambda data: data[::-1])
+    assert "hint" not in mk("verify", stream, "--against", tiny).err
+
+
+def test_bases_in_another_order(mk: Cli, tiny: Path, tmp_path: Path) -> None:
+    """Sources in another order than in interleave.json are put in order by the hint."""
+    other, out = make_llama(tmp_path / "other"), tmp_path / "out"
+    _run(f"models: {{a: {tiny}, b: {other}}}, layout: [a 0:6, b 3:8]", out)
+    result = mk("verify", out, "--against", other, "--against", tiny)
+    assert result.status == 1
+    right = f"--against {tiny} --against {other}"
+    assert result.err.splitlines()[-1].endswith(f": {right}")
+    assert mk("verify", out, *right.split()).status == 0

@@ -74,13 +74,21 @@ def test_another_shape_is_refused_by_name(
 
 
 def test_an_adapter_beside_the_base_is_refused(mk: Cli, own_tiny: Path, tmp_path: Path) -> None:
-    """A base with an adapter is refused; without its config it grows, and the rest stays behind."""
+    """A base with an adapter is refused; without its config it grows, and the rest stays behind.
+
+    `plan` refuses it too, also if it reads no weights.
+    """
     (own_tiny / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (own_tiny / "adapter_model.safetensors").write_bytes(b"")
-    result = mk("run", PLAN, tmp_path / "out", "--model", own_tiny)
-    assert result.status == 1
-    assert "adapter_config.json" in result.err
-    assert not (tmp_path / "out").exists()
+    weights = own_tiny / "model.safetensors"
+    for words in (("run", PLAN, tmp_path / "out"), ("plan", PLAN), ("plan", PLAN)):
+        result = mk(*words, "--model", own_tiny)
+        assert result.status == 1
+        assert "adapter_config.json" in result.err
+        assert not (tmp_path / "out").exists()
+        if words[0] == "plan" and weights.exists():
+            weights.rename(own_tiny / "pytorch_model.bin")
+    (own_tiny / "pytorch_model.bin").rename(weights)
     (own_tiny / "adapter_config.json").unlink()
     assert mk("run", PLAN, tmp_path / "out", "--model", own_tiny).status == 0
     assert not list((tmp_path / "out").glob("adapter*"))

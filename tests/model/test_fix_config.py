@@ -53,6 +53,13 @@ def test_a_config_that_was_not_written(mk: Cli, shell: Shell, tmp_path: Path) ->
     assert not zoo.compare(base, out)
 
 
+def test_no_progress_bar_is_shown(shell: Shell, tiny: Path) -> None:
+    """`fix-config` hides the bar with which transformers loads weights."""
+    grown = shell(f"mk-interleave run 'append: 1' out --model {tiny}")
+    fixed = shell(f"unset TQDM_DISABLE; mk-interleave fix-config out --model {tiny}")
+    assert (grown.stderr, fixed.stderr, fixed.returncode) == ("", "", 0)
+
+
 def test_a_config_that_was_not_deepened(mk: Cli, shell: Shell, tmp_path: Path) -> None:
     """Only wrong keys are changed and reported, and a second call changes nothing."""
     base, out = zoo.save("nanochat", tmp_path / "base"), tmp_path / "out"

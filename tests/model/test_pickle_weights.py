@@ -49,6 +49,8 @@ def test_pickles_give_the_tensors_of_safetensors(  # noqa: PLR0913, PLR0917 - fi
     refused = mk(*WORDS, tmp_path / "b", *words)
     assert (refused.status, f"error: {base}: " in refused.err) == (1, True)
     assert "--allow-pickle" in refused.err
+    planned = mk("plan", WORDS[1], "--model", base)
+    assert (planned.status, "--allow-pickle" in planned.out) == (0, True)
     result = mk(*WORDS, tmp_path / "b", *words, "--allow-pickle")
     assert result.status == 0, result.err
     assert_same_tensors(tmp_path / "a", tmp_path / "b")

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from harness import Cli, emulate_sharing, load_tensors, make_llama, write_header
 
+from mergekit_interleave.checkpoint.safetensors_header import read_tensors
 from mergekit_interleave.engines import registry
 
 SetFree = Callable[[int], None]
@@ -202,6 +203,20 @@ class TestShards:
         sizes = [file.stat().st_size for file in (tmp_path / "more").glob("*.safetensors")]
         assert len(sizes) > 2
         assert max(sizes) < 110_000
+
+    def test_a_shard_size_below_a_tensor_is_warned_of(
+        self, mk: Cli, tiny: Path, tmp_path: Path
+    ) -> None:
+        """A limit that the largest tensor exceeds, such as 5 bytes, gives a warning."""
+        words = ("run", "append: 1", "--model", tiny, "--engine", "stream", "--out-shard-size")
+        largest = max(tensor.nbytes for tensor in read_tensors(tiny).values())
+        for size, warned in ((largest, False), (largest - 1, True), (5, True)):
+            out = tmp_path / str(size)
+            result = mk(*words, size, out)
+            assert result.status == 0
+            assert ("--out-shard-size" in result.err) is warned
+            shards = len(list(out.glob("*.safetensors")))
+            assert (f"; {shards} shards" in result.err) is warned
 
 
 class TestVerify:

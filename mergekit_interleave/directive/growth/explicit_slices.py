@@ -29,6 +29,11 @@ class ExplicitSlices(Growth):
         return False
 
     @property
+    def edits_itself(self) -> bool:
+        """Always true: each slice states its own edits."""
+        return True
+
+    @property
     def models(self) -> tuple[ModelRef, ...]:
         """The models that the config names, in order."""
         found: dict[object, ModelRef] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
+from mergekit_interleave.errors import DirectiveError
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,28 @@ def test_the_mapping_form_is_read() -> None:
     ref = parse_model(value, "model")
     assert ref == ModelRef(ModelPath("org/a", "v1"), ModelPath("org/b"), "LlamaForCausalLM")
     assert parse_model(ref.to_yaml(), "model") == ref
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://huggingface.co/org/name", "org/name"),
+        ("http://www.huggingface.co/org/na.me-1/", "org/na.me-1"),
+        ("huggingface.co/org/name", "org/name"),
+        ("https://hf.co/org/name/tree/v1.0", "org/name@v1.0"),
+        ("hf://org/name", "org/name"),
+        ("https://huggingface.co/org/name/blob/main/config.json?x=1", "org/name@main"),
+    ],
+)
+def test_a_url_of_the_hub(url: str, name: str) -> None:
+    """A URL is refused; the hint names the Hub id in it, with its revision."""
+    for value in (url, {"path": url}):
+        with pytest.raises(DirectiveError, match=r"^m\.model: ") as error:
+            parse_model({"model": value}, "m")
+        assert str(error.value.hint).endswith(f": {name}")
+
+
+def test_another_url() -> None:
+    """A URL elsewhere is refused as such."""
+    with pytest.raises(DirectiveError, match="URL"):
+        parse_model("https://example.com/org/name", "model")

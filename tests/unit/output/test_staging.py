@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mergekit_interleave.errors import OutputError
+from mergekit_interleave.output import card_files, weight_sample
 from mergekit_interleave.output.staging import StagedResult, check_vacant, staged
 
 
@@ -182,6 +183,58 @@ def test_force_never_replaces_a_trained_model(tmp_path: Path) -> None:
     (out / "interleave.json").write_text(json.dumps(content))
     with pytest.raises(OutputError, match="trained"):
         check_vacant(out, replace=True)
+
+
+def test_force_never_replaces_changed_weights(tmp_path: Path) -> None:
+    """--force keeps weights that differ from the recorded digest, whatever their time stamps are.
+
+    Without a digest, it keeps weights that are newer than interleave.json or mergekit's config.
+    """
+    import numpy as np
+
+    out = tmp_path / "out"
+    out.mkdir()
+    weights, manifest = out / "model.safetensors", out / "interleave.json"
+    save_file({"x": np.zeros(9)}, weights)
+    content = {"files": [weights.name, manifest.name], "weight_sample": weight_sample.digest(out)}
+    manifest.write_text(json.dumps(content))
+    os.utime(weights, (2e9, 2e9))
+    check_vacant(out, replace=True)
+    save_file({"x": np.ones(9)}, weights)
+    os.utime(weights, (1, 1))
+    for text in (None, "no safetensors"):
+        if text is not None:
+            weights.write_text(text)
+        with pytest.raises(OutputError, match=r"model\.safetensors"):
+            check_vacant(out, replace=True)
+    del content["weight_sample"]
+    (out / "mergekit_config.yml").write_text("merge_method: passthrough")
+    for record in (manifest, out / "mergekit_config.yml"):
+        manifest.write_text(json.dumps({"files": [*content["files"], "mergekit_config.yml"]}))
+        if record != manifest:
+            manifest.unlink()
+        os.utime(weights, (1, 1))
+        check_vacant(out, replace=True)
+        os.utime(weights, (2e9, 2e9))
+        with pytest.raises(OutputError, match=r"model\.safetensors"):
+            check_vacant(out, replace=True)
+
+
+def test_force_never_replaces_an_edited_card(tmp_path: Path) -> None:
+    """--force keeps a card or picture that is not as interleave.json records it."""
+    out = tmp_path / "out"
+    out.mkdir()
+    texts = {"README.md": "card", "layers.svg": "<svg/>"}
+    content = {"files": [*texts, "interleave.json"], "generated": card_files.digests(texts)}
+    (out / "interleave.json").write_text(json.dumps(content))
+    for name, text in texts.items():
+        (out / name).write_text(text)
+    check_vacant(out, replace=True)
+    for name, text in texts.items():
+        (out / name).write_text("mine")
+        with pytest.raises(OutputError, match=name):
+            check_vacant(out, replace=True)
+        (out / name).write_text(text)
 
 
 def test_force_looks_into_folders(tmp_path: Path) -> None:

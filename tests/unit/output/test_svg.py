@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -17,6 +18,7 @@ from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output import svg
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
+RELEASE = Path(__file__).parents[2] / "fixtures" / "data" / "release-0.1.0"
 WHITE, DARK = "#ffffff", "#0d1117"
 
 
@@ -260,3 +262,23 @@ def test_the_same_layout_gives_the_same_bytes(drawn: tuple[Layout, set[int]]) ->
     again = Layout(tuple(layout.slices))
     backwards = sorted(identities, reverse=True)
     assert svg.picture(layout, identities) == svg.picture(again, backwards)
+
+
+def test_a_picture_is_known_again(tmp_path: Path) -> None:
+    """A picture may be replaced, with any title, and one of release 0.1."""
+    file = tmp_path / "x.svg"
+    for title in (None, "a <b>\n" * 900):
+        layout = expand(Every(4), MODEL, 8)
+        file.write_text(svg.picture(layout, title=title), encoding="utf-8")
+        svg.check_file(file)
+    svg.check_file(RELEASE / "layers.svg")
+
+
+def test_the_numbers_are_explained() -> None:
+    """The legend says what the numbers are; its example is a cell of the picture."""
+    one = svg.picture(expand(Every(4), MODEL, 8), names=("base",))
+    assert "left: new index; in cells: layers of base" in one
+    layout = Layout((Slice(MODEL, 0, 6), Slice(OTHER, 3, 8)))
+    assert "left: new index; B7: layer 7 of B" in svg.picture(layout)
+    many = svg.picture(Layout((Slice(MODEL, 0, 300), Slice(OTHER, 3, 8))))
+    assert "left: new index<" in many

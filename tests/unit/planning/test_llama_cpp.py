@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive.directive import Directive, parse
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import expand
 from mergekit_interleave.planning import grown_config, llama_cpp
 from mergekit_interleave.planning.grown_config import GrownConfig
+from mergekit_interleave.planning.resolve import resolve
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 
@@ -142,6 +145,44 @@ def test_a_plain_copy_is_offered_for_a_plain_copy(tmp_path: Path) -> None:
     base = base_of(tmp_path, gemma3(kinds(12, 6)))
     offer = llama_cpp.alternative(*grown(base, "repeat: [3, 6]"))
     assert offer == "stack: [[0, 12], [6, 12]]"
+
+
+GEMMA3 = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "head_dim": 8}
+
+
+@pytest.mark.parametrize(
+    ("text", "edits", "of_config"),
+    [
+        ("repeat: [3, 6], scale: {q_proj: 0.8}", ", scale: {q_proj: 0.8}", True),
+        ("repeat: [3, 6], zero: auto, apply_to: all", ", zero: auto, apply_to: all", True),
+        ("interleave: every 4, zero: norms", ", zero: norms", True),
+        ("append: 1, zero: norms, scale: {q_proj: 2}", ", zero: norms, scale: {q_proj: 2}", False),
+        ("interleave: every 4, zero: none", "", True),
+    ],
+)
+@pytest.mark.parametrize("as_config", [False, True])
+def test_the_offer_keeps_the_edits(
+    tmp_path: Path, text: str, edits: str, *, of_config: bool, as_config: bool
+) -> None:
+    """The offer zeroes and scales as the directive, or as its mergekit config; or none is made."""
+    base = base_of(tmp_path, {**gemma3(kinds(12, 6)), **GEMMA3})
+    directive = parse(f"model: {tmp_path}, {text}", "x")
+    layout = resolve(directive, Models(), strict=True, allow_non_identity=True).layout
+    if as_config:
+        directive = parse(mergekit_yaml.to_yaml(layout, {}), "x")
+    config = grown_config.grow({base.ref: base}, layout)
+    expected = f"stack: [[0, 12], [6, 12]]{edits}" if of_config or not as_config else None
+    assert llama_cpp.alternative(config, directive) == expected
+
+
+def test_the_edits_of_single_steps_have_no_offer(tmp_path: Path) -> None:
+    """A layout whose steps are edited differently is answered by no offer."""
+    base = base_of(tmp_path, {**gemma3(kinds(12, 6)), **GEMMA3})
+    text = "layout: [0:4, {layers: 3:4, scale: {q_proj: 2}}, {layers: 3:4, zero: auto}, 4:12]"
+    expansion = resolve(parse(f"model: {tmp_path}, {text}", "x"), Models(), strict=True)
+    config = grown_config.grow({base.ref: base}, expansion.layout)
+    assert "llama.cpp" in (llama_cpp.warning(config, expansion.directive) or "")
+    assert llama_cpp.alternative(config, expansion.directive) is None
 
 
 def test_a_base_that_breaks_the_period(tmp_path: Path) -> None:
