@@ -93,6 +93,16 @@ def build(size: Size, path: Path) -> Path:
     return path
 
 
+def build_sparse(size: Size, path: Path) -> Path:
+    """Write a model of zeros in one file, which take no disk space."""
+    path.mkdir(parents=True, exist_ok=True)
+    with (path / "model.safetensors").open("wb") as out:
+        end = out.write(_header(dict(size.tensors())))
+        out.truncate(end + sum(nbytes(shape) for _, shape in size.tensors()))
+    (path / "config.json").write_text(json.dumps(size.config))
+    return path
+
+
 def nbytes(shape: tuple[int, ...]) -> int:
     """Return the bytes of a tensor."""
     count = _BYTES
@@ -102,6 +112,16 @@ def nbytes(shape: tuple[int, ...]) -> int:
 
 
 def _write(file: Path, shard: dict[str, tuple[int, ...]]) -> None:
+    # The same megabytes repeat, since the content does not affect the time of a copy.
+    noise = bytes(byte & 0x3F for byte in os.urandom(2**22))  # small numbers, no NaN
+    left = sum(map(nbytes, shard.values()))
+    with file.open("wb") as out:
+        out.write(_header(shard))
+        while left:
+            left -= out.write(noise[: min(len(noise), left)])
+
+
+def _header(shard: dict[str, tuple[int, ...]]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, shape in shard.items():
@@ -110,9 +130,4 @@ def _write(file: Path, shard: dict[str, tuple[int, ...]]) -> None:
         offset = stop
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    # The same megabytes repeat, since the content does not affect the time of a copy.
-    noise = bytes(byte & 0x3F for byte in os.urandom(2**22))  # small numbers, no NaN
-    with file.open("wb") as out:
-        out.write(struct.pack("<Q", len(text)) + text)
-        while offset:
-            offset -= out.write(noise[: min(len(noise), offset)])
+    return struct.pack("<Q", len(text)) + text

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.fix_config import FixConfigReport as FixConfigReport
     from mergekit_interleave.commands.fix_config import fix_config as fix_config
     from mergekit_interleave.commands.gen import gen as gen
+    from mergekit_interleave.commands.load import load as load
     from mergekit_interleave.commands.plan import Plan as Plan
     from mergekit_interleave.commands.plan import plan as plan
     from mergekit_interleave.commands.recipe import Recipe as Recipe
     from mergekit_interleave.commands.run import RunReport as RunReport
     from mergekit_interleave.commands.run import run as run
+    from mergekit_interleave.commands.sample import SampleReport as SampleReport
+    from mergekit_interleave.commands.sample import sample as sample
     from mergekit_interleave.commands.schema import schema as schema
     from mergekit_interleave.commands.train import TrainerSettings as TrainerSettings
     from mergekit_interleave.commands.train import train as train
@@ -43,9 +46,11 @@ _MODULES = {
     "commands.explain": ("explain",),
     "commands.fix_config": ("fix_config", "FixConfigReport"),
     "commands.gen": ("gen",),
+    "commands.load": ("load",),
     "commands.plan": ("plan", "Plan"),
     "commands.recipe": ("Recipe",),
     "commands.run": ("run", "RunReport"),
+    "commands.sample": ("sample", "SampleReport"),
     "commands.schema": ("schema",),
     "commands.train": ("train", "TrainerSettings"),
     "commands.verify": ("verify",),

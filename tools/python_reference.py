@@ -38,8 +38,9 @@ frozen objects. `as_dict()` returns what `--json` prints, and `warnings` contain
 `hint` says what to do, with the flags of the command line: `--allow-pickle` stands for
 `allow_pickle=True`. An argument of the wrong Python type may also raise a `TypeError`.
 
-Importing the package does not import torch or transformers. The notebook
-[examples/python-api.ipynb](../examples/python-api.ipynb) runs without a network.
+Importing the package does not import torch or transformers. Two notebooks show the functions:
+[examples/python-api.ipynb](../examples/python-api.ipynb) grows a model that it creates, and
+[examples/layouts.ipynb](../examples/layouts.ipynb) tries layouts in memory and keeps one.
 """
 
 _DIRECTIVE = """\

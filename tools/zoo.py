@@ -36,11 +36,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+import mergekit_interleave as api
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import computation, layer_names, meta_model
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.cli import main as cli
-from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.errors import InterleaveError, RefusedError
 from mergekit_interleave.planning import mergekit_support
 from mergekit_interleave.training import target as targets
 from mergekit_interleave.training import write
@@ -55,6 +56,16 @@ PLANS = {
     "norms": "interleave: every 2, zero: norms",
 }
 
+
+IN_MEMORY = "in memory"
+LAYOUTS = (
+    EVERY,
+    "stack: [[0, 3], [2, 4], [2, 4], [2, 8]]",
+    "stack: [[4, 8], [0, 4], [2, 5]]",
+    "drop: [2, 4]",
+)
+"""The layouts that are built in memory: identities, an uneven threefold repeat, a block out of
+place, and layers left out. A stack of two models is added."""
 
 STACK = "two models"
 STACKS = ("a 0:5, b 3:8", "a 0:4, b 0:8", "a 0:4, b 4:8")
@@ -150,7 +161,7 @@ def stack(base: Path, folder: Path) -> Outcome:
     other = finetune(base, folder / "finetune")
     outcome = Outcome("", "")
     for steps in STACKS:
-        directive = f"models: {{a: {base}, b: {other}}}, layout: [{steps}]"
+        directive = _two_models(base, other, steps)
         tried = _stacked(directive, steps, (base, other), folder)
         if tried.result != "refused":
             return Outcome(tried.result, tried.detail, "" if steps == STACKS[0] else steps)
@@ -194,6 +205,68 @@ def _stacked(directive: str, steps: str, models: tuple[Path, Path], folder: Path
     fault = _fault_of_gen(directive, expected, folder)
     engine = json.loads((out / "interleave.json").read_text())["engine"]
     return Outcome("wrong", fault) if fault else Outcome("exact", engine)
+
+
+def in_memory(base: Path, folder: Path) -> Outcome:
+    """Compare models that `load` builds in memory with the ones that `run` writes.
+
+    Args:
+        base: The checkpoint.
+        folder: A directory for the results, with the finetune of `stack`.
+
+    Returns:
+        `exact` if the float32 logits and greedy text, with and without a cache, are equal to the
+        bit for each layout that `run` writes; `refused` if it writes none.
+    """
+    stacks = (_two_models(base, folder / "finetune", steps) for steps in STACKS)
+    compared = 0
+    for layouts in (*((layout,) for layout in LAYOUTS), stacks):
+        for layout in layouts:
+            difference = _in_memory(base, layout, folder / "in-memory")
+            if difference:
+                return Outcome("wrong", f"`{layout}` in memory: {difference}")
+            if difference is not None:
+                compared += 1
+                break
+    return Outcome("exact" if compared else "refused", f"{compared} layouts")
+
+
+def _in_memory(base: Path, layout: str, out: Path) -> str | None:
+    """Describe how a model in memory differs from the written one; None if both are refused."""
+    shutil.rmtree(out, ignore_errors=True)
+    model = None if layout.startswith("models: ") else base
+    status, err = mk("run", layout, str(out), *(() if model is None else ("--model", str(base))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            grown = api.load(layout, model=model, dtype="float32")
+        except InterleaveError as error:
+            return None if status and str(error) in err else f"refused: {error}"
+    if status:
+        return "run refuses it"
+    written = load(out)
+    same = _say_the_same(grown, written) or _say_the_same(*map(aligned, (grown, written)))
+    return "" if same else "outputs differ"
+
+
+def _say_the_same(*models: Any) -> bool:
+    """Whether the outputs of two models are equal to the bit."""
+    return all(torch.equal(one, other) for one, other in zip(*map(outputs, models), strict=True))
+
+
+def aligned(model: Any) -> Any:
+    """Move the parameters of a model to new memory, and return the model.
+
+    Mapped tensors start anywhere in a file, and the rounding of some kernels depends on that.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    return model
+
+
+def _two_models(base: Path, other: Path, steps: str) -> str:
+    """Return the directive that stacks layers of two models."""
+    return f"models: {{a: {base}, b: {other}}}, layout: [{steps}]"
 
 
 _REFUSALS = ("is refused: ", " this layout: ", " cannot be made from several models")
@@ -273,6 +346,12 @@ def _backward(model: Any) -> bool:
         model.zero_grad()
     model.eval()
     return False
+
+
+def outputs(model: Any) -> list[torch.Tensor]:
+    """Return the logits of a toy, and its greedy text with and without a cache."""
+    logits = [_logits(model, given) for given in _inputs(model)]
+    return [*logits, *(_text(model, cache=cache) for cache in (True, False))]
 
 
 def _inputs(model: Any) -> list[dict[str, torch.Tensor]]:
@@ -473,7 +552,7 @@ class Row:
     def __str__(self) -> str:
         """Return the row of the table."""
         cells = [self.name]
-        for plan in (*PLANS, STACK):
+        for plan in (*PLANS, STACK, IN_MEMORY):
             outcome = self.outcomes.get(plan)
             cells.append(outcome.result if outcome else "-")
         stacked = self.outcomes.get(STACK)
@@ -527,10 +606,11 @@ def examine(name: str, folder: Path) -> Row:
         row.outcomes[plan] = outcome
     exact = [PLANS[plan] for plan, outcome in row.outcomes.items() if outcome.result == "exact"]
     hints = [outcome.hint for outcome in row.outcomes.values() if outcome.hint]
-    try:
-        row.outcomes[STACK] = stack(base, folder)
-    except Exception as error:  # noqa: BLE001 - the table shows it
-        row.outcomes[STACK] = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
+    for column, check in ((STACK, stack), (IN_MEMORY, in_memory)):
+        try:
+            row.outcomes[column] = check(base, folder)
+        except Exception as error:  # noqa: BLE001 - the table shows it
+            row.outcomes[column] = Outcome("failed", f"{type(error).__name__}: {error}"[:120])
     nearby = expand(base, hints[0], folder / "nearby") if hints else Outcome("", "")
     exact += hints[:1] if nearby.result == "exact" else []
     by_mergekit = mergekit_result(base, exact[0], folder) if exact else ""
@@ -711,6 +791,9 @@ def check_all(page: Path) -> int:
         "stack": STACK,
         "steps": STACKS[0],
         "others": " and ".join(f"`{steps}`" for steps in STACKS[1:]),
+        "in_memory": IN_MEMORY,
+        "layouts": ", ".join(f"`{layout}`" for layout in LAYOUTS),
+        "shared": sum(row.outcomes[IN_MEMORY].result == "exact" for row in rows),
         "stacked": sum(row.outcomes[STACK].result == "exact" for row in rows),
         "head": _head(),
         "rows": "\n".join(map(str, rows)),
@@ -722,7 +805,7 @@ def check_all(page: Path) -> int:
 
 def _head() -> str:
     """Return the first two lines of the table."""
-    columns = ["type", *PLANS, STACK, "engine", "mergekit-yaml", "why refused"]
+    columns = ["type", *PLANS, STACK, IN_MEMORY, "engine", "mergekit-yaml", "why refused"]
     return f"| {' | '.join(columns)} |\n| {' | '.join('---' for _ in columns)} |"
 
 
@@ -779,9 +862,17 @@ copied. The plans are:
 - {stack}: `layout: [{steps}]` of the model and a finetune of it, which has the same config
   and other weights; {others} if no config.json can represent that
 
+- {in_memory}: what `mergekit_interleave.load` builds without a file, for {layouts} and the stack of
+  two models
+
 {stacked} stacks of two models are exact: the float32 logits and the greedy text are those of a
 model whose layers were assigned by hand in Python. Where `gen` accepts the directive,
 mergekit-yaml (and `fix-config`) wrote the same.
+
+{shared} types are exact in memory: for each of the five layouts that `run` writes, `load` builds a
+model whose float32 logits and greedy text, with and without the cache, equal those of the written
+model to the bit, if both have their weights at equally aligned addresses. It refuses the others
+with the same error.
 
 *Exact* means that the float32 logits differ from the base's by at most 1e-5 of the largest logit,
 on more tokens than any window or indexer covers; that greedy text is the same with and without the

@@ -162,6 +162,11 @@ class ConfigFacts:
         )
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether the class divides weights in place when it runs, which halves its stream."""
+        return any(rule == "halving" for rule, *_ in self.periodic_rules)
+
+    @property
     def lists(self) -> frozenset[str]:
         """The keys that hold a list about single layers, without the keys that lead to them."""
         return frozenset(key.rpartition(".")[2] for key in self._list_keys)

@@ -110,6 +110,16 @@ def _load(
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
+    return loading_of(model, report)
+
+
+def loading_of(model: Any, report: Mapping[str, Any]) -> Loading:
+    """Return what a class did with the tensors that it was loaded from.
+
+    Args:
+        model: The loaded model.
+        report: What `from_pretrained` returned beside it.
+    """
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return Loading(
         tuple(sorted(parameters.intersection(report["missing_keys"]))),

@@ -14,7 +14,7 @@ from mergekit_interleave import _requirements
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import read_json
-from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.errors import InterleaveError, RefusedError
 
 
 def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]]:
@@ -117,7 +117,7 @@ def instantiate(config: Any, *, trusted: bool) -> Any:
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    named = getattr(transformers, (config.architectures or [""])[0], None)
+    named = _named_class(config)
     with torch.device("meta"):
         if named is not None:
             return named._from_config(config)  # noqa: SLF001 - there is no public method
@@ -125,12 +125,45 @@ def instantiate(config: Any, *, trusted: bool) -> Any:
         return make(config, trust_remote_code=trusted)
 
 
+def class_of(config: Any, *, trusted: bool) -> Any:
+    """Return the class that loads the model of a loaded config; for the arguments, see `shapes`."""
+    return _named_class(config) or type(instantiate(config, trusted=trusted))
+
+
+def _named_class(config: Any) -> Any:
+    """Return the class of transformers that a config names, or None."""
+    import transformers  # noqa: PLC0415
+
+    return getattr(transformers, (config.architectures or [""])[0], None)
+
+
 @contextmanager
-def transformers_errors(task: str) -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
+    """Report that memory is exhausted as RefusedError.
+
+    Raises:
+        RefusedError: It is exhausted.
+    """
+    try:
+        yield
+    except InterleaveError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
+            raise
+        raise RefusedError(
+            f"out of memory: {' '.join(str(error).split())[:200]}",
+            hint="use a smaller dtype, such as dtype='bfloat16', or a smaller model",
+        ) from error
+
+
+@contextmanager
+def transformers_errors(task: str, model: object = "") -> Iterator[None]:
     """Report any error of transformers as RefusedError.
 
     Args:
         task: What transformers is asked to do, as a verb with its object.
+        model: The model to name in the error.
 
     Raises:
         RefusedError: transformers cannot do it.
@@ -138,11 +171,15 @@ def transformers_errors(task: str) -> Iterator[None]:
     """
     _requirements.check("torch", "transformers")
     try:
-        yield
+        with memory_errors():
+            yield
+    except InterleaveError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
+        where = f"{model}: " if model else ""
         raise RefusedError(
-            f"transformers cannot {task}: {reason.partition('. ')[0][:300]}",
+            f"{where}transformers cannot {task}: {reason.partition('. ')[0][:300]}",
             hint="pass --trust-remote-code to run the model's own code"
             if "trust_remote_code" in reason
             else None,

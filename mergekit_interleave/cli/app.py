@@ -15,7 +15,18 @@ NAME = "mk-interleave"
 ALIAS = "mergekit-interleave"
 """A second name of the program, which sorts next to mergekit's own programs."""
 
-COMMANDS = ("gen", "run", "plan", "verify", "explain", "card", "train", "fix-config", "schema")
+COMMANDS = (
+    "gen",
+    "run",
+    "plan",
+    "sample",
+    "verify",
+    "explain",
+    "card",
+    "train",
+    "fix-config",
+    "schema",
+)
 """The commands, in the order of the help. Each is a module of this package, with a function of
 the same name."""
 

@@ -25,10 +25,10 @@ def gen(
     tool: Annotated[
         str,
         typer.Option(
-            "--for",
+            "--as",
             metavar="|".join(TOOLS),
-            help="The tool to write for: mergekit's YAML, or the arguments of PEFT's LoraConfig "
-            "(layer_replication), as JSON.",
+            help="The form to write: mergekit's YAML, the arguments of PEFT's LoraConfig "
+            "(layer_replication) as JSON, or exllamav3's layer_map.",
             autocompletion=options.offering(*TOOLS),
         ),
     ] = MERGEKIT,

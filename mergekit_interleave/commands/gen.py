@@ -1,26 +1,36 @@
-"""`gen`: generate the mergekit YAML of a directive."""
+"""`gen`: generate the mergekit YAML of a directive, or its form in another tool."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import DirectiveLike, Text
 from mergekit_interleave.commands.recipe import Recipe
-from mergekit_interleave.commands.tools import MERGEKIT, PEFT, TOOLS
+from mergekit_interleave.commands.tools import EXLLAMAV3, MERGEKIT, PEFT, TOOLS
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
 from mergekit_interleave.errors import DirectiveError, collected_warnings
-from mergekit_interleave.planning import merge_stream, mergekit_support, peft_replication
-from mergekit_interleave.planning.resolve import resolve
+from mergekit_interleave.planning import (
+    exllamav3_layer_map,
+    merge_stream,
+    mergekit_support,
+    peft_replication,
+)
+from mergekit_interleave.planning.resolve import Expansion, resolve
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mergekit_interleave.commands.inputs import Words
+
+_FORMS: Mapping[str, Callable[[Expansion], str]] = {
+    PEFT: peft_replication.lora_config,
+    EXLLAMAV3: exllamav3_layer_map.layer_map,
+}
 
 
 def gen(
@@ -36,13 +46,14 @@ def gen(
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`.
-        tool: The tool to write for: `mergekit`, or `peft`, whose `LoraConfig` takes the result as
-            its arguments. PEFT copies the layers while it loads the base, and stores only a LoRA.
+        tool: The tool whose form is written: `mergekit`; `peft`, whose `LoraConfig` takes the
+            result as its arguments; or `exllamav3`, whose `layer_map` is the result. The last two
+            repeat layers of the base without storing them again.
         allow_non_identity: Accept a `zero` list with which the new layers are not identities.
         words: Keywords that take precedence over the directive; see `Words`.
 
     Returns:
-        The YAML, or for `peft` the JSON, as a `str` with `warnings`.
+        The YAML, for `peft` JSON, or for `exllamav3` one line, as a `str` with `warnings`.
 
     Raises:
         DirectiveError: The directive is invalid for every model.
@@ -51,20 +62,20 @@ def gen(
         RefusedError: The tool would build other layers.
     """
     if tool not in TOOLS:
-        raise DirectiveError(f"unknown tool {tool!r}", hint=f"use {' or '.join(TOOLS)}")
+        raise DirectiveError(
+            f"unknown tool {tool!r}", hint=f"use {', '.join(TOOLS[:-1])} or {TOOLS[-1]}"
+        )
     models = Models()
     source = inputs.read(directive)
-    if tool != PEFT and isinstance(source, Text) and merge_stream.is_stream(*source):
+    if tool == MERGEKIT and isinstance(source, Text) and merge_stream.is_stream(*source):
         _check_stream(source, has_flags=inputs.any_given(words))
         return Recipe(*merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
     wanted = inputs.parse(source, words)
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
     with collected_warnings() as warnings:
         warnings.extend(expansion.warnings)
-        if tool == PEFT:
-            arguments = peft_replication.lora_config(expansion)
-            lines = (f'  "{name}": {json.dumps(value)}' for name, value in arguments.items())
-            return Recipe("{\n" + ",\n".join(lines) + "\n}\n", warnings)
+        if tool in _FORMS:
+            return Recipe(_FORMS[tool](expansion), warnings)
         warnings.extend(mergekit_support.check(expansion))
     return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name), warnings)
 

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import IO, NamedTuple, TypeAlias, TypedDict, cast
+from typing import IO, NamedTuple, TypeAlias, TypedDict, TypeVar, cast
 
 from mergekit_interleave._units import parse_amount
 from mergekit_interleave.directive import directive as directives
@@ -27,6 +27,8 @@ ModelLike: TypeAlias = "StrPath | Mapping[str, object]"
 
 _INLINE = "the directive"
 """The name in error messages of a directive that is not in a file."""
+
+_Number = TypeVar("_Number", int, float)
 
 Ranges: TypeAlias = "str | Sequence[object] | Mapping[str, object]"
 
@@ -188,3 +190,21 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def parse_number(number: float | str, where: str, kind: type[_Number]) -> _Number:
+    """Convert the value of an option, which the command line gives as text, to a number.
+
+    Args:
+        number: The value.
+        where: The name of the option.
+        kind: `int` or `float`.
+
+    Raises:
+        DirectiveError: It is no such number.
+    """
+    try:
+        return kind(number)
+    except ValueError as error:
+        whole = "a whole number" if kind is int else "a number"
+        raise DirectiveError(f"{where}: {number!r:.60} is not {whole}") from error

@@ -487,14 +487,7 @@ def _check_class(
         return
     if not mergekit_yaml.changes_vocabulary(plan.mergekit):  # otherwise what was written is checked
         _check_tensors(plan, work, structure_check.forms_of(plan.specs))
-    family = plan.first.require_family()
-    is_stack = len(plan.sources) > 1 and not mixes(how.mergekit)
-    if is_stack or family.is_unknown or family.own_code:
-        reason = computation_check.check(
-            plan.sources, plan.layout, work, plan.placement.kv_sharing_layers
-        )
-        if reason is not None:
-            warn(f"it is not checked that no layer computes with its index: {reason}")
+    computation_check.check_plan(plan, work, warn, mix=mixes(how.mergekit))
 
 
 def _check_definition(plan: ExpansionPlan) -> None:

@@ -1,3 +1,3 @@
 """Name the tools that `gen` writes for; the command line lists them at every start."""
 
-MERGEKIT, PEFT = TOOLS = ("mergekit", "peft")
+MERGEKIT, PEFT, EXLLAMAV3 = TOOLS = ("mergekit", "peft", "exllamav3")

@@ -35,6 +35,9 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec
 FILE = _out_files.MANIFEST
 VERSION = 1
 
+SAVED = "transformers"
+"""The entry `engine` of a model that was built in memory and saved by transformers."""
+
 REPO = public_names.REPO
 LEGACY = "legacy_config"
 """The key that is true if config.json and the tokenizer are also written for transformers 4."""
@@ -57,7 +60,7 @@ def describe(
 
     Args:
         plan: The plan of the model.
-        engine: The engine that wrote the weights.
+        engine: The engine that wrote the weights, or `SAVED`.
         beyond_mergekit: Why mergekit alone cannot write them, if it cannot.
         verified: The outcome of each verification, by its kind.
         warn: Called if the card of a source cannot be read.
@@ -274,7 +277,8 @@ def _describing(checkpoint: Checkpoint, file: Path) -> Mapping[str, Any]:
 
 def tools(engine: str) -> dict[str, str]:
     """Return the versions of the tools that write the model with an engine."""
-    packages = registry.ENGINES[engine].packages
+    saving = ("torch", "transformers", "safetensors")
+    packages = saving if engine == SAVED else registry.ENGINES[engine].packages
     versions = {name: metadata.version(name) for name in packages}
     return {"mergekit-interleave": __version__, **versions}
 

@@ -15,9 +15,30 @@ from mergekit_interleave.checkpoint import computation, layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.computation import Computation
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.errors import RefusedError, UnrepresentableError
+from mergekit_interleave.errors import RefusedError, UnrepresentableError, Warn
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning import grown_config
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+
+
+def check_plan(plan: ExpansionPlan, out: Path, warn: Warn, *, mix: bool = False) -> None:
+    """Compare the operations of each layer with those of its source, if the data cannot vouch.
+
+    Args:
+        plan: The plan.
+        out: A directory that holds the new config.json.
+        warn: Called with a warning if the operations cannot be compared.
+        mix: Whether models may be stacked that are not compatible.
+
+    Raises:
+        UnrepresentableError: A layer would compute something else than its source.
+    """
+    family = plan.first.require_family()
+    is_stack = len(plan.sources) > 1 and not mix
+    if is_stack or family.is_unknown or family.own_code:
+        reason = check(plan.sources, plan.layout, out, plan.placement.kv_sharing_layers)
+        if reason is not None:
+            warn(f"it is not checked that no layer computes with its index: {reason}")
 
 
 def check(

@@ -7,20 +7,18 @@ no key of config.json except the number of layers. `peft.tuners.tuners_utils.rep
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
 
 from mergekit_interleave.errors import RefusedError
-from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.planning import mergekit_support
+from mergekit_interleave.planning import mergekit_support, plain_layers
 from mergekit_interleave.planning.resolve import Expansion
 
-_BY_RUN = "`mk-interleave run` writes the model itself"
+_TOOL = "PEFT's layer_replication"
 
 
-def lora_config(expansion: Expansion) -> dict[str, object]:
-    """Return the arguments of PEFT's `LoraConfig` for a layout.
+def lora_config(expansion: Expansion) -> str:
+    """Return the arguments of PEFT's `LoraConfig` for a layout, as JSON.
 
     Args:
         expansion: The directive and its layout.
@@ -28,34 +26,22 @@ def lora_config(expansion: Expansion) -> dict[str, object]:
     Raises:
         RefusedError: PEFT would build other layers.
     """
-    keys = expansion.directive.mergekit
-    layout = mergekit_yaml.effective(expansion.layout, keys)
-    reason = _reason_against(expansion, layout)
+    ranges = plain_layers.ranges(expansion, _TOOL)
+    reason = _reason_against(expansion)
     if reason is not None:
-        raise RefusedError(f"PEFT's layer_replication cannot {reason}", hint=_BY_RUN)
-    if any(part.scales or part.constants for part in layout.slices):
-        index = next(layer.index for layer in layout.layers if layer.edit)
-        raise RefusedError(
-            f"PEFT's layer_replication copies layers unchanged, but layer {index} is zeroed or "
-            "scaled",
-            hint=f"{_BY_RUN}; --zero none makes plain copies",
-        )
-    return {
+        raise RefusedError(f"{_TOOL} cannot {reason}", hint=plain_layers.BY_RUN)
+    arguments = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "target_modules": "all-linear",
-        "layer_replication": [list(bounds) for bounds in _joined(layout)],
+        "layer_replication": [[part.start, part.stop] for part in ranges],
     }
+    lines = (f'  "{name}": {json.dumps(value)}' for name, value in arguments.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _reason_against(expansion: Expansion, layout: Layout) -> str | None:
+def _reason_against(expansion: Expansion) -> str | None:
     """Return what PEFT cannot do, as words that follow `cannot`; None if it can."""
-    if len(layout.models) > 1:
-        return f"stack layers of {len(layout.models)} models"
-    if layout.models[0].lora is not None:
-        return "merge a LoRA into the model first"
-    if mergekit_yaml.changes_tokenizer(expansion.directive.mergekit):
-        return "change the tokenizer"
     first = expansion.first
     if first is None:
         return None
@@ -67,15 +53,3 @@ def _reason_against(expansion: Expansion, layout: Layout) -> str | None:
     placed = mergekit_support.placed_keys(expansion)
     changed = [key for key, value in placed.items() if first.layer_config.get(key) != value]
     return f"change {', '.join(changed)} in config.json" if changed else None
-
-
-def _joined(layout: Layout) -> Iterator[tuple[int, int]]:
-    """Yield the ranges, with consecutive ones joined."""
-    start, stop = layout.slices[0].start, layout.slices[0].stop
-    for part in layout.slices[1:]:
-        if part.start == stop:
-            stop = part.stop
-            continue
-        yield start, stop
-        start, stop = part.start, part.stop
-    yield start, stop

@@ -37,7 +37,12 @@ def check(
         UnrepresentableError: The class would build the result differently.
         RefusedError: transformers cannot load one of the models.
     """
-    problem = problem_of(path, forms, sources[0], depth=depth)
+    check_loading(_load(path, forms, sources[0]), sources, depth=depth)
+
+
+def check_loading(loading: Loading, sources: Sequence[Checkpoint], *, depth: int) -> None:
+    """Check what the class of a result did with its tensors; see `check`."""
+    problem = _problem(loading, sources[0].require_family(), depth)
     if problem is None:
         return
     for source in sources:
@@ -73,11 +78,20 @@ def problem_of(
     Raises:
         RefusedError: transformers cannot load the model.
     """
+    loading = _load(path, forms, model)
+    return _problem(loading, model.require_family(), depth or model.depth)
+
+
+def _load(path: Path, forms: Mapping[str, Form], model: Checkpoint) -> Loading:
     try:
-        loading = class_loading.load(path, forms, trusted=model.trusted)
+        return class_loading.load(path, forms, trusted=model.trusted)
     except RefusedError as error:
         error.args = (f"{model.ref}: {error}",)
         raise
+
+
+def _problem(loading: Loading, family: Family, depth: int) -> Problem | None:
+    """Return why a class does not load tensors as they are stored, or None if it does."""
     if loading.missing:
         first, *more = loading.missing
         others = f" and {len(more)} more" if more else ""
@@ -90,7 +104,7 @@ def problem_of(
         return Problem(
             f"{name} is stored as {list(stored)}, but {loading.class_name} has {list(built)}"
         )
-    unloaded = _unloaded_in_some_layers(loading, model.require_family(), depth or model.depth)
+    unloaded = _unloaded_in_some_layers(loading, family, depth)
     if unloaded is not None:
         return Problem(f"{loading.class_name} has no {unloaded}, which is stored")
     return None

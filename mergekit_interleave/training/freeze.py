@@ -70,7 +70,7 @@ def freeze_original_layers(
         )
     try:
         layout = _recorded(*_record_place(_inner(model), manifest_path)).since(since)
-        return _freeze(model, layout, layers, also)
+        return freeze(model, layout, layers, also)
     except InterleaveError as error:
         if error.hint and hasattr(error, "add_note"):  # Python 3.11 prints it below the message
             error.add_note(f"hint: {error.hint}")
@@ -82,7 +82,10 @@ def _inner(model: Any) -> Any:
     return next((module for module in model.modules() if hasattr(module, "name_or_path")), model)
 
 
-def _freeze(model: Any, layout: Layout, layers: str, also: Sequence[str]) -> list[str]:
+def freeze(
+    model: Any, layout: Layout, layers: str = selection.NEW, also: Sequence[str] = ()
+) -> list[str]:
+    """Freeze a model whose layers are known; see `freeze_original_layers`."""
     inner = _inner(model)
     config = inner.config.to_dict() if hasattr(inner, "config") else {}
     family = families.family_of_config(config) if config else None

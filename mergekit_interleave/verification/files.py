@@ -41,7 +41,7 @@ def of_records(
     found = [*_recipe(out, recorded, expected)]
     if recorded.manifest is not None:
         found += _manifest(recorded.manifest, expected, trained=trained)
-        if not trained:
+        if not trained and recorded.manifest.content.get("engine") != manifest.SAVED:
             found += _files(out, recorded.manifest, expected.plan)
     return found
 

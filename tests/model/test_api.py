@@ -128,10 +128,10 @@ class TestPackage:
             if param.param_type_name == "option" and param.name != "help"
         } - {"json", "svg"}
         keywords = {
-            {"trainer": "for", "tool": "for"}.get(word, word)
+            {"trainer": "for", "tool": "as"}.get(word, word)
             for word in _keywords(getattr(api, name))
         }
-        assert options == keywords - {"progress"}
+        assert options == keywords - {"progress", "base"}
 
 
 def _keywords(function: Callable[..., Any]) -> Iterator[str]:

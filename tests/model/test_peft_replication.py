@@ -1,4 +1,4 @@
-"""`gen --for peft`: PEFT's `layer_replication` builds the same layers as the layout."""
+"""`gen --as peft`: PEFT's `layer_replication` builds the same layers as the layout."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_same_layers(directive: str, mk: Cli, tiny: Path, tmp_path: Path) ->
     """A model with layers copied by PEFT computes what the model that `run` writes computes."""
     out = tmp_path / "out"
     assert mk("run", directive, out, "--model", tiny, "--engine", "stream").status == 0
-    written = mk("gen", directive, "--model", tiny, "--for", "peft")
+    written = mk("gen", directive, "--model", tiny, "--as", "peft")
     assert (written.status, written.err) == (0, "")
     expected = logits(AutoModelForCausalLM.from_pretrained(out))
     assert torch.equal(logits(replicated(tiny, written.out)), expected)
@@ -70,7 +70,7 @@ def test_what_peft_cannot_do(words: list[str], named: str, mk: Cli) -> None:
     """A layout that `layer_replication` cannot state is refused with the reason."""
     if not any("model" in word for word in words):
         words = [*words, "--model", "org/one", "--layers", "8"]
-    result = mk("gen", *words, "--for", "peft")
+    result = mk("gen", *words, "--as", "peft")
     assert (result.status, result.out) == (1, "")
     assert named in result.err
 
@@ -80,7 +80,7 @@ def test_types_that_peft_gets_wrong(name: str, mk: Cli, tmp_path: Path) -> None:
     """A type is refused if PEFT fails to find its layers, or leaves a list of layers too short."""
     base = zoo.save(name, tmp_path / name)
     words = ("--repeat", "2:6", "--model", base)
-    result = mk("gen", *words, "--for", "peft")
+    result = mk("gen", *words, "--as", "peft")
     assert result.status == 1
     assert "layer_types" in result.err or name in result.err
     ranges = [[0, 3], [2, 4], [3, 5], [4, 6], [5, 8]]

@@ -59,6 +59,16 @@ def test_expansions_are_exact(name: str, rule: str, tmp_path: Path) -> None:
     assert outcome.result == "exact", (rule, outcome)
 
 
+@pytest.mark.parametrize(("name", "rule"), EXACT, ids=[name for name, _ in EXACT])
+def test_models_in_memory_are_the_written_ones(name: str, rule: str, tmp_path: Path) -> None:
+    """Logits and text, with and without a cache, are equal to the bit for each possible layout."""
+    zoo.quiet()
+    base = zoo.save(name, tmp_path / "base")
+    zoo.finetune(base, tmp_path / "finetune")
+    outcome = zoo.in_memory(base, tmp_path)
+    assert outcome.result == "exact", (rule, outcome)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "qwen2_moe"])
 def test_no_tensor_is_zeroed_needlessly(name: str, tmp_path: Path) -> None:
     """Each zeroed tensor is needed for the identity and gets a gradient."""

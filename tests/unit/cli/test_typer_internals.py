@@ -39,7 +39,7 @@ def test_values_stay_as_they_were_typed(group: Any, command: str) -> None:
             expected[param.name] = True
         elif param.param_type_name == "argument":
             words.append("007")
-            expected[param.name] = "007"
+            expected[param.name] = ["007"] if param.nargs == -1 else "007"
         else:
             words += [param.opts[0], "007"]
             expected[param.name] = ["007"] if param.multiple else "007"

@@ -1,0 +1,336 @@
+"""`sample`: let the base and grown models speak side by side, with nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergekit_interleave._units import amount
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.meta_model import memory_errors
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._settings import restored_settings
+from mergekit_interleave.commands.inputs import DirectiveLike, StrPath, Text
+from mergekit_interleave.commands.load import built, named, planned
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.engines.protocol import no_bar
+from mergekit_interleave.errors import CheckpointError, DirectiveError, collected_warnings
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.virtual import sampling, sources
+from mergekit_interleave.virtual.model import hide_bars, memory_of
+from mergekit_interleave.virtual.sampling import Continuation, Perplexity, Sampling
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from mergekit_interleave.commands.inputs import Words
+
+Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class ModelSample:
+    """What one model said.
+
+    Attributes:
+        name: `base`, or the directive.
+        layers: The number of layers.
+        continuations: What it wrote after each prompt.
+        perplexity: Its perplexity on the text; None without a text.
+        nbytes: The bytes of its weights that no model before it in the report has in memory.
+    """
+
+    name: str
+    layers: int
+    continuations: tuple[Continuation, ...]
+    perplexity: Perplexity | None
+    nbytes: int
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """The speed of generation, prompts included; None without a prompt."""
+        seconds = sum(each.seconds for each in self.continuations)
+        return sum(each.tokens for each in self.continuations) / seconds if seconds else None
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """What the base and the grown models said.
+
+    Attributes:
+        models: The base, and then the models of the directives in order.
+        warnings: Warnings, one sentence each.
+    """
+
+    models: tuple[ModelSample, ...]
+    warnings: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Return the report as lines of text."""
+        return list(_lines(self))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, as `sample --json` prints it."""
+        return {
+            "models": [
+                {
+                    "name": each.name,
+                    "layers": each.layers,
+                    "continuations": [dataclasses.asdict(one) for one in each.continuations],
+                    "perplexity": each.perplexity and dataclasses.asdict(each.perplexity),
+                    "tokens_per_second": each.tokens_per_second,
+                    "bytes": each.nbytes,
+                }
+                for each in self.models
+            ],
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+def sample(  # noqa: PLR0913 - one parameter for each option
+    *wanted: DirectiveLike | None,
+    prompt: str | Sequence[str] = (),
+    text: StrPath | None = None,
+    chat: bool = False,
+    max_new_tokens: int | str = 64,
+    seed: int | str = 0,
+    temperature: float | str = 0.0,
+    base: Any = None,
+    allow_non_identity: bool = False,
+    trust_remote_code: bool = False,
+    progress: Bar | None = None,
+    **words: Unpack[Words],
+) -> SampleReport:
+    """Let the base and the models of some directives continue prompts, with nothing written.
+
+    The base is loaded once, and the models share its tensors.
+
+    Args:
+        wanted: Text, a path, an open file, a mapping, or a `Directive` each. A file may have
+            one directive per line.
+        prompt: What each model continues: one prompt or several.
+        text: A file with text on which the perplexity is measured.
+        chat: Apply the chat template to each prompt.
+        max_new_tokens: The maximum number of tokens that follow a prompt.
+        seed: The seed of the random numbers.
+        temperature: The temperature; 0 takes the most likely token.
+        base: The base, if transformers has loaded it already.
+        allow_non_identity: Accept a `zero` list with which the new layers are not identities.
+        trust_remote_code: Run code from the models. By default none is run.
+        progress: As for `run`; it counts forward passes and new tokens.
+        words: Keywords that take precedence over the directives; see `Words`.
+
+    Raises:
+        InterleaveError: A directive is invalid or refused, or there is nothing to say.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    how = Sampling(
+        inputs.parse_number(max_new_tokens, "--max-new-tokens", int),
+        inputs.parse_number(temperature, "--temperature", float),
+        inputs.parse_number(seed, "--seed", int),
+        chat,
+    )
+    _check(prompts, text, how)
+    parsed = [named(inputs.parse(each, words), base) for each in _read(wanted)]
+    with restored_settings(), collected_warnings() as warnings, memory_errors():
+        plans = [
+            planned(
+                each,
+                trust_remote_code=trust_remote_code,
+                allow_non_identity=allow_non_identity,
+                warn=warnings.append,
+            )
+            for each in parsed
+        ]
+        first = _sole_base(plans)
+        hide_bars()
+        tokenizer = _tokenizer(first)
+        script = _Script(tokenizer, how, prompts, _tokens(tokenizer, text), progress or no_bar)
+        base = base if base is not None else sources.load_source(first, "auto", None)
+        sampling.check_predicts(base)
+        models = [script.read_by(BASE, base, first.depth, memory_of(base))]
+        known = set(memory_of(base))
+        for directive, plan in zip(parsed, plans, strict=True):
+            grown = built(plan, base, warn=warnings.append)
+            memory = memory_of(grown)
+            own = {place: size for place, size in memory.items() if place not in known}
+            models.append(script.read_by(_named(directive), grown, len(plan.layout), own))
+            del grown
+    return SampleReport(tuple(models), tuple(dict.fromkeys(warnings)))
+
+
+def _sole_base(plans: Sequence[ExpansionPlan]) -> Checkpoint:
+    """Return the model of the first layer, which must be the same in all plans.
+
+    Raises:
+        DirectiveError: It is not.
+    """
+    first, *others = (plan.first for plan in plans)
+    for other in others:
+        if other.ref.identity != first.ref.identity:
+            raise DirectiveError(
+                f"the directives grow different models: {first.ref} and {other.ref}",
+                hint="call `sample` once for each model",
+            )
+    return first
+
+
+def _check(prompts: Sequence[str], text: StrPath | None, how: Sampling) -> None:
+    """Check the options that need no model.
+
+    Raises:
+        DirectiveError: One of them is invalid.
+    """
+    if not prompts and text is None:
+        raise DirectiveError(
+            "there is nothing to say: neither a prompt nor a text is given",
+            hint="pass --prompt 'Once upon a time', or --text FILE for perplexity",
+        )
+    if how.new_tokens < 1:
+        raise DirectiveError(f"--max-new-tokens is {how.new_tokens}, not at least 1")
+    if not 0 <= how.temperature < math.inf:
+        raise DirectiveError(f"--temperature is {how.temperature:g}, not a number from 0 up")
+    for prompt in prompts:
+        if not prompt.strip():
+            raise DirectiveError("the prompt is empty", hint="--prompt 'Once upon a time'")
+
+
+def _read(wanted: Sequence[DirectiveLike | None]) -> Iterator[Directive | Text | None]:
+    """Yield each directive; a file may have one per line."""
+    if not wanted:
+        yield None
+    for each in wanted:
+        found = inputs.read(each)
+        lines = found.text.splitlines() if isinstance(found, Text) else []
+        alone = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        if isinstance(found, Text) and len(alone) > 1 and all(map(_is_whole, alone)):
+            yield from (Text(line, f"{found.where}: {line}") for line in alone)
+        else:
+            yield found
+
+
+def _is_whole(line: str) -> bool:
+    """Whether a line is a directive with a growth line of its own."""
+    try:
+        return not line[0].isspace() and directives.parse(line, line).growth is not None
+    except DirectiveError:
+        return False
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """Load the tokenizer of a model.
+
+    Raises:
+        CheckpointError: It has none, or transformers cannot load it.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 - takes seconds to import
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(checkpoint.path), trust_remote_code=checkpoint.trusted
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{checkpoint.ref}: its tokenizer cannot be loaded: {reason}",
+            hint="add the files of its tokenizer to the directory of the model",
+        ) from error
+
+
+def _tokens(tokenizer: Any, text: StrPath | None) -> Any:
+    """Return the tokens of a text file; None without a file.
+
+    Raises:
+        DirectiveError: It cannot be read, or is too short.
+    """
+    if text is None:
+        return None
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DirectiveError(f"{text}: {reason}") from error
+    return sampling.encode_text(tokenizer, content, str(text))
+
+
+@dataclass(frozen=True)
+class _Script:
+    """What every model is asked.
+
+    Attributes:
+        tokenizer: The tokenizer of the base.
+        how: How the models continue prompts.
+        prompts: The prompts.
+        tokens: The tokens of the text; None without a text.
+        bar: Shows the progress, as for `run`.
+    """
+
+    tokenizer: Any
+    how: Sampling
+    prompts: Sequence[str]
+    tokens: Any
+    bar: Bar
+
+    def read_by(self, name: str, model: Any, layers: int, memory: Mapping[int, int]) -> ModelSample:
+        """Ask a model.
+
+        Args:
+            name: The name of the model in the report.
+            model: The model.
+            layers: Its number of layers.
+            memory: The sizes of its own tensors in bytes, by address.
+        """
+        text = 0 if self.tokens is None else self.tokens.shape[1] - 1
+        with self.bar(text + self.how.new_tokens * len(self.prompts)) as tick:
+            found = None if self.tokens is None else sampling.perplexity(model, self.tokens, tick)
+            continuations = []
+            for prompt in self.prompts:
+                continuations.append(sampling.continuation(model, self.tokenizer, prompt, self.how))
+                tick(self.how.new_tokens)
+        return ModelSample(name, layers, tuple(continuations), found, sum(memory.values()))
+
+
+def _named(directive: Directive) -> str:
+    """Return a directive in one line, without its model."""
+    return yaml_io.write_inline(dataclasses.replace(directive, model=None).to_document())
+
+
+def _lines(report: SampleReport) -> Iterator[str]:
+    for number, first in enumerate(report.models[0].continuations):
+        yield f"prompt: {first.prompt}"
+        for model in report.models:
+            yield f"--- {model.name}, {model.layers} layers"
+            yield from model.continuations[number].text.strip("\n").splitlines() or [""]
+        yield ""
+    yield from _table(report)
+
+
+def _table(report: SampleReport) -> Iterator[str]:
+    """Yield the numbers of all models in aligned columns."""
+    head = ["model", "layers"]
+    scored = report.models[0].perplexity
+    head += [] if scored is None else [f"perplexity ({scored.tokens:,} tokens)"]
+    head += ["tokens/s"] if report.models[0].continuations else []
+    rows = [[*head, "own weights"]]
+    for model in report.models:
+        row = [model.name, str(model.layers)]
+        row += [] if model.perplexity is None else [f"{model.perplexity.value:.3f}"]
+        row += [] if model.tokens_per_second is None else [f"{model.tokens_per_second:.1f}"]
+        rows.append([*row, amount(model.nbytes)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        yield "  ".join(cells)

@@ -1,0 +1,112 @@
+"""Compute the value of a planned tensor from the source tensor in memory.
+
+A plain copy is the source tensor itself, and all zeros of one shape share their memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mergekit_interleave import _dtypes
+from mergekit_interleave.layout.layout import Constant
+from mergekit_interleave.planning.tensor_plan import Packing, TensorSpec
+
+
+class Zeros:
+    """Zeros for tensors of any shape. Those of a matrix take the memory of one number.
+
+    Kernels for more axes accept only tensors whose numbers lie side by side.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[Any, Any] = {}
+
+    def like(self, tensor: Any, **place: Any) -> Any:
+        """Return zeros of the shape, dtype and device of a tensor.
+
+        Args:
+            tensor: The tensor.
+            place: Another dtype or device.
+        """
+        shape = tensor.shape if tensor.ndim > _MATRIX else ()
+        key = shape, place.get("dtype", tensor.dtype), place.get("device", tensor.device)
+        if key not in self._found:
+            self._found[key] = tensor.new_zeros(shape, **place)
+        return self._found[key].expand(tensor.shape)
+
+
+_MATRIX = 2
+
+
+def value(spec: TensorSpec, source: Any, zeros: Zeros) -> Any:
+    """Return the value of a tensor.
+
+    Args:
+        spec: The planned tensor.
+        source: The source tensor, in the dtype in which the source model was loaded.
+        zeros: The zeros to use.
+
+    Returns:
+        A tensor of the same dtype; `source` itself if the values are the same.
+    """
+    if spec.constant is not None:
+        return _filled(source, spec.constant)
+    if spec.packing is not None:
+        source = _reordered(source, spec.packing)
+    if spec.scale == 0:
+        return zeros.like(source)
+    return _computed(spec, source)
+
+
+def is_plain(spec: TensorSpec) -> bool:
+    """Whether a tensor is an unchanged copy of its source in every dtype."""
+    return spec.is_whole and not spec.is_computed
+
+
+def _computed(spec: TensorSpec, source: Any) -> Any:
+    """Scale and convert as the engines do, with the rounding of each dtype."""
+    if not spec.is_computed:
+        return source
+    scale = None if spec.scale == 1 else spec.scale
+    steps = [_torch_dtype(dtype) for dtype in (spec.tensor.dtype, spec.through, spec.dtype)]
+    if scale is None and _are_exact(source.dtype, steps[1:]):
+        return source
+    result = source.to(steps[0]).to(steps[1])
+    if scale is not None:
+        result = result * scale
+    return result.to(steps[2]).to(source.dtype)
+
+
+def _are_exact(dtype: Any, steps: list[Any]) -> bool:
+    """Whether each of the dtypes represents all values of a dtype."""
+    import torch  # noqa: PLC0415 - takes seconds to import
+
+    return all(torch.promote_types(dtype, step) == step for step in steps)
+
+
+def _torch_dtype(stored: str) -> Any:
+    import torch  # noqa: PLC0415
+
+    return getattr(torch, str(_dtypes.name_of(stored)))
+
+
+def _filled(source: Any, constant: Constant) -> Any:
+    import torch  # noqa: PLC0415
+
+    result = source.clone(memory_format=torch.contiguous_format)
+    if constant.square is None:
+        result[constant.after or 0 :] = constant.value
+        return result
+    rows = constant.square**2
+    part = result[len(result) - rows :]
+    part.zero_()
+    part[:: constant.square + 1] = constant.value
+    return result
+
+
+def _reordered(source: Any, packing: Packing) -> Any:
+    import torch  # noqa: PLC0415
+
+    blocks = source.unflatten(packing.axis, (packing.blocks, -1))
+    order = torch.tensor(packing.order, device=source.device)
+    return blocks.index_select(packing.axis, order).flatten(packing.axis, packing.axis + 1)
