@@ -17,7 +17,7 @@ from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import DirectiveError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import manifest
+from mergekit_interleave.output import manifest, weight_sample
 from mergekit_interleave.output.staging import files_below
 from mergekit_interleave.planning import computation_check, structure_check
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
@@ -177,6 +177,7 @@ def built(
 
     def record(out: Path) -> None:
         content = manifest.describe(plan, manifest.SAVED, None, {}, warn)
+        content |= {weight_sample.KEY: weight_sample.digest(out)}
         manifest.write(out, content | {"files": sorted({*files_below(out), manifest.FILE})})
 
     return saving.saving_every_layer(found, record)

@@ -560,12 +560,13 @@ class TestOtherWeights:
         assert mk("card", copy, "--recipe", deeper, "--force").status == 0
         assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
         os.utime(copy / "model.safetensors", (2, 2))
-        assert mk("card", copy, cwd=tiny.parent).status == 0  # finds the base by its name
+        assert mk("card", copy).status == 0  # its digest does not depend on times
         assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
-        os.utime(copy / "model.safetensors", (3, 3))
+        flip_bit(copy, "model.norm.weight")
         assert mk("card", copy).status == 0
         assert f"**Status: {card_data.UNCOMPARED}.**" in (copy / "README.md").read_text()
-        assert mk("verify", copy, "--against", tiny).status == 0
+        flip_bit(copy, "model.norm.weight")
+        assert mk("card", copy, cwd=tiny.parent).status == 0  # finds the base by its name
         assert f"**Status: {card_data.EQUAL}.**" in (copy / "README.md").read_text()
 
     def test_trained_again(self, mk: Cli, deeper: Path, tiny: Path, tmp_path: Path) -> None:
