@@ -228,7 +228,7 @@ def in_memory(base: Path, folder: Path) -> Outcome:
             if difference is not None:
                 compared += 1
                 break
-    return Outcome("exact" if compared else "refused", f"{compared} layouts")
+    return Outcome("exact", f"{compared} layouts") if compared else Outcome("refused", "")
 
 
 def _in_memory(base: Path, layout: str, out: Path) -> str | None:
@@ -558,7 +558,7 @@ class Row:
         stacked = self.outcomes.get(STACK)
         if stacked and stacked.result == "exact" and stacked.hint:
             cells[-1] += f" (`{stacked.hint}`)"
-        inexact = [o for o in self.outcomes.values() if o.result != "exact"]
+        inexact = [o for o in self.outcomes.values() if o.result != "exact" and o.detail]
         engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "-")
         suggested = next((o.hint for o in inexact if o.hint), "")
         distinct = {re.sub(r"\d+", "N", o.detail): o.detail for o in reversed(inexact)}

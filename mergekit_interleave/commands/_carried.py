@@ -40,7 +40,8 @@ def carried(
     Raises:
         CheckpointError: The weights cannot be read.
     """
-    if report.changed and TRAINED not in (content.get("verified") or {}):
+    verified = content.get("verified") or {}
+    if not verified or (report.changed and TRAINED not in verified):
         return None
     place = directory if record is None else _directory(record)
     if not weight_sample.are_those_of(content, place):
@@ -99,7 +100,9 @@ def dropped(
         changed = changed or content.get(weight_sample.CHANGED)
     elif changed is None and _differs_from(directory, _directory(record)):
         changed = weight_sample.WEIGHTS
-    return {**without_weights(content), "verified": {}} | (
+    # The digest of the weights that the record was made for stays: these are other ones.
+    sample = {weight_sample.KEY: content[weight_sample.KEY]} if weight_sample.KEY in content else {}
+    return {**without_weights(content), **sample, "verified": {}} | (
         {weight_sample.CHANGED: changed} if changed else {}
     )
 

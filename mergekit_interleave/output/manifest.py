@@ -391,7 +391,8 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
         kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
     )
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
-    content[weight_sample.KEY] = weight_sample.digest(directory)
+    if outcome.get("exact", True):  # otherwise the weights are not those of this record
+        content[weight_sample.KEY] = weight_sample.digest(directory)
     content.pop(weight_sample.CHANGED, None)
     write(directory, content)
     return content

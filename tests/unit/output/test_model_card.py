@@ -340,7 +340,7 @@ def test_suggested_names_are_valid(names: list[str]) -> None:
 def test_cards_of_odd_names_stay_cards(name: str) -> None:
     """No title or source name breaks the front matter or the table."""
     odd = replace(BASE, name=name or "x")
-    growth = card_data.CardGrowth(odd, [odd], 8, "grown", trained=True)
+    growth = card_data.CardGrowth(odd, [odd], 8, "grown", ", then trained")
     text = model_card.render(
         facts(directory="x" + name, sources=[odd], lineage=[growth], since=[name], new_since=[4])
     )
