@@ -17,8 +17,9 @@ from typing import IO, NamedTuple
 from mergekit_interleave import _dtypes
 from mergekit_interleave.checkpoint.safetensors_header import Shard, Tensor, next_data
 from mergekit_interleave.errors import CheckpointError
+from mergekit_interleave.planning import arithmetic
 from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, TensorSpec
-from mergekit_interleave.verification import arithmetic, shared_blocks
+from mergekit_interleave.verification import shared_blocks
 
 _BLOCK = 2**20
 """The number of bytes compared at once; each thread has one block of each side in memory. Smaller

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mergekit_interleave import _dtypes
 from mergekit_interleave.layout.layout import Constant
+from mergekit_interleave.planning import arithmetic
 from mergekit_interleave.planning.tensor_plan import Packing, TensorSpec
 
 
@@ -68,13 +68,11 @@ def _computed(spec: TensorSpec, source: Any) -> Any:
     if not spec.is_computed:
         return source
     scale = None if spec.scale == 1 else spec.scale
-    steps = [_torch_dtype(dtype) for dtype in (spec.tensor.dtype, spec.through, spec.dtype)]
-    if scale is None and _are_exact(source.dtype, steps[1:]):
+    steps = [arithmetic.torch_dtype(dtype) for dtype in (spec.through, spec.dtype)]
+    if scale is None and _are_exact(source.dtype, steps):
         return source
-    result = source.to(steps[0]).to(steps[1])
-    if scale is not None:
-        result = result * scale
-    return result.to(steps[2]).to(source.dtype)
+    stored = source.to(arithmetic.torch_dtype(spec.tensor.dtype))
+    return arithmetic.scaled(stored, scale, spec.through, spec.dtype).to(source.dtype)
 
 
 def _are_exact(dtype: Any, steps: list[Any]) -> bool:
@@ -82,12 +80,6 @@ def _are_exact(dtype: Any, steps: list[Any]) -> bool:
     import torch  # noqa: PLC0415 - takes seconds to import
 
     return all(torch.promote_types(dtype, step) == step for step in steps)
-
-
-def _torch_dtype(stored: str) -> Any:
-    import torch  # noqa: PLC0415
-
-    return getattr(torch, str(_dtypes.name_of(stored)))
 
 
 def _filled(source: Any, constant: Constant) -> Any:
