@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.checkpoint.quantization import KEY, quantized_modules
+from mergekit_interleave.checkpoint.quantization import quantized_modules
 from mergekit_interleave.errors import RefusedError
 
 Shape = tuple[int, ...]
@@ -90,17 +90,14 @@ def _load(
 ) -> Loading:
     with meta_model.transformers_errors("load the model"), _conversions_on_meta():
         import torch  # noqa: PLC0415 - takes seconds
-        import transformers  # noqa: PLC0415
 
-        transformers.utils.logging.disable_progress_bar()  # the commands restore it
+        meta_model.hide_bars()
         tensors = {
             name: torch.empty(form.shape, dtype=_torch_dtype(form.dtype), device="meta")
             for name, form in forms.items()
         }
         config = meta_model.config_of(path, trusted=trusted)
-        for part in () if quantized else (config, config.get_text_config()):
-            if hasattr(part, KEY):
-                delattr(part, KEY)
+        config = config if quantized else meta_model.unquantized(config)
         model = meta_model.instantiate(config, trusted=trusted)
         _, report = type(model).from_pretrained(
             None,

@@ -107,7 +107,7 @@ def _built(config: Any, recorder: Any, *, trusted: bool) -> Any:
     from transformers.initialization import no_init_weights  # noqa: PLC0415
 
     meta_model.leave_out_kernels(config)
-    named = getattr(transformers, (config.architectures or [""])[0], None)
+    named = meta_model.named_class(config)
     # The eager implementation builds every mask in full, so that its window is seen.
     # The dtype of the weights is not part of the computation.
     options = {"attn_implementation": "eager", "dtype": torch.float32}

@@ -13,6 +13,7 @@ from typing import Any
 from mergekit_interleave import _requirements
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
+from mergekit_interleave.checkpoint.quantization import KEY as QUANTIZATION
 from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.errors import InterleaveError, RefusedError
 
@@ -117,7 +118,7 @@ def instantiate(config: Any, *, trusted: bool) -> Any:
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    named = _named_class(config)
+    named = named_class(config)
     with torch.device("meta"):
         if named is not None:
             return named._from_config(config)  # noqa: SLF001 - there is no public method
@@ -127,14 +128,29 @@ def instantiate(config: Any, *, trusted: bool) -> Any:
 
 def class_of(config: Any, *, trusted: bool) -> Any:
     """Return the class that loads the model of a loaded config; for the arguments, see `shapes`."""
-    return _named_class(config) or type(instantiate(config, trusted=trusted))
+    return named_class(config) or type(instantiate(config, trusted=trusted))
 
 
-def _named_class(config: Any) -> Any:
+def named_class(config: Any) -> Any:
     """Return the class of transformers that a config names, or None."""
     import transformers  # noqa: PLC0415
 
     return getattr(transformers, (config.architectures or [""])[0], None)
+
+
+def unquantized(config: Any) -> Any:
+    """Remove the quantization from a loaded config, and return it."""
+    for part in (config, config.get_text_config()):
+        if hasattr(part, QUANTIZATION):
+            delattr(part, QUANTIZATION)
+    return config
+
+
+def hide_bars() -> None:
+    """Hide the progress bars of transformers; the commands restore them."""
+    import transformers  # noqa: PLC0415
+
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
-from mergekit_interleave.checkpoint.meta_model import memory_errors
+from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath, Text
@@ -24,7 +24,7 @@ from mergekit_interleave.engines.protocol import no_bar
 from mergekit_interleave.errors import CheckpointError, DirectiveError, collected_warnings
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.virtual import sampling, sources
-from mergekit_interleave.virtual.model import hide_bars, memory_of
+from mergekit_interleave.virtual.model import memory_of
 from mergekit_interleave.virtual.sampling import Continuation, Perplexity, Sampling
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave._interrupts import scratch_directory
-from mergekit_interleave.checkpoint.meta_model import OWN_KERNELS
+from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, read_json
 from mergekit_interleave.directive.model_ref import ModelPath
 from mergekit_interleave.errors import RefusedError
@@ -241,12 +241,12 @@ def _loaded(
     from accelerate.utils import get_max_memory  # noqa: PLC0415
 
     transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    meta_model.hide_bars()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     gc.collect()  # free the previous model
     _check_kernels(read_json(path / "config.json"), path)
     config: Any = transformers.AutoConfig.from_pretrained(str(path), trust_remote_code=trusted)
-    named = getattr(transformers, (config.architectures or [""])[0], None)
+    named = meta_model.named_class(config)
     memory = int(get_max_memory()["cpu"] * 0.8) if max_memory is None else max_memory
     needed = sum(tensor.elements for _, tensor in iterate_tensors(path)) * 4
     if lora is not None and needed > memory:
@@ -304,7 +304,7 @@ def _check_kernels(config: Mapping[str, Any], path: Path) -> None:
     for key, value in config.items():
         if isinstance(value, Mapping):
             _check_kernels(value, path)
-        elif key.endswith(_KERNELS) and value not in OWN_KERNELS:
+        elif key.endswith(_KERNELS) and value not in meta_model.OWN_KERNELS:
             raise RefusedError(
                 f"{path}: config.json: {key} is {value!r:.100}, which is not part of transformers",
                 hint=f"remove {key} from config.json",

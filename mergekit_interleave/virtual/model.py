@@ -32,10 +32,10 @@ def build(plan: ExpansionPlan, models: Mapping[ModelRef, Any], folder: Path) -> 
     base = models[plan.layout.models[0]]
     quantized_modules.check_alike(models.values())
     with meta_model.transformers_errors("load the model", plan.first.ref):
-        hide_bars()
+        meta_model.hide_bars()
         config = meta_model.config_of(folder, trusted=plan.first.trusted)
         stated = getattr(config, KEY, None)
-        config = quantized_modules.unquantized(config)
+        config = meta_model.unquantized(config)
         state = shared_state(plan.specs, models)
         device = next(base.parameters()).device
         own_class = meta_model.class_of(config, trusted=plan.first.trusted)
@@ -65,13 +65,6 @@ def _attention_of(config: Any) -> dict[str, Any]:
         for key, part in {"": config, **parts}.items()
         if part is not None
     }
-
-
-def hide_bars() -> None:
-    """Hide the progress bars of transformers; the caller must restore them."""
-    import transformers  # noqa: PLC0415 - takes seconds to import
-
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _name(model: Any, folder: Path, name: str) -> None:

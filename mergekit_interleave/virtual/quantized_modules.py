@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mergekit_interleave.checkpoint import layer_names
-from mergekit_interleave.checkpoint.quantization import KEY, quantized_modules
+from mergekit_interleave.checkpoint import layer_names, meta_model
+from mergekit_interleave.checkpoint.quantization import quantized_modules
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.virtual.memory_names import MemoryNames
@@ -125,7 +125,7 @@ def source_of(model: Any) -> Source:
         return Source(model, model, {})
     import torch  # noqa: PLC0415 - takes seconds to import
 
-    config = unquantized(copy.deepcopy(model.config))
+    config = meta_model.unquantized(copy.deepcopy(model.config))
     with torch.device("meta"):
         plain = type(model)._from_config(config, dtype=config.dtype)  # noqa: SLF001 - as no public one
     modules = dict(_unlike(model, plain))
@@ -143,14 +143,6 @@ def source_of(model: Any) -> Source:
 
 def _is_hooked(module: Any) -> bool:
     return bool(module._forward_pre_hooks or module._forward_hooks)  # noqa: SLF001 - as no public one
-
-
-def unquantized(config: Any) -> Any:
-    """Remove the quantization from a config of transformers, and return it."""
-    for part in (config, config.get_text_config()):
-        if hasattr(part, KEY):
-            delattr(part, KEY)
-    return config
 
 
 def _unlike(module: Any, plain: Any, path: str = "") -> Iterator[tuple[str, Any]]:
