@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
 
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
+from mergekit_interleave.cli._progress import progress_bar
 from mergekit_interleave.cli.options import (
     AsJson,
     Flags,
@@ -105,7 +105,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
         lazy_unpickle=lazy_unpickle,
         async_write=async_write,
         mergekit=others,
-        progress=_bar,
+        progress=progress_bar("weights", "B", unit_scale=True),
         **stated,
     )
     text.show_report(report, report.notes, as_json=as_json)
@@ -166,15 +166,3 @@ def _show_bars_on_terminals_only() -> None:
         # Some progress bars of mergekit and the Hub client can be disabled only this way.
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar if standard error is a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from tqdm import tqdm  # noqa: PLC0415
-
-    with tqdm(total=total, desc="weights", unit="B", unit_scale=True, leave=False) as bar:
-        yield bar.update

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import typer
 
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
+from mergekit_interleave.cli._progress import progress_bar
 from mergekit_interleave.cli.options import AsJson, Flags, NonIdentity, TrustRemoteCode
 
 EXAMPLE = "mk-interleave sample 'repeat: 2:5' 'repeat: 3:6' --prompt 'The sea' --model org/name"
@@ -49,19 +47,7 @@ def sample(  # noqa: PLR0913 - one parameter for each flag
         temperature=temperature,
         allow_non_identity=allow_non_identity,
         trust_remote_code=trust_remote_code,
-        progress=_bar,
+        progress=progress_bar("tokens", "tok"),
         **options.words(flags),
     )
     text.show_report(report, as_json=as_json)
-
-
-@contextmanager
-def _bar(total: int) -> Iterator[Callable[[int], object]]:
-    """Show a progress bar if standard error is a terminal."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _: None
-        return
-    from tqdm import tqdm  # noqa: PLC0415
-
-    with tqdm(total=total, desc="tokens", unit="tok", leave=False) as bar:
-        yield bar.update

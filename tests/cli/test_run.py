@@ -805,26 +805,34 @@ class TestRefusals:
         assert "chat template: nonsense" in err
         assert "`chat_template`" in err
 
+    def signalled(
+        self, tiny: Path, place: Path, sent: signal.Signals, handler: signal.Handlers
+    ) -> tuple[subprocess.Popen[str], str]:
+        """Send a signal to a run; return its process and standard error when it has ended.
+
+        A background job ignores SIGINT, and nohup SIGHUP, so the handler is set before it starts.
+        """
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"],
+            cwd=place,
+            env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=partial(signal.signal, sent, handler),  # noqa: PLW1509
+        )
+        while not (place / ".out.mk-interleave").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(sent)
+        _, err = process.communicate(timeout=60)
+        return process, err
+
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_an_interrupted_run_leaves_nothing(
         self, tiny: Path, tmp_path: Path, sent: signal.Signals
     ) -> None:
         """A signal ends `run` with 128 plus its number, one error line and no file."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"],
-            cwd=tmp_path,
-            env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
-            stderr=subprocess.PIPE,
-            text=True,
-            # A background job ignores SIGINT, and nohup SIGHUP, and so would this process.
-            preexec_fn=partial(signal.signal, sent, signal.SIG_DFL),  # noqa: PLW1509
-        )
-        staging = tmp_path / ".out.mk-interleave"
-        while not staging.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
+        process, err = self.signalled(tiny, tmp_path, sent, signal.SIG_DFL)
         assert process.returncode == 128 + sent
         word = "interrupted" if sent == signal.SIGINT else "terminated"
         assert err == f"error: {word}\n"
@@ -835,19 +843,7 @@ class TestRefusals:
         self, tiny: Path, tmp_path: Path, sent: signal.Signals
     ) -> None:
         """A signal that is ignored at the start, as under nohup, does not end `run`."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mergekit_interleave", "run", "append: 1", "out"],
-            cwd=tmp_path,
-            env={**os.environ, "MK_INTERLEAVE_MODEL": str(tiny)},
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=partial(signal.signal, sent, signal.SIG_IGN),  # noqa: PLW1509
-        )
-        while not (tmp_path / ".out.mk-interleave").exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(sent)
-        _, err = process.communicate(timeout=60)
+        process, err = self.signalled(tiny, tmp_path, sent, signal.SIG_IGN)
         assert process.returncode == 0, err
         assert (tmp_path / "out" / "interleave.json").is_file()
 

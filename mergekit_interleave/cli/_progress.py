@@ -1,0 +1,32 @@
+"""Show a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+
+def progress_bar(
+    what: str, unit: str, **options: Any
+) -> Callable[[int], AbstractContextManager[Callable[[int], object]]]:
+    """Return the argument `progress` of a command; it shows nothing if there is no terminal.
+
+    Args:
+        what: What is counted.
+        unit: Its unit.
+        options: Other options of tqdm.
+    """
+
+    @contextmanager
+    def bar(total: int) -> Iterator[Callable[[int], object]]:
+        if sys.stderr is None or not sys.stderr.isatty():
+            yield lambda _: None
+            return
+        from tqdm import tqdm  # noqa: PLC0415 - rarely needed
+
+        with tqdm(total=total, desc=what, unit=unit, leave=False, **options) as shown:
+            yield shown.update
+
+    return bar
