@@ -387,11 +387,14 @@ def record(directory: Path, kind: str, outcome: Mapping[str, Any]) -> dict[str, 
     content = read_json(file, most=MAX_CONFIG)
     before = content.get("verified", {})
     # Earlier outcomes apply only to the same weights.
-    same = weight_sample.are_those_of(content, directory) and (
+    is_own = weight_sample.are_those_of(content, directory)
+    same = is_own and (
         kind == FORWARD or ((kind == LINEAGE or kind in before) and outcome["exact"])
     )
     content["verified"] = {**(before if same else {}), kind: dict(outcome)}
-    if outcome.get("exact", True):  # otherwise the weights are not those of this record
+    if not is_own and outcome.get(
+        "exact", True
+    ):  # otherwise the weights are not those of this record
         content[weight_sample.KEY] = weight_sample.digest(directory)
     content.pop(weight_sample.CHANGED, None)
     write(directory, content)
