@@ -861,7 +861,6 @@ copied. The plans are:
 {plans}
 - {stack}: `layout: [{steps}]` of the model and a finetune of it, which has the same config
   and other weights; {others} if no config.json can represent that
-
 - {in_memory}: what `mergekit_interleave.load` builds without a file, for {layouts} and the stack of
   two models
 

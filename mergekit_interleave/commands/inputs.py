@@ -205,6 +205,6 @@ def parse_number(number: float | str, where: str, kind: type[_Number]) -> _Numbe
     """
     try:
         return kind(number)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         whole = "a whole number" if kind is int else "a number"
         raise DirectiveError(f"{where}: {number!r:.60} is not {whole}") from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings as python_warnings
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.checkpoint import CONFIG
 from mergekit_interleave.checkpoint.models import Models
@@ -17,12 +21,12 @@ from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.errors import DirectiveError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.output import manifest, weight_sample
-from mergekit_interleave.output.staging import files_below
+from mergekit_interleave.output import manifest, recorded_layout, weight_sample
 from mergekit_interleave.planning import computation_check, structure_check
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan, plan_expansion
 from mergekit_interleave.planning.resolve import resolve
 from mergekit_interleave.training import freeze
+from mergekit_interleave.verification import expected
 from mergekit_interleave.virtual import model as shared_model
 from mergekit_interleave.virtual import quantized_modules, saving, sources
 
@@ -83,11 +87,9 @@ def load(  # noqa: PLR0913 - one parameter for each option
         if trainable and quantized_modules.is_quantized(found):
             raise RefusedError(
                 "the new layers are quantized, so their weights cannot be trained",
-                hint="leave trainable out, and train a LoRA of PEFT",
+                hint="write the model with `run`, load it quantized, and train a LoRA of PEFT",
             )
         if trainable:
-            new = frozenset(layer.index for layer in plan.layout.new_layers)
-            shared_model.unshare(found, new, len(plan.layout))
             freeze.freeze(found, plan.layout)
     for warning in dict.fromkeys(warnings):
         python_warnings.warn(warning, stacklevel=2)
@@ -175,12 +177,54 @@ def built(
     if plan.first.require_family().facts.changes_weights:
         shared_model.unshare(found, range(len(plan.layout)), len(plan.layout))
 
-    def record(out: Path) -> None:
-        content = manifest.describe(plan, manifest.SAVED, None, {}, warn)
-        content |= {weight_sample.KEY: weight_sample.digest(out)}
-        manifest.write(out, content | {"files": sorted({*files_below(out), manifest.FILE})})
+    setattr(found, freeze.GROWN, plan.layout)
+    return saving.saving_every_layer(found, partial(_record, plan, found, warn=warn))
 
-    return saving.saving_every_layer(found, record)
+
+def _record(
+    plan: ExpansionPlan, model: Any, out: Path, files: Collection[str], *, warn: Warn
+) -> None:
+    """Write interleave.json beside the weights of a model that was saved."""
+    is_quantized = quantized_modules.is_quantized(model) or plan.first.is_quantized
+    stored = plan if is_quantized else _stored_as(plan, str(model.dtype).removeprefix("torch."))
+    content = manifest.describe(stored, manifest.SAVED, None, {}, warn)
+    content |= {weight_sample.KEY: weight_sample.digest(out)}
+    content |= {"files": sorted({*files, manifest.FILE})}
+    manifest.write(out, content)
+    if is_quantized:
+        own = expected.of_itself(recorded_layout.read(out, None), out, Models())
+        for key in ("parameters", "new_parameters"):  # a stored integer contains several
+            content.pop(key, None)
+        manifest.write(out, content | manifest.totals(own.layout, own.specs, packed=True))
+
+
+def _stored_as(plan: ExpansionPlan, dtype: str) -> ExpansionPlan:
+    """Return the plan of a model that transformers saves in a dtype."""
+    if plan.dtype == dtype:
+        return plan
+    directive = plan.expansion.directive
+    is_stated = mergekit_yaml.dtype_of(directive.mergekit) is not None
+    keys = {**directive.mergekit, "out_dtype" if is_stated else "dtype": dtype}
+    models = Models(trust_remote_code=plan.first.trusted)
+    converted = dataclasses.replace(directive, mergekit=keys)
+    expansion = resolve(converted, models, strict=True, allow_non_identity=True)
+    return plan_expansion(expansion, models, None)
+
+
+def _check_dtype(plan: ExpansionPlan, dtype: Any) -> None:
+    """Check that the loaded dtype represents what a directive converts the weights to.
+
+    Raises:
+        DirectiveError: It does not.
+    """
+    stated, loaded = mergekit_yaml.dtype_of(plan.mergekit), str(dtype).removeprefix("torch.")
+    if stated is None or loaded == stated:
+        return
+    if loaded not in map(_dtypes.name_of, _dtypes.wider(_dtypes.NAMED[stated].stored)):
+        raise DirectiveError(
+            f"the directive converts the model to {stated}, but it is loaded in {loaded}",
+            hint=f"load it in {stated}, or leave the dtype out of the directive",
+        )
 
 
 def _loaded(plan: ExpansionPlan, base: Any, dtype: Any, device_map: Any) -> dict[ModelRef, Any]:
@@ -201,8 +245,9 @@ def _loaded(plan: ExpansionPlan, base: Any, dtype: Any, device_map: Any) -> dict
             )
         found[own.ref] = base
         dtype, device_map = base.dtype, {"": next(base.parameters()).device}
-    elif dtype == "auto" and plan.dtype is not None:
-        dtype = plan.dtype
+    if dtype == "auto":
+        dtype = plan.dtype or dtype
+    _check_dtype(plan, dtype)
     return {
         ref: found[ref]
         if ref in found

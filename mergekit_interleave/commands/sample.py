@@ -22,6 +22,7 @@ from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.engines.protocol import no_bar
 from mergekit_interleave.errors import CheckpointError, DirectiveError, collected_warnings
+from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.virtual import sampling, sources
 from mergekit_interleave.virtual.model import memory_of
@@ -86,7 +87,7 @@ class SampleReport:
                     "name": each.name,
                     "layers": each.layers,
                     "continuations": [dataclasses.asdict(one) for one in each.continuations],
-                    "perplexity": each.perplexity and dataclasses.asdict(each.perplexity),
+                    "perplexity": each.perplexity and each.perplexity.as_dict(),
                     "tokens_per_second": each.tokens_per_second,
                     "bytes": each.nbytes,
                 }
@@ -143,7 +144,9 @@ def sample(  # noqa: PLR0913 - one parameter for each option
         chat,
     )
     _check(prompts, text, how)
-    parsed = [named(inputs.parse(each, words), base) for each in _read(wanted)]
+    read = [*_read(wanted)]
+    _check_flags(read, words)
+    parsed = [named(inputs.parse(each, words), base) for each in read]
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         plans = [
             planned(
@@ -154,19 +157,23 @@ def sample(  # noqa: PLR0913 - one parameter for each option
             )
             for each in parsed
         ]
-        first = _sole_base(plans)
+        first, dtype = _sole_base(plans), _sole_dtype(plans)
         hide_bars()
         tokenizer = _tokenizer(first)
         script = _Script(tokenizer, how, prompts, _tokens(tokenizer, text), progress or no_bar)
-        base = base if base is not None else sources.load_source(first, "auto", None)
+        if base is None:
+            base = sources.load_source(first, dtype or "auto", None)
+        else:
+            sources.source_of(base, {first.ref: first})
         sampling.check_predicts(base)
         models = [script.read_by(BASE, base, first.depth, memory_of(base))]
         known = set(memory_of(base))
-        for directive, plan in zip(parsed, plans, strict=True):
+        for given, directive, plan in zip(read, parsed, plans, strict=True):
             grown = built(plan, base, warn=warnings.append)
             memory = memory_of(grown)
             own = {place: size for place, size in memory.items() if place not in known}
-            models.append(script.read_by(_named(directive), grown, len(plan.layout), own))
+            name = _named(given, directive, words)
+            models.append(script.read_by(name, grown, len(plan.layout), own))
             del grown
     return SampleReport(tuple(models), tuple(dict.fromkeys(warnings)))
 
@@ -187,6 +194,35 @@ def _sole_base(plans: Sequence[ExpansionPlan]) -> Checkpoint:
     return first
 
 
+def _sole_dtype(plans: Sequence[ExpansionPlan]) -> str | None:
+    """Return the dtype that all directives convert the models to; None if they convert nothing.
+
+    Raises:
+        DirectiveError: They convert them to different ones.
+    """
+    first, *others = dict.fromkeys(mergekit_yaml.dtype_of(plan.mergekit) for plan in plans)
+    if others:
+        raise DirectiveError(
+            f"the directives convert the models to different dtypes: {first or 'none'} and "
+            f"{others[0] or 'none'}",
+            hint="call `sample` once for each dtype",
+        )
+    return first
+
+
+def _check_flags(read: Sequence[Directive | Text | None], words: Words) -> None:
+    """Check that no growth flag replaces the growth lines of several directives.
+
+    Raises:
+        DirectiveError: One does, so that all directives would be the same.
+    """
+    if len(read) > 1 and inputs.parse(None, words).growth is not None:
+        raise DirectiveError(
+            "a growth flag replaces the growth line of a directive, and there are several",
+            hint="pass each layout as a directive of its own, such as 'interleave: every 4'",
+        )
+
+
 def _check(prompts: Sequence[str], text: StrPath | None, how: Sampling) -> None:
     """Check the options that need no model.
 
@@ -198,13 +234,29 @@ def _check(prompts: Sequence[str], text: StrPath | None, how: Sampling) -> None:
             "there is nothing to say: neither a prompt nor a text is given",
             hint="pass --prompt 'Once upon a time', or --text FILE for perplexity",
         )
+    if not prompts and (how.chat or how.temperature):
+        option = "--chat" if how.chat else "--temperature"
+        raise DirectiveError(f"{option} has no effect without a prompt", hint="pass --prompt TEXT")
     if how.new_tokens < 1:
         raise DirectiveError(f"--max-new-tokens is {how.new_tokens}, not at least 1")
-    if not 0 <= how.temperature < math.inf:
-        raise DirectiveError(f"--temperature is {how.temperature:g}, not a number from 0 up")
+    if how.temperature and not _LEAST_TEMPERATURE <= how.temperature < math.inf:
+        least = f"{_LEAST_TEMPERATURE:g}"
+        raise DirectiveError(f"--temperature is {how.temperature:g}, not 0 or at least {least}")
+    if not 0 <= how.seed < _SEEDS:
+        raise DirectiveError(f"--seed is {how.seed}, not a whole number from 0 to 2**64-1")
     for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise DirectiveError(f"the prompt {prompt!r:.60} is not text")
         if not prompt.strip():
-            raise DirectiveError("the prompt is empty", hint="--prompt 'Once upon a time'")
+            raise DirectiveError(
+                "the prompt is empty", hint="pass one, such as --prompt 'Once upon a time'"
+            )
+
+
+_LEAST_TEMPERATURE = 0.01
+"""Logits that are divided by less may overflow."""
+
+_SEEDS = 2**64
 
 
 def _read(wanted: Sequence[DirectiveLike | None]) -> Iterator[Directive | Text | None]:
@@ -213,12 +265,20 @@ def _read(wanted: Sequence[DirectiveLike | None]) -> Iterator[Directive | Text |
         yield None
     for each in wanted:
         found = inputs.read(each)
-        lines = found.text.splitlines() if isinstance(found, Text) else []
-        alone = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-        if isinstance(found, Text) and len(alone) > 1 and all(map(_is_whole, alone)):
-            yield from (Text(line, f"{found.where}: {line}") for line in alone)
+        lines = _alone(found.text, found.where) if isinstance(found, Text) else []
+        if sum(_is_whole(line.text) for line in lines) > 1:
+            yield from lines
         else:
             yield found
+
+
+def _alone(text: str, where: str) -> list[Text]:
+    """Return each line of a file as a directive, without empty lines and comments."""
+    return [
+        Text(line, f"{where}, line {number}")
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
 
 
 def _is_whole(line: str) -> bool:
@@ -259,9 +319,9 @@ def _tokens(tokenizer: Any, text: StrPath | None) -> Any:
         return None
     try:
         content = Path(text).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DirectiveError(f"{text}: {reason}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file with UTF-8 text"
+        raise DirectiveError(f"{text!s}: {reason[0].lower()}{reason[1:]}") from error
     return sampling.encode_text(tokenizer, content, str(text))
 
 
@@ -293,7 +353,8 @@ class _Script:
             memory: The sizes of its own tensors in bytes, by address.
         """
         text = 0 if self.tokens is None else self.tokens.shape[1] - 1
-        with self.bar(text + self.how.new_tokens * len(self.prompts)) as tick:
+        total = text + self.how.new_tokens * len(self.prompts)
+        with self.bar(total) as tick, sampling.evaluating(model):
             found = None if self.tokens is None else sampling.perplexity(model, self.tokens, tick)
             continuations = []
             for prompt in self.prompts:
@@ -302,8 +363,11 @@ class _Script:
         return ModelSample(name, layers, tuple(continuations), found, sum(memory.values()))
 
 
-def _named(directive: Directive) -> str:
-    """Return a directive in one line, without its model."""
+def _named(given: Directive | Text | None, directive: Directive, words: Words) -> str:
+    """Return a directive in one line: as it was given, or without its model if flags changed it."""
+    changed = any(value is not None for word, value in words.items() if word != "model")
+    if isinstance(given, Text) and not changed and len(given.text.strip().splitlines()) == 1:
+        return given.text.strip()
     return yaml_io.write_inline(dataclasses.replace(directive, model=None).to_document())
 
 
@@ -318,19 +382,18 @@ def _lines(report: SampleReport) -> Iterator[str]:
 
 
 def _table(report: SampleReport) -> Iterator[str]:
-    """Yield the numbers of all models in aligned columns."""
-    head = ["model", "layers"]
+    """Yield the numbers of all models in aligned columns; the names may be long, so they end it."""
     scored = report.models[0].perplexity
-    head += [] if scored is None else [f"perplexity ({scored.tokens:,} tokens)"]
+    head = ["layers"]
+    head += [] if scored is None else [f"perplexity ({sampling.tokens_of(scored.tokens)})"]
     head += ["tokens/s"] if report.models[0].continuations else []
-    rows = [[*head, "own weights"]]
+    rows = [[*head, "own weights", "model"]]
     for model in report.models:
-        row = [model.name, str(model.layers)]
+        row = [str(model.layers)]
         row += [] if model.perplexity is None else [f"{model.perplexity.value:.3f}"]
         row += [] if model.tokens_per_second is None else [f"{model.tokens_per_second:.1f}"]
-        rows.append([*row, amount(model.nbytes)])
+        rows.append([*row, amount(model.nbytes), model.name])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        yield "  ".join(cells)
+    for *numbers, name in rows:
+        cells = (cell.rjust(width) for cell, width in zip(numbers, widths, strict=False))
+        yield "  ".join([*cells, name])

@@ -53,10 +53,10 @@ def layer_map(expansion: Expansion) -> str:
         RefusedError: exllamav3 would compute something else, or was not checked for the class.
     """
     ranges = plain_layers.ranges(expansion, _TOOL)
+    mergekit_support.placed_keys(expansion)  # refuses what no config.json can represent
     reason = _reason_against(expansion)
     if reason is not None:
         raise RefusedError(f"{_TOOL} cannot {reason}", hint=plain_layers.BY_RUN)
-    mergekit_support.placed_keys(expansion)  # refuses what no config.json can represent
     return written(ranges) + "\n"
 
 

@@ -27,6 +27,7 @@ def lora_config(expansion: Expansion) -> str:
         RefusedError: PEFT would build other layers.
     """
     ranges = plain_layers.ranges(expansion, _TOOL)
+    mergekit_support.placed_keys(expansion)  # refuses what no config.json can represent
     reason = _reason_against(expansion)
     if reason is not None:
         raise RefusedError(f"{_TOOL} cannot {reason}", hint=plain_layers.BY_RUN)

@@ -34,10 +34,12 @@ def ranges(expansion: Expansion, tool: str) -> list[Slice]:
         reason = f"convert the weights, as `{stated[0]}` asks"
     if reason is not None:
         raise RefusedError(f"{tool} cannot {reason}", hint=BY_RUN)
-    edited = next((layer.index for layer in layout.layers if layer.edit), None)
+    edited = next((layer for layer in layout.layers if layer.edit), None)
     if edited is not None:
+        what = "zeroed" if edited.edit.zeroes else "scaled"
+        plain = "--zero none makes plain copies" if edited.edit.zeroes else "or leave the scale out"
         raise RefusedError(
-            f"{tool} copies layers unchanged, but layer {edited} is zeroed or scaled",
-            hint=f"{BY_RUN}; --zero none makes plain copies",
+            f"{tool} copies layers unchanged, but layer {edited.index} is {what}",
+            hint=f"{BY_RUN}; {plain}",
         )
     return layouts.joined(layout.slices)

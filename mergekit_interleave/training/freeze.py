@@ -26,6 +26,9 @@ from mergekit_interleave.output import manifest, recorded_layout
 from mergekit_interleave.output.recorded_layout import RecordedLayout
 from mergekit_interleave.training import selection
 
+GROWN = "grown_layout"
+"""The attribute with the layers of a model whose parameters may share the memory of others."""
+
 
 def freeze_original_layers(
     model: Any,
@@ -38,13 +41,15 @@ def freeze_original_layers(
     """Freeze a model except for its new layers, or for other layers that you name.
 
     This sets `requires_grad` of every parameter. Call it before you create an optimizer or a
-    trainer, and before the model is distributed: each of these reads `requires_grad` only once.
+    trainer, and before the model is distributed: each of these reads `requires_grad` only once. In
+    a model that `load` returned, what will be trained gets memory of its own.
 
     Args:
         model: A PyTorch model loaded by transformers. It may be compiled, or a submodule of
             another module.
         manifest_path: The interleave.json, or its directory. By default it is read from the
-            directory or Hub repository that the model was loaded from.
+            directory or Hub repository that the model was loaded from. A model that `load`
+            returned needs none.
         layers: The layers to train: `new`, `seams` (the layers at both sides of each merge seam) or
             a range of indices such as `8:24`; several are separated by commas.
         also: What to train outside the layers: `lm_head`, `embed_tokens`, or the names that the
@@ -69,7 +74,9 @@ def freeze_original_layers(
             f"{model!r:.60}"
         )
     try:
-        layout = _recorded(*_record_place(_inner(model), manifest_path)).since(since)
+        layout = getattr(_inner(model), GROWN, None)
+        if layout is None or manifest_path is not None or since is not None:
+            layout = _recorded(*_record_place(_inner(model), manifest_path)).since(since)
         return freeze(model, layout, layers, also)
     except InterleaveError as error:
         if error.hint and hasattr(error, "add_note"):  # Python 3.11 prints it below the message
@@ -86,6 +93,8 @@ def freeze(
     model: Any, layout: Layout, layers: str = selection.NEW, also: Sequence[str] = ()
 ) -> list[str]:
     """Freeze a model whose layers are known; see `freeze_original_layers`."""
+    import torch  # noqa: PLC0415 - takes seconds to import
+
     inner = _inner(model)
     config = inner.config.to_dict() if hasattr(inner, "config") else {}
     family = families.family_of_config(config) if config else None
@@ -106,8 +115,11 @@ def freeze(
         for _, module in selection.outside_layers(inner, also)
         for parameter in module.parameters()
     }
-    for parameter in parameters.values():
+    for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
+        if id(parameter) in wanted and hasattr(inner, GROWN):
+            own = parameter.data.clone(memory_format=torch.contiguous_format)
+            parameter.data = own
     return [name for name, parameter in parameters.items() if id(parameter) in wanted]
 
 

@@ -57,7 +57,7 @@ def select(
         what = f"{'new layers' if wanting == [NEW] else 'merge seams'}{others and f' ({others})'}"
         other = next((word for word, found in known.items() if found), f"0:{len(layout)}")
         raise RefusedError(
-            f"{model}: has no {what}, so there is nothing to train",
+            f"{model} has no {what}, so there is nothing to train",
             hint=f"name other layers: {option(other)}",
         )
     chosen: set[int] = set()

@@ -7,14 +7,17 @@ itself: each new layer must be a copy of the original layer in the same model.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from mergekit_interleave import _dtypes
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.checkpoint.quantization import KEY
+from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
@@ -267,6 +270,41 @@ def _check_against(known: Mapping[ModelRef, ModelRef]) -> None:
             )
 
 
+def _plain_zeros(specs: Sequence[TensorSpec], stored: Mapping[str, Tensor]) -> set[str]:
+    """Return the zeroed projections that are stored without the quantization of their source."""
+    return {
+        spec.name.rpartition(".")[0]
+        for spec in specs
+        if spec.scale == 0
+        and not _dtypes.is_float(spec.dtype)
+        and spec.name in stored
+        and _dtypes.is_float(stored[spec.name].dtype)
+    }
+
+
+def _unquantized(
+    specs: Sequence[TensorSpec], plain: Collection[str], stored: Mapping[str, Tensor]
+) -> Iterator[TensorSpec]:
+    """Expect plain zeros of some projections, without scales and other companions."""
+    for spec in specs:
+        module = spec.name.rpartition(".")[0]
+        found = stored.get(spec.name)
+        if not {module, module.removesuffix(".weight")} & {*plain}:
+            yield spec
+        elif found is not None and spec.scale == 0:
+            yield dataclasses.replace(
+                spec,
+                tensor=found,
+                dtype=found.dtype,
+                through=found.dtype,
+                shape=found.shape,
+                nbytes=found.nbytes,
+                zero=0,
+            )
+        elif found is not None:
+            yield spec
+
+
 def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> ExpectedModel:
     """Derive what a model must contain from its own original layers.
 
@@ -288,6 +326,10 @@ def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> Expe
     within = _within(layout, own)
     specs = assemble(within, {own: result}, kv_sharing_layers=_kv_sharing_layers(result, within))
     converted_late = "out_dtype" in recorded.directive.mergekit
+    config = _own_config(result, within)
+    plain = _plain_zeros(specs, result.tensors)
+    if plain and config is not None:  # the quantization lists them
+        config = {**config, KEY: result.config[KEY]}
 
     def unread(spec: TensorSpec) -> str | None:
         if spec.is_computed and converted_late:
@@ -296,8 +338,8 @@ def of_itself(recorded: RecordedLayout, directory: Path, models: Models) -> Expe
 
     return ExpectedModel(
         layout=layout,
-        specs=[_unscaled(spec) for spec in specs],
-        config=_own_config(result, within),
+        specs=[_unscaled(spec) for spec in _unquantized(specs, plain, result.tensors)],
+        config=config,
         unread=unread,
     )
 

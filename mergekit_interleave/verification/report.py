@@ -13,14 +13,11 @@ from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount
 from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.checkpoint.checkpoint import CONFIG
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import Tensor, iterate_tensors
-from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.errors import (
-    CheckpointError,
-    RefusedError,
-)
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.errors import CheckpointError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import lineage, manifest, recorded_layout, verification_text
 from mergekit_interleave.output.lineage import Generation
@@ -324,9 +321,27 @@ def _expected(  # noqa: PLR0913 - the parameters of `verify`, after reading
         )
     if generation is not None:
         return expectations.of_generation(generation, against, models)
-    if against:
-        return expectations.of_sources(recorded, against, models)
-    return expectations.of_itself(recorded, out, models)
+    if not against:
+        return expectations.of_itself(recorded, out, models)
+    expected = expectations.of_sources(recorded, against, models)
+    if recorded.manifest is not None and recorded.manifest.content.get("engine") == manifest.SAVED:
+        _check_comparable(models.open(ModelRef(ModelPath(str(out)))), expected)
+    return expected
+
+
+def _check_comparable(result: Checkpoint, expected: ExpectedModel) -> None:
+    """Check that a model was not quantized after its sources were loaded.
+
+    Raises:
+        RefusedError: It was, so no stored number of the one is in the other.
+    """
+    plan = expected.plan
+    if plan is not None and result.is_quantized and not plan.first.is_quantized:
+        raise RefusedError(
+            f"{result.ref} is quantized, and {plan.first.ref} is not, so their tensors cannot be "
+            "compared",
+            hint=f"`mk-interleave verify {result.path}` compares the model with itself",
+        )
 
 
 def _generation(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,10 @@ class Perplexity:
     value: float
     tokens: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the attributes as JSON values; a perplexity that is not a number is None."""
+        return {"value": self.value if math.isfinite(self.value) else None, "tokens": self.tokens}
+
 
 def check_predicts(model: Any) -> None:
     """Check that a model predicts the next token of a text.
@@ -75,6 +80,48 @@ def check_predicts(model: Any) -> None:
             f"{type(model).__name__} does not predict the next token of a text, so it cannot be "
             "sampled"
         )
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a model into evaluation mode, and every part back into its own mode at the end.
+
+    Raises:
+        DirectiveError: A token or a position has no embedding.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    except IndexError as error:
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        raise DirectiveError(
+            f"the model has no embedding for one of the tokens or positions; it has {limit} "
+            "positions",
+            hint="pass a shorter prompt, or less --max-new-tokens",
+        ) from error
+    finally:
+        for module in training:
+            module.training = True
+
+
+def check_vocabulary(model: Any, tokens: Any) -> None:
+    """Check that a model has an embedding for each token.
+
+    Raises:
+        DirectiveError: It does not, so the tokenizer belongs to another model.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    if int(tokens.max()) >= rows:
+        raise DirectiveError(
+            f"the tokenizer gives token {int(tokens.max())}, but the model has only {rows} tokens",
+            hint="put the model's own tokenizer into its directory",
+        )
+
+
+def tokens_of(number: int) -> str:
+    """Return a number of tokens in words."""
+    return f"{number:,} token{'' if number == 1 else 's'}"
 
 
 def encode(tokenizer: Any, prompt: str, how: Sampling) -> Any:
@@ -108,7 +155,7 @@ def encode_text(tokenizer: Any, text: str, where: str) -> Any:
     found = tokenizer(text, return_tensors="pt", verbose=False).input_ids
     if found.shape[1] <= 1:
         raise DirectiveError(
-            f"{where}: has {found.shape[1]} tokens, and perplexity needs at least two",
+            f"{where}: has {tokens_of(found.shape[1])}, and perplexity needs at least two",
             hint="name a longer text",
         )
     return found
@@ -119,26 +166,36 @@ def continuation(model: Any, tokenizer: Any, prompt: str, how: Sampling) -> Cont
     import torch  # noqa: PLC0415 - takes seconds to import
 
     tokens = encode(tokenizer, prompt, how).to(model.device)
-    drawn = {"temperature": how.temperature} if how.temperature else _GREEDY
+    check_vocabulary(model, tokens)
     torch.manual_seed(how.seed)
     start = time.perf_counter()
-    with torch.no_grad():
-        found = model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=how.new_tokens,
-            do_sample=bool(how.temperature),
-            pad_token_id=_padding(model, tokenizer),
-            **drawn,
-        )
+    with torch.no_grad(), _plain_generation(model, tokenizer, how):
+        found = model.generate(tokens, attention_mask=torch.ones_like(tokens))
     seconds = time.perf_counter() - start
     new = found[0, tokens.shape[1] :]
     text = tokenizer.decode(new, skip_special_tokens=True)
     return Continuation(prompt, text, len(new), seconds)
 
 
-_GREEDY = {"temperature": None, "top_p": None, "top_k": None}
-"""Settings that a model's own generation config may have, and that greedy search does not use."""
+@contextmanager
+def _plain_generation(model: Any, tokenizer: Any, how: Sampling) -> Iterator[None]:
+    """Let a model draw from its own distribution, without settings such as a repetition penalty."""
+    from transformers import GenerationConfig  # noqa: PLC0415 - takes seconds to import
+
+    own = model.generation_config
+    drawn = {"temperature": how.temperature, "top_k": 0, "top_p": 1.0} if how.temperature else {}
+    model.generation_config = GenerationConfig(
+        max_new_tokens=how.new_tokens,
+        do_sample=bool(how.temperature),
+        bos_token_id=own.bos_token_id,
+        eos_token_id=own.eos_token_id,
+        pad_token_id=_padding(model, tokenizer),
+        **drawn,
+    )
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _padding(model: Any, tokenizer: Any) -> int:
@@ -165,6 +222,7 @@ def perplexity(
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _WINDOW
     window = max(min(limit, _WINDOW), 2)
     total = tokens.shape[1]
+    check_vocabulary(model, tokens)
     loss = 0.0
     for start in range(0, total - 1, window - 1):
         part = tokens[:, start : start + window].to(model.device)

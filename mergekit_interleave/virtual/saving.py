@@ -5,7 +5,7 @@ transformers stores one of several tensors that share memory, and drops the othe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ class SavesEveryLayer:
     """The part of a grown model's class that saves it. The other part is the model's own class.
 
     Attributes:
-        record: Writes the files beside the weights into a directory.
+        record: Writes interleave.json into a directory, given the names of the files that were
+            written there.
     """
 
-    record: Callable[[Path], object]
+    record: Callable[[Path, Collection[str]], object]
 
     def save_pretrained(
         self,
@@ -35,29 +36,52 @@ class SavesEveryLayer:
             state = None  # the quantizer makes it
         else:
             state = unshared(self, self.state_dict() if state_dict is None else state_dict)  # type: ignore[attr-defined]
+        before = _files(Path(save_directory))
         super().save_pretrained(save_directory, is_main_process, state, **options)  # type: ignore[misc]
         if is_main_process:
-            self.record(Path(save_directory))
+            written = _files(Path(save_directory)) - before
+            self.record(Path(save_directory), [name for name, *_ in written])
+
+    def __reduce__(self) -> tuple[Callable[[type], Any], tuple[type], dict[str, Any]]:
+        """Let pickle find the class, which is not in the module of the model's own class."""
+        own = type(self).__mro__[2]
+        return _blank, (own,), vars(self)
 
 
-def saving_every_layer(model: Any, record: Callable[[Path], object]) -> Any:
+def _files(folder: Path) -> set[tuple[str, int, int]]:
+    """Return the names of the files in a directory, each with what changes when it is written."""
+    if not folder.is_dir():
+        return set()
+    files = [file for file in folder.iterdir() if file.is_file()]
+    return {(file.name, (found := file.stat()).st_mtime_ns, found.st_ino) for file in files}
+
+
+def saving_every_layer(model: Any, record: Callable[[Path, Collection[str]], object]) -> Any:
     """Let a model save every layer, and return it.
 
     Args:
         model: A model of transformers.
         record: See `SavesEveryLayer`.
     """
-    own = type(model)
-    parts = {"__module__": own.__module__, "__qualname__": own.__qualname__}
-    model.__class__ = type(
-        own.__name__, (SavesEveryLayer, own), parts
-    )  # its name is in config.json
+    model.__class__ = _saving_class(type(model))
     model.record = record
     if quantized_modules.is_quantized(model):
         model.hf_quantizer.get_state_dict_and_metadata = partial(
             _every_layer, model.hf_quantizer.get_state_dict_and_metadata
         )
     return model
+
+
+def _saving_class(own: type) -> Any:
+    """Return the subclass of a model's class that saves every layer; config.json has its name."""
+    parts = {"__module__": own.__module__, "__qualname__": own.__qualname__}
+    return type(own.__name__, (SavesEveryLayer, own), parts)
+
+
+def _blank(own: type) -> Any:
+    """Return an object of the subclass, without attributes, for pickle."""
+    found = _saving_class(own)
+    return object.__new__(found)
 
 
 def _every_layer(made_by_quantizer: Callable[[Any], Any], model: Any) -> tuple[Any, Any]:

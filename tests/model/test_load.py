@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,43 @@ class TestSaving:
         assert reloaded.lm_head.weight is reloaded.model.embed_tokens.weight
         assert torch.equal(logits(reloaded), logits(grown))
 
+    def test_other_files(
+        self, llama: Path, base: LlamaForCausalLM, mk: Cli, tmp_path: Path
+    ) -> None:
+        """Files that were in the directory before are not replaced by a later `run --force`."""
+        (tmp_path / "thesis.txt").write_text("mine")
+        grown = api.load(PLANS[0], base=base)
+        for _ in range(2):
+            grown.save_pretrained(tmp_path)
+            content = json.loads((tmp_path / "interleave.json").read_text())
+            assert set(content["files"]) == {path.name for path in tmp_path.iterdir()} - {
+                "thesis.txt"
+            }
+        result = mk("run", PLANS[0], tmp_path, "--model", llama, "--force")
+        assert (result.status, "thesis.txt" in result.err) == (1, True)
+
+    def test_a_dtype(self, llama: Path, mk: Cli, tmp_path: Path) -> None:
+        """A model that was loaded in another dtype is recorded in it."""
+        for plan, dtype in ((PLANS[0], "bfloat16"), (f"{PLANS[1]}\ndtype: float16", "auto")):
+            out = tmp_path / dtype
+            api.load(plan, model=llama, dtype=dtype).save_pretrained(out)
+            for words in ((), ("--against", llama)):
+                result = mk("verify", out, *words)
+                assert result.status == 0, result.err + result.out
+
+    def test_pickle(self, base: LlamaForCausalLM, llama: Path, mk: Cli, tmp_path: Path) -> None:
+        """A pickled model shares its tensors, and saves every layer."""
+        grown = api.load(PLANS[1], base=base)
+        restored = pickle.loads(pickle.dumps(grown))  # noqa: S301 - our own bytes
+        assert torch.equal(logits(restored), logits(grown))
+        restored.save_pretrained(tmp_path / "out")
+        assert mk("verify", tmp_path / "out", "--against", llama).status == 0
+
+
+def _with_bias(model: Any) -> None:
+    old = model.model.layers[1].mlp.up_proj
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(old.in_features, old.out_features)
+
 
 class TestTraining:
     """`trainable=True`."""
@@ -237,6 +275,41 @@ class TestTraining:
             is_new = any(f"layers.{index}." in name for index in (2, 5, 8, 11))
             assert parameter.requires_grad is is_new, name
             assert (parameter.untyped_storage().data_ptr() in places(base)) is not is_new
+
+    def test_other_layers(
+        self, llama: Path, base: LlamaForCausalLM, mk: Cli, tmp_path: Path
+    ) -> None:
+        """`freeze_original_layers` gives what it selects memory of its own, and the head, too."""
+        before = logits(base)
+        with pytest.raises(RefusedError, match="no new layers") as raised:
+            api.load("drop: [2, 4]", base=base, trainable=True)
+        assert 'layers="seams"' in str(raised.value.hint)
+        grown = api.load("drop: [2, 4]", base=base)
+        trained = api.freeze_original_layers(grown, layers="seams", also=["lm_head"])
+        own = [name for name, each in grown.named_parameters() if each.requires_grad]
+        assert own == trained != []
+        assert not {grown.get_parameter(name).data_ptr() for name in own} & places(base)
+        optimizer = torch.optim.SGD([each for each in grown.parameters() if each.requires_grad], 1)
+        grown(tokens(), labels=tokens()).loss.backward()
+        optimizer.step()
+        assert torch.equal(logits(base), before)
+        grown.save_pretrained(tmp_path / "out")
+        named = ("--trained", "--layers", "seams", "--also", "lm_head")
+        result = mk("verify", tmp_path / "out", "--against", llama, *named)
+        assert result.status == 0, result.err + result.out
+
+    def test_a_merged_lora(self, base: LlamaForCausalLM) -> None:
+        """A safe merge of a LoRA changes neither the base nor another occurrence of the layer."""
+        peft = pytest.importorskip("peft")
+        before, grown = logits(base), api.load(PLANS[1], base=base)
+        settings = peft.LoraConfig(
+            target_modules=["down_proj"], layers_to_transform=[3], init_lora_weights=False
+        )
+        adapted = peft.get_peft_model(grown, settings)
+        expected = logits(adapted)
+        merged = adapted.merge_and_unload(safe_merge=True)
+        torch.testing.assert_close(logits(merged), expected, rtol=0, atol=1e-4)
+        assert torch.equal(logits(base), before)
 
     def test_a_trainer(self, llama: Path, mk: Cli, tmp_path: Path) -> None:
         """What transformers' Trainer trains and saves passes `verify --trained`."""
@@ -290,6 +363,41 @@ class TestRefused:
             api.load(PLANS[0], base=base)
         grown = api.load(PLANS[1], model=place, base=base)
         assert places(grown) == places(base)
+
+    @pytest.mark.parametrize(
+        ("change", "named"),
+        [
+            (lambda model: setattr(model.config, "rms_norm_eps", 0.5), "rms_norm_eps"),
+            (lambda model: model.config.rope_parameters.update(rope_theta=7.0), "rope_parameters"),
+            (_with_bias, "up_proj.bias"),
+        ],
+    )
+    def test_a_changed_base(self, change: Any, named: str, base: LlamaForCausalLM) -> None:
+        """A base that computes something else than its checkpoint says."""
+        change(base)
+        with pytest.raises(DirectiveError, match=named):
+            api.load(PLANS[0], base=base)
+
+    def test_another_class(self, base: LlamaForCausalLM) -> None:
+        """A base that was loaded without its head; the hint names the class that has one."""
+        with pytest.raises(DirectiveError, match="LlamaModel") as raised:
+            api.load(PLANS[0], base=transformers.AutoModel.from_pretrained(base.name_or_path))
+        assert "LlamaForCausalLM" in str(raised.value.hint)
+
+    def test_a_base_that_moved(self, base: LlamaForCausalLM, llama: Path) -> None:
+        """A base whose directory is not where it was; it helps to name that."""
+        base.name_or_path = "moved"
+        with pytest.raises(DirectiveError, match="moved") as raised:
+            api.load(PLANS[0], base=base)
+        assert "`model`" in str(raised.value.hint)
+        assert api.load(PLANS[0], base=base, model=llama)
+
+    def test_two_dtypes(self, llama: Path) -> None:
+        """A dtype in the directive whose numbers the loaded model cannot represent."""
+        half = LlamaForCausalLM.from_pretrained(llama, dtype=torch.bfloat16)
+        for where in ({"base": half}, {"model": llama, "dtype": torch.bfloat16}):
+            with pytest.raises(DirectiveError, match="float16"):
+                api.load(f"{PLANS[0]}\ndtype: float16", **where)
 
     def test_devices(self, base: LlamaForCausalLM) -> None:
         """A model with a part on another device."""

@@ -10,7 +10,7 @@ import pytest
 import stored
 import torch
 import zoo
-from harness import make_llama
+from harness import Cli, make_llama
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 import mergekit_interleave as api
@@ -176,6 +176,16 @@ class TestSaving:
             assert content["fingerprint"] == fingerprint(api.plan(plan, model=llama).layout)
         for number, plan in enumerate(PLANS):
             check_equal(reloaded(tmp_path / str(number)), api.load(plan, base=base))
+
+    def test_verified(self, llama: Path, mk: Cli, tmp_path: Path) -> None:
+        """The record is true of the quantized weights, which no comparison with the base can be."""
+        for number, plan in enumerate(PLANS):
+            out = tmp_path / str(number)
+            api.load(plan, base=quantized(llama, "eight bits")).save_pretrained(out)
+            result = mk("verify", out)
+            assert result.status == 0, result.err + result.out
+            result = mk("verify", out, "--against", llama)
+            assert (result.status, "is quantized" in result.err) == (1, True)
 
     def test_after_a_pass(self, llama: Path, tmp_path: Path) -> None:
         """Where the first pass repacks four-bit weights, a later save is refused."""

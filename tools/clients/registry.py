@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from clients import llama_cpp, runtimes, trainers, transformers4
+from clients import llama_cpp, quantizers, runtimes, trainers, transformers4
 from clients.row import Row
 
 CLIENTS: Mapping[str, Callable[[], Iterator[Row]]] = {
@@ -13,6 +13,8 @@ CLIENTS: Mapping[str, Callable[[], Iterator[Row]]] = {
     runtimes.CTRANSLATE2: runtimes.ctranslate2,
     runtimes.ONNX: runtimes.onnx,
     runtimes.LM_EVAL: runtimes.lm_eval,
+    quantizers.TORCHAO: quantizers.torchao,
+    quantizers.GPTQ: quantizers.gptq,
     trainers.PEFT: trainers.peft,
     trainers.TRL: trainers.trl,
     trainers.LLAMA_FACTORY: trainers.llama_factory,
