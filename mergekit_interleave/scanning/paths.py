@@ -1,0 +1,78 @@
+"""Join the layers of many layouts to a tree, so that a common beginning is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from mergekit_interleave.layout.layout import Edit, Layout
+
+
+class Step(NamedTuple):
+    """A layer that a layout passes: a source layer, with an edit of its weights.
+
+    Attributes:
+        source: The index of the source layer.
+        edit: What is zeroed or scaled; None if nothing is.
+    """
+
+    source: int
+    edit: Edit | None = None
+
+
+Path = tuple[Step, ...]
+
+
+def path_of(layout: Layout) -> Path:
+    """Return the steps of a layout of one model."""
+    return tuple(Step(layer.source, layer.edit or None) for layer in layout.layers)
+
+
+@dataclass(eq=False)
+class Node:
+    """A step of one or more paths, after a common beginning.
+
+    Attributes:
+        step: The step.
+        children: The steps that follow.
+        ends: The numbers of the paths that end here.
+    """
+
+    step: Step
+    children: dict[Step, Node] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
+
+
+def tree(paths: Mapping[int, Path]) -> dict[Step, Node]:
+    """Join paths to a tree; return its first steps.
+
+    Args:
+        paths: The paths by number. None is empty.
+    """
+    first: dict[Step, Node] = {}
+    for number, path in paths.items():
+        level, node = first, None
+        for step in path:
+            node = level.setdefault(step, Node(step))
+            level = node.children
+        if node is None:
+            raise ValueError("an empty path")
+        node.ends.append(number)
+    return first
+
+
+def size(nodes: Mapping[Step, Node]) -> int:
+    """Return the number of steps of a tree, which is the number of layers to compute."""
+    waiting, total = list(nodes.values()), 0
+    while waiting:
+        node = waiting.pop()
+        total += 1
+        waiting += node.children.values()
+    return total
+
+
+def groups(paths: Sequence[Path], most: int) -> Iterator[range]:
+    """Yield ranges of at most `most` paths, in order."""
+    for start in range(0, len(paths), most):
+        yield range(start, min(start + most, len(paths)))

@@ -1,0 +1,100 @@
+"""List the layouts of a space: families of directives that repeat or leave out layers of one model.
+
+A layout is written as a directive, so `run` takes it as it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mergekit_interleave.errors import DirectiveError
+
+MOST_TIMES = 8
+"""How often the space `layers` repeats a layer at most."""
+
+FILE = "file"
+"""The space of layouts that a file lists."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layout to measure.
+
+    Attributes:
+        directive: Its directive, in one line.
+        space: The space that it belongs to.
+        cell: Its place in the map of the space: the first layer of a block and the one after its
+            last, or a layer and its number of occurrences. None if the space has no map.
+    """
+
+    directive: str
+    space: str
+    cell: tuple[int, int] | None = None
+
+
+def _ranges(depth: int) -> Iterator[tuple[int, int]]:
+    """Yield all contiguous ranges of layers, as start and stop."""
+    return ((i, j) for i in range(depth) for j in range(i + 1, depth + 1))
+
+
+def _blocks(depth: int) -> Iterator[Candidate]:
+    for i, j in _ranges(depth):
+        yield Candidate(f"repeat: {i}:{j}@block", "blocks", (i, j))
+
+
+def _interwoven(depth: int) -> Iterator[Candidate]:
+    for i, j in _ranges(depth):
+        yield Candidate(f"repeat: {i}:{j}", "ranges", (i, j))
+
+
+def _layers(depth: int) -> Iterator[Candidate]:
+    for i in range(depth):
+        for times in range(2, MOST_TIMES + 1):
+            yield Candidate(f"repeat: {i}:{i + 1}x{times}", "layers", (i, times))
+
+
+def _drops(depth: int) -> Iterator[Candidate]:
+    for i, j in _ranges(depth):
+        if j - i < depth:
+            yield Candidate(f"drop: {i}:{j}", "drops", (i, j))
+
+
+def _windows(depth: int) -> Iterator[Candidate]:
+    """Yield windows that overlap by at most half, so that the model at most doubles."""
+    for size in range(2, depth):
+        for stride in range((size + 1) // 2, size):
+            yield Candidate(f"windows: {size}:{stride}", "windows", (size, stride))
+
+
+SPACES: Mapping[str, Callable[[int], Iterator[Candidate]]] = {
+    "blocks": _blocks,
+    "ranges": _interwoven,
+    "layers": _layers,
+    "drops": _drops,
+    "windows": _windows,
+}
+"""A function for each space that lists its layouts for a number of layers."""
+
+
+def candidates(names: Sequence[str], depth: int) -> list[Candidate]:
+    """List the layouts of spaces.
+
+    Args:
+        names: The names of the spaces.
+        depth: The number of layers of the model.
+
+    Raises:
+        DirectiveError: There is no such space, or it has no layouts for this depth.
+    """
+    found: list[Candidate] = []
+    for name in dict.fromkeys(names):
+        if name not in SPACES:
+            raise DirectiveError(
+                f"--space: {name!r:.60} is not a space", hint=f"use {', '.join(SPACES)}"
+            )
+        own = list(SPACES[name](depth))
+        if not own:
+            raise DirectiveError(f"--space: {name} has no layouts of {depth} layers")
+        found += own
+    return found
