@@ -9,10 +9,27 @@ from functools import partial
 from pathlib import Path
 
 from mergekit_interleave._interrupts import uninterrupted
-from mergekit_interleave.errors import OutputError
+from mergekit_interleave.errors import DirectiveError, OutputError
 
 SUFFIXES = (".mk-interleave", ".replaced")
 """The suffixes of the hidden directories that a run creates next to OUT."""
+
+
+def read_text(file: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark; lines end with LF.
+
+    Raises:
+        DirectiveError: The file cannot be read, or is not UTF-8.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DirectiveError(f"{file}, line {line}: not UTF-8 text") from error
+    except (OSError, ValueError) as error:  # ValueError: the path has a null character
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise DirectiveError(f"{file}: {reason[0].lower()}{reason[1:]}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def sync(path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_interleave._files import read_text
 from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
@@ -317,12 +318,7 @@ def _tokens(tokenizer: Any, text: StrPath | None) -> Any:
     """
     if text is None:
         return None
-    try:
-        content = Path(text).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not a file with UTF-8 text"
-        raise DirectiveError(f"{text!s}: {reason[0].lower()}{reason[1:]}") from error
-    return sampling.encode_text(tokenizer, content, str(text))
+    return sampling.encode_text(tokenizer, read_text(Path(text)), str(text))
 
 
 @dataclass(frozen=True)
