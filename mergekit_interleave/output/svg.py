@@ -102,7 +102,7 @@ _COLOURS = (
 )
 """Paul Tol's bright scheme, which is colour-blind safe, and indigo from his muted scheme."""
 
-_GREY = _Colour("#737a84", _WHITE, "#737a84")
+GREY = _Colour("#737a84", _WHITE, "#737a84")
 """The grey with the highest contrast, 4:1, against both a white page and a dark one."""
 
 
@@ -129,27 +129,27 @@ def picture(
     top = float(_TOP)
     body: list[str] = []
     if title:
-        heading = shorten(legible(title), WIDTH - 6 - _LEFT, lambda text: _text_width(text, 16))
-        place = f'x="{_LEFT}" y="{_n(top + 16)}"'
+        heading = shorten(legible(title), WIDTH - 6 - _LEFT, lambda text: text_width(text, 16))
+        place = f'x="{_LEFT}" y="{brief(top + 16)}"'
         body.append(f'<text {place} font-size="16" font-weight="600">{escape(heading)}</text>')
         top += 32
-    body.append(f'<g transform="translate(0 {_n(top)})">')
+    body.append(f'<g transform="translate(0 {brief(top)})">')
     body += _cells(layout, identities, grid)
     body.append("</g>")
     top += -(-len(layout) // grid.per_row) * grid.row + 10
     legend, height = _legend(layout, identities, names, top)
     used = {_colour(i, role, len(names)) for i, role in _kinds(layout, identities)}
     if len(names) > 1:
-        used.add(_GREY)
-    size = f'width="{WIDTH}" height="{_n(height)}" viewBox="0 0 {WIDTH} {_n(height)}"'
-    text = f'font-family="system-ui, sans-serif" fill="{_GREY.fill}"'
+        used.add(GREY)
+    size = f'width="{WIDTH}" height="{brief(height)}" viewBox="0 0 {WIDTH} {brief(height)}"'
+    text = f'font-family="system-ui, sans-serif" fill="{GREY.fill}"'
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" {text}>',
             f"<title>{escape(legible(title or 'Layers of the new model'))}</title>",
             f"<desc>{escape(_description(layout, identities, names))}</desc>",
             "<defs>",
-            *(_hatching(colour) for colour in (*_COLOURS, _GREY) if colour in used),
+            *(_hatching(colour) for colour in (*_COLOURS, GREY) if colour in used),
             "</defs>",
             *body,
             *legend,
@@ -216,7 +216,7 @@ def _hatching(colour: _Colour) -> str:
 def _style(colour: _Colour, role: str, stroke: float = 1) -> tuple[str, str, float]:
     """Return the attributes of a cell, the colour of its text, and the width of its outline."""
     wide = {ORIGINAL: 1, COPY: 2}.get(role, 1.5) * stroke
-    outline = f'stroke="{colour.line}" stroke-width="{_n(wide)}"'
+    outline = f'stroke="{colour.line}" stroke-width="{brief(wide)}"'
     if role == ORIGINAL:
         return f'fill="{colour.fill}" {outline}', colour.ink, wide
     if role == COPY:
@@ -224,11 +224,11 @@ def _style(colour: _Colour, role: str, stroke: float = 1) -> tuple[str, str, flo
     if role == SCALED:
         return f'fill="{colour.mixed(0.35)}" {outline}', _BLACK, wide
     if role == MOVED:
-        inner = f'stroke="{colour.ink}" stroke-width="{_n(wide)}"'
-        dots = f'stroke-dasharray="{_n(2 * stroke)}"'
+        inner = f'stroke="{colour.ink}" stroke-width="{brief(wide)}"'
+        dots = f'stroke-dasharray="{brief(2 * stroke)}"'
         return f'fill="{colour.fill}" {inner} {dots}', colour.ink, wide
-    dashes = f'stroke-dasharray="{_n(4 * stroke)} {_n(2.5 * stroke)}"'
-    return f'fill="none" {outline} {dashes}', _GREY.fill, wide
+    dashes = f'stroke-dasharray="{brief(4 * stroke)} {brief(2.5 * stroke)}"'
+    return f'fill="none" {outline} {dashes}', GREY.fill, wide
 
 
 def _cells(layout: Layout, identities: Collection[int], grid: _Grid) -> Iterator[str]:
@@ -239,7 +239,7 @@ def _cells(layout: Layout, identities: Collection[int], grid: _Grid) -> Iterator
     yield '<g font-size="11" text-anchor="end">'
     for index in range(0, len(layout), grid.per_row):
         y = grid.place(index)[1] + grid.height / 2 + 4
-        yield f'<text x="{_LEFT - 10}" y="{_n(y)}">{index}</text>'
+        yield f'<text x="{_LEFT - 10}" y="{brief(y)}">{index}</text>'
     yield "</g>"
     for model, role in sorted(alike, key=lambda kind: (kind[0], ROLES.index(kind[1]))):
         style, ink, line = _style(_colour(model, role, len(layout.models)), role, grid.stroke)
@@ -248,24 +248,24 @@ def _cells(layout: Layout, identities: Collection[int], grid: _Grid) -> Iterator
         yield "</g>"
         if grid is not _LABELLED:
             continue
-        yield f'<g fill="{ink}" font-size="{_n(_FONT)}" font-weight="600" text-anchor="middle">'
+        yield f'<g fill="{ink}" font-size="{brief(_FONT)}" font-weight="600" text-anchor="middle">'
         for index in alike[model, role]:
             x, y = grid.place(index)
             before = letter(model) if several else ""
             source = str(layout.layers[index].source)
             font = _FONTS.get(len(before + source), 7.5)
-            size = "" if font == _FONT else f' font-size="{_n(font)}"'
+            size = "" if font == _FONT else f' font-size="{brief(font)}"'
             if before and role == ORIGINAL:  # thin digits are hard to read on other cells
                 source = f'<tspan font-weight="400">{source}</tspan>'
             x, y = x + grid.width / 2, y + grid.height / 2 + font * 0.355
-            yield f'<text x="{_n(x)}" y="{_n(y)}"{size}>{before}{source}</text>'
+            yield f'<text x="{brief(x)}" y="{brief(y)}"{size}>{before}{source}</text>'
         yield "</g>"
 
 
 def _rectangles(places: Sequence[tuple[float, float]], grid: _Grid, line: float) -> Iterator[str]:
     """Draw cells whose outlines stay within their places."""
-    width, height = _n(grid.width - line), _n(grid.height - line)
-    corners = [(_n(x + line / 2), _n(y + line / 2)) for x, y in places]
+    width, height = brief(grid.width - line), brief(grid.height - line)
+    corners = [(brief(x + line / 2), brief(y + line / 2)) for x, y in places]
     if grid is _LABELLED:
         size = f'width="{width}" height="{height}" rx="5"'
         yield from (f'<rect x="{x}" y="{y}" {size}/>' for x, y in corners)
@@ -289,14 +289,14 @@ def _legend(
     lines = ['<g font-size="13">']
     x = float(_LEFT)
     for role, words in counts(layout, identities).items():
-        colour = _GREY if several else _colour(0, role, 1)
+        colour = GREY if several else _colour(0, role, 1)
         lines += [_swatch(x, top, colour, role), _text(x + 32, top, words)]
-        x += 32 + _text_width(words) + 20
+        x += 32 + text_width(words) + 20
     caption = _caption(layout, names)
     room = WIDTH - 6 - x
-    if _text_width(caption) > room:
+    if text_width(caption) > room:
         top, x, room = top + 26, float(_LEFT), WIDTH - 6.0 - _LEFT
-        lines.append(_text(x, top, shorten(caption, room, _text_width)))
+        lines.append(_text(x, top, shorten(caption, room, text_width)))
     elif caption:
         lines.append(_text(WIDTH - 6, top, caption, ' text-anchor="end"'))
     top += 26
@@ -309,7 +309,7 @@ def _legend(
             column, row = divmod(i, per_column)
             x, y = _LEFT + column * across, top + row * 24
             lines.append(_swatch(x, y, _colour(i, ORIGINAL, len(names)), ORIGINAL, letter(i)))
-            lines.append(_text(x + 32, y, shorten(name, across - 44, _text_width)))
+            lines.append(_text(x + 32, y, shorten(name, across - 44, text_width)))
         top += per_column * 24
         if len(names) > len(shown):
             lines.append(_text(_LEFT, top, f"and {len(names) - len(shown)} more models"))
@@ -330,18 +330,18 @@ def _caption(layout: Layout, names: Sequence[str]) -> str:
 
 def _swatch(x: float, y: float, colour: _Colour, role: str, text: str = "") -> str:
     style, ink, line = _style(colour, role)
-    size = f'width="{_n(24 - line)}" height="{_n(18 - line)}"'
-    cell = f'<rect x="{_n(x + line / 2)}" y="{_n(y + line / 2)}" {size} rx="4" {style}/>'
+    size = f'width="{brief(24 - line)}" height="{brief(18 - line)}"'
+    cell = f'<rect x="{brief(x + line / 2)}" y="{brief(y + line / 2)}" {size} rx="4" {style}/>'
     if text:
         cell += (
-            f'<text x="{_n(x + 12)}" y="{_n(y + 13)}" fill="{ink}" font-size="11" '
+            f'<text x="{brief(x + 12)}" y="{brief(y + 13)}" fill="{ink}" font-size="11" '
             f'font-weight="600" text-anchor="middle">{text}</text>'
         )
     return cell
 
 
 def _text(x: float, y: float, text: str, attributes: str = "") -> str:
-    return f'<text x="{_n(x)}" y="{_n(y + 13.5)}"{attributes}>{escape(text)}</text>'
+    return f'<text x="{brief(x)}" y="{brief(y + 13.5)}"{attributes}>{escape(text)}</text>'
 
 
 def _description(layout: Layout, identities: Collection[int], names: Sequence[str]) -> str:
@@ -356,7 +356,7 @@ def _description(layout: Layout, identities: Collection[int], names: Sequence[st
     return f"{words} Models: {'; '.join(models[:_MOST_NAMES])}{more}."
 
 
-def _text_width(text: str, size: float = 13) -> float:
+def text_width(text: str, size: float = 13) -> float:
     """Estimate the maximum width of a text, since fonts differ."""
 
     def em(char: str) -> float:
@@ -369,6 +369,6 @@ def _text_width(text: str, size: float = 13) -> float:
     return size * sum(em(char) for char in text)
 
 
-def _n(number: float) -> str:
+def brief(number: float) -> str:
     """Format a number as briefly as possible."""
     return f"{number:.2f}".rstrip("0").rstrip(".")

@@ -175,12 +175,12 @@ def test_120_layers_are_six_rows() -> None:
     assert float(root.get("height", "")) < 250
 
 
-@pytest.mark.parametrize("colour", [*svg._COLOURS, svg._GREY])  # noqa: SLF001
+@pytest.mark.parametrize("colour", [*svg._COLOURS, svg.GREY])  # noqa: SLF001
 def test_colours_are_visible_on_a_white_page_and_on_a_dark_one(colour: svg._Colour) -> None:
     """Outlines have a contrast of 3 to 1, and text and hatching 4.5 to 1."""
     assert min(contrast(colour.line, page) for page in (WHITE, DARK)) >= 3
     assert contrast(svg._BLACK, colour.mixed(0.5)) >= 4.5  # noqa: SLF001
-    if colour is svg._GREY:  # noqa: SLF001 - the colour of text on the page
+    if colour is svg.GREY:  # the colour of text on the page
         assert min(contrast(colour.fill, page) for page in (WHITE, DARK)) >= 4.3
     else:
         assert contrast(colour.ink, colour.fill) >= 4.5
