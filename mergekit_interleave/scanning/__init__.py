@@ -1,0 +1,1 @@
+"""Measure many layouts of one model on text and items, and say which help."""
