@@ -160,7 +160,7 @@ def sample(  # noqa: PLR0913 - one parameter for each option
         ]
         first, dtype = _sole_base(plans), _sole_dtype(plans)
         hide_bars()
-        tokenizer = _tokenizer(first)
+        tokenizer = tokenizer_of(first)
         script = _Script(tokenizer, how, prompts, _tokens(tokenizer, text), progress or no_bar)
         if base is None:
             base = sources.load_source(first, dtype or "auto", None)
@@ -290,7 +290,7 @@ def _is_whole(line: str) -> bool:
         return False
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
+def tokenizer_of(checkpoint: Checkpoint) -> Any:
     """Load the tokenizer of a model.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ def size(nodes: Mapping[Step, Node]) -> int:
     return total
 
 
-def groups(paths: Sequence[Path], most: int) -> Iterator[range]:
-    """Yield ranges of at most `most` paths, in order."""
-    for start in range(0, len(paths), most):
-        yield range(start, min(start + most, len(paths)))
+def groups(count: int, most: int) -> Iterator[range]:
+    """Yield ranges of at most `most` numbers below `count`, in order."""
+    for start in range(0, count, most):
+        yield range(start, min(start + most, count))

@@ -1,0 +1,425 @@
+"""`scan`: measure many layouts of one model on text and items, and say which of them help."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergekit_interleave._files import read_text, replace_file
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands._settings import restored_settings
+from mergekit_interleave.commands.inputs import ModelLike, StrPath
+from mergekit_interleave.commands.load import built, planned
+from mergekit_interleave.commands.sample import tokenizer_of
+from mergekit_interleave.engines.protocol import no_bar
+from mergekit_interleave.errors import (
+    DirectiveError,
+    InterleaveError,
+    collected_warnings,
+)
+from mergekit_interleave.output import weight_sample
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.scanning import analysis, heat_map, paths, results, sequences, spaces, verdict
+from mergekit_interleave.scanning.batches import batches
+from mergekit_interleave.scanning.measure import Measure
+from mergekit_interleave.scanning.results import Results
+from mergekit_interleave.scanning.sequences import ScoredTokens
+from mergekit_interleave.scanning.spaces import Candidate
+from mergekit_interleave.virtual import sampling, sources
+
+Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
+
+BEST, MAP = "best.yml", "scan.svg"
+
+_GROUP = 64
+"""The number of layouts that are measured together, whose states are in memory."""
+
+_BATCH = 1024
+"""The number of tokens that are measured together."""
+
+_CHECKED = 3
+"""The number of layouts whose scores are compared with those of whole models."""
+
+
+@dataclass(frozen=True)
+class ScanReport:
+    """What a scan found.
+
+    Attributes:
+        candidates: The layouts that were measured.
+        differences: Score minus base score, of shape (layouts, sequences), in nats.
+        tokens: The number of scored tokens of each sequence.
+        kinds: `text` or `item` for each sequence.
+        analysis: What the differences say.
+        warnings: Warnings, one sentence each.
+    """
+
+    candidates: tuple[Candidate, ...]
+    differences: Any
+    tokens: tuple[int, ...]
+    kinds: tuple[str, ...]
+    analysis: analysis.Analysis
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> str | None:
+        """The directive that helps; None if nothing does."""
+        found = self.analysis.best
+        return None if found is None else self.candidates[found.layout].directive
+
+    @property
+    def verdict(self) -> str:
+        """One line: which directive helps and by how much, or that nothing does."""
+        return verdict.verdict(self.analysis, self._measured)
+
+    def lines(self) -> list[str]:
+        """Return the report as lines of text."""
+        return list(verdict.report(self.analysis, self._measured))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values, as `scan --json` prints it."""
+        return {
+            "verdict": self.verdict,
+            "best": self.best,
+            "chance": self.analysis.chance,
+            "layouts": len(self.candidates),
+            "sequences": len(self.tokens),
+            "tokens": sum(self.tokens),
+            "findings": [
+                {
+                    "directive": self.candidates[each.layout].directive,
+                    "selected": each.selected,
+                    "held_out": each.held_out,
+                    "interval": list(each.interval),
+                    "needed": each.needed,
+                }
+                for each in self.analysis.findings
+            ],
+            "warnings": list(self.warnings),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    @property
+    def _measured(self) -> verdict.Measured:
+        broken = np.flatnonzero(~np.isfinite(self.differences).all(axis=1))
+        layouts = [each.directive for each in self.candidates]
+        return verdict.Measured(layouts, self.tokens, self.kinds, broken.tolist())
+
+
+def scan(  # noqa: PLR0913 - one parameter for each option
+    candidates: StrPath | None = None,
+    *,
+    model: ModelLike | None = None,
+    space: str | Sequence[str] = (),
+    text: StrPath | None = None,
+    items: StrPath | None = None,
+    tokens: int | str = 4096,
+    out: StrPath | None = None,
+    top: int | str = 5,
+    seed: int | str = 0,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Bar | None = None,
+) -> ScanReport:
+    """Measure many layouts of one model on text and items, and say which of them help.
+
+    Args:
+        candidates: A file with one directive per line, to measure instead of a space.
+        model: The model: a directory or a Hub id. Directives may name it, too.
+        space: The spaces to measure, such as `blocks`; see `spaces.SPACES`.
+        text: A file with text. If there are no items either, a text of the package is used.
+        items: A file with one item per line, in JSON: `prompt`, `answer`, and perhaps `choices`.
+        tokens: The maximum number of tokens of the text.
+        out: The directory for the results. The same call resumes a scan that was stopped there.
+        top: How many of the best layouts are tested on the held-out part.
+        seed: The seed of the split and of the random numbers of the analysis.
+        dtype: The dtype to compute in.
+        device: The device to compute on; by default, a GPU if there is one.
+        trust_remote_code: Run code from the model. By default none is run.
+        progress: As for `run`; it counts pairs of a layout and a batch of sequences.
+
+    Raises:
+        InterleaveError: There is nothing to measure, or it cannot be measured.
+    """
+    numbers = {
+        "tokens": inputs.parse_number(tokens, "--tokens", int),
+        "top": inputs.parse_number(top, "--top", int),
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            raise DirectiveError(f"--{name} is {number}, not at least 1")
+    chosen = inputs.parse_number(seed, "--seed", int)
+    with restored_settings(), collected_warnings() as warnings, memory_errors():
+        work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
+        hide_bars()
+        tokenizer = tokenizer_of(work.first)
+        scored = _sequences(tokenizer, text, items, numbers["tokens"], work.first)
+        analysis.split(len(scored), chosen)  # refuses too few sequences before any work
+        kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
+        how = _How(dtype, device)
+        _measure(work, kept, scored, how, progress or no_bar, warnings.append)
+    report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
+    if out is not None:
+        _write(Path(out), report, work.first.depth)
+    return report
+
+
+def scanned(directory: StrPath) -> ScanReport:
+    """Read what a scan found, without the model.
+
+    Raises:
+        CheckpointError: The directory holds no scan.
+        DirectiveError: The scan was stopped before its end.
+    """
+    record, kept = results.read(Path(directory))
+    missing = int(np.isnan(kept.scores).any(axis=1).sum())
+    if missing:
+        raise DirectiveError(
+            f"{directory}: {missing} of {len(kept.scores)} layouts are not measured yet",
+            hint="give the command that started the scan again, to resume it",
+        )
+    return _report(kept, record["kinds"], record["seed"], record["top"], ())
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The layouts to measure.
+
+    Attributes:
+        candidates: The layouts.
+        plans: The plan of each.
+    """
+
+    candidates: tuple[Candidate, ...]
+    plans: tuple[ExpansionPlan, ...]
+
+    @property
+    def first(self) -> Checkpoint:
+        """The model that all of them start from."""
+        return self.plans[0].first
+
+
+def _prepared(
+    file: StrPath | None,
+    model: ModelLike | None,
+    space: str | Sequence[str],
+    *,
+    trusted: bool,
+    warn: Callable[[str], object],
+) -> _Work:
+    """Plan the layouts to measure.
+
+    Raises:
+        InterleaveError: There are none, or a layout of a file is refused.
+    """
+    names = [space] if isinstance(space, str) else list(space)
+    if file is not None and names:
+        raise DirectiveError(
+            "a file of layouts cannot be combined with --space", hint="leave one of them out"
+        )
+
+    def plan(text: str, where: str, warn: Callable[[str], object]) -> ExpansionPlan:
+        wanted = inputs.parse(inputs.Text(text, where), {"model": model})
+        return planned(wanted, trust_remote_code=trusted, warn=warn)
+
+    if file is not None:
+        listed = _listed(Path(file))
+        plans = [plan(each.directive, where, warn) for each, where in listed]
+        _check_same_model(plans)
+        return _Work(tuple(each for each, _ in listed), tuple(plans))
+    depth = plan("append: 1", "--model", warn).first.depth
+    found, refused = [], []
+    for each in spaces.candidates(names or [next(iter(spaces.SPACES))], depth):
+        try:
+            found.append((each, plan(each.directive, each.directive, lambda _: None)))
+        except InterleaveError as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    if refused:
+        total = len(found) + len(refused)
+        warn(f"{len(refused)} of {total} layouts are left out, because `run` refuses them, such as "
+             f"one of which it says: {refused[0]}")  # fmt: skip
+    return _Work(*(tuple(each) for each in zip(*found, strict=True)))
+
+
+def _listed(file: Path) -> list[tuple[Candidate, str]]:
+    """Return the layouts of a file, one directive per line, each with its place.
+
+    Raises:
+        DirectiveError: It cannot be read, or has none.
+    """
+    found = [
+        (Candidate(line.strip(), spaces.FILE), f"{file}, line {number}")
+        for number, line in enumerate(read_text(file).splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not found:
+        raise DirectiveError(
+            f"{file}: has no directives", hint="write one a line, such as `repeat: 8:14`"
+        )
+    return found
+
+
+def _check_same_model(plans: Sequence[ExpansionPlan]) -> None:
+    first = plans[0].first.ref
+    for plan in plans:
+        if plan.first.ref.identity != first.identity:
+            raise DirectiveError(
+                f"the layouts start from different models: {first} and {plan.first.ref}",
+                hint="scan each model alone",
+            )
+
+
+def _sequences(
+    tokenizer: Any, text: StrPath | None, items: StrPath | None, most: int, first: Checkpoint
+) -> list[ScoredTokens]:
+    """Return the sequences of the text and of the items."""
+    positions = first.layer_config.get("max_position_embeddings")
+    positions = positions if isinstance(positions, int) else None
+    found: list[ScoredTokens] = []
+    if text is not None or items is None:
+        content, where = (
+            sequences.default_text() if text is None else (read_text(Path(text)), str(text))
+        )
+        length = min(_WINDOW, positions or _WINDOW)
+        found += sequences.of_text(tokenizer, content, where, most_tokens=most, length=length)
+    if items is not None:
+        found += sequences.of_items(tokenizer, Path(items), positions)
+    return found
+
+
+_WINDOW = 128
+"""The number of tokens of a window of text."""
+
+
+def _kept(
+    out: StrPath | None, work: _Work, scored: Sequence[ScoredTokens], settings: Mapping[str, Any]
+) -> Results:
+    lengths = [each.scored for each in scored]
+    if out is None:
+        return results.in_memory(work.candidates, lengths)
+    tokens = json.dumps([(each.tokens, each.start) for each in scored])
+    record = {
+        "model": weight_sample.digest(work.first.path),
+        "sequences": hashlib.sha256(tokens.encode()).hexdigest(),
+        "kinds": [each.kind for each in scored],
+        **settings,
+    }
+    return results.opened(Path(out), record, work.candidates, lengths)
+
+
+def _measure(
+    work: _Work,
+    kept: Results,
+    scored: Sequence[ScoredTokens],
+    how: _How,
+    bar: Bar,
+    warn: Callable[[str], object],
+) -> None:
+    """Measure what is missing."""
+    parts = batches(scored, _BATCH)
+    groups = list(paths.groups(len(work.plans), _GROUP))
+    missing = [
+        (group, batch)
+        for group in groups
+        for batch in parts
+        if not kept.is_measured([0, *(1 + row for row in group)], batch.numbers)
+    ]
+    if not missing:
+        return
+    measure = _measure_of(work, how, warn)
+    measure.check(parts[-1], _sampled(len(work.plans)))
+    if measure.reason is not None:
+        warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
+    with bar(sum(len(group) for group, _ in missing)) as tick:
+        for group, batch in missing:
+            if not kept.is_measured([0], batch.numbers):
+                kept.note([0], batch.numbers, measure.base_scores(batch))
+            rows = [1 + row for row in group]
+            kept.note(rows, batch.numbers, measure.scores(list(group), batch, tick))
+
+
+@dataclass(frozen=True)
+class _How:
+    """How scores are computed.
+
+    Attributes:
+        dtype: The dtype.
+        device: The device; None for a GPU if there is one.
+    """
+
+    dtype: str
+    device: str | None
+
+
+def _measure_of(work: _Work, how: _How, warn: Callable[[str], object]) -> Measure:
+    """Load the model."""
+    base = sources.load_source(work.first, how.dtype, how.device or _device())
+    sampling.check_predicts(base)
+    base.eval()
+    return Measure(base, work.plans, partial(built, base=base, warn=warn))
+
+
+def _device() -> str:
+    import torch  # noqa: PLC0415 - takes seconds to import
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _sampled(count: int) -> list[int]:
+    """Return the numbers of some layouts, evenly spaced; the last one is among them."""
+    return sorted({count - 1 - index * count // _CHECKED for index in range(_CHECKED)} - {-1})
+
+
+def _report(
+    kept: Results, kinds: Sequence[str], seed: int, top: int, warnings: Sequence[str]
+) -> ScanReport:
+    found = analysis.analyse(kept.differences, seed=seed, top=top)
+    return ScanReport(
+        tuple(kept.candidates),
+        kept.differences,
+        tuple(kept.tokens),
+        tuple(kinds),
+        found,
+        tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _write(out: Path, report: ScanReport, depth: int) -> None:
+    """Write the directive that helps, if one does, and a map of each space."""
+    if report.best is None:
+        (out / BEST).unlink(missing_ok=True)
+    else:
+        replace_file(out / BEST, f"{report.best}\n")
+    for space in dict.fromkeys(each.space for each in report.candidates if each.cell):
+        cells = {
+            each.cell: float(np.mean(report.differences[row]))
+            for row, each in enumerate(report.candidates)
+            if each.space == space and each.cell is not None
+        }
+        axes = {"layers": heat_map.TIMES, "drops": heat_map.DROPS}.get(space, heat_map.BLOCKS)
+        if space == "windows":
+            continue
+        svg = heat_map.heat_map(
+            cells,
+            layers=depth,
+            title=f"{space}: change of the log-likelihood",
+            legend=["nats per sequence", report.verdict],
+            axes=axes,
+        )
+        name = MAP if space == report.candidates[0].space else f"scan-{space}.svg"
+        replace_file(out / name, svg)

@@ -1,0 +1,218 @@
+"""Keep what a scan measures in a directory, so that it can be stopped at any time and resumed.
+
+`scan.json` says what is measured, `scan.jsonl` has one line per layout, and `scores.npy` one row
+per layout with the score of each sequence. A score that was not measured yet is NaN there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mergekit_interleave._files import replace_file
+from mergekit_interleave.checkpoint.safetensors_header import read_json, to_json
+from mergekit_interleave.errors import CheckpointError, DirectiveError, OutputError
+from mergekit_interleave.scanning.spaces import Candidate
+
+RECORD, LINES, SCORES = "scan.json", "scan.jsonl", "scores.npy"
+
+VERSION = 1
+
+_MOST = 2**28
+"""The maximum bytes of `scan.json`."""
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass
+class Results:
+    """The scores of a scan.
+
+    Attributes:
+        directory: The directory; None if nothing is kept.
+        candidates: The layouts.
+        tokens: The number of scored tokens of each sequence.
+        scores: The score of each sequence: those of the base in the first row, then one row per
+            layout, of shape (1 + layouts, sequences). NaN is a score that was not measured.
+    """
+
+    directory: Path | None
+    candidates: Sequence[Candidate]
+    tokens: Sequence[int]
+    scores: Floats
+    _written: int = 0
+
+    @property
+    def differences(self) -> Floats:
+        """Score minus base score, of shape (layouts, sequences)."""
+        with np.errstate(invalid="ignore"):  # of a broken base
+            return np.asarray(self.scores[1:] - self.scores[:1])
+
+    def is_measured(self, rows: Collection[int], sequences: Collection[int]) -> bool:
+        """Whether some rows have the scores of some sequences."""
+        found = self.scores[np.ix_([*rows], [*sequences])]
+        return not np.isnan(found).any()
+
+    def note(self, rows: Sequence[int], sequences: Sequence[int], found: Floats) -> None:
+        """Keep scores; those that are not a number are kept as minus infinity.
+
+        Args:
+            rows: The rows.
+            sequences: The numbers of the sequences.
+            found: The scores, of shape (rows, sequences).
+        """
+        self.scores[np.ix_([*rows], [*sequences])] = np.where(np.isnan(found), -np.inf, found)
+        self._write_lines()
+
+    def _write_lines(self) -> None:
+        """Write the lines of the layouts that are measured, in order."""
+        if self.directory is None or np.isnan(self.scores[0]).any():
+            return
+        lines = []
+        while self._written < len(self.candidates):
+            row = self.scores[1 + self._written]
+            if np.isnan(row).any():
+                break
+            lines.append(self._line(self.candidates[self._written], row))
+            self._written += 1
+        if lines:
+            with (self.directory / LINES).open("a", encoding="utf-8") as file:
+                file.write("".join(lines))
+
+    def _line(self, candidate: Candidate, row: Floats) -> str:
+        content: dict[str, Any] = {
+            "directive": candidate.directive,
+            "space": candidate.space,
+            **({} if candidate.cell is None else {"cell": list(candidate.cell)}),
+            "log_likelihood": _sum(row),
+            "base_log_likelihood": _sum(self.scores[0]),
+            "tokens": sum(self.tokens),
+            "items": len(self.tokens),
+        }
+        return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def _sum(scores: Floats) -> float | None:
+    """Return the sum of scores, which does not depend on their order; None if it is not finite."""
+    return math.fsum(scores) if np.isfinite(scores).all() else None
+
+
+def in_memory(candidates: Sequence[Candidate], tokens: Sequence[int]) -> Results:
+    """Return results that are not kept."""
+    scores = np.full((1 + len(candidates), len(tokens)), np.nan)
+    return Results(None, candidates, tokens, scores)
+
+
+def opened(
+    directory: Path,
+    record: Mapping[str, Any],
+    candidates: Sequence[Candidate],
+    tokens: Sequence[int],
+) -> Results:
+    """Create a directory for results, or resume the scan that it holds.
+
+    Args:
+        directory: The directory.
+        record: What is measured, as JSON values.
+        candidates: The layouts.
+        tokens: The number of scored tokens of each sequence.
+
+    Raises:
+        DirectiveError: The directory holds another scan, or something else.
+        OutputError: It cannot be written, or there is no room for the scores.
+    """
+    shape = (1 + len(candidates), len(tokens))
+    content = {
+        "version": VERSION,
+        **record,
+        "layouts": [[each.directive, each.space, each.cell] for each in candidates],
+        "tokens": [*tokens],
+    }
+    content = json.loads(json.dumps(content))
+    try:
+        if (directory / RECORD).is_file():
+            _check_same(directory, content)
+        elif directory.exists() and any(directory.iterdir()):
+            raise DirectiveError(
+                f"{directory}: contains files, but no scan", hint="name another --out"
+            )
+        else:
+            _create(directory, content, shape)
+        scores = np.lib.format.open_memmap(directory / SCORES, mode="r+")
+        if scores.shape != shape:
+            raise CheckpointError(f"{directory / SCORES}: has the shape {scores.shape}, not {shape}")
+        return Results(directory, candidates, tokens, scores, _whole_lines(directory / LINES))
+    except OSError as error:
+        raise OutputError(f"{directory}: {error.strerror or error}") from error
+
+
+def _create(directory: Path, content: Mapping[str, Any], shape: tuple[int, int]) -> None:
+    """Write the record last, so that a directory with a record is whole."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / SCORES).open("wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(shape[0]):
+            file.write(np.full(shape[1], np.nan).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    (directory / LINES).write_bytes(b"")
+    replace_file(directory / RECORD, to_json(content))
+
+
+def _whole_lines(file: Path) -> int:
+    """Remove a line that was not written to its end, and return the number of lines."""
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        os.truncate(file, len(whole))
+    return whole.count(b"\n")
+
+
+def _check_same(directory: Path, content: Mapping[str, Any]) -> None:
+    before = read_json(directory / RECORD, most=_MOST)
+    changed = [key for key in {**before, **content} if before.get(key) != content.get(key)]
+    if changed:
+        raise DirectiveError(
+            f"{directory}: holds a scan with {_words(changed[0])}",
+            hint="name another --out, or give the same command as before to resume it",
+        )
+
+
+def _words(key: str) -> str:
+    return {
+        "version": "another version of its files",
+        "model": "another model",
+        "layouts": "other layouts",
+        "tokens": "another text or other items",
+        "sequences": "another text or other items",
+    }.get(key, f"another {key}")
+
+
+def read(directory: Path) -> tuple[Mapping[str, Any], Results]:
+    """Read the results of a scan; return its record, too.
+
+    Raises:
+        CheckpointError: The directory holds no scan, or a malformed one.
+    """
+    record = read_json(directory / RECORD, most=_MOST)
+    try:
+        candidates = [
+            Candidate(str(text), str(space), None if cell is None else (int(cell[0]), int(cell[1])))
+            for text, space, cell in record["layouts"]
+        ]
+        tokens = [int(number) for number in record["tokens"]]
+        scores = np.load(directory / SCORES, mmap_mode="r")
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(f"{directory}: holds no scan ({error!r:.200})") from error
+    if scores.shape != (1 + len(candidates), len(tokens)):
+        raise CheckpointError(f"{directory / SCORES}: has the shape {scores.shape}")
+    return record, Results(directory, candidates, tokens, scores)
