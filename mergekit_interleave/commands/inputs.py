@@ -45,6 +45,7 @@ class Words(TypedDict, total=False):
         dtype: The dtype to convert the weights to, such as `bfloat16`.
         every: Insert a new layer after every Nth layer.
         add: Insert K new layers, evenly spread.
+        after: Insert a new layer after each of these layers: `"3,9,14"` or `[3, 9, 14]`.
         append: Append K copies of the last layer.
         repeat: Repeat a range of layers: `"8:24x2"`, `[8, 24]`, or a mapping.
         stack: Stack ranges one after another: `"0:24,8:32"` or `[[0, 24], [8, 32]]`.
@@ -60,6 +61,7 @@ class Words(TypedDict, total=False):
     dtype: str | None
     every: int | str | None
     add: int | str | None
+    after: int | str | Sequence[int] | None
     append: int | str | None
     repeat: Ranges | None
     stack: Ranges | None

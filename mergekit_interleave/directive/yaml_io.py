@@ -2,7 +2,8 @@
 
 Reading is PyYAML's safe loading with two changes: a duplicate key is an error, and `8:24` is text,
 although YAML 1.1 reads it as the base-60 number 504. A document may also be one line without
-braces, `key: value, key: value`. Writing keeps lists of numbers on one line.
+braces, `key: value, key: value`, where a value may be a word and a list, `after [3, 9]`. Writing
+keeps lists of numbers on one line.
 """
 
 from __future__ import annotations
@@ -84,12 +85,32 @@ def read(text: str, where: str, known: Collection[str] | None = None) -> object:
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     if len(lines) == 1 and ":" in lines[0]:
         try:
-            return _load("{" + lines[0] + "\n}", known)
+            return _load_line(lines[0], known)
         except _UNREADABLE as unreadable:
             error = unreadable
     if error is not None:
         raise DirectiveError(f"{where}: {_explain(error)}") from error
     return document
+
+
+def _load_line(line: str, known: Collection[str] | None) -> object:
+    """Read `key: value, key: value`; a value may be a word and a list, which braces forbid."""
+    try:
+        return _load("{" + line + "\n}", known)
+    except _UNREADABLE:
+        quoted = re.sub(
+            rf"{_QUOTED}|(?<=:\s)({_WORD_AND_LIST})(?=\s*(?:[,#]|$))",
+            lambda match: f"'{match[1]}'" if match[1] else match[0],
+            line,
+        )
+        if quoted == line:
+            raise
+        return _load("{" + quoted + "\n}", known)
+
+
+_QUOTED = r"""(?<![^\s,:\[{])(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')"""
+_WORD_AND_LIST = r"""[a-z]+\s*\[[^\[\]{}"']*\]"""
+_WORD_AND_NUMBERS = r"[a-z]+ \[\d+(?:, \d+)*\]"
 
 
 def documents(text: str, where: str) -> list[str]:
@@ -158,7 +179,7 @@ def write(document: dict[str, object]) -> str:
 
 
 def write_inline(document: dict[str, object]) -> str:
-    """Write a document on one line without braces: `key: value, key: value`."""
+    """Write a document on one line without braces, which `read` reads: `key: value, key: value`."""
     return _flow(document, width=_NO_LIMIT, one_line=True)[1:-1]
 
 
@@ -192,6 +213,7 @@ def _flow(document: Mapping[str, object], *, width: int, one_line: bool) -> str:
     dumper = _FlowDumper(
         stream, default_flow_style=True, allow_unicode=True, sort_keys=False, width=width
     )
+    dumper.top_level = int(one_line)
     node = dumper.represent_mapping("tag:yaml.org,2002:map", document, flow_style=one_line)
     dumper.open()
     dumper.serialize(node)
@@ -200,7 +222,13 @@ def _flow(document: Mapping[str, object], *, width: int, one_line: bool) -> str:
 
 
 class _FlowDumper(_Resolver, yaml.SafeDumper):
-    """A dumper that uses brackets, and neither quotes nor breaks words such as `8:24`."""
+    """A dumper that uses brackets, and neither quotes nor breaks words such as `8:24`.
+
+    Attributes:
+        top_level: The number of brackets around the values of the document.
+    """
+
+    top_level = 0
 
     def generate_anchor(self, node: yaml.Node) -> str:  # noqa: ARG002 - PyYAML's signature
         number, letter = divmod(self.last_anchor_id, len(ascii_lowercase))
@@ -216,6 +244,13 @@ class _FlowDumper(_Resolver, yaml.SafeDumper):
         analysis.allow_block_plain = analysis.allow_flow_plain
         analysis.allow_single_quoted &= not analysis.multiline
         return analysis
+
+    def choose_scalar_style(self) -> str:
+        is_value = self.mapping_context and not self.simple_key_context
+        at_top = is_value and self.flow_level == self.top_level
+        if at_top and re.fullmatch(_WORD_AND_NUMBERS, getattr(self.event, "value", "")):
+            return ""
+        return str(super().choose_scalar_style())
 
     def process_scalar(self) -> None:
         width, self.best_width = self.best_width, _NO_LIMIT

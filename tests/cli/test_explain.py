@@ -7,6 +7,7 @@ import io
 import logging
 import random
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from hypothesis import strategies as st
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands.explain import explain
 from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive.growth import After, Append, Every, Growth, Repeat, Spread
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.layout import mergekit_yaml
+from mergekit_interleave.layout.layout import expand
 from mergekit_interleave.planning.resolve import Expansion, resolve
 
 ZERO = [
@@ -110,6 +114,22 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         spelled((0, 2), (1, 2), (2, 5), (4, 5), (5, 7), (6, 7), (7, 10), (9, 10)),
         "layers: 10\ninterleave: 4 layers\nzero: none\n",
         "4 new layers, evenly spread among 10: depth up-scaling",
+    ),
+    (
+        "after some layers",
+        spelled((0, 4), ("org/m", 3, 4, ZERO), (4, 5), ("org/m", 4, 5, ZERO),
+                (5, 7), ("org/m", 6, 7, ZERO), (7, 8)),
+        "layers: 8\ninterleave: after [3, 4, 6]\nzero: [o_proj, down_proj]\n",
+        "3 new layers, zeroed, after layers 3, 4 and 6 of 8: block expansion",
+    ),
+    (
+        "after many layers",
+        spelled((0, 1), ("org/m", 0, 1, ZERO),
+                *(part for i, j in pairwise((0, 1, 2, 4, 5, 8, 9, 13, 16))
+                  for part in ((i + 1, j + 1), ("org/m", j, j + 1, ZERO))), (17, 20)),
+        ("layers: 20\ninterleave: after [0, 1, 2, 4, 5, 8, 9, 13, 16]\n"
+         "zero: [o_proj, down_proj]\n"),
+        "9 new layers, zeroed, after 9 of 20 layers: block expansion",
     ),
     (
         "appended",
@@ -254,6 +274,23 @@ def test_any_slices(document: dict[str, Any]) -> None:
         written = explained(text)
         assert generated(written).layout == wanted
         assert len(written) <= len(text)
+
+
+@fuzz(100)
+@given(st.sets(st.integers(0, 7), min_size=1))
+def test_new_layers_directly_after_others(tiny: Path, after: set[int]) -> None:
+    """`explain` finds `after` for copies directly after any layers, unless a shorter line fits."""
+    model, growth = ModelRef(ModelPath(str(tiny))), After(tuple(sorted(after)))
+    layout = expand(growth, model, 8)
+
+    def fitting(*lines: Growth) -> list[Growth]:
+        return [line for line in lines if expand(line, model, 8) == layout]
+
+    recipe = generated(f"model: {tiny}\ninterleave: after {list(after)}").recipe
+    found = directives.parse(explained(recipe), "x").growth
+    evenly = fitting(Append(1), *map(Every, range(1, 9)), *map(Spread, range(1, 9)))
+    assert found in (evenly or [growth, *fitting(*(Repeat((0, i)) for i in range(1, 9)))])
+    assert generated(explained(recipe)).recipe == recipe
 
 
 def test_500_slices_take_less_than_a_second() -> None:

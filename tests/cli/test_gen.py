@@ -397,6 +397,11 @@ BAD_INPUT = [
     (["--stack", "0:4,2:9"], 1, ["[2, 9] ", "/tiny", "8 layers"]),
     (["--every", "9"], 1, ["every 9: ", "8 layers"]),
     (["--add", "9"], 1, ["9 layers: ", "only 8"]),
+    (["--after", "3,8"], 1, ["interleave: after 8: ", "/tiny", "8 layers"]),
+    (["--after", "3,3"], 2, ["after: ", "layer 3", "twice"]),
+    (["--after", "last"], 2, ["after: ", "'last'"]),
+    (["--after", "-1"], 2, ["after: ", "at least 0", "-1"]),
+    (["interleave: after [3, 8], zero: none"], 1, ["interleave: after 8: ", "8 layers"]),
     (["--stack", "0:8"], 1, ["changes nothing", "8 layers"]),
     ([""], 2, ["directive is empty"]),
     (["[1, 2]"], 2, ["error: [1, 2]: "]),
@@ -412,9 +417,11 @@ BAD_INPUT = [
 
 
 def test_lists_may_come_in_several_flags(mk: Cli, tiny: Path) -> None:
-    """--stack and --zero may be repeated, since their values are lists."""
+    """--stack, --after and --zero may be repeated, since their values are lists."""
     result = mk("gen", "--stack", "0:6", "--stack", "2:8", "--model", tiny)
     assert ranges(result) == [[0, 6], [2, 8]]
+    result = mk("gen", "--after", "5", "--after", "0,7", "--model", tiny)
+    assert ranges(result) == [[0, 1], [0, 1], [1, 6], [5, 6], [6, 8], [7, 8]]
     names = ("--zero", "o_proj", "--zero", "down_proj")
     result = mk("gen", "--every", "8", *names, "--model", tiny)
     assert slices(result.out)[1][2] == ZEROED

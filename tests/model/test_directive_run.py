@@ -16,6 +16,7 @@ from mergekit_interleave.directive import yaml_io
 LINES: list[tuple[str, list[int]]] = [
     ("windows: {size: 4, stride: 2}", [0, 1, 2, 3, 2, 3, 4, 5, 4, 5, 6, 7]),
     ("windows: 5:3", [0, 1, 2, 3, 4, 3, 4, 5, 6, 7]),
+    ("interleave: after [7, 0, 4], zero: none", [0, 0, 1, 2, 3, 4, 4, 5, 6, 7, 7]),
     ("drop: [2, -2]", [0, 1, 6, 7]),
     ("drop: [[0, 1], [4, 5]]", [1, 2, 3, 5, 6, 7]),
     ("repeat: [-2, end]", [0, 1, 2, 3, 4, 5, 6, 6, 7, 7]),
@@ -42,6 +43,35 @@ def test_layers(mk: Cli, tiny: Path, tmp_path: Path, line: str, sources: list[in
     config = json.loads((out / "config.json").read_text())
     assert config["num_hidden_layers"] == len(sources)
     assert mk("verify", out, "--against", tiny).status == 0
+
+
+@pytest.mark.parametrize("engine", ["stream", "mergekit"])
+def test_identities_after_some_layers(mk: Cli, tiny: Path, tmp_path: Path, engine: str) -> None:
+    """`after` gives a model with the logits of its base, and every file of it says the same."""
+    out, picture = tmp_path / "out", tmp_path / "layers.svg"
+    result = mk("run", "--after", "6,2,3", out, "--model", tiny, "--engine", engine)
+    assert result.status == 0, result.err
+    checked = mk("verify", out, "--against", tiny, "--forward")
+    assert checked.status == 0, checked.err
+    made = load_tensors(out)
+    zeros = {
+        (layer, part)
+        for layer in range(11)
+        for part in ("self_attn.o_proj", "mlp.down_proj", "self_attn.q_proj")
+        if not made[f"model.layers.{layer}.{part}.weight"].any()
+    }
+    assert zeros == {(i, part) for i in (3, 5, 9) for part in ("self_attn.o_proj", "mlp.down_proj")}
+    recorded = json.loads((out / "interleave.json").read_text())
+    assert recorded["directive"]["interleave"] == "after [2, 3, 6]"
+    assert [i for i, layer in enumerate(recorded["layers"]) if layer["new"]] == [3, 5, 9]
+    Path(tmp_path / "again.yml").write_text(yaml_io.write(recorded["directive"]))
+    planned = mk("plan", tmp_path / "again.yml", "--model", tiny, "--svg", picture)
+    sentence = "3 new layers, zeroed, after layers 2, 3 and 6 of 8: block expansion"
+    assert sentence in planned.out, planned.err
+    assert picture.read_text() == (out / "layers.svg").read_text()
+    card = (out / "README.md").read_text()
+    assert "interleave: after [2, 3, 6]" in card
+    assert yaml.safe_load(mk("explain", out).out)["interleave"] == "after [2, 3, 6]"
 
 
 LAYOUT = """\

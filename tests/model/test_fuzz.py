@@ -41,7 +41,9 @@ JSON = st.recursive(
     | st.integers(-(2**70), 2**70)
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["auto", "every 2", "o_proj", "8:24", "full_attention", "1e999"]),
+    | st.sampled_from(
+        ["auto", "every 2", "after [1, 3]", "o_proj", "8:24", "full_attention", "1e999"]
+    ),
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
     ),
@@ -50,6 +52,7 @@ JSON = st.recursive(
 
 DIRECTIVES: list[dict[str, Any]] = [
     {"interleave": "every 2", "zero": ["o_proj", "down_proj"], "dtype": "bfloat16"},
+    {"interleave": "after [3, 0]", "zero": "none", "scale": {"q_proj": 0.5}},
     {"repeat": {"layers": [1, 3], "times": 3, "as": "block"}, "base_model": "x"},
     {"stack": [[0, 2], [1, 4]], "zero": "auto", "tokenizer": {"source": "base"}},
     {"append": 2, "layers": 4, "out_dtype": "float16", "parameters": {"scale": 0.5}},

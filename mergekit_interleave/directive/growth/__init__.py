@@ -7,13 +7,14 @@ from mergekit_interleave.directive.growth.append import Append
 from mergekit_interleave.directive.growth.base import Growth
 from mergekit_interleave.directive.growth.drop import Drop
 from mergekit_interleave.directive.growth.explicit_slices import ExplicitSlices
-from mergekit_interleave.directive.growth.interleave import Every, Spread
+from mergekit_interleave.directive.growth.interleave import After, Every, Spread
 from mergekit_interleave.directive.growth.part import Part
 from mergekit_interleave.directive.growth.repeat import Repeat
 from mergekit_interleave.directive.growth.stack import Stack, Step, stack_of
 from mergekit_interleave.directive.growth.windows import Windows
 
 __all__ = [
+    "After",
     "Append",
     "Drop",
     "Every",

@@ -162,9 +162,22 @@ def positive(value: object, where: str) -> int:
     Raises:
         DirectiveError: The value is not a positive whole number.
     """
+    return _at_least(1, value, where)
+
+
+def index(value: object, where: str) -> int:
+    """Read the index of a layer.
+
+    Raises:
+        DirectiveError: The value is not a whole number from 0.
+    """
+    return _at_least(0, value, where)
+
+
+def _at_least(least: int, value: object, where: str) -> int:
     number = _whole(value, where)
-    if number < 1:
-        raise DirectiveError(f"{where}: must be at least 1, found {number}")
+    if number < least:
+        raise DirectiveError(f"{where}: must be at least {least}, found {number}")
     return number
 
 

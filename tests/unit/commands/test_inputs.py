@@ -41,6 +41,9 @@ def test_all_forms_of_a_directive_are_the_same(tmp_path: Path) -> None:
         ({"repeat": {"layers": [8, 24], "times": 3}}, {"repeat": "8:24x3"}),
         ({"stack": [[0, 24], [8, 32]]}, {"stack": "0:24,8:32"}),
         ({"windows": {"size": 16, "stride": 8}}, {"windows": "16:8"}),
+        ({"after": [9, 3]}, {"after": "3,9"}),
+        ({"after": (3, 9)}, {"after": "3,9"}),
+        ({"after": 3}, {"after": "3"}),
         ({"drop": [[2, 3], [5, 7]]}, {"drop": "2:3,5:7"}),
         (
             {"append": 2, "zero": ["o_proj", "down_proj"]},

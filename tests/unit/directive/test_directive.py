@@ -91,6 +91,7 @@ class TestDocuments:
         ("text", "rule"),
         [
             ("interleave: every 4", "auto"),
+            ("interleave: after [3]", "auto"),
             ("append: 1", "auto"),
             ("repeat: [0, 2]", "none"),
             ("stack: [[0, 2], [1, 3]]", "none"),
@@ -188,6 +189,11 @@ class TestBadInput:
         [
             ({"every": "banana"}, "every: .*'banana'"),
             ({"every": "0"}, r"every: .*\b1\b.*0$"),
+            ({"after": ""}, "after: .*''"),
+            ({"after": "3,-1"}, r"after: .*\b0\b.*-1$"),
+            ({"after": "3,9,3"}, r"after: .*\b3\b"),
+            ({"after": "3:9"}, "after: .*'3:9'"),
+            ({"after": "4", "every": "4"}, r"every\b.* and .*after\b"),
             ({"repeat": "24:8"}, r"repeat: \[24, 8\]"),
             ({"repeat": "8"}, "repeat: .*START:STOP.*'8'"),
             ({"repeat": "8:24x1"}, r"repeat\.times: 1\b"),
@@ -270,6 +276,7 @@ class TestLoad:
         [
             ("interleave every 5", "interleave: every 5"),
             ("interleave:every 5", "interleave: every 5"),
+            ("interleave after [3, 9]", "interleave: after [3, 9]"),
             ("repeat 8:24", "repeat: 8:24"),
             ("zero:none", "zero: none"),
         ],

@@ -84,6 +84,7 @@ def complete(words: str, shell: str = "bash") -> list[str]:
     [
         ("mk-interleave ex", ["explain"]),
         ("mk-interleave plan --ev", ["--every"]),
+        ("mk-interleave plan --af", ["--after"]),
         ("mk-interleave run --engine s", ["stream"]),
         ("mk-interleave gen --apply-to la", ["last"]),
         ("mk-interleave gen --dtype b", ["bfloat16"]),

@@ -24,6 +24,32 @@ def test_a_block_document_with_commas_is_no_one_line_form() -> None:
     assert yaml_io.read("model: a, b", "x") == {"model": "a, b"}
 
 
+@pytest.mark.parametrize(
+    ("text", "document"),
+    [
+        ("a: after [3, 9], b: 1", {"a": "after [3, 9]", "b": 1}),
+        ("b: 1, a: after [9]  # as published", {"a": "after [9]", "b": 1}),
+        ("b: 'x: y [1], z', a: after [9]", {"a": "after [9]", "b": "x: y [1], z"}),
+        ('b: "it\'s: y [1]", a: after [9]', {"a": "after [9]", "b": "it's: y [1]"}),
+        ("a: after [], b: [1]", {"a": "after []", "b": [1]}),
+    ],
+)
+def test_a_word_and_a_list_in_one_line(text: str, document: object) -> None:
+    """A value may be a word and a list in the one-line form, and quoted text stays unchanged."""
+    assert yaml_io.read(text, "x") == document
+
+
+def test_a_word_and_a_list_are_written_without_quotes() -> None:
+    """At the top of a document such a value has no quotes; deeper it has those that YAML needs."""
+    document = {"a": "after [3, 9]", "b": {"c": "after [3]"}, "after [1]": ["after [2]"]}
+    inline = yaml_io.write_inline(document)
+    assert inline.startswith("a: after [3, 9], b: {c: 'after [3]'}, ")
+    assert yaml_io.read(inline, "x") == document
+    lines = yaml_io.write_lines(document)
+    assert lines.startswith("a: after [3, 9]\nb: {c: 'after [3]'}\n")
+    assert yaml.safe_load(lines) == document
+
+
 def test_a_key_given_twice_is_an_error() -> None:
     """A duplicate key, which PyYAML alone would accept, is refused."""
     with pytest.raises(DirectiveError, match=r"line 2, column 1: .*`a`"):
@@ -63,7 +89,7 @@ class TestAliases:
 
 WORDS = st.text(
     st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("\n\t"), max_size=9
-)
+) | st.from_regex(r"[a-z] ?\[[0-9, :#'\n]{0,4}\]", fullmatch=True)
 
 
 @given(

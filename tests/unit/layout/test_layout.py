@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.directive.growth import (
+    After,
     Append,
     Drop,
     Every,
@@ -52,6 +53,10 @@ def identities(draw: Any) -> tuple[Growth, int]:
         st.one_of(
             st.builds(Every, st.integers(1, depth)),
             st.builds(Spread, st.integers(1, depth)),
+            st.builds(
+                After,
+                st.sets(st.integers(0, depth - 1), min_size=1).map(lambda s: tuple(sorted(s))),
+            ),
             st.builds(Append, st.integers(1, 9)),
             st.builds(
                 Repeat,
@@ -83,6 +88,14 @@ class TestExpand:
         """New layer j of k follows layer floor(j*L/k) - 1."""
         layout = expand(Spread(4), MODEL, 10, zeroed)
         assert [layer.source for layer in layout.new_layers] == [1, 4, 6, 9]
+
+    def test_after_copies_each_listed_layer_right_after_it(self) -> None:
+        """Neighbours, the first layer and the last layer may be listed."""
+        layout = expand(After((0, 3, 4, 7)), MODEL, 8, zeroed)
+        assert ranges(layout) == [*[(0, 1), (0, 1), (1, 4), (3, 4), (4, 5), (4, 5), (5, 8), (7, 8)]]
+        assert [layer.index for layer in layout.new_layers] == [1, 5, 7, 11]
+        assert all(layer.zeroed for layer in layout.new_layers)
+        assert expand(After((3, 7)), MODEL, 8, zeroed) == expand(Every(4), MODEL, 8, zeroed)
 
     def test_append_copies_the_last_layer_at_the_end(self) -> None:
         """The layout is that of published appended expansions."""
@@ -184,6 +197,8 @@ class TestExpand:
         [
             (Every(9), 8, r"interleave: every 9: .*\b8 layers"),
             (Spread(9), 8, r"interleave: 9 layers: .*\b8\b"),
+            (After((3, 8)), 8, r"interleave: after 8: org/model .*\b8 layers"),
+            (After((3,)), None, "org/model"),
             (Repeat((4, 9)), 8, r"\[4, 9\] .*\b8 layers"),
             (stack_of([(0, 4), (2, 9)]), 8, r"\[2, 9\] .*\b8 layers"),
             (stack_of([(0, 8)]), 8, "nothing"),
@@ -210,7 +225,7 @@ class TestExpand:
 
     @given(identities())
     def test_the_number_of_new_layers(self, case: tuple[Growth, int]) -> None:
-        """There are N // n, k, k, or (times - 1) new layers per layer of the range."""
+        """There are N // n, k, k, one per listed layer, or times - 1 per layer of the range."""
         growth, depth = case
         layout = expand(growth, MODEL, depth)
         match growth:
@@ -218,6 +233,9 @@ class TestExpand:
                 expected = depth // n
             case Spread(count) | Append(count):
                 expected = count
+            case After(layers):
+                expected = len(layers)
+                assert tuple(layer.source for layer in layout.new_layers) == layers
             case Repeat((int(start), int(stop)), times):
                 expected = (stop - start) * (times - 1)
         assert len(layout.new_layers) == expected
@@ -225,14 +243,14 @@ class TestExpand:
 
     @given(identities())
     def test_new_layers_come_after_their_originals(self, case: tuple[Growth, int]) -> None:
-        """A copy never precedes its original, and `every` puts it directly after the original."""
+        """A copy never precedes its original, and `interleave` puts it directly after that."""
         growth, depth = case
         layers = expand(growth, MODEL, depth).layers
         seen: set[int] = set()
         for layer in layers:
             assert layer.new == (layer.source in seen)
             seen.add(layer.source)
-        if isinstance(growth, Every | Spread):
+        if isinstance(growth, Every | Spread | After):
             assert all(a.source == b.source for a, b in pairwise(layers) if b.new)
 
     @given(identities())

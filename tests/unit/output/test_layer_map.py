@@ -11,6 +11,7 @@ from random_layouts import MODEL, OTHER, layouts, models
 from rich.cells import cell_len
 
 from mergekit_interleave.directive.growth import (
+    After,
     Append,
     Every,
     Growth,
@@ -39,6 +40,7 @@ def test_brackets_hold_the_new_layers() -> None:
         (Every(4), 34, "0-3 [4] 5-8 [9] … 35-38 [39] 40-41"),
         (Spread(3), 8, "0-1 [2] 3-5 [6] 7-9 [10]"),
         (Spread(6), 21, "0-2 [3] 4-7 [8] 9-11 [12] 13-16 [17] 18-20 [21] 22-25 [26]"),
+        (After((3, 9, 14)), 16, "0-3 [4] 5-10 [11] 12-16 [17] 18"),
         (Append(4), 32, "0-31 [32] [33] [34] [35]"),
         (Append(5), 32, "0-31 [32] [33] … [36]"),
         (Repeat((8, 24)), 32, "0-8 [9] 10 [11] 12 … [37] 38 [39] 40-47"),
