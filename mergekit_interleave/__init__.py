@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.run import run as run
     from mergekit_interleave.commands.sample import SampleReport as SampleReport
     from mergekit_interleave.commands.sample import sample as sample
+    from mergekit_interleave.commands.scan import ScanReport as ScanReport
+    from mergekit_interleave.commands.scan import scan as scan
+    from mergekit_interleave.commands.scan import scanned as scanned
     from mergekit_interleave.commands.schema import schema as schema
     from mergekit_interleave.commands.train import TrainerSettings as TrainerSettings
     from mergekit_interleave.commands.train import train as train
@@ -51,6 +54,7 @@ _MODULES = {
     "commands.recipe": ("Recipe",),
     "commands.run": ("run", "RunReport"),
     "commands.sample": ("sample", "SampleReport"),
+    "commands.scan": ("scan", "scanned", "ScanReport"),
     "commands.schema": ("schema",),
     "commands.train": ("train", "TrainerSettings"),
     "commands.verify": ("verify",),

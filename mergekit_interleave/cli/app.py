@@ -20,6 +20,7 @@ COMMANDS = (
     "run",
     "plan",
     "sample",
+    "scan",
     "verify",
     "explain",
     "card",

@@ -29,12 +29,21 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.output import weight_sample
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.scanning import analysis, heat_map, paths, results, sequences, spaces, verdict
+from mergekit_interleave.scanning import (
+    analysis,
+    heat_map,
+    paths,
+    results,
+    sequences,
+    spaces,
+    verdict,
+)
 from mergekit_interleave.scanning.batches import batches
 from mergekit_interleave.scanning.measure import Measure
 from mergekit_interleave.scanning.results import Results
 from mergekit_interleave.scanning.sequences import ScoredTokens
 from mergekit_interleave.scanning.spaces import Candidate
+from mergekit_interleave.scanning.verdict import Measured
 from mergekit_interleave.virtual import sampling, sources
 
 Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
@@ -112,10 +121,10 @@ class ScanReport:
         return "\n".join(self.lines())
 
     @property
-    def _measured(self) -> verdict.Measured:
+    def _measured(self) -> Measured:
         broken = np.flatnonzero(~np.isfinite(self.differences).all(axis=1))
         layouts = [each.directive for each in self.candidates]
-        return verdict.Measured(layouts, self.tokens, self.kinds, broken.tolist())
+        return Measured(layouts, self.tokens, self.kinds, broken.tolist())
 
 
 def scan(  # noqa: PLR0913 - one parameter for each option

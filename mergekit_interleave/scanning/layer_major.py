@@ -109,7 +109,9 @@ class LayerMajor:
         ]
         try:
             with torch.inference_mode():
-                self.model(torch.zeros((1, 2), dtype=int, device=self.model.device), use_cache=False)
+                self.model(
+                    torch.zeros((1, 2), dtype=int, device=self.model.device), use_cache=False
+                )
         finally:
             for hook in hooks:
                 hook.remove()

@@ -63,9 +63,7 @@ class Measure:
         if apart:
             self.reason = f"scores of the base would be {apart:.1g} nats apart"
         for row in wanted:
-            apart = self._apart(
-                found[row], likelihood.scores(self.build(self.plans[row]), batch)
-            )
+            apart = self._apart(found[row], likelihood.scores(self.build(self.plans[row]), batch))
             if apart and self.reason is None:
                 self.reason = f"scores of a layout would be {apart:.1g} nats apart"
 

@@ -148,7 +148,9 @@ def opened(
             _create(directory, content, shape)
         scores = np.lib.format.open_memmap(directory / SCORES, mode="r+")
         if scores.shape != shape:
-            raise CheckpointError(f"{directory / SCORES}: has the shape {scores.shape}, not {shape}")
+            raise CheckpointError(
+                f"{directory / SCORES}: has the shape {scores.shape}, not {shape}"
+            )
         return Results(directory, candidates, tokens, scores, _whole_lines(directory / LINES))
     except OSError as error:
         raise OutputError(f"{directory}: {error.strerror or error}") from error

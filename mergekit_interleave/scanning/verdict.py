@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mergekit_interleave.scanning.analysis import ERROR, Analysis, Finding
+from mergekit_interleave.scanning.analysis import LEVEL, Analysis, Finding
 
 TEXT, ITEM = "text", "item"
 """The kinds of sequences."""
@@ -88,7 +88,7 @@ def _why_not(analysis: Analysis, measured: Measured) -> str:
     number = _numbers(first)
     low, high = (number(end) for end in first.interval)
     reasons = []
-    if analysis.chance >= ERROR:
+    if analysis.chance >= LEVEL:
         reasons.append(f"may owe its place to luck (a chance of {_percent(analysis.chance)})")
     if first.interval[0] <= 0:
         fails = "makes held-out {}s worse" if first.interval[1] < 0 else "may not help held-out {}s"

@@ -1,0 +1,67 @@
+"""Define the command `mk-interleave scan`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import mergekit_interleave as api
+from mergekit_interleave.cli import options, text
+from mergekit_interleave.cli._progress import progress_bar
+from mergekit_interleave.cli.options import AsJson, Model, TrustRemoteCode
+
+EXAMPLE = "mk-interleave scan --space blocks --items items.jsonl --out found --model org/name"
+
+
+def scan(  # noqa: PLR0913 - one parameter for each flag
+    candidates: Annotated[str | None, typer.Argument(metavar="[FILE]", show_default=False, help=
+        "A file with one directive per line, to measure instead of a space.")] = None,
+    *,
+    space: Annotated[list[str] | None, typer.Option(metavar="SPACE", show_default=False,
+        autocompletion=options.offering("blocks", "ranges", "layers", "drops", "windows"), help=
+        "What is tried: blocks (each block of layers repeated), ranges (its layers repeated one by "
+        "one), layers (each layer 2 to 8 times), drops (each block left out) or windows. May be "
+        "given several times; blocks is the default.")] = None,
+    model: Model = None,
+    text_file: Annotated[str | None, typer.Option("--text", metavar="FILE", show_default=False,
+        help="Score the text in this file; a text of the package is the default.")] = None,
+    items: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help=
+        'Score the answers in this file; each line is {"prompt": ..., "answer": ...} in JSON.'
+        )] = None,
+    tokens: Annotated[str, typer.Option(metavar="N", help=
+        "The maximum number of tokens of the text.")] = "4096",
+    out: Annotated[str | None, typer.Option(metavar="DIR", show_default=False, help=
+        "Keep the results here. The same command resumes a scan that was stopped.")] = None,
+    report: Annotated[str | None, typer.Option(metavar="DIR", show_default=False, help=
+        "Say again what a scan found, without a model.")] = None,
+    top: Annotated[str, typer.Option(metavar="K", help=
+        "How many of the best layouts are tested on the held-out part.")] = "5",
+    seed: Annotated[str, typer.Option(metavar="N", help="The seed of the random numbers.")] = "0",
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help=
+        "The dtype to compute in.")] = "float32",
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", show_default=False, help=
+        "The device to compute on; a GPU if there is one.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Measure many layouts of one model, and say which of them help; `best.yml` is for `run`."""
+    if report is not None:
+        text.show_report(api.scanned(report), as_json=as_json)
+        return
+    found = api.scan(
+        candidates,
+        model=options.joined("model", model),
+        space=space or (),
+        text=text_file,
+        items=items,
+        tokens=tokens,
+        out=out,
+        top=top,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        progress=progress_bar("layouts", "layout"),
+    )
+    text.show_report(found, as_json=as_json)
