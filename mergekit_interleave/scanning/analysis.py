@@ -54,8 +54,8 @@ class Finding:
         selected: The mean difference on the selection part, which is too high for the best of many.
         held_out: The mean difference on the held-out part.
         interval: The 95 % bootstrap interval of `held_out`, of this layout alone.
-        needed: The number of sequences in which `needed` sees a difference like `held_out`; None
-            if that is 0.
+        needed: The number of sequences that show a difference of the size of `held_out`, by the
+            function `needed`; None if the difference is 0.
     """
 
     layout: int
@@ -105,7 +105,7 @@ def analyse(differences: npt.NDArray[np.floating[Any]], *, seed: int, top: int =
 
     The sequences are taken as independent. A layout with a difference that is not finite is broken,
     and is never among the findings. Only the first finding can be `best`: it helps if its `chance`
-    is below 5 % and its interval lies above 0.
+    is below 5 % and its interval lies above 0. The others would need a correction for their number.
 
     Args:
         differences: Score minus base score in nats, of shape (layouts, sequences).
@@ -196,9 +196,9 @@ def _statistics(signs: Floats, units: Floats, cubes: Floats) -> Floats:
 def _intervals(samples: Floats, seed: int) -> list[tuple[float, float]]:
     """Return the 95 % bootstrap-t interval of the mean of each row.
 
-    It errs least of the bootstrap intervals where the differences are skewed. A resample whose
-    values are all equal counts as one that deviates 1/count as much as the sample, so that the
-    interval is finite.
+    Where the differences are skewed, it errs less than percentile and BCa intervals. The deviation
+    of a resample counts as at least 1/count of that of the sample, so that the interval is finite
+    where all values of a resample are equal.
     """
     count = samples.shape[1]
     means, deviations = samples.mean(axis=1), samples.std(axis=1, ddof=1)
