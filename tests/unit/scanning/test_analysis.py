@@ -55,6 +55,17 @@ def test_planted_gain(kind: str) -> None:
     assert analyse(-np.abs(differences), seed=3).best is None
 
 
+@pytest.mark.parametrize("kind", ["gauss", "student", "gains", "losses"])
+def test_gain_of_every_sequence(kind: str) -> None:
+    """A layout with which all of few sequences gain helps, whatever the shape of its gains is."""
+    differences = noise("gauss", 100, 40, 11) - 1
+    gains = noise(kind, 1, 40, 12)[0]
+    differences[62] = gains - gains.min() + 0.5
+    found = analyse(differences, seed=0)
+    assert found.best is not None
+    assert found.best.layout == 62
+
+
 def test_rank() -> None:
     """The findings are the best layouts on the selection part, best first; others do not matter."""
     differences = noise("gauss", 50, 100, 2)
