@@ -38,7 +38,7 @@ from mergekit_interleave.scanning import (
     spaces,
     verdict,
 )
-from mergekit_interleave.scanning.batches import batches
+from mergekit_interleave.scanning.batches import Batch, batches
 from mergekit_interleave.scanning.measure import Measure
 from mergekit_interleave.scanning.results import Results
 from mergekit_interleave.scanning.sequences import ScoredTokens
@@ -178,8 +178,8 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         scored = _sequences(tokenizer, text, items, numbers["tokens"], work.first)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
-        how = _How(dtype, device)
-        _measure(work, kept, scored, how, progress or no_bar, warnings.append)
+        start = partial(_started, work, _How(dtype, device), warnings.append)
+        _measure(work, kept, scored, start, progress or no_bar)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
     if out is not None:
         _write(Path(out), report, work.first.depth)
@@ -250,12 +250,17 @@ def _prepared(
         _check_same_model(plans)
         return _Work(tuple(each for each, _ in listed), tuple(plans))
     depth = plan("append: 1", "--model", warn).first.depth
-    found, refused = [], []
-    for each in spaces.candidates(names or [next(iter(spaces.SPACES))], depth):
+    refused: list[InterleaveError] = []
+
+    def tried(each: Candidate) -> ExpansionPlan | None:
         try:
-            found.append((each, plan(each.directive, each.directive, lambda _: None)))
+            return plan(each.directive, each.directive, lambda _: None)
         except InterleaveError as error:
             refused.append(error)
+            return None
+
+    wanted = spaces.candidates(names or [next(iter(spaces.SPACES))], depth)
+    found = [(each, known) for each in wanted if (known := tried(each)) is not None]
     if not found:
         raise refused[0]
     if refused:
@@ -332,28 +337,27 @@ def _kept(
 
 
 def _measure(
-    work: _Work,
-    kept: Results,
-    scored: Sequence[ScoredTokens],
-    how: _How,
-    bar: Bar,
-    warn: Callable[[str], object],
+    work: _Work, kept: Results, scored: Sequence[ScoredTokens], start: Start, bar: Bar
 ) -> None:
-    """Measure what is missing."""
+    """Measure what is missing.
+
+    Args:
+        work: The layouts.
+        kept: The results.
+        scored: The sequences.
+        start: Loads the model.
+        bar: Shows the progress.
+    """
     parts = batches(scored, _BATCH)
-    groups = list(paths.groups(len(work.plans), _GROUP))
     missing = [
         (group, batch)
-        for group in groups
+        for group in paths.groups(len(work.plans), _GROUP)
         for batch in parts
         if not kept.is_measured([0, *(1 + row for row in group)], batch.numbers)
     ]
     if not missing:
         return
-    measure = _measure_of(work, how, warn)
-    measure.check(parts[-1], _sampled(len(work.plans)))
-    if measure.reason is not None:
-        warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
+    measure = start(parts[-1])
     with bar(sum(len(group) for group, _ in missing)) as tick:
         for group, batch in missing:
             if not kept.is_measured([0], batch.numbers):
@@ -375,12 +379,19 @@ class _How:
     device: str | None
 
 
-def _measure_of(work: _Work, how: _How, warn: Callable[[str], object]) -> Measure:
-    """Load the model."""
+Start = Callable[[Batch], Measure]
+
+
+def _started(work: _Work, how: _How, warn: Callable[[str], object], batch: Batch) -> Measure:
+    """Load the model, and find out how its layouts can be measured."""
     base = sources.load_source(work.first, how.dtype, how.device or _device())
     sampling.check_predicts(base)
     base.eval()
-    return Measure(base, work.plans, partial(built, base=base, warn=warn))
+    measure = Measure(base, work.plans, partial(built, base=base, warn=warn))
+    measure.check(batch, _sampled(len(work.plans)))
+    if measure.reason is not None:
+        warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
+    return measure
 
 
 def _device() -> str:
