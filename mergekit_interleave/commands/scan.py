@@ -36,6 +36,7 @@ from mergekit_interleave.scanning import (
     analysis,
     heat_map,
     paths,
+    ray_actors,
     results,
     sequences,
     spaces,
@@ -245,6 +246,7 @@ def _way(
             if not 0 <= number < math.inf:
                 raise DirectiveError(f"--{name} is {number:g}, not a number from 0")
     if ray is not None:
+        ray_actors.check()
         return RayActors(ray, count, **reserved)
     if reserved:
         raise DirectiveError(
