@@ -53,8 +53,8 @@ def _one_thread() -> Iterator[None]:
 def words(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the options of a scan with two groups of layouts and two batches of sequences."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
-    text.write_text(" ".join(f"word{i * i * 7 % 60 + i % 2}" for i in range(2500)))
-    return {"model": tiny, "text": text, "space": ["blocks", "drops"], "tokens": 2000}
+    text.write_text(" ".join(f"word{i * i * 7 % 60 + i % 2}" for i in range(1400)))
+    return {"model": tiny, "text": text, "space": ["blocks", "drops"], "tokens": 1100}
 
 
 @pytest.fixture(scope="module")
