@@ -10,6 +10,7 @@ import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
 from mergekit_interleave.cli._progress import progress_bar
 from mergekit_interleave.cli.options import AsJson, Model, TrustRemoteCode
+from mergekit_interleave.errors import DirectiveError
 
 EXAMPLE = "mk-interleave scan --space blocks --items items.jsonl --out found --model org/name"
 
@@ -47,6 +48,8 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
 ) -> None:  # fmt: skip
     """Measure many layouts of one model, and say which of them help; `best.yml` is for `run`."""
     if report is not None:
+        if candidates or space or model or text_file or items or out:
+            raise DirectiveError("--report only reads what a scan found", hint=f"--report {report}")
         text.show_report(api.scanned(report), as_json=as_json)
         return
     found = api.scan(

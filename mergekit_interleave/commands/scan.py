@@ -21,6 +21,8 @@ from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.commands.sample import tokenizer_of
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import DTYPES
 from mergekit_interleave.engines.protocol import no_bar
 from mergekit_interleave.errors import (
     DirectiveError,
@@ -171,6 +173,9 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         if number < 1:
             raise DirectiveError(f"--{name} is {number}, not at least 1")
     chosen = inputs.parse_number(seed, "--seed", int)
+    if chosen < 0:
+        raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
+    _check_place(dtype, device)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         hide_bars()
@@ -182,7 +187,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         _measure(work, kept, scored, start, progress or no_bar)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
     if out is not None:
-        _write(Path(out), report, work.first.depth)
+        _write(Path(out), report, work.first.depth, model)
     return report
 
 
@@ -201,6 +206,25 @@ def scanned(directory: StrPath) -> ScanReport:
             hint="give the command that started the scan again, to resume it",
         )
     return _report(kept, record["kinds"], record["seed"], record["top"], ())
+
+
+def _check_place(dtype: str, device: str | None) -> None:
+    """Check where to compute.
+
+    Raises:
+        DirectiveError: There is no such dtype or device.
+    """
+    import torch  # noqa: PLC0415 - takes seconds to import
+
+    if dtype not in DTYPES:
+        raise DirectiveError(f"--dtype: {dtype!r:.60} is no dtype", hint=f"use {', '.join(DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DirectiveError(
+            f"--device: {device!r:.60} cannot be used here: {reason:.120}", hint="use --device cpu"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -419,12 +443,18 @@ def _report(
     )
 
 
-def _write(out: Path, report: ScanReport, depth: int) -> None:
+def _with_model(directive: str, model: ModelLike | None) -> str:
+    """Return a directive as a file for `run`, with its model if that is known."""
+    found = inputs.parse(inputs.Text(directive, directive), {"model": model})
+    return yaml_io.write(found.to_document())
+
+
+def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -> None:
     """Write the directive that helps, if one does, and a map of each space."""
     if report.best is None:
         (out / BEST).unlink(missing_ok=True)
     else:
-        replace_file(out / BEST, f"{report.best}\n")
+        replace_file(out / BEST, _with_model(report.best, model))
     for space in dict.fromkeys(each.space for each in report.candidates if each.cell):
         cells = {
             each.cell: float(np.mean(report.differences[row]))
