@@ -12,7 +12,7 @@ from mergekit_interleave.cli._progress import progress_bar
 from mergekit_interleave.cli.options import AsJson, Model, TrustRemoteCode
 from mergekit_interleave.errors import DirectiveError
 
-EXAMPLE = "mk-interleave scan --space blocks --items items.jsonl --out found --model org/name"
+EXAMPLE = "mk-interleave scan --space drops --out found --model org/name"
 
 
 def scan(  # noqa: PLR0913 - one parameter for each flag

@@ -194,6 +194,9 @@ def scan(  # noqa: PLR0913 - one parameter for each option
 def scanned(directory: StrPath) -> ScanReport:
     """Read what a scan found, without the model.
 
+    Args:
+        directory: The directory that `scan` wrote.
+
     Raises:
         CheckpointError: The directory holds no scan.
         DirectiveError: The scan was stopped before its end.
