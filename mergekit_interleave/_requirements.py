@@ -7,9 +7,12 @@ of a trainer. Everything else names them.
 from __future__ import annotations
 
 from importlib import metadata
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from mergekit_interleave.errors import RequirementError
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 _PROJECT = "mergekit-interleave"
 
@@ -39,16 +42,18 @@ def unmet() -> list[Unmet]:
         wanted = [Requirement(line) for line in metadata.requires(_PROJECT) or ()]
     except (ImportError, metadata.PackageNotFoundError):
         return []
-    found = []
-    for each in wanted:
-        if each.marker is None or each.marker.evaluate({"extra": ""}):
-            try:
-                version = metadata.version(each.name)
-            except metadata.PackageNotFoundError:
-                version = None
-            if version is None or not each.specifier.contains(version, prereleases=True):
-                found.append(Unmet(each.name, f"{each.name}{each.specifier}", version))
-    return found
+    needed = [each for each in wanted if not each.marker or each.marker.evaluate({"extra": ""})]
+    return [found for each in needed if (found := _unmet(each)) is not None]
+
+
+def _unmet(wanted: Requirement) -> Unmet | None:
+    try:
+        version = metadata.version(wanted.name)
+    except metadata.PackageNotFoundError:
+        version = None
+    if version is not None and wanted.specifier.contains(version, prereleases=True):
+        return None
+    return Unmet(wanted.name, f"{wanted.name}{wanted.specifier}", version)
 
 
 def error_of(found: list[Unmet]) -> RequirementError:
@@ -68,3 +73,18 @@ def check(*names: str) -> None:
     """
     if found := [each for each in unmet() if each.name in names]:
         raise error_of(found)
+
+
+def check_extra(wanted: str) -> None:
+    """Check that the package of an extra is installed with a release that this project supports.
+
+    Args:
+        wanted: The requirement, such as `ray>=2.50`.
+
+    Raises:
+        RequirementError: It is missing or has another release.
+    """
+    from packaging.requirements import Requirement  # noqa: PLC0415 - transformers requires it
+
+    if found := _unmet(Requirement(wanted)):
+        raise RequirementError(f"this needs {found}", hint=f"pip install {found.wanted!r}")

@@ -43,6 +43,15 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "The dtype to compute in.")] = "float32",
     device: Annotated[str | None, typer.Option(metavar="DEVICE", show_default=False, help=
         "The device to compute on; a GPU if there is one.")] = None,
+    workers: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
+        "Measure in this number of processes, each of which loads the model. With --ray, the "
+        "number of actors; as many as there is room for is the default.")] = None,
+    ray: Annotated[str | None, typer.Option(metavar="ADDRESS", show_default=False, help=
+        "Measure on the Ray cluster at this address; `local` starts one on this machine.")] = None,
+    num_cpus: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
+        "The CPUs for each actor of Ray; 1 is the default.")] = None,
+    num_gpus: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
+        "The GPUs for each actor of Ray; 0 is the default.")] = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
@@ -64,6 +73,10 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         seed=seed,
         dtype=dtype,
         device=device,
+        workers=workers,
+        ray=ray,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
         trust_remote_code=trust_remote_code,
         progress=progress_bar("layouts", "layout"),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import DTYPES
 from mergekit_interleave.engines.protocol import no_bar
 from mergekit_interleave.errors import (
+    CheckpointError,
     DirectiveError,
     InterleaveError,
     collected_warnings,
@@ -41,7 +44,10 @@ from mergekit_interleave.scanning import (
     verdict,
 )
 from mergekit_interleave.scanning.batches import Batch, batches
+from mergekit_interleave.scanning.distribution import Here, Outcomes, Shard, Way
 from mergekit_interleave.scanning.measure import Measure
+from mergekit_interleave.scanning.processes import Processes
+from mergekit_interleave.scanning.ray_actors import RayActors
 from mergekit_interleave.scanning.results import Results
 from mergekit_interleave.scanning.sequences import ScoredTokens
 from mergekit_interleave.scanning.spaces import Candidate
@@ -142,6 +148,10 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     seed: int | str = 0,
     dtype: str = "float32",
     device: str | None = None,
+    workers: int | str | None = None,
+    ray: str | None = None,
+    num_cpus: float | str | None = None,
+    num_gpus: float | str | None = None,
     trust_remote_code: bool = False,
     progress: Bar | None = None,
 ) -> ScanReport:
@@ -159,8 +169,15 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         seed: The seed of the split and of the random numbers of the analysis.
         dtype: The dtype to compute in.
         device: The device to compute on; by default, a GPU if there is one.
+        workers: The number of processes that measure, each of which loads the model and has its
+            part of the threads; by default 1. With `ray`, the number of actors; by default as many
+            as there is room for. A script that gives it needs `if __name__ == "__main__":`.
+        ray: The address of a Ray cluster that measures, as for `ray.init`; `local` starts one on
+            this machine.
+        num_cpus: The number of CPUs that each actor reserves and computes with; by default 1.
+        num_gpus: The number of GPUs that each actor reserves; by default 0.
         trust_remote_code: Run code from the model. By default none is run.
-        progress: As for `run`; it counts pairs of a layout and a batch of sequences.
+        progress: As for `run`; it counts layouts.
 
     Raises:
         InterleaveError: There is nothing to measure, or it cannot be measured.
@@ -175,7 +192,8 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     chosen = inputs.parse_number(seed, "--seed", int)
     if chosen < 0:
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
-    _check_place(dtype, device)
+    way = _way(workers, ray, num_cpus, num_gpus)
+    _check_place(dtype, device if ray is None else None)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         hide_bars()
@@ -183,8 +201,11 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         scored = _sequences(tokenizer, text, items, numbers["tokens"], work.first)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
-        start = partial(_started, work, _How(dtype, device), warnings.append)
-        _measure(work, kept, scored, start, progress or no_bar)
+        parts = batches(scored, _BATCH)
+        digest = None if ray is None else weight_sample.digest(work.first.path)
+        job = _Job(work.plans, dtype, device, parts[-1], digest)
+        if shards := _shards(kept, parts):
+            _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
     if out is not None:
         _write(Path(out), report, work.first.depth, model)
@@ -230,6 +251,80 @@ def _check_place(dtype: str, device: str | None) -> None:
         ) from error
 
 
+def _way(
+    workers: int | str | None,
+    ray: str | None,
+    num_cpus: float | str | None,
+    num_gpus: float | str | None,
+) -> Way:
+    """Return the way to measure that the options choose.
+
+    Raises:
+        DirectiveError: A number is wrong, or needs --ray.
+    """
+    count = None if workers is None else inputs.parse_number(workers, "--workers", int)
+    if count is not None and count < 1:
+        raise DirectiveError(f"--workers is {count}, not at least 1")
+    reserved: dict[str, float] = {}
+    for name, given in {"num-cpus": num_cpus, "num-gpus": num_gpus}.items():
+        if given is not None:
+            number = reserved[name[4:]] = inputs.parse_number(given, f"--{name}", float)
+            if not 0 <= number < math.inf:
+                raise DirectiveError(f"--{name} is {number:g}, not a number from 0")
+    if ray is not None:
+        return RayActors(ray, count, **reserved)
+    if reserved:
+        raise DirectiveError(
+            f"--num-{next(iter(reserved))} is for the actors of Ray", hint="give --ray, too"
+        )
+    return Here() if count in {None, 1} else Processes(count)
+
+
+@dataclass(frozen=True)
+class _Planner:
+    """How the layouts are planned.
+
+    Attributes:
+        model: The model, if the directives name none.
+        trusted: Whether code from the model may run.
+    """
+
+    model: ModelLike | None
+    trusted: bool
+
+    def plan(self, text: inputs.Text, warn: Callable[[str], object]) -> ExpansionPlan:
+        """Plan a layout.
+
+        Raises:
+            InterleaveError: It is refused.
+        """
+        wanted = inputs.parse(text, {"model": self.model})
+        return planned(wanted, trust_remote_code=self.trusted, warn=warn)
+
+
+class _Plans(Sequence[ExpansionPlan]):
+    """The plans of layouts. Another process makes those that it needs again."""
+
+    def __init__(
+        self, planner: _Planner, texts: Sequence[inputs.Text], made: Iterable[ExpansionPlan] = ()
+    ) -> None:
+        self._planner = planner
+        self._texts = texts
+        self._made = dict(enumerate(made))
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, row: Any) -> Any:
+        if row not in self._made:
+            text = self._texts[row]  # raises IndexError, which ends an iteration
+            self._made[row] = self._planner.plan(text, lambda _: None)
+        return self._made[row]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Plans, (self._planner, self._texts)
+
+
 @dataclass(frozen=True)
 class _Work:
     """The layouts to measure.
@@ -240,12 +335,13 @@ class _Work:
     """
 
     candidates: tuple[Candidate, ...]
-    plans: tuple[ExpansionPlan, ...]
+    plans: _Plans
 
     @property
     def first(self) -> Checkpoint:
         """The model that all of them start from."""
-        return self.plans[0].first
+        found: Checkpoint = self.plans[0].first
+        return found
 
 
 def _prepared(
@@ -266,35 +362,30 @@ def _prepared(
         raise DirectiveError(
             "a file of layouts cannot be combined with --space", hint="leave one of them out"
         )
-
-    def plan(text: str, where: str, warn: Callable[[str], object]) -> ExpansionPlan:
-        wanted = inputs.parse(inputs.Text(text, where), {"model": model})
-        return planned(wanted, trust_remote_code=trusted, warn=warn)
-
+    planner = _Planner(model, trusted)
     if file is not None:
         listed = _listed(Path(file))
-        plans = [plan(each.directive, where, warn) for each, where in listed]
+        texts = [inputs.Text(each.directive, where) for each, where in listed]
+        plans = [planner.plan(text, warn) for text in texts]
         _check_same_model(plans)
-        return _Work(tuple(each for each, _ in listed), tuple(plans))
-    depth = plan("append: 1", "--model", warn).first.depth
+        return _Work(tuple(each for each, _ in listed), _Plans(planner, texts, plans))
+    depth = planner.plan(inputs.Text("append: 1", "--model"), warn).first.depth
+    found: list[tuple[Candidate, inputs.Text, ExpansionPlan]] = []
     refused: list[InterleaveError] = []
-
-    def tried(each: Candidate) -> ExpansionPlan | None:
+    for each in spaces.candidates(names or [next(iter(spaces.SPACES))], depth):
+        text = inputs.Text(each.directive, each.directive)
         try:
-            return plan(each.directive, each.directive, lambda _: None)
+            found.append((each, text, planner.plan(text, lambda _: None)))
         except InterleaveError as error:
             refused.append(error)
-            return None
-
-    wanted = spaces.candidates(names or [next(iter(spaces.SPACES))], depth)
-    found = [(each, known) for each in wanted if (known := tried(each)) is not None]
     if not found:
         raise refused[0]
     if refused:
         total = len(found) + len(refused)
         warn(f"{len(refused)} of {total} layouts are left out, because `run` refuses them, such as "
              f"one of which it says: {refused[0]}")  # fmt: skip
-    return _Work(*(tuple(each) for each in zip(*found, strict=True)))
+    candidates, texts, plans = map(list, zip(*found, strict=True))
+    return _Work(tuple(candidates), _Plans(planner, texts, plans))
 
 
 def _listed(file: Path) -> list[tuple[Candidate, str]]:
@@ -363,62 +454,61 @@ def _kept(
     return results.opened(Path(out), record, work.candidates, lengths)
 
 
-def _measure(
-    work: _Work, kept: Results, scored: Sequence[ScoredTokens], start: Start, bar: Bar
-) -> None:
-    """Measure what is missing.
+def _shards(kept: Results, parts: Sequence[Batch]) -> list[Shard]:
+    """Return what is not measured yet; first the base, to which all else is compared."""
+    groups = [(), *map(tuple, paths.groups(len(kept.candidates), _GROUP))]
+    shards = [Shard(group, batch) for group in groups for batch in parts]
+    return [each for each in shards if not kept.is_measured(each.rows, each.batch.numbers)]
 
-    Args:
-        work: The layouts.
-        kept: The results.
-        scored: The sequences.
-        start: Loads the model.
-        bar: Shows the progress.
-    """
-    parts = batches(scored, _BATCH)
-    missing = [
-        (group, batch)
-        for group in paths.groups(len(work.plans), _GROUP)
-        for batch in parts
-        if not kept.is_measured([0, *(1 + row for row in group)], batch.numbers)
-    ]
-    if not missing:
-        return
-    measure = start(parts[-1])
-    with bar(sum(len(group) for group, _ in missing)) as tick:
-        for group, batch in missing:
-            if not kept.is_measured([0], batch.numbers):
-                kept.note([0], batch.numbers, measure.base_scores(batch))
-            rows = [1 + row for row in group]
-            kept.note(rows, batch.numbers, measure.scores(list(group), batch, tick))
+
+def _measure(kept: Results, measured: Outcomes, bar: Bar, warn: Callable[[str], object]) -> None:
+    """Measure what is missing, and keep at once what each shard gives."""
+    finished = kept.finished
+    with bar(len(kept.candidates) - finished) as tick, closing(measured):
+        for shard, found in measured:
+            for warning in found.warnings:
+                warn(warning)
+            kept.note(shard.rows, shard.batch.numbers, found.scores)
+            before, finished = finished, kept.finished
+            tick(finished - before)
 
 
 @dataclass(frozen=True)
-class _How:
-    """How scores are computed.
+class _Job:
+    """What a worker needs to begin.
 
     Attributes:
-        dtype: The dtype.
+        plans: The plan of each layout.
+        dtype: The dtype to compute in.
         device: The device; None for a GPU if there is one.
+        checked: Sequences to compare the ways to compute scores on.
+        digest: The digest of the weights; None if it is not compared.
     """
 
+    plans: _Plans
     dtype: str
     device: str | None
+    checked: Batch
+    digest: str | None
 
+    def start(self, warn: Callable[[str], object]) -> Measure:
+        """Load the model, and find out how its layouts can be measured.
 
-Start = Callable[[Batch], Measure]
-
-
-def _started(work: _Work, how: _How, warn: Callable[[str], object], batch: Batch) -> Measure:
-    """Load the model, and find out how its layouts can be measured."""
-    base = sources.load_source(work.first, how.dtype, how.device or _device())
-    sampling.check_predicts(base)
-    base.eval()
-    measure = Measure(base, work.plans, partial(built, base=base, warn=warn))
-    measure.check(batch, _sampled(len(work.plans)))
-    if measure.reason is not None:
-        warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
-    return measure
+        Raises:
+            InterleaveError: It cannot be loaded, or is another one on this machine.
+        """
+        hide_bars()
+        first = self.plans[0].first
+        if self.digest is not None and weight_sample.digest(first.path) != self.digest:
+            raise CheckpointError(f"{first.ref}: the machine {platform.node()} has another model")
+        base = sources.load_source(first, self.dtype, self.device or _device())
+        sampling.check_predicts(base)
+        base.eval()
+        measure = Measure(base, self.plans, partial(built, base=base, warn=warn))
+        measure.check(self.checked, _sampled(len(self.plans)))
+        if measure.reason is not None:
+            warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
+        return measure
 
 
 def _device() -> str:

@@ -13,7 +13,7 @@ from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import likelihood, paths
 from mergekit_interleave.scanning.batches import Batch
-from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError, Tick
+from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError
 from mergekit_interleave.scanning.paths import Path, Step
 from mergekit_interleave.scanning.results import Floats
 
@@ -81,23 +81,20 @@ class Measure:
             return np.array([likelihood.scores(self.base, batch)])
         return np.array([self._layer_major.scores(batch, {0: self._base_path})[0]])
 
-    def scores(self, rows: Sequence[int], batch: Batch, tick: Tick = lambda _: None) -> Floats:
+    def scores(self, rows: Sequence[int], batch: Batch) -> Floats:
         """Return the scores of some layouts, of shape (rows, sequences).
 
         Args:
             rows: The numbers of the layouts.
             batch: The sequences.
-            tick: Called with the number of layouts that were measured.
         """
         simple = [row for row in rows if self.reason is None and self._is_simple(row)]
         found: dict[int, list[float]] = {}
         if simple:
             found = self._layer_major.scores(batch, {row: self._path(row) for row in simple})
-            tick(len(simple))
         for row in rows:
             if row not in found:
                 found[row] = likelihood.scores(self.build(self.plans[row]), batch)
-                tick(1)
         return np.array([found[row] for row in rows])
 
     @cached_property

@@ -61,6 +61,11 @@ class Results:
         found = self.scores[np.ix_([*rows], [*sequences])]
         return not np.isnan(found).any()
 
+    @property
+    def finished(self) -> int:
+        """The number of layouts that have the scores of all sequences."""
+        return int((~np.isnan(self.scores[1:]).any(axis=1)).sum())
+
     def note(self, rows: Sequence[int], sequences: Sequence[int], found: Floats) -> None:
         """Keep scores; those that are not a number are kept as minus infinity.
 
@@ -70,9 +75,9 @@ class Results:
             found: The scores, of shape (rows, sequences).
         """
         self.scores[np.ix_([*rows], [*sequences])] = np.where(np.isnan(found), -np.inf, found)
-        self._write_lines()
+        self.write_lines()
 
-    def _write_lines(self) -> None:
+    def write_lines(self) -> None:
         """Write the lines of the layouts that are measured, in order."""
         if self.directory is None or np.isnan(self.scores[0]).any():
             return
@@ -140,7 +145,7 @@ def opened(
     try:
         if (directory / RECORD).is_file():
             _check_same(directory, content)
-        elif directory.exists() and any(directory.iterdir()):
+        elif directory.exists() and not all(map(_is_begun, directory.iterdir())):
             raise DirectiveError(
                 f"{directory}: contains files, but no scan", hint="name another --out"
             )
@@ -151,14 +156,23 @@ def opened(
             raise CheckpointError(
                 f"{directory / SCORES}: has the shape {scores.shape}, not {shape}"
             )
-        return Results(directory, candidates, tokens, scores, _whole_lines(directory / LINES))
+        kept = Results(directory, candidates, tokens, scores, _whole_lines(directory / LINES))
+        kept.write_lines()  # of scores that were kept just before the scan was killed
+        return kept  # noqa: TRY300 - the lines above may fail
     except OSError as error:
         raise OutputError(f"{directory}: {error.strerror or error}") from error
+
+
+def _is_begun(file: Path) -> bool:
+    """Whether a file is of a scan that was killed before its record was written."""
+    return file.name in {SCORES, LINES} or file.name.startswith(f".{RECORD}.")
 
 
 def _create(directory: Path, content: Mapping[str, Any], shape: tuple[int, int]) -> None:
     """Write the record last, so that a directory with a record is whole."""
     directory.mkdir(parents=True, exist_ok=True)
+    for begun in directory.iterdir():
+        begun.unlink()
     with (directory / SCORES).open("wb") as file:
         header = {"descr": "<f8", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
