@@ -58,9 +58,6 @@ _GROUP = 64
 _BATCH = 1024
 """The number of tokens that are measured together."""
 
-_CHECKED = 3
-"""The number of layouts whose scores are compared with those of whole models."""
-
 
 @dataclass(frozen=True)
 class ScanReport:
@@ -381,7 +378,7 @@ def _measure(
     ]
     if not missing:
         return
-    measure = start(parts[-1])
+    measure = start(Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1])))
     with bar(sum(len(group) for group, _ in missing)) as tick:
         for group, batch in missing:
             if not kept.is_measured([0], batch.numbers):
@@ -408,11 +405,15 @@ Start = Callable[[Batch], Measure]
 
 def _started(work: _Work, how: _How, warn: Callable[[str], object], batch: Batch) -> Measure:
     """Load the model, and find out how its layouts can be measured."""
-    base = sources.load_source(work.first, how.dtype, how.device or _device())
+    device = how.device or _device()
+    base = sources.load_source(work.first, how.dtype, device)
     sampling.check_predicts(base)
     base.eval()
-    measure = Measure(base, work.plans, partial(built, base=base, warn=warn))
-    measure.check(batch, _sampled(len(work.plans)))
+    build = partial(built, base=base, warn=warn)
+    if work.first.require_family().facts.changes_weights:  # which cannot be shared
+        build = partial(built, dtype=how.dtype, device_map=device, warn=warn)
+    measure = Measure(base, work.plans, build)
+    measure.check(batch)
     if measure.reason is not None:
         warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
     return measure
@@ -422,11 +423,6 @@ def _device() -> str:
     import torch  # noqa: PLC0415 - takes seconds to import
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _sampled(count: int) -> list[int]:
-    """Return the numbers of some layouts, evenly spaced; the last one is among them."""
-    return sorted({count - 1 - index * count // _CHECKED for index in range(_CHECKED)} - {-1})
 
 
 def _report(
