@@ -64,9 +64,6 @@ _GROUP = 64
 _BATCH = 1024
 """The number of tokens that are measured together."""
 
-_CHECKED = 3
-"""The number of layouts whose scores are compared with those of whole models."""
-
 
 @dataclass(frozen=True)
 class ScanReport:
@@ -203,7 +200,8 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
         parts = batches(scored, _BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
-        job = _Job(work.plans, dtype, device, parts[-1], digest)
+        checked = Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
+        job = _Job(work.plans, dtype, device, checked, digest)
         if shards := _shards(kept, parts):
             _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
@@ -501,11 +499,15 @@ class _Job:
         first = self.plans[0].first
         if self.digest is not None and weight_sample.digest(first.path) != self.digest:
             raise CheckpointError(f"{first.ref}: the machine {platform.node()} has another model")
-        base = sources.load_source(first, self.dtype, self.device or _device())
+        device = self.device or _device()
+        base = sources.load_source(first, self.dtype, device)
         sampling.check_predicts(base)
         base.eval()
-        measure = Measure(base, self.plans, partial(built, base=base, warn=warn))
-        measure.check(self.checked, _sampled(len(self.plans)))
+        build = partial(built, base=base, warn=warn)
+        if first.require_family().facts.changes_weights:  # which cannot be shared
+            build = partial(built, dtype=self.dtype, device_map=device, warn=warn)
+        measure = Measure(base, self.plans, build)
+        measure.check(self.checked)
         if measure.reason is not None:
             warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
         return measure
@@ -515,11 +517,6 @@ def _device() -> str:
     import torch  # noqa: PLC0415 - takes seconds to import
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _sampled(count: int) -> list[int]:
-    """Return the numbers of some layouts, evenly spaced; the last one is among them."""
-    return sorted({count - 1 - index * count // _CHECKED for index in range(_CHECKED)} - {-1})
 
 
 def _report(
