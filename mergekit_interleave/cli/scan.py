@@ -43,6 +43,9 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "The dtype to compute in.")] = "float32",
     device: Annotated[str | None, typer.Option(metavar="DEVICE", show_default=False, help=
         "The device to compute on; a GPU if there is one.")] = None,
+    max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
+        "The maximum memory for weights and states, such as 8GB. If weights need more, only the "
+        "layer at work is in memory.")] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
         "Measure in this number of processes, each of which loads the model. With --ray, the "
         "number of actors; as many as there is room for is the default.")] = None,
@@ -73,6 +76,7 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         seed=seed,
         dtype=dtype,
         device=device,
+        max_memory=max_memory,
         workers=workers,
         ray=ray,
         num_cpus=num_cpus,

@@ -37,6 +37,7 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import (
     analysis,
     heat_map,
+    memory_limit,
     paths,
     results,
     sequences,
@@ -145,6 +146,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     seed: int | str = 0,
     dtype: str = "float32",
     device: str | None = None,
+    max_memory: int | str | None = None,
     workers: int | str | None = None,
     ray: str | None = None,
     num_cpus: float | str | None = None,
@@ -166,6 +168,9 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         seed: The seed of the split and of the random numbers of the analysis.
         dtype: The dtype to compute in.
         device: The device to compute on; by default, a GPU if there is one.
+        max_memory: The maximum memory for weights and states, in bytes or as text such as `8GB`.
+            If the weights need more, only the layer at work is in memory; the file must have the
+            dtype to compute in.
         workers: The number of processes that measure, each of which loads the model and has its
             part of the threads; by default 1. With `ray`, the number of actors; by default as many
             as there is room for. A script that gives it needs `if __name__ == "__main__":`.
@@ -189,6 +194,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     chosen = inputs.parse_number(seed, "--seed", int)
     if chosen < 0:
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
+    most = inputs.parse_size(max_memory, "--max-memory")
     way = _way(workers, ray, num_cpus, num_gpus)
     _check_place(dtype, device if ray is None else None)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
@@ -201,7 +207,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         parts = batches(scored, _BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
         checked = Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
-        job = _Job(work.plans, dtype, device, checked, digest)
+        job = _Job(work.plans, dtype, device, checked, digest, most)
         if shards := _shards(kept, parts):
             _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
@@ -481,6 +487,7 @@ class _Job:
         device: The device; None for a GPU if there is one.
         checked: Sequences to compare the ways to compute scores on.
         digest: The digest of the weights; None if it is not compared.
+        most: The maximum bytes of weights and states; None for any number.
     """
 
     plans: _Plans
@@ -488,6 +495,7 @@ class _Job:
     device: str | None
     checked: Batch
     digest: str | None
+    most: int | None
 
     def start(self, warn: Callable[[str], object]) -> Measure:
         """Load the model, and find out how its layouts can be measured.
@@ -500,6 +508,8 @@ class _Job:
         if self.digest is not None and weight_sample.digest(first.path) != self.digest:
             raise CheckpointError(f"{first.ref}: the machine {platform.node()} has another model")
         device = self.device or _device()
+        if self.most is not None:
+            memory_limit.check(first, self.dtype, self.most)
         base = sources.load_source(first, self.dtype, device)
         sampling.check_predicts(base)
         base.eval()
@@ -507,6 +517,8 @@ class _Job:
         if first.require_family().facts.changes_weights:  # which cannot be shared
             build = partial(built, dtype=self.dtype, device_map=device, warn=warn)
         measure = Measure(base, self.plans, build)
+        if self.most is not None:
+            measure = memory_limit.limited(measure, first, self.most)
         measure.check(self.checked)
         if measure.reason is not None:
             warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")

@@ -74,12 +74,14 @@ class LayerMajor:
         depth: Its number of layers.
         edited: The layers for steps that edit weights.
         at_work: Returns a context in which a layer can be applied.
+        most: The maximum bytes of states; None for any number. One layout is always computed.
     """
 
     model: Any
     depth: int
     edited: Mapping[Step, Any] = field(default_factory=dict)
     at_work: Callable[[Any], AbstractContextManager[object]] = nullcontext
+    most: int | None = None
 
     @cached_property
     def layers(self) -> list[Any]:
@@ -200,9 +202,13 @@ class LayerMajor:
         with torch.inference_mode(), self._taken_apart() as parts:
             tokens = torch.tensor(batch.rows(), device=self.model.device)
             first, calls = parts.calls_of(tokens)
-            for ends, state in self._walk(paths.tree(wanted), first, calls, tick):
-                scores = likelihood.scores(self.model, batch, parts.ending_with(state))
-                found.update(dict.fromkeys(ends, scores))
+            numbers = [*wanted]
+            at_once = max(1, len(numbers) if self.most is None else self.most // first.nbytes)
+            for group in paths.groups(len(numbers), at_once):
+                nodes = paths.tree({numbers[at]: wanted[numbers[at]] for at in group})
+                for ends, state in self._walk(nodes, first, calls, tick):
+                    scores = likelihood.scores(self.model, batch, parts.ending_with(state))
+                    found.update(dict.fromkeys(ends, scores))
         return found
 
     def _walk(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -37,6 +37,8 @@ class Measure:
         build: Builds the model of a plan.
         reason: Why layouts are not measured layer by layer, as a clause; None if they are.
         pads: Whether a shorter sequence is padded to be measured with a longer one.
+        at_work: Returns a context in which a layer of the base can be applied.
+        most: The maximum bytes of states; None for any number.
     """
 
     base: Any
@@ -44,6 +46,8 @@ class Measure:
     build: Build
     reason: str | None = None
     pads: bool = True
+    at_work: Callable[[Any], AbstractContextManager[object]] = nullcontext
+    most: int | None = None
     _edited: dict[Step, Any] = field(default_factory=dict)
 
     @property
@@ -150,7 +154,7 @@ class Measure:
 
     @cached_property
     def _layer_major(self) -> LayerMajor:
-        return LayerMajor(self.base, self.depth, self._edited)
+        return LayerMajor(self.base, self.depth, self._edited, self.at_work, self.most)
 
     @property
     def _base_path(self) -> Path:
