@@ -39,6 +39,7 @@ from mergekit_interleave.scanning import (
     heat_map,
     memory_limit,
     paths,
+    ray_actors,
     results,
     sequences,
     spaces,
@@ -276,6 +277,7 @@ def _way(
             if not 0 <= number < math.inf:
                 raise DirectiveError(f"--{name} is {number:g}, not a number from 0")
     if ray is not None:
+        ray_actors.check()
         return RayActors(ray, count, **reserved)
     if reserved:
         raise DirectiveError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from mergekit_interleave import _requirements
 from mergekit_interleave.errors import DirectiveError, RefusedError
@@ -26,6 +28,16 @@ WANTED = "ray>=2.50"
 """The requirement of the extra `ray`."""
 
 LOCAL = "local"
+
+
+def check() -> None:
+    """Check that Ray is installed.
+
+    Raises:
+        RequirementError: It is not, or is too old.
+    """
+    _requirements.check_extra(WANTED)
+
 
 _VARIABLES = "MK_INTERLEAVE_"
 _SECONDS = 10
@@ -49,7 +61,6 @@ class RayActors:
 
     def run(self, shards: Sequence[Shard], job: Job) -> Outcomes:
         """Measure shards; see `Way`. The shard of an actor that is lost is given to another."""
-        _requirements.check_extra(WANTED)
         with _connected(self.address) as ray:
             room = self._room(ray)
             actors = _Actors(ray, self, job, deque(shards))
@@ -195,9 +206,10 @@ def _connected(address: str) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to a server
         options["include_dashboard"] = False
     try:
+        _reach(address)
         ray.init(address, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+    except (OSError, ValueError, RuntimeError) as error:
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise DirectiveError(
             f"--ray {address}: {text:.200}", hint="start one with `ray start`, or use --ray local"
         ) from error
@@ -205,3 +217,15 @@ def _connected(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Check that something listens at an address, for which Ray itself waits for minutes.
+
+    Raises:
+        OSError: Nothing does.
+        ValueError: The port is not a number.
+    """
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    if parts.hostname and parts.port:
+        socket.create_connection((parts.hostname, parts.port), timeout=_SECONDS).close()
