@@ -25,6 +25,7 @@ from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import DTYPES
+from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.engines.protocol import no_bar
 from mergekit_interleave.errors import (
     CheckpointError,
@@ -304,8 +305,16 @@ class _Planner:
         Raises:
             InterleaveError: It is refused.
         """
-        wanted = inputs.parse(text, {"model": self.model})
+        wanted = _parsed(text, self.model)
         return planned(wanted, trust_remote_code=self.trusted, warn=warn)
+
+
+def _parsed(text: inputs.Text, model: ModelLike | None) -> Directive:
+    """Parse a directive; a model is given to it unless it stacks layers of models that it names."""
+    found = inputs.parse(text, {})
+    if model is None or (found.growth and found.growth.models):
+        return found
+    return inputs.parse(text, {"model": model})
 
 
 class _Plans(Sequence[ExpansionPlan]):
@@ -549,7 +558,7 @@ def _report(
 
 def _with_model(directive: str, model: ModelLike | None) -> str:
     """Return a directive as a file for `run`, with its model if that is known."""
-    found = inputs.parse(inputs.Text(directive, directive), {"model": model})
+    found = _parsed(inputs.Text(directive, directive), model)
     return yaml_io.write(found.to_document())
 
 

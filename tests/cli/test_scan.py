@@ -80,16 +80,18 @@ def test_scores(mk: Cli, base: Path, text: Path, items: Path, tmp_path: Path) ->
         "drop: 3:5",
         "interleave: every 4",
         "repeat: 3:4x5",
+        "repeat: 2:4, zero: none, scale: {o_proj: 0.5}",
+        f"models: {{a: {base}, b: {make_llama(tmp_path / 'other')}}}, layout: [a 0:5, b 3:8]",
     )
     (tmp_path / "plans.txt").write_text("\n".join(plans))
     words = ("--model", base, "--text", text, "--items", items, "--out", tmp_path / "found")
     result = mk("scan", tmp_path / "plans.txt", *words)
     assert result.status == 0, result.err
     scores = np.load(tmp_path / "found" / "scores.npy")
-    assert scores.shape == (6, 12 + 14)
+    assert scores.shape == (8, 12 + 14)
     np.testing.assert_allclose(scores[0], log_likelihood(base, text, items), atol=1e-4, rtol=0)
     for row, plan in enumerate(plans, 1):
-        api.run(plan, tmp_path / str(row), model=base)
+        api.run(plan, tmp_path / str(row), model=None if "models" in plan else base)
         expected = log_likelihood(tmp_path / str(row), text, items)
         np.testing.assert_allclose(scores[row], expected, atol=1e-4, rtol=0)
     found = lines_of(tmp_path / "found")
