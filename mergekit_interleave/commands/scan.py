@@ -18,6 +18,7 @@ import numpy as np
 from mergekit_interleave._files import read_text, replace_file
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
+from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
@@ -34,6 +35,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.output import weight_sample
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import resolve
 from mergekit_interleave.scanning import (
     analysis,
     heat_map,
@@ -58,10 +60,10 @@ Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 BEST, MAP = "best.yml", "scan.svg"
 
-_GROUP = 64
+GROUP = 64
 """The number of layouts that are measured together, whose states are in memory."""
 
-_BATCH = 1024
+BATCH = 1024
 """The number of tokens that are measured together."""
 
 
@@ -190,18 +192,18 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     if chosen < 0:
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
     way = _way(workers, ray, num_cpus, num_gpus)
-    _check_place(dtype, device if ray is None else None)
+    check_place(dtype, device if ray is None else None)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         hide_bars()
         tokenizer = tokenizer_of(work.first)
-        scored = _sequences(tokenizer, text, items, numbers["tokens"], work.first)
+        scored = scored_sequences(tokenizer, text, items, numbers["tokens"], work.first)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
-        parts = batches(scored, _BATCH)
+        parts = batches(scored, BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
         checked = Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
-        job = _Job(work.plans, dtype, device, checked, digest)
+        job = Job(work.plans, dtype, device, checked, digest)
         if shards := _shards(kept, parts):
             _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
@@ -230,7 +232,7 @@ def scanned(directory: StrPath) -> ScanReport:
     return _report(kept, record["kinds"], record["seed"], record["top"], ())
 
 
-def _check_place(dtype: str, device: str | None) -> None:
+def check_place(dtype: str, device: str | None) -> None:
     """Check where to compute.
 
     Raises:
@@ -367,7 +369,7 @@ def _prepared(
         plans = [planner.plan(text, warn) for text in texts]
         _check_same_model(plans)
         return _Work(tuple(each for each, _ in listed), _Plans(planner, texts, plans))
-    depth = planner.plan(inputs.Text("append: 1", "--model"), warn).first.depth
+    depth = base_of(model, trusted=trusted).depth
     found: list[tuple[Candidate, inputs.Text, ExpansionPlan]] = []
     refused: list[InterleaveError] = []
     for each in spaces.candidates(names or [next(iter(spaces.SPACES))], depth):
@@ -384,6 +386,18 @@ def _prepared(
              f"one of which it says: {refused[0]}")  # fmt: skip
     candidates, texts, plans = map(list, zip(*found, strict=True))
     return _Work(tuple(candidates), _Plans(planner, texts, plans))
+
+
+def base_of(model: ModelLike | None, *, trusted: bool) -> Checkpoint:
+    """Open the model that layouts start from, without a plan, since `run` may refuse some.
+
+    Raises:
+        InterleaveError: There is none, or it cannot be grown.
+    """
+    some = inputs.parse(inputs.Text("append: 1", "--model"), {"model": model})
+    models = Models(trust_remote_code=trusted)
+    expansion = resolve(some, models, strict=True, allow_non_identity=True)
+    return models.open(expansion.base)
 
 
 def _listed(file: Path) -> list[tuple[Candidate, str]]:
@@ -414,7 +428,7 @@ def _check_same_model(plans: Sequence[ExpansionPlan]) -> None:
             )
 
 
-def _sequences(
+def scored_sequences(
     tokenizer: Any, text: StrPath | None, items: StrPath | None, most: int, first: Checkpoint
 ) -> list[ScoredTokens]:
     """Return the sequences of the text and of the items."""
@@ -454,7 +468,7 @@ def _kept(
 
 def _shards(kept: Results, parts: Sequence[Batch]) -> list[Shard]:
     """Return what is not measured yet; first the base, to which all else is compared."""
-    groups = [(), *map(tuple, paths.groups(len(kept.candidates), _GROUP))]
+    groups = [(), *map(tuple, paths.groups(len(kept.candidates), GROUP))]
     shards = [Shard(group, batch) for group in groups for batch in parts]
     return [each for each in shards if not kept.is_measured(each.rows, each.batch.numbers)]
 
@@ -472,7 +486,7 @@ def _measure(kept: Results, measured: Outcomes, bar: Bar, warn: Callable[[str], 
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a worker needs to begin.
 
     Attributes:
@@ -483,7 +497,7 @@ class _Job:
         digest: The digest of the weights; None if it is not compared.
     """
 
-    plans: _Plans
+    plans: Sequence[ExpansionPlan]
     dtype: str
     device: str | None
     checked: Batch
