@@ -202,8 +202,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
         parts = batches(scored, BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
-        checked = Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
-        job = Job(work.plans, dtype, device, checked, digest)
+        job = Job(work.plans, dtype, device, to_check(parts), digest)
         if shards := _shards(kept, parts):
             _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
@@ -230,6 +229,11 @@ def scanned(directory: StrPath) -> ScanReport:
             hint="give the command that started the scan again, to resume it",
         )
     return _report(kept, record["kinds"], record["seed"], record["top"], ())
+
+
+def to_check(parts: Sequence[Batch]) -> Batch:
+    """Return sequences to compare the ways to compute scores on: a long and a short one."""
+    return Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
 
 
 def check_place(dtype: str, device: str | None) -> None:
@@ -547,7 +551,7 @@ def _report(
     )
 
 
-def _with_model(directive: str, model: ModelLike | None) -> str:
+def with_model(directive: str, model: ModelLike | None) -> str:
     """Return a directive as a file for `run`, with its model if that is known."""
     found = inputs.parse(inputs.Text(directive, directive), {"model": model})
     return yaml_io.write(found.to_document())
@@ -558,7 +562,7 @@ def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -
     if report.best is None:
         (out / BEST).unlink(missing_ok=True)
     else:
-        replace_file(out / BEST, _with_model(report.best, model))
+        replace_file(out / BEST, with_model(report.best, model))
     for space in dict.fromkeys(each.space for each in report.candidates if each.cell):
         cells = {
             each.cell: float(np.mean(report.differences[row]))

@@ -28,6 +28,8 @@ from mergekit_interleave.commands.scan import (
     base_of,
     check_place,
     scored_sequences,
+    to_check,
+    with_model,
 )
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
@@ -65,26 +67,26 @@ class RankedLayer:
         layer: The index of the layer.
         influence: Its Block Influence; None if it cannot be measured.
         change: The change of the log-likelihood when the layer is left out, in nats per scored
-            token; None if `run` refuses the model without it.
+            token; None if there is none.
         rank: The place among the layers, from 1, which the model needs least; None without a
             change.
-        refused: Why `run` refuses the model without it; None if it does not.
+        reason: Why there is no change, such as that `run` refuses the model without the layer.
     """
 
     layer: int
     influence: float | None
     change: float | None
     rank: int | None
-    refused: str | None = None
+    reason: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the attributes as JSON values; numbers that are not finite are None."""
         return {
             "layer": self.layer,
             "block_influence": _finite(self.influence),
-            "change": _finite(self.change),
+            "change": self.change,
             "rank": self.rank,
-            "refused": self.refused,
+            "reason": self.reason,
         }
 
 
@@ -165,23 +167,25 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         first = base_of(model, trusted=trust_remote_code)
         outcomes = _planned(_candidates(first.depth), model, trusted=trust_remote_code)
         plans = _accepted(outcomes)
-        count = _count(wanted, len(plans), first)
+        _count(wanted, len(plans), first)
         hide_bars()
         scored = scored_sequences(tokenizer_of(first), text, items, most, first)
         if out is not None:
             _create(Path(out))
         parts = batches(scored, BATCH)
-        measure = Job([*plans.values()], dtype, device, parts[-1], None).start(warnings.append)
+        measure = Job([*plans.values()], dtype, device, to_check(parts), None).start(
+            warnings.append
+        )
         influences = _influences(measure, parts, warnings.append)
         changes = _changes(measure, parts, progress or no_bar)
         layers = _ranked(outcomes, influences, dict(zip(plans, changes, strict=True)))
-        chosen = sorted((each for each in layers if each.rank), key=lambda each: each.rank or 0)
-        after = tuple(sorted(each.layer for each in chosen[:count]))
+        count = _count(wanted, sum(each.rank is not None for each in layers), first)
+        after = tuple(each.layer for each in layers if each.rank and each.rank <= count)
         directive = _directive(after, model, warnings.append, trusted=trust_remote_code)
     total = sum(each.scored for each in scored)
     report = TrainingScanReport(layers, after, directive, total, tuple(dict.fromkeys(warnings)))
     if out is not None:
-        _write(Path(out), report)
+        _write(Path(out), report, model)
     return report
 
 
@@ -240,6 +244,8 @@ def _count(wanted: int | None, most: int, first: Checkpoint) -> int:
     Raises:
         LayoutError: There are fewer layers to put one after.
     """
+    if not most:
+        raise LayoutError(f"{first.ref}: no log-likelihood without a layer is a finite number")
     if wanted is None:
         return min(max(1, (first.depth + 2) // 4), most)
     if wanted > most:
@@ -253,7 +259,8 @@ def _count(wanted: int | None, most: int, first: Checkpoint) -> int:
 def _influences(measure: Measure, parts: Sequence[Batch], warn: Warn) -> list[float] | None:
     """Return the Block Influence of each layer; None if it cannot be measured."""
     try:
-        return block_influence(measure.base, parts)
+        apart = [part for batch in parts for _, part in measure.parts(batch)]
+        return block_influence(measure.base, measure.depth, apart)
     except NotLayerMajorError as error:
         warn(f"the Block Influence is not measured: {error}")
         return None
@@ -269,34 +276,35 @@ def _changes(measure: Measure, parts: Sequence[Batch], bar: Bar) -> list[float]:
     if not np.isfinite(base).all():
         name = measure.plans[0].first.ref
         raise CheckpointError(f"{name}: its log-likelihood is not a finite number")
-    with bar(len(measure.plans) * len(parts)) as tick:
-        found = np.vstack(
-            [
-                np.hstack([measure.scores([*group], batch, tick) for batch in parts])
-                for group in paths.groups(len(measure.plans), GROUP)
-            ]
-        )
-    differences = np.where(np.isnan(found), -np.inf, found) - base
+    found = np.empty((len(measure.plans), base.shape[1]))
+    with bar(len(found)) as tick:
+        for group in paths.groups(len(found), GROUP):
+            found[group] = np.hstack([measure.scores([*group], batch) for batch in parts])
+            tick(len(group))
     tokens = sum(each.scored for batch in parts for each in batch.sequences)
-    return [math.fsum(row) / tokens for row in differences]
+    return [math.fsum(row) / tokens for row in found - base]
 
 
 def _ranked(
     outcomes: Outcomes, influences: Sequence[float] | None, changes: Mapping[Candidate, float]
 ) -> tuple[RankedLayer, ...]:
     """Return the layers in order; of equal ones, the model needs the first least."""
-    order = sorted(changes, key=lambda each: -changes[each])
-    ranks = {each: rank for rank, each in enumerate(order, 1)}
+    finite = {each: change for each, change in changes.items() if math.isfinite(change)}
+    ranks = {each: rank for rank, each in enumerate(sorted(finite, key=lambda i: -finite[i]), 1)}
     return tuple(
         RankedLayer(
             layer,
             None if influences is None else influences[layer],
-            changes.get(each),
+            finite.get(each),
             ranks.get(each),
-            str(one) if isinstance(one, InterleaveError) else None,
+            str(one) if isinstance(one, InterleaveError) else _why_not(each, finite),
         )
         for layer, (each, one) in enumerate(outcomes.items())
     )
+
+
+def _why_not(each: Candidate, finite: Mapping[Candidate, float]) -> str | None:
+    return None if each in finite else "the log-likelihood without it is not a finite number"
 
 
 def _directive(
@@ -319,13 +327,13 @@ def _create(out: Path) -> None:
         raise OutputError(f"{out}: {error.strerror or error}") from error
 
 
-def _write(out: Path, report: TrainingScanReport) -> None:
+def _write(out: Path, report: TrainingScanReport, model: ModelLike | None) -> None:
     """Write the numbers, and the directive if `run` takes it."""
     replace_file(out / NUMBERS, json.dumps(report.as_dict(), indent=2) + "\n")
     if report.directive is None:
         (out / DIRECTIVE).unlink(missing_ok=True)
     else:
-        replace_file(out / DIRECTIVE, f"{report.directive}\n")
+        replace_file(out / DIRECTIVE, with_model(report.directive, model))
 
 
 def _lines(report: TrainingScanReport) -> Iterator[str]:
@@ -345,7 +353,7 @@ def _lines(report: TrainingScanReport) -> Iterator[str]:
             _number(each.influence, ""),
             _number(each.change, "+"),
             str(each.rank or "-"),
-            f"refused: {each.refused}" if each.refused else "",
+            each.reason or "",
         )
         for each in sorted(report.layers, key=lambda each: each.rank or math.inf)
     ]

@@ -15,13 +15,14 @@ from mergekit_interleave.scanning.batches import Batch
 from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError
 
 
-def block_influence(model: Any, batches: Sequence[Batch]) -> list[float]:
+def block_influence(model: Any, depth: int, batches: Sequence[Batch]) -> list[float]:
     """Return the Block Influence of each layer, over all tokens of some sequences.
 
     The model's own forward pass runs once per batch, without its head. Sums are in float64.
 
     Args:
         model: The model, in evaluation mode.
+        depth: Its number of layers.
         batches: The sequences.
 
     Raises:
@@ -30,7 +31,7 @@ def block_influence(model: Any, batches: Sequence[Batch]) -> list[float]:
     """
     import torch  # noqa: PLC0415 - takes seconds to import
 
-    layers = LayerMajor(model).layers
+    layers = LayerMajor(model, depth).layers
     states = [_States(layer) for layer in layers]
     with ExitStack() as hooks, torch.inference_mode():
         for layer, own in zip(layers, states, strict=True):

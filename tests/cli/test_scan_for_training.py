@@ -114,10 +114,10 @@ def test_identities_matter_least(mk: Cli, grown: Path, tmp_path: Path) -> None:
     assert found["after"] == [1, 4]
     assert found["directive"] == "interleave: after [1, 4]"
     assert "`interleave: after [1, 4]`" in result.out
-    planned = api.plan(out / "training.yml", model=grown)
+    planned = api.plan(out / "training.yml")
     assert len(planned.layout) == 8
     assert planned.identities == {2, 6}
-    deeper = mk("run", out / "training.yml", tmp_path / "deeper", "--model", grown)
+    deeper = mk("run", out / "training.yml", tmp_path / "deeper")
     assert deeper.status == 0, deeper.err
 
 
