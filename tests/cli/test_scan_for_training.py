@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Cli, make_llama
+import zoo
+from harness import Cli, make_llama, save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mergekit_interleave as api
@@ -136,11 +137,57 @@ def test_table_and_json_agree(mk: Cli, tiny: Path, text: Path) -> None:
         assert float(row[2]) == pytest.approx(each["change"], abs=1e-4)
 
 
+def toy(name: str, path: Path) -> Path:
+    """Save a toy model with a tokenizer."""
+    zoo.save(name, path)
+    save_tokenizer(path)
+    return path
+
+
+def test_a_layer_that_must_stay(tmp_path: Path, text: Path) -> None:
+    """A layer that `run` does not leave out has no change and no rank, but a reason."""
+    base = toy("gpt_neox_japanese", tmp_path / "base")
+    report = api.scan_for_training(model=base, text=text)
+    *others, last = report.layers
+    assert (last.change, last.rank) == (None, None)
+    assert "last layer" in str(last.reason)
+    assert last.influence is not None
+    assert {each.rank for each in others} == {*range(1, 8)}
+    assert last.layer not in report.after
+    with pytest.raises(api.LayoutError, match="7 layers"):
+        api.scan_for_training(model=base, text=text, add=8)
+
+
+def test_new_layers_that_run_refuses(mk: Cli, tmp_path: Path, text: Path) -> None:
+    """Where no new layers may follow those layers, a warning says so, and no directive is given."""
+    base, out = toy("jamba", tmp_path / "base"), tmp_path / "out"
+    out.mkdir()
+    (out / "training.yml").write_text("of an earlier scan")
+    result = mk("scan", "--for", "training", "--model", base, "--text", text, "--out", out)
+    assert result.status == 0, result.err
+    found = json.loads((out / "training.json").read_text())
+    assert found["directive"] is None
+    assert any("interleave: after [7]" in warning for warning in found["warnings"])
+    assert "warning: `run` refuses" in result.err
+    assert not (out / "training.yml").exists()
+
+
+def test_no_block_influence(tmp_path: Path, text: Path) -> None:
+    """Layers of two stacks are ranked without a Block Influence, and a warning says why."""
+    report = api.scan_for_training(model=toy("hrm_text", tmp_path / "base"), text=text)
+    assert {each.influence for each in report.layers} == {None}
+    assert {each.rank for each in report.layers} == {*range(1, 9)}
+    assert any("Block Influence" in warning for warning in report.warnings)
+
+
 @pytest.mark.parametrize(
     ("words", "status"),
     [
         ("--for fun", 2),
         ("--space drops --for training", 2),
+        ("--workers 2 --for training", 2),
+        ("--ray local --for training", 2),
+        ("--dtype int8 --for training", 2),
         ("--report found --for training", 2),
         ("FILE --for training", 2),
         ("--add 2", 2),
