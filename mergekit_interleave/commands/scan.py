@@ -18,14 +18,14 @@ import numpy as np
 from mergekit_interleave._files import read_text, replace_file
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
+from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.directive import DTYPES
-from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.directive import DTYPES, Directive
 from mergekit_interleave.engines.protocol import no_bar
 from mergekit_interleave.errors import (
     CheckpointError,
@@ -35,6 +35,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.output import weight_sample
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import resolve
 from mergekit_interleave.scanning import (
     analysis,
     heat_map,
@@ -61,10 +62,10 @@ Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 BEST, MAP = "best.yml", "scan.svg"
 
-_GROUP = 64
+GROUP = 64
 """The number of layouts that are measured together, whose states are in memory."""
 
-_BATCH = 1024
+BATCH = 1024
 """The number of tokens that are measured together."""
 
 
@@ -198,18 +199,17 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
     most = inputs.parse_size(max_memory, "--max-memory")
     way = _way(workers, ray, num_cpus, num_gpus)
-    _check_place(dtype, device if ray is None else None)
+    check_place(dtype, device if ray is None else None)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         hide_bars()
         tokenizer = tokenizer_of(work.first)
-        scored = _sequences(tokenizer, text, items, numbers["tokens"], work.first)
+        scored = scored_sequences(tokenizer, text, items, numbers["tokens"], work.first)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
-        parts = batches(scored, _BATCH)
+        parts = batches(scored, BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
-        checked = Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
-        job = _Job(work.plans, dtype, device, checked, digest, most)
+        job = Job(work.plans, dtype, device, to_check(parts), digest, most)
         if shards := _shards(kept, parts):
             _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
@@ -238,7 +238,12 @@ def scanned(directory: StrPath) -> ScanReport:
     return _report(kept, record["kinds"], record["seed"], record["top"], ())
 
 
-def _check_place(dtype: str, device: str | None) -> None:
+def to_check(parts: Sequence[Batch]) -> Batch:
+    """Return sequences to compare the ways to compute scores on: a long and a short one."""
+    return Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
+
+
+def check_place(dtype: str, device: str | None) -> None:
     """Check where to compute.
 
     Raises:
@@ -384,7 +389,7 @@ def _prepared(
         plans = [planner.plan(text, warn) for text in texts]
         _check_same_model(plans)
         return _Work(tuple(each for each, _ in listed), _Plans(planner, texts, plans))
-    depth = planner.plan(inputs.Text("append: 1", "--model"), warn).first.depth
+    depth = base_of(model, trusted=trusted).depth
     found: list[tuple[Candidate, inputs.Text, ExpansionPlan]] = []
     refused: list[InterleaveError] = []
     for each in spaces.candidates(names or [next(iter(spaces.SPACES))], depth):
@@ -401,6 +406,18 @@ def _prepared(
              f"one of which it says: {refused[0]}")  # fmt: skip
     candidates, texts, plans = map(list, zip(*found, strict=True))
     return _Work(tuple(candidates), _Plans(planner, texts, plans))
+
+
+def base_of(model: ModelLike | None, *, trusted: bool) -> Checkpoint:
+    """Open the model that layouts start from, without a plan, since `run` may refuse some.
+
+    Raises:
+        InterleaveError: There is none, or it cannot be grown.
+    """
+    some = inputs.parse(inputs.Text("append: 1", "--model"), {"model": model})
+    models = Models(trust_remote_code=trusted)
+    expansion = resolve(some, models, strict=True, allow_non_identity=True)
+    return models.open(expansion.base)
 
 
 def _listed(file: Path) -> list[tuple[Candidate, str]]:
@@ -431,7 +448,7 @@ def _check_same_model(plans: Sequence[ExpansionPlan]) -> None:
             )
 
 
-def _sequences(
+def scored_sequences(
     tokenizer: Any, text: StrPath | None, items: StrPath | None, most: int, first: Checkpoint
 ) -> list[ScoredTokens]:
     """Return the sequences of the text and of the items."""
@@ -471,7 +488,7 @@ def _kept(
 
 def _shards(kept: Results, parts: Sequence[Batch]) -> list[Shard]:
     """Return what is not measured yet; first the base, to which all else is compared."""
-    groups = [(), *map(tuple, paths.groups(len(kept.candidates), _GROUP))]
+    groups = [(), *map(tuple, paths.groups(len(kept.candidates), GROUP))]
     shards = [Shard(group, batch) for group in groups for batch in parts]
     return [each for each in shards if not kept.is_measured(each.rows, each.batch.numbers)]
 
@@ -489,7 +506,7 @@ def _measure(kept: Results, measured: Outcomes, bar: Bar, warn: Callable[[str], 
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a worker needs to begin.
 
     Attributes:
@@ -501,12 +518,12 @@ class _Job:
         most: The maximum bytes of weights and states; None for any number.
     """
 
-    plans: _Plans
+    plans: Sequence[ExpansionPlan]
     dtype: str
     device: str | None
     checked: Batch
     digest: str | None
-    most: int | None
+    most: int | None = None
 
     def start(self, warn: Callable[[str], object]) -> Measure:
         """Load the model, and find out how its layouts can be measured.
@@ -556,7 +573,7 @@ def _report(
     )
 
 
-def _with_model(directive: str, model: ModelLike | None) -> str:
+def with_model(directive: str, model: ModelLike | None) -> str:
     """Return a directive as a file for `run`, with its model if that is known."""
     found = _parsed(inputs.Text(directive, directive), model)
     return yaml_io.write(found.to_document())
@@ -567,7 +584,7 @@ def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -
     if report.best is None:
         (out / BEST).unlink(missing_ok=True)
     else:
-        replace_file(out / BEST, _with_model(report.best, model))
+        replace_file(out / BEST, with_model(report.best, model))
     for space in dict.fromkeys(each.space for each in report.candidates if each.cell):
         cells = {
             each.cell: float(np.mean(report.differences[row]))

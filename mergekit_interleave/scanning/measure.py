@@ -91,7 +91,7 @@ class Measure:
         _tried(lambda: self._layer_major.check(batch))
         wanted = {row: self._path(row) for row in paths.covering(simple)}
         with_base = {-1: self._base_path, **wanted}
-        part = next(part for _, part in self._parts(batch))
+        part = next(part for _, part in self.parts(batch))
         found = _tried(lambda: self._layer_major.scores(part, with_base))
         apart = self._apart(found[-1], likelihood.scores(self.base, part))
         if apart:
@@ -133,7 +133,7 @@ class Measure:
     def _measured(self, rows: Sequence[int], batch: Batch, fast: Mapping[int, Path]) -> Floats:
         """Return scores; those of `fast` are computed layer by layer."""
         found = np.full((len(rows), len(batch.sequences)), -np.inf)
-        parts = [*self._parts(batch)]
+        parts = [*self.parts(batch)]
         for places, part in parts if fast else ():
             own = self._layer_major.scores(part, fast)
             found[np.ix_([rows.index(row) for row in fast], places)] = [own[row] for row in fast]
@@ -145,7 +145,7 @@ class Measure:
                         found[at, places] = likelihood.scores(model, part)
         return found
 
-    def _parts(self, batch: Batch) -> Iterator[tuple[list[int], Batch]]:
+    def parts(self, batch: Batch) -> Iterator[tuple[list[int], Batch]]:
         """Yield what is computed at once, with the places of its sequences in the batch."""
         if self.pads:
             yield [*range(len(batch.sequences))], batch
