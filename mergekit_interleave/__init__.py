@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.scan import ScanReport as ScanReport
     from mergekit_interleave.commands.scan import scan as scan
     from mergekit_interleave.commands.scan import scanned as scanned
+    from mergekit_interleave.commands.scan_for_training import RankedLayer as RankedLayer
+    from mergekit_interleave.commands.scan_for_training import (
+        TrainingScanReport as TrainingScanReport,
+    )
+    from mergekit_interleave.commands.scan_for_training import (
+        scan_for_training as scan_for_training,
+    )
     from mergekit_interleave.commands.schema import schema as schema
     from mergekit_interleave.commands.train import TrainerSettings as TrainerSettings
     from mergekit_interleave.commands.train import train as train
@@ -55,6 +62,7 @@ _MODULES = {
     "commands.run": ("run", "RunReport"),
     "commands.sample": ("sample", "SampleReport"),
     "commands.scan": ("scan", "scanned", "ScanReport"),
+    "commands.scan_for_training": ("scan_for_training", "RankedLayer", "TrainingScanReport"),
     "commands.schema": ("schema",),
     "commands.train": ("train", "TrainerSettings"),
     "commands.verify": ("verify",),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -10,8 +11,11 @@ import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
 from mergekit_interleave.cli._progress import progress_bar
 from mergekit_interleave.cli.options import AsJson, Model, TrustRemoteCode
+from mergekit_interleave.errors import DirectiveError
 
-EXAMPLE = "mk-interleave scan --space blocks --items items.jsonl --out found --model org/name"
+TRAINING = "training"
+
+EXAMPLE = "mk-interleave scan --space drops --out found --model org/name"
 
 
 def scan(  # noqa: PLR0913 - one parameter for each flag
@@ -35,6 +39,13 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "Keep the results here. The same command resumes a scan that was stopped.")] = None,
     report: Annotated[str | None, typer.Option(metavar="DIR", show_default=False, help=
         "Say again what a scan found, without a model.")] = None,
+    purpose: Annotated[str | None, typer.Option("--for", metavar="training", show_default=False,
+        autocompletion=options.offering(TRAINING), help=
+        "Measure no space: rank the layers, and say where to put new ones that will be trained.",
+        )] = None,
+    add: Annotated[str | None, typer.Option(metavar="K", show_default=False, help=
+        "With --for training: the number of new layers. Default: a quarter of the layers.",
+        )] = None,
     top: Annotated[str, typer.Option(metavar="K", help=
         "How many of the best layouts are tested on the held-out part.")] = "5",
     seed: Annotated[str, typer.Option(metavar="N", help="The seed of the random numbers.")] = "0",
@@ -42,6 +53,9 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "The dtype to compute in.")] = "float32",
     device: Annotated[str | None, typer.Option(metavar="DEVICE", show_default=False, help=
         "The device to compute on; a GPU if there is one.")] = None,
+    max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
+        "The maximum memory for weights and states, such as 8GB. If weights need more, only the "
+        "layer at work is in memory.")] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
         "Measure in this number of processes, each of which loads the model. With --ray, the "
         "number of actors; as many as there is room for is the default.")] = None,
@@ -55,26 +69,57 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure many layouts of one model, and say which of them help; `best.yml` is for `run`."""
+    alone = {"FILE": candidates, "--space": space, "--report": report, "--workers": workers}
+    alone |= {"--ray": ray, "--num-cpus": num_cpus, "--num-gpus": num_gpus}
+    _check_purpose(purpose, add, alone)
     if report is not None:
+        if candidates or space or model or text_file or items or out:
+            raise DirectiveError("--report only reads what a scan found", hint=f"--report {report}")
         text.show_report(api.scanned(report), as_json=as_json)
+        return
+    measuring: dict[str, Any] = {
+        "model": options.joined("model", model),
+        "text": text_file,
+        "items": items,
+        "tokens": tokens,
+        "out": out,
+        "dtype": dtype,
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+        "progress": progress_bar("layouts", "layout"),
+    }
+    if purpose is not None:
+        text.show_report(api.scan_for_training(add=add, **measuring), as_json=as_json)
         return
     found = api.scan(
         candidates,
-        model=options.joined("model", model),
         space=space or (),
-        text=text_file,
-        items=items,
-        tokens=tokens,
-        out=out,
         top=top,
         seed=seed,
-        dtype=dtype,
-        device=device,
+        max_memory=max_memory,
         workers=workers,
         ray=ray,
         num_cpus=num_cpus,
         num_gpus=num_gpus,
-        trust_remote_code=trust_remote_code,
-        progress=progress_bar("layouts", "layout"),
+        **measuring,
     )
     text.show_report(found, as_json=as_json)
+
+
+def _check_purpose(purpose: str | None, add: str | None, others: Mapping[str, object]) -> None:
+    """Check the options that go with `--for training`, and that no others are given with it.
+
+    Raises:
+        DirectiveError: They do not fit.
+    """
+    if purpose is None:
+        if add is not None:
+            raise DirectiveError("--add has no effect here", hint="pass --for training")
+        return
+    if purpose != TRAINING:
+        raise DirectiveError(f"--for: {purpose!r:.60} is unknown", hint=f"use {TRAINING}")
+    for name, value in others.items():
+        if value:
+            raise DirectiveError(
+                f"{name} cannot be combined with --for training", hint=f"leave {name} out"
+            )

@@ -18,11 +18,14 @@ import numpy as np
 from mergekit_interleave._files import read_text, replace_file
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
+from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.commands.sample import tokenizer_of
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import DTYPES, Directive
 from mergekit_interleave.engines.protocol import no_bar
 from mergekit_interleave.errors import (
     CheckpointError,
@@ -32,9 +35,11 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.output import weight_sample
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import resolve
 from mergekit_interleave.scanning import (
     analysis,
     heat_map,
+    memory_limit,
     paths,
     ray_actors,
     results,
@@ -57,14 +62,11 @@ Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 BEST, MAP = "best.yml", "scan.svg"
 
-_GROUP = 64
+GROUP = 64
 """The number of layouts that are measured together, whose states are in memory."""
 
-_BATCH = 1024
+BATCH = 1024
 """The number of tokens that are measured together."""
-
-_CHECKED = 3
-"""The number of layouts whose scores are compared with those of whole models."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     seed: int | str = 0,
     dtype: str = "float32",
     device: str | None = None,
+    max_memory: int | str | None = None,
     workers: int | str | None = None,
     ray: str | None = None,
     num_cpus: float | str | None = None,
@@ -168,6 +171,9 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         seed: The seed of the split and of the random numbers of the analysis.
         dtype: The dtype to compute in.
         device: The device to compute on; by default, a GPU if there is one.
+        max_memory: The maximum memory for weights and states, in bytes or as text such as `8GB`.
+            If the weights need more, only the layer at work is in memory; the file must have the
+            dtype to compute in.
         workers: The number of processes that measure, each of which loads the model and has its
             part of the threads; by default 1. With `ray`, the number of actors; by default as many
             as there is room for. A script that gives it needs `if __name__ == "__main__":`.
@@ -189,27 +195,34 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         if number < 1:
             raise DirectiveError(f"--{name} is {number}, not at least 1")
     chosen = inputs.parse_number(seed, "--seed", int)
+    if chosen < 0:
+        raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
+    most = inputs.parse_size(max_memory, "--max-memory")
     way = _way(workers, ray, num_cpus, num_gpus)
+    check_place(dtype, device if ray is None else None)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         hide_bars()
         tokenizer = tokenizer_of(work.first)
-        scored = _sequences(tokenizer, text, items, numbers["tokens"], work.first)
+        scored = scored_sequences(tokenizer, text, items, numbers["tokens"], work.first)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
-        parts = batches(scored, _BATCH)
+        parts = batches(scored, BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
-        job = _Job(work.plans, dtype, device, parts[-1], digest)
+        job = Job(work.plans, dtype, device, to_check(parts), digest, most)
         if shards := _shards(kept, parts):
             _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
     report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
     if out is not None:
-        _write(Path(out), report, work.first.depth)
+        _write(Path(out), report, work.first.depth, model)
     return report
 
 
 def scanned(directory: StrPath) -> ScanReport:
     """Read what a scan found, without the model.
+
+    Args:
+        directory: The directory that `scan` wrote.
 
     Raises:
         CheckpointError: The directory holds no scan.
@@ -223,6 +236,30 @@ def scanned(directory: StrPath) -> ScanReport:
             hint="give the command that started the scan again, to resume it",
         )
     return _report(kept, record["kinds"], record["seed"], record["top"], ())
+
+
+def to_check(parts: Sequence[Batch]) -> Batch:
+    """Return sequences to compare the ways to compute scores on: a long and a short one."""
+    return Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
+
+
+def check_place(dtype: str, device: str | None) -> None:
+    """Check where to compute.
+
+    Raises:
+        DirectiveError: There is no such dtype or device.
+    """
+    import torch  # noqa: PLC0415 - takes seconds to import
+
+    if dtype not in DTYPES:
+        raise DirectiveError(f"--dtype: {dtype!r:.60} is no dtype", hint=f"use {', '.join(DTYPES)}")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DirectiveError(
+            f"--device: {device!r:.60} cannot be used here: {reason:.120}", hint="use --device cpu"
+        ) from error
 
 
 def _way(
@@ -273,8 +310,16 @@ class _Planner:
         Raises:
             InterleaveError: It is refused.
         """
-        wanted = inputs.parse(text, {"model": self.model})
+        wanted = _parsed(text, self.model)
         return planned(wanted, trust_remote_code=self.trusted, warn=warn)
+
+
+def _parsed(text: inputs.Text, model: ModelLike | None) -> Directive:
+    """Parse a directive; a model is given to it unless it stacks layers of models that it names."""
+    found = inputs.parse(text, {})
+    if model is None or (found.growth and found.growth.models):
+        return found
+    return inputs.parse(text, {"model": model})
 
 
 class _Plans(Sequence[ExpansionPlan]):
@@ -344,7 +389,7 @@ def _prepared(
         plans = [planner.plan(text, warn) for text in texts]
         _check_same_model(plans)
         return _Work(tuple(each for each, _ in listed), _Plans(planner, texts, plans))
-    depth = planner.plan(inputs.Text("append: 1", "--model"), warn).first.depth
+    depth = base_of(model, trusted=trusted).depth
     found: list[tuple[Candidate, inputs.Text, ExpansionPlan]] = []
     refused: list[InterleaveError] = []
     for each in spaces.candidates(names or [next(iter(spaces.SPACES))], depth):
@@ -361,6 +406,18 @@ def _prepared(
              f"one of which it says: {refused[0]}")  # fmt: skip
     candidates, texts, plans = map(list, zip(*found, strict=True))
     return _Work(tuple(candidates), _Plans(planner, texts, plans))
+
+
+def base_of(model: ModelLike | None, *, trusted: bool) -> Checkpoint:
+    """Open the model that layouts start from, without a plan, since `run` may refuse some.
+
+    Raises:
+        InterleaveError: There is none, or it cannot be grown.
+    """
+    some = inputs.parse(inputs.Text("append: 1", "--model"), {"model": model})
+    models = Models(trust_remote_code=trusted)
+    expansion = resolve(some, models, strict=True, allow_non_identity=True)
+    return models.open(expansion.base)
 
 
 def _listed(file: Path) -> list[tuple[Candidate, str]]:
@@ -391,7 +448,7 @@ def _check_same_model(plans: Sequence[ExpansionPlan]) -> None:
             )
 
 
-def _sequences(
+def scored_sequences(
     tokenizer: Any, text: StrPath | None, items: StrPath | None, most: int, first: Checkpoint
 ) -> list[ScoredTokens]:
     """Return the sequences of the text and of the items."""
@@ -431,7 +488,7 @@ def _kept(
 
 def _shards(kept: Results, parts: Sequence[Batch]) -> list[Shard]:
     """Return what is not measured yet; first the base, to which all else is compared."""
-    groups = [(), *map(tuple, paths.groups(len(kept.candidates), _GROUP))]
+    groups = [(), *map(tuple, paths.groups(len(kept.candidates), GROUP))]
     shards = [Shard(group, batch) for group in groups for batch in parts]
     return [each for each in shards if not kept.is_measured(each.rows, each.batch.numbers)]
 
@@ -449,7 +506,7 @@ def _measure(kept: Results, measured: Outcomes, bar: Bar, warn: Callable[[str], 
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What a worker needs to begin.
 
     Attributes:
@@ -458,13 +515,15 @@ class _Job:
         device: The device; None for a GPU if there is one.
         checked: Sequences to compare the ways to compute scores on.
         digest: The digest of the weights; None if it is not compared.
+        most: The maximum bytes of weights and states; None for any number.
     """
 
-    plans: _Plans
+    plans: Sequence[ExpansionPlan]
     dtype: str
     device: str | None
     checked: Batch
     digest: str | None
+    most: int | None = None
 
     def start(self, warn: Callable[[str], object]) -> Measure:
         """Load the model, and find out how its layouts can be measured.
@@ -476,11 +535,19 @@ class _Job:
         first = self.plans[0].first
         if self.digest is not None and weight_sample.digest(first.path) != self.digest:
             raise CheckpointError(f"{first.ref}: the machine {platform.node()} has another model")
-        base = sources.load_source(first, self.dtype, self.device or _device())
+        device = self.device or _device()
+        if self.most is not None:
+            memory_limit.check(first, self.dtype, self.most)
+        base = sources.load_source(first, self.dtype, device)
         sampling.check_predicts(base)
         base.eval()
-        measure = Measure(base, self.plans, partial(built, base=base, warn=warn))
-        measure.check(self.checked, _sampled(len(self.plans)))
+        build = partial(built, base=base, warn=warn)
+        if first.require_family().facts.changes_weights:  # which cannot be shared
+            build = partial(built, dtype=self.dtype, device_map=device, warn=warn)
+        measure = Measure(base, self.plans, build)
+        if self.most is not None:
+            measure = memory_limit.limited(measure, first, self.most)
+        measure.check(self.checked)
         if measure.reason is not None:
             warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
         return measure
@@ -490,11 +557,6 @@ def _device() -> str:
     import torch  # noqa: PLC0415 - takes seconds to import
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _sampled(count: int) -> list[int]:
-    """Return the numbers of some layouts, evenly spaced; the last one is among them."""
-    return sorted({count - 1 - index * count // _CHECKED for index in range(_CHECKED)} - {-1})
 
 
 def _report(
@@ -511,12 +573,18 @@ def _report(
     )
 
 
-def _write(out: Path, report: ScanReport, depth: int) -> None:
+def with_model(directive: str, model: ModelLike | None) -> str:
+    """Return a directive as a file for `run`, with its model if that is known."""
+    found = _parsed(inputs.Text(directive, directive), model)
+    return yaml_io.write(found.to_document())
+
+
+def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -> None:
     """Write the directive that helps, if one does, and a map of each space."""
     if report.best is None:
         (out / BEST).unlink(missing_ok=True)
     else:
-        replace_file(out / BEST, f"{report.best}\n")
+        replace_file(out / BEST, with_model(report.best, model))
     for space in dict.fromkeys(each.space for each in report.candidates if each.cell):
         cells = {
             each.cell: float(np.mean(report.differences[row]))

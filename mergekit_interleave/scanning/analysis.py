@@ -93,7 +93,7 @@ def split(count: int, seed: int) -> Split:
     """
     if count < LEAST:
         raise DirectiveError(
-            f"{count} sequences are too few to tell whether a layout helps",
+            f"too few sequences to tell whether a layout helps: {count}",
             hint=f"measure at least {LEAST} sequences: a longer text, or more items",
         )
     order = np.random.default_rng((seed, 0)).permutation(count)

@@ -1,12 +1,14 @@
 """Group sequences of similar lengths into batches, padded at their ends.
 
 A padded position comes after all scored ones, so it changes none of them in a model that reads from
-left to right. No attention mask is needed, and each type of model builds its own masks.
+left to right. No attention mask is needed, and each type of model builds its own masks. For a model
+that reads otherwise, or counts the positions, `by_length` divides a batch so that none is padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mergekit_interleave.scanning.sequences import ScoredTokens
@@ -50,3 +52,13 @@ def batches(sequences: Sequence[ScoredTokens], most_tokens: int) -> list[Batch]:
         numbers, waiting = waiting[:rows], waiting[rows:]
         found.append(Batch(tuple(numbers), tuple(sequences[i] for i in numbers)))
     return found
+
+
+def by_length(batch: Batch) -> Iterator[tuple[list[int], Batch]]:
+    """Divide a batch into batches without padding; yield the places of their sequences, too."""
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for place, each in enumerate(batch.sequences):
+        places[len(each.tokens)].append(place)
+    for own in places.values():
+        numbers = tuple(batch.numbers[place] for place in own)
+        yield own, Batch(numbers, tuple(batch.sequences[place] for place in own))

@@ -6,8 +6,8 @@ is applied to the states of all layouts that pass it next. A layout shares the s
 beginning with the others. For the last state of a layout, the forward pass of the model runs with
 its layers left out, which applies the final norm, the head and what else the type does.
 
-This is right for models whose layers pass nothing but the state to each other. `agreement` measures
-whether it is.
+This is right for models whose layers pass nothing but the state to each other. `LayerMajor.check`
+finds out whether they do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ Tick = Callable[[int], object]
 
 
 class NotLayerMajorError(Exception):
-    """The layers of a model pass more than a state to each other."""
+    """The layers of a model cannot be applied one by one."""
+
+
+_WITHHELD = object()
+"""What a layer that is left out returns beside the state, where the layer itself returns something.
+No other layer may be given it."""
+
+_ROUNDING = 16
+"""The largest difference that is due to rounding, in units of the last place of the largest number
+of a state."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,17 @@ class LayerMajor:
 
     Attributes:
         model: The model.
+        depth: Its number of layers.
         edited: The layers for steps that edit weights.
         at_work: Returns a context in which a layer can be applied.
+        most: The maximum bytes of states; None for any number. One layout is always computed.
     """
 
     model: Any
+    depth: int
     edited: Mapping[Step, Any] = field(default_factory=dict)
     at_work: Callable[[Any], AbstractContextManager[object]] = nullcontext
+    most: int | None = None
 
     @cached_property
     def layers(self) -> list[Any]:
@@ -78,44 +91,97 @@ class LayerMajor:
             NotLayerMajorError: They are not one stack of modules.
         """
         names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
-        depth = self.model.config.get_text_config().num_hidden_layers
         try:
-            stacks = layer_names.stacks_of(names, depth, self.model.config.to_dict())
+            stacks = layer_names.stacks_of(names, self.depth, self.model.config.to_dict())
         except RefusedError as error:
             raise NotLayerMajorError(str(error)) from error
         if len(stacks) > 1:
             raise NotLayerMajorError(f"the layers are spread over {' and '.join(stacks)}")
-        return [self.model.get_submodule(f"{stacks[0]}.{index}") for index in range(depth)]
+        return [self.model.get_submodule(f"{stacks[0]}.{index}") for index in range(self.depth)]
 
     @cached_property
     def _forwards(self) -> list[Callable[..., Any]]:
         return [layer.forward for layer in self.layers]
 
     @cached_property
-    def _returns(self) -> list[int | None]:
-        """How many values each layer returns in a tuple; None if it returns the state alone."""
+    def _beside(self) -> list[tuple[Any, ...] | None]:
+        """What each layer returns beside the state if it is left out; None if nothing.
+
+        Raises:
+            NotLayerMajorError: A layer is not applied to text, or returns something else.
+        """
         import torch  # noqa: PLC0415 - takes seconds to import
 
-        found: dict[int, int | None] = {}
+        found: dict[int, Any] = {}
 
         def note(index: int) -> Callable[..., None]:
             def hook(_: Any, __: Any, result: Any) -> None:
-                found[index] = len(result) if isinstance(result, tuple) else None
+                found[index] = _form(result)
 
             return hook
 
         hooks = [
             layer.register_forward_hook(note(index)) for index, layer in enumerate(self.layers)
         ]
+        tokens = torch.zeros((1, 2), dtype=int, device=self.model.device)
         try:
             with torch.inference_mode():
-                self.model(
-                    torch.zeros((1, 2), dtype=int, device=self.model.device), use_cache=False
-                )
+                self.model(input_ids=tokens, use_cache=False)
         finally:
-            for hook in hooks:
-                hook.remove()
-        return [found[index] for index in range(len(self.layers))]
+            for each in hooks:
+                each.remove()
+        for index in range(self.depth):
+            if index not in found:
+                raise NotLayerMajorError(f"layer {index} is not applied to text")
+            if isinstance(found[index], str):
+                raise NotLayerMajorError(f"layer {index} returns a {found[index]}")
+        return [found[index] for index in range(self.depth)]
+
+    def check(self, batch: Batch) -> None:
+        """Find out whether what each layer computes depends on its state alone.
+
+        Each layer is applied to its own state, in reverse order and after all layers were applied
+        to other states. So a layer that reads what another one left behind computes something else.
+
+        Raises:
+            NotLayerMajorError: It does not.
+        """
+        import torch  # noqa: PLC0415 - takes seconds to import
+
+        self._check_weights()
+        with torch.inference_mode(), self._taken_apart() as parts:
+            tokens = torch.tensor(batch.rows(), device=self.model.device)
+            first, calls = parts.calls_of(tokens)
+            for index, call in enumerate(calls):
+                if any(each is _WITHHELD for each in _leaves((call.arguments, call.keywords))):
+                    raise NotLayerMajorError(f"layer {index} is given more than a state")
+            states, kept = [first], []
+            for index, call in enumerate(calls):
+                kept.append(states[-1].clone())
+                states.append(self._applied(index, call, states[-1]))
+            backwards = [*reversed(range(self.depth))]
+            for index, other in zip(backwards, range(self.depth), strict=True):
+                self._applied(index, calls[index], kept[other].clone())
+            for index in backwards:
+                own = kept[index].clone()
+                after = self._applied(index, calls[index], own)
+                if not _is_same(after, states[index + 1]):
+                    raise NotLayerMajorError(f"layer {index} depends on more than its state")
+                if not (_is_same(own, kept[index]) and _is_same(states[index], kept[index])):
+                    raise NotLayerMajorError(f"layer {index} changes the state that it is given")
+
+    def _check_weights(self) -> None:
+        """Check that no layer uses the weights of another, without which it cannot be written."""
+        owners: dict[int, int] = {}
+        for index, layer in enumerate(self.layers):
+            for parameter in layer.parameters():
+                owner = owners.setdefault(id(parameter), index)
+                if owner != index:
+                    raise NotLayerMajorError(f"layers {owner} and {index} share their weights")
+
+    def _applied(self, index: int, call: _Call, state: Any) -> Any:
+        with self.at_work(self.layers[index]):
+            return call.apply(self._forwards[index], state)
 
     def scores(
         self, batch: Batch, wanted: Mapping[int, Path], tick: Tick = lambda _: None
@@ -136,9 +202,13 @@ class LayerMajor:
         with torch.inference_mode(), self._taken_apart() as parts:
             tokens = torch.tensor(batch.rows(), device=self.model.device)
             first, calls = parts.calls_of(tokens)
-            for ends, state in self._walk(paths.tree(wanted), first, calls, tick):
-                scores = likelihood.scores(self.model, batch, parts.ending_with(state))
-                found.update(dict.fromkeys(ends, scores))
+            numbers = [*wanted]
+            at_once = max(1, len(numbers) if self.most is None else self.most // first.nbytes)
+            for group in paths.groups(len(numbers), at_once):
+                nodes = paths.tree({numbers[at]: wanted[numbers[at]] for at in group})
+                for ends, state in self._walk(nodes, first, calls, tick):
+                    scores = likelihood.scores(self.model, batch, parts.ending_with(state))
+                    found.update(dict.fromkeys(ends, scores))
         return found
 
     def _walk(
@@ -171,49 +241,59 @@ class LayerMajor:
     @contextmanager
     def _taken_apart(self) -> Iterator[_Parts]:
         """Let the model's forward pass leave out its layers within the block."""
-        parts = _Parts(self.model, self._returns)
-        forwards = self._forwards
+        parts = _Parts(self.model, self._beside)
+        own = [vars(layer).get("forward") for layer in self.layers]  # the one of a class is not
+        names = [_first_parameter(forward) for forward in self._forwards]
         try:
             for index, layer in enumerate(self.layers):
-                layer.forward = parts.stand_in(index, type(layer))
+                layer.forward = parts.stand_in(index, names[index])
             yield parts
         finally:
-            for layer, forward in zip(self.layers, forwards, strict=True):
-                del layer.forward  # the one of its class is behind it
-                if layer.forward != forward:
+            for layer, forward in zip(self.layers, own, strict=True):
+                vars(layer).pop("forward", None)
+                if forward is not None:
                     layer.forward = forward
 
 
 class _Parts:
     """What a model computes before and after its layers."""
 
-    def __init__(self, model: Any, returns: Sequence[int | None]) -> None:
+    def __init__(self, model: Any, beside: Sequence[tuple[Any, ...] | None]) -> None:
         self._model = model
-        self._returns = returns
+        self._beside = beside
         self._calls: dict[int, _Call] = {}
         self._states: list[Any] = []
         self._last: Any = None
 
-    def stand_in(self, index: int, own: type) -> Callable[..., Any]:
-        """Return the forward pass of a layer that returns its state."""
-        name = _first_parameter(own)
+    def stand_in(self, index: int, name: str) -> Callable[..., Any]:
+        """Return the forward pass of a layer that returns its state.
+
+        Args:
+            index: The index of the layer.
+            name: The name of its first parameter.
+        """
 
         def forward(*arguments: Any, **keywords: Any) -> Any:
             key = None if arguments else name
-            state = keywords.pop(key) if key else arguments[0]
+            state = arguments[0] if arguments else keywords.pop(name, None)
             if self._last is None:
-                if index in self._calls:
-                    raise NotLayerMajorError(f"layer {index} is applied more than once")
-                if self._states and self._states[-1] is not state:
-                    raise NotLayerMajorError(f"the state changes before layer {index}")
-                self._calls[index] = _Call(arguments[1:], keywords, key)
-                self._states.append(state)
+                self._note(index, _Call(arguments[1:], keywords, key), state)
             elif index == 0:
                 state = self._last
-            count = self._returns[index]
-            return state if count is None else (state, *[None] * (count - 1))
+            beside = self._beside[index]
+            return state if beside is None else (state, *beside)
 
         return forward
+
+    def _note(self, index: int, call: _Call, state: Any) -> None:
+        if not hasattr(state, "shape"):
+            raise NotLayerMajorError(f"layer {index} is given a state that is not a tensor")
+        if index in self._calls:
+            raise NotLayerMajorError(f"layer {index} is applied more than once")
+        if self._states and self._states[-1] is not state:
+            raise NotLayerMajorError(f"the state changes before layer {index}")
+        self._calls[index] = call
+        self._states.append(state)
 
     def calls_of(self, tokens: Any) -> tuple[Any, list[_Call]]:
         """Return the state before the first layer, and how the model calls each layer.
@@ -224,8 +304,10 @@ class _Parts:
         self._last = None
         self._calls, self._states = {}, []
         self._model(input_ids=tokens, use_cache=False)
-        if [*self._calls] != [*range(len(self._returns))]:
+        if [*self._calls] != [*range(len(self._beside))]:
             raise NotLayerMajorError("the layers are not applied one after another")
+        if len(self._states[0]) != len(tokens):
+            raise NotLayerMajorError("the first axis of a state is not that of the sequences")
         return self._states[0], [*self._calls.values()]
 
     def ending_with(self, state: Any) -> Callable[..., Any]:
@@ -238,5 +320,31 @@ class _Parts:
         return forward
 
 
-def _first_parameter(own: type) -> str:
-    return [*inspect.signature(own.forward).parameters][1]  # type: ignore[attr-defined]
+def _first_parameter(forward: Callable[..., Any]) -> str:
+    return next(iter(inspect.signature(forward).parameters), "")
+
+
+def _form(result: Any) -> Any:
+    """Return what stands for the values beside the state, or the name of an unknown type."""
+    if type(result) is tuple:
+        return tuple(None if each is None else _WITHHELD for each in result[1:])
+    return None if hasattr(result, "shape") else type(result).__name__
+
+
+def _leaves(values: Any) -> Iterator[Any]:
+    """Yield the values in nested containers."""
+    if isinstance(values, Mapping):
+        values = [*values.values()]
+    if not isinstance(values, list | tuple):
+        yield values
+        return
+    for each in values:
+        yield from _leaves(each)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two states are the same but for rounding."""
+    import torch  # noqa: PLC0415 - takes seconds to import
+
+    most = _ROUNDING * torch.finfo(other.dtype).eps * float(other.abs().max().nan_to_num())
+    return bool(torch.allclose(one, other, rtol=0, atol=most, equal_nan=True))

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from mergekit_interleave.checkpoint import layer_names
+from mergekit_interleave.checkpoint import layer_names, meta_model
+from mergekit_interleave.errors import InterleaveError, UnrepresentableError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import likelihood, paths
-from mergekit_interleave.scanning.batches import Batch
+from mergekit_interleave.scanning.batches import Batch, by_length
 from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError
 from mergekit_interleave.scanning.paths import Path, Step
 from mergekit_interleave.scanning.results import Floats
 
 TOLERANCE = 1e-4
-"""The largest difference in nats of two scores in float32 that count as equal."""
+"""The largest difference in nats of two scores in float32 that count as equal. In another dtype it
+grows with the square root of the rounding error."""
 
 Build = Callable[[ExpansionPlan], Any]
 """Builds the model of a plan in memory, with the layers of the loaded base."""
@@ -33,12 +36,18 @@ class Measure:
         plans: The plan of each layout.
         build: Builds the model of a plan.
         reason: Why layouts are not measured layer by layer, as a clause; None if they are.
+        pads: Whether a shorter sequence is padded to be measured with a longer one.
+        at_work: Returns a context in which a layer of the base can be applied.
+        most: The maximum bytes of states; None for any number.
     """
 
     base: Any
     plans: Sequence[ExpansionPlan]
     build: Build
     reason: str | None = None
+    pads: bool = True
+    at_work: Callable[[Any], AbstractContextManager[object]] = nullcontext
+    most: int | None = None
     _edited: dict[Step, Any] = field(default_factory=dict)
 
     @property
@@ -46,60 +55,106 @@ class Measure:
         """The number of layers of the base."""
         return self.plans[0].first.depth
 
-    def check(self, batch: Batch, rows: Sequence[int]) -> None:
-        """Find out whether the scores of models that are computed layer by layer are right.
+    def check(self, batch: Batch) -> None:
+        """Find out how layouts can be measured, and set `reason` and `pads`.
 
         Args:
-            batch: Sequences to compare them on.
-            rows: The layouts to compare; the base is always compared.
+            batch: Sequences to compare on: what is computed layer by layer with whole models, for
+                the base and for few layouts that show each layer; what is computed with padding
+                with what is computed without.
         """
-        wanted = {row: self._path(row) for row in rows if self._is_simple(row)}
+        self.pads = True
+        self.pads = not any(
+            self._apart(row, likelihood.scores(self.base, part))
+            for mixed in (batch, _mixed(batch))
+            for row, part in _compared(mixed, likelihood.scores(self.base, mixed))
+        )
         try:
-            found = self._layer_major.scores(batch, {-1: self._base_path, **wanted})
+            self.reason = self._fault(batch)
+        except UnrepresentableError as error:
+            self.reason = f"`run` refuses some of them, such as one of which it says: {error}"
         except NotLayerMajorError as error:
             self.reason = str(error)
-            return
-        apart = self._apart(found[-1], likelihood.scores(self.base, batch))
+
+    def _fault(self, batch: Batch) -> str | None:
+        """Return what is wrong if layouts are measured layer by layer; None if nothing is.
+
+        Raises:
+            NotLayerMajorError: They cannot be.
+            UnrepresentableError: A layout cannot be built.
+        """
+        simple = {
+            row: paths.path_of(plan.layout)
+            for row, plan in enumerate(self.plans)
+            if self._is_simple(row)
+        }
+        _tried(lambda: self._layer_major.check(batch))
+        wanted = {row: self._path(row) for row in paths.covering(simple)}
+        with_base = {-1: self._base_path, **wanted}
+        part = next(part for _, part in self.parts(batch))
+        found = _tried(lambda: self._layer_major.scores(part, with_base))
+        apart = self._apart(found[-1], likelihood.scores(self.base, part))
         if apart:
-            self.reason = f"scores of the base would be {apart:.1g} nats apart"
+            return f"scores of the base would be {apart:.1g} nats apart"
         for row in wanted:
-            apart = self._apart(found[row], likelihood.scores(self.build(self.plans[row]), batch))
-            if apart and self.reason is None:
-                self.reason = f"scores of a layout would be {apart:.1g} nats apart"
+            apart = self._apart(found[row], likelihood.scores(self.build(self.plans[row]), part))
+            if apart:
+                return f"scores of a layout would be {apart:.1g} nats apart"
+        return None
 
     def _apart(self, one: Sequence[float], other: Sequence[float]) -> float:
         """Return the largest difference of scores; 0 if it is that of rounding."""
         import torch  # noqa: PLC0415 - takes seconds to import
 
         rounding = torch.finfo(self.base.dtype).eps / torch.finfo(torch.float32).eps
-        apart = np.abs(np.subtract(one, other))
-        return 0.0 if (apart <= TOLERANCE * rounding).all() else float(np.nanmax(apart))
+        most = TOLERANCE * max(rounding, 1.0) ** 0.5
+        if np.isclose(one, other, rtol=0, atol=most, equal_nan=True).all():
+            return 0.0
+        with np.errstate(invalid="ignore"):
+            return float(np.nan_to_num(np.abs(np.subtract(one, other)), nan=np.inf).max())
 
     def base_scores(self, batch: Batch) -> Floats:
         """Return the scores of the base, of shape (1, sequences)."""
-        if self.reason is not None:
-            return np.array([likelihood.scores(self.base, batch)])
-        return np.array([self._layer_major.scores(batch, {0: self._base_path})[0]])
+        fast = {-1: self._base_path} if self.reason is None else {}
+        return self._measured([-1], batch, fast)
 
     def scores(self, rows: Sequence[int], batch: Batch) -> Floats:
         """Return the scores of some layouts, of shape (rows, sequences).
+
+        The scores of a layout that `run` refuses, which only shows when it is built, are -inf.
 
         Args:
             rows: The numbers of the layouts.
             batch: The sequences.
         """
         simple = [row for row in rows if self.reason is None and self._is_simple(row)]
-        found: dict[int, list[float]] = {}
-        if simple:
-            found = self._layer_major.scores(batch, {row: self._path(row) for row in simple})
-        for row in rows:
-            if row not in found:
-                found[row] = likelihood.scores(self.build(self.plans[row]), batch)
-        return np.array([found[row] for row in rows])
+        return self._measured(rows, batch, {row: self._path(row) for row in simple})
+
+    def _measured(self, rows: Sequence[int], batch: Batch, fast: Mapping[int, Path]) -> Floats:
+        """Return scores; those of `fast` are computed layer by layer."""
+        found = np.full((len(rows), len(batch.sequences)), -np.inf)
+        parts = [*self.parts(batch)]
+        for places, part in parts if fast else ():
+            own = self._layer_major.scores(part, fast)
+            found[np.ix_([rows.index(row) for row in fast], places)] = [own[row] for row in fast]
+        for at, row in enumerate(rows):
+            if row not in fast:
+                with suppress(UnrepresentableError):
+                    model = self.base if row < 0 else self.build(self.plans[row])
+                    for places, part in parts:
+                        found[at, places] = likelihood.scores(model, part)
+        return found
+
+    def parts(self, batch: Batch) -> Iterator[tuple[list[int], Batch]]:
+        """Yield what is computed at once, with the places of its sequences in the batch."""
+        if self.pads:
+            yield [*range(len(batch.sequences))], batch
+        else:
+            yield from by_length(batch)
 
     @cached_property
     def _layer_major(self) -> LayerMajor:
-        return LayerMajor(self.base, self._edited)
+        return LayerMajor(self.base, self.depth, self._edited, self.at_work, self.most)
 
     @property
     def _base_path(self) -> Path:
@@ -123,3 +178,37 @@ class Measure:
                 if step in missing:
                     self._edited[step] = grown.get_submodule(f"{stack}.{index}")
         return path
+
+
+def _tried(compute: Callable[[], Any]) -> Any:
+    """Compute something layer by layer.
+
+    Raises:
+        NotLayerMajorError: It cannot be computed.
+    """
+    with meta_model.memory_errors():
+        try:
+            return compute()
+        except (NotLayerMajorError, InterleaveError, MemoryError):
+            raise
+        except Exception as error:  # whatever the code of a model raises
+            if "memory" in str(error).lower():
+                raise
+            words = " ".join(str(error).split())[:100]
+            raise NotLayerMajorError(
+                f"the layers cannot be applied one by one ({words})"
+            ) from error
+
+
+def _mixed(batch: Batch) -> Batch:
+    """Return the longest sequence with its beginnings, as a batch."""
+    longest = max(batch.sequences, key=lambda each: len(each.tokens))
+    lengths = {max(len(longest.tokens) // parts, 2) for parts in (1, 2, 4)}
+    cut = tuple(replace(longest, tokens=longest.tokens[:length], start=1) for length in lengths)
+    return Batch(tuple(range(len(cut))), cut)
+
+
+def _compared(batch: Batch, scores: Sequence[float]) -> Iterator[tuple[list[float], Batch]]:
+    """Yield the sequences of each length as a batch, with their scores."""
+    for places, part in by_length(batch):
+        yield [scores[place] for place in places], part

@@ -72,6 +72,31 @@ def size(nodes: Mapping[Step, Node]) -> int:
     return total
 
 
+def covering(paths: Mapping[int, Path]) -> list[int]:
+    """Return the numbers of few paths that show each step as all the paths together do.
+
+    What shows a step: it is the first of its kind in the path or a repeat, and it is moved by an
+    even or an odd number of layers, or by none. A layer whose computation depends on its index or
+    on the layers before it computes something else in at least one of the paths.
+    """
+    shown = {number: {*_shown(path)} for number, path in paths.items()}
+    missing = set().union(*shown.values())
+    found = []
+    while missing:
+        best = max(shown, key=lambda number: len(shown[number] & missing))
+        found.append(best)
+        missing -= shown[best]
+    return sorted(found)
+
+
+def _shown(path: Path) -> Iterator[tuple[Step, bool, int]]:
+    passed: set[int] = set()
+    for index, step in enumerate(path):
+        moved = index - step.source
+        yield step, step.source in passed, moved and 1 + moved % 2
+        passed.add(step.source)
+
+
 def groups(count: int, most: int) -> Iterator[range]:
     """Yield ranges of at most `most` numbers below `count`, in order."""
     for start in range(0, count, most):

@@ -21,7 +21,13 @@ from mergekit_interleave.cli.app import application
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/guide.md", "docs/training.md", "docs/directive.md", "docs/cli.md")
-OTHERS = ("docs/architectures.md", "docs/clients.md", "docs/performance.md", "CONTRIBUTING.md")
+OTHERS = (
+    "docs/architectures.md",
+    "docs/clients.md",
+    "docs/performance.md",
+    "docs/scan.md",
+    "CONTRIBUTING.md",
+)
 MARKS = ("<!-- needs a network -->", "<!-- needs a GPU -->")
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 

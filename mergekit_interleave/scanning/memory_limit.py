@@ -1,0 +1,76 @@
+"""Keep the memory of a scan below a limit: only the layer at work, and as many states as fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from mergekit_interleave import _dtypes
+from mergekit_interleave._units import amount
+from mergekit_interleave.checkpoint import layer_names
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.scanning.measure import Measure
+from mergekit_interleave.scanning.streaming import mappings
+
+
+def check(checkpoint: Checkpoint, dtype: str, most: int) -> None:
+    """Check, before a model is loaded, that its weights fit or can stay in their file.
+
+    Args:
+        checkpoint: The model.
+        dtype: The name of the dtype to compute in.
+        most: The limit in bytes.
+
+    Raises:
+        RefusedError: They do not fit, and have another dtype in the file.
+    """
+    stored = [tensor for tensor in checkpoint.tensors.values() if _dtypes.is_float(tensor.dtype)]
+    needed = sum(tensor.elements for tensor in stored) * _dtypes.NAMED[dtype].bits // 8
+    others = [name for each in stored if (name := _dtypes.name_of(each.dtype)) not in {None, dtype}]
+    if needed > most // 2 and others:
+        raise RefusedError(
+            f"the weights take {amount(needed)} in {dtype}, which is more than half of "
+            "--max-memory, and only weights that are computed in their own dtype can stay in their "
+            "file",
+            hint=f"pass --dtype {others[0]}",
+        )
+
+
+def limited(measure: Measure, checkpoint: Checkpoint, most: int) -> Measure:
+    """Limit the memory of a measurement.
+
+    Args:
+        measure: The measurement, of a loaded model.
+        checkpoint: The model.
+        most: The limit in bytes. Half of it is for states.
+
+    Raises:
+        RefusedError: The weights do not fit, and are not in a file.
+    """
+    base, states = measure.base, most // 2
+    weights = sum({each.data_ptr(): each.nbytes for each in base.parameters()}.values())
+    if weights <= most - states:
+        return replace(measure, most=states)
+    mapped = mappings()
+    layers = _layers(base, checkpoint.depth)
+    if not all(mapped.holds(each) for layer in layers for each in layer.parameters()):
+        raise RefusedError(
+            f"the weights take {amount(weights)}, which is more than half of --max-memory, and "
+            "transformers does not leave them in their file"
+        )
+    mapped.hook(layers)
+
+    def build(plan: ExpansionPlan) -> Any:
+        found = measure.build(plan)
+        mapped.hook(_layers(found, len(plan.layout)))
+        return found
+
+    return replace(measure, build=build, at_work=mapped.at_work, most=states)
+
+
+def _layers(model: Any, depth: int) -> list[Any]:
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    stacks = layer_names.stacks_of(names, depth, model.config.to_dict())
+    return [model.get_submodule(f"{stack}.{index}") for stack in stacks for index in range(depth)]

@@ -1,0 +1,236 @@
+"""`mk-interleave scan`: layouts that are measured, compared with the models that `run` writes."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from harness import Cli, make_llama
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import mergekit_interleave as api
+from mergekit_interleave.errors import CheckpointError, DirectiveError
+
+WORDS = [f"word{number}" for number in range(3, 60)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a Llama of 8 layers with a tokenizer."""
+    return make_llama(tmp_path_factory.mktemp("scan") / "base")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a text of 700 random words."""
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(" ".join(random.Random(1).choices(WORDS, k=700)))  # noqa: S311 - a test
+    return file
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return items with answers of one and of several words."""
+    draw = random.Random(2)  # noqa: S311 - a test
+    file = tmp_path_factory.mktemp("items") / "items.jsonl"
+    lines = []
+    for number in range(14):
+        answer = " " + " ".join(draw.choices(WORDS, k=1 + number % 3))
+        item = {"prompt": " ".join(draw.choices(WORDS, k=1 + number)), "answer": answer}
+        item |= {"choices": [answer, " word4"]} if number % 2 else {}
+        lines.append(json.dumps(item))
+    file.write_text("\n".join(lines))
+    return file
+
+
+def lines_of(out: Path) -> list[dict[str, Any]]:
+    """Return the lines of the results."""
+    return [json.loads(line) for line in (out / "scan.jsonl").read_text().splitlines()]
+
+
+def log_likelihood(path: Path, text: Path, items: Path) -> list[float]:
+    """Return the score of each window of the text and of each item."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    encode = AutoTokenizer.from_pretrained(path).encode
+    tokens = encode(text.read_text())
+    rows = [(tokens[at : at + 64], 1) for at in range(0, len(tokens) - 1, 63)]
+    for line in items.read_text().splitlines():
+        item = json.loads(line)
+        whole = encode(item["prompt"] + item["answer"])
+        rows.append((whole, len(encode(item["prompt"]))))
+    found = []
+    for row, start in rows:
+        given = torch.tensor([row])
+        with torch.no_grad():
+            scores = model(given).logits[0, :-1].log_softmax(-1)
+        found.append(float(scores.gather(1, given[0, 1:, None])[start - 1 :].sum()))
+    return found
+
+
+def test_scores(mk: Cli, base: Path, text: Path, items: Path, tmp_path: Path) -> None:
+    """The scores of layouts are those of the models that `run` writes."""
+    plans = (
+        "repeat: 2:5@block",
+        "repeat: 1:4",
+        "drop: 3:5",
+        "interleave: every 4",
+        "repeat: 3:4x5",
+        "repeat: 2:4, zero: none, scale: {o_proj: 0.5}",
+        f"models: {{a: {base}, b: {make_llama(tmp_path / 'other')}}}, layout: [a 0:5, b 3:8]",
+    )
+    (tmp_path / "plans.txt").write_text("\n".join(plans))
+    words = ("--model", base, "--text", text, "--items", items, "--out", tmp_path / "found")
+    result = mk("scan", tmp_path / "plans.txt", *words)
+    assert result.status == 0, result.err
+    scores = np.load(tmp_path / "found" / "scores.npy")
+    assert scores.shape == (8, 12 + 14)
+    np.testing.assert_allclose(scores[0], log_likelihood(base, text, items), atol=1e-4, rtol=0)
+    for row, plan in enumerate(plans, 1):
+        api.run(plan, tmp_path / str(row), model=None if "models" in plan else base)
+        expected = log_likelihood(tmp_path / str(row), text, items)
+        np.testing.assert_allclose(scores[row], expected, atol=1e-4, rtol=0)
+    found = lines_of(tmp_path / "found")
+    assert [line["directive"] for line in found] == [*plans]
+    for row, line in enumerate(found, 1):
+        assert line["log_likelihood"] == pytest.approx(scores[row].sum())
+        assert line["base_log_likelihood"] == pytest.approx(scores[0].sum())
+    assert np.array_equal(scores[4], scores[0])  # identities
+
+
+def test_what_comes_out(mk: Cli, base: Path, text: Path, tmp_path: Path) -> None:
+    """A scan leaves its results, a map and a directive for `run`; a second call only reads them."""
+    out = tmp_path / "found"
+    words = ("scan", "--model", base, "--text", text, "--space", "drops", "--out", out)
+    result = mk(*words, "--tokens", 1300)
+    assert result.status == 0, result.err
+    verdict, *_ = result.out.splitlines()
+    found = lines_of(out)
+    assert len(found) == 35
+    assert {*found[0]} == {
+        "directive", "space", "cell", "log_likelihood", "base_log_likelihood", "tokens", "items"
+    }  # fmt: skip
+    assert "<svg" in (out / "scan.svg").read_text()
+    helps = "helps" in verdict
+    assert (out / "best.yml").exists() is helps
+    if helps:
+        assert mk("run", out / "best.yml", tmp_path / "grown").status == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert mk(*words, "--tokens", 1300).out == result.out == mk("scan", "--report", out).out
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    report = json.loads(mk("scan", "--report", out, "--json").out)
+    assert report["verdict"] == verdict
+
+
+def test_a_planted_gain(base: Path, text: Path, tmp_path: Path) -> None:
+    """If a layer of the base is scrambled, leaving that layer out is found to help."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    data = tmp_path / "scrambled"
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokens = tokenizer(text.read_text(), return_tensors="pt").input_ids
+    _teach(model, tokens)
+    for parameter in model.model.layers[5].parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter.data, std=1.0)
+    model.save_pretrained(data)
+    tokenizer.save_pretrained(data)
+    found = api.scan(model=data, space="drops", text=text, tokens=1300)
+    assert found.best is not None
+    assert found.best == "drop: 5:6"
+
+
+def _teach(model: Any, tokens: torch.Tensor) -> None:
+    """Let a model learn a text by heart, so that a broken layer makes it worse."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    rows = tokens[0, : 5 * 128].view(5, 128)
+    for _ in range(30):
+        model(rows, labels=rows).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_identities_do_not_help(base: Path, text: Path, tmp_path: Path) -> None:
+    """Zeroed copies change nothing, and the verdict says so."""
+    file = tmp_path / "plans.txt"
+    file.write_text("\n".join(f"interleave: every {number}" for number in range(1, 7)))
+    found = api.scan(file, model=base, text=text, tokens=1300)
+    assert found.best is None
+    assert not found.differences.any()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--tokens", "0"), "--tokens"),
+        (("--tokens", "40"), "sequences"),
+        (("--top", "0"), "--top"),
+        (("--seed", "-1"), "--seed"),
+        (("--dtype", "bogus"), "--dtype"),
+        (("--device", "bogus"), "--device"),
+        (("--space", "bogus"), "--space"),
+        (("--text", "missing.txt"), "missing.txt"),
+        (("missing.txt",), "missing.txt"),
+        ((__file__, "--space", "drops"), "--space"),
+        (("--items", __file__), "line 1"),
+        (("--report", "there", "--out", "here"), "--report"),
+    ],
+)
+def test_wrong_options(words: tuple[str, ...], named: str, mk: Cli, base: Path) -> None:
+    """A wrong option is one error that names it."""
+    model = () if "--report" in words else ("--model", base)
+    result = mk("scan", *words, *model)
+    assert (result.status, result.out) == (2, ""), result.err
+    assert named in result.err
+
+
+def test_a_wrong_line(mk: Cli, base: Path, tmp_path: Path) -> None:
+    """A directive that `run` refuses is an error that names its line."""
+    (tmp_path / "plans.txt").write_text("# tried\n\ndrop: 1:2\nbogus: 3\n")
+    result = mk("scan", tmp_path / "plans.txt", "--model", base)
+    assert (result.status, "plans.txt, line 4" in result.err) == (2, True)
+
+
+def test_another_scan(base: Path, text: Path, tmp_path: Path) -> None:
+    """Results of another model, text or space are not continued."""
+    out, how = tmp_path / "found", {"text": text, "space": "layers", "tokens": 1300}
+    (tmp_path / "one.txt").write_text("drop: 1:2")
+    api.scan(tmp_path / "one.txt", model=base, text=text, tokens=1300, out=out)
+    other = make_llama(tmp_path / "other")
+    for changed in ({"model": other}, {"tokens": 1299}, {"space": "drops"}):
+        with pytest.raises(DirectiveError, match="found"):
+            api.scan(**{"model": base, **how, **changed}, out=out)
+    with pytest.raises(CheckpointError, match="nowhere"):
+        api.scanned(tmp_path / "nowhere")
+
+
+def test_an_unfinished_scan(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an interrupt, what was measured is kept, and the same call measures only the rest."""
+    from mergekit_interleave.scanning.measure import Measure
+
+    how = {"model": base, "text": text, "tokens": 1300, "space": "blocks"}
+    api.scan(**how, out=tmp_path / "whole")
+    calls, scores = [], Measure.scores
+
+    def stopping(self: Measure, *words: Any) -> Any:
+        calls.append(words)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return scores(self, *words)
+
+    monkeypatch.setattr("mergekit_interleave.commands.scan._BATCH", 512)
+    monkeypatch.setattr(Measure, "scores", stopping)
+    api_out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        api.scan(**how, out=api_out)
+    with pytest.raises(DirectiveError, match="not measured"):
+        api.scanned(api_out)
+    api.scan(**how, out=api_out)
+    assert len(calls) == 3  # the one that was interrupted is made again
+    for line, other in zip(lines_of(api_out), lines_of(tmp_path / "whole"), strict=True):
+        assert line["log_likelihood"] == pytest.approx(other["log_likelihood"], abs=1e-3)

@@ -1,0 +1,88 @@
+"""The directory of a scan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mergekit_interleave.errors import CheckpointError, DirectiveError
+from mergekit_interleave.scanning import results
+from mergekit_interleave.scanning.results import LINES, RECORD, SCORES, Results
+from mergekit_interleave.scanning.spaces import Candidate
+
+CANDIDATES = (Candidate("drop: 0:1", "drops", (0, 1)), Candidate("drop: 1:2", "file"))
+TOKENS = (3, 4, 5)
+FOUND = np.array([[-1.0, -2.0, -3.0], [-1.5, -2.5, -3.5], [-1.0, np.nan, -3.0]])
+
+
+def opened(place: Path, **record: object) -> Results:
+    """Open the directory of a scan."""
+    return results.opened(place, {"model": "one", **record}, CANDIDATES, TOKENS)
+
+
+def test_lines(tmp_path: Path) -> None:
+    """A layout has its line as soon as it is measured, in order, with sums over all sequences."""
+    kept = opened(tmp_path / "out")
+    kept.note([1], [0, 1, 2], FOUND[1:2])
+    assert (tmp_path / "out" / LINES).read_text() == ""
+    kept.note([0], [0, 1, 2], FOUND[:1])
+    (line,) = (tmp_path / "out" / LINES).read_text().splitlines()
+    assert json.loads(line) == {
+        "directive": "drop: 0:1", "space": "drops", "cell": [0, 1], "log_likelihood": -7.5,
+        "base_log_likelihood": -6.0, "tokens": 12, "items": 3,
+    }  # fmt: skip
+    kept.note([2], [2], FOUND[2:, 2:])
+    assert len((tmp_path / "out" / LINES).read_text().splitlines()) == 1
+    kept.note([2], [0, 1], FOUND[2:, :2])
+    lines = (tmp_path / "out" / LINES).read_text().splitlines()
+    assert json.loads(lines[1])["log_likelihood"] is None  # not a number
+
+
+def test_resumed(tmp_path: Path) -> None:
+    """What was measured is known after a stop, even if it came in the middle of a line."""
+    whole, stopped = opened(tmp_path / "whole"), opened(tmp_path / "stopped")
+    for kept in (whole, stopped):
+        kept.note([0, 1], [0, 1, 2], FOUND[:2])
+    whole.note([2], [0, 1, 2], FOUND[2:])
+    with (tmp_path / "stopped" / LINES).open("a") as file:
+        file.write('{"directive": "dr')
+    again = opened(tmp_path / "stopped")
+    assert again.is_measured([0, 1], [0, 1, 2])
+    assert not again.is_measured([1, 2], [0])
+    again.note([2], [0, 1, 2], FOUND[2:])
+    for name in (RECORD, LINES, SCORES):
+        one, other = (tmp_path / place / name for place in ("whole", "stopped"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_another_scan(tmp_path: Path) -> None:
+    """A directory with the scan of another model, or with other files, is refused."""
+    opened(tmp_path / "out")
+    with pytest.raises(DirectiveError, match="model"):
+        opened(tmp_path / "out", model="two")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(DirectiveError, match="other"):
+        opened(tmp_path / "other")
+
+
+def test_read(tmp_path: Path) -> None:
+    """A scan is read without what made it."""
+    kept = opened(tmp_path / "out", seed=3)
+    kept.note([0, 1, 2], [0, 1, 2], FOUND)
+    record, found = results.read(tmp_path / "out")
+    assert record["seed"] == 3
+    assert tuple(found.candidates) == CANDIDATES
+    assert np.array_equal(found.differences, kept.differences)
+
+
+@pytest.mark.parametrize("broken", [RECORD, SCORES])
+def test_a_broken_directory(broken: str, tmp_path: Path) -> None:
+    """A missing or malformed file is an error that names the directory."""
+    opened(tmp_path / "out")
+    (tmp_path / "out" / broken).write_bytes(b"{}")
+    with pytest.raises(CheckpointError, match="out"):
+        results.read(tmp_path / "out")
