@@ -144,9 +144,11 @@ def test_a_layout_that_shows_more_than_others(tmp_path: Path) -> None:
     assert "scores of a layout" in str(measure(base, plans).reason)
 
 
-def test_a_layout_that_cannot_be_built(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["zamba", "gemma4:e2b"])
+def test_a_layout_that_cannot_be_built(name: str, tmp_path: Path) -> None:
     """The score of a layout that `run` refuses when it builds it is no finite number."""
-    base = zoo.save("zamba", tmp_path / "base")
+    base = zoo.save(name, tmp_path / "base")
+    assert zoo.mk("run", "drop: 2:4", str(tmp_path / "out"), "--model", str(base))[0]
     measured = measure(base, ("repeat: 3:4", "drop: 2:4"))
     found = measured.scores([0, 1], sequences())
     assert np.isfinite(found).tolist() == [[True] * 4, [False] * 4]
