@@ -85,6 +85,7 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "out": out,
         "dtype": dtype,
         "device": device,
+        "max_memory": max_memory,
         "trust_remote_code": trust_remote_code,
         "progress": progress_bar("layouts", "layout"),
     }
@@ -96,7 +97,6 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         space=space or (),
         top=top,
         seed=seed,
-        max_memory=max_memory,
         workers=workers,
         ray=ray,
         num_cpus=num_cpus,

@@ -136,6 +136,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     out: StrPath | None = None,
     dtype: str = "float32",
     device: str | None = None,
+    max_memory: int | str | None = None,
     trust_remote_code: bool = False,
     progress: Bar | None = None,
 ) -> TrainingScanReport:
@@ -154,6 +155,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         out: The directory for `training.json`, the numbers, and `training.yml`, the directive.
         dtype: The dtype to compute in.
         device: The device to compute on; by default, a GPU if there is one.
+        max_memory: The maximum memory for weights and states, as for `scan`.
         trust_remote_code: Run code from the model. By default none is run.
         progress: As for `scan`.
 
@@ -162,6 +164,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     """
     most = _positive(tokens, "--tokens")
     wanted = None if add is None else _positive(add, "--add")
+    nbytes = inputs.parse_size(max_memory, "--max-memory")
     check_place(dtype, device)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         first = base_of(model, trusted=trust_remote_code)
@@ -173,9 +176,8 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         if out is not None:
             _create(Path(out))
         parts = batches(scored, BATCH)
-        measure = Job([*plans.values()], dtype, device, to_check(parts), None).start(
-            warnings.append
-        )
+        job = Job([*plans.values()], dtype, device, to_check(parts), None, nbytes)
+        measure = job.start(warnings.append)
         influences = _influences(measure, parts, warnings.append)
         changes = _changes(measure, parts, progress or no_bar)
         layers = _ranked(outcomes, influences, dict(zip(plans, changes, strict=True)))

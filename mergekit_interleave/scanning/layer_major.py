@@ -155,19 +155,18 @@ class LayerMajor:
             for index, call in enumerate(calls):
                 if any(each is _WITHHELD for each in _leaves((call.arguments, call.keywords))):
                     raise NotLayerMajorError(f"layer {index} is given more than a state")
-            states, kept = [first], []
+            state, states = first, [first.clone()]
             for index, call in enumerate(calls):
-                kept.append(states[-1].clone())
-                states.append(self._applied(index, call, states[-1]))
+                state = self._applied(index, call, state)
+                states.append(state.clone())
             backwards = [*reversed(range(self.depth))]
             for index, other in zip(backwards, range(self.depth), strict=True):
-                self._applied(index, calls[index], kept[other].clone())
+                self._applied(index, calls[index], states[other].clone())
             for index in backwards:
-                own = kept[index].clone()
-                after = self._applied(index, calls[index], own)
-                if not _is_same(after, states[index + 1]):
+                own = states[index].clone()
+                if not _is_same(self._applied(index, calls[index], own), states[index + 1]):
                     raise NotLayerMajorError(f"layer {index} depends on more than its state")
-                if not (_is_same(own, kept[index]) and _is_same(states[index], kept[index])):
+                if not _is_same(own, states[index]):
                     raise NotLayerMajorError(f"layer {index} changes the state that it is given")
 
     def _check_weights(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergekit_interleave.checkpoint import layer_names, meta_model
-from mergekit_interleave.errors import InterleaveError, UnrepresentableError
+from mergekit_interleave.errors import InterleaveError, RefusedError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import likelihood, paths
 from mergekit_interleave.scanning.batches import Batch, by_length
@@ -71,7 +71,8 @@ class Measure:
         )
         try:
             self.reason = self._fault(batch)
-        except UnrepresentableError as error:
+        except RefusedError as error:
+            _check_memory(error)
             self.reason = f"`run` refuses some of them, such as one of which it says: {error}"
         except NotLayerMajorError as error:
             self.reason = str(error)
@@ -81,7 +82,7 @@ class Measure:
 
         Raises:
             NotLayerMajorError: They cannot be.
-            UnrepresentableError: A layout cannot be built.
+            RefusedError: A layout cannot be built.
         """
         simple = {
             row: paths.path_of(plan.layout)
@@ -127,19 +128,27 @@ class Measure:
             rows: The numbers of the layouts.
             batch: The sequences.
         """
-        simple = [row for row in rows if self.reason is None and self._is_simple(row)]
-        return self._measured(rows, batch, {row: self._path(row) for row in simple})
+        fast: dict[int, Path] = {}
+        for row in rows:
+            if self.reason is None and self._is_simple(row):
+                with _unless_refused():
+                    fast[row] = self._path(row)
+        return self._measured(rows, batch, fast)
 
     def _measured(self, rows: Sequence[int], batch: Batch, fast: Mapping[int, Path]) -> Floats:
         """Return scores; those of `fast` are computed layer by layer."""
         found = np.full((len(rows), len(batch.sequences)), -np.inf)
         parts = [*self.parts(batch)]
-        for places, part in parts if fast else ():
-            own = self._layer_major.scores(part, fast)
-            found[np.ix_([rows.index(row) for row in fast], places)] = [own[row] for row in fast]
+        try:
+            for places, part in parts if fast else ():
+                own = self._layer_major.scores(part, fast)
+                of_fast = [rows.index(row) for row in fast]
+                found[np.ix_(of_fast, places)] = [own[row] for row in fast]
+        except NotLayerMajorError as error:
+            self.reason, fast = str(error), {}
         for at, row in enumerate(rows):
             if row not in fast:
-                with suppress(UnrepresentableError):
+                with _unless_refused():
                     model = self.base if row < 0 else self.build(self.plans[row])
                     for places, part in parts:
                         found[at, places] = likelihood.scores(model, part)
@@ -178,6 +187,21 @@ class Measure:
                 if step in missing:
                     self._edited[step] = grown.get_submodule(f"{stack}.{index}")
         return path
+
+
+@contextmanager
+def _unless_refused() -> Iterator[None]:
+    """Leave the block where a layout is refused when it is built."""
+    try:
+        yield
+    except RefusedError as error:
+        _check_memory(error)
+
+
+def _check_memory(error: RefusedError) -> None:
+    """Raise an error again if it says that memory is exhausted, not that a layout is refused."""
+    if "memory" in str(error):
+        raise error
 
 
 def _tried(compute: Callable[[], Any]) -> Any:

@@ -223,7 +223,7 @@ def test_an_unfinished_scan(
             raise KeyboardInterrupt
         return scores(self, *words)
 
-    monkeypatch.setattr("mergekit_interleave.commands.scan._BATCH", 512)
+    monkeypatch.setattr("mergekit_interleave.commands.scan.BATCH", 512)
     monkeypatch.setattr(Measure, "scores", stopping)
     api_out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):

@@ -13,6 +13,7 @@ import torch
 import toys
 import zoo
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import mergekit_interleave as api
 from mergekit_interleave.commands import inputs
@@ -144,9 +145,47 @@ def test_a_layout_that_shows_more_than_others(tmp_path: Path) -> None:
     assert "scores of a layout" in str(measure(base, plans).reason)
 
 
-def test_a_layout_that_cannot_be_built(tmp_path: Path) -> None:
+def _in_place(own: Any) -> Any:
+    """Return a forward pass that overwrites the state that it is given, after its use."""
+
+    def forward(layer: Any, state: Any, **keywords: Any) -> Any:
+        result = own(layer, state.clone(), **keywords)
+        state.zero_()
+        return result
+
+    return forward
+
+
+def _with_memory(own: Any) -> Any:
+    """Return a forward pass that adds what the layer before left behind."""
+    seen: dict[int, Any] = {}
+
+    def forward(layer: Any, state: Any, **keywords: Any) -> Any:
+        index = layer.self_attn.layer_idx
+        seen[index] = state.mean()
+        return own(layer, state, **keywords) + seen.get(index - 1, 0)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(_in_place, "changes the state"), (_with_memory, "depends on more than its state")],
+)
+def test_layers_that_do_more_than_return(
+    change: Any, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that changes its state in place or reads what another left behind is found out."""
+    kind = LlamaDecoderLayer
+    monkeypatch.setattr(kind, "forward", change(kind.forward))
+    assert reason in str(measure(zoo.save("llama", tmp_path / "base"), PLANS).reason)
+
+
+@pytest.mark.parametrize("name", ["zamba", "gemma4:e2b"])
+def test_a_layout_that_cannot_be_built(name: str, tmp_path: Path) -> None:
     """The score of a layout that `run` refuses when it builds it is no finite number."""
-    base = zoo.save("zamba", tmp_path / "base")
+    base = zoo.save(name, tmp_path / "base")
+    assert zoo.mk("run", "drop: 2:4", str(tmp_path / "out"), "--model", str(base))[0]
     measured = measure(base, ("repeat: 3:4", "drop: 2:4"))
     found = measured.scores([0, 1], sequences())
     assert np.isfinite(found).tolist() == [[True] * 4, [False] * 4]

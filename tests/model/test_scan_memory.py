@@ -69,6 +69,13 @@ def test_the_same_scores(tmp_path: Path) -> None:
     assert found[0].any()
 
 
+@linux
+def test_the_same_ranks(tiny: Path) -> None:
+    """A scan for training gives the same numbers with a limit as without."""
+    found = [api.scan_for_training(model=tiny, max_memory=limit) for limit in ("1kB", None)]
+    assert found[0].layers == found[1].layers
+
+
 def test_another_dtype(mk: Cli, tmp_path: Path) -> None:
     """Weights that would have to be converted do not fit; the hint names their own dtype."""
     words = ("scan", "--model", make_llama(tmp_path / "base"), "--max-memory", "1kB")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_interleave.scanning.batches import batches
+from mergekit_interleave.scanning.batches import batches, by_length
 from mergekit_interleave.scanning.sequences import ScoredTokens
 
 
@@ -20,3 +20,16 @@ def test_batches(lengths: list[int], most: int) -> None:
         assert len(batch.numbers) == 1 or len(batch.numbers) * batch.width <= most
         for row, each in zip(batch.rows(), batch.sequences, strict=True):
             assert (len(row), tuple(row[: len(each.tokens)])) == (batch.width, each.tokens)
+
+
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=12))
+def test_by_length(lengths: list[int]) -> None:
+    """A batch is divided into batches without padding, with the places of their sequences."""
+    sequences = [ScoredTokens(tuple(range(n)), 1, "text") for n in lengths]
+    (batch,) = batches(sequences, 1000)
+    found = [*by_length(batch)]
+    assert sorted(place for places, _ in found for place in places) == [*range(len(lengths))]
+    for places, part in found:
+        assert {len(each.tokens) for each in part.sequences} == {part.width}
+        assert part.sequences == tuple(batch.sequences[place] for place in places)
+        assert part.numbers == tuple(batch.numbers[place] for place in places)

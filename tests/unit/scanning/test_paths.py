@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_interleave.scanning.paths import Node, Path, Step, groups, size, tree
+from mergekit_interleave.scanning.paths import Node, Path, Step, covering, groups, size, tree
 
 PATHS = st.lists(st.lists(st.integers(0, 4), min_size=1, max_size=8), max_size=12)
 
@@ -40,6 +40,29 @@ def test_blocks_of_thirty_layers() -> None:
     base = tuple(Step(index) for index in range(30))
     blocks = [base[:j] + base[i:] for i in range(30) for j in range(i + 1, 31)]
     assert size(tree(dict(enumerate([base, *blocks])))) == 9455 + 30
+
+
+@given(PATHS)
+def test_covering(lists: list[list[int]]) -> None:
+    """Each step that is repeated or moved in any path is so in one of the chosen ones."""
+    paths = {number: tuple(map(Step, steps)) for number, steps in enumerate(lists)}
+    chosen = covering(paths)
+
+    def shown(numbers: Iterable[int]) -> set[tuple[Step, bool, bool]]:
+        return {
+            (step, step in paths[number][:index], index != step.source)
+            for number in numbers
+            for index, step in enumerate(paths[number])
+        }
+
+    assert shown(chosen) == shown(paths)
+
+
+def test_few_cover_all_blocks() -> None:
+    """Few of the 465 blocks of 30 layers show all layers repeated and moved."""
+    base = tuple(Step(index) for index in range(30))
+    blocks = [base[:j] + base[i:] for i in range(30) for j in range(i + 1, 31)]
+    assert len(covering(dict(enumerate(blocks)))) <= 6
 
 
 def test_groups() -> None:
