@@ -159,7 +159,6 @@ def test_the_command_is_ended(
     assert_same(out, plain)
 
 
-@pytest.mark.faults
 @POSIX
 def test_killed_at_random_moments(words: dict[str, Any], plain: Path, tmp_path: Path) -> None:
     """Scans that are killed five times at random moments and resumed end with the same bytes."""
