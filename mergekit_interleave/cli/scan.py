@@ -54,8 +54,8 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
     device: Annotated[str | None, typer.Option(metavar="DEVICE", show_default=False, help=
         "The device to compute on; a GPU if there is one.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
-        "The maximum memory for weights and states, such as 8GB. If weights need more, only the "
-        "layer at work is in memory.")] = None,
+        "The maximum memory for weights and states, such as 8GB; each worker may use as much. If "
+        "weights need more, only the layer at work is in memory.")] = None,
     workers: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
         "Measure in this number of processes, each of which loads the model. With --ray, the "
         "number of actors; as many as there is room for is the default.")] = None,

@@ -173,7 +173,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         device: The device to compute on; by default, a GPU if there is one.
         max_memory: The maximum memory for weights and states, in bytes or as text such as `8GB`.
             If the weights need more, only the layer at work is in memory; the file must have the
-            dtype to compute in.
+            dtype to compute in. Each worker may use as much.
         workers: The number of processes that measure, each of which loads the model and has its
             part of the threads; by default 1. With `ray`, the number of actors; by default as many
             as there is room for. A script that gives it needs `if __name__ == "__main__":`.
@@ -287,7 +287,8 @@ def _way(
         return RayActors(ray, count, **reserved)
     if reserved:
         raise DirectiveError(
-            f"--num-{next(iter(reserved))} is for the actors of Ray", hint="give --ray, too"
+            f"--num-{next(iter(reserved))} is for the actors of Ray",
+            hint="leave it out, or give --ray, too",
         )
     return Here() if count in {None, 1} else Processes(count)
 

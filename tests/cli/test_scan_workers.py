@@ -123,7 +123,7 @@ def test_a_worker_is_killed(words: dict[str, Any], plain: Path, tmp_path: Path) 
 
 def test_an_error_in_a_worker(words: dict[str, Any], mk: Cli, tmp_path: Path) -> None:
     """What a process refuses is the error of the command."""
-    wrong = (*command(words, tmp_path / "out"), "--dtype", "bfloat16", "--max-memory", "1kB")
+    wrong = (*command(words, tmp_path / "out"), "--max-memory", "1KB", "--dtype", "bfloat16")
     alone, made = mk(*wrong), mk(*wrong, "--workers", 2)
     assert made.status == alone.status == 1
     assert made.err == alone.err
@@ -278,9 +278,25 @@ def test_a_node_of_ray_is_lost(
     assert_same(tmp_path / "out", plain)
 
 
-def test_too_little_for_ray(cluster: Any, words: dict[str, Any]) -> None:
-    """A cluster with no machine for an actor is an error; one that is not there is another."""
-    with pytest.raises(RefusedError, match="1 CPU"):
+def test_too_little_for_ray(
+    cluster: Any, words: dict[str, Any], plain: Path, tmp_path: Path
+) -> None:
+    """A cluster with no machine for an actor is an error, and actors may reserve nothing.
+
+    That no cluster is there is another error.
+    """
+    with pytest.raises(RefusedError, match="1 CPU") as caught:
         scan(**words, ray=cluster.address)
-    with pytest.raises(DirectiveError, match="127"):
+    assert "smaller --num-cpus" in str(caught.value.hint)
+    scan(**words, out=tmp_path / "out", ray=cluster.address, num_cpus=0)
+    assert_same(tmp_path / "out", plain)
+
+
+def test_no_cluster(words: dict[str, Any], plain: Path, tmp_path: Path) -> None:
+    """An address at which there is no cluster is an error at once; the hint starts one."""
+    pytest.importorskip("ray")
+    with pytest.raises(DirectiveError, match="127") as caught:
         scan(**words, ray="127.0.0.1:1")
+    assert "--ray local" in str(caught.value.hint)
+    scan(**words, out=tmp_path / "out", ray="local")
+    assert_same(tmp_path / "out", plain)
