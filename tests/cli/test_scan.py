@@ -133,9 +133,10 @@ def test_a_planted_gain(base: Path, text: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokens = tokenizer(text.read_text(), return_tensors="pt").input_ids
     _teach(model, tokens)
+    draw = torch.Generator().manual_seed(0)
     for parameter in model.model.layers[5].parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter.data, std=1.0)
+            parameter.data.normal_(std=1.0, generator=draw)
     model.save_pretrained(data)
     tokenizer.save_pretrained(data)
     found = api.scan(model=data, space="drops", text=text, tokens=1300)

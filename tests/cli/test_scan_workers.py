@@ -123,7 +123,7 @@ def test_a_worker_is_killed(words: dict[str, Any], plain: Path, tmp_path: Path) 
 
 def test_an_error_in_a_worker(words: dict[str, Any], mk: Cli, tmp_path: Path) -> None:
     """What a process refuses is the error of the command."""
-    wrong = (*command(words, tmp_path / "out"), "--dtype", "bfloat16", "--max-memory", "1kB")
+    wrong = (*command(words, tmp_path / "out"), "--max-memory", "1KB", "--dtype", "bfloat16")
     alone, made = mk(*wrong), mk(*wrong, "--workers", 2)
     assert made.status == alone.status == 1
     assert made.err == alone.err

@@ -77,7 +77,7 @@ def scores(model: Any, batch: Batch) -> list[float]:
     return found
 
 
-def model_of(plan: str, base: Path) -> dict[str, Any]:
+def model_of(plan: str, base: Path) -> inputs.Words:
     """Return the option that a plan needs to name its model."""
     return {} if plan.startswith("models:") else {"model": base}
 
