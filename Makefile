@@ -24,7 +24,7 @@ pure: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q -m "not fuzz" tests/unit
 
 test: lint types imports smoke $(SMOLLM2)/config.json
-	OMP_NUM_THREADS=1 MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults"
+	OMP_NUM_THREADS=1 MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # Install the wheel into empty environments, one for each Python found; four take 2 to 3 minutes. This runs
 # again only if the package or the test has changed. Only the Python version of .venv has torch, which is
@@ -56,7 +56,7 @@ clients: $(VENV)/installed $(SMOLLM2)/config.json
 # much random input as usual, in half an hour.
 faults: $(VENV)/installed
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/faults.py
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m slow
 	MK_INTERLEAVE_FUZZ=20 $(BIN)/python -m pytest -m fuzz
 
 # Time both engines, mergekit-yaml and cp in turn, in a quarter of an hour; write docs/performance.md.

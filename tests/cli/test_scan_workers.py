@@ -97,6 +97,7 @@ def is_begun(out: Path) -> bool:
     return not missing.all()
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(words: dict[str, Any], plain: Path, tmp_path: Path) -> None:
     """Two processes give the bytes of one; the shards of a process that is killed are measured."""
     killed: list[int] = []
@@ -129,7 +130,7 @@ def test_an_error_in_a_worker(words: dict[str, Any], mk: Cli, tmp_path: Path) ->
     assert made.err == alone.err
 
 
-@pytest.mark.faults
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_the_command_is_ended(

@@ -129,9 +129,17 @@ class TestPackage:
         } - {"json", "svg"}
         keywords = {
             {"trainer": "for", "tool": "as"}.get(word, word)
-            for word in _keywords(getattr(api, name))
-        }
+            for function in (name, *_MORE.get(name, ()))
+            for word in _keywords(getattr(api, function))
+        } | _CHOOSES.get(name, set())
         assert options == keywords - {"progress", "base"}
+
+
+_MORE = {"scan": ("scan_for_training",)}
+"""Other functions that a command calls."""
+
+_CHOOSES = {"scan": {"for", "report"}}
+"""Options that choose the function."""
 
 
 def _keywords(function: Callable[..., Any]) -> Iterator[str]:

@@ -54,7 +54,10 @@ def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     return base, zoo.finetune(base, tmp_path / "b")
 
 
-TYPES = ["qwen3", "gemma2", "phi3", "qwen3_moe", "qwen3_5_text", "gemma3", "deepseek_v4", "lfm2"]
+TYPES = [
+    "qwen3", "gemma2", "phi3", "qwen3_moe", "qwen3_5_text", "gemma3", "lfm2",
+    pytest.param("deepseek_v4", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", TYPES)
