@@ -6,7 +6,7 @@ CACHE := .cache
 PACKAGE := $(shell find mergekit_interleave -type f -not -name '*.pyc')
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 
-.PHONY: demo demo-train check test smoke docs zoo clients faults bench bench-large bench-memory pure lint types imports actionlint install clean
+.PHONY: demo demo-train check test smoke docs zoo clients faults bench bench-large bench-memory bench-scan pure lint types imports actionlint install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
@@ -67,6 +67,11 @@ bench: $(VENV)/installed
 # docs/performance.md.
 bench-memory: $(SMOLLM2)/config.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/in_memory.py $(SMOLLM2) $(CACHE)/bench --page docs/performance.md
+
+# Time a scan of SmolLM2 against bare matrix products and against single models, in half an hour, on an idle
+# machine.
+bench-scan: $(SMOLLM2)/config.json
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/scan.py $(SMOLLM2) $(CACHE)/bench
 
 # Time `run` and its check against cp on 14.5 GB, in a quarter of an hour; write docs/performance.md. This
 # prints a message and stops if less than 35 GB of disk space is free.
