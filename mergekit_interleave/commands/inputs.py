@@ -194,6 +194,27 @@ def _plain(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
+def parse_count(number: float | str, where: str) -> int:
+    """Convert the value of an option to a number of things.
+
+    Raises:
+        DirectiveError: It is no whole number, or below 1.
+    """
+    found = parse_number(number, where, int)
+    if found < 1:
+        raise DirectiveError(f"{where} is {found}, not at least 1")
+    return found
+
+
+def lines(text: str, where: str) -> list[Text]:
+    """Return each line of a file as a directive, without empty lines and comments."""
+    return [
+        Text(line, f"{where}, line {number}")
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
 def parse_number(number: float | str, where: str, kind: type[_Number]) -> _Number:
     """Convert the value of an option, which the command line gives as text, to a number.
 

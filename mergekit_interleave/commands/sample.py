@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from mergekit_interleave.commands.load import built, named, planned
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.engines.protocol import no_bar
+from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import CheckpointError, DirectiveError, collected_warnings
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mergekit_interleave.commands.inputs import Words
-
-Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 BASE = "base"
 
@@ -139,7 +136,7 @@ def sample(  # noqa: PLR0913 - one parameter for each option
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     how = Sampling(
-        inputs.parse_number(max_new_tokens, "--max-new-tokens", int),
+        inputs.parse_count(max_new_tokens, "--max-new-tokens"),
         inputs.parse_number(temperature, "--temperature", float),
         inputs.parse_number(seed, "--seed", int),
         chat,
@@ -238,8 +235,6 @@ def _check(prompts: Sequence[str], text: StrPath | None, how: Sampling) -> None:
     if not prompts and (how.chat or how.temperature):
         option = "--chat" if how.chat else "--temperature"
         raise DirectiveError(f"{option} has no effect without a prompt", hint="pass --prompt TEXT")
-    if how.new_tokens < 1:
-        raise DirectiveError(f"--max-new-tokens is {how.new_tokens}, not at least 1")
     if how.temperature and not _LEAST_TEMPERATURE <= how.temperature < math.inf:
         least = f"{_LEAST_TEMPERATURE:g}"
         raise DirectiveError(f"--temperature is {how.temperature:g}, not 0 or at least {least}")
@@ -266,20 +261,11 @@ def _read(wanted: Sequence[DirectiveLike | None]) -> Iterator[Directive | Text |
         yield None
     for each in wanted:
         found = inputs.read(each)
-        lines = _alone(found.text, found.where) if isinstance(found, Text) else []
+        lines = inputs.lines(found.text, found.where) if isinstance(found, Text) else []
         if sum(_is_whole(line.text) for line in lines) > 1:
             yield from lines
         else:
             yield found
-
-
-def _alone(text: str, where: str) -> list[Text]:
-    """Return each line of a file as a directive, without empty lines and comments."""
-    return [
-        Text(line, f"{where}, line {number}")
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
 
 
 def _is_whole(line: str) -> bool:

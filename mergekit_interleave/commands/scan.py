@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import DTYPES, Directive
-from mergekit_interleave.engines.protocol import no_bar
+from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -57,8 +57,6 @@ from mergekit_interleave.scanning.sequences import ScoredTokens
 from mergekit_interleave.scanning.spaces import Candidate
 from mergekit_interleave.scanning.verdict import Measured
 from mergekit_interleave.virtual import sampling, sources
-
-Bar = Callable[[int], AbstractContextManager[Callable[[int], object]]]
 
 BEST, MAP = "best.yml", "scan.svg"
 
@@ -187,13 +185,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: There is nothing to measure, or it cannot be measured.
     """
-    numbers = {
-        "tokens": inputs.parse_number(tokens, "--tokens", int),
-        "top": inputs.parse_number(top, "--top", int),
-    }
-    for name, number in numbers.items():
-        if number < 1:
-            raise DirectiveError(f"--{name} is {number}, not at least 1")
+    most_tokens, shown = inputs.parse_count(tokens, "--tokens"), inputs.parse_count(top, "--top")
     chosen = inputs.parse_number(seed, "--seed", int)
     if chosen < 0:
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
@@ -204,15 +196,15 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         hide_bars()
         tokenizer = tokenizer_of(work.first)
-        scored = scored_sequences(tokenizer, text, items, numbers["tokens"], work.first)
+        scored = scored_sequences(tokenizer, text, items, most_tokens, work.first)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
-        kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": numbers["top"]})
+        kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": shown})
         parts = batches(scored, BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
         job = Job(work.plans, dtype, device, to_check(parts), digest, most)
         if shards := _shards(kept, parts):
             _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
-    report = _report(kept, [each.kind for each in scored], chosen, numbers["top"], warnings)
+    report = _report(kept, [each.kind for each in scored], chosen, shown, warnings)
     if out is not None:
         _write(Path(out), report, work.first.depth, model)
     return report
@@ -273,9 +265,7 @@ def _way(
     Raises:
         DirectiveError: A number is wrong, or needs --ray.
     """
-    count = None if workers is None else inputs.parse_number(workers, "--workers", int)
-    if count is not None and count < 1:
-        raise DirectiveError(f"--workers is {count}, not at least 1")
+    count = None if workers is None else inputs.parse_count(workers, "--workers")
     reserved: dict[str, float] = {}
     for name, given in {"num-cpus": num_cpus, "num-gpus": num_gpus}.items():
         if given is not None:
@@ -294,7 +284,7 @@ def _way(
 
 
 @dataclass(frozen=True)
-class _Planner:
+class Planner:
     """How the layouts are planned.
 
     Attributes:
@@ -327,7 +317,7 @@ class _Plans(Sequence[ExpansionPlan]):
     """The plans of layouts. Another process makes those that it needs again."""
 
     def __init__(
-        self, planner: _Planner, texts: Sequence[inputs.Text], made: Iterable[ExpansionPlan] = ()
+        self, planner: Planner, texts: Sequence[inputs.Text], made: Iterable[ExpansionPlan] = ()
     ) -> None:
         self._planner = planner
         self._texts = texts
@@ -383,7 +373,7 @@ def _prepared(
         raise DirectiveError(
             "a file of layouts cannot be combined with --space", hint="leave one of them out"
         )
-    planner = _Planner(model, trusted)
+    planner = Planner(model, trusted)
     if file is not None:
         listed = _listed(Path(file))
         texts = [inputs.Text(each.directive, where) for each, where in listed]
@@ -428,9 +418,8 @@ def _listed(file: Path) -> list[tuple[Candidate, str]]:
         DirectiveError: It cannot be read, or has none.
     """
     found = [
-        (Candidate(line.strip(), spaces.FILE), f"{file}, line {number}")
-        for number, line in enumerate(read_text(file).splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
+        (Candidate(line.text.strip(), spaces.FILE), line.where)
+        for line in inputs.lines(read_text(file), str(file))
     ]
     if not found:
         raise DirectiveError(

@@ -17,14 +17,13 @@ from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
-from mergekit_interleave.commands.load import planned
 from mergekit_interleave.commands.plan import plan
 from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.commands.scan import (
     BATCH,
     GROUP,
-    Bar,
     Job,
+    Planner,
     base_of,
     check_place,
     scored_sequences,
@@ -34,10 +33,9 @@ from mergekit_interleave.commands.scan import (
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import After
-from mergekit_interleave.engines.protocol import no_bar
+from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import (
     CheckpointError,
-    DirectiveError,
     InterleaveError,
     LayoutError,
     OutputError,
@@ -162,8 +160,8 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be measured, or has fewer layers than `add`.
     """
-    most = _positive(tokens, "--tokens")
-    wanted = None if add is None else _positive(add, "--add")
+    most = inputs.parse_count(tokens, "--tokens")
+    wanted = None if add is None else inputs.parse_count(add, "--add")
     nbytes = inputs.parse_size(max_memory, "--max-memory")
     check_place(dtype, device)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
@@ -191,13 +189,6 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     return report
 
 
-def _positive(number: int | str, name: str) -> int:
-    found = inputs.parse_number(number, name, int)
-    if found < 1:
-        raise DirectiveError(f"{name} is {found}, not at least 1")
-    return found
-
-
 def _candidates(depth: int) -> list[Candidate]:
     """Return the layouts that leave out one layer.
 
@@ -215,12 +206,11 @@ def _planned(
     candidates: Sequence[Candidate], model: ModelLike | None, *, trusted: bool
 ) -> Outcomes:
     """Plan each layout, or find out why `run` refuses it."""
+    planner = Planner(model, trusted)
 
     def outcome(each: Candidate) -> ExpansionPlan | InterleaveError:
-        text = inputs.Text(each.directive, each.directive)
         try:
-            wanted = inputs.parse(text, {"model": model})
-            return planned(wanted, trust_remote_code=trusted, warn=lambda _: None)
+            return planner.plan(inputs.Text(each.directive, each.directive), lambda _: None)
         except InterleaveError as error:
             return error
 

@@ -20,13 +20,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.scanning import likelihood, paths
 from mergekit_interleave.scanning.batches import Batch
 from mergekit_interleave.scanning.paths import Node, Path, Step
-
-Tick = Callable[[int], object]
+from mergekit_interleave.virtual.model import layers_of
 
 
 class NotLayerMajorError(Exception):
@@ -90,14 +88,14 @@ class LayerMajor:
         Raises:
             NotLayerMajorError: They are not one stack of modules.
         """
-        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
         try:
-            stacks = layer_names.stacks_of(names, self.depth, self.model.config.to_dict())
+            stacks = layers_of(self.model, self.depth)
         except RefusedError as error:
             raise NotLayerMajorError(str(error)) from error
         if len(stacks) > 1:
             raise NotLayerMajorError(f"the layers are spread over {' and '.join(stacks)}")
-        return [self.model.get_submodule(f"{stacks[0]}.{index}") for index in range(self.depth)]
+        (layers,) = stacks.values()
+        return layers
 
     @cached_property
     def _forwards(self) -> list[Callable[..., Any]]:
@@ -182,15 +180,12 @@ class LayerMajor:
         with self.at_work(self.layers[index]):
             return call.apply(self._forwards[index], state)
 
-    def scores(
-        self, batch: Batch, wanted: Mapping[int, Path], tick: Tick = lambda _: None
-    ) -> dict[int, list[float]]:
+    def scores(self, batch: Batch, wanted: Mapping[int, Path]) -> dict[int, list[float]]:
         """Return the scores of each sequence of a batch for each path.
 
         Args:
             batch: The sequences.
             wanted: The paths by number.
-            tick: Called with the number of layers that were computed.
 
         Raises:
             NotLayerMajorError: The layers pass more than a state to each other.
@@ -205,13 +200,13 @@ class LayerMajor:
             at_once = max(1, len(numbers) if self.most is None else self.most // first.nbytes)
             for group in paths.groups(len(numbers), at_once):
                 nodes = paths.tree({numbers[at]: wanted[numbers[at]] for at in group})
-                for ends, state in self._walk(nodes, first, calls, tick):
+                for ends, state in self._walk(nodes, first, calls):
                     scores = likelihood.scores(self.model, batch, parts.ending_with(state))
                     found.update(dict.fromkeys(ends, scores))
         return found
 
     def _walk(
-        self, nodes: Mapping[Step, Node], first: Any, calls: Sequence[_Call], tick: Tick
+        self, nodes: Mapping[Step, Node], first: Any, calls: Sequence[_Call]
     ) -> Iterator[tuple[list[int], Any]]:
         """Yield the last state of each path.
 
@@ -230,7 +225,6 @@ class LayerMajor:
                         while states:
                             node, state = states.pop()
                             after = call.apply(forward, state)
-                            tick(1)
                             for child in node.children.values():
                                 waiting[child.step].append((child, after))
                             if node.ends:

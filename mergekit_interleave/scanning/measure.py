@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mergekit_interleave.checkpoint import layer_names, meta_model
+from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.errors import InterleaveError, RefusedError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import likelihood, paths
@@ -18,6 +18,7 @@ from mergekit_interleave.scanning.batches import Batch, by_length
 from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError
 from mergekit_interleave.scanning.paths import Path, Step
 from mergekit_interleave.scanning.results import Floats
+from mergekit_interleave.virtual.model import layers_of
 
 TOLERANCE = 1e-4
 """The largest difference in nats of two scores in float32 that count as equal. In another dtype it
@@ -181,11 +182,10 @@ class Measure:
         missing = {step for step in path if step.edit and step not in self._edited}
         if missing:
             grown = self.build(plan)
-            names = [name for name, _ in grown.named_parameters(remove_duplicate=False)]
-            (stack,) = layer_names.stacks_of(names, len(path), grown.config.to_dict())
-            for index, step in enumerate(path):
+            (layers,) = layers_of(grown, len(path)).values()
+            for layer, step in zip(layers, path, strict=True):
                 if step in missing:
-                    self._edited[step] = grown.get_submodule(f"{stack}.{index}")
+                    self._edited[step] = layer
         return path
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave._units import amount
-from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning.measure import Measure
 from mergekit_interleave.scanning.streaming import mappings
+from mergekit_interleave.virtual.model import layers_of
 
 
 def check(checkpoint: Checkpoint, dtype: str, most: int) -> None:
@@ -71,6 +71,4 @@ def limited(measure: Measure, checkpoint: Checkpoint, most: int) -> Measure:
 
 
 def _layers(model: Any, depth: int) -> list[Any]:
-    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    stacks = layer_names.stacks_of(names, depth, model.config.to_dict())
-    return [model.get_submodule(f"{stack}.{index}") for stack in stacks for index in range(depth)]
+    return [layer for stack in layers_of(model, depth).values() for layer in stack]

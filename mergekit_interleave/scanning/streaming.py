@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 _SUFFIX = ".safetensors"
 
 
-class Mapping(NamedTuple):
+class Range(NamedTuple):
     """A range of addresses to which a file of weights is mapped, unchanged."""
 
     start: int
@@ -34,7 +34,7 @@ class Mappings:
         ranges: The ranges, in order.
     """
 
-    ranges: Sequence[Mapping]
+    ranges: Sequence[Range]
 
     def holds(self, tensor: Any) -> bool:
         """Whether a tensor lies in a file."""
@@ -53,7 +53,7 @@ class Mappings:
         if stop > start:
             _advise(start, stop - start)
 
-    def _around(self, address: int, nbytes: int) -> Mapping | None:
+    def _around(self, address: int, nbytes: int) -> Range | None:
         index = bisect_right(self.ranges, (address, sys.maxsize)) - 1
         if index < 0:
             return None
@@ -66,18 +66,16 @@ class Mappings:
         try:
             yield
         finally:
-            for tensor in (*layer.parameters(), *layer.buffers()):
-                self.give_back(tensor)
+            self._give_back_layer(layer)
 
     def hook(self, layers: Sequence[Any]) -> None:
         """Give the pages of each layer back after each of its forward passes."""
-
-        def after(layer: Any, *_: Any) -> None:
-            for tensor in (*layer.parameters(), *layer.buffers()):
-                self.give_back(tensor)
-
         for layer in layers:
-            layer.register_forward_hook(after)
+            layer.register_forward_hook(self._give_back_layer)
+
+    def _give_back_layer(self, layer: Any, *_: Any) -> None:
+        for tensor in (*layer.parameters(), *layer.buffers()):
+            self.give_back(tensor)
 
 
 def mappings() -> Mappings:
@@ -90,16 +88,16 @@ def mappings() -> Mappings:
         place, how, *_, name = [*line.split(None, 5), ""][:6]
         if name.endswith(_SUFFIX) and how.endswith("p"):
             start, stop = (int(each, 16) for each in place.split("-"))
-            found.append(Mapping(start, stop))
+            found.append(Range(start, stop))
     return Mappings(_joined(sorted(found)))
 
 
-def _joined(ranges: Sequence[Mapping]) -> list[Mapping]:
+def _joined(ranges: Sequence[Range]) -> list[Range]:
     """Join ranges that follow one another."""
-    found: list[Mapping] = []
+    found: list[Range] = []
     for each in ranges:
         if found and found[-1].stop == each.start:
-            found[-1] = Mapping(found[-1].start, each.stop)
+            found[-1] = Range(found[-1].start, each.stop)
         else:
             found.append(each)
     return found

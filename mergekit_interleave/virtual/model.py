@@ -76,6 +76,24 @@ def _name(model: Any, folder: Path, name: str) -> None:
         model.generation_config = GenerationConfig.from_pretrained(str(folder))
 
 
+def layers_of(model: Any, depth: int) -> dict[str, list[Any]]:
+    """Return the modules of the layers of a model, by stack.
+
+    Args:
+        model: The model.
+        depth: The number of layers.
+
+    Raises:
+        RefusedError: It is unknown which modules are the layers.
+    """
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    stacks = layer_names.stacks_of(names, depth, model.config.to_dict())
+    return {
+        stack: [model.get_submodule(f"{stack}.{index}") for index in range(depth)]
+        for stack in stacks
+    }
+
+
 def unshare(model: Any, layers: Collection[int], depth: int) -> None:
     """Give the parameters of some layers memory of their own.
 
