@@ -52,11 +52,11 @@ def main() -> None:
     (batch,) = batches(scored, 1024)
     layouts = spaces.candidates(["blocks"], 30)[:: arguments.every]
     plans = [_planned(each.directive, arguments.smollm2) for each in layouts]
-    measure = Measure(base, plans, partial(built, base=base, warn=print))
+    measure = Measure(base, plans, partial(_built, base))
     scan = _timed(lambda: _scan(measure, batch))
     products = _products(base, batch, plans)
     sample = plans[:: max(1, len(plans) // SAMPLE)][:SAMPLE]
-    alone = _each(lambda plan: likelihood.scores(built(plan, base, warn=print), batch), sample)
+    alone = _each(lambda plan: likelihood.scores(_built(base, plan), batch), sample)
     written = _each(partial(_written, batch, arguments), sample[:2])
     count = len(plans)
     rows = [
@@ -83,6 +83,10 @@ def main() -> None:
 def _planned(directive: str, model: Path) -> ExpansionPlan:
     wanted = inputs.parse(inputs.Text(directive, directive), {"model": model})
     return planned(wanted, warn=print)
+
+
+def _built(base: Any, plan: ExpansionPlan) -> Any:
+    return built(plan, {plan.first.ref: base}, warn=print)
 
 
 def _scan(measure: Measure, batch: Batch) -> None:

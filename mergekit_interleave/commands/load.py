@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings as python_warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,8 @@ def load(  # noqa: PLR0913 - one parameter for each option
             allow_non_identity=allow_non_identity,
             warn=warnings.append,
         )
-        found = built(plan, base, dtype=dtype, device_map=device_map, warn=warnings.append)
+        known = {} if base is None else {sources.source_of(base, plan.sources).ref: base}
+        found = built(plan, known, dtype=dtype, device_map=device_map, warn=warnings.append)
         if trainable and quantized_modules.is_quantized(found):
             raise RefusedError(
                 "the new layers are quantized, so their weights cannot be trained",
@@ -147,7 +148,7 @@ def _only_written(plan: ExpansionPlan) -> str | None:
 
 def built(
     plan: ExpansionPlan,
-    base: Any = None,
+    known: Mapping[ModelRef, Any],
     *,
     dtype: Any = "auto",
     device_map: Any = None,
@@ -157,7 +158,7 @@ def built(
 
     Args:
         plan: The plan.
-        base: A source model that is loaded already, or None.
+        known: The source models that are loaded already, as `sources.source_of` accepts them.
         dtype: The dtype to load the other source models in.
         device_map: The device to load them to.
         warn: Called with each warning.
@@ -165,7 +166,7 @@ def built(
     Raises:
         InterleaveError: The model cannot be built.
     """
-    models = _loaded(plan, base, dtype, device_map)
+    models = _loaded(plan, known, dtype, device_map)
     with scratch_directory() as folder:
         (folder / CONFIG).write_text(to_json(plan.config()), encoding="utf-8")
         for name, content in plan.carried(warn):
@@ -227,30 +228,30 @@ def _check_dtype(plan: ExpansionPlan, dtype: Any) -> None:
         )
 
 
-def _loaded(plan: ExpansionPlan, base: Any, dtype: Any, device_map: Any) -> dict[ModelRef, Any]:
-    """Return the loaded source models; `base` is one of them if it is given.
+def _loaded(
+    plan: ExpansionPlan, known: Mapping[ModelRef, Any], dtype: Any, device_map: Any
+) -> dict[ModelRef, Any]:
+    """Return the loaded source models; those that are not known are loaded alike.
 
     Raises:
-        DirectiveError: `base` is none of them.
         RefusedError: One of them cannot be loaded, or cannot share its layers.
     """
-    found: dict[ModelRef, Any] = {}
-    if base is not None:
-        own = sources.source_of(base, plan.sources)
+    like = None
+    for ref, like in known.items():
+        own = plan.sources[ref]
         if own.require_family().facts.changes_weights:
             raise RefusedError(
                 f"{own.ref}: the class of model type {own.model_type} changes its weights when it "
                 "runs, so they cannot be shared",
                 hint="leave base out, so that the model gets its own weights",
             )
-        found[own.ref] = base
-        dtype, device_map = base.dtype, {"": next(base.parameters()).device}
+        dtype, device_map = like.dtype, {"": next(like.parameters()).device}
     if dtype == "auto":
         dtype = plan.dtype or dtype
     _check_dtype(plan, dtype)
     return {
-        ref: found[ref]
-        if ref in found
-        else sources.load_source(checkpoint, dtype, device_map, base)
+        ref: known[ref]
+        if ref in known
+        else sources.load_source(checkpoint, dtype, device_map, like)
         for ref, checkpoint in plan.sources.items()
     }

@@ -167,7 +167,7 @@ def sample(  # noqa: PLR0913 - one parameter for each option
         models = [script.read_by(BASE, base, first.depth, memory_of(base))]
         known = set(memory_of(base))
         for given, directive, plan in zip(read, parsed, plans, strict=True):
-            grown = built(plan, base, warn=warnings.append)
+            grown = built(plan, {plan.first.ref: base}, warn=warnings.append)
             memory = memory_of(grown)
             own = {place: size for place, size in memory.items() if place not in known}
             name = _named(given, directive, words)

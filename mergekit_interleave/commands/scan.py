@@ -9,7 +9,6 @@ import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -531,9 +530,12 @@ class Job:
         base = sources.load_source(first, self.dtype, device)
         sampling.check_predicts(base)
         base.eval()
-        build = partial(built, base=base, warn=warn)
-        if first.require_family().facts.changes_weights:  # which cannot be shared
-            build = partial(built, dtype=self.dtype, device_map=device, warn=warn)
+        is_shared = not first.require_family().facts.changes_weights
+
+        def build(plan: ExpansionPlan) -> Any:
+            known = {plan.first.ref: base} if is_shared else {}
+            return built(plan, known, dtype=self.dtype, device_map=device, warn=warn)
+
         measure = Measure(base, self.plans, build)
         if self.most is not None:
             measure = memory_limit.limited(measure, first, self.most)

@@ -18,6 +18,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 import mergekit_interleave as api
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.load import built, planned
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning.batches import Batch
 from mergekit_interleave.scanning.measure import TOLERANCE, Measure
 from mergekit_interleave.scanning.sequences import ScoredTokens
@@ -90,8 +91,12 @@ def measure(base: Path, plans: Sequence[str]) -> Measure:
     ]
     model = sources.load_source(found[0].first, "float32", "cpu").eval()
     shared = not found[0].first.require_family().facts.changes_weights
-    how = {"base": model} if shared else {"dtype": "float32"}
-    measure = Measure(model, found, partial(built, warn=lambda _: None, **how))
+
+    def build(plan: ExpansionPlan) -> Any:
+        known = {plan.first.ref: model} if shared else {}
+        return built(plan, known, dtype="float32", warn=lambda _: None)
+
+    measure = Measure(model, found, build)
     measure.check(sequences())
     return measure
 
