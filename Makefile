@@ -54,9 +54,9 @@ clients: $(VENV)/installed $(SMOLLM2)/config.json
 
 # Kill each engine 200 times, and scans; fill the disk, make system calls fail, and try twenty times as
 # much random input as usual, in half an hour.
-faults: $(VENV)/installed
+faults: $(VENV)/installed $(SMOLLM2)/config.json
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/faults.py
-	$(BIN)/python -m pytest -m slow
+	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -m slow
 	MK_INTERLEAVE_FUZZ=20 $(BIN)/python -m pytest -m fuzz
 
 # Time both engines, mergekit-yaml and cp in turn, in a quarter of an hour; write docs/performance.md.
@@ -68,10 +68,11 @@ bench: $(VENV)/installed
 bench-memory: $(SMOLLM2)/config.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/in_memory.py $(SMOLLM2) $(CACHE)/bench --page docs/performance.md
 
-# Time a scan of SmolLM2 against bare matrix products and against single models, in half an hour, on an idle
-# machine.
+# Time a scan of SmolLM2 against bare matrix products, single models and layer-scan, in three quarters of an
+# hour, on an idle machine; write docs/performance.md. `make bench-scan EVERY=20` does so for every 20th
+# layout, and writes nothing.
 bench-scan: $(SMOLLM2)/config.json
-	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/scan.py $(SMOLLM2) $(CACHE)/bench
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/scan.py $(SMOLLM2) $(CACHE)/bench $(if $(EVERY),--every $(EVERY),--page docs/performance.md)
 
 # Time `run` and its check against cp on 14.5 GB, in a quarter of an hour; write docs/performance.md. This
 # prints a message and stops if less than 35 GB of disk space is free.

@@ -1,38 +1,118 @@
-"""Time a scan of SmolLM2 against bare matrix products, and against model by model.
+"""Time a scan of SmolLM2 against bare matrix products, single models and layer-scan.
 
-All are timed in one process, in turn. Loading and scoring single models is timed on a sample.
+All are timed in one run, in turn, and single models and layer-scan on a sample of the layouts. With
+a GPU, a model of 7 billion parameters is scanned, too.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import os
 import shutil
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import bench
+import models
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mergekit_interleave as api
-from mergekit_interleave.commands import inputs
-from mergekit_interleave.commands.load import built, planned
+from mergekit_interleave.commands.load import built
+from mergekit_interleave.commands.scan_job import GROUP, Job, to_check
+from mergekit_interleave.commands.scan_plans import Planner, Plans
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import likelihood, paths, sequences, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
-from mergekit_interleave.scanning.measure import Measure
+from mergekit_interleave.scanning.distribution import Here, Shard, Way
 from mergekit_interleave.scanning.paths import Step
+from mergekit_interleave.scanning.processes import Processes
 
 BEGIN, END = "<!-- measured scan -->", "<!-- end scan -->"
-TOKENS, GROUP, SAMPLE = 1016, 64, 5
-"""The scored tokens: 8 windows of 128 tokens, which share one each. The layouts at once. The models
-that are timed one by one."""
+TOKENS = 1016
+"""The scored tokens: 8 windows of 128 tokens, which share one each."""
+
+SAMPLE = 5
+"""The single models that are timed."""
+
+HERE, PROCESSES = Here(), Processes(os.cpu_count() or 1)
+"""The ways to scan: in this process, and in one process for each processor."""
+
+OPENCHAT = models.Size("openchat", 32, 4096, 14336, 8, shards=1, vocabulary=32_002, head=128)
+LAYER_SCAN = ("layer-scan==0.2.2", "plotly", "narwhals")
+
+
+@dataclasses.dataclass
+class Case:
+    """A model, the layouts of its space `blocks`, and what they are measured on.
+
+    Attributes:
+        place: The checkpoint.
+        base: The loaded model.
+        batch: The sequences.
+        every: Every Nth layout is measured.
+    """
+
+    place: Path
+    base: Any
+    batch: Batch
+    every: int
+
+    @cached_property
+    def plans(self) -> Plans:
+        """The plan of each layout."""
+        depth = self.base.config.num_hidden_layers
+        layouts = spaces.candidates(["blocks"], depth)[:: self.every]
+        return Plans(Planner(self.place, trusted=False), []).extended(layouts)
+
+    @property
+    def tokens(self) -> int:
+        """The number of tokens that each layout is given."""
+        return self.batch.width * len(self.batch.sequences)
+
+    def build(self, plan: ExpansionPlan) -> Any:
+        """Build the model of a layout from the loaded base."""
+        return built(plan, {plan.first.ref: self.base}, warn=print)
+
+    def scan(self, way: Way = HERE) -> float:
+        """Return the seconds of the scan, which include loading the model and checking the way."""
+        dtype = str(self.base.dtype).removeprefix("torch.")
+        job = Job(self.plans, dtype, None, to_check([self.batch]), None)
+        groups = [(), *map(tuple, paths.groups(len(self.plans), GROUP))]
+        shards = [Shard(group, self.batch) for group in groups]
+        return _timed(lambda: [*way.run(shards, job)])
+
+    def products(self) -> float:
+        """Return the seconds of the matrix products of the scan.
+
+        These are those of its layers, and one head for each layout.
+        """
+        layers = sum(
+            paths.size(paths.tree({row: paths.path_of(self.plans[row].layout) for row in group}))
+            for group in paths.groups(len(self.plans), GROUP)
+        )
+        depth = self.base.config.num_hidden_layers
+        base_path = {0: tuple(Step(index) for index in range(depth))}
+        weights = [each for each in self.base.model.layers[0].parameters() if each.ndim > 1]
+        head = self.base.get_output_embeddings().weight
+        scored = len(self.batch.sequences), self.batch.width - self.batch.sequences[0].start
+        one_layer = _median(lambda: _multiply(weights, self.tokens))
+        one_head = _median(lambda: _multiply([head], scored[0] * scored[1]))
+        layers += paths.size(paths.tree(base_path))
+        return one_layer * layers + one_head * (len(self.plans) + 1)
+
+    def scored(self, plan: ExpansionPlan) -> None:
+        """Build a layout and score it."""
+        likelihood.scores(self.build(plan), self.batch)
 
 
 def main() -> None:
@@ -44,101 +124,176 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="page to write the figures into")
     arguments = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    base = AutoModelForCausalLM.from_pretrained(arguments.smollm2, dtype=torch.float32).eval()
-    text, where = sequences.default_text()
-    tokenizer = AutoTokenizer.from_pretrained(arguments.smollm2)
-    scored = sequences.of_text(tokenizer, text, where, most_tokens=TOKENS)
-    (batch,) = batches(scored, 1024)
-    layouts = spaces.candidates(["blocks"], 30)[:: arguments.every]
-    plans = [_planned(each.directive, arguments.smollm2) for each in layouts]
-    measure = Measure(base, plans, partial(_built, base))
-    scan = _timed(lambda: _scan(measure, batch))
-    products = _products(base, batch, plans)
-    sample = plans[:: max(1, len(plans) // SAMPLE)][:SAMPLE]
-    alone = _each(lambda plan: likelihood.scores(_built(base, plan), batch), sample)
-    written = _each(partial(_written, batch, arguments), sample[:2])
-    count = len(plans)
-    rows = [
-        ("`scan --space blocks`, both cores", scan),
-        ("the matrix products that it needs", products),
-        ("`load` and score of each layout", alone * count),
-        ("mergekit-yaml, `from_pretrained` and score of each layout", written * count),
+    smollm2, folder = arguments.smollm2.resolve(), arguments.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = windows(smollm2, TOKENS)
+    parts = [f"Measured with `make bench-scan`: {bench.machine()}."]
+    measures: list[Callable[[], str]] = [
+        lambda: of_text(Case(smollm2, _loaded(smollm2), texts, arguments.every), folder),
+        lambda: on_gpu(texts, arguments.every, folder),
+        lambda: growth(smollm2, folder),
     ]
-    table = [
-        f"| {count} layouts of SmolLM2-135M, {batch.width * len(scored):,} tokens | time | ratio |",
-        "| --- | --- | --- |",
-        *(f"| {name} | {seconds:,.0f} s | {seconds / scan:.2f} |" for name, seconds in rows),
-    ]
-    head = (
-        f"Measured with `make bench-scan`: {bench.machine()}. Single models were timed on a sample."
-    )
-    result = "\n\n".join((head, "\n".join(table)))
-    print(result)
+    for measure in measures:
+        parts.append(measure())
+        print(parts[-1], flush=True)
     if arguments.page:
         page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(bench.spliced(page, BEGIN, END, result), encoding="utf-8")
+        text = bench.spliced(page, BEGIN, END, "\n\n".join(parts))
+        arguments.page.write_text(text, encoding="utf-8")
 
 
-def _planned(directive: str, model: Path) -> ExpansionPlan:
-    wanted = inputs.parse(inputs.Text(directive, directive), {"model": model})
-    return planned(wanted, warn=print)
-
-
-def _built(base: Any, plan: ExpansionPlan) -> Any:
-    return built(plan, {plan.first.ref: base}, warn=print)
-
-
-def _scan(measure: Measure, batch: Batch) -> None:
-    measure.base_scores(batch)
-    for rows in paths.groups(len(measure.plans), GROUP):
-        measure.scores(list(rows), batch)
-
-
-def _products(base: Any, batch: Batch, plans: Sequence[ExpansionPlan]) -> float:
-    """Return the seconds of the matrix products of a scan: its layers and one head per layout."""
-    rows = len(batch.sequences) * batch.width
-    layers = sum(
-        paths.size(paths.tree({row: paths.path_of(plans[row].layout) for row in group}))
-        for group in paths.groups(len(plans), GROUP)
+def of_text(case: Case, folder: Path) -> str:
+    """Compare a scan of a text with all other ways, and one of single tokens with layer-scan."""
+    count, step = len(case.plans), max(1, len(case.plans) // SAMPLE)
+    sample = case.plans[::step][:SAMPLE]
+    scan, here, products = case.scan(PROCESSES), case.scan(), case.products()
+    alone = statistics.fmean(_timed(partial(case.scored, plan)) for plan in sample) * count
+    written = statistics.fmean(_timed(partial(_written, case, folder, plan)) for plan in sample)
+    theirs = _layer_scan(case, folder) * count
+    few = dataclasses.replace(case, batch=_last_tokens(case.batch)).scan(PROCESSES)
+    workers = f"`scan --space blocks --workers {PROCESSES.count}`"
+    rows = [
+        (workers, "all", scan, scan),
+        ("`scan --space blocks`", "all", here, scan),
+        ("the matrix products that it needs", "all", products, scan),
+        ("`load` and score of each layout", "all", alone, scan),
+        ("mergekit-yaml, `from_pretrained`, score of each layout", "all", written * count, scan),
+        (f"{workers} of items", "last of each", few, few),
+        ("layer-scan 0.2.2", "last of each", theirs, few),
+    ]
+    head = f"{count} layouts of SmolLM2-135M, {len(case.batch.sequences)} windows of 128 tokens"
+    return "\n".join(
+        [
+            f"| {head} | scored tokens | time | ratio |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| {name} | {scored} | {seconds:,.0f} s | {seconds / to:.2f} |"
+                for name, scored, seconds, to in rows
+            ),
+            "",
+            (
+                f"{SAMPLE} layouts were timed as single models, and layer-scan on 21 layouts that "
+                "have the mean number of layers. The last two rows are compared with each other."
+            ),
+        ]
     )
-    base_path = {0: tuple(Step(index) for index in range(30))}
-    weights = [each for each in base.model.layers[0].parameters() if each.ndim > 1]
-    head = base.get_output_embeddings().weight
-    one_layer = _median(lambda: _multiply(weights, rows))
-    one_head = _median(lambda: _multiply([head] * len(batch.sequences), batch.width))
-    return one_layer * (layers + paths.size(paths.tree(base_path))) + one_head * (len(plans) + 1)
+
+
+def on_gpu(batch: Batch, every: int, folder: Path) -> str:
+    """Compare a scan of a model of 7 billion parameters with its matrix products, on a GPU."""
+    if not torch.cuda.is_available():
+        return "A model of 7 billion parameters on a GPU was not measured: there was no GPU."
+    place = models.build_sparse(OPENCHAT, folder / OPENCHAT.name)
+    base = AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16, device_map="cuda")
+    with torch.inference_mode():
+        for weight in base.parameters():
+            weight.normal_(std=0.02)
+    case = Case(place, base.eval(), batch, every)
+    case.scan()  # the first one compiles
+    scan, products = case.scan(), case.products()
+    return (
+        f"{torch.cuda.get_device_name()}: a Llama of the size of OpenChat, 32 layers, random "
+        f"weights, bfloat16, {len(case.plans)} layouts, {case.tokens:,} tokens: {scan:.1f} s, "
+        f"**{scan / products:.2f}** times its matrix products."
+    )
+
+
+def growth(smollm2: Path, folder: Path) -> str:
+    """Measure how the time grows with the number of layers and of tokens."""
+    rows = []
+    for depth, tokens in ((8, TOKENS), (16, TOKENS), (16, 508), (16, 254)):
+        place = folder / f"{depth}-layers"
+        api.run(f"drop: {depth}:30", place, model=smollm2, engine="stream", force=True)
+        case = Case(place, _loaded(place), windows(smollm2, tokens), 1)
+        layouts, steps = len(case.plans), depth * (depth + 1) * (2 * depth + 1) // 6
+        rows.append(
+            f"| {depth} | {tokens:,} | {layouts} | {steps:,} | {case.scan(PROCESSES):,.1f} s |"
+        )
+        shutil.rmtree(place)
+    head = "| layers | scored tokens | layouts | evaluations of a layer | time |"
+    return "\n".join((head, "| --- | --- | --- | --- | --- |", *rows))
+
+
+def windows(smollm2: Path, tokens: int) -> Batch:
+    """Return windows of the default text, as one batch."""
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    text, where = sequences.default_text()
+    (batch,) = batches(sequences.of_text(tokenizer, text, where, most_tokens=tokens), 1024)
+    return batch
+
+
+def _last_tokens(batch: Batch) -> Batch:
+    """Return the same sequences, of which only the last token is scored."""
+    return Batch(
+        batch.numbers,
+        tuple(dataclasses.replace(each, start=len(each.tokens) - 1) for each in batch.sequences),
+    )
+
+
+def _loaded(place: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
 
 
 def _multiply(weights: Sequence[Any], rows: int) -> None:
     with torch.inference_mode():
         for weight in weights:
-            torch.matmul(torch.empty(rows, weight.shape[1]), weight.t())
+            torch.matmul(weight.new_empty(rows, weight.shape[1]), weight.t())
 
 
-def _written(batch: Batch, arguments: argparse.Namespace, plan: ExpansionPlan) -> None:
+def _written(case: Case, folder: Path, plan: ExpansionPlan) -> None:
     """Write a layout with mergekit-yaml, load it, and score it."""
-    out, recipe = arguments.folder / "scan-out", arguments.folder / "scan.yml"
+    out, recipe = folder / "scan-out", folder / "scan.yml"
     recipe.write_text(api.gen(plan.expansion.directive), encoding="utf-8")
     command = [bench.beside("mergekit-yaml"), str(recipe), str(out)]
     subprocess.run(command, check=True, capture_output=True)
-    likelihood.scores(AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32), batch)
+    likelihood.scores(_loaded(out), case.batch)
     shutil.rmtree(out)
 
 
-def _each(action: Callable[[ExpansionPlan], object], plans: Sequence[ExpansionPlan]) -> float:
-    """Return the mean seconds for a plan."""
-    return statistics.fmean(_timed(partial(action, plan)) for plan in plans)
+def _layer_scan(case: Case, folder: Path) -> float:
+    """Return the seconds that layer-scan takes for a layout.
+
+    Its texts are the windows, of which it scores the last token.
+    """
+    installed, out = folder / "layer-scan", folder / "layer-scan-out"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
+    subprocess.run([*pip, "--target", str(installed), *LAYER_SCAN], check=True, capture_output=True)
+    tokenizer = AutoTokenizer.from_pretrained(case.place)
+    samples = [
+        {"prompt": tokenizer.decode(each.tokens), "correct_answer": 1}
+        for each in case.batch.sequences
+    ]
+    probe = folder / "probe.json"
+    probe.write_text(json.dumps({"name": "windows", "samples": samples}), encoding="utf-8")
+    words = {
+        "--model": case.place, "--probe": "custom", "--custom-probe": probe, "--output": out,
+        "--dtype": "float32", "--min-block": 2, "--step": 5,
+    }  # fmt: skip
+    command = [sys.executable, "-c", "from layer_scan.cli import app; app()", "scan"]
+    command += [str(word) for pair in words.items() for word in pair]
+    environment = {**os.environ, "PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    return float(found["scan_time_seconds"]) / int(found["configs_scanned"])
 
 
 def _median(action: Callable[[], object]) -> float:
-    """Return the median seconds of an action."""
-    return statistics.median(_timed(action) for _ in range(9))
+    """Return the median seconds of an action, without its first run."""
+    return statistics.median([*_times(action, 10)][1:])
+
+
+def _times(action: Callable[[], object], count: int) -> Iterator[float]:
+    for _ in range(count):
+        yield _timed(action)
 
 
 def _timed(action: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     start = time.perf_counter()
     action()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 

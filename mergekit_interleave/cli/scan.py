@@ -27,14 +27,16 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "What is tried: blocks (each block of layers repeated), ranges (its layers repeated one by "
         "one), layers (each layer 2 to 8 times), drops (each block left out) or windows. May be "
         "given several times; blocks is the default.")] = None,
+    combine: Annotated[str | None, typer.Option(metavar="K", show_default=False, help=
+        "Then repeat 2 to K blocks together: each time, add one more to the best so far.")] = None,
     model: Model = None,
     text_file: Annotated[str | None, typer.Option("--text", metavar="FILE", show_default=False,
         help="Score the text in this file; a text of the package is the default.")] = None,
     items: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help=
         'Score the answers in this file; each line is {"prompt": ..., "answer": ...} in JSON.'
         )] = None,
-    tokens: Annotated[str, typer.Option(metavar="N", help=
-        "The maximum number of tokens of the text.")] = "4096",
+    tokens: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
+        "The maximum number of tokens of the text; 4096 is the default.")] = None,
     out: Annotated[str | None, typer.Option(metavar="DIR", show_default=False, help=
         "Keep the results here. The same command resumes a scan that was stopped.")] = None,
     report: Annotated[str | None, typer.Option(metavar="DIR", show_default=False, help=
@@ -44,13 +46,14 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "Measure no space: rank the layers, and say where to put new ones that will be trained.",
         )] = None,
     add: Annotated[str | None, typer.Option(metavar="K", show_default=False, help=
-        "With --for training: the number of new layers. Default: a quarter of the layers.",
+        "With --for training: the number of new layers; a quarter of the layers is the default.",
         )] = None,
-    top: Annotated[str, typer.Option(metavar="K", help=
-        "How many of the best layouts are tested on the held-out part.")] = "5",
-    seed: Annotated[str, typer.Option(metavar="N", help="The seed of the random numbers.")] = "0",
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help=
-        "The dtype to compute in.")] = "float32",
+    top: Annotated[str | None, typer.Option(metavar="K", show_default=False, help=
+        "How many of the best layouts are tested on the held-out part; 5 is the default.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
+        "The seed of the random numbers; 0 is the default.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="DTYPE", show_default=False, help=
+        "The dtype to compute in; float32 is the default.")] = None,
     device: Annotated[str | None, typer.Option(metavar="DEVICE", show_default=False, help=
         "The device to compute on; a GPU if there is one.")] = None,
     max_memory: Annotated[str | None, typer.Option(metavar="SIZE", show_default=False, help=
@@ -69,15 +72,7 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Measure many layouts of one model, and say which of them help; `best.yml` is for `run`."""
-    alone = {"FILE": candidates, "--space": space, "--report": report, "--workers": workers}
-    alone |= {"--ray": ray, "--num-cpus": num_cpus, "--num-gpus": num_gpus}
-    _check_purpose(purpose, add, alone)
-    if report is not None:
-        if candidates or space or model or text_file or items or out:
-            raise DirectiveError("--report only reads what a scan found", hint=f"--report {report}")
-        text.show_report(api.scanned(report), as_json=as_json)
-        return
-    measuring: dict[str, Any] = {
+    every = {
         "model": options.joined("model", model),
         "text": text_file,
         "items": items,
@@ -86,40 +81,52 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "dtype": dtype,
         "device": device,
         "max_memory": max_memory,
+    }
+    searching = {
+        "candidates": candidates,
+        "space": space,
+        "combine": combine,
+        "top": top,
+        "seed": seed,
+        "workers": workers,
+        "ray": ray,
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus,
+    }
+    training = {"add": add}
+    if report is not None:
+        others = {**every, **searching, **training, "for": purpose}
+        _check_none(others, "--report")
+        text.show_report(api.scanned(report), as_json=as_json)
+        return
+    always: dict[str, Any] = {
         "trust_remote_code": trust_remote_code,
         "progress": progress_bar("layouts", "layout"),
     }
-    if purpose is not None:
-        text.show_report(api.scan_for_training(add=add, **measuring), as_json=as_json)
-        return
-    found = api.scan(
-        candidates,
-        space=space or (),
-        top=top,
-        seed=seed,
-        workers=workers,
-        ray=ray,
-        num_cpus=num_cpus,
-        num_gpus=num_gpus,
-        **measuring,
-    )
-    text.show_report(found, as_json=as_json)
-
-
-def _check_purpose(purpose: str | None, add: str | None, others: Mapping[str, object]) -> None:
-    """Check the options that go with `--for training`, and that no others are given with it.
-
-    Raises:
-        DirectiveError: They do not fit.
-    """
     if purpose is None:
         if add is not None:
             raise DirectiveError("--add has no effect here", hint="pass --for training")
+        found = api.scan(**_given(every), **_given(searching), **always)
+        text.show_report(found, as_json=as_json)
         return
     if purpose != TRAINING:
         raise DirectiveError(f"--for: {purpose!r:.60} is unknown", hint=f"use {TRAINING}")
-    for name, value in others.items():
-        if value:
-            raise DirectiveError(
-                f"{name} cannot be combined with --for training", hint=f"leave {name} out"
-            )
+    _check_none(searching, "--for training")
+    ranked = api.scan_for_training(**_given(every), **_given(training), **always)
+    text.show_report(ranked, as_json=as_json)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, by parameter of the API."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
+
+
+def _check_none(others: Mapping[str, Any], flag: str) -> None:
+    """Check that no options are given that would have no effect beside a flag.
+
+    Raises:
+        DirectiveError: One is.
+    """
+    for name in _given(others):
+        shown = "FILE" if name == "candidates" else f"--{name.replace('_', '-')}"
+        raise DirectiveError(f"{shown} has no effect with {flag}", hint=f"leave {shown} out")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,56 +13,45 @@ from typing import Any
 
 import numpy as np
 
-from mergekit_interleave._files import read_text, replace_file
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave._files import replace_file
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
-from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
-from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.commands.sample import tokenizer_of
-from mergekit_interleave.directive import yaml_io
-from mergekit_interleave.directive.directive import DTYPES, Directive
-from mergekit_interleave.engines.protocol import Bar, no_bar
-from mergekit_interleave.errors import (
-    CheckpointError,
-    DirectiveError,
-    InterleaveError,
-    collected_warnings,
+from mergekit_interleave.commands.scan_job import (
+    BATCH,
+    GROUP,
+    Job,
+    check_place,
+    scored_sequences,
+    to_check,
 )
+from mergekit_interleave.commands.scan_plans import Work, accepted, prepared, with_model
+from mergekit_interleave.engines.protocol import Bar, no_bar
+from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.output import weight_sample
-from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.planning.resolve import resolve
 from mergekit_interleave.scanning import (
     analysis,
+    combinations,
     heat_map,
-    memory_limit,
     paths,
     ray_actors,
     results,
-    sequences,
     spaces,
     verdict,
 )
 from mergekit_interleave.scanning.batches import Batch, batches
+from mergekit_interleave.scanning.combinations import COMBINED, Blocks
 from mergekit_interleave.scanning.distribution import Here, Outcomes, Shard, Way
-from mergekit_interleave.scanning.measure import Measure
 from mergekit_interleave.scanning.processes import Processes
 from mergekit_interleave.scanning.ray_actors import RayActors
 from mergekit_interleave.scanning.results import Results
 from mergekit_interleave.scanning.sequences import ScoredTokens
 from mergekit_interleave.scanning.spaces import Candidate
 from mergekit_interleave.scanning.verdict import Measured
-from mergekit_interleave.virtual import sampling, sources
 
 BEST, MAP = "best.yml", "scan.svg"
-
-GROUP = 64
-"""The number of layouts that are measured together, whose states are in memory."""
-
-BATCH = 1024
-"""The number of tokens that are measured together."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +118,8 @@ class ScanReport:
     def _measured(self) -> Measured:
         broken = np.flatnonzero(~np.isfinite(self.differences).all(axis=1))
         layouts = [each.directive for each in self.candidates]
-        return Measured(layouts, self.tokens, self.kinds, broken.tolist())
+        chosen = [row for row, each in enumerate(self.candidates) if each.space == COMBINED]
+        return Measured(layouts, self.tokens, self.kinds, broken.tolist(), chosen)
 
 
 def scan(  # noqa: PLR0913 - one parameter for each option
@@ -138,6 +127,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     *,
     model: ModelLike | None = None,
     space: str | Sequence[str] = (),
+    combine: int | str | None = None,
     text: StrPath | None = None,
     items: StrPath | None = None,
     tokens: int | str = 4096,
@@ -160,6 +150,8 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         candidates: A file with one directive per line, to measure instead of a space.
         model: The model: a directory or a Hub id. Directives may name it, too.
         space: The spaces to measure, such as `blocks`; see `spaces.SPACES`.
+        combine: The largest number of blocks that are combined. The space `blocks` is measured
+            first; then, in each round, one more block is added to the best layouts so far.
         text: A file with text. If there are no items either, a text of the package is used.
         items: A file with one item per line, in JSON: `prompt`, `answer`, and perhaps `choices`.
         tokens: The maximum number of tokens of the text.
@@ -188,11 +180,13 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     chosen = inputs.parse_number(seed, "--seed", int)
     if chosen < 0:
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
+    together = 1 if combine is None else inputs.parse_count(combine, "--combine")
     most = inputs.parse_size(max_memory, "--max-memory")
     way = _way(workers, ray, num_cpus, num_gpus)
     check_place(dtype, device if ray is None else None)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
-        work = _prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
+        work = prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
+        _check_combine(together, work)
         hide_bars()
         tokenizer = tokenizer_of(work.first)
         scored = scored_sequences(tokenizer, text, items, most_tokens, work.first)
@@ -200,9 +194,19 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": shown})
         parts = batches(scored, BATCH)
         digest = None if ray is None else weight_sample.digest(work.first.path)
-        job = Job(work.plans, dtype, device, to_check(parts), digest, most)
-        if shards := _shards(kept, parts):
-            _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
+
+        def measure() -> None:
+            plans = work.plans.extended(kept.candidates[len(work.candidates) :])
+            job = Job(plans, dtype, device, to_check(parts), digest, most)
+            if shards := _shards(kept, parts):
+                _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
+
+        measure()
+        for wanted in _combined(kept, together, work.first.depth, chosen):
+            known = {each.directive for each in kept.candidates}
+            new = [each for each in wanted if each.directive not in known]
+            kept.extend([*accepted(work.planner.outcomes(new))] if new else [])
+            measure()
     report = _report(kept, [each.kind for each in scored], chosen, shown, warnings)
     if out is not None:
         _write(Path(out), report, work.first.depth, model)
@@ -227,30 +231,6 @@ def scanned(directory: StrPath) -> ScanReport:
             hint="give the command that started the scan again, to resume it",
         )
     return _report(kept, record["kinds"], record["seed"], record["top"], ())
-
-
-def to_check(parts: Sequence[Batch]) -> Batch:
-    """Return sequences to compare the ways to compute scores on: a long and a short one."""
-    return Batch((0, 1), (parts[0].sequences[0], parts[-1].sequences[-1]))
-
-
-def check_place(dtype: str, device: str | None) -> None:
-    """Check where to compute.
-
-    Raises:
-        DirectiveError: There is no such dtype or device.
-    """
-    import torch  # noqa: PLC0415 - takes seconds to import
-
-    if dtype not in DTYPES:
-        raise DirectiveError(f"--dtype: {dtype!r:.60} is no dtype", hint=f"use {', '.join(DTYPES)}")
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DirectiveError(
-            f"--device: {device!r:.60} cannot be used here: {reason:.120}", hint="use --device cpu"
-        ) from error
 
 
 def _way(
@@ -282,185 +262,8 @@ def _way(
     return Here() if count in {None, 1} else Processes(count)
 
 
-@dataclass(frozen=True)
-class Planner:
-    """How the layouts are planned.
-
-    Attributes:
-        model: The model, if the directives name none.
-        trusted: Whether code from the model may run.
-    """
-
-    model: ModelLike | None
-    trusted: bool
-
-    def plan(self, text: inputs.Text, warn: Callable[[str], object]) -> ExpansionPlan:
-        """Plan a layout.
-
-        Raises:
-            InterleaveError: It is refused.
-        """
-        wanted = _parsed(text, self.model)
-        return planned(wanted, trust_remote_code=self.trusted, warn=warn)
-
-
-def _parsed(text: inputs.Text, model: ModelLike | None) -> Directive:
-    """Parse a directive; a model is given to it unless it stacks layers of models that it names."""
-    found = inputs.parse(text, {})
-    if model is None or (found.growth and found.growth.models):
-        return found
-    return inputs.parse(text, {"model": model})
-
-
-class _Plans(Sequence[ExpansionPlan]):
-    """The plans of layouts. Another process makes those that it needs again."""
-
-    def __init__(
-        self, planner: Planner, texts: Sequence[inputs.Text], made: Iterable[ExpansionPlan] = ()
-    ) -> None:
-        self._planner = planner
-        self._texts = texts
-        self._made = dict(enumerate(made))
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, row: Any) -> Any:
-        if row not in self._made:
-            text = self._texts[row]  # raises IndexError, which ends an iteration
-            self._made[row] = self._planner.plan(text, lambda _: None)
-        return self._made[row]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Plans, (self._planner, self._texts)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """The layouts to measure.
-
-    Attributes:
-        candidates: The layouts.
-        plans: The plan of each.
-    """
-
-    candidates: tuple[Candidate, ...]
-    plans: _Plans
-
-    @property
-    def first(self) -> Checkpoint:
-        """The model that all of them start from."""
-        found: Checkpoint = self.plans[0].first
-        return found
-
-
-def _prepared(
-    file: StrPath | None,
-    model: ModelLike | None,
-    space: str | Sequence[str],
-    *,
-    trusted: bool,
-    warn: Callable[[str], object],
-) -> _Work:
-    """Plan the layouts to measure.
-
-    Raises:
-        InterleaveError: There are none, or a layout of a file is refused.
-    """
-    names = [space] if isinstance(space, str) else list(space)
-    if file is not None and names:
-        raise DirectiveError(
-            "a file of layouts cannot be combined with --space", hint="leave one of them out"
-        )
-    planner = Planner(model, trusted)
-    if file is not None:
-        listed = _listed(Path(file))
-        texts = [inputs.Text(each.directive, where) for each, where in listed]
-        plans = [planner.plan(text, warn) for text in texts]
-        _check_same_model(plans)
-        return _Work(tuple(each for each, _ in listed), _Plans(planner, texts, plans))
-    depth = base_of(model, trusted=trusted).depth
-    found: list[tuple[Candidate, inputs.Text, ExpansionPlan]] = []
-    refused: list[InterleaveError] = []
-    for each in spaces.candidates(names or [next(iter(spaces.SPACES))], depth):
-        text = inputs.Text(each.directive, each.directive)
-        try:
-            found.append((each, text, planner.plan(text, lambda _: None)))
-        except InterleaveError as error:
-            refused.append(error)
-    if not found:
-        raise refused[0]
-    if refused:
-        total = len(found) + len(refused)
-        warn(f"{len(refused)} of {total} layouts are left out, because `run` refuses them, such as "
-             f"one of which it says: {refused[0]}")  # fmt: skip
-    candidates, texts, plans = map(list, zip(*found, strict=True))
-    return _Work(tuple(candidates), _Plans(planner, texts, plans))
-
-
-def base_of(model: ModelLike | None, *, trusted: bool) -> Checkpoint:
-    """Open the model that layouts start from, without a plan, since `run` may refuse some.
-
-    Raises:
-        InterleaveError: There is none, or it cannot be grown.
-    """
-    some = inputs.parse(inputs.Text("append: 1", "--model"), {"model": model})
-    models = Models(trust_remote_code=trusted)
-    expansion = resolve(some, models, strict=True, allow_non_identity=True)
-    return models.open(expansion.base)
-
-
-def _listed(file: Path) -> list[tuple[Candidate, str]]:
-    """Return the layouts of a file, one directive per line, each with its place.
-
-    Raises:
-        DirectiveError: It cannot be read, or has none.
-    """
-    found = [
-        (Candidate(line.text.strip(), spaces.FILE), line.where)
-        for line in inputs.lines(read_text(file), str(file))
-    ]
-    if not found:
-        raise DirectiveError(
-            f"{file}: has no directives", hint="write one a line, such as `repeat: 8:14`"
-        )
-    return found
-
-
-def _check_same_model(plans: Sequence[ExpansionPlan]) -> None:
-    first = plans[0].first.ref
-    for plan in plans:
-        if plan.first.ref.identity != first.identity:
-            raise DirectiveError(
-                f"the layouts start from different models: {first} and {plan.first.ref}",
-                hint="scan each model alone",
-            )
-
-
-def scored_sequences(
-    tokenizer: Any, text: StrPath | None, items: StrPath | None, most: int, first: Checkpoint
-) -> list[ScoredTokens]:
-    """Return the sequences of the text and of the items."""
-    positions = first.layer_config.get("max_position_embeddings")
-    positions = positions if isinstance(positions, int) else None
-    found: list[ScoredTokens] = []
-    if text is not None or items is None:
-        content, where = (
-            sequences.default_text() if text is None else (read_text(Path(text)), str(text))
-        )
-        length = min(_WINDOW, positions or _WINDOW)
-        found += sequences.of_text(tokenizer, content, where, most_tokens=most, length=length)
-    if items is not None:
-        found += sequences.of_items(tokenizer, Path(items), positions)
-    return found
-
-
-_WINDOW = 128
-"""The number of tokens of a window of text."""
-
-
 def _kept(
-    out: StrPath | None, work: _Work, scored: Sequence[ScoredTokens], settings: Mapping[str, Any]
+    out: StrPath | None, work: Work, scored: Sequence[ScoredTokens], settings: Mapping[str, Any]
 ) -> Results:
     lengths = [each.scored for each in scored]
     if out is None:
@@ -473,6 +276,54 @@ def _kept(
         **settings,
     }
     return results.opened(Path(out), record, work.candidates, lengths)
+
+
+def _check_combine(count: int, work: Work) -> None:
+    """Check that blocks can be combined.
+
+    Raises:
+        DirectiveError: There are none, or fewer than are wanted.
+    """
+    if count == 1:
+        return
+    if all(each.space != spaces.BLOCKS for each in work.candidates):
+        raise DirectiveError(
+            "--combine needs the layouts of the space blocks", hint="add --space blocks"
+        )
+    if count > work.first.depth:
+        raise DirectiveError(
+            f"--combine is {count}, but a model of {work.first.depth} layers has no more blocks"
+            " that do not overlap",
+            hint=f"use --combine {min(work.first.depth, 2)}",
+        )
+
+
+def _combined(kept: Results, count: int, depth: int, seed: int) -> Iterator[list[Candidate]]:
+    """Yield combinations of 2 to `count` blocks, each time after those before it are measured."""
+    known: dict[str, Blocks] = {
+        each.directive: (each.cell,)
+        for each in kept.candidates
+        if each.space == spaces.BLOCKS and each.cell is not None
+    }
+    ranked = _ranked(kept, known, seed)
+    blocks = [block for own in ranked for block in own]
+    for _ in range(count - 1):
+        found = combinations.extended(_ranked(kept, known, seed), blocks)
+        known = {combinations.directive(each, depth): each for each in found}
+        yield [Candidate(directive, COMBINED) for directive in known]
+
+
+def _ranked(kept: Results, known: Mapping[str, Blocks], seed: int) -> list[Blocks]:
+    """Return those of some layouts that have scores, best on the selection part first.
+
+    Args:
+        kept: The scores.
+        known: The blocks of each layout, by its directive.
+        seed: The seed of the split.
+    """
+    rows = analysis.ranking(kept.differences, seed=seed)
+    directives = (kept.candidates[row].directive for row in rows)
+    return [known[directive] for directive in directives if directive in known]
 
 
 def _shards(kept: Results, parts: Sequence[Batch]) -> list[Shard]:
@@ -494,63 +345,6 @@ def _measure(kept: Results, measured: Outcomes, bar: Bar, warn: Callable[[str], 
             tick(finished - before)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to begin.
-
-    Attributes:
-        plans: The plan of each layout.
-        dtype: The dtype to compute in.
-        device: The device; None for a GPU if there is one.
-        checked: Sequences to compare the ways to compute scores on.
-        digest: The digest of the weights; None if it is not compared.
-        most: The maximum bytes of weights and states; None for any number.
-    """
-
-    plans: Sequence[ExpansionPlan]
-    dtype: str
-    device: str | None
-    checked: Batch
-    digest: str | None
-    most: int | None = None
-
-    def start(self, warn: Callable[[str], object]) -> Measure:
-        """Load the model, and find out how its layouts can be measured.
-
-        Raises:
-            InterleaveError: It cannot be loaded, or is another one on this machine.
-        """
-        hide_bars()
-        first = self.plans[0].first
-        if self.digest is not None and weight_sample.digest(first.path) != self.digest:
-            raise CheckpointError(f"{first.ref}: the machine {platform.node()} has another model")
-        device = self.device or _device()
-        if self.most is not None:
-            memory_limit.check(first, self.dtype, self.most)
-        base = sources.load_source(first, self.dtype, device)
-        sampling.check_predicts(base)
-        base.eval()
-        is_shared = not first.require_family().facts.changes_weights
-
-        def build(plan: ExpansionPlan) -> Any:
-            known = {plan.first.ref: base} if is_shared else {}
-            return built(plan, known, dtype=self.dtype, device_map=device, warn=warn)
-
-        measure = Measure(base, self.plans, build)
-        if self.most is not None:
-            measure = memory_limit.limited(measure, first, self.most)
-        measure.check(self.checked)
-        if measure.reason is not None:
-            warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
-        return measure
-
-
-def _device() -> str:
-    import torch  # noqa: PLC0415 - takes seconds to import
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _report(
     kept: Results, kinds: Sequence[str], seed: int, top: int, warnings: Sequence[str]
 ) -> ScanReport:
@@ -563,12 +357,6 @@ def _report(
         found,
         tuple(dict.fromkeys(warnings)),
     )
-
-
-def with_model(directive: str, model: ModelLike | None) -> str:
-    """Return a directive as a file for `run`, with its model if that is known."""
-    found = _parsed(inputs.Text(directive, directive), model)
-    return yaml_io.write(found.to_document())
 
 
 def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -> None:
@@ -586,12 +374,15 @@ def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -
         axes = {"layers": heat_map.TIMES, "drops": heat_map.DROPS}.get(space, heat_map.BLOCKS)
         if space == "windows":
             continue
+        best = report.analysis.best
+        found = None if best is None else report.candidates[best.layout]
         svg = heat_map.heat_map(
             cells,
             layers=depth,
             title=f"{space}: change of the log-likelihood",
             legend=["nats per sequence", report.verdict],
             axes=axes,
+            helps=found.cell if found is not None and found.space == space else None,
         )
         name = MAP if space == report.candidates[0].space else f"scan-{space}.svg"
         replace_file(out / name, svg)

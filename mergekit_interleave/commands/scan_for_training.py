@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -19,17 +19,15 @@ from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.plan import plan
 from mergekit_interleave.commands.sample import tokenizer_of
-from mergekit_interleave.commands.scan import (
+from mergekit_interleave.commands.scan_job import (
     BATCH,
     GROUP,
     Job,
-    Planner,
-    base_of,
     check_place,
     scored_sequences,
     to_check,
-    with_model,
 )
+from mergekit_interleave.commands.scan_plans import Outcomes, Planner, accepted, base_of, with_model
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import After
@@ -42,7 +40,6 @@ from mergekit_interleave.errors import (
     Warn,
     collected_warnings,
 )
-from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import paths, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
 from mergekit_interleave.scanning.block_influence import block_influence
@@ -50,9 +47,6 @@ from mergekit_interleave.scanning.layer_major import NotLayerMajorError
 from mergekit_interleave.scanning.measure import Measure
 from mergekit_interleave.scanning.spaces import Candidate
 from mergekit_interleave.virtual.sampling import tokens_of
-
-Outcomes: TypeAlias = "Mapping[Candidate, ExpansionPlan | InterleaveError]"
-"""The plan of the model without each layer in turn, or why `run` refuses it."""
 
 NUMBERS, DIRECTIVE = "training.json", "training.yml"
 
@@ -166,8 +160,9 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     check_place(dtype, device)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         first = base_of(model, trusted=trust_remote_code)
-        outcomes = _planned(_candidates(first.depth), model, trusted=trust_remote_code)
-        plans = _accepted(outcomes)
+        planner = Planner(model, trusted=trust_remote_code)
+        outcomes = planner.outcomes(_candidates(first.depth))
+        plans = accepted(outcomes)
         _count(wanted, len(plans), first)
         hide_bars()
         scored = scored_sequences(tokenizer_of(first), text, items, most, first)
@@ -199,34 +194,6 @@ def _candidates(depth: int) -> list[Candidate]:
     found = [each for each in every if each.cell and each.cell[1] - each.cell[0] == 1]
     if not found:
         raise LayoutError("the model has only one layer, which cannot be left out")
-    return found
-
-
-def _planned(
-    candidates: Sequence[Candidate], model: ModelLike | None, *, trusted: bool
-) -> Outcomes:
-    """Plan each layout, or find out why `run` refuses it."""
-    planner = Planner(model, trusted)
-
-    def outcome(each: Candidate) -> ExpansionPlan | InterleaveError:
-        try:
-            return planner.plan(inputs.Text(each.directive, each.directive), lambda _: None)
-        except InterleaveError as error:
-            return error
-
-    return {each: outcome(each) for each in candidates}
-
-
-def _accepted(outcomes: Outcomes) -> dict[Candidate, ExpansionPlan]:
-    """Return the plans of the layouts that `run` writes.
-
-    Raises:
-        InterleaveError: It refuses all of them.
-    """
-    found = {each: one for each, one in outcomes.items() if isinstance(one, ExpansionPlan)}
-    for one in outcomes.values():
-        if not found and isinstance(one, InterleaveError):
-            raise one
     return found
 
 

@@ -116,20 +116,38 @@ def analyse(differences: npt.NDArray[np.floating[Any]], *, seed: int, top: int =
         DirectiveError: There are fewer than `LEAST` sequences.
     """
     parts = split(differences.shape[1], seed)
-    usable = np.flatnonzero(np.isfinite(differences).all(axis=1))
-    selection = np.asarray(differences[np.ix_(usable, parts.selection)], dtype=np.float64)
-    means = selection.mean(axis=1)
-    order = np.argsort(-means, kind="stable")[:top]
-    held_out = np.asarray(differences[np.ix_(usable[order], parts.held_out)], dtype=np.float64)
+    ranked = _ranked(differences, parts)
+    selection = np.asarray(differences[np.ix_(ranked, parts.selection)], dtype=np.float64)
+    held_out = np.asarray(differences[np.ix_(ranked[:top], parts.held_out)], dtype=np.float64)
     findings = tuple(
-        Finding(
-            int(usable[row]), float(means[row]), float(values.mean()), interval, _needed(values)
+        Finding(int(row), float(chosen.mean()), float(values.mean()), interval, _needed(values))
+        for row, chosen, values, interval in zip(
+            ranked[:top], selection[:top], held_out, _intervals(held_out, seed), strict=True
         )
-        for row, values, interval in zip(order, held_out, _intervals(held_out, seed), strict=True)
     )
-    chance = _chance(selection, int(order[0]), seed) if findings else 1.0
+    chance = _chance(selection, seed) if findings else 1.0
     helps = chance < LEVEL and findings[0].interval[0] > 0
     return Analysis(parts, len(differences), findings, chance, findings[0] if helps else None)
+
+
+def ranking(differences: npt.NDArray[np.floating[Any]], *, seed: int) -> list[int]:
+    """Return the rows of the layouts that are not broken, best on the selection part first.
+
+    Args:
+        differences: Score minus base score in nats, of shape (layouts, sequences).
+        seed: Seed of the split.
+
+    Raises:
+        DirectiveError: There are fewer than `LEAST` sequences.
+    """
+    found: list[int] = _ranked(differences, split(differences.shape[1], seed)).tolist()
+    return found
+
+
+def _ranked(differences: npt.NDArray[np.floating[Any]], parts: Split) -> Indices:
+    usable = np.flatnonzero(np.isfinite(differences).all(axis=1))
+    means = differences[np.ix_(usable, parts.selection)].mean(axis=1, dtype=np.float64)
+    return usable[np.argsort(-means, kind="stable")]
 
 
 def needed(deviation: float, difference: float) -> int:
@@ -151,8 +169,8 @@ def _needed(values: Floats) -> int | None:
     return needed(float(values.std(ddof=1)), difference) if difference else None
 
 
-def _chance(differences: Floats, layout: int, seed: int) -> float:
-    """Return the chance that the best of all layouts reaches the statistic of one, by sign flips.
+def _chance(differences: Floats, seed: int) -> float:
+    """Return the chance that the best of all layouts reaches the first's statistic, by sign flips.
 
     A flip changes the signs of whole sequences, in all layouts at once, which keeps the correlation
     of the layouts. This is exact if the differences are symmetric about 0 where nothing helps.
@@ -163,7 +181,7 @@ def _chance(differences: Floats, layout: int, seed: int) -> float:
     units = np.ascontiguousarray((scaled / np.maximum(norms, 1)).T)
     cubes = units**3
     count = len(units)
-    observed = _statistics(np.ones((1, count)), units[:, [layout]], cubes[:, [layout]]).item()
+    observed = _statistics(np.ones((1, count)), units[:, :1], cubes[:, :1]).item()
     observed -= ROUNDING * abs(observed)
     generator = np.random.default_rng((seed, 1))
     reached = 0

@@ -72,7 +72,8 @@ class LayerMajor:
         depth: Its number of layers.
         edited: The layers for steps that edit weights.
         at_work: Returns a context in which a layer can be applied.
-        most: The maximum bytes of states; None for any number. One layout is always computed.
+        most: The maximum bytes of states and logits; None for any number. One layout is always
+            computed.
     """
 
     model: Any
@@ -196,12 +197,15 @@ class LayerMajor:
         with torch.inference_mode(), self._taken_apart() as parts:
             tokens = torch.tensor(batch.rows(), device=self.model.device)
             first, calls = parts.calls_of(tokens)
-            numbers = [*wanted]
-            at_once = max(1, len(numbers) if self.most is None else self.most // first.nbytes)
-            for group in paths.groups(len(numbers), at_once):
+            numbers, at_once = [*wanted], len(wanted)
+            if self.most is not None:
+                at_once = (self.most - likelihood.room(self.most)) // first.nbytes
+            for group in paths.groups(len(numbers), max(1, at_once)):
                 nodes = paths.tree({numbers[at]: wanted[numbers[at]] for at in group})
                 for ends, state in self._walk(nodes, first, calls):
-                    scores = likelihood.scores(self.model, batch, parts.ending_with(state))
+                    scores = likelihood.scores(
+                        self.model, batch, parts.ending_with(state), self.most
+                    )
                     found.update(dict.fromkeys(ends, scores))
         return found
 

@@ -39,7 +39,7 @@ class Measure:
         reason: Why layouts are not measured layer by layer, as a clause; None if they are.
         pads: Whether a shorter sequence is padded to be measured with a longer one.
         at_work: Returns a context in which a layer of the base can be applied.
-        most: The maximum bytes of states; None for any number.
+        most: The maximum bytes of states and logits; None for any number.
     """
 
     base: Any
@@ -152,7 +152,7 @@ class Measure:
                 with _unless_refused():
                     model = self.base if row < 0 else self.build(self.plans[row])
                     for places, part in parts:
-                        found[at, places] = likelihood.scores(model, part)
+                        found[at, places] = likelihood.scores(model, part, most=self.most)
         return found
 
     def parts(self, batch: Batch) -> Iterator[tuple[list[int], Batch]]:

@@ -44,7 +44,7 @@ def limited(measure: Measure, checkpoint: Checkpoint, most: int) -> Measure:
     Args:
         measure: The measurement, of a loaded model.
         checkpoint: The model.
-        most: The limit in bytes. Half of it is for states.
+        most: The limit in bytes. Half of it is for states and logits.
 
     Raises:
         RefusedError: The weights do not fit, and are not in a file.

@@ -6,13 +6,15 @@ per layout with the score of each sequence. A score that was not measured yet is
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ import numpy.typing as npt
 from mergekit_interleave._files import replace_file
 from mergekit_interleave.checkpoint.safetensors_header import read_json, to_json
 from mergekit_interleave.errors import CheckpointError, DirectiveError, OutputError
+from mergekit_interleave.scanning.combinations import COMBINED
 from mergekit_interleave.scanning.spaces import Candidate
 
 RECORD, LINES, SCORES = "scan.json", "scan.jsonl", "scores.npy"
@@ -69,16 +72,25 @@ class Results:
     def note(self, rows: Sequence[int], sequences: Sequence[int], found: Floats) -> None:
         """Keep scores; those that are not a number are kept as minus infinity.
 
+        If their lines cannot be written, the scores are kept all the same.
+
         Args:
             rows: The rows.
             sequences: The numbers of the sequences.
             found: The scores, of shape (rows, sequences).
+
+        Raises:
+            OutputError: Lines cannot be written.
         """
         self.scores[np.ix_([*rows], [*sequences])] = np.where(np.isnan(found), -np.inf, found)
         self.write_lines()
 
     def write_lines(self) -> None:
-        """Write the lines of the layouts that are measured, in order."""
+        """Write the lines of the layouts that are measured, in order.
+
+        Raises:
+            OutputError: They cannot be written, for example because the disk is full.
+        """
         if self.directory is None or np.isnan(self.scores[0]).any():
             return
         lines = []
@@ -89,8 +101,29 @@ class Results:
             lines.append(self._line(self.candidates[self._written], row))
             self._written += 1
         if lines:
-            with (self.directory / LINES).open("a", encoding="utf-8") as file:
-                file.write("".join(lines))
+            file = self.directory / LINES
+            with _write_errors(file), file.open("a", encoding="utf-8") as opened:
+                opened.write("".join(lines))
+
+    def extend(self, added: Sequence[Candidate]) -> None:
+        """Add layouts that are not measured yet.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        shape = len(self.scores) + len(added), len(self.tokens)
+        candidates = (*self.candidates, *added)
+        if self.directory is None:
+            missing = np.full((len(added), shape[1]), np.nan)
+            self.scores = np.concatenate((self.scores, missing))
+        else:
+            with _write_errors(self.directory):
+                _write_rows(self.directory / SCORES, len(self.scores), shape)
+                record = read_json(self.directory / RECORD, most=_MOST)
+                record["layouts"] = _layouts(candidates)
+                replace_file(self.directory / RECORD, to_json(record))
+                self.scores = _mapped(self.directory, shape)
+        self.candidates = candidates
 
     def _line(self, candidate: Candidate, row: Floats) -> str:
         content: dict[str, Any] = {
@@ -138,29 +171,60 @@ def opened(
     content = {
         "version": VERSION,
         **record,
-        "layouts": [[each.directive, each.space, each.cell] for each in candidates],
+        "layouts": _layouts(candidates),
         "tokens": [*tokens],
     }
     content = json.loads(json.dumps(content))
-    try:
+    with _write_errors(directory):
         if (directory / RECORD).is_file():
-            _check_same(directory, content)
+            content = _same(directory, content)
         elif directory.exists() and not all(map(_is_begun, directory.iterdir())):
             raise DirectiveError(
                 f"{directory}: contains files, but no scan", hint="name another --out"
             )
         else:
             _create(directory, content, shape)
-        scores = np.lib.format.open_memmap(directory / SCORES, mode="r+")
-        if scores.shape != shape:
-            raise CheckpointError(
-                f"{directory / SCORES}: has the shape {scores.shape}, not {shape}"
-            )
+        candidates = _candidates(content)
+        scores = _mapped(directory, (1 + len(candidates), len(tokens)))
         kept = Results(directory, candidates, tokens, scores, _whole_lines(directory / LINES))
         kept.write_lines()  # of scores that were kept just before the scan was killed
-        return kept  # noqa: TRY300 - the lines above may fail
+        return kept
+
+
+@contextmanager
+def _write_errors(place: Path) -> Iterator[None]:
+    """Raise an error of the system as an `OutputError`."""
+    try:
+        yield
     except OSError as error:
-        raise OutputError(f"{directory}: {error.strerror or error}") from error
+        raise OutputError(f"{place}: {error.strerror or error}") from error
+
+
+def _layouts(candidates: Sequence[Candidate]) -> list[Any]:
+    return [[each.directive, each.space, each.cell] for each in candidates]
+
+
+def _candidates(record: Mapping[str, Any]) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(str(text), str(space), None if cell is None else (int(cell[0]), int(cell[1])))
+        for text, space, cell in record["layouts"]
+    )
+
+
+def _mapped(directory: Path, shape: tuple[int, int], mode: Literal["r", "r+"] = "r+") -> Floats:
+    """Map the scores. A scan that was killed may have added rows that no layout in the record has.
+
+    Raises:
+        CheckpointError: They are not those of the record.
+    """
+    try:
+        scores = np.lib.format.open_memmap(directory / SCORES, mode=mode)
+    except ValueError as error:
+        raise CheckpointError(f"{directory / SCORES}: {error}") from error
+    if scores.ndim != len(shape) or len(scores) < shape[0] or scores.shape[1] != shape[1]:
+        raise CheckpointError(f"{directory / SCORES}: has the shape {scores.shape}, not {shape}")
+    found: Floats = scores[: shape[0]]
+    return found
 
 
 def _is_begun(file: Path) -> bool:
@@ -173,15 +237,28 @@ def _create(directory: Path, content: Mapping[str, Any], shape: tuple[int, int])
     directory.mkdir(parents=True, exist_ok=True)
     for begun in directory.iterdir():
         begun.unlink()
-    with (directory / SCORES).open("wb") as file:
-        header = {"descr": "<f8", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for _ in range(shape[0]):
-            file.write(np.full(shape[1], np.nan).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    (directory / SCORES).touch()
+    _write_rows(directory / SCORES, 0, shape)
     (directory / LINES).write_bytes(b"")
     replace_file(directory / RECORD, to_json(content))
+
+
+def _write_rows(file: Path, first: int, shape: tuple[int, int]) -> None:
+    """Write rows that are not measured, from the first of them, and then how many there are now.
+
+    NumPy leaves room in the header for more rows, so its length does not change.
+    """
+    header = io.BytesIO()
+    description = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    with file.open("r+b") as opened:
+        opened.seek(len(header.getvalue()) + 8 * first * shape[1])
+        for _ in range(first, shape[0]):
+            opened.write(np.full(shape[1], np.nan).tobytes())
+        opened.flush()
+        os.fsync(opened.fileno())
+        opened.seek(0)
+        opened.write(header.getvalue())
 
 
 def _whole_lines(file: Path) -> int:
@@ -193,14 +270,25 @@ def _whole_lines(file: Path) -> int:
     return whole.count(b"\n")
 
 
-def _check_same(directory: Path, content: Mapping[str, Any]) -> None:
+def _same(directory: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the record of a directory, which may list combinations after the layouts.
+
+    Raises:
+        DirectiveError: It is the record of another scan.
+    """
     before = read_json(directory / RECORD, most=_MOST)
     changed = [key for key in {**before, **content} if before.get(key) != content.get(key)]
+    if changed == ["layouts"]:
+        count = len(content["layouts"])
+        first, others = before["layouts"][:count], before["layouts"][count:]
+        if first == content["layouts"] and all(each[1] == COMBINED for each in others):
+            return before
     if changed:
         raise DirectiveError(
             f"{directory}: holds a scan with {_words(changed[0])}",
             hint="name another --out, or give the same command as before to resume it",
         )
+    return before
 
 
 def _words(key: str) -> str:
@@ -221,14 +309,9 @@ def read(directory: Path) -> tuple[Mapping[str, Any], Results]:
     """
     record = read_json(directory / RECORD, most=_MOST)
     try:
-        candidates = [
-            Candidate(str(text), str(space), None if cell is None else (int(cell[0]), int(cell[1])))
-            for text, space, cell in record["layouts"]
-        ]
+        candidates = _candidates(record)
         tokens = [int(number) for number in record["tokens"]]
-        scores = np.load(directory / SCORES, mmap_mode="r")
+        scores = _mapped(directory, (1 + len(candidates), len(tokens)), "r")
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(f"{directory}: holds no scan ({error!r:.200})") from error
-    if scores.shape != (1 + len(candidates), len(tokens)):
-        raise CheckpointError(f"{directory / SCORES}: has the shape {scores.shape}")
     return record, Results(directory, candidates, tokens, scores)

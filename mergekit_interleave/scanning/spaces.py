@@ -13,8 +13,8 @@ from mergekit_interleave.errors import DirectiveError
 MOST_TIMES = 8
 """How often the space `layers` repeats a layer at most."""
 
-FILE = "file"
-"""The space of layouts that a file lists."""
+BLOCKS, FILE = "blocks", "file"
+"""The space that is measured if none is named, and that of layouts that a file lists."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def _ranges(depth: int) -> Iterator[tuple[int, int]]:
 
 def _blocks(depth: int) -> Iterator[Candidate]:
     for i, j in _ranges(depth):
-        yield Candidate(f"repeat: {i}:{j}@block", "blocks", (i, j))
+        yield Candidate(f"repeat: {i}:{j}@block", BLOCKS, (i, j))
 
 
 def _interwoven(depth: int) -> Iterator[Candidate]:
@@ -68,7 +68,7 @@ def _windows(depth: int) -> Iterator[Candidate]:
 
 
 SPACES: Mapping[str, Callable[[int], Iterator[Candidate]]] = {
-    "blocks": _blocks,
+    BLOCKS: _blocks,
     "ranges": _interwoven,
     "layers": _layers,
     "drops": _drops,

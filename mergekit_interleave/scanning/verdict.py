@@ -26,12 +26,15 @@ class Measured:
         tokens: The number of scored tokens of each sequence.
         kinds: The kind of each sequence.
         broken: The indices of the layouts with scores that are not finite numbers.
+        chosen: The indices of the layouts that were measured because others looked good on the
+            selection part.
     """
 
     layouts: Sequence[str]
     tokens: Sequence[int]
     kinds: Sequence[str]
     broken: Sequence[int] = ()
+    chosen: Sequence[int] = ()
 
     @property
     def noun(self) -> str:
@@ -71,6 +74,11 @@ def report(analysis: Analysis, measured: Measured) -> Iterator[str]:
             f"Luck: if nothing helped, one of {_count(analysis.tried, 'layout')} would look as "
             f"good as the first below with a chance of {_percent(analysis.chance)}."
         )
+        if analysis.findings[0].layout in measured.chosen:
+            yield (
+                "The first combines blocks that looked good on the selection part, so this chance "
+                f"is too low. Only the held-out {noun}s tell."
+            )
         yield ""
         yield from _table(analysis.findings, measured)
         yield ""

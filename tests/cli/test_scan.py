@@ -163,9 +163,53 @@ def test_identities_do_not_help(base: Path, text: Path, tmp_path: Path) -> None:
     assert not found.differences.any()
 
 
+def test_combined_blocks(mk: Cli, base: Path, text: Path, items: Path, tmp_path: Path) -> None:
+    """Each round measures the best so far with one block more; a stopped scan comes to the same."""
+    out, again = tmp_path / "found", tmp_path / "again"
+    words = ("scan", "--model", base, "--text", text, "--items", items, "--space", "blocks")
+    result = mk(*words, "--combine", 3, "--out", out)
+    assert result.status == 0, result.err
+    for more in ((), ("--combine", 2), ("--combine", 3)):
+        assert mk(*words, "--out", again, *more).status == 0
+    for name in ("scan.json", "scan.jsonl", "scores.npy", "scan.svg"):
+        assert (again / name).read_bytes() == (out / name).read_bytes(), name
+    assert mk("scan", "--report", out).out == result.out
+    found = lines_of(out)
+    counts = [line["directive"].count(",") for line in found]
+    assert counts[:36] == [0] * 36
+    assert counts == sorted(counts)
+    assert {*counts} == {0, 2, 3}  # as many ranges as blocks, and one more
+    assert all("cell" not in line for line in found[36:])
+    last = found[-1]["directive"]
+    api.run(last, tmp_path / "grown", model=base)
+    expected = log_likelihood(tmp_path / "grown", text, items)
+    np.testing.assert_allclose(np.load(out / "scores.npy")[-1], expected, atol=1e-4, rtol=0)
+    assert (
+        len(api.scanned(out).differences)
+        == len(found)
+        == json.loads(mk("scan", "--report", out, "--json").out)["layouts"]
+    )
+
+
+def test_combinations_of_the_best(base: Path, text: Path, tmp_path: Path) -> None:
+    """The first combination has the best block of the selection part, which alone chooses."""
+    out = tmp_path / "found"
+    report = api.scan(model=base, text=text, combine=2, out=out)
+    blocks = [row for row, each in enumerate(report.candidates) if each.space == "blocks"]
+    selection = report.analysis.split.selection
+    best = max(blocks, key=lambda row: report.differences[row, selection].mean())
+    start, stop = report.candidates[best].cell or (0, 0)
+    first = report.candidates[len(blocks)].directive
+    assert f"{stop}, {start}:" in first
+    assert report.analysis.tried == len(report.candidates) > len(blocks)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
+        (("--combine", "0"), "--combine"),
+        (("--combine", "9"), "8 layers"),
+        (("--combine", "2", "--space", "drops"), "space blocks"),
         (("--tokens", "0"), "--tokens"),
         (("--tokens", "40"), "sequences"),
         (("--top", "0"), "--top"),
@@ -177,7 +221,9 @@ def test_identities_do_not_help(base: Path, text: Path, tmp_path: Path) -> None:
         (("missing.txt",), "missing.txt"),
         ((__file__, "--space", "drops"), "--space"),
         (("--items", __file__), "line 1"),
-        (("--report", "there", "--out", "here"), "--report"),
+        (("--report", "there", "--out", "here"), "--out"),
+        (("--report", "there", "--top", "3"), "--top"),
+        (("--report", "there", "--for", "training"), "--for"),
     ],
 )
 def test_wrong_options(words: tuple[str, ...], named: str, mk: Cli, base: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import random
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,16 +15,17 @@ import pytest
 import torch
 import toys
 import zoo
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import mergekit_interleave as api
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.scanning import spaces
 from mergekit_interleave.scanning.batches import Batch
 from mergekit_interleave.scanning.measure import TOLERANCE, Measure
-from mergekit_interleave.scanning.sequences import ScoredTokens
+from mergekit_interleave.scanning.sequences import ScoredTokens, default_text, of_text
 from mergekit_interleave.virtual import sources
 
 PLANS = ("repeat: 1:4", "drop: 2:4")
@@ -246,3 +250,24 @@ def logits(model: Any) -> torch.Tensor:
 
 def _fails(*_: Any, **__: Any) -> Any:
     raise ZeroDivisionError
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MK_INTERLEAVE_SMOLLM2" not in os.environ, reason="needs SmolLM2")
+@pytest.mark.parametrize("space", spaces.SPACES)
+def test_sampled_layouts_of_a_trained_model(space: str, tmp_path: Path) -> None:
+    """20 layouts of each space have the scores of the models that `run` writes."""
+    base = Path(os.environ["MK_INTERLEAVE_SMOLLM2"])
+    sample = random.Random(space).sample(spaces.candidates([space], 30), 20)  # noqa: S311 - a test
+    plans = [each.directive for each in sample]
+    measured = measure(base, plans)
+    assert measured.reason is None
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    windows = of_text(tokenizer, *default_text(), most_tokens=96, length=33)
+    batch = Batch((0, 1, 2), tuple(windows))
+    found = measured.scores(range(20), batch)
+    for row, plan in enumerate(plans):
+        api.run(plan, tmp_path / "grown", model=base, engine="stream", verify=False)
+        written = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", dtype=torch.float32)
+        np.testing.assert_allclose(found[row], scores(written, batch), atol=TOLERANCE, rtol=0)
+        shutil.rmtree(tmp_path / "grown")

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mergekit_interleave.errors import CheckpointError, DirectiveError
+from mergekit_interleave.errors import CheckpointError, DirectiveError, OutputError
 from mergekit_interleave.scanning import results
 from mergekit_interleave.scanning.results import LINES, RECORD, SCORES, Results
 from mergekit_interleave.scanning.spaces import Candidate
 
 CANDIDATES = (Candidate("drop: 0:1", "drops", (0, 1)), Candidate("drop: 1:2", "file"))
+MORE = (Candidate("stack: 0:2, 1:3", "combined"), Candidate("stack: 0:3, 0:3", "combined"))
 TOKENS = (3, 4, 5)
 FOUND = np.array([[-1.0, -2.0, -3.0], [-1.5, -2.5, -3.5], [-1.0, np.nan, -3.0]])
 
@@ -86,3 +87,86 @@ def test_a_broken_directory(broken: str, tmp_path: Path) -> None:
     (tmp_path / "out" / broken).write_bytes(b"{}")
     with pytest.raises(CheckpointError, match="out"):
         results.read(tmp_path / "out")
+
+
+def test_extended(tmp_path: Path) -> None:
+    """More layouts keep what was measured, and a scan that has them is resumed with them."""
+    kept = opened(tmp_path / "out")
+    kept.note([0, 1, 2], [0, 1, 2], FOUND)
+    kept.extend(MORE)
+    assert (tuple(kept.candidates), kept.finished) == ((*CANDIDATES, *MORE), 2)
+    kept.note([4], [0, 1, 2], FOUND[1:2])
+    again = opened(tmp_path / "out")
+    assert tuple(again.candidates) == (*CANDIDATES, *MORE)
+    assert again.is_measured([0, 1, 2, 4], [0, 1, 2])
+    assert not again.is_measured([3], [0])
+    assert len((tmp_path / "out" / LINES).read_text().splitlines()) == 2
+    again.note([3], [0, 1, 2], FOUND[:1])
+    assert len((tmp_path / "out" / LINES).read_text().splitlines()) == 4
+    memory = results.in_memory(CANDIDATES, TOKENS)
+    memory.extend(MORE)
+    assert memory.scores.shape == again.scores.shape
+
+
+def test_killed_while_extended(tmp_path: Path) -> None:
+    """Rows that no layout of the record has, or that came without a new header, do no harm."""
+    whole, stopped = opened(tmp_path / "whole"), opened(tmp_path / "stopped")
+    for kept in (whole, stopped):
+        kept.note([0, 1, 2], [0, 1, 2], FOUND)
+    before = (tmp_path / "stopped" / SCORES).read_bytes()
+    whole.extend(MORE)
+    for content in ((tmp_path / "whole" / SCORES).read_bytes(), before + bytes(40)):
+        (tmp_path / "stopped" / SCORES).write_bytes(content)
+        again = opened(tmp_path / "stopped")
+        assert tuple(again.candidates) == CANDIDATES
+        assert again.finished == 2
+    again.extend(MORE)
+    for name in (RECORD, LINES, SCORES):
+        one, other = (tmp_path / place / name for place in ("whole", "stopped"))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_extended_by_others(tmp_path: Path) -> None:
+    """Only combinations may follow the layouts; others make it another scan."""
+    opened(tmp_path / "out").extend([Candidate("drop: 2:3", "drops", (2, 3))])
+    with pytest.raises(DirectiveError, match="layouts"):
+        opened(tmp_path / "out")
+
+
+def test_damaged_scores(tmp_path: Path) -> None:
+    """A file of scores that is not one is an error of the directory."""
+    opened(tmp_path / "out")
+    (tmp_path / "out" / SCORES).write_bytes(b"no numbers")
+    with pytest.raises(CheckpointError, match=SCORES):
+        opened(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=SCORES):
+        results.read(tmp_path / "out")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the device of Linux that is full")
+def test_a_full_disk(tmp_path: Path) -> None:
+    """If a line cannot be written, that is one error, and the scores are kept."""
+    kept, lines = opened(tmp_path / "out"), tmp_path / "out" / LINES
+    kept.note([0], [0, 1, 2], FOUND[:1])
+    lines.unlink()
+    lines.symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="space"):
+        kept.note([1], [0, 1, 2], FOUND[1:2])
+    lines.unlink()
+    lines.touch()
+    assert opened(tmp_path / "out").is_measured([0, 1], [0, 1, 2])
+    assert len(lines.read_text().splitlines()) == 1
+
+
+def test_no_room_for_the_scores(tmp_path: Path) -> None:
+    """Without room for all scores, nothing is measured, and the same call begins again."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
+    try:
+        with pytest.raises(OutputError, match="out"):
+            opened(tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "out" / RECORD).exists()
+    assert opened(tmp_path / "out").finished == 0

@@ -1,0 +1,215 @@
+"""Plan the layouts that a scan measures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mergekit_interleave._files import read_text
+from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands.inputs import ModelLike, StrPath
+from mergekit_interleave.commands.load import planned
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.errors import DirectiveError, InterleaveError, Warn
+from mergekit_interleave.planning.expansion_plan import ExpansionPlan
+from mergekit_interleave.planning.resolve import resolve
+from mergekit_interleave.scanning import spaces
+from mergekit_interleave.scanning.spaces import Candidate
+
+Outcomes: TypeAlias = "Mapping[Candidate, ExpansionPlan | InterleaveError]"
+"""The plan of each layout, or why `run` refuses it."""
+
+
+@dataclass(frozen=True)
+class Planner:
+    """How the layouts are planned.
+
+    Attributes:
+        model: The model, if the directives name none.
+        trusted: Whether code from the model may run.
+    """
+
+    model: ModelLike | None
+    trusted: bool
+
+    def plan(self, text: inputs.Text, warn: Warn) -> ExpansionPlan:
+        """Plan a layout.
+
+        Raises:
+            InterleaveError: It is refused.
+        """
+        wanted = _parsed(text, self.model)
+        return planned(wanted, trust_remote_code=self.trusted, warn=warn)
+
+    def outcomes(self, candidates: Iterable[Candidate]) -> Outcomes:
+        """Plan each layout, or find out why `run` refuses it."""
+
+        def outcome(each: Candidate) -> ExpansionPlan | InterleaveError:
+            try:
+                return self.plan(_text_of(each), lambda _: None)
+            except InterleaveError as error:
+                return error
+
+        return {each: outcome(each) for each in candidates}
+
+
+def accepted(outcomes: Outcomes) -> dict[Candidate, ExpansionPlan]:
+    """Return the plans of the layouts that `run` writes.
+
+    Raises:
+        InterleaveError: It refuses all of them.
+    """
+    found = {each: one for each, one in outcomes.items() if isinstance(one, ExpansionPlan)}
+    for one in outcomes.values():
+        if not found and isinstance(one, InterleaveError):
+            raise one
+    return found
+
+
+def _parsed(text: inputs.Text, model: ModelLike | None) -> Directive:
+    """Parse a directive; a model is given to it unless it stacks layers of models that it names."""
+    found = inputs.parse(text, {})
+    if model is None or (found.growth and found.growth.models):
+        return found
+    return inputs.parse(text, {"model": model})
+
+
+class Plans(Sequence[ExpansionPlan]):
+    """The plans of layouts. Another process makes those that it needs again."""
+
+    def __init__(
+        self,
+        planner: Planner,
+        texts: Sequence[inputs.Text],
+        made: Mapping[inputs.Text, ExpansionPlan] | None = None,
+    ) -> None:
+        self._planner = planner
+        self._texts = texts
+        self._made = {**(made or {})}
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, row: Any) -> Any:
+        text = self._texts[row]  # raises IndexError, which ends an iteration
+        if text not in self._made:
+            self._made[text] = self._planner.plan(text, lambda _: None)
+        return self._made[text]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Plans, (self._planner, self._texts)
+
+    def extended(self, added: Iterable[Candidate]) -> Plans:
+        """Return the plans of these and more layouts."""
+        return Plans(self._planner, [*self._texts, *map(_text_of, added)], self._made)
+
+
+def _text_of(candidate: Candidate) -> inputs.Text:
+    return inputs.Text(candidate.directive, candidate.directive)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The layouts to measure.
+
+    Attributes:
+        planner: Plans more layouts of the same model.
+        candidates: The layouts.
+        plans: The plan of each.
+    """
+
+    planner: Planner
+    candidates: tuple[Candidate, ...]
+    plans: Plans
+
+    @property
+    def first(self) -> Checkpoint:
+        """The model that all of them start from."""
+        found: Checkpoint = self.plans[0].first
+        return found
+
+
+def prepared(
+    file: StrPath | None,
+    model: ModelLike | None,
+    space: str | Sequence[str],
+    *,
+    trusted: bool,
+    warn: Warn,
+) -> Work:
+    """Plan the layouts to measure.
+
+    Raises:
+        InterleaveError: There are none, or a layout of a file is refused.
+    """
+    names = [space] if isinstance(space, str) else list(space)
+    if file is not None and names:
+        raise DirectiveError(
+            "a file of layouts cannot be combined with --space", hint="leave one of them out"
+        )
+    planner = Planner(model, trusted)
+    if file is not None:
+        listed = _listed(Path(file))
+        texts = [inputs.Text(each.directive, where) for each, where in listed]
+        plans = {text: planner.plan(text, warn) for text in texts}
+        _check_same_model([*plans.values()])
+        return Work(planner, tuple(each for each, _ in listed), Plans(planner, texts, plans))
+    depth = base_of(model, trusted=trusted).depth
+    outcomes = planner.outcomes(spaces.candidates(names or [spaces.BLOCKS], depth))
+    found = accepted(outcomes)
+    refused = [each for each in outcomes.values() if isinstance(each, InterleaveError)]
+    if refused:
+        warn(f"{len(refused)} of {len(outcomes)} layouts are left out, because `run` refuses them, "
+             f"such as one of which it says: {refused[0]}")  # fmt: skip
+    made = {_text_of(each): plan for each, plan in found.items()}
+    return Work(planner, (*found,), Plans(planner, [*made], made))
+
+
+def base_of(model: ModelLike | None, *, trusted: bool) -> Checkpoint:
+    """Open the model that layouts start from, without a plan, since `run` may refuse some.
+
+    Raises:
+        InterleaveError: There is none, or it cannot be grown.
+    """
+    some = inputs.parse(inputs.Text("append: 1", "--model"), {"model": model})
+    models = Models(trust_remote_code=trusted)
+    expansion = resolve(some, models, strict=True, allow_non_identity=True)
+    return models.open(expansion.base)
+
+
+def _listed(file: Path) -> list[tuple[Candidate, str]]:
+    """Return the layouts of a file, one directive per line, each with its place.
+
+    Raises:
+        DirectiveError: It cannot be read, or has none.
+    """
+    found = [
+        (Candidate(line.text.strip(), spaces.FILE), line.where)
+        for line in inputs.lines(read_text(file), str(file))
+    ]
+    if not found:
+        raise DirectiveError(
+            f"{file}: has no directives", hint="write one a line, such as `repeat: 8:14`"
+        )
+    return found
+
+
+def _check_same_model(plans: Sequence[ExpansionPlan]) -> None:
+    first = plans[0].first.ref
+    for plan in plans:
+        if plan.first.ref.identity != first.identity:
+            raise DirectiveError(
+                f"the layouts start from different models: {first} and {plan.first.ref}",
+                hint="scan each model alone",
+            )
+
+
+def with_model(directive: str, model: ModelLike | None) -> str:
+    """Return a directive as a file for `run`, with its model if that is known."""
+    found = _parsed(inputs.Text(directive, directive), model)
+    return yaml_io.write(found.to_document())
