@@ -19,6 +19,7 @@ from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorEr
 from mergekit_interleave.scanning.paths import Path, Step
 from mergekit_interleave.scanning.results import Floats
 from mergekit_interleave.virtual.model import layers_of
+from mergekit_interleave.virtual.sampling import check_vocabulary
 
 TOLERANCE = 1e-4
 """The largest difference in nats of two scores in float32 that count as equal. In another dtype it
@@ -63,7 +64,11 @@ class Measure:
             batch: Sequences to compare on: what is computed layer by layer with whole models, for
                 the base and for few layouts that show each layer; what is computed with padding
                 with what is computed without.
+
+        Raises:
+            DirectiveError: The model has not as many tokens as the tokenizer.
         """
+        check_vocabulary(self.base, np.array(batch.rows()))
         self.pads = True
         self.pads = not any(
             self._apart(row, likelihood.scores(self.base, part))
@@ -138,6 +143,7 @@ class Measure:
 
     def _measured(self, rows: Sequence[int], batch: Batch, fast: Mapping[int, Path]) -> Floats:
         """Return scores; those of `fast` are computed layer by layer."""
+        check_vocabulary(self.base, np.array(batch.rows()))
         found = np.full((len(rows), len(batch.sequences)), -np.inf)
         parts = [*self.parts(batch)]
         try:

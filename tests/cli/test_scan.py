@@ -234,6 +234,14 @@ def test_wrong_options(words: tuple[str, ...], named: str, mk: Cli, base: Path) 
     assert named in result.err
 
 
+def test_a_foreign_tokenizer(mk: Cli, text: Path, tmp_path: Path) -> None:
+    """A tokenizer with more tokens than the model has embeddings belongs to another model."""
+    source = make_llama(tmp_path / "base", vocab_size=20)
+    for words in (("--space", "drops"), ("--for", "training")):
+        result = mk("scan", *words, "--model", source, "--text", text)
+        assert (result.status, "tokenizer" in result.err) == (2, True)
+
+
 def test_a_wrong_line(mk: Cli, base: Path, tmp_path: Path) -> None:
     """A directive that `run` refuses is an error that names its line."""
     (tmp_path / "plans.txt").write_text("# tried\n\ndrop: 1:2\nbogus: 3\n")
