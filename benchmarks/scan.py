@@ -34,7 +34,6 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import likelihood, paths, sequences, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
 from mergekit_interleave.scanning.distribution import Here, Shard, Way
-from mergekit_interleave.scanning.paths import Step
 from mergekit_interleave.scanning.processes import Processes
 
 BEGIN, END = "<!-- measured scan -->", "<!-- end scan -->"
@@ -91,24 +90,34 @@ class Case:
         shards = [Shard(group, self.batch) for group in groups]
         return _timed(lambda: [*way.run(shards, job)])
 
-    def products(self) -> float:
-        """Return the seconds of the matrix products of the scan.
-
-        These are those of its layers, and one head for each layout.
-        """
-        layers = sum(
+    @property
+    def evaluations(self) -> int:
+        """How often a layer is applied, without the base."""
+        return sum(
             paths.size(paths.tree({row: paths.path_of(self.plans[row].layout) for row in group}))
             for group in paths.groups(len(self.plans), GROUP)
         )
-        depth = self.base.config.num_hidden_layers
-        base_path = {0: tuple(Step(index) for index in range(depth))}
+
+    def products(self) -> float:
+        """Return the seconds of the matrix products of the scan, at their fastest.
+
+        These are those of its layers, and one head for each layout. On several processors, one
+        process for each may be faster than several threads of one.
+        """
+        layers = self.evaluations + self.base.config.num_hidden_layers
         weights = [each for each in self.base.model.layers[0].parameters() if each.ndim > 1]
         head = self.base.get_output_embeddings().weight
-        scored = len(self.batch.sequences), self.batch.width - self.batch.sequences[0].start
-        one_layer = _median(lambda: _multiply(weights, self.tokens))
-        one_head = _median(lambda: _multiply([head], scored[0] * scored[1]))
-        layers += paths.size(paths.tree(base_path))
-        return one_layer * layers + one_head * (len(self.plans) + 1)
+        scored = len(self.batch.sequences) * (self.batch.width - self.batch.sequences[0].start)
+        threads = torch.get_num_threads()
+        found: list[float] = []
+        for count in {1, threads}:
+            torch.set_num_threads(count)
+            one_layer = _median(partial(_multiply, weights, self.tokens))
+            one_head = _median(partial(_multiply, [head], scored))
+            total = one_layer * layers + one_head * (len(self.plans) + 1)
+            found.append(total * count / threads)
+        torch.set_num_threads(threads)
+        return min(found)
 
     def scored(self, plan: ExpansionPlan) -> None:
         """Build a layout and score it."""
@@ -205,7 +214,7 @@ def growth(smollm2: Path, folder: Path) -> str:
         place = folder / f"{depth}-layers"
         api.run(f"drop: {depth}:30", place, model=smollm2, engine="stream", force=True)
         case = Case(place, _loaded(place), windows(smollm2, tokens), 1)
-        layouts, steps = len(case.plans), depth * (depth + 1) * (2 * depth + 1) // 6
+        layouts, steps = len(case.plans), case.evaluations
         rows.append(
             f"| {depth} | {tokens:,} | {layouts} | {steps:,} | {case.scan(PROCESSES):,.1f} s |"
         )

@@ -54,6 +54,10 @@ class RefusedError(InterleaveError):
     """The request is refused, because its result would not be exact."""
 
 
+class OutOfMemoryError(RefusedError):
+    """The memory of this machine is exhausted."""
+
+
 class UnrepresentableError(RefusedError):
     """config.json cannot represent this layout, but can represent others of the same model."""
 

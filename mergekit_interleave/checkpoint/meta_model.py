@@ -15,7 +15,7 @@ from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.quantization import KEY as QUANTIZATION
 from mergekit_interleave.checkpoint.safetensors_header import read_json
-from mergekit_interleave.errors import InterleaveError, RefusedError
+from mergekit_interleave.errors import InterleaveError, OutOfMemoryError, RefusedError
 
 
 def shapes(path: Path, *, trusted: bool = False) -> Mapping[str, tuple[int, ...]]:
@@ -155,10 +155,10 @@ def hide_bars() -> None:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Report that memory is exhausted as RefusedError.
+    """Report that memory is exhausted as OutOfMemoryError.
 
     Raises:
-        RefusedError: It is exhausted.
+        OutOfMemoryError: It is exhausted.
     """
     try:
         yield
@@ -167,7 +167,7 @@ def memory_errors() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or "memory" in str(error).lower()):
             raise
-        raise RefusedError(
+        raise OutOfMemoryError(
             f"out of memory: {' '.join(str(error).split())[:200]}",
             hint="use a smaller dtype, such as dtype='bfloat16', or a smaller model",
         ) from error

@@ -28,10 +28,10 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "one), layers (each layer 2 to 8 times), drops (each block left out) or windows. May be "
         "given several times; blocks is the default.")] = None,
     combine: Annotated[str | None, typer.Option(metavar="K", show_default=False, help=
-        "Then repeat 2 to K blocks together: each time, add one more to the best so far.")] = None,
+        "Then repeat 2 to K blocks together: each round adds one to the best of the last.")] = None,
     model: Model = None,
     text_file: Annotated[str | None, typer.Option("--text", metavar="FILE", show_default=False,
-        help="Score the text in this file; a text of the package is the default.")] = None,
+        help="Score the text in this file; by default, one that comes with this tool.")] = None,
     items: Annotated[str | None, typer.Option(metavar="FILE", show_default=False, help=
         'Score the answers in this file; each line is {"prompt": ..., "answer": ...} in JSON.'
         )] = None,
@@ -40,7 +40,7 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
     out: Annotated[str | None, typer.Option(metavar="DIR", show_default=False, help=
         "Keep the results here. The same command resumes a scan that was stopped.")] = None,
     report: Annotated[str | None, typer.Option(metavar="DIR", show_default=False, help=
-        "Say again what a scan found, without a model.")] = None,
+        "Print the report of a scan again, without a model.")] = None,
     purpose: Annotated[str | None, typer.Option("--for", metavar="training", show_default=False,
         autocompletion=options.offering(TRAINING), help=
         "Measure no space: rank the layers, and say where to put new ones that will be trained.",
@@ -49,7 +49,7 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "With --for training: the number of new layers; a quarter of the layers is the default.",
         )] = None,
     top: Annotated[str | None, typer.Option(metavar="K", show_default=False, help=
-        "How many of the best layouts are tested on the held-out part; 5 is the default.")] = None,
+        "How many of the best layouts the report lists; 5 is the default.")] = None,
     seed: Annotated[str | None, typer.Option(metavar="N", show_default=False, help=
         "The seed of the random numbers; 0 is the default.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="DTYPE", show_default=False, help=

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,18 @@ from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
-from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.commands.scan_job import (
     BATCH,
     GROUP,
     Job,
     check_place,
+    digests,
     scored_sequences,
     to_check,
 )
 from mergekit_interleave.commands.scan_plans import Work, accepted, prepared, with_model
 from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import DirectiveError, collected_warnings
-from mergekit_interleave.output import weight_sample
 from mergekit_interleave.scanning import (
     analysis,
     combinations,
@@ -52,6 +51,9 @@ from mergekit_interleave.scanning.spaces import Candidate
 from mergekit_interleave.scanning.verdict import Measured
 
 BEST, MAP = "best.yml", "scan.svg"
+
+TOP = 5
+"""How many layouts the report lists by default."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     items: StrPath | None = None,
     tokens: int | str = 4096,
     out: StrPath | None = None,
-    top: int | str = 5,
+    top: int | str = TOP,
     seed: int | str = 0,
     dtype: str = "float32",
     device: str | None = None,
@@ -151,12 +153,14 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         model: The model: a directory or a Hub id. Directives may name it, too.
         space: The spaces to measure, such as `blocks`; see `spaces.SPACES`.
         combine: The largest number of blocks that are combined. The space `blocks` is measured
-            first; then, in each round, one more block is added to the best layouts so far.
-        text: A file with text. If there are no items either, a text of the package is used.
+            first; then, in each round, one more block is added to the best layouts of the round
+            before.
+        text: A file with text. If there are no items either, one that comes with this package is
+            used.
         items: A file with one item per line, in JSON: `prompt`, `answer`, and perhaps `choices`.
         tokens: The maximum number of tokens of the text.
         out: The directory for the results. The same call resumes a scan that was stopped there.
-        top: How many of the best layouts are tested on the held-out part.
+        top: How many of the best layouts the report lists.
         seed: The seed of the split and of the random numbers of the analysis.
         dtype: The dtype to compute in.
         device: The device to compute on; by default, a GPU if there is one.
@@ -188,26 +192,26 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         work = prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         _check_combine(together, work)
         hide_bars()
-        tokenizer = tokenizer_of(work.first)
-        scored = scored_sequences(tokenizer, text, items, most_tokens, work.first)
+        scored = scored_sequences(work.first, text, items, most_tokens, warnings.append)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
-        kept = _kept(out, work, scored, {"dtype": dtype, "seed": chosen, "top": shown})
-        parts = batches(scored, BATCH)
-        digest = None if ray is None else weight_sample.digest(work.first.path)
+        with _kept(out, work, scored, {"dtype": dtype, "seed": chosen}) as kept:
+            parts = batches(scored, BATCH)
 
-        def measure() -> None:
-            plans = work.plans.extended(kept.candidates[len(work.candidates) :])
-            job = Job(plans, dtype, device, to_check(parts), digest, most)
-            if shards := _shards(kept, parts):
-                _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
+            def measure() -> None:
+                plans = work.plans.extended(kept.candidates[len(work.candidates) :])
+                known = None if ray is None else digests(work.plans)
+                job = Job(plans, dtype, device, to_check(parts), known, most)
+                if shards := _shards(kept, parts):
+                    _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
 
-        measure()
-        for wanted in _combined(kept, together, work.first.depth, chosen):
-            known = {each.directive for each in kept.candidates}
-            new = [each for each in wanted if each.directive not in known]
-            kept.extend([*accepted(work.planner.outcomes(new))] if new else [])
             measure()
-    report = _report(kept, [each.kind for each in scored], chosen, shown, warnings)
+            for wanted in _combined(kept, together, work.first.depth, chosen):
+                measured = {each.directive for each in kept.candidates}
+                new = [each for each in wanted if each.directive not in measured]
+                kept.extend([*accepted(work.planner.outcomes(new))] if new else [])
+                measure()
+            said = kept.note_report(shown, warnings)
+    report = _report(kept, [each.kind for each in scored], chosen, shown, said)
     if out is not None:
         _write(Path(out), report, work.first.depth, model)
     return report
@@ -230,7 +234,8 @@ def scanned(directory: StrPath) -> ScanReport:
             f"{directory}: {missing} of {len(kept.scores)} layouts are not measured yet",
             hint="give the command that started the scan again, to resume it",
         )
-    return _report(kept, record["kinds"], record["seed"], record["top"], ())
+    said = tuple(record.get("warnings", ()))
+    return _report(kept, record["kinds"], record["seed"], record.get("top", TOP), said)
 
 
 def _way(
@@ -264,13 +269,13 @@ def _way(
 
 def _kept(
     out: StrPath | None, work: Work, scored: Sequence[ScoredTokens], settings: Mapping[str, Any]
-) -> Results:
+) -> AbstractContextManager[Results]:
     lengths = [each.scored for each in scored]
     if out is None:
-        return results.in_memory(work.candidates, lengths)
+        return nullcontext(results.in_memory(work.candidates, lengths))
     tokens = json.dumps([(each.tokens, each.start) for each in scored])
     record = {
-        "model": weight_sample.digest(work.first.path),
+        "models": [*digests(work.plans).values()],
         "sequences": hashlib.sha256(tokens.encode()).hexdigest(),
         "kinds": [each.kind for each in scored],
         **settings,
@@ -371,9 +376,6 @@ def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -
             for row, each in enumerate(report.candidates)
             if each.space == space and each.cell is not None
         }
-        axes = {"layers": heat_map.TIMES, "drops": heat_map.DROPS}.get(space, heat_map.BLOCKS)
-        if space == "windows":
-            continue
         best = report.analysis.best
         found = None if best is None else report.candidates[best.layout]
         svg = heat_map.heat_map(
@@ -381,7 +383,7 @@ def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -
             layers=depth,
             title=f"{space}: change of the log-likelihood",
             legend=["nats per sequence", report.verdict],
-            axes=axes,
+            axes=spaces.SPACES[space].axes,
             helps=found.cell if found is not None and found.space == space else None,
         )
         name = MAP if space == report.candidates[0].space else f"scan-{space}.svg"

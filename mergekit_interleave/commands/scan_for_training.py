@@ -18,7 +18,6 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.plan import plan
-from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.commands.scan_job import (
     BATCH,
     GROUP,
@@ -165,7 +164,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         plans = accepted(outcomes)
         _count(wanted, len(plans), first)
         hide_bars()
-        scored = scored_sequences(tokenizer_of(first), text, items, most, first)
+        scored = scored_sequences(first, text, items, most, warnings.append)
         if out is not None:
             _create(Path(out))
         parts = batches(scored, BATCH)
@@ -190,7 +189,7 @@ def _candidates(depth: int) -> list[Candidate]:
     Raises:
         LayoutError: There is only one.
     """
-    every = spaces.SPACES["drops"](depth)
+    every = spaces.SPACES["drops"].layouts(depth)
     found = [each for each in every if each.cell and each.cell[1] - each.cell[0] == 1]
     if not found:
         raise LayoutError("the model has only one layer, which cannot be left out")

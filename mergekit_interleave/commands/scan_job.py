@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave._files import read_text
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint
-from mergekit_interleave.checkpoint.meta_model import hide_bars
+from mergekit_interleave.checkpoint import meta_model
+from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.load import built
+from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.directive.directive import DTYPES
-from mergekit_interleave.errors import CheckpointError, DirectiveError, Warn
+from mergekit_interleave.errors import (
+    CheckpointError,
+    DirectiveError,
+    OutOfMemoryError,
+    RefusedError,
+    Warn,
+)
 from mergekit_interleave.output import weight_sample
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import memory_limit, sequences
@@ -53,11 +61,17 @@ def check_place(dtype: str, device: str | None) -> None:
 
 
 def scored_sequences(
-    tokenizer: Any, text: StrPath | None, items: StrPath | None, most: int, first: Checkpoint
+    first: Checkpoint, text: StrPath | None, items: StrPath | None, most: int, warn: Warn
 ) -> list[ScoredTokens]:
-    """Return the sequences of the text and of the items."""
-    positions = first.layer_config.get("max_position_embeddings")
-    positions = positions if isinstance(positions, int) else None
+    """Return the sequences of the text and of the items, each once.
+
+    Equal ones on both sides of the split would confirm each other.
+    """
+    with meta_model.transformers_errors("read the config", first.ref):
+        config = meta_model.config_of(first.path, trusted=first.trusted).get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions if isinstance(positions, int) and positions > 0 else None
+    tokenizer = tokenizer_of(first)
     found: list[ScoredTokens] = []
     if text is not None or items is None:
         content, where = (
@@ -67,7 +81,10 @@ def scored_sequences(
         found += sequences.of_text(tokenizer, content, where, most_tokens=most, length=length)
     if items is not None:
         found += sequences.of_items(tokenizer, Path(items), positions)
-    return found
+    different = [*{(each.tokens, each.start): each for each in found}.values()]
+    if equal := len(found) - len(different):
+        warn(f"{equal:,} of {len(found):,} windows and items are equal to others, and left out")
+    return different
 
 
 def to_check(parts: Sequence[Batch]) -> Batch:
@@ -84,7 +101,7 @@ class Job:
         dtype: The dtype to compute in.
         device: The device; None for a GPU if there is one.
         checked: Sequences to compare the ways to compute scores on.
-        digest: The digest of the weights; None if it is not compared.
+        digests: The digest of each source model, by its name; None if it is not compared.
         most: The maximum bytes of weights and states; None for any number.
     """
 
@@ -92,7 +109,7 @@ class Job:
     dtype: str
     device: str | None
     checked: Batch
-    digest: str | None
+    digests: Mapping[str, str] | None
     most: int | None = None
 
     def start(self, warn: Warn) -> Measure:
@@ -101,29 +118,58 @@ class Job:
         Raises:
             InterleaveError: It cannot be loaded, or is another one on this machine.
         """
-        hide_bars()
+        meta_model.hide_bars()
         first = self.plans[0].first
-        if self.digest is not None and weight_sample.digest(first.path) != self.digest:
-            raise CheckpointError(f"{first.ref}: the machine {platform.node()} has another model")
         device = self.device or _device()
         if self.most is not None:
             memory_limit.check(first, self.dtype, self.most)
-        base = sources.load_source(first, self.dtype, device)
+        base = self._loaded(first, device)
         sampling.check_predicts(base)
-        base.eval()
         is_shared = not first.require_family().facts.changes_weights
+        loaded = {first.ref: base} if is_shared else {}
 
         def build(plan: ExpansionPlan) -> Any:
-            known = {plan.first.ref: base} if is_shared else {}
+            for ref, checkpoint in plan.sources.items() if is_shared else ():
+                if ref not in loaded:
+                    loaded[ref] = self._loaded(checkpoint, device, base)
+            known = {ref: loaded[ref] for ref in plan.sources if ref in loaded}
             return built(plan, known, dtype=self.dtype, device_map=device, warn=warn)
 
-        measure = Measure(base, self.plans, build)
+        measure = Measure(base, self.plans, build, warn)
         if self.most is not None:
             measure = memory_limit.limited(measure, first, self.most)
         measure.check(self.checked)
-        if measure.reason is not None:
-            warn(f"each layout is built as a model of its own, which is slower: {measure.reason}")
         return measure
+
+    def _loaded(self, checkpoint: Checkpoint, device: str, like: Any = None) -> Any:
+        """Load a source model.
+
+        Raises:
+            CheckpointError: It cannot be loaded, which is not a fault of a layout, or is another
+                one on this machine.
+        """
+        if self.digests is not None and digest(checkpoint) != self.digests[str(checkpoint.ref)]:
+            machine = platform.node()
+            raise CheckpointError(f"{checkpoint.ref}: the machine {machine} has another model")
+        try:
+            return sources.load_source(checkpoint, self.dtype, device, like).eval()
+        except OutOfMemoryError:
+            raise
+        except RefusedError as error:
+            raise CheckpointError(str(error), hint=error.hint) from error
+
+
+def digests(plans: Iterable[ExpansionPlan]) -> dict[str, str]:
+    """Return the digest of each source model, by its name."""
+    models = {ref: checkpoint for plan in plans for ref, checkpoint in plan.sources.items()}
+    return {str(ref): digest(checkpoint) for ref, checkpoint in models.items()}
+
+
+def digest(checkpoint: Checkpoint) -> str:
+    """Return a digest of a model's config.json and weights."""
+    found = hashlib.sha256((checkpoint.path / CONFIG).read_bytes())
+    found.update(weight_sample.digest(checkpoint.path).encode())
+    return found.hexdigest()
 
 
 def _device() -> str:

@@ -164,8 +164,8 @@ def prepared(
     found = accepted(outcomes)
     refused = [each for each in outcomes.values() if isinstance(each, InterleaveError)]
     if refused:
-        warn(f"{len(refused)} of {len(outcomes)} layouts are left out, because `run` refuses them, "
-             f"such as one of which it says: {refused[0]}")  # fmt: skip
+        warn(f"{len(refused)} of {len(outcomes)} layouts are left out, because `run` refuses them; "
+             f"for example: {refused[0]}")  # fmt: skip
     made = {_text_of(each): plan for each, plan in found.items()}
     return Work(planner, (*found,), Plans(planner, [*made], made))
 

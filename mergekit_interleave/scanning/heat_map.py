@@ -27,19 +27,27 @@ class Axes:
     """What the numbers of a cell are.
 
     Attributes:
-        across: The first number in words; it is a layer of the base.
+        across: The first number in words; it is below the number of layers.
         down: The second number in words.
+        cell: A cell in words, with two places for the numbers.
         ranges: Whether the numbers are the start and the end of a range of layers.
     """
 
     across: str
     down: str
+    cell: str = "{}:{}"
     ranges: bool = True
 
 
 BLOCKS = Axes("first layer of the block", "end of the block: the layer after its last one")
 DROPS = Axes("first layer left out", "end of what is left out: the next layer that is kept")
-TIMES = Axes("layer", "number of times that it runs", ranges=False)
+TIMES = Axes("layer", "number of times that it runs", "layer {}, {} times", ranges=False)
+WINDOWS = Axes(
+    "layers in a window",
+    "layers from the start of a window to the next",
+    "windows of {} layers, every {} layers",
+    ranges=False,
+)
 
 _BETTER = ("#a99275", "#c79c60", "#e4a645", "#eeba48", "#f6cd4b", "#ffe14d")
 _WORSE = ("#667a9a", "#4a6b9d", "#2f5a9d", "#274a8e", "#203a7f", "#1a2a70")
@@ -340,7 +348,7 @@ def _keys(
 
 
 def _name(place: Place, axes: Axes) -> str:
-    return f"{place[0]}:{place[1]}" if axes.ranges else f"layer {place[0]}, {place[1]} times"
+    return axes.cell.format(*place)
 
 
 def _signed(value: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.errors import InterleaveError, RefusedError
+from mergekit_interleave.errors import InterleaveError, OutOfMemoryError, RefusedError, Warn
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import likelihood, paths
 from mergekit_interleave.scanning.batches import Batch, by_length
@@ -37,6 +37,7 @@ class Measure:
         base: The base.
         plans: The plan of each layout.
         build: Builds the model of a plan.
+        warn: Called with each warning.
         reason: Why layouts are not measured layer by layer, as a clause; None if they are.
         pads: Whether a shorter sequence is padded to be measured with a longer one.
         at_work: Returns a context in which a layer of the base can be applied.
@@ -46,11 +47,13 @@ class Measure:
     base: Any
     plans: Sequence[ExpansionPlan]
     build: Build
+    warn: Warn = lambda _: None
     reason: str | None = None
     pads: bool = True
     at_work: Callable[[Any], AbstractContextManager[object]] = nullcontext
     most: int | None = None
     _edited: dict[Step, Any] = field(default_factory=dict)
+    _built: dict[int, Any] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -69,19 +72,34 @@ class Measure:
             DirectiveError: The model has not as many tokens as the tokenizer.
         """
         check_vocabulary(self.base, np.array(batch.rows()))
-        self.pads = True
-        self.pads = not any(
-            self._apart(row, likelihood.scores(self.base, part))
-            for mixed in (batch, _mixed(batch))
-            for row, part in _compared(mixed, likelihood.scores(self.base, mixed))
-        )
+        self.pads = self._may_pad(batch)
         try:
-            self.reason = self._fault(batch)
+            fault = self._fault(batch)
+        except OutOfMemoryError:
+            raise
         except RefusedError as error:
-            _check_memory(error)
-            self.reason = f"`run` refuses some of them, such as one of which it says: {error}"
+            fault = f"`run` refuses some of them, for example: {error}"
         except NotLayerMajorError as error:
-            self.reason = str(error)
+            fault = str(error)
+        if fault is not None:
+            self._fall_back(fault)
+
+    def _fall_back(self, reason: str) -> None:
+        self.reason = reason
+        self.warn(f"each layout is built as a model of its own, which is slower: {reason}")
+
+    def _may_pad(self, batch: Batch) -> bool:
+        """Whether padding changes no score; in other dtypes than float32, rounding hides it."""
+        import torch  # noqa: PLC0415 - takes seconds to import
+
+        return self.base.dtype == torch.float32 and not any(
+            self._apart(row, self._alone(self.base, part))
+            for mixed in (batch, _mixed(batch))
+            for row, part in _compared(mixed, self._alone(self.base, mixed))
+        )
+
+    def _alone(self, model: Any, batch: Batch) -> list[float]:
+        return likelihood.scores(model, batch, most=self.most)
 
     def _fault(self, batch: Batch) -> str | None:
         """Return what is wrong if layouts are measured layer by layer; None if nothing is.
@@ -100,11 +118,11 @@ class Measure:
         with_base = {-1: self._base_path, **wanted}
         part = next(part for _, part in self.parts(batch))
         found = _tried(lambda: self._layer_major.scores(part, with_base))
-        apart = self._apart(found[-1], likelihood.scores(self.base, part))
+        apart = self._apart(found[-1], self._alone(self.base, part))
         if apart:
             return f"scores of the base would be {apart:.1g} nats apart"
         for row in wanted:
-            apart = self._apart(found[row], likelihood.scores(self.build(self.plans[row]), part))
+            apart = self._apart(found[row], self._alone(self.build(self.plans[row]), part))
             if apart:
                 return f"scores of a layout would be {apart:.1g} nats apart"
         return None
@@ -135,9 +153,13 @@ class Measure:
             batch: The sequences.
         """
         fast: dict[int, Path] = {}
+        if not {*rows} >= self._built.keys():  # those of other layouts
+            self._built.clear()
+        if self.most is not None:
+            self._edited.clear()
         for row in rows:
             if self.reason is None and self._is_simple(row):
-                with _unless_refused():
+                with self._unless_refused():
                     fast[row] = self._path(row)
         return self._measured(rows, batch, fast)
 
@@ -152,14 +174,36 @@ class Measure:
                 of_fast = [rows.index(row) for row in fast]
                 found[np.ix_(of_fast, places)] = [own[row] for row in fast]
         except NotLayerMajorError as error:
-            self.reason, fast = str(error), {}
+            self._fall_back(str(error))
+            fast = {}
         for at, row in enumerate(rows):
             if row not in fast:
-                with _unless_refused():
-                    model = self.base if row < 0 else self.build(self.plans[row])
+                with self._unless_refused():
+                    model = self.base if row < 0 else self._model(row)
                     for places, part in parts:
-                        found[at, places] = likelihood.scores(model, part, most=self.most)
+                        found[at, places] = self._alone(model, part)
         return found
+
+    def _model(self, row: int) -> Any:
+        """Return the model of a layout; it is kept for the next batch if it shares all weights."""
+        if row in self._built:
+            return self._built[row]
+        plan = self.plans[row]
+        model = self.build(plan)
+        is_edited = any(layer.edit for layer in plan.layout.layers)
+        if not is_edited and not plan.first.require_family().facts.changes_weights:
+            self._built[row] = model
+        return model
+
+    @contextmanager
+    def _unless_refused(self) -> Iterator[None]:
+        """Leave the block where a layout is refused when it is built."""
+        try:
+            yield
+        except OutOfMemoryError:
+            raise
+        except RefusedError as error:
+            self.warn(f"a layout has no score, because `run` refuses it: {error}")
 
     def parts(self, batch: Batch) -> Iterator[tuple[list[int], Batch]]:
         """Yield what is computed at once, with the places of its sequences in the batch."""
@@ -193,21 +237,6 @@ class Measure:
                 if step in missing:
                     self._edited[step] = layer
         return path
-
-
-@contextmanager
-def _unless_refused() -> Iterator[None]:
-    """Leave the block where a layout is refused when it is built."""
-    try:
-        yield
-    except RefusedError as error:
-        _check_memory(error)
-
-
-def _check_memory(error: RefusedError) -> None:
-    """Raise an error again if it says that memory is exhausted, not that a layout is refused."""
-    if "memory" in str(error):
-        raise error
 
 
 def _tried(compute: Callable[[], Any]) -> Any:

@@ -29,12 +29,18 @@ def check(checkpoint: Checkpoint, dtype: str, most: int) -> None:
     stored = [tensor for tensor in checkpoint.tensors.values() if _dtypes.is_float(tensor.dtype)]
     needed = sum(tensor.elements for tensor in stored) * _dtypes.NAMED[dtype].bits // 8
     others = [name for each in stored if (name := _dtypes.name_of(each.dtype)) not in {None, dtype}]
+    changes = checkpoint.require_family().facts.changes_weights
+    if needed > most // 2 and changes:
+        raise RefusedError(
+            f"the weights take {amount(needed)} in {dtype}, which is more than half of "
+            "--max-memory, and this type of model changes them, so they cannot stay in their file"
+        )
     if needed > most // 2 and others:
         raise RefusedError(
             f"the weights take {amount(needed)} in {dtype}, which is more than half of "
             "--max-memory, and only weights that are computed in their own dtype can stay in their "
             "file",
-            hint=f"pass --dtype {others[0]}",
+            hint=f"pass --dtype {others[0]}" if len(others) == len(stored) else None,
         )
 
 
@@ -60,11 +66,11 @@ def limited(measure: Measure, checkpoint: Checkpoint, most: int) -> Measure:
             f"the weights take {amount(weights)}, which is more than half of --max-memory, and "
             "transformers does not leave them in their file"
         )
-    mapped.hook(layers)
+    mapped.hook([*layers, *_ends(base)])
 
     def build(plan: ExpansionPlan) -> Any:
         found = measure.build(plan)
-        mapped.hook(_layers(found, len(plan.layout)))
+        mapped.hook([*_layers(found, len(plan.layout)), *_ends(found)])
         return found
 
     return replace(measure, build=build, at_work=mapped.at_work, most=states)
@@ -72,3 +78,8 @@ def limited(measure: Measure, checkpoint: Checkpoint, most: int) -> Measure:
 
 def _layers(model: Any, depth: int) -> list[Any]:
     return [layer for stack in layers_of(model, depth).values() for layer in stack]
+
+
+def _ends(model: Any) -> list[Any]:
+    """Return the embeddings and the head, which are large where the vocabulary is."""
+    return [each for each in (model.get_input_embeddings(), model.get_output_embeddings()) if each]

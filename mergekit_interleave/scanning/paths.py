@@ -23,6 +23,9 @@ class Step(NamedTuple):
 
 Path = tuple[Step, ...]
 
+PERIOD = 12
+"""A multiple of the periods of all patterns of layers that are in use, such as 2, 3, 4 and 6."""
+
 
 def path_of(layout: Layout) -> Path:
     """Return the steps of a layout of one model."""
@@ -75,9 +78,10 @@ def size(nodes: Mapping[Step, Node]) -> int:
 def covering(paths: Mapping[int, Path]) -> list[int]:
     """Return the numbers of few paths that show each step as all the paths together do.
 
-    What shows a step: it is the first of its kind in the path or a repeat, and it is moved by an
-    even or an odd number of layers, or by none. A layer whose computation depends on its index or
-    on the layers before it computes something else in at least one of the paths.
+    What shows a step: it is the first of its kind in the path or a repeat, and how far it is moved,
+    in layers modulo `PERIOD`; not to be moved at all is a case of its own. So a layer that computes
+    with its index, in any pattern with a period that divides `PERIOD`, or with whether it was
+    applied before, computes something else in at least one of the paths.
     """
     shown = {number: {*_shown(path)} for number, path in paths.items()}
     missing = set().union(*shown.values())
@@ -93,7 +97,7 @@ def _shown(path: Path) -> Iterator[tuple[Step, bool, int]]:
     passed: set[int] = set()
     for index, step in enumerate(path):
         moved = index - step.source
-        yield step, step.source in passed, moved and 1 + moved % 2
+        yield step, step.source in passed, moved and 1 + moved % PERIOD
         passed.add(step.source)
 
 

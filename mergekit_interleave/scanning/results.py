@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,9 @@ from mergekit_interleave.scanning.spaces import Candidate
 RECORD, LINES, SCORES = "scan.json", "scan.jsonl", "scores.npy"
 
 VERSION = 1
+
+NOTED = frozenset({"top", "warnings"})
+"""The keys of `scan.json` that say what was reported last, and not what is measured."""
 
 _MOST = 2**28
 """The maximum bytes of `scan.json`."""
@@ -125,6 +128,25 @@ class Results:
                 self.scores = _mapped(self.directory, shape)
         self.candidates = candidates
 
+    def note_report(self, top: int, warnings: Sequence[str]) -> tuple[str, ...]:
+        """Keep what a report needs; return these and earlier warnings.
+
+        Args:
+            top: The largest number of findings.
+            warnings: Warnings of this call.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if self.directory is None:
+            return tuple(dict.fromkeys(warnings))
+        before = read_json(self.directory / RECORD, most=_MOST)
+        every = [*dict.fromkeys((*before.get("warnings", ()), *warnings))]
+        after = {**before, "top": top, "warnings": every}
+        if after != before:
+            replace_file(self.directory / RECORD, to_json(after))
+        return tuple(every)
+
     def _line(self, candidate: Candidate, row: Floats) -> str:
         content: dict[str, Any] = {
             "directive": candidate.directive,
@@ -149,13 +171,16 @@ def in_memory(candidates: Sequence[Candidate], tokens: Sequence[int]) -> Results
     return Results(None, candidates, tokens, scores)
 
 
+@contextmanager
 def opened(
     directory: Path,
     record: Mapping[str, Any],
     candidates: Sequence[Candidate],
     tokens: Sequence[int],
-) -> Results:
+) -> Iterator[Results]:
     """Create a directory for results, or resume the scan that it holds.
+
+    Within the block, no other process can open it.
 
     Args:
         directory: The directory.
@@ -167,7 +192,6 @@ def opened(
         DirectiveError: The directory holds another scan, or something else.
         OutputError: It cannot be written, or there is no room for the scores.
     """
-    shape = (1 + len(candidates), len(tokens))
     content = {
         "version": VERSION,
         **record,
@@ -176,19 +200,57 @@ def opened(
     }
     content = json.loads(json.dumps(content))
     with _write_errors(directory):
-        if (directory / RECORD).is_file():
-            content = _same(directory, content)
-        elif directory.exists() and not all(map(_is_begun, directory.iterdir())):
-            raise DirectiveError(
-                f"{directory}: contains files, but no scan", hint="name another --out"
-            )
-        else:
-            _create(directory, content, shape)
-        candidates = _candidates(content)
-        scores = _mapped(directory, (1 + len(candidates), len(tokens)))
-        kept = Results(directory, candidates, tokens, scores, _whole_lines(directory / LINES))
-        kept.write_lines()  # of scores that were kept just before the scan was killed
-        return kept
+        directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        with _write_errors(directory):
+            kept = _resumed(directory, content, len(tokens))
+        yield kept
+
+
+def _resumed(directory: Path, content: Mapping[str, Any], sequences: int) -> Results:
+    """Return the results of a directory, which is that of a new scan if it is empty."""
+    for each in directory.glob(f".{RECORD}.*"):  # of a scan that was killed
+        each.unlink()
+    if (directory / RECORD).is_file():
+        content = _same(directory, content)
+    elif any(directory.iterdir()):
+        raise DirectiveError(f"{directory}: contains files, but no scan", hint="name another --out")
+    else:
+        replace_file(directory / RECORD, to_json(content))
+    candidates = _candidates(content)
+    shape = (1 + len(candidates), sequences)
+    if not (directory / SCORES).exists():
+        _create(directory, shape)
+    scores, lines = _mapped(directory, shape), _whole_lines(directory / LINES)
+    kept = Results(directory, candidates, content["tokens"], scores, lines)
+    kept.write_lines()  # of scores that were kept just before the scan was killed
+    return kept
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Lock a directory, if the system can.
+
+    Raises:
+        OutputError: Another process has locked it.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - Windows has none
+    except ImportError:
+        yield
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(
+                    f"{directory}: another scan writes its results here", hint="wait for it"
+                ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -227,20 +289,13 @@ def _mapped(directory: Path, shape: tuple[int, int], mode: Literal["r", "r+"] = 
     return found
 
 
-def _is_begun(file: Path) -> bool:
-    """Whether a file is of a scan that was killed before its record was written."""
-    return file.name in {SCORES, LINES} or file.name.startswith(f".{RECORD}.")
-
-
-def _create(directory: Path, content: Mapping[str, Any], shape: tuple[int, int]) -> None:
-    """Write the record last, so that a directory with a record is whole."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for begun in directory.iterdir():
-        begun.unlink()
-    (directory / SCORES).touch()
-    _write_rows(directory / SCORES, 0, shape)
+def _create(directory: Path, shape: tuple[int, int]) -> None:
+    """Write scores that are not measured; their file appears when it is whole."""
     (directory / LINES).write_bytes(b"")
-    replace_file(directory / RECORD, to_json(content))
+    begun = directory / f".{SCORES}"
+    begun.write_bytes(b"")
+    _write_rows(begun, 0, shape)
+    begun.replace(directory / SCORES)
 
 
 def _write_rows(file: Path, first: int, shape: tuple[int, int]) -> None:
@@ -277,7 +332,11 @@ def _same(directory: Path, content: Mapping[str, Any]) -> dict[str, Any]:
         DirectiveError: It is the record of another scan.
     """
     before = read_json(directory / RECORD, most=_MOST)
-    changed = [key for key in {**before, **content} if before.get(key) != content.get(key)]
+    changed = [
+        key
+        for key in {**before, **content}
+        if key not in NOTED and before.get(key) != content.get(key)
+    ]
     if changed == ["layouts"]:
         count = len(content["layouts"])
         first, others = before["layouts"][:count], before["layouts"][count:]
@@ -294,7 +353,7 @@ def _same(directory: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 def _words(key: str) -> str:
     return {
         "version": "another version of its files",
-        "model": "another model",
+        "models": "another model",
         "layouts": "other layouts",
         "tokens": "another text or other items",
         "sequences": "another text or other items",

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit_interleave.errors import DirectiveError
+from mergekit_interleave.scanning import heat_map
+from mergekit_interleave.scanning.heat_map import Axes
 
 MOST_TIMES = 8
 """How often the space `layers` repeats a layer at most."""
@@ -25,7 +27,7 @@ class Candidate:
         directive: Its directive, in one line.
         space: The space that it belongs to.
         cell: Its place in the map of the space: the first layer of a block and the one after its
-            last, or a layer and its number of occurrences. None if the space has no map.
+            last, or a layer and its number of occurrences. None if no space has it.
     """
 
     directive: str
@@ -67,14 +69,27 @@ def _windows(depth: int) -> Iterator[Candidate]:
             yield Candidate(f"windows: {size}:{stride}", "windows", (size, stride))
 
 
-SPACES: Mapping[str, Callable[[int], Iterator[Candidate]]] = {
-    BLOCKS: _blocks,
-    "ranges": _interwoven,
-    "layers": _layers,
-    "drops": _drops,
-    "windows": _windows,
+@dataclass(frozen=True)
+class Space:
+    """A family of layouts.
+
+    Attributes:
+        layouts: Lists its layouts for a number of layers.
+        axes: What the numbers of a cell are.
+    """
+
+    layouts: Callable[[int], Iterator[Candidate]]
+    axes: Axes
+
+
+SPACES: Mapping[str, Space] = {
+    BLOCKS: Space(_blocks, heat_map.BLOCKS),
+    "ranges": Space(_interwoven, heat_map.BLOCKS),
+    "layers": Space(_layers, heat_map.TIMES),
+    "drops": Space(_drops, heat_map.DROPS),
+    "windows": Space(_windows, heat_map.WINDOWS),
 }
-"""A function for each space that lists its layouts for a number of layers."""
+"""The spaces by name."""
 
 
 def candidates(names: Sequence[str], depth: int) -> list[Candidate]:
@@ -93,7 +108,7 @@ def candidates(names: Sequence[str], depth: int) -> list[Candidate]:
             raise DirectiveError(
                 f"--space: {name!r:.60} is not a space", hint=f"use {', '.join(SPACES)}"
             )
-        own = list(SPACES[name](depth))
+        own = list(SPACES[name].layouts(depth))
         if not own:
             raise DirectiveError(f"--space: {name} has no layouts of {depth} layers")
         found += own

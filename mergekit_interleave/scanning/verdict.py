@@ -67,12 +67,12 @@ def report(analysis: Analysis, measured: Measured) -> Iterator[str]:
         f"Measured: {_count(analysis.tried, 'layout')} on {_count(len(measured.tokens), noun)}"
         f"{' of text' if noun == _NOUNS[TEXT] else ''}, "
         f"{_count(sum(measured.tokens), 'scored token')}. {len(parts.selection):,} of them chose "
-        f"the best layouts; the other {len(parts.held_out):,}, held out, tested these."
+        f"the best layouts; the other {len(parts.held_out):,}, held out, test the first of them."
     )
     if analysis.findings:
         yield (
             f"Luck: if nothing helped, one of {_count(analysis.tried, 'layout')} would look as "
-            f"good as the first below with a chance of {_percent(analysis.chance)}."
+            f"good as the first below with a chance of about {_percent(analysis.chance)}."
         )
         if analysis.findings[0].layout in measured.chosen:
             yield (

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from harness import Cli, make_llama
+import zoo
+from harness import Cli, make_llama, tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mergekit_interleave as api
+from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.errors import CheckpointError, DirectiveError
 
 WORDS = [f"word{number}" for number in range(3, 60)]
@@ -130,15 +133,15 @@ def test_a_planted_gain(base: Path, text: Path, tmp_path: Path) -> None:
     """If a layer of the base is scrambled, leaving that layer out is found to help."""
     model = AutoModelForCausalLM.from_pretrained(base)
     data = tmp_path / "scrambled"
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    tokens = tokenizer(text.read_text(), return_tensors="pt").input_ids
+    words = AutoTokenizer.from_pretrained(base)
+    tokens = words(text.read_text(), return_tensors="pt").input_ids
     _teach(model, tokens)
     draw = torch.Generator().manual_seed(0)
     for parameter in model.model.layers[5].parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=1.0, generator=draw)
     model.save_pretrained(data)
-    tokenizer.save_pretrained(data)
+    words.save_pretrained(data)
     found = api.scan(model=data, space="drops", text=text, tokens=1300)
     assert found.best is not None
     assert found.best == "drop: 5:6"
@@ -232,6 +235,62 @@ def test_wrong_options(words: tuple[str, ...], named: str, mk: Cli, base: Path) 
     result = mk("scan", *words, *model)
     assert (result.status, result.out) == (2, ""), result.err
     assert named in result.err
+
+
+def test_a_model_that_cannot_be_loaded(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a second model cannot be loaded, that is an error, and its layouts are measured later."""
+    from mergekit_interleave.virtual import sources
+
+    other, loaded = make_llama(tmp_path / "other"), sources.load_source
+    (tmp_path / "plans.txt").write_text(
+        f"repeat: 1:3\nmodels: {{a: {base}, b: {other}}}, layout: [a 0:5, b 3:8]"
+    )
+    how = {"candidates": tmp_path / "plans.txt", "model": base, "text": text}
+
+    def broken(checkpoint: Any, *words: Any) -> Any:
+        if checkpoint.path == other:
+            with meta_model.transformers_errors("load the model"):
+                raise OSError("Input/output error")
+        return loaded(checkpoint, *words)
+
+    monkeypatch.setattr(sources, "load_source", broken)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+        api.scan(**how, out=tmp_path / "found")
+    monkeypatch.undo()
+    assert np.isfinite(api.scan(**how, out=tmp_path / "found").differences).all()
+
+
+def test_a_changed_config(base: Path, text: Path, tmp_path: Path) -> None:
+    """A model whose config.json changed is another model, though its weights are the same."""
+    place = shutil.copytree(base, tmp_path / "base")
+    how = {"model": place, "text": text, "space": "drops", "out": tmp_path / "found"}
+    api.scan(**how)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
+    with pytest.raises(DirectiveError, match="another model"):
+        api.scan(**how)
+
+
+def test_equal_items(base: Path, items: Path, tmp_path: Path) -> None:
+    """Equal items are measured once, because both halves would have them."""
+    lines = items.read_text().splitlines()
+    file = tmp_path / "items.jsonl"
+    file.write_text("\n".join(lines * 4))
+    report = api.scan(model=base, items=file, space="drops")
+    assert len(report.tokens) == len(lines)
+    assert str(3 * len(lines)) in report.warnings[0]
+
+
+def test_long_items(mk: Cli, tmp_path: Path) -> None:
+    """An item that is longer than the model's positions is an error, whatever the key's name is."""
+    source = zoo.save("gpt2", tmp_path / "gpt2")
+    tokenizer(128).save_pretrained(source)
+    item = {"prompt": " ".join(["word5"] * 2000), "answer": " word6"}
+    (tmp_path / "items.jsonl").write_text(json.dumps(item))
+    result = mk("scan", "--model", source, "--items", tmp_path / "items.jsonl")
+    assert (result.status, "line 1" in result.err, "positions" in result.err) == (2, True, True)
 
 
 def test_a_foreign_tokenizer(mk: Cli, text: Path, tmp_path: Path) -> None:

@@ -78,6 +78,9 @@ def test_the_same_ranks(tiny: Path) -> None:
 
 def test_another_dtype(mk: Cli, tmp_path: Path) -> None:
     """Weights that would have to be converted do not fit; the hint names their own dtype."""
-    words = ("scan", "--model", make_llama(tmp_path / "base"), "--max-memory", "1kB")
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"word{number * number % 60}" for number in range(1400)))
+    words = ("scan", "--model", make_llama(tmp_path / "base"), "--text", text)
+    words += ("--max-memory", "1kB")
     result = mk(*words, "--dtype", "bfloat16")
     assert (result.status, "--dtype float32" in result.err) == (1, True)

@@ -44,13 +44,13 @@ def test_blocks_of_thirty_layers() -> None:
 
 @given(PATHS)
 def test_covering(lists: list[list[int]]) -> None:
-    """Each step that is repeated or moved in any path is so in one of the chosen ones."""
+    """Each step that is repeated, or moved by some layers modulo 12, is so in a chosen path."""
     paths = {number: tuple(map(Step, steps)) for number, steps in enumerate(lists)}
     chosen = covering(paths)
 
-    def shown(numbers: Iterable[int]) -> set[tuple[Step, bool, bool]]:
+    def shown(numbers: Iterable[int]) -> set[tuple[Step, bool, bool, int]]:
         return {
-            (step, step in paths[number][:index], index != step.source)
+            (step, step in paths[number][:index], index != step.source, (index - step.source) % 12)
             for number in numbers
             for index, step in enumerate(paths[number])
         }
@@ -59,10 +59,10 @@ def test_covering(lists: list[list[int]]) -> None:
 
 
 def test_few_cover_all_blocks() -> None:
-    """Few of the 465 blocks of 30 layers show all layers repeated and moved."""
+    """Few of the 465 blocks of 30 layers show all layers repeated, and moved modulo 12."""
     base = tuple(Step(index) for index in range(30))
     blocks = [base[:j] + base[i:] for i in range(30) for j in range(i + 1, 31)]
-    assert len(covering(dict(enumerate(blocks)))) <= 6
+    assert len(covering(dict(enumerate(blocks)))) <= 28
 
 
 def test_groups() -> None:

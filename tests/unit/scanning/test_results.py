@@ -20,8 +20,9 @@ FOUND = np.array([[-1.0, -2.0, -3.0], [-1.5, -2.5, -3.5], [-1.0, np.nan, -3.0]])
 
 
 def opened(place: Path, **record: object) -> Results:
-    """Open the directory of a scan."""
-    return results.opened(place, {"model": "one", **record}, CANDIDATES, TOKENS)
+    """Return the results in a directory, which is closed again."""
+    with results.opened(place, {"model": "one", **record}, CANDIDATES, TOKENS) as kept:
+        return kept
 
 
 def test_lines(tmp_path: Path) -> None:
@@ -159,14 +160,42 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_no_room_for_the_scores(tmp_path: Path) -> None:
-    """Without room for all scores, nothing is measured, and the same call begins again."""
+    """Without room for all scores, nothing is measured, and the same call is tried again."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (150, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
     try:
         with pytest.raises(OutputError, match="out"):
             opened(tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not (tmp_path / "out" / RECORD).exists()
+    assert not (tmp_path / "out" / SCORES).exists()
     assert opened(tmp_path / "out").finished == 0
+
+
+def test_files_that_are_no_scan(tmp_path: Path) -> None:
+    """A file with a name of ours is not deleted where there is no record of a scan."""
+    (tmp_path / SCORES).write_bytes(b"mine")
+    with pytest.raises(DirectiveError, match="no scan"):
+        opened(tmp_path)
+    assert (tmp_path / SCORES).read_bytes() == b"mine"
+
+
+def test_two_at_the_same_time(tmp_path: Path) -> None:
+    """Another scan into the same directory is refused until the first one is closed."""
+    pytest.importorskip("fcntl")
+    with (
+        results.opened(tmp_path / "out", {"model": "one"}, CANDIDATES, TOKENS),
+        pytest.raises(OutputError, match="another scan"),
+    ):
+        opened(tmp_path / "out")
+    opened(tmp_path / "out")
+
+
+def test_what_was_reported(tmp_path: Path) -> None:
+    """Warnings are kept and collected; they and the number of findings are not what is measured."""
+    kept = opened(tmp_path / "out")
+    assert kept.note_report(5, ["slow"]) == ("slow",)
+    again = opened(tmp_path / "out")
+    assert again.note_report(3, ["broken", "slow"]) == ("slow", "broken")
+    assert results.read(tmp_path / "out")[0]["top"] == 3
