@@ -194,15 +194,15 @@ def _plain(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def parse_count(number: float | str, where: str) -> int:
+def parse_count(number: float | str, where: str, *, least: int = 1) -> int:
     """Convert the value of an option to a number of things.
 
     Raises:
-        DirectiveError: It is no whole number, or below 1.
+        DirectiveError: It is no whole number, or below the least.
     """
     found = parse_number(number, where, int)
-    if found < 1:
-        raise DirectiveError(f"{where} is {found}, not at least 1")
+    if found < least:
+        raise DirectiveError(f"{where} is {found}, not at least {least}")
     return found
 
 

@@ -26,6 +26,7 @@ from mergekit_interleave.commands.scan_job import (
     digests,
     scored_sequences,
     to_check,
+    token_limit,
 )
 from mergekit_interleave.commands.scan_plans import Work, accepted, prepared, with_model
 from mergekit_interleave.engines.protocol import Bar, no_bar
@@ -132,7 +133,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     combine: int | str | None = None,
     text: StrPath | None = None,
     items: StrPath | None = None,
-    tokens: int | str = 4096,
+    tokens: int | str | None = None,
     out: StrPath | None = None,
     top: int | str = TOP,
     seed: int | str = 0,
@@ -158,7 +159,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         text: A file with text. If there are no items either, one that comes with this package is
             used.
         items: A file with one item per line, in JSON: `prompt`, `answer`, and perhaps `choices`.
-        tokens: The maximum number of tokens of the text.
+        tokens: The maximum number of tokens of the text; by default 4096.
         out: The directory for the results. The same call resumes a scan that was stopped there.
         top: How many of the best layouts the report lists.
         seed: The seed of the split and of the random numbers of the analysis.
@@ -180,17 +181,18 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: There is nothing to measure, or it cannot be measured.
     """
-    most_tokens, shown = inputs.parse_count(tokens, "--tokens"), inputs.parse_count(top, "--top")
+    most_tokens, shown = token_limit(tokens, text, items), inputs.parse_count(top, "--top")
     chosen = inputs.parse_number(seed, "--seed", int)
     if chosen < 0:
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
-    together = 1 if combine is None else inputs.parse_count(combine, "--combine")
+    together = 1 if combine is None else inputs.parse_count(combine, "--combine", least=2)
     most = inputs.parse_size(max_memory, "--max-memory")
     way = _way(workers, ray, num_cpus, num_gpus)
     check_place(dtype, device if ray is None else None)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         work = prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
-        _check_combine(together, work)
+        if combine is not None:
+            _check_combine(together, work)
         hide_bars()
         scored = scored_sequences(work.first, text, items, most_tokens, warnings.append)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
@@ -228,10 +230,10 @@ def scanned(directory: StrPath) -> ScanReport:
         DirectiveError: The scan was stopped before its end.
     """
     record, kept = results.read(Path(directory))
-    missing = int(np.isnan(kept.scores).any(axis=1).sum())
-    if missing:
+    if np.isnan(kept.scores).any():
+        total = len(kept.candidates)
         raise DirectiveError(
-            f"{directory}: {missing} of {len(kept.scores)} layouts are not measured yet",
+            f"{directory}: {total - kept.finished} of {total} layouts are not measured yet",
             hint="give the command that started the scan again, to resume it",
         )
     said = tuple(record.get("warnings", ()))
@@ -289,8 +291,6 @@ def _check_combine(count: int, work: Work) -> None:
     Raises:
         DirectiveError: There are none, or fewer than are wanted.
     """
-    if count == 1:
-        return
     if all(each.space != spaces.BLOCKS for each in work.candidates):
         raise DirectiveError(
             "--combine needs the layouts of the space blocks", hint="add --space blocks"

@@ -25,6 +25,7 @@ from mergekit_interleave.commands.scan_job import (
     check_place,
     scored_sequences,
     to_check,
+    token_limit,
 )
 from mergekit_interleave.commands.scan_plans import Outcomes, Planner, accepted, base_of, with_model
 from mergekit_interleave.directive import yaml_io
@@ -33,6 +34,7 @@ from mergekit_interleave.directive.growth import After
 from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import (
     CheckpointError,
+    DirectiveError,
     InterleaveError,
     LayoutError,
     OutputError,
@@ -123,7 +125,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     add: int | str | None = None,
     text: StrPath | None = None,
     items: StrPath | None = None,
-    tokens: int | str = 4096,
+    tokens: int | str | None = None,
     out: StrPath | None = None,
     dtype: str = "float32",
     device: str | None = None,
@@ -142,7 +144,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         add: The number of new layers; by default, a quarter of the layers.
         text: A file with text, as for `scan`.
         items: A file with items, as for `scan`.
-        tokens: The maximum number of tokens of the text.
+        tokens: The maximum number of tokens of the text; by default 4096.
         out: The directory for `training.json`, the numbers, and `training.yml`, the directive.
         dtype: The dtype to compute in.
         device: The device to compute on; by default, a GPU if there is one.
@@ -153,7 +155,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be measured, or has fewer layers than `add`.
     """
-    most = inputs.parse_count(tokens, "--tokens")
+    most = token_limit(tokens, text, items)
     wanted = None if add is None else inputs.parse_count(add, "--add")
     nbytes = inputs.parse_size(max_memory, "--max-memory")
     check_place(dtype, device)
@@ -279,8 +281,18 @@ def _directive(
 
 
 def _create(out: Path) -> None:
+    """Create the directory.
+
+    Raises:
+        DirectiveError: It contains something else.
+        OutputError: It cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
+        if {file.name for file in out.iterdir()} - {NUMBERS, DIRECTIVE}:
+            raise DirectiveError(
+                f"{out}: contains files, but no scan for training", hint="name another --out"
+            )
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror or error}") from error
 

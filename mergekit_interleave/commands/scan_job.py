@@ -12,6 +12,7 @@ from typing import Any
 from mergekit_interleave._files import read_text
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
+from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.load import built
 from mergekit_interleave.commands.sample import tokenizer_of
@@ -37,8 +38,8 @@ GROUP = 64
 BATCH = 1024
 """The number of tokens that are measured together."""
 
-_WINDOW = 128
-"""The number of tokens of a window of text."""
+_WINDOW, _TOKENS = 128, 4096
+"""The number of tokens of a window of text, and the largest number of tokens of a text."""
 
 
 def check_place(dtype: str, device: str | None) -> None:
@@ -58,6 +59,22 @@ def check_place(dtype: str, device: str | None) -> None:
         raise DirectiveError(
             f"--device: {device!r:.60} cannot be used here: {reason:.120}", hint="use --device cpu"
         ) from error
+
+
+def token_limit(tokens: int | str | None, text: StrPath | None, items: StrPath | None) -> int:
+    """Return the maximum number of tokens of the text; check that its files can be read.
+
+    Raises:
+        DirectiveError: It is no number or has no effect, or a file cannot be read.
+    """
+    for file in (text, items):
+        if file is not None:
+            read_text(Path(file))
+    if tokens is not None and items is not None and text is None:
+        raise DirectiveError(
+            "--tokens bounds a text, and has no effect on --items", hint="leave --tokens out"
+        )
+    return _TOKENS if tokens is None else inputs.parse_count(tokens, "--tokens")
 
 
 def scored_sequences(

@@ -44,7 +44,12 @@ class Planner:
             InterleaveError: It is refused.
         """
         wanted = _parsed(text, self.model)
-        return planned(wanted, trust_remote_code=self.trusted, warn=warn)
+        try:
+            return planned(wanted, trust_remote_code=self.trusted, warn=warn)
+        except InterleaveError as error:
+            if text.where != text.text:  # a line of a file
+                error.args = (f"{text.where}: {error}",)
+            raise
 
     def outcomes(self, candidates: Iterable[Candidate]) -> Outcomes:
         """Plan each layout, or find out why `run` refuses it."""
@@ -72,11 +77,21 @@ def accepted(outcomes: Outcomes) -> dict[Candidate, ExpansionPlan]:
 
 
 def _parsed(text: inputs.Text, model: ModelLike | None) -> Directive:
-    """Parse a directive; a model is given to it unless it stacks layers of models that it names."""
+    """Parse a directive; a model is given to it unless it stacks layers of models that it names.
+
+    Raises:
+        DirectiveError: It cannot be parsed, or names another model.
+    """
     found = inputs.parse(text, {})
     if model is None or (found.growth and found.growth.models):
         return found
-    return inputs.parse(text, {"model": model})
+    given = inputs.parse(text, {"model": model})
+    if found.model and given.model and found.model.identity != given.model.identity:
+        raise DirectiveError(
+            f"{text.where}: names the model {found.model}, and --model is {given.model}",
+            hint="leave --model out",
+        )
+    return given
 
 
 class Plans(Sequence[ExpansionPlan]):
@@ -211,5 +226,6 @@ def _check_same_model(plans: Sequence[ExpansionPlan]) -> None:
 
 def with_model(directive: str, model: ModelLike | None) -> str:
     """Return a directive as a file for `run`, with its model if that is known."""
-    found = _parsed(inputs.Text(directive, directive), model)
+    place = Path(str(model)).absolute() if model and Path(str(model)).is_dir() else model
+    found = _parsed(inputs.Text(directive, directive), place)
     return yaml_io.write(found.to_document())

@@ -94,7 +94,7 @@ def split(count: int, seed: int) -> Split:
     if count < LEAST:
         raise DirectiveError(
             f"too few sequences to tell whether a layout helps: {count}",
-            hint=f"measure at least {LEAST} sequences: a longer text, or more items",
+            hint=f"measure at least {LEAST}: a longer text, a larger --tokens, or more items",
         )
     order = np.random.default_rng((seed, 0)).permutation(count)
     return Split(np.sort(order[: count // 2]), np.sort(order[count // 2 :]))

@@ -69,8 +69,8 @@ class Results:
 
     @property
     def finished(self) -> int:
-        """The number of layouts that have the scores of all sequences."""
-        return int((~np.isnan(self.scores[1:]).any(axis=1)).sum())
+        """The number of layouts whose scores are measured, as parts of a layout count together."""
+        return int((~np.isnan(self.scores[1:])).sum()) // len(self.tokens)
 
     def note(self, rows: Sequence[int], sequences: Sequence[int], found: Floats) -> None:
         """Keep scores; those that are not a number are kept as minus infinity.
@@ -279,12 +279,15 @@ def _mapped(directory: Path, shape: tuple[int, int], mode: Literal["r", "r+"] = 
     Raises:
         CheckpointError: They are not those of the record.
     """
+    file = directory / SCORES
     try:
-        scores = np.lib.format.open_memmap(directory / SCORES, mode=mode)
+        scores = np.lib.format.open_memmap(file, mode="r")  # the mode r+ extends a short file
     except ValueError as error:
-        raise CheckpointError(f"{directory / SCORES}: {error}") from error
+        raise CheckpointError(f"{file}: damaged ({error})") from error
+    if mode != "r":
+        scores = np.lib.format.open_memmap(file, mode=mode)
     if scores.ndim != len(shape) or len(scores) < shape[0] or scores.shape[1] != shape[1]:
-        raise CheckpointError(f"{directory / SCORES}: has the shape {scores.shape}, not {shape}")
+        raise CheckpointError(f"{file}: has the shape {scores.shape}, not {shape}")
     found: Floats = scores[: shape[0]]
     return found
 
@@ -318,7 +321,7 @@ def _write_rows(file: Path, first: int, shape: tuple[int, int]) -> None:
 
 def _whole_lines(file: Path) -> int:
     """Remove a line that was not written to its end, and return the number of lines."""
-    content = file.read_bytes()
+    content = file.read_bytes() if file.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(file, len(whole))
@@ -372,5 +375,5 @@ def read(directory: Path) -> tuple[Mapping[str, Any], Results]:
         tokens = [int(number) for number in record["tokens"]]
         scores = _mapped(directory, (1 + len(candidates), len(tokens)), "r")
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{directory}: holds no scan ({error!r:.200})") from error
+        raise CheckpointError(f"{directory}: holds no scan, or a damaged one") from error
     return record, Results(directory, candidates, tokens, scores)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mergekit_interleave.scanning.analysis import LEVEL, Analysis, Finding
+from mergekit_interleave.scanning.analysis import LEAST, LEVEL, Analysis, Finding
 
 TEXT, ITEM = "text", "item"
 """The kinds of sequences."""
@@ -51,7 +51,9 @@ def verdict(analysis: Analysis, measured: Measured) -> str:
     """Say in one line which layout helps and by how much, or that nothing does."""
     best = analysis.best
     if best is None:
-        return f"Nothing helps: {_why_not(analysis, measured)}."
+        promising = bool(analysis.findings) and analysis.findings[0].interval[0] > 0
+        certain = " for certain" if promising else ""
+        return f"Nothing helps{certain}: {_why_not(analysis, measured)}."
     number = _numbers(best)
     low, high = (number(end) for end in best.interval)
     nats = f"{number(best.held_out)} nats per {measured.noun}, 95 % interval {low} to {high}"
@@ -91,20 +93,25 @@ def _why_not(analysis: Analysis, measured: Measured) -> str:
     if not analysis.findings:
         return f"no score of {tried} is a finite number" if analysis.tried else "nothing was tried"
     first = analysis.findings[0]
+    if first.selected == first.held_out == 0:
+        return f"the best of {tried}, {measured.name(first)}, computes the same as the base"
     if first.selected <= 0:
         return f"the best of {tried}, {measured.name(first)}, is not better than the base"
     number = _numbers(first)
     low, high = (number(end) for end in first.interval)
-    reasons = []
+    effect = "may not help held-out {}s"
+    if first.interval[0] > 0:
+        effect = "helps held-out {}s"
+    elif first.interval[1] < 0:
+        effect = "makes held-out {}s worse"
+    reason = (
+        f"{effect.format(measured.noun)} "
+        f"({number(first.held_out)} nats each, 95 % interval {low} to {high})"
+    )
     if analysis.chance >= LEVEL:
-        reasons.append(f"may owe its place to luck (a chance of {_percent(analysis.chance)})")
-    if first.interval[0] <= 0:
-        fails = "makes held-out {}s worse" if first.interval[1] < 0 else "may not help held-out {}s"
-        reasons.append(
-            f"{fails.format(measured.noun)} "
-            f"({number(first.held_out)} nats each, 95 % interval {low} to {high})"
-        )
-    return f"the best of {tried}, {measured.name(first)}, {' and '.join(reasons)}"
+        but = ", but" if first.interval[0] > 0 else " and"
+        reason += f"{but} may owe its place to luck (a chance of {_percent(analysis.chance)})"
+    return f"the best of {tried}, {measured.name(first)}, {reason}"
 
 
 def _effect(best: Finding, analysis: Analysis, measured: Measured) -> str:
@@ -150,7 +157,7 @@ def _needed(analysis: Analysis, noun: str) -> Iterator[str]:
         return
     share = (len(parts.selection) + len(parts.held_out)) / len(parts.held_out)
     found, half = (
-        f"{_count(count, f'held-out {noun}')} ({math.ceil(count * share):,} in all)"
+        f"{_count(count, f'held-out {noun}')} ({max(math.ceil(count * share), LEAST):,} in all)"
         for count in (first.needed, 4 * first.needed)
     )
     yield (

@@ -129,7 +129,9 @@ def test_what_comes_out(mk: Cli, base: Path, text: Path, tmp_path: Path) -> None
     assert report["verdict"] == verdict
 
 
-def test_a_planted_gain(base: Path, text: Path, tmp_path: Path) -> None:
+def test_a_planted_gain(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If a layer of the base is scrambled, leaving that layer out is found to help."""
     model = AutoModelForCausalLM.from_pretrained(base)
     data = tmp_path / "scrambled"
@@ -142,9 +144,28 @@ def test_a_planted_gain(base: Path, text: Path, tmp_path: Path) -> None:
             parameter.data.normal_(std=1.0, generator=draw)
     model.save_pretrained(data)
     words.save_pretrained(data)
-    found = api.scan(model=data, space="drops", text=text, tokens=1300)
-    assert found.best is not None
+    out = tmp_path / "found"
+    monkeypatch.chdir(tmp_path)
+    found = api.scan(model="scrambled", space="drops", text=text, tokens=1300, out=out)
     assert found.best == "drop: 5:6"
+    assert "Outlined: 5:6 helps" in (out / "scan.svg").read_text()
+    monkeypatch.chdir(out)  # `best.yml` has the whole path of the model
+    api.run(out / "best.yml", tmp_path / "grown")
+
+
+def test_a_planted_loss(base: Path, text: Path, tmp_path: Path) -> None:
+    """A layer left out, and its neighbour repeated to fill the depth, is reported as worse."""
+    model = AutoModelForCausalLM.from_pretrained(base)
+    words = AutoTokenizer.from_pretrained(base)
+    _teach(model, words(text.read_text(), return_tensors="pt").input_ids)
+    for folder in (model, words):
+        folder.save_pretrained(tmp_path / "taught")
+    (tmp_path / "plans.txt").write_text("stack: 0:4, 3:4, 5:8")
+    report = api.scan(tmp_path / "plans.txt", model=tmp_path / "taught", text=text, tokens=1300)
+    (found,) = report.analysis.findings
+    assert report.best is None
+    assert found.selected < 0
+    assert found.interval[1] < 0
 
 
 def _teach(model: Any, tokens: torch.Tensor) -> None:
@@ -161,7 +182,10 @@ def test_identities_do_not_help(base: Path, text: Path, tmp_path: Path) -> None:
     """Zeroed copies change nothing, and the verdict says so."""
     file = tmp_path / "plans.txt"
     file.write_text("\n".join(f"interleave: every {number}" for number in range(1, 7)))
-    found = api.scan(file, model=base, text=text, tokens=1300)
+    api.scan(file, model=base, text=text, tokens=1300, out=tmp_path / "out")
+    (tmp_path / "out" / "best.yml").write_text("repeat: 1:2")  # of an earlier release
+    found = api.scan(file, model=base, text=text, tokens=1300, out=tmp_path / "out")
+    assert not (tmp_path / "out" / "best.yml").exists()
     assert found.best is None
     assert not found.differences.any()
 
@@ -210,7 +234,8 @@ def test_combinations_of_the_best(base: Path, text: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--combine", "0"), "--combine"),
+        (("--combine", "1"), "--combine"),
+        (("--items", "missing.jsonl"), "missing.jsonl"),
         (("--combine", "9"), "8 layers"),
         (("--combine", "2", "--space", "drops"), "space blocks"),
         (("--tokens", "0"), "--tokens"),
@@ -301,11 +326,14 @@ def test_a_foreign_tokenizer(mk: Cli, text: Path, tmp_path: Path) -> None:
         assert (result.status, "tokenizer" in result.err) == (2, True)
 
 
-def test_a_wrong_line(mk: Cli, base: Path, tmp_path: Path) -> None:
-    """A directive that `run` refuses is an error that names its line."""
-    (tmp_path / "plans.txt").write_text("# tried\n\ndrop: 1:2\nbogus: 3\n")
+@pytest.mark.parametrize(
+    ("line", "status"), [("bogus: 3", 2), ("repeat: 4:99", 1), ("model: other, append: 1", 2)]
+)
+def test_a_wrong_line(line: str, status: int, mk: Cli, base: Path, tmp_path: Path) -> None:
+    """A directive that `run` refuses, or that names another model, is an error with its line."""
+    (tmp_path / "plans.txt").write_text(f"# tried\n\ndrop: 1:2\n{line}\n")
     result = mk("scan", tmp_path / "plans.txt", "--model", base)
-    assert (result.status, "plans.txt, line 4" in result.err) == (2, True)
+    assert (result.status, "plans.txt, line 4" in result.err) == (status, True)
 
 
 def test_another_scan(base: Path, text: Path, tmp_path: Path) -> None:

@@ -161,8 +161,11 @@ def test_the_command_is_ended(
 
 
 @POSIX
-def test_killed_at_random_moments(words: dict[str, Any], plain: Path, tmp_path: Path) -> None:
-    """Scans that are killed five times at random moments and resumed end with the same bytes."""
+@pytest.mark.parametrize("most", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(
+    most: int, words: dict[str, Any], plain: Path, tmp_path: Path
+) -> None:
+    """Scans that are killed at random moments and resumed end with the same bytes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
 
@@ -183,9 +186,9 @@ def test_killed_at_random_moments(words: dict[str, Any], plain: Path, tmp_path: 
     whole = time.monotonic() - begin
     assert_same(tmp_path / "whole", plain)
     numbers, kills, trial = random.Random(0), 0, 0  # noqa: S311 - no secrets
-    while kills < 5:
+    while kills < most:
         out = tmp_path / f"out{trial}"
-        while kills < 5 and not ended(out, numbers.uniform(0, whole)):
+        while kills < most and not ended(out, numbers.uniform(0, whole)):
             kills += 1
         ended(out, None)
         assert_same(out, plain)

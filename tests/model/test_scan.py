@@ -24,6 +24,7 @@ from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import spaces
 from mergekit_interleave.scanning.batches import Batch
+from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError
 from mergekit_interleave.scanning.measure import TOLERANCE, Measure
 from mergekit_interleave.scanning.sequences import ScoredTokens, default_text, of_text
 from mergekit_interleave.virtual import sources
@@ -188,6 +189,23 @@ def test_layers_that_do_more_than_return(
     kind = LlamaDecoderLayer
     monkeypatch.setattr(kind, "forward", change(kind.forward))
     assert reason in str(measure(zoo.save("llama", tmp_path / "base"), PLANS).reason)
+
+
+def test_a_fault_after_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If layers cannot be applied one by one after all, models are built, and a warning says so."""
+    base = zoo.save("llama", tmp_path / "base")
+    measured = measure(base, PLANS)
+    expected, warnings = measured.scores([0, 1], sequences()), list[str]()
+    measured.warn = warnings.append
+
+    def fails(*_: Any) -> Any:
+        raise NotLayerMajorError("the layers were changed")
+
+    monkeypatch.setattr(LayerMajor, "scores", fails)
+    found = measured.scores([0, 1], sequences())
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+    (warning,) = warnings
+    assert "the layers were changed" in warning
 
 
 @pytest.mark.parametrize("name", ["zamba", "gemma4:e2b"])

@@ -36,6 +36,15 @@ def test_the_best_come_first() -> None:
     assert third == ((1, 2), (5, 7))
 
 
+def test_how_many() -> None:
+    """Each of the 8 best gets each of the first 16 blocks that do not overlap with it."""
+    blocks = [(layer, layer + 1) for layer in range(30)]
+    found = extended([(block,) for block in blocks], blocks)
+    assert len(found) == 8 * 16 - 8 * 7 // 2  # two of the best come together in both orders
+    assert (blocks[7], blocks[16]) in found
+    assert (blocks[7], blocks[17]) not in found
+
+
 @given(st.lists(BLOCKS, min_size=1, max_size=4))
 def test_directive(wanted: list[tuple[int, int]]) -> None:
     """The directive of a combination repeats each block once, after its last layer."""

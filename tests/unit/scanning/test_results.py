@@ -134,6 +134,25 @@ def test_extended_by_others(tmp_path: Path) -> None:
         opened(tmp_path / "out")
 
 
+def test_a_short_file(tmp_path: Path) -> None:
+    """A file of scores that was cut short is damaged, and not filled up with zeros."""
+    opened(tmp_path / "out").note([0, 1, 2], [0, 1, 2], FOUND)
+    content = (tmp_path / "out" / SCORES).read_bytes()
+    (tmp_path / "out" / SCORES).write_bytes(content[:-20])
+    with pytest.raises(CheckpointError, match=SCORES):
+        opened(tmp_path / "out")
+    assert (tmp_path / "out" / SCORES).read_bytes() == content[:-20]
+
+
+def test_no_lines(tmp_path: Path) -> None:
+    """Lines that were deleted are written again from the scores."""
+    opened(tmp_path / "out").note([0, 1, 2], [0, 1, 2], FOUND)
+    lines = (tmp_path / "out" / LINES).read_bytes()
+    (tmp_path / "out" / LINES).unlink()
+    opened(tmp_path / "out")
+    assert (tmp_path / "out" / LINES).read_bytes() == lines
+
+
 def test_damaged_scores(tmp_path: Path) -> None:
     """A file of scores that is not one is an error of the directory."""
     opened(tmp_path / "out")

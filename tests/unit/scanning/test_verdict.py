@@ -79,13 +79,15 @@ def test_texts_and_items_together() -> None:
         (finding(), 0.234, ["luck (a chance of 23.4 %)"]),
         (finding(0.1, (-0.3, 0.5)), 0.01, ["may not help", "-0.30 to +0.50"]),
         (finding(-0.4, (-0.6, -0.2)), 1.0, ["luck (a chance of 100 %)", "worse", "-0.60 to -0.20"]),
-        (finding(0, (0, 0), selected=0, needed=None), 1.0, ["not better than the base"]),
+        (finding(0, (0, 0), selected=0, needed=None), 1.0, ["the same as the base"]),
+        (finding(-0.1, (-0.2, 0), selected=-0.1), 1.0, ["not better than the base"]),
     ],
 )
 def test_nothing_helps(found: Finding, chance: float, reasons: list[str]) -> None:
     """The verdict names the best layout, and only the reasons that hold."""
     line = verdict(analysis(found, chance=chance), measured())
-    assert line.startswith("Nothing helps: the best of 3 layouts, `repeat: 8:14@block`, ")
+    certain = " for certain" if found.interval[0] > 0 else ""
+    assert line.startswith(f"Nothing helps{certain}: the best of 3 layouts, `repeat: 8:14@block`, ")
     assert all(reason in line for reason in reasons)
     others = [word for word in ("luck", "may not", "worse", "not better")
               if not any(word in reason for reason in reasons)]  # fmt: skip
