@@ -15,7 +15,7 @@ from mergekit_interleave.errors import DirectiveError
 
 TRAINING = "training"
 
-EXAMPLE = "mk-interleave scan --space drops --out found --model org/name"
+EXAMPLE = "mk-interleave scan --space drops --text book.txt --out found --model org/name"
 
 
 def scan(  # noqa: PLR0913 - one parameter for each flag

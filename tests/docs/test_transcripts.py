@@ -82,6 +82,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "examples").symlink_to(ROOT / "examples")
     zoo.quiet()
     zoo.save("qwen3", path / "qwen3")
+    words = (f"word{number * number * 7 % 60}" for number in range(4000))
+    (path / "book.txt").write_text(" ".join(words), encoding="utf-8")
     repository = path / "hub" / "models--org--name"
     make_llama(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()
@@ -98,7 +100,7 @@ def test_every_command_prints_what_its_page_shows(
     work = folder / page.replace("/", "-")
     work.mkdir()
     for entry in folder.iterdir():
-        if entry.name in ("SmolLM2-135M-Instruct", "examples", "qwen3"):
+        if entry.name in ("SmolLM2-135M-Instruct", "examples", "qwen3", "book.txt"):
             (work / entry.name).symlink_to(entry)
     environment = {"HF_HUB_CACHE": str(folder / "hub"), "MK_INTERLEAVE_MODEL": "org/name"}
     monkeypatch.setenv("MK_INTERLEAVE_MODEL", "org/name")

@@ -272,6 +272,7 @@ def test_with_layers_stated_the_network_is_never_asked(hub: Hub, online: Shell) 
     assert hub.requests == []
 
 
+@pytest.mark.slow  # huggingface_hub tries several times, and waits in between
 def test_a_server_that_is_down(online: Shell) -> None:
     """A server that does not answer is one error, without a traceback."""
     result = online(

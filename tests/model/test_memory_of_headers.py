@@ -89,6 +89,7 @@ def peak_of(base: Path, out: Path) -> int:
     return int(result.stderr) * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_thousand_shards(tmp_path: Path) -> None:
     """60,000 tensors in 1,000 shards take the memory of 4,000 plus some kilobytes for each."""

@@ -59,7 +59,30 @@ def test_expansions_are_exact(name: str, rule: str, tmp_path: Path) -> None:
     assert outcome.result == "exact", (rule, outcome)
 
 
-@pytest.mark.parametrize(("name", "rule"), EXACT, ids=[name for name, _ in EXACT])
+SLOW_IN_MEMORY = frozenset(
+    [
+        "deepseek_v4",
+        "gemma4",
+        "hrm_text",
+        "hy_v4",
+        "inkling2_text",
+        "longcat_flash",
+        "qwen3_5",
+        "qwen4_exp_text",
+        "recurrent_gemma",
+    ]
+)
+"""The types that have many layouts to compare, each with long forward passes."""
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        pytest.param(*row, marks=[pytest.mark.slow] if row[0] in SLOW_IN_MEMORY else [])
+        for row in EXACT
+    ],
+    ids=[name for name, _ in EXACT],
+)
 def test_models_in_memory_are_the_written_ones(name: str, rule: str, tmp_path: Path) -> None:
     """Logits and text, with and without a cache, are equal to the bit for each possible layout."""
     zoo.quiet()
