@@ -215,8 +215,9 @@ def growth(smollm2: Path, folder: Path) -> str:
             f"| {depth} | {tokens:,} | {layouts} | {steps:,} | {case.scan(PROCESSES):,.1f} s |"
         )
         shutil.rmtree(place)
+    what = "Each time includes the start of the processes and the check before a scan."
     head = "| layers | scored tokens | layouts | evaluations of a layer | time |"
-    return "\n".join((head, "| --- | --- | --- | --- | --- |", *rows))
+    return "\n".join((what, "", head, "| --- | --- | --- | --- | --- |", *rows))
 
 
 def windows(smollm2: Path, tokens: int) -> Batch:
