@@ -28,7 +28,7 @@ from mergekit_interleave.commands.scan_job import (
     to_check,
     token_limit,
 )
-from mergekit_interleave.commands.scan_plans import Work, accepted, prepared, with_model
+from mergekit_interleave.commands.scan_plans import Plans, Work, accepted, prepared, with_model
 from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.scanning import (
@@ -196,22 +196,26 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         hide_bars()
         scored = scored_sequences(work.first, text, items, most_tokens, warnings.append)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
-        with _kept(out, work, scored, {"dtype": dtype, "seed": chosen}) as kept:
+        models = {} if out is None and ray is None else digests(work.plans)
+        settings = {"models": [*models.values()], "dtype": dtype, "seed": chosen}
+        with _kept(out, work, scored, settings) as kept:
             parts = batches(scored, BATCH)
+            plans = work.plans.extended(kept.candidates[len(work.candidates) :])
 
-            def measure() -> None:
-                plans = work.plans.extended(kept.candidates[len(work.candidates) :])
-                known = None if ray is None else digests(work.plans)
+            def measure(plans: Plans) -> None:
+                known = None if ray is None else models
                 job = Job(plans, dtype, device, to_check(parts), known, most)
                 if shards := _shards(kept, parts):
                     _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
 
-            measure()
+            measure(plans)
             for wanted in _combined(kept, together, work.first.depth, chosen):
                 measured = {each.directive for each in kept.candidates}
                 new = [each for each in wanted if each.directive not in measured]
-                kept.extend([*accepted(work.planner.outcomes(new))] if new else [])
-                measure()
+                if found := accepted(plans.planner.outcomes(new)):
+                    kept.extend([*found])
+                    plans = plans.extended(found, found)
+                measure(plans)
             said = kept.note_report(shown, warnings)
     report = _report(kept, [each.kind for each in scored], chosen, shown, said)
     if out is not None:
@@ -277,7 +281,6 @@ def _kept(
         return nullcontext(results.in_memory(work.candidates, lengths))
     tokens = json.dumps([(each.tokens, each.start) for each in scored])
     record = {
-        "models": [*digests(work.plans).values()],
         "sequences": hashlib.sha256(tokens.encode()).hexdigest(),
         "kinds": [each.kind for each in scored],
         **settings,
@@ -299,7 +302,7 @@ def _check_combine(count: int, work: Work) -> None:
         raise DirectiveError(
             f"--combine is {count}, but a model of {work.first.depth} layers has no more blocks"
             " that do not overlap",
-            hint=f"use --combine {min(work.first.depth, 2)}",
+            hint="use --combine 2" if work.first.depth > 1 else "leave --combine out",
         )
 
 
@@ -370,21 +373,21 @@ def _write(out: Path, report: ScanReport, depth: int, model: ModelLike | None) -
         (out / BEST).unlink(missing_ok=True)
     else:
         replace_file(out / BEST, with_model(report.best, model))
+    best = report.analysis.best
+    helps = None if best is None else report.candidates[best.layout]
     for space in dict.fromkeys(each.space for each in report.candidates if each.cell):
         cells = {
             each.cell: float(np.mean(report.differences[row]))
             for row, each in enumerate(report.candidates)
             if each.space == space and each.cell is not None
         }
-        best = report.analysis.best
-        found = None if best is None else report.candidates[best.layout]
         svg = heat_map.heat_map(
             cells,
             layers=depth,
             title=f"{space}: change of the log-likelihood",
             legend=["nats per sequence", report.verdict],
             axes=spaces.SPACES[space].axes,
-            helps=found.cell if found is not None and found.space == space else None,
+            helps=helps.cell if helps is not None and helps.space == space else None,
         )
         name = MAP if space == report.candidates[0].space else f"scan-{space}.svg"
         replace_file(out / name, svg)

@@ -103,7 +103,7 @@ class Plans(Sequence[ExpansionPlan]):
         texts: Sequence[inputs.Text],
         made: Mapping[inputs.Text, ExpansionPlan] | None = None,
     ) -> None:
-        self._planner = planner
+        self.planner = planner
         self._texts = texts
         self._made = {**(made or {})}
 
@@ -113,15 +113,23 @@ class Plans(Sequence[ExpansionPlan]):
     def __getitem__(self, row: Any) -> Any:
         text = self._texts[row]  # raises IndexError, which ends an iteration
         if text not in self._made:
-            self._made[text] = self._planner.plan(text, lambda _: None)
+            self._made[text] = self.planner.plan(text, lambda _: None)
         return self._made[text]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Plans, (self._planner, self._texts)
+        return Plans, (self.planner, self._texts)
 
-    def extended(self, added: Iterable[Candidate]) -> Plans:
-        """Return the plans of these and more layouts."""
-        return Plans(self._planner, [*self._texts, *map(_text_of, added)], self._made)
+    def extended(
+        self, added: Iterable[Candidate], made: Mapping[Candidate, ExpansionPlan] | None = None
+    ) -> Plans:
+        """Return the plans of these and more layouts.
+
+        Args:
+            added: More layouts.
+            made: Their plans, as far as they are made already.
+        """
+        known = {_text_of(each): plan for each, plan in (made or {}).items()}
+        return Plans(self.planner, [*self._texts, *map(_text_of, added)], {**self._made, **known})
 
 
 def _text_of(candidate: Candidate) -> inputs.Text:
@@ -133,12 +141,10 @@ class Work:
     """The layouts to measure.
 
     Attributes:
-        planner: Plans more layouts of the same model.
         candidates: The layouts.
         plans: The plan of each.
     """
 
-    planner: Planner
     candidates: tuple[Candidate, ...]
     plans: Plans
 
@@ -173,7 +179,7 @@ def prepared(
         texts = [inputs.Text(each.directive, where) for each, where in listed]
         plans = {text: planner.plan(text, warn) for text in texts}
         _check_same_model([*plans.values()])
-        return Work(planner, tuple(each for each, _ in listed), Plans(planner, texts, plans))
+        return Work(tuple(each for each, _ in listed), Plans(planner, texts, plans))
     depth = base_of(model, trusted=trusted).depth
     outcomes = planner.outcomes(spaces.candidates(names or [spaces.BLOCKS], depth))
     found = accepted(outcomes)
@@ -181,8 +187,7 @@ def prepared(
     if refused:
         warn(f"{len(refused)} of {len(outcomes)} layouts are left out, because `run` refuses them; "
              f"for example: {refused[0]}")  # fmt: skip
-    made = {_text_of(each): plan for each, plan in found.items()}
-    return Work(planner, (*found,), Plans(planner, [*made], made))
+    return Work((*found,), Plans(planner, []).extended(found, found))
 
 
 def base_of(model: ModelLike | None, *, trusted: bool) -> Checkpoint:

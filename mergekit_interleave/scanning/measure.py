@@ -54,6 +54,7 @@ class Measure:
     most: int | None = None
     _edited: dict[Step, Any] = field(default_factory=dict)
     _built: dict[int, Any] = field(default_factory=dict)
+    _group: tuple[int, ...] = ()
 
     @property
     def depth(self) -> int:
@@ -153,10 +154,11 @@ class Measure:
             batch: The sequences.
         """
         fast: dict[int, Path] = {}
-        if not {*rows} >= self._built.keys():  # those of other layouts
+        if self._group != tuple(rows):  # else it is the next batch of the same layouts
+            self._group = tuple(rows)
             self._built.clear()
-        if self.most is not None:
-            self._edited.clear()
+            if self.most is not None:
+                self._edited.clear()
         for row in rows:
             if self.reason is None and self._is_simple(row):
                 with self._unless_refused():

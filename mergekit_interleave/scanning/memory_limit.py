@@ -24,22 +24,21 @@ def check(checkpoint: Checkpoint, dtype: str, most: int) -> None:
         most: The limit in bytes.
 
     Raises:
-        RefusedError: They do not fit, and have another dtype in the file.
+        RefusedError: They do not fit, and cannot stay in their file.
     """
     stored = [tensor for tensor in checkpoint.tensors.values() if _dtypes.is_float(tensor.dtype)]
     needed = sum(tensor.elements for tensor in stored) * _dtypes.NAMED[dtype].bits // 8
     others = [name for each in stored if (name := _dtypes.name_of(each.dtype)) not in {None, dtype}]
-    changes = checkpoint.require_family().facts.changes_weights
-    if needed > most // 2 and changes:
+    if needed <= most // 2:
+        return
+    too_large = f"the weights take {amount(needed)} in {dtype}, more than half of --max-memory, and"
+    if checkpoint.require_family().facts.changes_weights:
         raise RefusedError(
-            f"the weights take {amount(needed)} in {dtype}, which is more than half of "
-            "--max-memory, and this type of model changes them, so they cannot stay in their file"
+            f"{too_large} this type of model changes them, so they cannot stay in their file"
         )
-    if needed > most // 2 and others:
+    if others:
         raise RefusedError(
-            f"the weights take {amount(needed)} in {dtype}, which is more than half of "
-            "--max-memory, and only weights that are computed in their own dtype can stay in their "
-            "file",
+            f"{too_large} only weights that are computed in their own dtype can stay in their file",
             hint=f"pass --dtype {others[0]}" if len(others) == len(stored) else None,
         )
 
@@ -82,4 +81,5 @@ def _layers(model: Any, depth: int) -> list[Any]:
 
 def _ends(model: Any) -> list[Any]:
     """Return the embeddings and the head, which are large where the vocabulary is."""
-    return [each for each in (model.get_input_embeddings(), model.get_output_embeddings()) if each]
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [each for each in ends if each is not None]

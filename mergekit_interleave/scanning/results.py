@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -239,15 +239,17 @@ def _locked(directory: Path) -> Iterator[None]:
     except ImportError:
         yield
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    with _write_errors(directory):
+        descriptor = os.open(directory, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of a file system without locks
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"{directory}: another scan writes its results here", hint="wait for it"
-                ) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"{directory}: another scan writes its results here", hint="wait for it"
+            ) from error
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(descriptor)

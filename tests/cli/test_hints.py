@@ -10,7 +10,7 @@ from types import FrameType, SimpleNamespace
 
 import hints
 import pytest
-from harness import Cli
+from harness import Cli, book
 from hints import Hint
 
 from mergekit_interleave.errors import InterleaveError
@@ -47,8 +47,7 @@ def _site(frame: FrameType | None) -> list[str]:
 def place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Change to a directory that has a copy of the tiny model, and a text of its words."""
     shutil.copytree(tiny, tmp_path / "tiny")
-    words = (f"word{number * number * 7 % 60}" for number in range(1400))
-    (tmp_path / "book.txt").write_text(" ".join(words), encoding="utf-8")
+    (tmp_path / "book.txt").write_text(book(1400), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     return tmp_path

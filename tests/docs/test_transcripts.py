@@ -15,7 +15,7 @@ import huggingface_hub.constants
 import pytest
 import typer
 import zoo
-from harness import Cli, make_llama
+from harness import Cli, book, make_llama
 
 from mergekit_interleave.cli.app import application
 
@@ -82,8 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "examples").symlink_to(ROOT / "examples")
     zoo.quiet()
     zoo.save("qwen3", path / "qwen3")
-    words = (f"word{number * number * 7 % 60}" for number in range(4000))
-    (path / "book.txt").write_text(" ".join(words), encoding="utf-8")
+    (path / "book.txt").write_text(book(4000), encoding="utf-8")
     repository = path / "hub" / "models--org--name"
     make_llama(repository / "snapshots" / ("0" * 40))
     (repository / "refs").mkdir()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
-from harness import Cli, make_llama, tokenizer
+from harness import Cli, book, make_llama, tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import mergekit_interleave as api
@@ -52,7 +52,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a text of words that the tokenizers know."""
     file = tmp_path_factory.mktemp("text") / "text.txt"
-    file.write_text(" ".join(f"word{number * number * 7 % 60}" for number in range(1400)))
+    file.write_text(book(1400))
     return file
 
 
