@@ -27,14 +27,11 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mergekit_interleave as api
-from mergekit_interleave.commands.load import built
-from mergekit_interleave.commands.scan_job import GROUP, Job, to_check
-from mergekit_interleave.commands.scan_plans import Planner, Plans
+from mergekit_interleave.commands.scan_job import GROUP
+from mergekit_interleave.commands.scan_plans import Planner, accepted
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.scanning import likelihood, paths, sequences, spaces
+from mergekit_interleave.scanning import paths, sequences, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
-from mergekit_interleave.scanning.distribution import Here, Shard, Way
-from mergekit_interleave.scanning.processes import Processes
 
 BEGIN, END = "<!-- measured scan -->", "<!-- end scan -->"
 TOKENS = 1016
@@ -43,11 +40,18 @@ TOKENS = 1016
 SAMPLE = 5
 """The single models that are timed."""
 
-HERE, PROCESSES = Here(), Processes(os.cpu_count() or 1)
-"""The ways to scan: in this process, and in one process for each processor."""
-
 OPENCHAT = models.Size("openchat", 32, 4096, 14336, 8, shards=1, vocabulary=32_002, head=128)
 LAYER_SCAN = ("layer-scan==0.2.2", "plotly", "narwhals")
+
+SCRIPT = """
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+tokens = torch.tensor(json.load(open(sys.argv[2])))
+with torch.inference_mode():
+    print(float(model(input_ids=tokens, labels=tokens).loss))
+"""
+"""Prints the loss of a model, whose directory is given, on the tokens in a file."""
 
 
 @dataclasses.dataclass
@@ -57,45 +61,78 @@ class Case:
     Attributes:
         place: The checkpoint.
         base: The loaded model.
-        batch: The sequences.
+        batch: The windows of the default text.
+        folder: A directory for files.
         every: Every Nth layout is measured.
     """
 
     place: Path
     base: Any
     batch: Batch
-    every: int
+    folder: Path
+    every: int = 1
 
     @cached_property
-    def plans(self) -> Plans:
-        """The plan of each layout."""
+    def plans(self) -> dict[str, ExpansionPlan]:
+        """The plan of each layout, by its directive."""
         depth = self.base.config.num_hidden_layers
         layouts = spaces.candidates(["blocks"], depth)[:: self.every]
-        return Plans(Planner(self.place, trusted=False), []).extended(layouts)
+        found = accepted(Planner(self.place, trusted=False).outcomes(layouts))
+        return {each.directive: plan for each, plan in found.items()}
+
+    @property
+    def sample(self) -> list[str]:
+        """Some layouts, whose mean number of layers is that of all."""
+        order = sorted(self.plans, key=lambda each: len(self.plans[each].layout))
+        return [order[len(order) * (1 + 2 * at) // (2 * SAMPLE)] for at in range(SAMPLE)]
+
+    @property
+    def rows(self) -> Any:
+        """The tokens of the windows, of shape (windows, tokens)."""
+        return torch.tensor(self.batch.rows(), device=self.base.device)
 
     @property
     def tokens(self) -> int:
         """The number of tokens that each layout is given."""
         return self.batch.width * len(self.batch.sequences)
 
-    def build(self, plan: ExpansionPlan) -> Any:
-        """Build the model of a layout from the loaded base."""
-        return built(plan, {plan.first.ref: self.base}, warn=print)
+    def scan(self, *, items: bool = False) -> float:
+        """Return the seconds of a scan.
 
-    def scan(self, way: Way = HERE) -> float:
-        """Return the seconds of the scan, which include loading the model and checking the way."""
-        dtype = str(self.base.dtype).removeprefix("torch.")
-        job = Job(self.plans, dtype, None, to_check([self.batch]), None)
-        groups = [(), *map(tuple, paths.groups(len(self.plans), GROUP))]
-        shards = [Shard(group, self.batch) for group in groups]
-        return _timed(lambda: [*way.run(shards, job)])
+        Args:
+            items: Whether only the last token of each window is scored.
+        """
+        candidates = self.folder / "layouts.txt"
+        candidates.write_text("\n".join(self.plans), encoding="utf-8")
+        scored = sum(each.scored for each in self.batch.sequences)
+        file = self.folder / "items.jsonl"
+        return _timed(
+            lambda: api.scan(
+                candidates,
+                model=self.place,
+                items=self._written_items(file) if items else None,
+                tokens=None if items else scored,
+                dtype=str(self.base.dtype).removeprefix("torch."),
+            )
+        )
+
+    def _written_items(self, file: Path) -> Path:
+        tokenizer = AutoTokenizer.from_pretrained(self.place)
+        pairs = (
+            (tokenizer.decode(each.tokens[:-1]), tokenizer.decode(each.tokens[-1:]))
+            for each in self.batch.sequences
+        )
+        lines = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in pairs]
+        file.write_text("\n".join(lines), encoding="utf-8")
+        return file
 
     @property
     def evaluations(self) -> int:
         """How often a layer is applied, without the base."""
+        found = [paths.path_of(plan.layout) for plan in self.plans.values()]
         return sum(
-            paths.size(paths.tree({row: paths.path_of(self.plans[row].layout) for row in group}))
-            for group in paths.groups(len(self.plans), GROUP)
+            paths.size(paths.tree({row: found[row] for row in group}))
+            for group in paths.groups(len(found), GROUP)
         )
 
     def products(self) -> float:
@@ -107,7 +144,7 @@ class Case:
         layers = self.evaluations + self.base.config.num_hidden_layers
         weights = [each for each in self.base.model.layers[0].parameters() if each.ndim > 1]
         head = self.base.get_output_embeddings().weight
-        scored = len(self.batch.sequences) * (self.batch.width - self.batch.sequences[0].start)
+        scored = sum(each.scored for each in self.batch.sequences)
         threads = torch.get_num_threads()
         found: list[float] = []
         for count in {1, threads}:
@@ -119,9 +156,30 @@ class Case:
         torch.set_num_threads(threads)
         return min(found)
 
-    def scored(self, plan: ExpansionPlan) -> None:
-        """Build a layout and score it."""
-        likelihood.scores(self.build(plan), self.batch)
+    def loaded(self, directive: str) -> None:
+        """Build a layout in memory, and compute its loss."""
+        _loss(api.load(directive, model=self.place, base=self.base), self.rows)
+
+    def written(self, directive: str, *, script: bool) -> None:
+        """Write a layout with mergekit-yaml, load it, and compute its loss.
+
+        Args:
+            directive: The layout.
+            script: Whether a process of its own loads it, as from the shell.
+        """
+        out, recipe = self.folder / "scan-out", self.folder / "scan.yml"
+        recipe.write_text(api.gen(directive, model=self.place), encoding="utf-8")
+        subprocess.run(
+            [bench.beside("mergekit-yaml"), str(recipe), str(out)], check=True, capture_output=True
+        )
+        if script:
+            tokens = self.folder / "tokens.json"
+            tokens.write_text(json.dumps(self.batch.rows()), encoding="utf-8")
+            command = [sys.executable, "-c", SCRIPT, str(out), str(tokens)]
+            subprocess.run(command, check=True, capture_output=True)
+        else:
+            _loss(_loaded(out), self.rows)
+        shutil.rmtree(out)
 
 
 def main() -> None:
@@ -136,9 +194,10 @@ def main() -> None:
     smollm2, folder = arguments.smollm2.resolve(), arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     texts = windows(smollm2, TOKENS)
+    smollm2_case = Case(smollm2, _loaded(smollm2), texts, folder, arguments.every)
     parts = [f"Measured with `make bench-scan`: {bench.machine()}."]
     measures: list[Callable[[], str]] = [
-        lambda: of_text(Case(smollm2, _loaded(smollm2), texts, arguments.every), folder),
+        lambda: of_text(smollm2_case),
         lambda: on_gpu(texts, arguments.every, folder),
         lambda: growth(smollm2, folder),
     ]
@@ -151,22 +210,26 @@ def main() -> None:
         arguments.page.write_text(text, encoding="utf-8")
 
 
-def of_text(case: Case, folder: Path) -> str:
+def of_text(case: Case) -> str:
     """Compare a scan of a text with all other ways, and one of single tokens with layer-scan."""
-    count, step = len(case.plans), max(1, len(case.plans) // SAMPLE)
-    sample = [case.plans[row] for row in range(0, count, step)][:SAMPLE]
-    scan, products = case.scan(PROCESSES), case.products()
-    alone = statistics.fmean(_timed(partial(case.scored, plan)) for plan in sample) * count
-    written = statistics.fmean(_timed(partial(_written, case, folder, plan)) for plan in sample)
-    theirs = _layer_scan(case, folder) * count
-    few = dataclasses.replace(case, batch=_last_tokens(case.batch)).scan(PROCESSES)
-    workers = f"`scan --space blocks --workers {PROCESSES.count}`"
+    count, sample = len(case.plans), case.sample
+    scan, products = case.scan(), case.products()
+
+    def of_all(action: Callable[[str], object]) -> float:
+        """Return the seconds for all layouts, from those for the sample."""
+        return statistics.fmean(_timed(partial(action, each)) for each in sample) * count
+
+    alone = of_all(case.loaded)
+    written = of_all(partial(case.written, script=False))
+    with_script = of_all(partial(case.written, script=True))
+    few, theirs = case.scan(items=True), _layer_scan(case) * count
     rows = [
-        (workers, "all", scan, scan),
+        ("`scan --space blocks`", "all", scan, scan),
         ("the matrix products that it needs", "all", products, scan),
-        ("`load` and score of each layout", "all", alone, scan),
-        ("mergekit-yaml, `from_pretrained`, score of each layout", "all", written * count, scan),
-        (f"{workers} of items", "last of each", few, few),
+        ("`load` and the loss, for each layout", "all", alone, scan),
+        ("mergekit-yaml, `from_pretrained`, the loss: one script for all", "all", written, scan),
+        ("mergekit-yaml, `from_pretrained`, the loss: a script for each", "all", with_script, scan),
+        ("`scan --space blocks --items`", "last of each", few, few),
         ("layer-scan 0.2.2", "last of each", theirs, few),
     ]
     head = f"{count} layouts of SmolLM2-135M, {len(case.batch.sequences)} windows of 128 tokens"
@@ -180,8 +243,10 @@ def of_text(case: Case, folder: Path) -> str:
             ),
             "",
             (
-                f"{SAMPLE} layouts were timed as single models, and layer-scan on 21 layouts that "
-                "have the mean number of layers. The last two rows are compared with each other."
+                f"All were timed in one run, in one process with torch imported, but for the "
+                f"scripts. {SAMPLE} layouts were timed as single models, and layer-scan on 21; "
+                "both have the mean number of layers. The last two rows are compared with each "
+                "other."
             ),
         ]
     )
@@ -193,7 +258,7 @@ def on_gpu(batch: Batch, every: int, folder: Path) -> str:
         return "A model of 7 billion parameters on a GPU was not measured: there was no GPU."
     place = models.build(OPENCHAT, folder / OPENCHAT.name)
     base = AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16, device_map="cuda")
-    case = Case(place, base.eval(), batch, every)
+    case = Case(place, base.eval(), batch, folder, every)
     case.scan()  # the first one compiles
     scan, products = case.scan(), case.products()
     return (
@@ -209,13 +274,11 @@ def growth(smollm2: Path, folder: Path) -> str:
     for depth, tokens in ((8, TOKENS), (16, TOKENS), (16, 508), (16, 254)):
         place = folder / f"{depth}-layers"
         api.run(f"drop: {depth}:30", place, model=smollm2, engine="stream", force=True)
-        case = Case(place, _loaded(place), windows(smollm2, tokens), 1)
+        case = Case(place, _loaded(place), windows(smollm2, tokens), folder)
         layouts, steps = len(case.plans), case.evaluations
-        rows.append(
-            f"| {depth} | {tokens:,} | {layouts} | {steps:,} | {case.scan(PROCESSES):,.1f} s |"
-        )
+        rows.append(f"| {depth} | {tokens:,} | {layouts} | {steps:,} | {case.scan():,.1f} s |")
         shutil.rmtree(place)
-    what = "Each time includes the start of the processes and the check before a scan."
+    what = "Each time includes planning, loading the model, and the check before a scan."
     head = "| layers | scored tokens | layouts | evaluations of a layer | time |"
     return "\n".join((what, "", head, "| --- | --- | --- | --- | --- |", *rows))
 
@@ -228,14 +291,6 @@ def windows(smollm2: Path, tokens: int) -> Batch:
     return batch
 
 
-def _last_tokens(batch: Batch) -> Batch:
-    """Return the same sequences, of which only the last token is scored."""
-    return Batch(
-        batch.numbers,
-        tuple(dataclasses.replace(each, start=len(each.tokens) - 1) for each in batch.sequences),
-    )
-
-
 def _loaded(place: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval()
 
@@ -246,22 +301,17 @@ def _multiply(weights: Sequence[Any], rows: int) -> None:
             torch.matmul(weight.new_empty(rows, weight.shape[1]), weight.t())
 
 
-def _written(case: Case, folder: Path, plan: ExpansionPlan) -> None:
-    """Write a layout with mergekit-yaml, load it, and score it."""
-    out, recipe = folder / "scan-out", folder / "scan.yml"
-    recipe.write_text(api.gen(plan.expansion.directive), encoding="utf-8")
-    command = [bench.beside("mergekit-yaml"), str(recipe), str(out)]
-    subprocess.run(command, check=True, capture_output=True)
-    likelihood.scores(_loaded(out), case.batch)
-    shutil.rmtree(out)
+def _loss(model: Any, tokens: Any) -> float:
+    with torch.inference_mode():
+        return float(model(input_ids=tokens, labels=tokens).loss)
 
 
-def _layer_scan(case: Case, folder: Path) -> float:
+def _layer_scan(case: Case) -> float:
     """Return the seconds that layer-scan takes for a layout.
 
     Its texts are the windows, of which it scores the last token.
     """
-    installed, out = folder / "layer-scan", folder / "layer-scan-out"
+    installed, out = case.folder / "layer-scan", case.folder / "layer-scan-out"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--upgrade"]
     subprocess.run([*pip, "--target", str(installed), *LAYER_SCAN], check=True, capture_output=True)
     tokenizer = AutoTokenizer.from_pretrained(case.place)
@@ -269,7 +319,7 @@ def _layer_scan(case: Case, folder: Path) -> float:
         {"prompt": tokenizer.decode(each.tokens), "correct_answer": 1}
         for each in case.batch.sequences
     ]
-    probe = folder / "probe.json"
+    probe = case.folder / "probe.json"
     probe.write_text(json.dumps({"name": "windows", "samples": samples}), encoding="utf-8")
     words = {
         "--model": case.place, "--probe": "custom", "--custom-probe": probe, "--output": out,

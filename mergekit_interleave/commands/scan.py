@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from mergekit_interleave.commands.scan_job import (
     to_check,
     token_limit,
 )
-from mergekit_interleave.commands.scan_plans import Plans, Work, accepted, prepared, with_model
+from mergekit_interleave.commands.scan_plans import Work, accepted, prepared, with_model
 from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.scanning import (
@@ -44,6 +45,7 @@ from mergekit_interleave.scanning import (
 from mergekit_interleave.scanning.batches import Batch, batches
 from mergekit_interleave.scanning.combinations import COMBINED, Blocks
 from mergekit_interleave.scanning.distribution import Here, Outcomes, Shard, Way
+from mergekit_interleave.scanning.measure import to_compare
 from mergekit_interleave.scanning.processes import Processes
 from mergekit_interleave.scanning.ray_actors import RayActors
 from mergekit_interleave.scanning.results import Results
@@ -196,26 +198,24 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         hide_bars()
         scored = scored_sequences(work.first, text, items, most_tokens, warnings.append)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
-        models = {} if out is None and ray is None else digests(work.plans)
+        plans = work.plans
+        models = {} if out is None and ray is None else digests(plans.values())
         settings = {"models": [*models.values()], "dtype": dtype, "seed": chosen}
         with _kept(out, work, scored, settings) as kept:
             parts = batches(scored, BATCH)
-            plans = work.plans.extended(kept.candidates[len(work.candidates) :])
-
-            def measure(plans: Plans) -> None:
-                known = None if ray is None else models
-                job = Job(plans, dtype, device, to_check(parts), known, most)
-                if shards := _shards(kept, parts):
-                    _measure(kept, way.run(shards, job), progress or no_bar, warnings.append)
-
-            measure(plans)
-            for wanted in _combined(kept, together, work.first.depth, chosen):
-                measured = {each.directive for each in kept.candidates}
-                new = [each for each in wanted if each.directive not in measured]
-                if found := accepted(plans.planner.outcomes(new)):
-                    kept.extend([*found])
-                    plans = plans.extended(found, found)
-                measure(plans)
+            job = Job(
+                work.planner, next(iter(plans)), to_compare(plans), to_check(parts),
+                dtype, device, None if ray is None else models, most,
+            )  # fmt: skip
+            with way.started(job) as measured:
+                rounds = _combined(kept, together, work.first.depth, chosen)
+                for wanted in itertools.chain([work.candidates], rounds):
+                    known = {each.directive for each in kept.candidates}
+                    new = [each for each in wanted if each.directive not in known]
+                    if found := accepted(work.planner.outcomes(new)):
+                        kept.extend([*found])
+                    if shards := _shards(kept, parts):
+                        _measure(kept, measured(shards), progress or no_bar, warnings.append)
             said = kept.note_report(shown, warnings)
     report = _report(kept, [each.kind for each in scored], chosen, shown, said)
     if out is not None:
@@ -337,14 +337,22 @@ def _ranked(kept: Results, known: Mapping[str, Blocks], seed: int) -> list[Block
 def _shards(kept: Results, parts: Sequence[Batch]) -> list[Shard]:
     """Return what is not measured yet; first the base, to which all else is compared."""
     groups = [(), *map(tuple, paths.groups(len(kept.candidates), GROUP))]
-    shards = [Shard(group, batch) for group in groups for batch in parts]
+    shards = [
+        Shard(
+            tuple(1 + layout for layout in group) or (0,),
+            tuple(kept.candidates[layout].directive for layout in group),
+            batch,
+        )
+        for group in groups
+        for batch in parts
+    ]
     return [each for each in shards if not kept.is_measured(each.rows, each.batch.numbers)]
 
 
 def _measure(kept: Results, measured: Outcomes, bar: Bar, warn: Callable[[str], object]) -> None:
     """Measure what is missing, and keep at once what each shard gives."""
     finished = kept.finished
-    with bar(len(kept.candidates) - finished) as tick, closing(measured):
+    with bar(len(kept.candidates) - finished) as tick:
         for shard, found in measured:
             for warning in found.warnings:
                 warn(warning)

@@ -45,7 +45,8 @@ from mergekit_interleave.scanning import paths, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
 from mergekit_interleave.scanning.block_influence import block_influence
 from mergekit_interleave.scanning.layer_major import NotLayerMajorError
-from mergekit_interleave.scanning.measure import Measure
+from mergekit_interleave.scanning.measure import Measure, to_compare
+from mergekit_interleave.scanning.results import Floats
 from mergekit_interleave.scanning.spaces import Candidate
 from mergekit_interleave.virtual.sampling import tokens_of
 
@@ -170,10 +171,17 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         if out is not None:
             _create(Path(out))
         parts = batches(scored, BATCH)
-        job = Job([*plans.values()], dtype, device, to_check(parts), None, nbytes)
+        layouts = {each.directive: plan for each, plan in plans.items()}
+        job = Job(
+            planner, next(iter(layouts)), to_compare(layouts), to_check(parts),
+            dtype, device, None, nbytes,
+        )  # fmt: skip
         measure = job.start(warnings.append)
         influences = _influences(measure, parts, warnings.append)
-        changes = _changes(measure, parts, progress or no_bar)
+        base = np.hstack([measure.base_scores(batch) for batch in parts])
+        if not np.isfinite(base).all():
+            raise CheckpointError(f"{first.ref}: its log-likelihood is not a finite number")
+        changes = _changes(measure, [*layouts], parts, base, progress or no_bar)
         layers = _ranked(outcomes, influences, dict(zip(plans, changes, strict=True)))
         count = _count(wanted, sum(each.rank is not None for each in layers), first)
         after = tuple(each.layer for each in layers if each.rank and each.rank <= count)
@@ -226,20 +234,15 @@ def _influences(measure: Measure, parts: Sequence[Batch], warn: Warn) -> list[fl
         return None
 
 
-def _changes(measure: Measure, parts: Sequence[Batch], bar: Bar) -> list[float]:
-    """Return the change of the log-likelihood of each layout, in nats per scored token.
-
-    Raises:
-        CheckpointError: The log-likelihood of the model itself is not a finite number.
-    """
-    base = np.hstack([measure.base_scores(batch) for batch in parts])
-    if not np.isfinite(base).all():
-        name = measure.plans[0].first.ref
-        raise CheckpointError(f"{name}: its log-likelihood is not a finite number")
-    found = np.empty((len(measure.plans), base.shape[1]))
+def _changes(
+    measure: Measure, layouts: Sequence[str], parts: Sequence[Batch], base: Floats, bar: Bar
+) -> list[float]:
+    """Return the change of the log-likelihood of each layout, in nats per scored token."""
+    found = np.empty((len(layouts), base.shape[1]))
     with bar(len(found)) as tick:
         for group in paths.groups(len(found), GROUP):
-            found[group] = np.hstack([measure.scores([*group], batch) for batch in parts])
+            wanted = [layouts[row] for row in group]
+            found[group] = np.hstack([measure.scores(wanted, batch) for batch in parts])
             tick(len(group))
     tokens = sum(each.scored for batch in parts for each in batch.sequences)
     return [math.fsum(row) / tokens for row in found - base]

@@ -16,6 +16,7 @@ from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.load import built
 from mergekit_interleave.commands.sample import tokenizer_of
+from mergekit_interleave.commands.scan_plans import Planner
 from mergekit_interleave.directive.directive import DTYPES
 from mergekit_interleave.errors import (
     CheckpointError,
@@ -114,18 +115,22 @@ class Job:
     """What a worker needs to begin.
 
     Attributes:
-        plans: The plan of each layout.
+        planner: Plans the layouts.
+        some: A layout, whose first model is the base of all.
+        compared: Layouts to compare the ways to compute scores on.
+        checked: Sequences to compare them on.
         dtype: The dtype to compute in.
         device: The device; None for a GPU if there is one.
-        checked: Sequences to compare the ways to compute scores on.
         digests: The digest of each source model, by its name; None if it is not compared.
         most: The maximum bytes of weights and states; None for any number.
     """
 
-    plans: Sequence[ExpansionPlan]
+    planner: Planner
+    some: str
+    compared: Sequence[str]
+    checked: Batch
     dtype: str
     device: str | None
-    checked: Batch
     digests: Mapping[str, str] | None
     most: int | None = None
 
@@ -136,7 +141,7 @@ class Job:
             InterleaveError: It cannot be loaded, or is another one on this machine.
         """
         meta_model.hide_bars()
-        first = self.plans[0].first
+        first = self.planner.of(self.some).first
         device = self.device or _device()
         if self.most is not None:
             memory_limit.check(first, self.dtype, self.most)
@@ -152,10 +157,10 @@ class Job:
             known = {ref: loaded[ref] for ref in plan.sources if ref in loaded}
             return built(plan, known, dtype=self.dtype, device_map=device, warn=warn)
 
-        measure = Measure(base, self.plans, build, warn)
+        measure = Measure(base, first.depth, self.planner.of, build, warn)
         if self.most is not None:
             measure = memory_limit.limited(measure, first, self.most)
-        measure.check(self.checked)
+        measure.check(self.checked, self.compared)
         return measure
 
     def _loaded(self, checkpoint: Checkpoint, device: str, like: Any = None) -> Any:

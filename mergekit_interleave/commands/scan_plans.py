@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,7 +27,7 @@ Outcomes: TypeAlias = "Mapping[Candidate, ExpansionPlan | InterleaveError]"
 
 @dataclass(frozen=True)
 class Planner:
-    """How the layouts are planned.
+    """Plans layouts, each once. Another process plans those that it needs again.
 
     Attributes:
         model: The model, if the directives name none.
@@ -36,6 +36,14 @@ class Planner:
 
     model: ModelLike | None
     trusted: bool
+    _made: dict[str, ExpansionPlan] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Planner, (self.model, self.trusted)
+
+    def of(self, directive: str) -> ExpansionPlan:
+        """Return the plan of a layout; see `plan`."""
+        return self.plan(inputs.Text(directive, directive), lambda _: None)
 
     def plan(self, text: inputs.Text, warn: Warn) -> ExpansionPlan:
         """Plan a layout.
@@ -43,20 +51,23 @@ class Planner:
         Raises:
             InterleaveError: It is refused.
         """
+        if text.text in self._made:
+            return self._made[text.text]
         wanted = _parsed(text, self.model)
         try:
-            return planned(wanted, trust_remote_code=self.trusted, warn=warn)
+            found = planned(wanted, trust_remote_code=self.trusted, warn=warn)
         except InterleaveError as error:
             if text.where != text.text:  # a line of a file
                 error.args = (f"{text.where}: {error}",)
             raise
+        return self._made.setdefault(text.text, found)
 
     def outcomes(self, candidates: Iterable[Candidate]) -> Outcomes:
         """Plan each layout, or find out why `run` refuses it."""
 
         def outcome(each: Candidate) -> ExpansionPlan | InterleaveError:
             try:
-                return self.plan(_text_of(each), lambda _: None)
+                return self.of(each.directive)
             except InterleaveError as error:
                 return error
 
@@ -94,65 +105,27 @@ def _parsed(text: inputs.Text, model: ModelLike | None) -> Directive:
     return given
 
 
-class Plans(Sequence[ExpansionPlan]):
-    """The plans of layouts. Another process makes those that it needs again."""
-
-    def __init__(
-        self,
-        planner: Planner,
-        texts: Sequence[inputs.Text],
-        made: Mapping[inputs.Text, ExpansionPlan] | None = None,
-    ) -> None:
-        self.planner = planner
-        self._texts = texts
-        self._made = {**(made or {})}
-
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    def __getitem__(self, row: Any) -> Any:
-        text = self._texts[row]  # raises IndexError, which ends an iteration
-        if text not in self._made:
-            self._made[text] = self.planner.plan(text, lambda _: None)
-        return self._made[text]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Plans, (self.planner, self._texts)
-
-    def extended(
-        self, added: Iterable[Candidate], made: Mapping[Candidate, ExpansionPlan] | None = None
-    ) -> Plans:
-        """Return the plans of these and more layouts.
-
-        Args:
-            added: More layouts.
-            made: Their plans, as far as they are made already.
-        """
-        known = {_text_of(each): plan for each, plan in (made or {}).items()}
-        return Plans(self.planner, [*self._texts, *map(_text_of, added)], {**self._made, **known})
-
-
-def _text_of(candidate: Candidate) -> inputs.Text:
-    return inputs.Text(candidate.directive, candidate.directive)
-
-
 @dataclass(frozen=True)
 class Work:
     """The layouts to measure.
 
     Attributes:
         candidates: The layouts.
-        plans: The plan of each.
+        planner: Plans them, or has done so.
     """
 
     candidates: tuple[Candidate, ...]
-    plans: Plans
+    planner: Planner
+
+    @property
+    def plans(self) -> dict[str, ExpansionPlan]:
+        """The plan of each layout, by its directive."""
+        return {each.directive: self.planner.of(each.directive) for each in self.candidates}
 
     @property
     def first(self) -> Checkpoint:
         """The model that all of them start from."""
-        found: Checkpoint = self.plans[0].first
-        return found
+        return self.planner.of(self.candidates[0].directive).first
 
 
 def prepared(
@@ -177,9 +150,8 @@ def prepared(
     if file is not None:
         listed = _listed(Path(file))
         texts = [inputs.Text(each.directive, where) for each, where in listed]
-        plans = {text: planner.plan(text, warn) for text in texts}
-        _check_same_model([*plans.values()])
-        return Work(tuple(each for each, _ in listed), Plans(planner, texts, plans))
+        _check_same_model([planner.plan(text, warn) for text in texts])
+        return Work(tuple(each for each, _ in listed), planner)
     depth = base_of(model, trusted=trusted).depth
     outcomes = planner.outcomes(spaces.candidates(names or [spaces.BLOCKS], depth))
     found = accepted(outcomes)
@@ -187,7 +159,7 @@ def prepared(
     if refused:
         warn(f"{len(refused)} of {len(outcomes)} layouts are left out, because `run` refuses them; "
              f"for example: {refused[0]}")  # fmt: skip
-    return Work((*found,), Plans(planner, []).extended(found, found))
+    return Work((*found,), planner)
 
 
 def base_of(model: ModelLike | None, *, trusted: bool) -> Checkpoint:

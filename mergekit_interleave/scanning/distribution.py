@@ -6,7 +6,8 @@ shards, so every way gives the same scores if each worker computes with as many 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -28,17 +29,22 @@ class Shard:
     """Layouts to measure on a batch of sequences.
 
     Attributes:
-        layouts: The numbers of the layouts; none for the base.
+        rows: The rows of the results, of which the base has the first.
+        layouts: The directives of the layouts; none for the base.
         batch: The sequences.
     """
 
-    layouts: tuple[int, ...]
+    rows: tuple[int, ...]
+    layouts: tuple[str, ...]
     batch: Batch
 
-    @property
-    def rows(self) -> list[int]:
-        """The rows of the results, of which the base has the first."""
-        return [1 + layout for layout in self.layouts] or [0]
+
+Measured: TypeAlias = "Callable[[Sequence[Shard]], Outcomes]"
+"""Measures shards, in any order.
+
+Raises:
+    InterleaveError: One cannot be measured, or the workers end by themselves.
+"""
 
 
 class Job(Protocol):
@@ -102,11 +108,10 @@ class Worker:
 class Way(Protocol):
     """A way to measure shards."""
 
-    def run(self, shards: Sequence[Shard], job: Job) -> Outcomes:
-        """Measure shards, in any order; a closed iterator leaves no worker behind.
+    def started(self, job: Job) -> AbstractContextManager[Measured]:
+        """Return a context in which workers measure shards; they start with the first shard.
 
-        Raises:
-            InterleaveError: One cannot be measured, or the workers end by themselves.
+        They measure the shards of all calls one after another, and end with the context.
         """
 
 
@@ -114,11 +119,11 @@ class Way(Protocol):
 class Here:
     """Measures all shards in this process."""
 
-    def run(self, shards: Iterable[Shard], job: Job) -> Outcomes:
+    @contextmanager
+    def started(self, job: Job) -> Iterator[Measured]:
         """Measure shards in their order; see `Way`."""
         worker = Worker(job)
-        for shard in shards:
-            yield shard, worker.score(shard)
+        yield lambda shards: ((shard, worker.score(shard)) for shard in shards)
 
 
 def lost(reason: object, hint: str) -> RefusedError:

@@ -18,6 +18,7 @@ from mergekit_interleave.scanning.batches import Batch, by_length
 from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError
 from mergekit_interleave.scanning.paths import Path, Step
 from mergekit_interleave.scanning.results import Floats
+from mergekit_interleave.scanning.sequences import ScoredTokens
 from mergekit_interleave.virtual.model import layers_of
 from mergekit_interleave.virtual.sampling import check_vocabulary
 
@@ -29,13 +30,34 @@ Build = Callable[[ExpansionPlan], Any]
 """Builds the model of a plan in memory, with the layers of the loaded base."""
 
 
+def to_compare(plans: Mapping[str, ExpansionPlan]) -> list[str]:
+    """Return few layouts that show each layer in each way in which the others use it.
+
+    Args:
+        plans: The plan of each layout, by its directive.
+    """
+    layouts = [*plans]
+    simple = {
+        row: paths.path_of(plans[layout].layout)
+        for row, layout in enumerate(layouts)
+        if _is_simple(plans[layout])
+    }
+    return [layouts[row] for row in paths.covering(simple)]
+
+
+def _is_simple(plan: ExpansionPlan) -> bool:
+    """Whether a layout has only layers of the base, and everything else is the base's."""
+    return len(plan.layout.models) == 1 and not plan.mergekit
+
+
 @dataclass
 class Measure:
-    """Measures the scores of the layouts of one loaded base.
+    """Measures the scores of the layouts of one loaded base. A layout is given as a directive.
 
     Attributes:
         base: The base.
-        plans: The plan of each layout.
+        depth: The number of its layers.
+        plan: Plans a layout.
         build: Builds the model of a plan.
         warn: Called with each warning.
         reason: Why layouts are not measured layer by layer, as a clause; None if they are.
@@ -45,7 +67,8 @@ class Measure:
     """
 
     base: Any
-    plans: Sequence[ExpansionPlan]
+    depth: int
+    plan: Callable[[str], ExpansionPlan]
     build: Build
     warn: Warn = lambda _: None
     reason: str | None = None
@@ -53,21 +76,17 @@ class Measure:
     at_work: Callable[[Any], AbstractContextManager[object]] = nullcontext
     most: int | None = None
     _edited: dict[Step, Any] = field(default_factory=dict)
-    _built: dict[int, Any] = field(default_factory=dict)
-    _group: tuple[int, ...] = ()
+    _built: dict[str, Any] = field(default_factory=dict)
+    _group: tuple[str, ...] = ()
 
-    @property
-    def depth(self) -> int:
-        """The number of layers of the base."""
-        return self.plans[0].first.depth
-
-    def check(self, batch: Batch) -> None:
+    def check(self, batch: Batch, layouts: Sequence[str]) -> None:
         """Find out how layouts can be measured, and set `reason` and `pads`.
 
         Args:
-            batch: Sequences to compare on: what is computed layer by layer with whole models, for
-                the base and for few layouts that show each layer; what is computed with padding
-                with what is computed without.
+            batch: Sequences to compare on: what is computed with padding with what is computed
+                without; what is computed layer by layer with whole models, for the base and for
+                some layouts, on the longest sequence.
+            layouts: These layouts; see `to_compare`.
 
         Raises:
             DirectiveError: The model has not as many tokens as the tokenizer.
@@ -75,7 +94,7 @@ class Measure:
         check_vocabulary(self.base, np.array(batch.rows()))
         self.pads = self._may_pad(batch)
         try:
-            fault = self._fault(batch)
+            fault = self._fault(batch, layouts)
         except OutOfMemoryError:
             raise
         except RefusedError as error:
@@ -102,28 +121,24 @@ class Measure:
     def _alone(self, model: Any, batch: Batch) -> list[float]:
         return likelihood.scores(model, batch, most=self.most)
 
-    def _fault(self, batch: Batch) -> str | None:
+    def _fault(self, batch: Batch, layouts: Sequence[str]) -> str | None:
         """Return what is wrong if layouts are measured layer by layer; None if nothing is.
 
         Raises:
             NotLayerMajorError: They cannot be.
             RefusedError: A layout cannot be built.
         """
-        simple = {
-            row: paths.path_of(plan.layout)
-            for row, plan in enumerate(self.plans)
-            if self._is_simple(row)
-        }
         _tried(lambda: self._layer_major.check(batch))
-        wanted = {row: self._path(row) for row in paths.covering(simple)}
+        wanted = {row: self._path(layout) for row, layout in enumerate(layouts)}
         with_base = {-1: self._base_path, **wanted}
-        part = next(part for _, part in self.parts(batch))
-        found = _tried(lambda: self._layer_major.scores(part, with_base))
-        apart = self._apart(found[-1], self._alone(self.base, part))
+        longest = Batch((0,), (_longest(batch),))
+        found = _tried(lambda: self._layer_major.scores(longest, with_base))
+        apart = self._apart(found[-1], self._alone(self.base, longest))
         if apart:
             return f"scores of the base would be {apart:.1g} nats apart"
-        for row in wanted:
-            apart = self._apart(found[row], self._alone(self.build(self.plans[row]), part))
+        for row, layout in enumerate(layouts):
+            model = self.build(self.plan(layout))
+            apart = self._apart(found[row], self._alone(model, longest))
             if apart:
                 return f"scores of a layout would be {apart:.1g} nats apart"
         return None
@@ -141,60 +156,65 @@ class Measure:
 
     def base_scores(self, batch: Batch) -> Floats:
         """Return the scores of the base, of shape (1, sequences)."""
-        fast = {-1: self._base_path} if self.reason is None else {}
-        return self._measured([-1], batch, fast)
+        return self._measured([None], batch)
 
-    def scores(self, rows: Sequence[int], batch: Batch) -> Floats:
-        """Return the scores of some layouts, of shape (rows, sequences).
+    def scores(self, layouts: Sequence[str], batch: Batch) -> Floats:
+        """Return the scores of some layouts, of shape (layouts, sequences).
 
         The scores of a layout that `run` refuses, which only shows when it is built, are -inf.
 
         Args:
-            rows: The numbers of the layouts.
+            layouts: The layouts.
             batch: The sequences.
         """
-        fast: dict[int, Path] = {}
-        if self._group != tuple(rows):  # else it is the next batch of the same layouts
-            self._group = tuple(rows)
+        if self._group != tuple(layouts):  # else it is the next batch of the same layouts
+            self._group = tuple(layouts)
             self._built.clear()
             if self.most is not None:
                 self._edited.clear()
-        for row in rows:
-            if self.reason is None and self._is_simple(row):
-                with self._unless_refused():
-                    fast[row] = self._path(row)
-        return self._measured(rows, batch, fast)
+        return self._measured(layouts, batch)
 
-    def _measured(self, rows: Sequence[int], batch: Batch, fast: Mapping[int, Path]) -> Floats:
-        """Return scores; those of `fast` are computed layer by layer."""
+    def _measured(self, layouts: Sequence[str | None], batch: Batch) -> Floats:
+        """Return the scores of some layouts; None is the base."""
         check_vocabulary(self.base, np.array(batch.rows()))
-        found = np.full((len(rows), len(batch.sequences)), -np.inf)
+        fast = {} if self.reason else self._fast(layouts)
+        found = np.full((len(layouts), len(batch.sequences)), -np.inf)
         parts = [*self.parts(batch)]
         try:
             for places, part in parts if fast else ():
                 own = self._layer_major.scores(part, fast)
-                of_fast = [rows.index(row) for row in fast]
-                found[np.ix_(of_fast, places)] = [own[row] for row in fast]
+                found[np.ix_([*fast], places)] = [own[row] for row in fast]
         except NotLayerMajorError as error:
             self._fall_back(str(error))
             fast = {}
-        for at, row in enumerate(rows):
+        for row, layout in enumerate(layouts):
             if row not in fast:
                 with self._unless_refused():
-                    model = self.base if row < 0 else self._model(row)
+                    model = self.base if layout is None else self._model(layout)
                     for places, part in parts:
-                        found[at, places] = self._alone(model, part)
+                        found[row, places] = self._alone(model, part)
         return found
 
-    def _model(self, row: int) -> Any:
+    def _fast(self, layouts: Sequence[str | None]) -> dict[int, Path]:
+        """Return the paths of those layouts that are measured layer by layer, by their places."""
+        found: dict[int, Path] = {}
+        for row, layout in enumerate(layouts):
+            if layout is None:
+                found[row] = self._base_path
+            elif _is_simple(self.plan(layout)):
+                with self._unless_refused():
+                    found[row] = self._path(layout)
+        return found
+
+    def _model(self, layout: str) -> Any:
         """Return the model of a layout; it is kept for the next batch if it shares all weights."""
-        if row in self._built:
-            return self._built[row]
-        plan = self.plans[row]
+        if layout in self._built:
+            return self._built[layout]
+        plan = self.plan(layout)
         model = self.build(plan)
         is_edited = any(layer.edit for layer in plan.layout.layers)
         if not is_edited and not plan.first.require_family().facts.changes_weights:
-            self._built[row] = model
+            self._built[layout] = model
         return model
 
     @contextmanager
@@ -222,14 +242,9 @@ class Measure:
     def _base_path(self) -> Path:
         return tuple(Step(index) for index in range(self.depth))
 
-    def _is_simple(self, row: int) -> bool:
-        """Whether a layout has only layers of the base, and everything else is the base's."""
-        plan = self.plans[row]
-        return len(plan.layout.models) == 1 and not plan.mergekit
-
-    def _path(self, row: int) -> Path:
+    def _path(self, layout: str) -> Path:
         """Return the path of a layout; its edited layers are built."""
-        plan = self.plans[row]
+        plan = self.plan(layout)
         path = paths.path_of(plan.layout)
         missing = {step for step in path if step.edit and step not in self._edited}
         if missing:
@@ -263,10 +278,14 @@ def _tried(compute: Callable[[], Any]) -> Any:
 
 def _mixed(batch: Batch) -> Batch:
     """Return the longest sequence with its beginnings, as a batch."""
-    longest = max(batch.sequences, key=lambda each: len(each.tokens))
+    longest = _longest(batch)
     lengths = {max(len(longest.tokens) // parts, 2) for parts in (1, 2, 4)}
     cut = tuple(replace(longest, tokens=longest.tokens[:length], start=1) for length in lengths)
     return Batch(tuple(range(len(cut))), cut)
+
+
+def _longest(batch: Batch) -> ScoredTokens:
+    return max(batch.sequences, key=lambda each: len(each.tokens))
 
 
 def _compared(batch: Batch, scores: Sequence[float]) -> Iterator[tuple[list[float], Batch]]:

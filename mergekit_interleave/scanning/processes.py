@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from mergekit_interleave.scanning.distribution import (
     LOSSES,
     Job,
+    Measured,
     Outcomes,
     Scored,
     Shard,
@@ -37,65 +38,85 @@ class Processes:
 
     count: int
 
-    def run(self, shards: Sequence[Shard], job: Job) -> Outcomes:
+    @contextmanager
+    def started(self, job: Job) -> Iterator[Measured]:
         """Measure shards; see `Way`.
 
         A process that dies ends its pool. A new pool measures the shards that are left.
         """
-        missing = dict(enumerate(shards))
-        losses = 0
+        pool = _Pool(self.count, job)
+        try:
+            yield pool.measured
+        finally:
+            pool.end()
+
+
+class _Pool:
+    """Processes, which are all replaced if one of them dies."""
+
+    def __init__(self, count: int, job: Job) -> None:
+        import torch  # noqa: PLC0415 - takes seconds to import
+
+        threads = max(1, torch.get_num_threads() // count)
+        self._count, self._begin_with = count, (job, threads)
+        self._stack = ExitStack()
+        self._executor: ProcessPoolExecutor | None = None
+
+    def measured(self, shards: Sequence[Shard]) -> Outcomes:
+        """Measure shards.
+
+        Raises:
+            InterleaveError: One cannot be measured, or the processes die again and again.
+        """
+        missing, losses = dict(enumerate(shards)), 0
         while missing:
             broken: BrokenProcessPool | None = None
-            for number, found in _pooled(self.count, missing, job):
-                if isinstance(found, BrokenProcessPool):
-                    broken = found
+            futures = {self._submitted(shard): number for number, shard in missing.items()}
+            for future in as_completed(futures):
+                number = futures[future]
+                try:
+                    found = future.result()
+                except BrokenProcessPool as error:
+                    broken = error
                 else:
                     yield missing.pop(number), found
                     losses = 0
-            losses += 1
-            if broken and losses == LOSSES:
-                raise lost(
-                    broken,
-                    "use a smaller --workers, which needs less memory; a script that calls `scan` "
-                    'needs `if __name__ == "__main__":`',
-                ) from broken
+            if broken is not None:
+                losses += 1
+                self.end()
+                if losses == LOSSES:
+                    raise lost(
+                        broken,
+                        "use a smaller --workers, which needs less memory; a script that calls "
+                        '`scan` needs `if __name__ == "__main__":`',
+                    ) from broken
 
+    def end(self) -> None:
+        """End the processes; the next shard starts others."""
+        self._executor = None
+        self._stack.close()
 
-def _pooled(
-    count: int, shards: dict[int, Shard], job: Job
-) -> Iterator[tuple[int, Scored | BrokenProcessPool]]:
-    """Measure shards in a pool of processes, which ends with this iterator."""
-    import torch  # noqa: PLC0415 - takes seconds to import
+    def _open(self) -> ProcessPoolExecutor:
+        context = get_context("spawn")
+        reader, writer = context.Pipe(duplex=False)
+        executor = ProcessPoolExecutor(
+            self._count, context, initializer=_begin, initargs=(reader, *self._begin_with)
+        )
+        self._stack.callback(reader.close)
+        self._stack.callback(executor.shutdown, cancel_futures=True)
+        self._stack.callback(writer.close)  # the first of these: it ends the processes
+        return executor
 
-    threads = max(1, torch.get_num_threads() // count)
-    context = get_context("spawn")
-    reader, writer = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(
-        min(count, len(shards)), context, initializer=_begin, initargs=(reader, job, threads)
-    )
-    try:
-        futures = {_submitted(pool, shard): number for number, shard in shards.items()}
-        for future in as_completed(futures):
-            try:
-                found: Scored | BrokenProcessPool = future.result()
-            except BrokenProcessPool as error:
-                found = error
-            yield futures[future], found
-    finally:
-        writer.close()
-        pool.shutdown(cancel_futures=True)
-        reader.close()
-
-
-def _submitted(pool: ProcessPoolExecutor, shard: Shard) -> Future[Scored]:
-    """Submit a shard; if the pool is broken, the future says so."""
-    try:
-        with _without_interrupts():
-            return pool.submit(_score, shard)
-    except BrokenProcessPool as error:
-        future: Future[Scored] = Future()
-        future.set_exception(error)
-        return future
+    def _submitted(self, shard: Shard) -> Future[Scored]:
+        """Submit a shard; if the pool is broken, the future says so."""
+        self._executor = self._executor or self._open()
+        try:
+            with _without_interrupts():
+                return self._executor.submit(_score, shard)
+        except BrokenProcessPool as error:
+            future: Future[Scored] = Future()
+            future.set_exception(error)
+            return future
 
 
 @contextmanager

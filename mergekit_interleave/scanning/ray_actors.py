@@ -6,7 +6,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from mergekit_interleave.errors import DirectiveError, RefusedError
 from mergekit_interleave.scanning.distribution import (
     LOSSES,
     Job,
+    Measured,
     Outcomes,
     Scored,
     Shard,
@@ -59,26 +60,22 @@ class RayActors:
     cpus: float = 1
     gpus: float = 0
 
-    def run(self, shards: Sequence[Shard], job: Job) -> Outcomes:
+    @contextmanager
+    def started(self, job: Job) -> Iterator[Measured]:
         """Measure shards; see `Way`. The shard of an actor that is lost is given to another."""
-        with _connected(self.address) as ray:
-            room = self._room(ray)
-            actors = _Actors(ray, self, job, deque(shards))
-            try:
-                for _ in range(min(self.count or room, room, len(shards))):
-                    actors.add()
-                missing = len(shards)
-                while missing:
-                    found = actors.next()
-                    if found is not None:
-                        missing -= 1
-                        yield found
-                    elif not (actors.at_work or self._room(ray)):
-                        raise self._no_room()
-            finally:
-                actors.end()
+        with ExitStack() as stack:
+            actors: list[_Actors] = []
 
-    def _room(self, ray: Any) -> int:
+            def measured(shards: Sequence[Shard]) -> Outcomes:
+                if not actors:
+                    ray = stack.enter_context(_connected(self.address))
+                    actors.append(_Actors(ray, self, job))
+                    stack.callback(actors[0].end)
+                return actors[0].measured(shards)
+
+            yield measured
+
+    def room(self, ray: Any) -> int:
         """Return how many actors the machines of the cluster have room for."""
         wanted = {name: each for name, each in {"CPU": self.cpus, "GPU": self.gpus}.items() if each}
         return sum(
@@ -88,7 +85,8 @@ class RayActors:
             if node["Alive"]
         )  # fmt: skip
 
-    def _no_room(self) -> RefusedError:
+    def no_room(self) -> RefusedError:
+        """Return the error that says that no actor can start."""
         return RefusedError(
             f"no machine of the Ray cluster has {self.cpus:g} CPUs and {self.gpus:g} GPUs",
             hint="use a smaller --num-cpus or --num-gpus",
@@ -117,9 +115,10 @@ class _Actor:
 class _Actors:
     """Actors that are starting, idle and at work, and the shards that wait for them."""
 
-    def __init__(self, ray: Any, how: RayActors, job: Job, waiting: deque[Shard]) -> None:
+    def __init__(self, ray: Any, how: RayActors, job: Job) -> None:
         self._ray = ray
-        self._waiting = waiting
+        self._of = how
+        self._waiting: deque[Shard] = deque()
         self._idle: list[Any] = []
         self._pending: dict[Any, tuple[Any, Shard | None]] = {}
         self._losses = 0
@@ -127,17 +126,36 @@ class _Actors:
         variables = {key: text for key, text in os.environ.items() if key.startswith(_VARIABLES)}
         self._how = (str(Path.cwd()), variables, ray.put(job), max(1, int(how.cpus)))
 
+    def measured(self, shards: Sequence[Shard]) -> Outcomes:
+        """Measure shards.
+
+        Raises:
+            InterleaveError: One cannot be measured, or there is no room for an actor.
+        """
+        self._waiting.extend(shards)
+        room = self._of.room(self._ray)
+        actors = len(self._idle) + len(self._pending)
+        for _ in range(actors, min(self._of.count or room, room, len(shards))):
+            self._add()
+        missing = len(shards)
+        while missing:
+            found = self._next()
+            if found is not None:
+                missing -= 1
+                yield found
+            elif not (self._is_measuring or self._of.room(self._ray)):
+                raise self._of.no_room()
+
     @property
-    def at_work(self) -> bool:
-        """Whether a shard is being measured."""
+    def _is_measuring(self) -> bool:
         return any(shard is not None for _, shard in self._pending.values())
 
-    def add(self) -> None:
+    def _add(self) -> None:
         """Start an actor, as soon as there is room for it."""
         actor = self._class.remote(*self._how)
         self._pending[actor.ready.remote()] = actor, None
 
-    def next(self) -> tuple[Shard, Scored] | None:
+    def _next(self) -> tuple[Shard, Scored] | None:
         """Give shards to the idle actors, and wait for an actor.
 
         Returns:
@@ -181,7 +199,7 @@ class _Actors:
         self._ray.kill(actor)  # so that it frees what it reserved, if it is only out of reach
         if shard is not None:
             self._waiting.appendleft(shard)
-        self.add()
+        self._add()
 
     def end(self) -> None:
         """End all actors."""

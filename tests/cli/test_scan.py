@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mergekit_interleave as api
 from mergekit_interleave.checkpoint import meta_model
-from mergekit_interleave.errors import CheckpointError, DirectiveError
+from mergekit_interleave.commands.scan_job import Job
+from mergekit_interleave.errors import CheckpointError, DirectiveError, Warn
+from mergekit_interleave.scanning.measure import Measure
 
 WORDS = [f"word{number}" for number in range(3, 60)]
 
@@ -219,10 +221,22 @@ def test_combined_blocks(mk: Cli, text: Path, items: Path, tmp_path: Path) -> No
     )
 
 
-def test_combinations_of_the_best(base: Path, text: Path, tmp_path: Path) -> None:
-    """The first combination has the best block of the selection part, which alone chooses."""
-    out = tmp_path / "found"
+def test_combinations_of_the_best(
+    base: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first combination has the best block of the selection part, which alone chooses.
+
+    All rounds measure with one base, which is loaded and checked once.
+    """
+    out, started, start = tmp_path / "found", list[Job](), Job.start
+
+    def note(job: Job, warn: Warn) -> Measure:
+        started.append(job)
+        return start(job, warn)
+
+    monkeypatch.setattr(Job, "start", note)
     report = api.scan(model=base, text=text, combine=2, out=out)
+    assert len(started) == 1
     blocks = [row for row, each in enumerate(report.candidates) if each.space == "blocks"]
     selection = report.analysis.split.selection
     best = max(blocks, key=lambda row: report.differences[row, selection].mean())

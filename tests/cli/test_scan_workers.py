@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,23 @@ def test_a_worker_is_killed(words: dict[str, Any], plain: Path, tmp_path: Path) 
     assert sum(ticks) == 71
     assert_same(tmp_path / "out", plain)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_measure_all_rounds(words: dict[str, Any], plain: Path, tmp_path: Path) -> None:
+    """The processes of the first round measure the combinations, too; one gives the same bytes."""
+    seen: list[set[int | None]] = []
+
+    @contextmanager
+    def bar(_: int) -> Iterator[Callable[[int], object]]:
+        yield lambda _: seen.append({each.pid for each in multiprocessing.active_children()})
+
+    scan(**words, out=tmp_path / "two", workers=2, combine=2, progress=bar)
+    assert set().union(*seen) == seen[-1]
+    assert len(seen[-1]) == 2
+    shutil.copytree(plain, tmp_path / "one")
+    scan(**words, out=tmp_path / "one", combine=2)
+    assert_same(tmp_path / "two", tmp_path / "one")
 
 
 def test_an_error_in_a_worker(words: dict[str, Any], mk: Cli, tmp_path: Path) -> None:

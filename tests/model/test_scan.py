@@ -25,7 +25,7 @@ from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import spaces
 from mergekit_interleave.scanning.batches import Batch
 from mergekit_interleave.scanning.layer_major import LayerMajor, NotLayerMajorError
-from mergekit_interleave.scanning.measure import TOLERANCE, Measure
+from mergekit_interleave.scanning.measure import TOLERANCE, Measure, to_compare
 from mergekit_interleave.scanning.sequences import ScoredTokens, default_text, of_text
 from mergekit_interleave.virtual import sources
 
@@ -90,19 +90,22 @@ def model_of(plan: str, base: Path) -> inputs.Words:
 
 def measure(base: Path, plans: Sequence[str]) -> Measure:
     """Return what `scan` measures layouts of a checkpoint with, after its check."""
-    found = [
-        planned(inputs.parse(inputs.Text(plan, plan), model_of(plan, base)), warn=lambda _: None)
+    found = {
+        plan: planned(
+            inputs.parse(inputs.Text(plan, plan), model_of(plan, base)), warn=lambda _: None
+        )
         for plan in plans
-    ]
-    model = sources.load_source(found[0].first, "float32", "cpu").eval()
-    shared = not found[0].first.require_family().facts.changes_weights
+    }
+    first = found[plans[0]].first
+    model = sources.load_source(first, "float32", "cpu").eval()
+    shared = not first.require_family().facts.changes_weights
 
     def build(plan: ExpansionPlan) -> Any:
         known = {plan.first.ref: model} if shared else {}
         return built(plan, known, dtype="float32", warn=lambda _: None)
 
-    measure = Measure(model, found, build)
-    measure.check(sequences())
+    measure = Measure(model, first.depth, found.__getitem__, build)
+    measure.check(sequences(), to_compare(found))
     return measure
 
 
@@ -112,7 +115,7 @@ def assert_as_written(base: Path, measured: Measure, plans: Sequence[str], out: 
     np.testing.assert_allclose(
         measured.base_scores(batch)[0], scores(zoo.load(base), batch), atol=TOLERANCE, rtol=0
     )
-    found = measured.scores(range(len(plans)), batch)
+    found = measured.scores(plans, batch)
     for row, plan in enumerate(plans):
         api.run(plan, out / str(row), **model_of(plan, base))
         written = AutoModelForCausalLM.from_pretrained(out / str(row), dtype=torch.float32)
@@ -195,14 +198,14 @@ def test_a_fault_after_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """If layers cannot be applied one by one after all, models are built, and a warning says so."""
     base = zoo.save("llama", tmp_path / "base")
     measured = measure(base, PLANS)
-    expected, warnings = measured.scores([0, 1], sequences()), list[str]()
+    expected, warnings = measured.scores(PLANS[:2], sequences()), list[str]()
     measured.warn = warnings.append
 
     def fails(*_: Any) -> Any:
         raise NotLayerMajorError("the layers were changed")
 
     monkeypatch.setattr(LayerMajor, "scores", fails)
-    found = measured.scores([0, 1], sequences())
+    found = measured.scores(PLANS[:2], sequences())
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
     (warning,) = warnings
     assert "the layers were changed" in warning
@@ -213,8 +216,8 @@ def test_a_layout_that_cannot_be_built(name: str, tmp_path: Path) -> None:
     """The score of a layout that `run` refuses when it builds it is no finite number."""
     base = zoo.save(name, tmp_path / "base")
     assert zoo.mk("run", "drop: 2:4", str(tmp_path / "out"), "--model", str(base))[0]
-    measured = measure(base, ("repeat: 3:4", "drop: 2:4"))
-    found = measured.scores([0, 1], sequences())
+    plans = ("repeat: 3:4", "drop: 2:4")
+    found = measure(base, plans).scores(plans, sequences())
     assert np.isfinite(found).tolist() == [[True] * 4, [False] * 4]
 
 
@@ -244,7 +247,7 @@ def test_the_base_is_unharmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         with monkeypatch.context() as patched:
             patched.setattr(module, "forward", _fails)
             with pytest.raises(ZeroDivisionError):
-                measured.scores([0, 1], sequences())
+                measured.scores(PLANS[:2], sequences())
     assert [vars(layer).get("forward") for layer in layers] == [None] * 3 + [own] + [None] * 4
     assert torch.equal(logits(measured.base), before)
 
@@ -283,7 +286,7 @@ def test_sampled_layouts_of_a_trained_model(space: str, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     windows = of_text(tokenizer, *default_text(), most_tokens=96, length=33)
     batch = Batch((0, 1, 2), tuple(windows))
-    found = measured.scores(range(20), batch)
+    found = measured.scores(plans, batch)
     for row, plan in enumerate(plans):
         api.run(plan, tmp_path / "grown", model=base, engine="stream", verify=False)
         written = AutoModelForCausalLM.from_pretrained(tmp_path / "grown", dtype=torch.float32)

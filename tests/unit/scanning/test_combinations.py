@@ -59,6 +59,22 @@ def test_directive(wanted: list[tuple[int, int]]) -> None:
     assert layers_of(directive(blocks, DEPTH)) == expected
 
 
+@given(st.lists(BLOCKS, min_size=1, max_size=4))
+def test_what_a_combination_shows(wanted: list[tuple[int, int]]) -> None:
+    """A combination moves and repeats no layer in a way in which no single block does."""
+    blocks: Blocks = ()
+    for block in wanted:
+        blocks = next(iter(extended([blocks], [block])), blocks)
+    single = [((start, stop),) for stop in range(DEPTH + 1) for start in range(stop)]
+    assert shown(blocks) <= set().union(*map(shown, single))
+
+
+def shown(blocks: Blocks) -> set[tuple[int, bool, int]]:
+    """Return each layer, whether it comes again, and by how many layers it is moved."""
+    layers = layers_of(directive(blocks, DEPTH))
+    return {(layer, layer in layers[:index], index - layer) for index, layer in enumerate(layers)}
+
+
 def layers_of(text: str) -> list[int]:
     """Return the source layers of a stack."""
     name, _, ranges = text.partition(": ")

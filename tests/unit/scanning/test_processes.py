@@ -25,7 +25,9 @@ class _Dying:
 def test_workers_that_always_die() -> None:
     """They are an error, and not a scan that never ends; the hint is to use fewer."""
     (batch,) = batches([ScoredTokens((1, 2, 3), 1, "text")], 64)
-    with pytest.raises(RefusedError, match=f"{LOSSES} times") as caught:
-        list(Processes(2).run([Shard((), batch), Shard((0, 1), batch)], _Dying()))
+    shards = [Shard((0,), (), batch), Shard((1,), ("repeat: 1:2",), batch)]
+    with Processes(2).started(_Dying()) as measured:
+        with pytest.raises(RefusedError, match=f"{LOSSES} times") as caught:
+            list(measured(shards))
+        assert not multiprocessing.active_children()
     assert "--workers" in str(caught.value.hint)
-    assert not multiprocessing.active_children()
