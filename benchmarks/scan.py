@@ -27,11 +27,13 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mergekit_interleave as api
-from mergekit_interleave.commands.scan_job import GROUP
-from mergekit_interleave.commands.scan_plans import Planner, accepted
+from mergekit_interleave.commands.scan_job import GROUP, Job, to_check
+from mergekit_interleave.commands.scan_plans import Planner
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.scanning import paths, sequences, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
+from mergekit_interleave.scanning.distribution import Here, Shard
+from mergekit_interleave.scanning.measure import to_compare
 
 BEGIN, END = "<!-- measured scan -->", "<!-- end scan -->"
 TOKENS = 1016
@@ -75,10 +77,12 @@ class Case:
     @cached_property
     def plans(self) -> dict[str, ExpansionPlan]:
         """The plan of each layout, by its directive."""
+        return self._planned(Planner(self.place, trusted=False))
+
+    def _planned(self, planner: Planner) -> dict[str, ExpansionPlan]:
         depth = self.base.config.num_hidden_layers
         layouts = spaces.candidates(["blocks"], depth)[:: self.every]
-        found = accepted(Planner(self.place, trusted=False).outcomes(layouts))
-        return {each.directive: plan for each, plan in found.items()}
+        return {each.directive: planner.of(each.directive) for each in layouts}
 
     @property
     def sample(self) -> list[str]:
@@ -96,35 +100,26 @@ class Case:
         """The number of tokens that each layout is given."""
         return self.batch.width * len(self.batch.sequences)
 
-    def scan(self, *, items: bool = False) -> float:
-        """Return the seconds of a scan.
+    def scan(self, batch: Batch | None = None) -> float:
+        """Return the seconds to plan, load and check, and to measure all layouts, as `scan` does.
 
         Args:
-            items: Whether only the last token of each window is scored.
+            batch: What is measured; by default the windows.
         """
-        candidates = self.folder / "layouts.txt"
-        candidates.write_text("\n".join(self.plans), encoding="utf-8")
-        scored = sum(each.scored for each in self.batch.sequences)
-        file = self.folder / "items.jsonl"
-        return _timed(
-            lambda: api.scan(
-                candidates,
-                model=self.place,
-                items=self._written_items(file) if items else None,
-                tokens=None if items else scored,
-                dtype=str(self.base.dtype).removeprefix("torch."),
-            )
-        )
+        return _timed(lambda: self._scan(batch or self.batch))
 
-    def _written_items(self, file: Path) -> Path:
-        tokenizer = AutoTokenizer.from_pretrained(self.place)
-        pairs = (
-            (tokenizer.decode(each.tokens[:-1]), tokenizer.decode(each.tokens[-1:]))
-            for each in self.batch.sequences
-        )
-        lines = [json.dumps({"prompt": prompt, "answer": answer}) for prompt, answer in pairs]
-        file.write_text("\n".join(lines), encoding="utf-8")
-        return file
+    def _scan(self, batch: Batch) -> None:
+        planner = Planner(self.place, trusted=False)
+        plans = self._planned(planner)
+        layouts, dtype = [*plans], str(self.base.dtype).removeprefix("torch.")
+        job = Job(planner, layouts[0], to_compare(plans), to_check([batch]), dtype, None, None)
+        shards = [Shard((0,), (), batch)]
+        for group in paths.groups(len(layouts), GROUP):
+            rows = tuple(1 + row for row in group)
+            shards.append(Shard(rows, tuple(layouts[row] for row in group), batch))
+        with Here().started(job) as measured:
+            for _ in measured(shards):
+                pass
 
     @property
     def evaluations(self) -> int:
@@ -222,14 +217,14 @@ def of_text(case: Case) -> str:
     alone = of_all(case.loaded)
     written = of_all(partial(case.written, script=False))
     with_script = of_all(partial(case.written, script=True))
-    few, theirs = case.scan(items=True), _layer_scan(case) * count
+    few, theirs = case.scan(_last_tokens(case.batch)), _layer_scan(case) * count
     rows = [
         ("`scan --space blocks`", "all", scan, scan),
         ("the matrix products that it needs", "all", products, scan),
         ("`load` and the loss, for each layout", "all", alone, scan),
         ("mergekit-yaml, `from_pretrained`, the loss: one script for all", "all", written, scan),
         ("mergekit-yaml, `from_pretrained`, the loss: a script for each", "all", with_script, scan),
-        ("`scan --space blocks --items`", "last of each", few, few),
+        ("`scan --space blocks` of items", "last of each", few, few),
         ("layer-scan 0.2.2", "last of each", theirs, few),
     ]
     head = f"{count} layouts of SmolLM2-135M, {len(case.batch.sequences)} windows of 128 tokens"
@@ -289,6 +284,14 @@ def windows(smollm2: Path, tokens: int) -> Batch:
     text, where = sequences.default_text()
     (batch,) = batches(sequences.of_text(tokenizer, text, where, most_tokens=tokens), 1024)
     return batch
+
+
+def _last_tokens(batch: Batch) -> Batch:
+    """Return the same sequences, of which only the last token is scored."""
+    return Batch(
+        batch.numbers,
+        tuple(dataclasses.replace(each, start=len(each.tokens) - 1) for each in batch.sequences),
+    )
 
 
 def _loaded(place: Path) -> Any:
