@@ -70,7 +70,7 @@ class Words(TypedDict, total=False):
 
 
 class Text(NamedTuple):
-    """The text of a directive before parsing.
+    """A text before parsing, such as a directive.
 
     Attributes:
         text: The text.

@@ -25,11 +25,10 @@ from mergekit_interleave.commands.scan_job import (
     Job,
     check_place,
     digests,
-    scored_sequences,
     to_check,
-    token_limit,
 )
 from mergekit_interleave.commands.scan_plans import Work, accepted, prepared, with_model
+from mergekit_interleave.commands.scan_sequences import read_content, scored_sequences
 from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.scanning import (
@@ -183,7 +182,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: There is nothing to measure, or it cannot be measured.
     """
-    most_tokens, shown = token_limit(tokens, text, items), inputs.parse_count(top, "--top")
+    content, shown = read_content(text, items, tokens), inputs.parse_count(top, "--top")
     chosen = inputs.parse_number(seed, "--seed", int)
     if chosen < 0:
         raise DirectiveError(f"--seed is {chosen}, not a whole number from 0 up")
@@ -196,7 +195,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         if combine is not None:
             _check_combine(together, work)
         hide_bars()
-        scored = scored_sequences(work.first, text, items, most_tokens, warnings.append)
+        scored = scored_sequences(work.first, content, warnings.append)
         analysis.split(len(scored), chosen)  # refuses too few sequences before any work
         plans = work.plans
         models = {} if out is None and ray is None else digests(plans.values())

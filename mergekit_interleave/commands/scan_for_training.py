@@ -23,11 +23,10 @@ from mergekit_interleave.commands.scan_job import (
     GROUP,
     Job,
     check_place,
-    scored_sequences,
     to_check,
-    token_limit,
 )
 from mergekit_interleave.commands.scan_plans import Outcomes, Planner, accepted, base_of, with_model
+from mergekit_interleave.commands.scan_sequences import read_content, scored_sequences
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import After
@@ -156,7 +155,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     Raises:
         InterleaveError: The model cannot be measured, or has fewer layers than `add`.
     """
-    most = token_limit(tokens, text, items)
+    content = read_content(text, items, tokens)
     wanted = None if add is None else inputs.parse_count(add, "--add")
     nbytes = inputs.parse_size(max_memory, "--max-memory")
     check_place(dtype, device)
@@ -167,7 +166,7 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         plans = accepted(outcomes)
         _count(wanted, len(plans), first)
         hide_bars()
-        scored = scored_sequences(first, text, items, most, warnings.append)
+        scored = scored_sequences(first, content, warnings.append)
         if out is not None:
             _create(Path(out))
         parts = batches(scored, BATCH)

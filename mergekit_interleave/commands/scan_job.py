@@ -1,4 +1,4 @@
-"""What every search of layouts starts from: a loaded model, and sequences to score."""
+"""What a worker of a scan needs to begin, and how it loads the model."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import hashlib
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from mergekit_interleave._files import read_text
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
-from mergekit_interleave.commands import inputs
-from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.load import built
-from mergekit_interleave.commands.sample import tokenizer_of
 from mergekit_interleave.commands.scan_plans import Planner
 from mergekit_interleave.directive.directive import DTYPES
 from mergekit_interleave.errors import (
@@ -27,10 +22,9 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.output import weight_sample
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.scanning import memory_limit, sequences
+from mergekit_interleave.scanning import memory_limit
 from mergekit_interleave.scanning.batches import Batch
 from mergekit_interleave.scanning.measure import Measure
-from mergekit_interleave.scanning.sequences import ScoredTokens
 from mergekit_interleave.virtual import sampling, sources
 
 GROUP = 64
@@ -38,9 +32,6 @@ GROUP = 64
 
 BATCH = 1024
 """The number of tokens that are measured together."""
-
-_WINDOW, _TOKENS = 128, 4096
-"""The number of tokens of a window of text, and the largest number of tokens of a text."""
 
 
 def check_place(dtype: str, device: str | None) -> None:
@@ -60,49 +51,6 @@ def check_place(dtype: str, device: str | None) -> None:
         raise DirectiveError(
             f"--device: {device!r:.60} cannot be used here: {reason:.120}", hint="use --device cpu"
         ) from error
-
-
-def token_limit(tokens: int | str | None, text: StrPath | None, items: StrPath | None) -> int:
-    """Return the maximum number of tokens of the text; check that its files can be read.
-
-    Raises:
-        DirectiveError: It is no number or has no effect, or a file cannot be read.
-    """
-    for file in (text, items):
-        if file is not None:
-            read_text(Path(file))
-    if tokens is not None and items is not None and text is None:
-        raise DirectiveError(
-            "--tokens bounds a text, and has no effect on --items", hint="leave --tokens out"
-        )
-    return _TOKENS if tokens is None else inputs.parse_count(tokens, "--tokens")
-
-
-def scored_sequences(
-    first: Checkpoint, text: StrPath | None, items: StrPath | None, most: int, warn: Warn
-) -> list[ScoredTokens]:
-    """Return the sequences of the text and of the items, each once.
-
-    Equal ones on both sides of the split would confirm each other.
-    """
-    with meta_model.transformers_errors("read the config", first.ref):
-        config = meta_model.config_of(first.path, trusted=first.trusted).get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    positions = positions if isinstance(positions, int) and positions > 0 else None
-    tokenizer = tokenizer_of(first)
-    found: list[ScoredTokens] = []
-    if text is not None or items is None:
-        content, where = (
-            sequences.default_text() if text is None else (read_text(Path(text)), str(text))
-        )
-        length = min(_WINDOW, positions or _WINDOW)
-        found += sequences.of_text(tokenizer, content, where, most_tokens=most, length=length)
-    if items is not None:
-        found += sequences.of_items(tokenizer, Path(items), positions)
-    different = [*{(each.tokens, each.start): each for each in found}.values()]
-    if equal := len(found) - len(different):
-        warn(f"{equal:,} of {len(found):,} windows and items are equal to others, and left out")
-    return different
 
 
 def to_check(parts: Sequence[Batch]) -> Batch:

@@ -75,8 +75,10 @@ def of_text(
     return [ScoredTokens(tuple(tokens[at : at + length]), 1, "text") for at in starts]
 
 
-def of_items(tokenizer: Any, file: Path, most_positions: int | None = None) -> list[ScoredTokens]:
-    """Read a file of items, in which only the tokens of the answers are scored.
+def of_items(
+    tokenizer: Any, lines: str, where: str, most_positions: int | None = None
+) -> list[ScoredTokens]:
+    """Return the sequences of items, in which only the tokens of the answers are scored.
 
     A line is a JSON object: `{"prompt": ..., "answer": ...}`, or with `"choices": [...]`, where the
     answer is one of the choices or its index. Other keys have no effect. The answer follows the
@@ -84,25 +86,26 @@ def of_items(tokenizer: Any, file: Path, most_positions: int | None = None) -> l
 
     Args:
         tokenizer: A tokenizer of transformers.
-        file: The file, in UTF-8; empty lines are left out.
+        lines: The items, one per line; empty lines are left out.
+        where: The name of the file in messages.
         most_positions: The number of positions of the model; None for any number.
 
     Raises:
-        DirectiveError: The file cannot be read or has no items, a line is not an item, an answer
-            has no tokens, or an item is longer than the model's positions.
+        DirectiveError: There are no items, a line is not an item, an answer has no tokens, or an
+            item is longer than the model's positions.
     """
     items: list[ScoredTokens] = []
-    for number, line in enumerate(read_text(file).split("\n"), 1):
+    for number, line in enumerate(lines.split("\n"), 1):
         if line.strip():
-            where = f"{file}, line {number}"
-            items.append(_encoded(tokenizer, *_item(line, where), where))
+            place = f"{where}, line {number}"
+            items.append(_encoded(tokenizer, *_item(line, place), place))
             if most_positions is not None and len(items[-1].tokens) > most_positions:
                 count = tokens_of(len(items[-1].tokens))
                 raise DirectiveError(
-                    f"{where}: has {count}, but the model has {most_positions:,} positions"
+                    f"{place}: has {count}, but the model has {most_positions:,} positions"
                 )
     if not items:
-        raise _invalid(str(file), "has no items")
+        raise _invalid(where, "has no items")
     return items
 
 

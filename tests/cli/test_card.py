@@ -103,13 +103,13 @@ def test_what_is_proved_and_what_is_measured(  # noqa: PLR0913, PLR0917 - one fo
 
 @pytest.mark.parametrize("example", HUB_IDS)
 def test_the_cards_of_all_examples(example: str, cache: Path, shell: Shell, tmp_path: Path) -> None:
-    """Each card passes the lint, names no path and does not depend on the hash seed."""
+    """Each card passes the lint and names no path; one is made again with other hash seeds."""
     engine = "mergekit" if example == "deep-miqu-103b" else "stream"
     command = f"mk-interleave run {EXAMPLES / example}.yml out --engine {engine}"
     result = shell(command, HF_HUB_CACHE=str(cache), HF_HUB_OFFLINE="1")
     assert result.returncode == 0, result.stderr
     written = (tmp_path / "out" / "README.md").read_bytes()
-    for seed in ("1", "2"):
+    for seed in ("1", "2") if example == "miqu-120b" else ():
         (tmp_path / "out" / "README.md").unlink()
         again = shell("mk-interleave card out", PYTHONHASHSEED=seed)
         assert (again.returncode, again.stderr) == (0, "")

@@ -499,6 +499,7 @@ class TestInputs:
         text = mk("explain", "-", stdin=yaml.safe_dump(whole)).out
         assert yaml.safe_load(text)["layout"] == [{"layers": [0, 8], "scale": 0.5}]
 
+    @pytest.mark.slow
     def test_as_many_layers_as_there_may_be(self, mk: Cli) -> None:
         """`explain` reads the largest config that `gen` writes."""
         config = mk("gen", "interleave: every 1, model: o/x, layers: 3000").out

@@ -129,6 +129,7 @@ class TestModels:
         assert result.returncode == 0, result.stderr
         assert_same_tensors(own_tiny / "out", tmp_path / "run")
 
+    @pytest.mark.slow
     def test_gen_into_mergekit_yaml_through_a_pipe(
         self, mk: Cli, shell: Shell, tiny: Path, tmp_path: Path
     ) -> None:
@@ -838,7 +839,9 @@ class TestRefusals:
         assert err == f"error: {word}\n"
         assert os.listdir(tmp_path) == []
 
-    @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+    @pytest.mark.parametrize(
+        "sent", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+    )
     def test_an_ignored_signal_does_not_end_a_run(
         self, tiny: Path, tmp_path: Path, sent: signal.Signals
     ) -> None:

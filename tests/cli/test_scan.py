@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,30 @@ def test_a_changed_config(base: Path, text: Path, tmp_path: Path) -> None:
     (place / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
     with pytest.raises(DirectiveError, match="another model"):
         api.scan(**how)
+
+
+def test_a_changed_second_model(base: Path, text: Path, tmp_path: Path) -> None:
+    """A stack whose second model changed meanwhile is not continued."""
+    other = make_llama(tmp_path / "other")
+    directive = f"models: {{a: {base}, b: {other}}}, layout: [a 0:5, b 3:8]"
+    (tmp_path / "plans.txt").write_text(directive)
+    how = {"candidates": tmp_path / "plans.txt", "model": base, "text": text}
+    api.scan(**how, out=tmp_path / "found")
+    zoo.finetune(other, tmp_path / "changed")
+    shutil.copytree(tmp_path / "changed", other, dirs_exist_ok=True)
+    with pytest.raises(DirectiveError, match="another model"):
+        api.scan(**how, out=tmp_path / "found")
+
+
+def test_the_map_of_windows(text: Path, tmp_path: Path) -> None:
+    """Each layout of the space `windows` has its cell, by the size and stride of its windows."""
+    out, base = tmp_path / "found", make_llama(tmp_path / "base", layers=4)
+    api.scan(model=base, text=text, space="windows", out=out)
+    picture = (out / "scan.svg").read_text()
+    for line in lines_of(out):
+        size, stride = re.findall(r"\d+", line["directive"])[:2]
+        assert line["cell"] == [int(size), int(stride)]
+        assert f"windows of {size} layers, every {stride} layers" in picture
 
 
 def test_equal_items(base: Path, items: Path, tmp_path: Path) -> None:

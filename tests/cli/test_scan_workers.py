@@ -179,7 +179,7 @@ def test_the_command_is_ended(
 
 
 @POSIX
-@pytest.mark.parametrize("most", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("most", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(
     most: int, words: dict[str, Any], plain: Path, tmp_path: Path
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_config_that_was_not_written(mk: Cli, shell: Shell, tmp_path: Path) ->
     assert not zoo.compare(base, out)
 
 
+@pytest.mark.slow
 def test_no_progress_bar_is_shown(shell: Shell, tiny: Path) -> None:
     """`fix-config` hides the bar with which transformers loads weights."""
     grown = shell(f"mk-interleave run 'append: 1' out --model {tiny}")

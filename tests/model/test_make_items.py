@@ -27,7 +27,7 @@ def test_the_script(tmp_path: Path) -> None:
         environment = {**os.environ, "PYTHONHASHSEED": str(number)}
         subprocess.run([sys.executable, *words], check=True, env=environment)
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert len(sequences.of_items(tokenizer(64), files[0])) == 60
+    assert len(sequences.of_items(tokenizer(64), files[0].read_text(), "items")) == 60
 
 
 def test_items() -> None:

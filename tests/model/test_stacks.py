@@ -256,7 +256,15 @@ def changed(config: Any, key: str, value: object) -> Any:
     return type(config).from_dict(values)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma2", "qwen3_moe", "granite", "gpt_oss"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "gemma2",
+        "qwen3_moe",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "granite", "gpt_oss")),
+    ],
+)
 def test_a_setting_that_changes_logits_changes_the_record(name: str) -> None:
     """Each setting is changed in turn: other logits mean another record."""
     zoo.quiet()

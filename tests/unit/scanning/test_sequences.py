@@ -12,6 +12,7 @@ import lm_eval_tokens
 import pytest
 from harness import tokenizer
 
+from mergekit_interleave._files import read_text
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.scanning import sequences
 from mergekit_interleave.scanning.sequences import ScoredTokens
@@ -52,10 +53,15 @@ def write(path: Path, *items: object) -> Path:
     return file
 
 
+def of_file(tokenizer: Any, file: Path, most_positions: int | None = None) -> list[ScoredTokens]:
+    """Return the sequences of a file of items."""
+    return sequences.of_items(tokenizer, read_text(file), str(file), most_positions)
+
+
 def divided(tokenizer: Any, pairs: list[tuple[str, str]], path: Path) -> list[list[list[int]]]:
     """Return the tokens before the scored ones and the scored ones of each item."""
     file = write(path, *({"prompt": prompt, "answer": answer} for prompt, answer in pairs))
-    found = sequences.of_items(tokenizer, file)
+    found = of_file(tokenizer, file)
     assert {one.kind for one in found} == {"item"}
     assert [one.scored for one in found] == [len(one.tokens[one.start :]) for one in found]
     return [[[*one.tokens[: one.start]], [*one.tokens[one.start :]]] for one in found]
@@ -90,7 +96,7 @@ def test_choices(answer: object, plain: Any, tmp_path: Path) -> None:
     """The answer is one of the choices or its index, and only its tokens are scored."""
     choices = ["word2", "word3"]
     file = write(tmp_path, {"prompt": "word1 ", "choices": choices, "answer": answer, "id": 7})
-    assert sequences.of_items(plain, file) == [ScoredTokens((4, 6), 1, "item")]
+    assert of_file(plain, file) == [ScoredTokens((4, 6), 1, "item")]
 
 
 def test_empty_lines_and_a_byte_order_mark(plain: Any, tmp_path: Path) -> None:
@@ -98,7 +104,7 @@ def test_empty_lines_and_a_byte_order_mark(plain: Any, tmp_path: Path) -> None:
     file = tmp_path / "items.jsonl"
     text = '\ufeff{"prompt": "word1\u2028", "answer": "word2"}\r\n\r\n' + json.dumps(GOOD) + "\r\n"
     file.write_bytes(text.encode())
-    found = sequences.of_items(plain, file)
+    found = of_file(plain, file)
     assert found == [ScoredTokens((4, 5), 1, "item"), ScoredTokens((4, 5, 6), 2, "item")]
 
 
@@ -130,7 +136,7 @@ def test_what_is_not_an_item(item: object, named: str, plain: Any, tmp_path: Pat
     """The error names the file, the line, and the key or number that is wrong."""
     file = write(tmp_path, GOOD, item)
     with pytest.raises(DirectiveError) as error:
-        sequences.of_items(plain, file, most_positions=8)
+        of_file(plain, file, most_positions=8)
     assert str(error.value).startswith(f"{file}, line 2: ")
     assert named in str(error.value)
 
@@ -138,7 +144,7 @@ def test_what_is_not_an_item(item: object, named: str, plain: Any, tmp_path: Pat
 def test_the_longest_item(plain: Any, tmp_path: Path) -> None:
     """An item may have as many tokens as the model has positions."""
     file = write(tmp_path, {"prompt": "word1 " * 7, "answer": "word2"})
-    (found,) = sequences.of_items(plain, file, most_positions=8)
+    (found,) = of_file(plain, file, most_positions=8)
     assert (len(found.tokens), found.start) == (8, 7)
 
 
@@ -168,7 +174,7 @@ def test_files_that_hold_no_items(
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(DirectiveError) as error:
-        sequences.of_items(plain, file)
+        of_file(plain, file)
     assert str(error.value).startswith(f"{file}{named}: ")
 
 
