@@ -117,8 +117,8 @@ class Case:
         for group in paths.groups(len(layouts), GROUP):
             rows = tuple(1 + row for row in group)
             shards.append(Shard(rows, tuple(layouts[row] for row in group), batch))
-        with Here().started(job) as measured:
-            for _ in measured(shards):
+        with Here().started(job) as score:
+            for _ in score(shards):
                 pass
 
     @property

@@ -32,6 +32,7 @@ from mergekit_interleave.commands.scan_sequences import read_content, scored_seq
 from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import DirectiveError, collected_warnings
 from mergekit_interleave.scanning import (
+    allocator,
     analysis,
     combinations,
     heat_map,
@@ -190,7 +191,12 @@ def scan(  # noqa: PLR0913 - one parameter for each option
     most = inputs.parse_size(max_memory, "--max-memory")
     way = _way(workers, ray, num_cpus, num_gpus)
     check_place(dtype, device if ray is None else None)
-    with restored_settings(), collected_warnings() as warnings, memory_errors():
+    with (
+        restored_settings(),
+        allocator.restored(),
+        collected_warnings() as warnings,
+        memory_errors(),
+    ):
         work = prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
         if combine is not None:
             _check_combine(together, work)
@@ -206,7 +212,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
                 work.planner, next(iter(plans)), to_compare(plans), to_check(parts),
                 dtype, device, None if ray is None else models, most,
             )  # fmt: skip
-            with way.started(job) as measured:
+            with way.started(job) as score:
                 rounds = _combined(kept, together, work.first.depth, chosen)
                 for wanted in itertools.chain([work.candidates], rounds):
                     known = {each.directive for each in kept.candidates}
@@ -214,7 +220,7 @@ def scan(  # noqa: PLR0913 - one parameter for each option
                     if found := accepted(work.planner.outcomes(new)):
                         kept.extend([*found])
                     if shards := _shards(kept, parts):
-                        _measure(kept, measured(shards), progress or no_bar, warnings.append)
+                        _measure(kept, score(shards), progress or no_bar, warnings.append)
             said = kept.note_report(shown, warnings)
     report = _report(kept, [each.kind for each in scored], chosen, shown, said)
     if out is not None:

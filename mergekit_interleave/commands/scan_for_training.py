@@ -40,7 +40,7 @@ from mergekit_interleave.errors import (
     Warn,
     collected_warnings,
 )
-from mergekit_interleave.scanning import paths, spaces
+from mergekit_interleave.scanning import allocator, paths, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
 from mergekit_interleave.scanning.block_influence import block_influence
 from mergekit_interleave.scanning.layer_major import NotLayerMajorError
@@ -159,7 +159,12 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
     wanted = None if add is None else inputs.parse_count(add, "--add")
     nbytes = inputs.parse_size(max_memory, "--max-memory")
     check_place(dtype, device)
-    with restored_settings(), collected_warnings() as warnings, memory_errors():
+    with (
+        restored_settings(),
+        allocator.restored(),
+        collected_warnings() as warnings,
+        memory_errors(),
+    ):
         first = base_of(model, trusted=trust_remote_code)
         planner = Planner(model, trusted=trust_remote_code)
         outcomes = planner.outcomes(_candidates(first.depth))

@@ -22,7 +22,7 @@ from mergekit_interleave.errors import (
 )
 from mergekit_interleave.output import weight_sample
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.scanning import memory_limit
+from mergekit_interleave.scanning import allocator, memory_limit
 from mergekit_interleave.scanning.batches import Batch
 from mergekit_interleave.scanning.measure import Measure
 from mergekit_interleave.virtual import sampling, sources
@@ -89,6 +89,8 @@ class Job:
             InterleaveError: It cannot be loaded, or is another one on this machine.
         """
         meta_model.hide_bars()
+        if self.most is None:
+            allocator.keep_freed()
         first = self.planner.of(self.some).first
         device = self.device or _device()
         if self.most is not None:

@@ -36,7 +36,7 @@ class Planner:
 
     model: ModelLike | None
     trusted: bool
-    _made: dict[str, ExpansionPlan] = field(default_factory=dict)
+    _made: dict[str, ExpansionPlan] = field(default_factory=dict, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Planner, (self.model, self.trusted)

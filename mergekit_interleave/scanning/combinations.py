@@ -2,6 +2,9 @@
 
 A round adds one block to each of the best combinations of the round before it. Which ones are best
 is measured, not computed from the differences of their blocks.
+
+A combination moves and repeats no layer in a way in which no single block does. So if few blocks
+show that layers can be applied one by one, they show it for combinations, too.
 """
 
 from __future__ import annotations

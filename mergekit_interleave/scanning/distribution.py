@@ -39,7 +39,7 @@ class Shard:
     batch: Batch
 
 
-Measured: TypeAlias = "Callable[[Sequence[Shard]], Outcomes]"
+Scorer: TypeAlias = "Callable[[Sequence[Shard]], Outcomes]"
 """Measures shards, in any order.
 
 Raises:
@@ -108,7 +108,7 @@ class Worker:
 class Way(Protocol):
     """A way to measure shards."""
 
-    def started(self, job: Job) -> AbstractContextManager[Measured]:
+    def started(self, job: Job) -> AbstractContextManager[Scorer]:
         """Return a context in which workers measure shards; they start with the first shard.
 
         They measure the shards of all calls one after another, and end with the context.
@@ -120,7 +120,7 @@ class Here:
     """Measures all shards in this process."""
 
     @contextmanager
-    def started(self, job: Job) -> Iterator[Measured]:
+    def started(self, job: Job) -> Iterator[Scorer]:
         """Measure shards in their order; see `Way`."""
         worker = Worker(job)
         yield lambda shards: ((shard, worker.score(shard)) for shard in shards)

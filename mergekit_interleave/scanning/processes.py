@@ -16,9 +16,9 @@ from multiprocessing.connection import Connection
 from mergekit_interleave.scanning.distribution import (
     LOSSES,
     Job,
-    Measured,
     Outcomes,
     Scored,
+    Scorer,
     Shard,
     Worker,
     lost,
@@ -39,14 +39,14 @@ class Processes:
     count: int
 
     @contextmanager
-    def started(self, job: Job) -> Iterator[Measured]:
+    def started(self, job: Job) -> Iterator[Scorer]:
         """Measure shards; see `Way`.
 
         A process that dies ends its pool. A new pool measures the shards that are left.
         """
         pool = _Pool(self.count, job)
         try:
-            yield pool.measured
+            yield pool.score
         finally:
             pool.end()
 
@@ -62,7 +62,7 @@ class _Pool:
         self._stack = ExitStack()
         self._executor: ProcessPoolExecutor | None = None
 
-    def measured(self, shards: Sequence[Shard]) -> Outcomes:
+    def score(self, shards: Sequence[Shard]) -> Outcomes:
         """Measure shards.
 
         Raises:

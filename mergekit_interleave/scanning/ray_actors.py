@@ -17,9 +17,9 @@ from mergekit_interleave.errors import DirectiveError, RefusedError
 from mergekit_interleave.scanning.distribution import (
     LOSSES,
     Job,
-    Measured,
     Outcomes,
     Scored,
+    Scorer,
     Shard,
     Worker,
     lost,
@@ -61,19 +61,19 @@ class RayActors:
     gpus: float = 0
 
     @contextmanager
-    def started(self, job: Job) -> Iterator[Measured]:
+    def started(self, job: Job) -> Iterator[Scorer]:
         """Measure shards; see `Way`. The shard of an actor that is lost is given to another."""
         with ExitStack() as stack:
             actors: list[_Actors] = []
 
-            def measured(shards: Sequence[Shard]) -> Outcomes:
+            def score(shards: Sequence[Shard]) -> Outcomes:
                 if not actors:
                     ray = stack.enter_context(_connected(self.address))
                     actors.append(_Actors(ray, self, job))
                     stack.callback(actors[0].end)
-                return actors[0].measured(shards)
+                return actors[0].score(shards)
 
-            yield measured
+            yield score
 
     def room(self, ray: Any) -> int:
         """Return how many actors the machines of the cluster have room for."""
@@ -126,7 +126,7 @@ class _Actors:
         variables = {key: text for key, text in os.environ.items() if key.startswith(_VARIABLES)}
         self._how = (str(Path.cwd()), variables, ray.put(job), max(1, int(how.cpus)))
 
-    def measured(self, shards: Sequence[Shard]) -> Outcomes:
+    def score(self, shards: Sequence[Shard]) -> Outcomes:
         """Measure shards.
 
         Raises:

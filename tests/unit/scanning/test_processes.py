@@ -26,8 +26,8 @@ def test_workers_that_always_die() -> None:
     """They are an error, and not a scan that never ends; the hint is to use fewer."""
     (batch,) = batches([ScoredTokens((1, 2, 3), 1, "text")], 64)
     shards = [Shard((0,), (), batch), Shard((1,), ("repeat: 1:2",), batch)]
-    with Processes(2).started(_Dying()) as measured:
+    with Processes(2).started(_Dying()) as score:
         with pytest.raises(RefusedError, match=f"{LOSSES} times") as caught:
-            list(measured(shards))
+            list(score(shards))
         assert not multiprocessing.active_children()
     assert "--workers" in str(caught.value.hint)
