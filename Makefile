@@ -59,18 +59,20 @@ faults: $(VENV)/installed $(SMOLLM2)/config.json
 	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -m slow
 	MK_INTERLEAVE_FUZZ=20 $(BIN)/python -m pytest -m fuzz
 
-# Time both engines, mergekit-yaml and cp in turn, in a quarter of an hour; write docs/performance.md.
+# Time both engines, mergekit-yaml and cp in turn, in a quarter of an hour, then a scan, as bench-scan does;
+# write docs/performance.md.
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(CACHE)/bench --page docs/performance.md
+	$(MAKE) --no-print-directory bench-scan
 
 # Time `load` against loading a written model, and measure the memory of `sample`, in two minutes; write
 # docs/performance.md.
 bench-memory: $(SMOLLM2)/config.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/in_memory.py $(SMOLLM2) $(CACHE)/bench --page docs/performance.md
 
-# Time a scan of SmolLM2 against bare matrix products, single models and layer-scan, in three quarters of an
-# hour, on an idle machine; write docs/performance.md. `make bench-scan EVERY=20` does so for every 20th
-# layout, and writes nothing.
+# Time a scan of SmolLM2 against bare matrix products, single models and layer-scan, in half an hour, on an
+# idle machine; write docs/performance.md. `make bench-scan EVERY=20` does so for every 20th layout, and
+# writes nothing.
 bench-scan: $(SMOLLM2)/config.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/scan.py $(SMOLLM2) $(CACHE)/bench $(if $(EVERY),--every $(EVERY),--page docs/performance.md)
 

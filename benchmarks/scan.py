@@ -1,7 +1,8 @@
 """Time a scan of SmolLM2 against bare matrix products, single models and layer-scan.
 
-All are timed in one run, in turn, and single models and layer-scan on a sample of the layouts. With
-a GPU, a model of 7 billion parameters is scanned, too.
+Matrix products and single models are timed between the parts of the scan, since the speed of a
+machine changes within its quarter of an hour. Single models and layer-scan are timed on a sample of
+the layouts. With a GPU, a model of 7 billion parameters is scanned, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,7 +32,7 @@ import mergekit_interleave as api
 from mergekit_interleave.commands.scan_job import GROUP, Job, to_check
 from mergekit_interleave.commands.scan_plans import Planner
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
-from mergekit_interleave.scanning import paths, sequences, spaces
+from mergekit_interleave.scanning import allocator, paths, sequences, spaces
 from mergekit_interleave.scanning.batches import Batch, batches
 from mergekit_interleave.scanning.distribution import Here, Shard
 from mergekit_interleave.scanning.measure import to_compare
@@ -38,9 +40,6 @@ from mergekit_interleave.scanning.measure import to_compare
 BEGIN, END = "<!-- measured scan -->", "<!-- end scan -->"
 TOKENS = 1016
 """The scored tokens: 8 windows of 128 tokens, which share one each."""
-
-SAMPLE = 5
-"""The single models that are timed."""
 
 OPENCHAT = models.Size("openchat", 32, 4096, 14336, 8, shards=1, vocabulary=32_002, head=128)
 LAYER_SCAN = ("layer-scan==0.2.2", "plotly", "narwhals")
@@ -85,10 +84,16 @@ class Case:
         return {each.directive: planner.of(each.directive) for each in layouts}
 
     @property
+    def groups(self) -> list[Sequence[int]]:
+        """The parts of the scan, each the rows of its layouts."""
+        return [*paths.groups(len(self.plans), GROUP)]
+
+    @property
     def sample(self) -> list[str]:
-        """Some layouts, whose mean number of layers is that of all."""
+        """One layout for each part; their mean number of layers is that of all."""
         order = sorted(self.plans, key=lambda each: len(self.plans[each].layout))
-        return [order[len(order) * (1 + 2 * at) // (2 * SAMPLE)] for at in range(SAMPLE)]
+        count = len(self.groups)
+        return [order[len(order) * (1 + 2 * at) // (2 * count)] for at in range(count)]
 
     @property
     def rows(self) -> Any:
@@ -100,34 +105,39 @@ class Case:
         """The number of tokens that each layout is given."""
         return self.batch.width * len(self.batch.sequences)
 
-    def scan(self, batch: Batch | None = None) -> float:
+    def scan(
+        self, batch: Batch | None = None, after: Callable[[int], object] | None = None
+    ) -> float:
         """Return the seconds to plan, load and check, and to measure all layouts, as `scan` does.
 
         Args:
             batch: What is measured; by default the windows.
+            after: Called with the number of each part when it is measured, and not timed.
         """
-        return _timed(lambda: self._scan(batch or self.batch))
-
-    def _scan(self, batch: Batch) -> None:
+        start = time.perf_counter()
         planner = Planner(self.place, trusted=False)
-        plans = self._planned(planner)
+        plans, batch = self._planned(planner), batch or self.batch
         layouts, dtype = [*plans], str(self.base.dtype).removeprefix("torch.")
         job = Job(planner, layouts[0], to_compare(plans), to_check([batch]), dtype, None, None)
-        shards = [Shard((0,), (), batch)]
-        for group in paths.groups(len(layouts), GROUP):
-            rows = tuple(1 + row for row in group)
-            shards.append(Shard(rows, tuple(layouts[row] for row in group), batch))
-        with Here().started(job) as score:
-            for _ in score(shards):
-                pass
+        with allocator.restored(), Here().started(job) as score:
+            [*score([Shard((0,), (), batch)])]
+            seconds = time.perf_counter() - start
+            for number, group in enumerate(self.groups):
+                rows = tuple(1 + row for row in group)
+                part = Shard(rows, tuple(layouts[row] for row in group), batch)
+                seconds += _timed(partial(list, score([part])))
+                if after is not None:
+                    with allocator.restored():
+                        after(number)
+                    allocator.keep_freed()
+        return seconds
 
     @property
     def evaluations(self) -> int:
         """How often a layer is applied, without the base."""
         found = [paths.path_of(plan.layout) for plan in self.plans.values()]
         return sum(
-            paths.size(paths.tree({row: found[row] for row in group}))
-            for group in paths.groups(len(found), GROUP)
+            paths.size(paths.tree({row: found[row] for row in group})) for group in self.groups
         )
 
     def products(self) -> float:
@@ -207,16 +217,21 @@ def main() -> None:
 
 def of_text(case: Case) -> str:
     """Compare a scan of a text with all other ways, and one of single tokens with layer-scan."""
-    count, sample = len(case.plans), case.sample
-    scan, products = case.scan(), case.products()
+    count, times = len(case.plans), defaultdict[str, list[float]](list)
 
-    def of_all(action: Callable[[str], object]) -> float:
-        """Return the seconds for all layouts, from those for the sample."""
-        return statistics.fmean(_timed(partial(action, each)) for each in sample) * count
+    def others(part: int) -> None:
+        """Time the matrix products, and one layout as a single model."""
+        directive = case.sample[part]
+        times["products"].append(case.products() / count)
+        times["alone"].append(_timed(partial(case.loaded, directive)))
+        for name, script in (("written", False), ("with_script", True)):
+            times[name].append(_timed(partial(case.written, directive, script=script)))
 
-    alone = of_all(case.loaded)
-    written = of_all(partial(case.written, script=False))
-    with_script = of_all(partial(case.written, script=True))
+    scan = case.scan(after=others)
+    products, alone, written, with_script = (
+        statistics.fmean(times[name]) * count
+        for name in ("products", "alone", "written", "with_script")
+    )
     few, theirs = case.scan(_last_tokens(case.batch)), _layer_scan(case) * count
     rows = [
         ("`scan --space blocks`", "all", scan, scan),
@@ -239,9 +254,9 @@ def of_text(case: Case) -> str:
             "",
             (
                 f"All were timed in one run, in one process with torch imported, but for the "
-                f"scripts. {SAMPLE} layouts were timed as single models, and layer-scan on 21; "
-                "both have the mean number of layers. The last two rows are compared with each "
-                "other."
+                f"scripts. {len(case.groups)} layouts were timed as single models, one after each "
+                "part of the scan, and layer-scan on 21; both have the mean number of layers. The "
+                "last two rows are compared with each other."
             ),
         ]
     )
@@ -338,7 +353,7 @@ def _layer_scan(case: Case) -> float:
 
 def _median(action: Callable[[], object]) -> float:
     """Return the median seconds of an action, without its first run."""
-    return statistics.median([*_times(action, 10)][1:])
+    return statistics.median([*_times(action, 6)][1:])
 
 
 def _times(action: Callable[[], object], count: int) -> Iterator[float]:
