@@ -79,7 +79,7 @@ def load(  # noqa: PLR0913 - one parameter for each option
     with restored_settings(), collected_warnings() as warnings:
         plan = planned(
             wanted,
-            trust_remote_code=trust_remote_code,
+            Models(trust_remote_code=trust_remote_code),
             allow_non_identity=allow_non_identity,
             warn=warnings.append,
         )
@@ -112,18 +112,19 @@ def named(directive: Directive, base: Any) -> Directive:
 
 
 def planned(
-    directive: Directive,
-    *,
-    trust_remote_code: bool = False,
-    allow_non_identity: bool = False,
-    warn: Warn,
+    directive: Directive, models: Models, *, allow_non_identity: bool = False, warn: Warn
 ) -> ExpansionPlan:
     """Plan the model of a directive.
+
+    Args:
+        directive: The directive.
+        models: Opens the source models.
+        allow_non_identity: Whether zeroed layers may change the result.
+        warn: Called with each warning.
 
     Raises:
         InterleaveError: `run` would refuse it, or it can only be written.
     """
-    models = Models(trust_remote_code=trust_remote_code)
     expansion = resolve(directive, models, strict=True, allow_non_identity=allow_non_identity)
     plan = plan_expansion(expansion, models, None)
     for warning in plan.warnings:

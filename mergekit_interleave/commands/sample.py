@@ -13,6 +13,7 @@ from mergekit_interleave._files import read_text
 from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
+from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath, Text
@@ -145,14 +146,10 @@ def sample(  # noqa: PLR0913 - one parameter for each option
     read = [*_read(wanted)]
     _check_flags(read, words)
     parsed = [named(inputs.parse(each, words), base) for each in read]
+    opened = Models(trust_remote_code=trust_remote_code)
     with restored_settings(), collected_warnings() as warnings, memory_errors():
         plans = [
-            planned(
-                each,
-                trust_remote_code=trust_remote_code,
-                allow_non_identity=allow_non_identity,
-                warn=warnings.append,
-            )
+            planned(each, opened, allow_non_identity=allow_non_identity, warn=warnings.append)
             for each in parsed
         ]
         first, dtype = _sole_base(plans), _sole_dtype(plans)

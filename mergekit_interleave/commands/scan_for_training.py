@@ -25,7 +25,7 @@ from mergekit_interleave.commands.scan_job import (
     check_place,
     to_check,
 )
-from mergekit_interleave.commands.scan_plans import Outcomes, Planner, accepted, base_of, with_model
+from mergekit_interleave.commands.scan_plans import Outcomes, Planner, accepted, with_model
 from mergekit_interleave.commands.scan_sequences import read_content, scored_sequences
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
@@ -165,8 +165,8 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         collected_warnings() as warnings,
         memory_errors(),
     ):
-        first = base_of(model, trusted=trust_remote_code)
         planner = Planner(model, trusted=trust_remote_code)
+        first = planner.base()
         outcomes = planner.outcomes(_candidates(first.depth))
         plans = accepted(outcomes)
         _count(wanted, len(plans), first)

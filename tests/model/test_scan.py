@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import mergekit_interleave as api
+from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands.load import built, planned
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
@@ -90,9 +91,10 @@ def model_of(plan: str, base: Path) -> inputs.Words:
 
 def measure(base: Path, plans: Sequence[str]) -> Measure:
     """Return what `scan` measures layouts of a checkpoint with, after its check."""
+    models = Models()
     found = {
         plan: planned(
-            inputs.parse(inputs.Text(plan, plan), model_of(plan, base)), warn=lambda _: None
+            inputs.parse(inputs.Text(plan, plan), model_of(plan, base)), models, warn=lambda _: None
         )
         for plan in plans
     }
