@@ -157,7 +157,7 @@ def heat_map(  # noqa: PLR0913 - what is drawn, and the words around it
     size = f'width="{WIDTH}" height="{brief(drawn.bottom)}"'
     view = f'viewBox="0 0 {WIDTH} {brief(drawn.bottom)}"'
     text = f'font-family="system-ui, sans-serif" font-size="{_FONT}" fill="{GREY.fill}"'
-    described = legible(" ".join([f"{len(cells):,} cells.", *legend[:1], extremes]))
+    described = legible(", ".join([f"{len(cells):,} cells", *legend[:1]]) + f". {extremes}")
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} {view} role="img" {text}>',
