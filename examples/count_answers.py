@@ -23,7 +23,7 @@ from mergekit_interleave.scanning import sequences
 from mergekit_interleave.scanning.batches import batches
 
 DRAWS = 10_000
-MOST_TOKENS = 4096
+MOST_TOKENS = 1024
 """The tokens that the model computes at once."""
 
 
