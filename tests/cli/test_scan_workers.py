@@ -92,7 +92,7 @@ def command(words: dict[str, Any], out: Path, *more: str) -> list[str]:
 
 def is_begun(out: Path) -> bool:
     """Whether some scores are kept, and not all."""
-    if not (out / results.RECORD).is_file():
+    if not (out / results.SCORES).is_file():
         return False
     missing = np.isnan(np.load(out / results.SCORES))
     return not missing.all()
