@@ -19,6 +19,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mergekit_interleave as api
+from mergekit_interleave.commands import inputs
 from mergekit_interleave.scanning import sequences
 from mergekit_interleave.scanning.batches import batches
 
@@ -42,7 +43,7 @@ def exact(model: Any, tokenizer: Any, items: Sequence[sequences.ScoredTokens]) -
 
 
 def luck(base: Any, layouts: Any, questions: int, seed: int = 0) -> float:
-    """Return how often the best layout has twice as many right answers as the base, at least one.
+    """Return how often the best layout has at least two right answers, twice as many as the base.
 
     Args:
         base: Whether the base answers each item exactly, of shape (items).
@@ -67,7 +68,8 @@ def main(model: Path, items: Path, layouts: Path, questions: int = 17) -> None:
     base = AutoModelForCausalLM.from_pretrained(model).eval()
     right, found = exact(base, tokenizer, scored), []
     print(f"{right.sum():5} of {len(scored)}: the model itself", flush=True)
-    for directive in layouts.read_text("utf-8").splitlines():
+    for line in inputs.lines(layouts.read_text("utf-8"), str(layouts)):
+        directive = line.text.strip()
         grown = api.load(directive, model=model, base=base)
         found.append(exact(grown, tokenizer, scored))
         gained, lost = (found[-1] & ~right).sum(), (right & ~found[-1]).sum()
@@ -83,7 +85,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", metavar="MODEL", type=Path, help="the checkpoint")
     parser.add_argument("items", metavar="ITEMS", type=Path, help="items, as for `scan --items`")
-    parser.add_argument("layouts", metavar="LAYOUTS", type=Path, help="directives, one per line")
+    parser.add_argument("layouts", metavar="LAYOUTS", type=Path, help="as for `scan FILE`")
     parser.add_argument("--questions", type=int, default=17, help="the questions in a draw")
     arguments = parser.parse_args()
     main(arguments.model, arguments.items, arguments.layouts, arguments.questions)

@@ -42,7 +42,7 @@ class Planner:
     _specs: dict[TensorSpec, TensorSpec] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
-    def models(self) -> Models:
+    def _models(self) -> Models:
         """Opens each source model once for all layouts."""
         return Models(trust_remote_code=self.trusted)
 
@@ -53,8 +53,8 @@ class Planner:
             InterleaveError: There is none, or it cannot be grown.
         """
         some = inputs.parse(inputs.Text("append: 1", "--model"), {"model": self.model})
-        expansion = resolve(some, self.models, strict=True, allow_non_identity=True)
-        return self.models.open(expansion.base)
+        expansion = resolve(some, self._models, strict=True, allow_non_identity=True)
+        return self._models.open(expansion.base)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Planner, (self.model, self.trusted)
@@ -73,7 +73,7 @@ class Planner:
             return self._made[text.text]
         wanted = _parsed(text, self.model)
         try:
-            found = planned(wanted, self.models, warn=warn)
+            found = planned(wanted, self._models, warn=warn)
         except InterleaveError as error:
             if text.where != text.text:  # a line of a file
                 error.args = (f"{text.where}: {error}",)

@@ -42,7 +42,8 @@ def items(model: Path, tmp_path: Path) -> Path:
     for number in range(12):
         prompt = " ".join(book(40).split()[number : number + 3 + number % 4])
         *first, last = greedy(loaded, prompt, 1 + number % 3).split()
-        last = "word59" if number % 2 and last != "word59" else "word58" if number % 2 else last
+        if number % 2:
+            last = "word58" if last == "word59" else "word59"
         lines.append(json.dumps({"prompt": f"{prompt} ", "answer": " ".join([*first, last])}))
     file = tmp_path / "items.jsonl"
     file.write_text("\n".join(lines), encoding="utf-8")
