@@ -16,6 +16,7 @@ from typing import Any
 
 from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
+from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import (
     adapter,
@@ -28,7 +29,6 @@ from mergekit_interleave.checkpoint.quantization import SIDECARS, Quantization, 
 from mergekit_interleave.checkpoint.safetensors_header import (
     INDEX,
     WEIGHTS,
-    Tensor,
     has_weight_files,
     read_index,
     read_json,

@@ -15,13 +15,13 @@ import stat
 import struct
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from mergekit_interleave import _dtypes, _out_files
+from mergekit_interleave._stored_tensor import Shard, Stamp, Tensor
 from mergekit_interleave.errors import CheckpointError
 
 WEIGHTS = _out_files.WEIGHTS
@@ -33,97 +33,6 @@ _MAX_JSON = 500_000_000
 """The maximum size in bytes of a JSON file; the index of a million tensors has 100 MB."""
 
 _MAX_DIMENSIONS = 64  # the limit of torch
-
-
-class Stamp(NamedTuple):
-    """The identity of a file, used to detect changes."""
-
-    device: int
-    inode: int
-    size: int
-    modified: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Stamp:
-        """Return the stamp of a file with this status."""
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-@dataclass(frozen=True, eq=False)
-class Shard:
-    """A safetensors file.
-
-    Attributes:
-        file: The path.
-        metadata: The `__metadata__` of the header.
-        stamp: The identity of the file when its header was read.
-    """
-
-    file: Path
-    metadata: Mapping[str, str]
-    stamp: Stamp
-
-    def check_unchanged(self, descriptor: int | None = None) -> None:
-        """Check that the file has not changed since its header was read.
-
-        Args:
-            descriptor: The descriptor of the file, if it is open.
-
-        Raises:
-            CheckpointError: The file has changed.
-        """
-        try:
-            status = self.file.stat() if descriptor is None else os.fstat(descriptor)
-        except OSError as error:
-            raise CheckpointError(f"{self.file}: {error.strerror or error}") from error
-        if Stamp.of(status) != self.stamp:
-            raise CheckpointError(f"{self.file}: changed while it was read")
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A stored tensor, as its header describes it.
-
-    Attributes:
-        dtype: The dtype in safetensors' spelling, such as BF16.
-        shape: The dimensions.
-        start: The offset of the data in the file.
-        nbytes: The size of the data in bytes.
-        shard: The file that holds the data.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    nbytes: int
-    shard: Shard
-
-    @property
-    def file(self) -> Path:
-        """The path of the file that holds the data."""
-        return self.shard.file
-
-    @property
-    def elements(self) -> int:
-        """The number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def width(self) -> int:
-        """The size of one element in bytes; 0 if several elements share a byte."""
-        if self.dtype in _dtypes.STORED:
-            return _dtypes.STORED[self.dtype].bits // 8
-        return self.nbytes // max(self.elements, 1)
-
-
-def check_unchanged(tensors: Iterable[Tensor]) -> None:
-    """Check that the files of the tensors have not changed since their headers were read.
-
-    Raises:
-        CheckpointError: A file has changed.
-    """
-    for shard in {tensor.shard for tensor in tensors}:
-        shard.check_unchanged()
 
 
 def next_data(descriptor: int, at: int) -> int:

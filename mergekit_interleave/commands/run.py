@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergekit_interleave._stored_tensor import check_unchanged
 from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.class_loading import Form
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.safetensors_header import (
-    check_unchanged,
     iterate_tensors,
     read_json,
     read_tensors,

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from mergekit_interleave.checkpoint.safetensors_header import WEIGHTS, Shard
+from mergekit_interleave._stored_tensor import Shard
+from mergekit_interleave.checkpoint.safetensors_header import WEIGHTS
 from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, Piece, TensorSpec
 
 _ALIGNMENT = 8

@@ -14,7 +14,8 @@ from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
-from mergekit_interleave.checkpoint.safetensors_header import Tensor, iterate_tensors
+from mergekit_interleave._stored_tensor import Tensor
+from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors
 from mergekit_interleave.errors import CheckpointError
 
 KEY = "weight_sample"

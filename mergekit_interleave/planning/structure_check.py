@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.checkpoint import class_loading, layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.class_loading import Form, Loading
-from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.errors import CheckpointError, RefusedError, UnrepresentableError
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 

@@ -15,8 +15,8 @@ from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 from mergekit_interleave import _dtypes
+from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
-from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import Scales, scale_of
 from mergekit_interleave.errors import RefusedError

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import _dtypes
+from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.checkpoint.quantization import KEY
-from mergekit_interleave.checkpoint.safetensors_header import Tensor
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model

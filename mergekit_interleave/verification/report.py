@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import _dtypes
+from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave._units import amount
 from mergekit_interleave._version import __version__
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.models import Models
-from mergekit_interleave.checkpoint.safetensors_header import Tensor, iterate_tensors
+from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import CheckpointError, RefusedError
 from mergekit_interleave.layout import mergekit_yaml

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mergekit_interleave.checkpoint.safetensors_header import Tensor, read_tensors
+from mergekit_interleave._stored_tensor import Tensor
+from mergekit_interleave.checkpoint.safetensors_header import read_tensors
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification.tensors import compare

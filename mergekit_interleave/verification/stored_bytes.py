@@ -15,7 +15,8 @@ from threading import Event, Lock
 from typing import IO, NamedTuple
 
 from mergekit_interleave import _dtypes
-from mergekit_interleave.checkpoint.safetensors_header import Shard, Tensor, next_data
+from mergekit_interleave._stored_tensor import Shard, Tensor
+from mergekit_interleave.checkpoint.safetensors_header import next_data
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.planning import arithmetic
 from mergekit_interleave.planning.tensor_plan import ByteRange, Fill, TensorSpec

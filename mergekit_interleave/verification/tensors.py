@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mergekit_interleave.checkpoint.safetensors_header import Tensor
+from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.verification.stored_bytes import Difference, Pair, differences_of

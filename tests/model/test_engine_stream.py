@@ -23,8 +23,9 @@ from harness import (
     make_llama,
 )
 
+from mergekit_interleave._stored_tensor import Shard
 from mergekit_interleave.checkpoint.checkpoint import open_checkpoint
-from mergekit_interleave.checkpoint.safetensors_header import Shard, iterate_tensors, read_tensors
+from mergekit_interleave.checkpoint.safetensors_header import iterate_tensors, read_tensors
 from mergekit_interleave.directive.growth import Every
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.directive.scale import zeroed_scales

@@ -19,7 +19,8 @@ from harness import Cli, fuzz, load_tensors, write_header
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_interleave.checkpoint.safetensors_header import check_unchanged, read_tensors
+from mergekit_interleave._stored_tensor import check_unchanged
+from mergekit_interleave.checkpoint.safetensors_header import read_tensors
 from mergekit_interleave.errors import CheckpointError
 
 

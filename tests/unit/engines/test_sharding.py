@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mergekit_interleave.checkpoint.safetensors_header import Shard, Stamp, Tensor
+from mergekit_interleave._stored_tensor import Shard, Stamp, Tensor
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.engines import sharding
 from mergekit_interleave.engines.sharding import OutShard, shards_of

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from harness import write_header
 
-from mergekit_interleave.checkpoint.safetensors_header import Tensor, read_tensors
+from mergekit_interleave._stored_tensor import Tensor
+from mergekit_interleave.checkpoint.safetensors_header import read_tensors
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.layout.layout import Constant
