@@ -106,3 +106,8 @@ def check_unchanged(tensors: Iterable[Tensor]) -> None:
     """
     for shard in {tensor.shard for tensor in tensors}:
         shard.check_unchanged()
+
+
+def padded(nbytes: int, alignment: int) -> int:
+    """Round a number of bytes up to a multiple of an alignment."""
+    return -(-nbytes // alignment) * alignment

@@ -34,6 +34,8 @@ _CANNOT = (
 )  # fmt: skip
 """The error codes of a call that the kernel does not support, at least for these two files."""
 
+_CUT = "it was cut short while it was read"
+
 Tick = Callable[[int], object]
 """A function that is called after each write, with the number of bytes written."""
 
@@ -74,7 +76,7 @@ class Pair:
                 way = self._by_hand
                 continue
             if not moved:
-                raise OSError(errno.EIO, "it was cut short while it was read")
+                raise OSError(errno.EIO, _CUT)
             done += moved
             self.tick(moved)
 
@@ -86,6 +88,18 @@ class Pair:
         data = os.read(self.source, min(length, _BUFFER))
         self.put(data, at)
         return len(data)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Read a range of the source."""
+        os.lseek(self.source, start, os.SEEK_SET)
+        parts = []
+        while length:
+            data = os.read(self.source, length)
+            if not data:
+                raise OSError(errno.EIO, _CUT)
+            parts.append(data)
+            length -= len(data)
+        return b"".join(parts)
 
     def share(self, start: int, at: int, length: int) -> bool:
         """Share the blocks of a range; all numbers must be multiples of the block size.

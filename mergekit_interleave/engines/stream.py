@@ -11,19 +11,24 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Lock
+from typing import IO
 
 from mergekit_interleave._files import sync
+from mergekit_interleave._stored_tensor import Shard
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.safetensors_header import INDEX
 from mergekit_interleave.engines import copy_range, sharding
 from mergekit_interleave.engines.copy_range import Pair, Tick
+from mergekit_interleave.engines.out_file import OutFile, Sharing, WriteStep
 from mergekit_interleave.engines.protocol import Estimate, Traffic, WriteOptions, Written
-from mergekit_interleave.engines.sharding import OutShard, WriteStep
+from mergekit_interleave.engines.sharding import OutShard
 from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError
+from mergekit_interleave.planning import arithmetic
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
 from mergekit_interleave.planning.resolve import Expansion
 from mergekit_interleave.planning.tensor_plan import TensorSpec
@@ -39,9 +44,15 @@ _PYTHON, _PER_TENSOR = 410 * 10**6, 4_200
 """The measured memory of the process, and of the entry of each tensor, in bytes. Most of it is
 taken by transformers, which loads all names and shapes into the model's class."""
 
+_PYTHON_FOR_GGUF = 60 * 10**6
+"""The measured memory of the process for a GGUF file, which needs no transformers, in bytes."""
+
 START, RATE = 4.7, 17 * 10**8
 """The measured seconds of `run` without the weights, and the bytes of weights that it then writes
 and compares per second; see docs/performance.md."""
+
+_COMPUTED = 2**22
+"""The number of bytes that are computed at once, a multiple of the size of every element."""
 
 _MERGEKITS_KEYS = ("tokenizer", "tokenizer_source", "chat_template", "parameters")
 """The keys of a directive that only mergekit can apply."""
@@ -115,13 +126,29 @@ def memory(tensors: int) -> int:
     return _PYTHON + tensors * _PER_TENSOR
 
 
+def memory_of_gguf(tensors: int) -> int:
+    """Return the approximate bytes of memory that a `run` takes for a GGUF file.
+
+    Args:
+        tensors: The number of tensors.
+    """
+    return _PYTHON_FOR_GGUF + tensors * _PER_TENSOR
+
+
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     """Write the weights of a plan; see `protocol.Engine`."""
-    shards = _shards(plan, out, options)
-    with options.bar(sum(shard.nbytes for shard in shards)) as tick:
-        return write_shards(
-            shards, out, reflink=options.reflink, tick=tick, written=options.written
-        )
+    return write_shards(_shards(plan, out, options), out, options)
+
+
+def write_shards(
+    shards: Sequence[OutShard], out: Path, options: WriteOptions
+) -> Traffic:
+    """Write some safetensors files and, if there are several, their index; see `write_files`."""
+    traffic = write_files(shards, out, options)
+    if len(shards) > 1:
+        with (out / INDEX).open("w", encoding="utf-8") as file:
+            file.writelines(_index(shards))
+    return traffic
 
 
 def _shards(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:
@@ -135,23 +162,23 @@ def block_size(folder: Path) -> int:
     return min(max(size, 2**12), 2**16)
 
 
-def forecast(shards: Sequence[OutShard], folder: Path, *, reflink: bool = True) -> Traffic:
-    """Return how the bytes of some shards would be stored in a directory.
+def forecast(files: Sequence[OutFile], folder: Path, *, reflink: bool = True) -> Traffic:
+    """Return how the bytes of some files would be stored in a directory.
 
     Args:
-        shards: The shards.
+        files: The files.
         folder: The directory; an unnamed file is created there for a moment.
         reflink: Whether to share blocks if the filesystem can.
     """
     sharing = {
-        source: reflink and copy_range.can_share(source.file, folder, block)
-        for source, block in {(shard.source, shard.block) for shard in shards}
+        (source, block): reflink and copy_range.can_share(source.file, folder, block)
+        for source, block in {(source, file.block) for file in files for source in file.sources}
     }
     traffic = Traffic()
-    for shard in shards:
-        header = len(shard.header())
+    for file in files:
+        header, block = len(file.header()), file.block
         traffic += Traffic(header)
-        for step in shard.steps(header, share=sharing[shard.source]):
+        for step in file.steps(header, lambda source, block=block: sharing[source, block]):  # type: ignore[misc]
             traffic += _as_traffic(step.how, step.length)
     return traffic
 
@@ -165,22 +192,15 @@ def _as_traffic(how: str, length: int) -> Traffic:
     return Traffic(written=length)
 
 
-def write_shards(
-    shards: Sequence[OutShard],
-    out: Path,
-    *,
-    reflink: bool = True,
-    tick: Tick = lambda _: None,
-    written: Written = lambda _, __: None,
+def write_files(
+    files: Sequence[OutFile], out: Path, options: WriteOptions
 ) -> Traffic:
-    """Write some shards into a directory.
+    """Write some files into a directory.
 
     Args:
-        shards: The shards.
+        files: The files.
         out: The directory.
-        reflink: Whether to share blocks with the sources if the filesystem can.
-        tick: Called after each write, with the number of bytes written.
-        written: See `protocol.WriteOptions`.
+        options: The options for writing; only those that concern bytes are used.
 
     Returns:
         The numbers of bytes, split by how they are stored.
@@ -189,22 +209,24 @@ def write_shards(
         CheckpointError: A source has changed.
         OutputError: A source cannot be read, or the disk failed or is full.
     """
+    with options.bar(sum(file.nbytes for file in files)) as tick:
+        return _write(files, out, options, tick)
+
+
+def _write(files: Sequence[OutFile], out: Path, options: WriteOptions, tick: Tick) -> Traffic:
     gate = _Gate(tick)
-    job = partial(_write_shard, out=out, reflink=reflink, gate=gate, written=written)
+    job = partial(_write_file, out=out, reflink=options.reflink, gate=gate, written=options.written)
     traffic = Traffic()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         try:
-            for done in as_completed([pool.submit(job, shard) for shard in shards]):
+            for done in as_completed([pool.submit(job, file) for file in files]):
                 traffic += done.result()
         except BaseException as error:  # noqa: BLE001 - any error must stop the other threads
             first = gate.close(error)
             pool.shutdown(cancel_futures=True)
             raise first from None
-    for shard in shards:
-        sync(out / shard.name)  # while the progress bar is shown, because this takes time
-    if len(shards) > 1:
-        with (out / INDEX).open("w", encoding="utf-8") as file:
-            file.writelines(_index(shards))
+    for file in files:
+        sync(out / file.name)  # while the progress bar is shown, because this takes time
     return traffic
 
 
@@ -245,29 +267,53 @@ def _index(shards: Sequence[OutShard]) -> Iterator[str]:
     yield "\n  }\n}\n"
 
 
-def _write_shard(
-    shard: OutShard, out: Path, *, reflink: bool, gate: _Gate, written: Written
+def _write_file(
+    file: OutFile, out: Path, *, reflink: bool, gate: _Gate, written: Written
 ) -> Traffic:
-    file = out / shard.name
+    path = out / file.name
     try:
         gate.tick(0)
-        with (
-            shard.source.file.open("rb", buffering=0) as source,
-            file.open("wb", buffering=0) as target,
-        ):
-            shard.source.check_unchanged(source.fileno())
-            header = shard.header()
-            share = reflink and copy_range.can_share(shard.source.file, out, shard.block)
+        with path.open("wb", buffering=0) as target, closing(_Sources()) as sources:
+            header = file.header()
+            sharing = {
+                source: reflink and copy_range.can_share(source.file, out, file.block)
+                for source in file.sources
+            }
             # Only a whole file can be asked which of its blocks are shared.
-            report = _ignored if share else partial(written, file)
+            report = _ignored if any(sharing.values()) else partial(written, path)
             ticks = _Ticks(gate.tick, report, len(header))
-            pair = Pair(source.fileno(), target.fileno(), ticks.tick)
-            return _fill(pair, shard, header, share=share, reflink=reflink)
+            pair = Pair(target.fileno(), target.fileno(), ticks.tick)
+            return _fill(pair, file, header, sources, sharing.__getitem__, reflink=reflink)
     except OSError as error:
-        reason = f"{shard.source.file} cannot be copied to {shard.name}: {error.strerror or error}"
+        reason = (
+            f"{file.sources[0].file} cannot be copied to {file.name}: {error.strerror or error}"
+        )
         raise gate.close(OutputError(reason)) from error
     except BaseException as error:  # noqa: BLE001 - any error must stop the other threads
         raise gate.close(error) from None
+
+
+class _Sources:
+    """The source files of a file, which are opened when they are needed."""
+
+    def __init__(self) -> None:
+        self._opened: dict[Shard, IO[bytes]] = {}
+
+    def descriptor(self, source: Shard) -> int:
+        """Return the descriptor of a source.
+
+        Raises:
+            CheckpointError: It has changed since its header was read.
+        """
+        if source not in self._opened:
+            self._opened[source] = source.file.open("rb", buffering=0)
+            source.check_unchanged(self._opened[source].fileno())
+        return self._opened[source].fileno()
+
+    def close(self) -> None:
+        """Close all of them."""
+        for file in self._opened.values():
+            file.close()
 
 
 def _ignored(_: int) -> None:
@@ -295,13 +341,17 @@ class _Ticks:
         self.written(self.end)
 
 
-def _fill(pair: Pair, shard: OutShard, header: bytes, *, share: bool, reflink: bool) -> Traffic:
-    """Write the header and data of a shard."""
+def _fill(  # noqa: PLR0913 - what `_write_file` has opened
+    pair: Pair, file: OutFile, header: bytes, sources: _Sources, share: Sharing, *, reflink: bool
+) -> Traffic:
+    """Write the header and data of a file."""
     # Set the full size first: XFS reserves space for a growing file, which would fill the holes.
-    os.truncate(pair.target, len(header) + shard.nbytes)
+    os.truncate(pair.target, len(header) + file.nbytes)
     pair.put(header, 0)
     traffic = Traffic(len(header))
-    for step in shard.steps(len(header), share=share):
+    for step in file.steps(len(header), share):
+        if step.spec is not None:
+            pair = replace(pair, source=sources.descriptor(step.spec.tensor.shard))
         traffic += _as_traffic(_take(pair, step, reflink=reflink), step.length)
     return traffic
 
@@ -313,9 +363,22 @@ def _take(pair: Pair, step: WriteStep, *, reflink: bool) -> str:
             pair.tick(step.length)
         case "fill":
             pair.fill(step.data, step.at, step.length)
+        case "compute" if step.spec is not None:
+            _compute(pair, step.spec, step.at)
         case "share" if pair.share(step.start, step.at, step.length):
             pass
         case _:
             pair.copy(step.start, step.at, step.length, by_hand=not reflink)
             return "copy"
     return step.how
+
+
+def _compute(pair: Pair, spec: TensorSpec, at: int) -> None:
+    """Write a scaled or converted tensor at an offset."""
+    tensor, end = spec.tensor, spec.tensor.start + spec.tensor.nbytes
+    for start in range(tensor.start, end, _COMPUTED):
+        data = pair.read(start, min(_COMPUTED, end - start))
+        result = arithmetic.compute(data, tensor.dtype, spec.scale, spec.through, spec.dtype)
+        pair.put(result, at)
+        pair.tick(len(result))
+        at += len(result)

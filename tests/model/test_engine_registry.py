@@ -29,7 +29,7 @@ def check(options, expansion):
         raise DirectiveError("--engine plain: no options")
 
 def write(plan, out, options):
-    return write_shards(shards_of(plan.specs, 10**9, 4096), out, reflink=False)
+    return write_shards(shards_of(plan.specs, 10**9, 4096), out, options)
 """
 START = """
 import sys

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mergekit_interleave.directive.growth import Every
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.directive.scale import zeroed_scales
 from mergekit_interleave.engines import copy_range, stream
-from mergekit_interleave.engines.protocol import Traffic
+from mergekit_interleave.engines.protocol import Traffic, WriteOptions
 from mergekit_interleave.engines.sharding import shards_of
 from mergekit_interleave.errors import CheckpointError, OutputError
 from mergekit_interleave.layout.layout import Edit, expand
@@ -52,7 +53,8 @@ def write(specs: Sequence[TensorSpec], out: Path, limit: int = 10**9, **how: Any
     out.mkdir()
     shards = shards_of(specs, limit, stream.block_size(out))
     seen: list[int] = []
-    traffic = stream.write_shards(shards, out, tick=seen.append, **how)
+    how.setdefault("bar", lambda _: nullcontext(seen.append))
+    traffic = stream.write_shards(shards, out, WriteOptions(**how))
     assert sum(seen) == sum(spec.nbytes for spec in specs)
     return traffic
 
@@ -218,7 +220,9 @@ class TestFaults:
             time.sleep(0.02)
 
         with pytest.raises(KeyboardInterrupt):
-            stream.write_shards(shards, tmp_path / "out", tick=interrupt)
+            stream.write_shards(
+                shards, tmp_path / "out", WriteOptions(bar=lambda _: nullcontext(interrupt))
+            )
         assert len(os.listdir(tmp_path / "out")) < len(shards) / 2
 
     def test_the_first_failure_counts(self) -> None:

@@ -69,7 +69,7 @@ def written(shard: OutShard, data: bytes, *, share: bool) -> bytes:
     """Return the bytes of a file, written step by step."""
     header = shard.header()
     file = bytearray(header)
-    for step in shard.steps(len(header), share=share):
+    for step in shard.steps(len(header), lambda _: share):
         assert step.at == len(file)
         if step.how == "share":
             assert (step.at % BLOCK, step.start % BLOCK, step.length % BLOCK) == (0, 0, 0)
@@ -190,7 +190,7 @@ class TestSharing:
     def by_how(self, zeroed: str = "", start: int = 1000) -> dict[str, int]:
         """Return the number of bytes for each way of writing."""
         (shard,) = shards_of(parts_of(source(), self.SIZES, start, zeroed=zeroed), 10**9, BLOCK)
-        steps = sorted(shard.steps(len(shard.header()), share=True), key=lambda step: step.how)
+        steps = sorted(shard.steps(len(shard.header()), lambda _: True), key=lambda step: step.how)
         return {
             how: sum(step.length for step in group)
             for how, group in groupby(steps, lambda step: step.how)
@@ -216,7 +216,7 @@ class TestSharing:
         ]
         specs[1] = replace(specs[1], name="big", source="big")
         (shard,) = shards_of(specs, 10**9, BLOCK)
-        steps = shard.steps(len(shard.header()), share=True)
+        steps = shard.steps(len(shard.header()), lambda _: True)
         assert sum(step.length for step in steps if step.how == "share") > BLOCK * 60
 
     def test_an_unaligned_source_is_copied(self) -> None:
@@ -233,6 +233,6 @@ def test_constants_fill_a_tensor() -> None:
     )
     (shard,) = shards_of([filled], 10**9, BLOCK)
     header = shard.header()
-    (step,) = [s for s in shard.steps(len(header), share=True) if s.length]
+    (step,) = [s for s in shard.steps(len(header), lambda _: True) if s.length]
     assert (step.how, step.at, step.length) == ("fill", len(header), 24)
     assert step.data == struct.pack("<f", 1.5)
