@@ -1,31 +1,20 @@
-"""Write OUT atomically: it appears complete, by one rename, or not at all.
-
-Everything is written into a directory next to OUT that is locked while the run is active. A killed
-run leaves that directory behind without a lock, and the next run removes it.
-"""
+"""Write a model directory atomically: it appears complete, by one rename, or not at all."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from mergekit_interleave import _out_files
-from mergekit_interleave._files import SUFFIXES, new_file_mode, sync
-from mergekit_interleave._interrupts import uninterrupted
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.output import card_files, verification_text, weight_sample
-
-if sys.platform != "win32":
-    import fcntl
+from mergekit_interleave.output.stage import Stage, StagedResult, run_staged
 
 T = TypeVar("T")
 
@@ -147,24 +136,8 @@ def _is_newer(file: Path, record: Path) -> bool:
     return file.stat().st_mtime_ns > record.stat().st_mtime_ns
 
 
-@dataclass(frozen=True)
-class StagedResult(Generic[T]):
-    """The result of writing OUT.
-
-    Attributes:
-        value: The return value of the function that wrote it.
-        warnings: Warnings for the user, such as that the old model could not be removed.
-    """
-
-    value: T
-    warnings: tuple[str, ...] = ()
-
-
 def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedResult[T]:
     """Call a function that writes into a directory, which becomes OUT when the function returns.
-
-    This is not a context manager, because an interrupt between its entry and the block would leave
-    the directory behind.
 
     Args:
         out: The path of the model.
@@ -177,174 +150,27 @@ def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedRes
     Raises:
         OutputError: OUT must not or cannot be written, or another run is writing it.
     """
-    stage = _Stage(out, replace=replace)
-    try:
-        try:
-            uninterrupted(stage.open)
-            value = write(stage.work)
-            stage.settle()
-            uninterrupted(stage.commit)
-        except BaseException:
-            uninterrupted(stage.close, drop=True)
-            raise
-        uninterrupted(stage.close)
-    except BaseException as error:
-        # Again, because an interrupt may have come just before the first call.
-        uninterrupted(stage.close, drop=True)
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise OutputError(f"{stage.out}: cannot be written: {reason}") from error
-        raise
-    return StagedResult(value, tuple(stage.warnings))
+    return run_staged(_DirectoryStage(out, replace=replace), write)
 
 
-class _Stage:
-    """The directory next to OUT, from its creation to its renaming or removal.
+class _DirectoryStage(Stage):
+    """The directory that is renamed to OUT."""
 
-    `open`, `commit` and `close` run uninterrupted, so that the attributes match the filesystem.
-    """
+    def check_vacant(self) -> None:
+        check_vacant(self.out, replace=self.replaces)
 
-    def __init__(self, out: Path, *, replace: bool) -> None:
-        # Not resolve(), which would follow OUT if it is a link.
-        self.out = Path(os.path.abspath(out))  # noqa: PTH100
-        self.work, self._aside = (
-            self.out.with_name(f".{self.out.name}{suffix}") for suffix in SUFFIXES
-        )
-        self.warnings: list[str] = []
-        self._replace = replace
-        self._made: list[Path] = []
-        self._lock: int | None = None
-        self._mode = 0o600
-
-    def open(self) -> None:
-        """Create and lock the directory.
-
-        Raises:
-            OSError: It cannot be created.
-            OutputError: OUT must not be replaced, or another run is writing it.
-        """
-        self._mode = new_file_mode()
-        self._make_parents()
-        self._lock = _claim(self.work, self.out)
-        self._recover()
-        check_vacant(self.out, replace=self._replace)
-
-    def settle(self) -> None:
-        """Give all files the mode that the umask gives, and flush them to disk.
-
-        safetensors makes its files readable only by their owner, regardless of the umask.
-        """
-        for folder, _, files in os.walk(self.work, topdown=False):
-            for name in files:
-                file = Path(folder, name)
-                file.chmod(self._mode)
-                sync(file)
-            sync(Path(folder))
-
-    def commit(self) -> None:
-        """Rename the directory to OUT."""
-        check_vacant(self.out, replace=self._replace)  # again: OUT may have appeared meanwhile
+    def place(self) -> None:
         if self.out.exists():
-            self.out.rename(self._aside)
+            self.out.rename(self.aside)
         self.work.rename(self.out)
 
-    def close(self) -> None:
-        """Remove everything except OUT, and unlock; a second call does nothing."""
-        if self._lock is None:
-            _remove_empty(self._made)
-            return
-        try:
-            if _is_at(self.out, self._lock):
-                self._tidy()
-            else:
-                with suppress(OSError):
-                    self._recover()
-                if _is_at(self.work, self._lock):
-                    shutil.rmtree(self.work, ignore_errors=True)
-                _remove_empty(self._made)
-        finally:
-            os.close(self._lock)
-            self._lock, self._made = None, []
+    @property
+    def is_placed(self) -> bool:
+        return self.has_work_at(self.out)
 
-    def _tidy(self) -> None:
-        """Remove the old model after the new one is renamed to OUT."""
-        with suppress(OSError):  # OUT is in place; only a power failure could lose it
-            sync(self.out.parent)
-        shutil.rmtree(self._aside, ignore_errors=True)
-        if self._aside.exists():
-            self.warnings.append(
-                f"the previous model at {self.out} could not be removed; it is now at {self._aside}"
-            )
-
-    def _make_parents(self) -> None:
-        """Create the missing parents of OUT, and remember them for `close`."""
-        parent = self.out.parent
-        missing = [path for path in (parent, *parent.parents) if not path.exists()]
-        existing = next(path for path in (parent, *parent.parents) if path.exists())
-        if not existing.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{existing} is not a directory")
-        self._made = missing
-        parent.mkdir(parents=True, exist_ok=True)
-
-    def _recover(self) -> None:
-        """Restore the old model if a run ended before its new model was in place."""
-        if self._aside.exists():
+    def recover(self) -> None:
+        if self.aside.exists():
             if self.out.exists():
-                shutil.rmtree(self._aside, ignore_errors=True)
+                shutil.rmtree(self.aside, ignore_errors=True)
             else:
-                self._aside.rename(self.out)
-
-
-def _claim(work: Path, out: Path) -> int:
-    """Create the directory, or empty that of a killed run; lock it and return its descriptor."""
-    while True:
-        is_new = _make(work)
-        descriptor = os.open(work, os.O_RDONLY)
-        try:
-            if sys.platform != "win32":
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Another run may have renamed or removed the directory before it was locked.
-            if _is_at(work, descriptor):
-                _empty(work)
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise OutputError(f"{out}: another run is writing it") from error
-        except OSError:
-            os.close(descriptor)
-            if is_new:
-                _remove_empty([work])
-            raise
-        os.close(descriptor)
-
-
-def _make(folder: Path) -> bool:
-    """Create a directory, and return whether it did not exist before."""
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether a path leads to the directory of an open descriptor."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _empty(folder: Path) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _remove_empty(made: list[Path]) -> None:
-    """Remove the created parents, innermost first, unless they contain something."""
-    for path in made:
-        with suppress(OSError):
-            path.rmdir()
+                self.aside.rename(self.out)
