@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mergekit_interleave._version import __version__
 
 if TYPE_CHECKING:
-    from mergekit_interleave.commands.card import CardReport as CardReport
     from mergekit_interleave.commands.card import card as card
+    from mergekit_interleave.commands.card_report import CardReport as CardReport
     from mergekit_interleave.commands.explain import explain as explain
     from mergekit_interleave.commands.fix_config import FixConfigReport as FixConfigReport
     from mergekit_interleave.commands.fix_config import fix_config as fix_config
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.plan import Plan as Plan
     from mergekit_interleave.commands.plan import plan as plan
     from mergekit_interleave.commands.recipe import Recipe as Recipe
-    from mergekit_interleave.commands.run import RunReport as RunReport
     from mergekit_interleave.commands.run import run as run
+    from mergekit_interleave.commands.run_report import RunReport as RunReport
     from mergekit_interleave.commands.sample import SampleReport as SampleReport
     from mergekit_interleave.commands.sample import sample as sample
     from mergekit_interleave.commands.scan import ScanReport as ScanReport
@@ -52,14 +52,16 @@ if TYPE_CHECKING:
     from mergekit_interleave.verification.report import VerifyReport as VerifyReport
 
 _MODULES = {
-    "commands.card": ("card", "CardReport"),
+    "commands.card": ("card",),
+    "commands.card_report": ("CardReport",),
     "commands.explain": ("explain",),
     "commands.fix_config": ("fix_config", "FixConfigReport"),
     "commands.gen": ("gen",),
     "commands.load": ("load",),
     "commands.plan": ("plan", "Plan"),
     "commands.recipe": ("Recipe",),
-    "commands.run": ("run", "RunReport"),
+    "commands.run": ("run",),
+    "commands.run_report": ("RunReport",),
     "commands.sample": ("sample", "SampleReport"),
     "commands.scan": ("scan", "scanned", "ScanReport"),
     "commands.scan_for_training": ("scan_for_training", "RankedLayer", "TrainingScanReport"),

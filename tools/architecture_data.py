@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mergekit_interleave.architectures import family as families
+from mergekit_interleave.architectures import gguf, transformers4
 from mergekit_interleave.architectures import task as tasks
-from mergekit_interleave.architectures import transformers4
 
 SET_BY_CODE = frozenset(
     {"model_type", "facts", "is_unknown", "composite", "mergekit_modules", "deepstack"}
@@ -40,6 +40,9 @@ _SECTIONS: Mapping[str, type] = {
     "An entry of `quantized`": families.QuantizationRule,
     "An entry of tasks.json": tasks.TaskEntry,
     "The sections of transformers4.json": transformers4.Transformers4Data,
+    "The sections of gguf.json": gguf.GgufData,
+    "An entry of `architectures`": gguf.Architecture,
+    "`periods`": gguf.Period,
 }
 
 

@@ -135,6 +135,10 @@ class Checkpoint:
         """
         return self._quantization({name: tensor.dtype for name, tensor in self.tensors.items()})
 
+    def zero_byte(self, name: str) -> int | None:
+        """Return the byte that zeroes a tensor; see `Quantization.zero_byte`."""
+        return self.quantization.zero_byte(name)
+
     @property
     def is_quantized(self) -> bool:
         """Whether a file states a quantization or, if the weights can be read, they show it."""

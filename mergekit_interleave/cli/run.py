@@ -129,6 +129,8 @@ def _check_out(out: str) -> None:
     is_file = os.path.isfile(out)
     # An existing directory is OUT, whatever its name looks like. Path.is_dir may raise.
     is_out = os.path.isdir(out)  # noqa: PTH112
+    if out.lower().endswith(".gguf"):
+        return
     if is_file and not directives.is_directive_file(out):
         raise OutputError(f"OUT: {out!r} is an existing file", hint="name another OUT")
     right = None if is_file or is_out else directives.corrected(out)

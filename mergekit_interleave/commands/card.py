@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import _out_files
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
-from mergekit_interleave.commands import _carried
+from mergekit_interleave.commands import _carried, gguf
+from mergekit_interleave.commands.card_report import CardReport
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
 from mergekit_interleave.engines.registry import MERGEKIT
 from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.gguf.header import is_gguf
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.output import (
     base_names,
@@ -34,33 +35,6 @@ from mergekit_interleave.verification import report as verification
 from mergekit_interleave.verification.report import VerifyReport
 
 
-@dataclass(frozen=True)
-class CardReport:
-    """The files that `card` wrote.
-
-    Attributes:
-        files: The names of the files.
-        name: The suggested name of the model.
-        base_models: The Hub ids of its bases.
-        warnings: Warnings, one sentence each.
-        notes: Notes, one sentence each.
-    """
-
-    files: tuple[str, ...]
-    name: str
-    base_models: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        return [*(f"{name}: written" for name in self.files), f"suggested name: {self.name}"]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, as `card --json` prints it."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(self).items()}
-
-
 def card(
     directory: StrPath,
     *,
@@ -75,7 +49,8 @@ def card(
     model has no interleave.json, because a trainer or mergekit-yaml wrote it, `card` writes one.
 
     Args:
-        directory: A model that `run`, mergekit-yaml or a trainer wrote.
+        directory: A model that `run`, mergekit-yaml or a trainer wrote, or a GGUF file that `run`
+            wrote.
         repo: The Hub id under which you will publish the model.
         base_model: The Hub id of its base; of a model that was grown several times, of its first
             base.
@@ -93,6 +68,11 @@ def card(
         RefusedError: The model does not match its layout.
     """
     place, file = Path(directory), None if recipe is None else Path(recipe)
+    if is_gguf(str(place)):
+        if file is not None:
+            raise RefusedError("--recipe has no effect on GGUF files", hint="leave it out")
+        _check_ids(repo, base_model)
+        return gguf.card(place, repo=repo, base_model=base_model, force=force)
     recorded_layout.check_directory(place)
     _check_ids(repo, base_model)
     recorded, own = recorded_layout.read(place, file), place / manifest.FILE

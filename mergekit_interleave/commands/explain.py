@@ -20,6 +20,7 @@ from mergekit_interleave import _out_files
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.commands import gguf
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import directive as directives
@@ -36,6 +37,7 @@ from mergekit_interleave.errors import (
     Warn,
     collected_warnings,
 )
+from mergekit_interleave.gguf.header import is_gguf
 from mergekit_interleave.layout import describe, mergekit_yaml
 from mergekit_interleave.output import manifest
 from mergekit_interleave.planning import merge_stream, zeroing
@@ -58,7 +60,9 @@ def explain(source: StrPath | IO[str], stdin: IO[str] | None = None) -> Recipe:
         InterleaveError: The source contains no passthrough config.
     """
     with collected_warnings() as warnings:
-        if isinstance(source, str | os.PathLike):
+        if isinstance(source, str | os.PathLike) and is_gguf(os.fspath(source)):
+            text = gguf.explain(Path(source))
+        elif isinstance(source, str | os.PathLike):
             text = _explain(os.fspath(source), stdin or io.StringIO(), warnings.append)
         else:
             text = _explain("-", source, warnings.append)

@@ -13,7 +13,7 @@ from mergekit_interleave.commands.tools import EXLLAMAV3, MERGEKIT, PEFT, TOOLS
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
-from mergekit_interleave.errors import DirectiveError, collected_warnings
+from mergekit_interleave.errors import DirectiveError, RefusedError, collected_warnings
 from mergekit_interleave.planning import (
     exllamav3_layer_map,
     merge_stream,
@@ -72,12 +72,24 @@ def gen(
         return Recipe(*merge_stream.expand(*source, models, allow_non_identity=allow_non_identity))
     wanted = inputs.parse(source, words)
     expansion = resolve(wanted, models, allow_non_identity=allow_non_identity)
+    _check_kind(expansion, tool)
     with collected_warnings() as warnings:
         warnings.extend(expansion.warnings)
         if tool in _FORMS:
             return Recipe(_FORMS[tool](expansion), warnings)
         warnings.extend(mergekit_support.check(expansion))
     return Recipe(merge_stream.named(expansion.recipe, expansion.directive.name), warnings)
+
+
+def _check_kind(expansion: Expansion, tool: str) -> None:
+    """Refuse GGUF files, which none of the tools reads."""
+    if expansion.is_gguf:
+        model = expansion.layout.models[0]
+        title = {PEFT: "PEFT", EXLLAMAV3: "ExLlamaV3"}.get(tool, "mergekit")
+        raise RefusedError(
+            f"{model}: is a GGUF file, and {title} reads none",
+            hint="`mk-interleave run DIRECTIVE OUT.gguf` writes the grown GGUF file",
+        )
 
 
 def _check_stream(source: Text, *, has_flags: bool) -> None:

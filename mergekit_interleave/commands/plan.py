@@ -24,10 +24,11 @@ from mergekit_interleave.commands.inputs import DirectiveLike
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.engines import registry, select
+from mergekit_interleave.engines import registry, select, stream
+from mergekit_interleave.engines.gguf_splits import splits_of
 from mergekit_interleave.engines.protocol import Estimate
 from mergekit_interleave.engines.select import Choice
-from mergekit_interleave.errors import InterleaveError, Warn, collected_warnings
+from mergekit_interleave.errors import InterleaveError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout, distances
@@ -41,6 +42,7 @@ from mergekit_interleave.planning.expansion_plan import (
     open_sources,
     plan_expansion,
 )
+from mergekit_interleave.planning.gguf_plan import GgufPlan, plan_gguf
 from mergekit_interleave.planning.resolve import Expansion, models_for, resolve
 
 if TYPE_CHECKING:
@@ -235,6 +237,8 @@ def _plan(
     expansion = resolve(
         directive, models, strict=reads_config, allow_non_identity=allow_non_identity
     )
+    if expansion.is_gguf:
+        return _of_gguf(plan_gguf(expansion), here)
     warnings.extend(expansion.warnings)
     if not reads_config:
         return _from_directive(expansion, models)
@@ -266,7 +270,41 @@ def _is_readable(directive: Directive, models: Models) -> bool:
     if isinstance(directive.growth, ExplicitSlices):
         written = mergekit_yaml.from_document(directive.growth.document, lambda _: directive.layers)
         named = (*named, *written.models)
-    return all(models.open_if_possible(model) for model in named)
+    return all(models.open_source_if_possible(model) for model in named)
+
+
+def _of_gguf(found: GgufPlan, here: Path) -> Plan:
+    """Plan the result of GGUF files, from their headers."""
+    request = registry.requested(None)
+    if request.name not in (registry.AUTO, registry.STREAM):
+        title = registry.ENGINES[request.name].title
+        raise RefusedError(f"{title} reads no GGUF files", hint=request.remedy)
+    files = splits_of(found, "out", {}, None, stream.block_size(here))
+    traffic = stream.forecast(files, here)
+    estimate = Estimate(traffic, stream.memory_of_gguf(len(found.specs)))
+    return Plan(
+        directive=found.expansion.directive,
+        layout=found.layout,
+        names=tuple(found.title(model) for model in found.layout.models),
+        depths=tuple(found.sources[model].depth for model in found.layout.models),
+        identities=found.identities,
+        parameters=Parameters(
+            before=sum(tensor.elements for tensor in found.first.tensors.values()),
+            after=found.parameters,
+            new=found.new_parameters,
+            trainable=0,
+        ),
+        writing=Writing(
+            nbytes=found.nbytes,
+            engine=registry.STREAM,
+            why="because mergekit reads no GGUF files",
+            estimates={registry.STREAM: estimate},
+            free=shutil.disk_usage(here).free,
+        ),
+        config=dict(found.changed_metadata()),
+        warnings=found.warnings,
+        counted=True,
+    )
 
 
 def _from_directive(expansion: Expansion, models: Models) -> Plan:

@@ -23,10 +23,11 @@ from mergekit_interleave.checkpoint.safetensors_header import (
     read_tensors,
     to_json,
 )
-from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands import gguf, inputs
 from mergekit_interleave.commands._background import checking, stopped_by
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import DirectiveLike, StrPath
+from mergekit_interleave.commands.run_report import RunReport
 from mergekit_interleave.engines import mergekit_definitions, registry, select
 from mergekit_interleave.engines.mergekit import mixes, quieten
 from mergekit_interleave.engines.protocol import Bar, WriteOptions, WriteResult, no_bar
@@ -41,8 +42,6 @@ from mergekit_interleave.errors import (
     collected_warnings,
 )
 from mergekit_interleave.layout import mergekit_yaml
-from mergekit_interleave.layout.fingerprint import fingerprint
-from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import (
     card_files,
     manifest,
@@ -72,78 +71,8 @@ if TYPE_CHECKING:
 
     from mergekit_interleave.commands.inputs import Words
 
-_WORTH_A_HINT = 10
-"""The estimated seconds that a faster run must save to be suggested."""
-
 _UNPICKLED = ".unpickled"
 """The directory for converted pickled weights, inside the staging directory."""
-
-
-@dataclass(frozen=True)
-class RunReport:
-    """The model that was written.
-
-    Attributes:
-        out: Its directory.
-        layout: Its layers.
-        written: The comparison of the written tensors with the sources.
-        outcome: The engine that wrote the tensors, and how it wrote their bytes.
-        parameters: The number of its parameters; None if one integer may contain several of them.
-        name: The suggested name; None if no model card could be written.
-        warnings: Warnings, one sentence each.
-        notes: Notes, one sentence each.
-    """
-
-    out: Path
-    layout: Layout
-    written: Comparison
-    outcome: WriteResult
-    parameters: int | None
-    name: str | None
-    warnings: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the layout, which does not depend on the names of its models."""
-        return fingerprint(self.layout)
-
-    @property
-    def hint(self) -> str | None:
-        """A suggestion for a faster run, if there is one."""
-        if self.outcome.saving >= _WORTH_A_HINT:
-            return "--engine stream writes the same tensors, faster and in constant memory"
-        return None
-
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        traffic = self.outcome.traffic
-        numbers = "" if self.parameters is None else f"{self.parameters:,} parameters, "
-        size = "" if traffic.is_plain else f"{amount(self.written.nbytes)}: "
-        new = f"{len(self.layout)} layers, {len(self.layout.new_layers)} of them new"
-        lines = [
-            f"{self.out}: {new}; {numbers}{size}{traffic}",
-            f"layout fingerprint: {self.fingerprint}",
-        ]
-        return lines if self.name is None else [*lines, f"suggested name: {self.name}"]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as JSON values, as `run --json` prints it."""
-        return {
-            "out": str(self.out),
-            "layers": len(self.layout),
-            "new_layers": [layer.index for layer in self.layout.new_layers],
-            "fingerprint": self.fingerprint,
-            "parameters": self.parameters,
-            "tensors": self.written.tensors,
-            "bytes": self.written.nbytes,
-            "compared": self.written.compared,
-            "engine": self.outcome.engine,
-            "traffic": dataclasses.asdict(self.outcome.traffic),
-            "name": self.name,
-            "warnings": list(self.warnings),
-            "notes": list(self.notes),
-        }
 
 
 def run(  # noqa: PLR0913 - one parameter for each option
@@ -172,12 +101,13 @@ def run(  # noqa: PLR0913 - one parameter for each option
 ) -> RunReport:
     """Write the deeper model to a directory, with config, tokenizer and model card.
 
-    The directory appears when the model is complete and checked, or not at all.
+    The directory appears when the model is complete and checked, or not at all. If the model is a
+    GGUF file, so is the result, and its card lies beside it.
 
     Args:
         directive: Text, a path, an open file, a mapping, or a `Directive`. A mergekit passthrough
             config is a directive, too.
-        out: The directory to write.
+        out: The directory to write, or the GGUF file.
         engine: The engine that writes the weights: `auto` (the first that can), or its name. The
             default is the environment variable `MK_INTERLEAVE_ENGINE`, or else `auto`.
         out_shard_size: The maximum size of a shard: bytes, or text such as `5GB`.
@@ -246,6 +176,21 @@ def run(  # noqa: PLR0913 - one parameter for each option
     )
     with restored_settings(bars=progress is not None), collected_warnings() as warnings:
         expansion = resolve(wanted, models, strict=True, allow_non_identity=allow_non_identity)
+        if expansion.is_gguf:
+            others = {"--legacy-config": legacy_config, "--allow-pickle": allow_pickle}
+            others |= {f"--{key.replace('_', '-')}": True for key in mergekit_options}
+            return gguf.run(
+                expansion,
+                Path(out),
+                gguf.GgufOptions(
+                    weights=options.weights,
+                    replace=options.replace,
+                    base_model=options.base_model,
+                    repo=options.repo,
+                    verify=options.verify,
+                    others=[flag for flag, given in others.items() if given],
+                ),
+            )
         warnings.extend(expansion.warnings)
         try:
             return _run(expansion, models, Path(out), options, warnings)
@@ -302,7 +247,8 @@ def _run(
     expansion: Expansion, models: Models, place: Path, options: _Options, warnings: list[str]
 ) -> RunReport:
     out = Path(os.path.abspath(place))  # noqa: PTH100 - resolve() would follow OUT if it is a link
-    for source in expansion.sources.values():
+    _check_no_gguf(out)
+    for source in expansion.checkpoints.values():
         check_out(out, source)
     check_vacant(out, replace=options.replace)
     how = options.weights
@@ -375,6 +321,15 @@ def _run(
 
     result = staged(out, write, replace=options.replace)
     return dataclasses.replace(result.value, warnings=(*result.value.warnings, *result.warnings))
+
+
+def _check_no_gguf(out: Path) -> None:
+    """Refuse the name of a GGUF file for a model directory."""
+    if out.suffix.lower() == ".gguf" and not out.is_dir():
+        raise RefusedError(
+            f"{out}: is the name of a GGUF file, but the model is a directory",
+            hint="name a directory, and convert it with convert_hf_to_gguf.py of llama.cpp",
+        )
 
 
 def _unpickled(expansion: Expansion, models: Models, options: _Options) -> Expansion:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergekit_interleave._files import read_text
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
@@ -146,8 +147,13 @@ def sample(  # noqa: PLR0913 - one parameter for each option
     read = [*_read(wanted)]
     _check_flags(read, words)
     parsed = [named(inputs.parse(each, words), base) for each in read]
-    opened = Models(trust_remote_code=trust_remote_code)
-    with restored_settings(), collected_warnings() as warnings, memory_errors():
+    with (
+        restored_settings(),
+        collected_warnings() as warnings,
+        memory_errors(),
+        scratch_directory() as scratch,
+    ):
+        opened = Models(trust_remote_code=trust_remote_code, dequantize_into=scratch)
         plans = [
             planned(each, opened, allow_non_identity=allow_non_identity, warn=warnings.append)
             for each in parsed

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mergekit_interleave._files import replace_file
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
 from mergekit_interleave.commands import inputs
 from mergekit_interleave.commands._settings import restored_settings
@@ -27,7 +28,7 @@ from mergekit_interleave.commands.scan_job import (
     digests,
     to_check,
 )
-from mergekit_interleave.commands.scan_plans import Work, accepted, prepared, with_model
+from mergekit_interleave.commands.scan_plans import Planner, Work, accepted, prepared, with_model
 from mergekit_interleave.commands.scan_sequences import read_content, scored_sequences
 from mergekit_interleave.engines.protocol import Bar, no_bar
 from mergekit_interleave.errors import DirectiveError, collected_warnings
@@ -196,8 +197,11 @@ def scan(  # noqa: PLR0913 - one parameter for each option
         allocator.restored(),
         collected_warnings() as warnings,
         memory_errors(),
+        scratch_directory() as scratch,
     ):
-        work = prepared(candidates, model, space, trusted=trust_remote_code, warn=warnings.append)
+        # Other machines of a Ray cluster have no such directory.
+        planner = Planner(model, trust_remote_code, scratch if ray is None else None)
+        work = prepared(candidates, planner, space, warnings.append)
         if combine is not None:
             _check_combine(together, work)
         hide_bars()

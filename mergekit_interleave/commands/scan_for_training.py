@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mergekit_interleave._files import replace_file
+from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.meta_model import hide_bars, memory_errors
 from mergekit_interleave.commands import inputs
@@ -164,8 +165,9 @@ def scan_for_training(  # noqa: PLR0913 - one parameter for each option
         allocator.restored(),
         collected_warnings() as warnings,
         memory_errors(),
+        scratch_directory() as scratch,
     ):
-        planner = Planner(model, trusted=trust_remote_code)
+        planner = Planner(model, trust_remote_code, scratch)
         first = planner.base()
         outcomes = planner.outcomes(_candidates(first.depth))
         plans = accepted(outcomes)

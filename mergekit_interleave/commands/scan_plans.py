@@ -34,17 +34,19 @@ class Planner:
     Attributes:
         model: The model, if the directives name none.
         trusted: Whether code from the model may run.
+        scratch: The directory in which a GGUF file is converted for transformers; None refuses it.
     """
 
     model: ModelLike | None
     trusted: bool
+    scratch: Path | None = None
     _made: dict[str, ExpansionPlan] = field(default_factory=dict, compare=False, repr=False)
     _specs: dict[TensorSpec, TensorSpec] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def _models(self) -> Models:
         """Opens each source model once for all layouts."""
-        return Models(trust_remote_code=self.trusted)
+        return Models(trust_remote_code=self.trusted, dequantize_into=self.scratch)
 
     def base(self) -> Checkpoint:
         """Open the model that layouts start from, without a plan, since `run` may refuse some.
@@ -57,7 +59,7 @@ class Planner:
         return self._models.open(expansion.base)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Planner, (self.model, self.trusted)
+        return Planner, (self.model, self.trusted, self.scratch)
 
     def of(self, directive: str) -> ExpansionPlan:
         """Return the plan of a layout; see `plan`."""
@@ -149,12 +151,7 @@ class Work:
 
 
 def prepared(
-    file: StrPath | None,
-    model: ModelLike | None,
-    space: str | Sequence[str],
-    *,
-    trusted: bool,
-    warn: Warn,
+    file: StrPath | None, planner: Planner, space: str | Sequence[str], warn: Warn
 ) -> Work:
     """Plan the layouts to measure.
 
@@ -166,7 +163,6 @@ def prepared(
         raise DirectiveError(
             "a file of layouts cannot be combined with --space", hint="leave one of them out"
         )
-    planner = Planner(model, trusted)
     if file is not None:
         listed = _listed(Path(file))
         texts = [inputs.Text(each.directive, where) for each, where in listed]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,16 +11,18 @@ from pathlib import Path
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.models import Models
-from mergekit_interleave.commands import inputs
+from mergekit_interleave.commands import gguf, inputs
 from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.record import record
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import DirectiveError, RefusedError
+from mergekit_interleave.gguf.header import is_gguf
 from mergekit_interleave.output import recorded_layout
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.training import selection
 from mergekit_interleave.verification import report as reports
+from mergekit_interleave.verification.gguf import GgufVerifyReport
 from mergekit_interleave.verification.report import VerifyReport
 
 
@@ -35,8 +38,10 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     max_memory: int | str | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
-) -> VerifyReport:
+) -> VerifyReport | GgufVerifyReport:
     """Check that a model matches its layout: every tensor, byte for byte, and config.json.
+
+    Of a GGUF file, every key of the metadata is checked, and nothing is recorded.
 
     The report lists the differences; `VerifyReport.check` raises an error if there are any. With
     `against`, the result is recorded in the model's interleave.json, if there is one, and in its
@@ -79,6 +84,16 @@ def verify(  # noqa: PLR0913 - one parameter for each option
     if (layers or also) and not trained:
         raise DirectiveError(
             "--layers and --also name what was trained", hint="pass --trained --against MODEL too"
+        )
+    if is_gguf(os.fspath(out)):
+        given = {"--trained": trained, "--max-memory": max_memory, "--allow-pickle": allow_pickle}
+        return gguf.verify(
+            Path(out),
+            Models(),
+            against=inputs.parse_models(against, "--against"),
+            forward=forward,
+            recipe=None if recipe is None else Path(recipe),
+            others=[flag for flag, value in given.items() if value],
         )
     memory = inputs.parse_size(max_memory, "--max-memory")
     place, sources = Path(out), inputs.parse_models(against, "--against")

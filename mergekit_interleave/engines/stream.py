@@ -140,9 +140,7 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     return write_shards(_shards(plan, out, options), out, options)
 
 
-def write_shards(
-    shards: Sequence[OutShard], out: Path, options: WriteOptions
-) -> Traffic:
+def write_shards(shards: Sequence[OutShard], out: Path, options: WriteOptions) -> Traffic:
     """Write some safetensors files and, if there are several, their index; see `write_files`."""
     traffic = write_files(shards, out, options)
     if len(shards) > 1:
@@ -192,9 +190,7 @@ def _as_traffic(how: str, length: int) -> Traffic:
     return Traffic(written=length)
 
 
-def write_files(
-    files: Sequence[OutFile], out: Path, options: WriteOptions
-) -> Traffic:
+def write_files(files: Sequence[OutFile], out: Path, options: WriteOptions) -> Traffic:
     """Write some files into a directory.
 
     Args:

@@ -170,5 +170,21 @@ def forward(found: Mapping[str, Any]) -> str:
     return f"{words} ({_tools(found)})"
 
 
+def llama_cpp(found: Mapping[str, Any]) -> str:
+    """Describe the outcome of a forward pass in llama.cpp."""
+    words = f"{found['prompts']} prompts of {found['prompt_tokens']} tokens"
+    if found["window"]:
+        words += f" (more than the window of {found['window']})"
+    same = "the same" if found["same_greedy_tokens"] else "different"
+    words += f"; {same} {found['greedy_tokens']} greedy tokens each; "
+    difference = found["largest_difference"]
+    words += (
+        f"top {found['top']} log-probabilities differ by at most {difference:.3g}"
+        if difference
+        else f"the same top {found['top']} log-probabilities"
+    )
+    return f"{words} ({_tools(found)})"
+
+
 def _tools(found: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in found["tools"].items())

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import Stack
 from mergekit_interleave.directive.model_ref import ModelRef
@@ -32,7 +33,7 @@ class Edits:
         warn: Called with each warning.
     """
 
-    def __init__(self, opened: Mapping[ModelRef, Checkpoint], warn: Warn) -> None:
+    def __init__(self, opened: Mapping[ModelRef, Source], warn: Warn) -> None:
         self._opened, self._warn = opened, warn
         self._rules: dict[tuple[ModelRef, Zero], Callable[[int], Edit] | None] = {}
         self._by_rule: dict[tuple[ModelRef, Zero], set[Edit]] = {}
@@ -76,7 +77,7 @@ class Edits:
                 self._warn("zero: the names are not checked, because the model cannot be read")
 
     def _check_zeroing(
-        self, layers: Sequence[Layer], checkpoint: Checkpoint, rule: Zero, *, allowed: bool
+        self, layers: Sequence[Layer], checkpoint: Source, rule: Zero, *, allowed: bool
     ) -> None:
         """Check the zeroed names against the stored tensors, or the family if none are stored.
 
@@ -111,7 +112,7 @@ class Edits:
             )
 
 
-def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[int], Edit] | None:
+def edit_of(rule: Zero, checkpoint: Source | None, warn: Warn) -> Callable[[int], Edit] | None:
     """Return a function from the index of a source layer to the edit of its copy.
 
     Args:
@@ -149,8 +150,8 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
         warn(f"zero: auto: {reason}, so Llama's names are assumed: {names}")
 
     def setting(key: str) -> int:
-        if checkpoint is None:
-            raise TypeError(f"Llama's layers need no {key}")
+        if not isinstance(checkpoint, Checkpoint):
+            raise TypeError(f"these layers need no {key}")
         return grown_config.setting_of(checkpoint, key)
 
     projections = zeroing.projections_edit(family, setting)
@@ -163,11 +164,19 @@ def edit_of(rule: Zero, checkpoint: Checkpoint | None, warn: Warn) -> Callable[[
             hint="`zero: auto` zeroes the projections",
         )
     gains = zeroing.gains_edit(family, setting)
-    with_gains = grown_config.layers_with_gains(checkpoint)
+    with_gains = _layers_with_gains(checkpoint)
     return lambda source: gains if source in with_gains else projections
 
 
-def _check_plain(checkpoint: Checkpoint) -> None:
+def _layers_with_gains(checkpoint: Source) -> Collection[int]:
+    """Return the indices of the layers whose projections are followed by norms."""
+    if isinstance(checkpoint, Checkpoint):
+        return grown_config.layers_with_gains(checkpoint)
+    family, layers = checkpoint.require_family(), range(checkpoint.depth)
+    return [i for i in layers if family.has_output_norms(checkpoint.layer_tensors(i))]
+
+
+def _check_plain(checkpoint: Source) -> None:
     """Check that the layers of a model of an unknown type have Llama's tensor names.
 
     Raises:
@@ -184,7 +193,7 @@ def _check_plain(checkpoint: Checkpoint) -> None:
                 )
 
 
-def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
+def outside(checkpoint: Source | None, *, before: bool) -> Collection[str]:
     """Return the tensors outside the layers that mergekit scales like the first or last slice.
 
     Args:
@@ -199,7 +208,7 @@ def outside(checkpoint: Checkpoint | None, *, before: bool) -> Collection[str]:
 
 
 def _check_outside(
-    layout: Layout, directive: Directive, opened: Mapping[ModelRef, Checkpoint], warn: Warn
+    layout: Layout, directive: Directive, opened: Mapping[ModelRef, Source], warn: Warn
 ) -> None:
     """Check the tensors outside the layers, which mergekit scales like the first or last slice."""
     stated = directive.growth.steps if isinstance(directive.growth, Stack) else ()
@@ -219,7 +228,7 @@ def _check_outside(
 
 
 def idle_filters(
-    layout: Layout, opened: Mapping[ModelRef, Checkpoint], checked: Collection[str] = ()
+    layout: Layout, opened: Mapping[ModelRef, Source], checked: Collection[str] = ()
 ) -> Iterator[str]:
     """Yield a warning for each filter that matches no tensor.
 

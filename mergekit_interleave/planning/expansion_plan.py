@@ -319,7 +319,7 @@ def open_sources(
     """
 
     def opened_by(model: ModelRef) -> Checkpoint:
-        return expansion.sources.get(model) or models.open(model)
+        return expansion.checkpoints.get(model) or models.open(model)
 
     sources = {model: opened_by(model) for model in expansion.layout.models}
     base = opened_by(expansion.base)

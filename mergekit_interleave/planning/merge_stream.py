@@ -97,7 +97,7 @@ class _Stream:
         except InterleaveError as error:
             error.args = (f"{place}: {error}",)
             raise
-        self._results.remember(directive.name, expansion.layout, expansion.sources)
+        self._results.remember(directive.name, expansion.layout, expansion.checkpoints)
         return begin(text) + named(expansion.recipe, directive.name) + end(text)
 
 

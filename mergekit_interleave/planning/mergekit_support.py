@@ -41,7 +41,7 @@ def check(expansion: Expansion) -> tuple[str, ...]:
     """
     with collected_warnings() as warnings:
         mergekit_yaml.check_representable(expansion.layout)
-        types = {checkpoint.model_type: None for checkpoint in expansion.sources.values()}
+        types = {checkpoint.model_type: None for checkpoint in expansion.checkpoints.values()}
         if len(types) > 1:
             warnings.append(
                 f"the models have different types ({', '.join(types)}): mergekit-yaml stacks them "
@@ -92,7 +92,7 @@ def _check_family(checkpoint: Checkpoint, expansion: Expansion) -> tuple[str, ..
 def _differing(first: Checkpoint, expansion: Expansion) -> Iterator[str]:
     """Yield a warning for each model whose settings may prevent a stack; mergekit checks none."""
     for model in expansion.layout.models[1:]:
-        other = expansion.sources.get(model)
+        other = expansion.checkpoints.get(model)
         if other is None or other.family is None or first.family is None:
             continue
         keys = [found.key for found in compatibility.by_name(other, first)]
@@ -105,7 +105,7 @@ def _differing(first: Checkpoint, expansion: Expansion) -> Iterator[str]:
 
 def placed_keys(expansion: Expansion) -> Mapping[str, Any]:
     """Return the keys of config.json that must change besides the depth."""
-    sources, layout = expansion.sources, expansion.layout
+    sources, layout = expansion.checkpoints, expansion.layout
     if any(model not in sources or not sources[model].family for model in layout.models):
         return {}
     try:

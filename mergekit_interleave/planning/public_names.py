@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from mergekit_interleave import _out_files
 from mergekit_interleave.checkpoint.checkpoint import MAX_CONFIG, Checkpoint
 from mergekit_interleave.checkpoint.hub import is_hub_id
+from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.checkpoint.safetensors_header import read_json
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, is_directory_or_file
 from mergekit_interleave.errors import CheckpointError, DirectiveError
@@ -43,25 +44,25 @@ class PublicNames:
         Raises:
             DirectiveError: `base_model` is not a Hub id, or there are several models.
         """
-        stated = None if base_model is None else _stated(base_model, checkpoints)
+        given = None if base_model is None else stated(base_model, checkpoints.values())
         origins: dict[ModelRef, ModelPath] = {}
         names: dict[ModelRef, ModelPath] = {}
         directories: dict[Path, ModelPath] = {}
         for ref, checkpoint in checkpoints.items():
             known = checkpoint.hub_origin or _published(checkpoint)
-            if stated and known and stated.path != known.path:
+            if given and known and given.path != known.path:
                 how = "downloaded from" if checkpoint.hub_origin else "published as"
                 raise DirectiveError(
-                    f"base_model: {checkpoint.path} was {how} {known.path}, not {stated.path}",
+                    f"base_model: {checkpoint.path} was {how} {known.path}, not {given.path}",
                     hint="leave it out, because the Hub id is known",
                 )
-            origin = stated or known or (None if checkpoint.is_local else ref.model)
+            origin = given or known or (None if checkpoint.is_local else ref.model)
             if origin is not None:
                 origins[ref] = origin
             place = Path(os.path.abspath(checkpoint.path))  # noqa: PTH100 - keeps the name of a link
             if checkpoint.is_local and place not in directories:
                 directories[place] = origin or _unused(place.name, directories)
-            names[ref] = stated or (directories[place] if checkpoint.is_local else ref.model)
+            names[ref] = given or (directories[place] if checkpoint.is_local else ref.model)
         return cls(origins, names)
 
     def __call__(self, ref: ModelRef) -> object:
@@ -91,10 +92,19 @@ def _published(checkpoint: Checkpoint) -> ModelPath | None:
     return ModelPath(repo) if isinstance(repo, str) and is_hub_id(repo) else None
 
 
-def _stated(base_model: str, checkpoints: Mapping[ModelRef, Checkpoint]) -> ModelPath:
+def stated(base_model: str, models: Iterable[Source]) -> ModelPath:
+    """Return the Hub id that the user states for the only source model.
+
+    Args:
+        base_model: The Hub id, perhaps with a revision.
+        models: The source models.
+
+    Raises:
+        DirectiveError: It is not a Hub id, or there are several models.
+    """
     path, _, revision = base_model.partition("@")
     checked_id(path, "base_model")
-    if len({checkpoint.path.resolve() for checkpoint in checkpoints.values()}) > 1:
+    if len({model.path.resolve() for model in models}) > 1:
         raise DirectiveError(
             "base_model: there are several source models, and it can name only one",
             hint="leave it out; they are named by their Hub ids or directory names",

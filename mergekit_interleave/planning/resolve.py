@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint, is_checkpoint
-from mergekit_interleave.checkpoint.models import Models
+from mergekit_interleave.checkpoint.models import Models, Source
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import layer_range
 from mergekit_interleave.directive.directive import Directive
@@ -27,6 +27,7 @@ from mergekit_interleave.errors import (
     Warn,
     collected_warnings,
 )
+from mergekit_interleave.gguf.model import GgufModel
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Edit, Layer, Layout, expand
 from mergekit_interleave.planning.edits import Edits, idle_filters
@@ -49,7 +50,7 @@ class Expansion:
 
     directive: Directive
     layout: Layout
-    sources: Mapping[ModelRef, Checkpoint] = field(default_factory=dict)
+    sources: Mapping[ModelRef, Source] = field(default_factory=dict)
     modules: Mapping[str, int | None] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -60,9 +61,20 @@ class Expansion:
         return self.layout.models[0] if stated is None else parse_model(stated, "base_model")
 
     @property
+    def checkpoints(self) -> Mapping[ModelRef, Checkpoint]:
+        """The opened models that are directories or Hub repositories."""
+        found = self.sources.items()
+        return {ref: model for ref, model in found if isinstance(model, Checkpoint)}
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether its models are GGUF files."""
+        return any(isinstance(model, GgufModel) for model in self.sources.values())
+
+    @property
     def first(self) -> Checkpoint | None:
         """The model of the first layer, or None if it could not be opened."""
-        return self.sources.get(self.layout.models[0])
+        return self.checkpoints.get(self.layout.models[0])
 
     @property
     def recipe(self) -> str:
@@ -129,7 +141,7 @@ class _Opener:
     def __init__(self, directive: Directive, models: Models, warn: Warn, *, strict: bool) -> None:
         self._directive, self._models = directive, models
         self.warn, self.strict = warn, strict
-        self.opened: dict[ModelRef, Checkpoint] = {}
+        self.opened: dict[ModelRef, Source] = {}
         self._depths: dict[ModelRef, int | None] = {}
 
     def depth_for_growth(self, model: ModelRef) -> int | None:
@@ -178,11 +190,11 @@ class _Opener:
             CheckpointError: The model cannot be opened and `strict` is on.
         """
         if self.strict:
-            self.opened[model] = self._models.open(model)
+            self.opened[model] = self._models.open_source(model)
             self.opened[model].require_family()
             self._models.check_lora(model)
             return
-        checkpoint = self._models.open_if_possible(model, failed)
+        checkpoint = self._models.open_source_if_possible(model, failed)
         if checkpoint is not None:
             self.opened[model] = checkpoint
 
@@ -345,7 +357,7 @@ def _explicit(
     return directive, layout
 
 
-def _check_modules(document: Mapping[str, object], checkpoint: Checkpoint | None) -> None:
+def _check_modules(document: Mapping[str, object], checkpoint: Source | None) -> None:
     """Check that the other modules, which are passed on unchanged, are complete."""
     known = checkpoint.modules if checkpoint else {}
     for name, count in mergekit_yaml.other_modules(document).items():

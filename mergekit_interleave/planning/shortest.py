@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Growth
@@ -28,7 +28,7 @@ class KnownModels:
         depth: Returns the number of layers of a model, or None if it is unknown.
     """
 
-    open: Callable[[ModelRef], Checkpoint | None]
+    open: Callable[[ModelRef], Source | None]
     depth: Callable[[ModelRef], int | None]
 
     def shortest(self, layout: Layout, growth: Growth | None) -> Directive | None:

@@ -10,6 +10,7 @@ from itertools import chain
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave.checkpoint import meta_model
 from mergekit_interleave.checkpoint.checkpoint import CONFIG, Checkpoint
+from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import Append, Every, Growth, stack_of
@@ -56,7 +57,7 @@ def suggestion(base: Checkpoint, directive: Directive, layout: Layout) -> str | 
 
 
 def with_growth(
-    growth: Growth, directive: Directive, base: Checkpoint, layout: Layout
+    growth: Growth, directive: Directive, base: Source, layout: Layout
 ) -> Directive | None:
     """Return a directive with another growth line that edits new layers as a given one does.
 

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeAlias
 from mergekit_interleave import _dtypes
 from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
+from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import Scales, scale_of
 from mergekit_interleave.errors import RefusedError
@@ -175,7 +176,7 @@ def _runs(order: Sequence[int]) -> list[tuple[int, int]]:
 
 def assemble(
     layout: Layout,
-    checkpoints: Mapping[ModelRef, Checkpoint],
+    checkpoints: Mapping[ModelRef, Source],
     dtypes: Dtypes = KEPT,
     kv_sharing_layers: Collection[int] = (),
 ) -> tuple[TensorSpec, ...]:
@@ -208,7 +209,7 @@ def assemble(
 
 
 def _layer(
-    layer: Layer, checkpoint: Checkpoint, dtypes: Dtypes, kv_sharing_layers: Collection[int]
+    layer: Layer, checkpoint: Source, dtypes: Dtypes, kv_sharing_layers: Collection[int]
 ) -> Iterator[TensorSpec]:
     family = checkpoint.require_family()
     absent = family.never_copied if layer.is_copy else ()
@@ -216,7 +217,11 @@ def _layer(
         if layer.index in kv_sharing_layers and rule is not None:
             absent += rule.absent_tensors
     wide: Mapping[str, int] = {}
-    if layer.index in kv_sharing_layers and family.kv_sharing is not None:
+    if (
+        layer.index in kv_sharing_layers
+        and isinstance(checkpoint, Checkpoint)
+        and family.kv_sharing
+    ):
         wide = family.kv_sharing.widened(checkpoint.layer_config)
     for source in checkpoint.layer_tensors(layer.source):
         if not any(name in source for name in absent):
@@ -242,7 +247,7 @@ def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> No
 
 
 def _outside(
-    names: Sequence[str], origin: Slice, layout: Layout, checkpoint: Checkpoint, dtypes: Dtypes
+    names: Sequence[str], origin: Slice, layout: Layout, checkpoint: Source, dtypes: Dtypes
 ) -> Iterator[TensorSpec]:
     family, depth = checkpoint.require_family(), checkpoint.depth
     scaled = set(checkpoint.scaled(names))
@@ -268,7 +273,7 @@ def _outside(
 
 
 def _spec(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     source: str,
     scales: Scales,
     dtypes: Dtypes,
@@ -282,7 +287,7 @@ def _spec(
         raise RefusedError(f"{source} is stored as {tensor.dtype}, which cannot be scaled")
     zero = 0
     if scale == 0:
-        byte = checkpoint.quantization.zero_byte(source)
+        byte = checkpoint.zero_byte(source)
         scale, zero = (None, 0) if byte is None else (0, byte)
     return TensorSpec(
         name=source if layer is None else checkpoint.renamed(source, layer.index),

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
+from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.checkpoint.safetensors_header import read_file
 from mergekit_interleave.errors import CheckpointError
 from mergekit_interleave.planning.tensor_plan import ByteRange, TensorSpec
@@ -25,6 +26,9 @@ from mergekit_interleave.verification.stored_bytes import (
     jobs_of,
 )
 
+Reader = Callable[[Path], Mapping[str, Tensor]]
+"""Reads the header of a file, and returns its tensors."""
+
 
 class RunningComparison:
     """Compares the tensors of files that grow in order, in threads of its own.
@@ -34,6 +38,7 @@ class RunningComparison:
     Args:
         specs: The expected tensors.
         unread: Returns the reason why a tensor is not compared, or None if it is compared.
+        read: Reads the header of a file.
 
     Attributes:
         equal: The names of the tensors that were found equal to the expected ones, byte for byte.
@@ -41,9 +46,13 @@ class RunningComparison:
     """
 
     def __init__(
-        self, specs: Sequence[TensorSpec], unread: Callable[[TensorSpec], str | None]
+        self,
+        specs: Sequence[TensorSpec],
+        unread: Callable[[TensorSpec], str | None] = lambda _: None,
+        read: Reader = read_file,
     ) -> None:
         self.equal: set[str] = set()
+        self._read = read
         self._specs = {spec.name: spec for spec in specs if unread(spec) is None}
         self._files: dict[Path, _GrowingFile] = {}
         self._pool = ThreadPoolExecutor(_THREADS)
@@ -56,7 +65,7 @@ class RunningComparison:
             end: The number of bytes that are in place.
         """
         if file not in self._files:
-            self._files[file] = _GrowingFile(file, self._specs, self.equal)
+            self._files[file] = _GrowingFile(file, self._specs, self.equal, self._read)
         growing = self._files[file]
         if growing.reaches(end):
             self._pool.submit(growing.compare)
@@ -82,10 +91,13 @@ class _GrowingFile:
         file: The file.
         specs: The expected tensors by name.
         equal: The set to which the names of equal tensors are added.
+        read: Reads the header of the file.
     """
 
-    def __init__(self, file: Path, specs: Mapping[str, TensorSpec], equal: set[str]) -> None:
-        self._file, self._specs, self._equal = file, specs, equal
+    def __init__(
+        self, file: Path, specs: Mapping[str, TensorSpec], equal: set[str], read: Reader
+    ) -> None:
+        self._file, self._specs, self._equal, self._read = file, specs, equal, read
         self._files = Files(growing=file)
         self._end = 0
         self._lock = Lock()
@@ -112,7 +124,7 @@ class _GrowingFile:
                 self._compare(job)
 
     def _found_jobs(self) -> Iterator[Job]:
-        tensors = read_file(self._file)
+        tensors = self._read(self._file)
         pairs = [
             Pair(tensor, self._specs[name], "")
             for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start)

@@ -8,12 +8,16 @@ import shutil
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 
+import gguf_hints
 import hints
 import pytest
 from harness import Cli, book
 from hints import Hint
 
 from mergekit_interleave.errors import InterleaveError
+
+HINTS = (*hints.HINTS, *gguf_hints.HINTS)
+ELSEWHERE = {**hints.ELSEWHERE, **gguf_hints.ELSEWHERE}
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def place(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("hint", hints.HINTS, ids=lambda hint: hint.site)
+@pytest.mark.parametrize("hint", HINTS, ids=lambda hint: hint.site)
 def test_a_hint_leads_to_success(
     hint: Hint, given: list[str], mk: Cli, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,11 +104,11 @@ def test_a_hint_about_the_command_line(
 
 def test_every_hint_has_a_situation() -> None:
     """Every place in the source that gives a hint is in the list, and the list has no other."""
-    listed = [hint.site for hint in hints.HINTS] + list(hints.ELSEWHERE)
+    listed = [hint.site for hint in HINTS] + list(ELSEWHERE)
     assert sorted(set(listed)) == sorted(site.name for site in hints.sites())
 
 
-@pytest.mark.parametrize("test", hints.ELSEWHERE.values())
+@pytest.mark.parametrize("test", ELSEWHERE.values())
 def test_the_tests_elsewhere_exist(test: str) -> None:
     """A test that follows a hint elsewhere exists."""
     file, _, name = test.partition("::")

@@ -40,7 +40,7 @@ def test_models_that_cannot_be_opened(tmp_path: Path) -> None:
     models, ref = Models(), ModelRef(ModelPath(str(tmp_path / "none")))
     found: list[CheckpointError] = []
     assert models.open_if_possible(ref) is None
-    assert models.open_if_possible(ref, found.append) is None
+    assert models.open_source_if_possible(ref, found.append) is None
     assert models.depth_if_known(ref) is None
     with pytest.raises(CheckpointError) as raised:
         models.open(ref)

@@ -1,0 +1,398 @@
+"""Plan a grown GGUF model: its sources, every tensor, and the metadata.
+
+All checks run before anything is written. llama.cpp must take each layer for the kind that its
+source layer has, so a layout with which it would not is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mergekit_interleave.architectures import gguf as architectures
+from mergekit_interleave.checkpoint.hub import is_hub_id
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import Directive
+from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.gguf.model import ARCHITECTURE, DEPTH, GgufModel
+from mergekit_interleave.gguf.values import Value
+from mergekit_interleave.layout.layout import Layout, expand
+from mergekit_interleave.planning import gguf_metadata, llama_cpp, public_names, zeroing
+from mergekit_interleave.planning.gguf_metadata import Misread
+from mergekit_interleave.planning.resolve import Expansion
+from mergekit_interleave.planning.suggest import with_growth
+from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
+
+MOST_LAYERS = 512
+"""The largest number of blocks that llama.cpp loads."""
+
+_TENSOR_NAMES = "general.tensor_extra.name"
+"""A key whose array names tensors."""
+
+_FILE_TYPE = "general.file_type"
+
+_CHAT_TEMPLATE = "tokenizer.chat_template"
+
+
+@dataclass(frozen=True)
+class GgufPlan:
+    """The plan of a grown GGUF model.
+
+    Attributes:
+        expansion: The directive and its layout.
+        sources: The models that layers are taken from.
+        base: The model that the metadata is taken from.
+        names: The public name of each model: the name of its file.
+        origins: The Hub id and commit of each model for which they are known.
+        specs: Every tensor of the result.
+        metadata: The metadata of the result, without provenance.
+        warnings: The warnings, including those of the expansion.
+    """
+
+    expansion: Expansion
+    sources: Mapping[ModelRef, GgufModel]
+    base: GgufModel
+    names: Mapping[ModelRef, str]
+    origins: Mapping[ModelRef, ModelPath]
+    specs: Sequence[TensorSpec]
+    metadata: Mapping[str, Value]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """The layers."""
+        return self.expansion.layout
+
+    @property
+    def first(self) -> GgufModel:
+        """The model of the first layer."""
+        return self.sources[self.layout.models[0]]
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters of the result."""
+        return sum(math.prod(spec.shape) for spec in self.specs)
+
+    @property
+    def new_parameters(self) -> int:
+        """The number of parameters of its new layers."""
+        new = {layer.index for layer in self.layout.new_layers}
+        return sum(math.prod(spec.shape) for spec in self.specs if spec.layer in new)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors in bytes."""
+        return sum(spec.nbytes for spec in self.specs)
+
+    def title(self, ref: ModelRef) -> str:
+        """Return the public name of a model."""
+        return self.names[ref]
+
+    @cached_property
+    def identities(self) -> frozenset[int]:
+        """The indices of the new layers that pass their input on unchanged.
+
+        Nothing is claimed of an unknown architecture.
+        """
+        if self.first.architecture is None:
+            return frozenset()
+        return zeroing.identities(
+            self.layout,
+            lambda model: self.sources[model].require_family(),
+            lambda layer: self.sources[layer.model].layer_tensors(layer.source),
+        )
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the result computes the same as its base."""
+        layers = self.layout.layers
+        kept = [layer.source for layer in layers if layer.is_plain and not layer.is_copy]
+        return (
+            len(self.sources) == 1
+            and kept == list(range(self.first.depth))
+            and len(kept) + len(self.identities) == len(layers)
+        )
+
+    def changed_metadata(self) -> Iterator[tuple[str, tuple[object, object]]]:
+        """Yield the keys that differ from those of the base, each with its old and new value."""
+        for key, value in self.metadata.items():
+            old = self.base.metadata.get(key)
+            if old != value:
+                yield key, (None if old is None else old.decoded(), value.decoded())
+
+
+def plan_gguf(expansion: Expansion, *, base_model: str | None = None) -> GgufPlan:
+    """Plan the result of an expansion of GGUF models.
+
+    Args:
+        expansion: The directive and its layout.
+        base_model: The Hub id of the only source model, if its path does not state one.
+
+    Raises:
+        InterleaveError: The result cannot be produced.
+    """
+    sources, base = _opened(expansion)
+    _check_keys(expansion)
+    layout = expansion.layout
+    for model in dict.fromkeys([*sources.values(), base]):
+        model.require_family()
+        model.check_depth()
+        _check_names(model)
+        _check_fit(model, base)
+    _check_head(layout, sources)
+    specs = assemble(layout, sources)
+    _check_depth(layout, base)
+    _check_places(layout, sources, base)
+    _check_kinds(expansion, base)
+    metadata = gguf_metadata.grown(base, layout, sources, specs)
+    _check_first_layer(layout, sources, base)
+    _check_last_layer(layout, sources)
+    names, origins = _names([*sources.values(), base], base_model)
+    unknown = base.architecture is None
+    warning = (
+        f"architecture {base.model_type!r} is unknown: whether the result computes what its base "
+        "computes is not known; `mk-interleave verify --forward` measures it"
+    )
+    return GgufPlan(
+        expansion=expansion,
+        sources=sources,
+        base=base,
+        names=names,
+        origins=origins,
+        specs=specs,
+        metadata=metadata,
+        warnings=(*expansion.warnings, *([warning] if unknown else [])),
+    )
+
+
+def _opened(expansion: Expansion) -> tuple[dict[ModelRef, GgufModel], GgufModel]:
+    """Return the models of the layers, and that of the metadata.
+
+    Raises:
+        RefusedError: One of them is not a GGUF file.
+    """
+    found: dict[ModelRef, GgufModel] = {}
+    for ref in dict.fromkeys([*expansion.layout.models, expansion.base]):
+        model = expansion.sources.get(ref)
+        if not isinstance(model, GgufModel):
+            raise RefusedError(
+                f"{ref}: is not a GGUF file, and cannot be stacked with GGUF files",
+                hint="convert it to GGUF, in the same quantization, or name directories only",
+            )
+        found[ref] = model
+    base = found[expansion.base]
+    return {ref: found[ref] for ref in expansion.layout.models}, base
+
+
+def _check_keys(expansion: Expansion) -> None:
+    """Refuse the keys that only mergekit applies."""
+    for key in expansion.directive.mergekit:
+        if key == "dtype":
+            raise RefusedError(
+                "dtype: the tensors of a GGUF file keep their types",
+                hint="leave `dtype` out; llama-quantize converts the result",
+            )
+        if key not in ("base_model", "merge_method"):
+            raise RefusedError(f"{key}: mergekit applies this key, and it reads no GGUF files")
+
+
+def _check_names(model: GgufModel) -> None:
+    """Refuse metadata that names tensors of single layers."""
+    if _TENSOR_NAMES in model.metadata:
+        raise RefusedError(
+            f"{model.path}: {_TENSOR_NAMES} names single tensors, which cannot be derived for new "
+            "layers"
+        )
+
+
+def _check_fit(model: GgufModel, base: GgufModel) -> None:
+    """Check that the layers of a model can be stacked on those of the base."""
+    if model is base:
+        return
+    for key in sorted(model.metadata.keys() | base.metadata.keys()):
+        if not _must_agree(key, base):
+            continue
+        one, other = model.metadata.get(key), base.metadata.get(key)
+        if one != other:
+            raise RefusedError(
+                f"{model.ref} cannot be stacked with {base.ref}: {key} is {_short(one)} in "
+                f"{model.ref} and {_short(other)} in {base.ref}"
+            )
+    for name in _shared(model):
+        if name not in base.tensors or _bytes(model, name) != _bytes(base, name):
+            raise RefusedError(
+                f"{model.ref} cannot be stacked with {base.ref}: their tensors {name} differ"
+            )
+
+
+def _must_agree(key: str, base: GgufModel) -> bool:
+    """Whether a key must have the same value in all models of a stack."""
+    if key in (ARCHITECTURE, _FILE_TYPE):
+        return True
+    if key.startswith("tokenizer."):
+        return key != _CHAT_TEMPLATE
+    prefix, name = f"{base.model_type}.", key.removeprefix(f"{base.model_type}.")
+    counts = () if base.architecture is None else base.architecture.leading_counts
+    per_layer = name in architectures.per_layer_arrays()
+    return key.startswith(prefix) and not per_layer and name not in (DEPTH, *counts)
+
+
+def _short(value: Value | None) -> str:
+    if value is None:
+        return "missing"
+    return f"{value.count} entries" if value.is_array else f"{value.decoded()!r:.60}"
+
+
+def _shared(model: GgufModel) -> list[str]:
+    """Return the tensors outside the layers that all layers use."""
+    return [name for name in model.tensors if name.startswith("rope_")]
+
+
+def _bytes(model: GgufModel, name: str) -> bytes:
+    tensor = model.tensors[name]
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        return file.read(tensor.nbytes)
+
+
+_HEAD = "output.weight"
+
+
+def _check_head(layout: Layout, sources: Mapping[ModelRef, GgufModel]) -> None:
+    """Refuse a stack whose head would be the embeddings of another model."""
+    first, last = (sources[part.model] for part in (layout.slices[0], layout.slices[-1]))
+    if first is not last and _HEAD not in last.tensors:
+        raise RefusedError(
+            f"{last.ref}: has no {_HEAD}, because its head is its embeddings, and those of the "
+            f"result are from {first.ref}",
+            hint="take the first and the last layer from one model",
+        )
+
+
+def _check_depth(layout: Layout, base: GgufModel) -> None:
+    """Refuse a depth with which llama.cpp computes something else, or which it does not load."""
+    architecture, depth = base.architecture, len(layout)
+    blocks = depth + base.blocks - base.depth
+    if blocks > MOST_LAYERS:
+        raise RefusedError(f"llama.cpp loads at most {MOST_LAYERS} layers, not {blocks}")
+    if architecture is None:
+        return
+    unless = architecture.fixed_depth_unless
+    is_free = unless is not None and base.key(unless) in base.metadata
+    if architecture.fixed_depth and is_free:
+        return
+    if architecture.depth_class(depth) != architecture.depth_class(base.depth):
+        raise RefusedError(
+            f"llama.cpp computes something else in a {base.model_type} model of {depth} layers "
+            f"than in one of {base.depth}: its code depends on the number"
+        )
+
+
+def _check_places(layout: Layout, sources: Mapping[ModelRef, GgufModel], base: GgufModel) -> None:
+    """Refuse a layout in which a first layer with a role of its own is moved or copied."""
+    if base.architecture is None or not base.architecture.keeps_first_layer:
+        return
+    places = [layer.index for layer in layout.layers if layer.source == 0]
+    if places != [0] or len(sources) > 1:
+        raise RefusedError(
+            f"the first layer of a {base.model_type} model computes what the others use, so it "
+            "must stay the first one and cannot be copied"
+        )
+
+
+def _check_kinds(expansion: Expansion, base: GgufModel) -> None:
+    """Refuse a layout of which llama.cpp would take a layer for another kind."""
+    found = gguf_metadata.misread(expansion.layout, base)
+    if found is None:
+        return
+    works = _nearest(expansion.directive, expansion.layout, base)
+    raise RefusedError(
+        f"llama.cpp would compute something else: {_reason(found, base)}",
+        hint=f"{llama_cpp.KEEPS.format(works)}" if works else None,
+    )
+
+
+def _reason(found: Misread, base: GgufModel) -> str:
+    period = found.period
+    where = "starts" if period.first else "ends"
+    return (
+        f"in a {base.model_type} model a layer of another kind {where} each group of "
+        f"{period.length}, and layer {found.source} would become layer {found.layer}"
+    )
+
+
+def _nearest(directive: Directive, layout: Layout, base: GgufModel) -> str | None:
+    """Return the directive closest to a given one that copies whole groups of layers, if any."""
+    length = math.lcm(*(period.length for period in gguf_metadata.periods_of(base)))
+    if len(layout.models) > 1 or length > base.depth:
+        return None
+    growth = llama_cpp.copied_periods(base.depth, length, len(layout) - base.depth)
+    other = None if growth is None else with_growth(growth, directive, base, layout)
+    if growth is None or other is None:
+        return None
+    trial = expand(growth, base.ref, base.depth)
+    works = gguf_metadata.misread(trial, base) is None
+    return yaml_io.write_inline(other.to_document()) if works else None
+
+
+def _check_first_layer(
+    layout: Layout, sources: Mapping[ModelRef, GgufModel], base: GgufModel
+) -> None:
+    """Refuse another first layer if llama.cpp takes sizes of all layers from it."""
+    first = layout.layers[0]
+    model = sources[first.model]
+    for name in architectures.sizes_of_first_layer():
+        value = model.metadata.get(model.key(name))
+        if value is None or not value.is_array:
+            continue
+        entries = value.decoded()
+        of_base = base.metadata[base.key(name)].decoded()
+        was = of_base[0] if isinstance(of_base, list) else of_base
+        if entries[first.source] != was:
+            raise RefusedError(
+                f"llama.cpp takes sizes of all layers from the first one, and "
+                f"{model.key(name)} is {was} there, but {entries[first.source]} in layer "
+                f"{first.source}",
+                hint=f"keep layer 0, or start with a layer whose {name} is {was}",
+            )
+
+
+def _check_last_layer(layout: Layout, sources: Mapping[ModelRef, GgufModel]) -> None:
+    """Refuse a last layer that llama.cpp would skip together with the selection of outputs."""
+    last = layout.layers[-1]
+    model = sources[last.model]
+    name = None if model.architecture is None else model.architecture.nonzero_in_last_layer
+    value = None if name is None else model.metadata.get(model.key(name))
+    if value is not None and value.is_array and not value.decoded()[last.source]:
+        raise RefusedError(
+            f"the last layer would be layer {last.source}, whose {name} is 0, and llama.cpp needs "
+            "another one there"
+        )
+
+
+def _names(
+    models: Sequence[GgufModel], base_model: str | None
+) -> tuple[dict[ModelRef, str], dict[ModelRef, ModelPath]]:
+    """Return the public names and the known origins of some models.
+
+    Raises:
+        DirectiveError: `base_model` is not a Hub id, or there are several models.
+    """
+    stated = None if base_model is None else public_names.stated(base_model, models)
+    names: dict[ModelRef, str] = {}
+    paths: dict[Path, str] = {}
+    origins: dict[ModelRef, ModelPath] = {}
+    for model in models:
+        place = model.path.resolve()
+        if place not in paths:
+            same = sum(path.name == model.path.name for path in paths)
+            paths[place] = f"{model.path.name}~{same + 1}" if same else model.path.name
+        names[model.ref] = paths[place]
+        origin = stated or model.hub_origin
+        if origin is not None and is_hub_id(origin.path):
+            origins[model.ref] = origin
+    return names, origins

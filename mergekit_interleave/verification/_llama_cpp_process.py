@@ -1,0 +1,46 @@
+"""Generate greedily with llama.cpp, in a process of its own, which llama.cpp may abort.
+
+The input is the JSON of `llama_cpp.Job`. The last line of the output is the result as JSON: for
+each prompt, for each step, the token and the log-probabilities of the most likely tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+
+def generate(job: dict[str, Any]) -> list[list[Any]]:
+    """Generate greedily for each prompt.
+
+    Args:
+        job: See `llama_cpp.Job`.
+    """
+    import xllamacpp  # noqa: PLC0415 - this process exists to import it
+
+    settings = xllamacpp.CommonParams()
+    settings.model.path = job["file"]
+    settings.n_ctx, settings.n_parallel, settings.warmup = job["context"], 1, False
+    settings.cpuparams.n_threads = job["threads"]
+    server = xllamacpp.Server(settings)
+    found = []
+    for prompt in job["prompts"]:
+        request = {
+            "prompt": prompt,
+            "n_predict": job["count"],
+            "n_probs": job["top"],
+            "temperature": 0,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        answer = server.handle_completions(request)
+        steps = answer["choices"][0]["logprobs"]["content"]
+        found.append(
+            [[s["id"], {str(t["id"]): t["logprob"] for t in s["top_logprobs"]}] for s in steps]
+        )
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(generate(json.load(sys.stdin))))  # noqa: T201 - the result

@@ -1,0 +1,172 @@
+"""Compare what a GGUF model and its base compute in llama.cpp: greedy text and log-probabilities.
+
+The package xllamacpp contains llama.cpp. Each model runs in a process of its own, with the same
+number of threads, so identities compute exactly what their base computes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mergekit_interleave import _requirements
+from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.gguf.model import GgufModel
+
+WANTED = "xllamacpp>=2026.4"
+"""The requirement of the extra `gguf`."""
+
+_PROMPTS, _NEW_TOKENS, _TOP = 3, 16, 5
+
+_TOKENS = 64
+"""The number of random tokens of a prompt beyond the window."""
+
+_MAX_TOKENS = 2**13
+"""The maximum number of tokens of a prompt, even if the window is longer."""
+
+_WINDOW = "attention.sliding_window"
+
+Steps = Sequence[Sequence[Any]]
+"""The tokens that were generated for a prompt, each with the top log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process computes.
+
+    Attributes:
+        file: The model.
+        prompts: Texts, or lists of tokens.
+        context: The number of tokens of the context.
+        count: The number of tokens to generate for each prompt.
+        top: The number of log-probabilities to return for each token.
+        threads: The number of threads.
+    """
+
+    file: str
+    prompts: Sequence[str | Sequence[int]]
+    context: int
+    count: int = _NEW_TOKENS
+    top: int = _TOP
+    threads: int = 1
+
+
+def measure(base: GgufModel, grown: GgufModel, *, identity: bool) -> dict[str, Any]:
+    """Compare a model with its base, on random tokens, more than its window.
+
+    Args:
+        base: The base.
+        grown: The model.
+        identity: Whether the model must compute what its base computes.
+
+    Returns:
+        The outcome, as `verification_text.llama_cpp` describes it.
+
+    Raises:
+        RequirementError: xllamacpp is not installed.
+        RefusedError: llama.cpp does not load one of the models.
+    """
+    _requirements.check_extra(WANTED)
+    window = base.integer(_WINDOW) or 0
+    length = min(window, _MAX_TOKENS - _TOKENS) + _TOKENS
+    prompts = _prompts(_vocabulary(base), length)
+    one, other = (
+        generate(model.path, prompts, length + _NEW_TOKENS + 8) for model in (base, grown)
+    )
+    same = [[step[0] for step in steps] for steps in one] == [
+        [step[0] for step in steps] for steps in other
+    ]
+    largest = largest_difference(one, other)
+    found: dict[str, Any] = {"exact": same and not largest} if identity else {}
+    return found | {
+        "prompts": len(prompts),
+        "prompt_tokens": length,
+        "window": window if window < length else 0,
+        "greedy_tokens": _NEW_TOKENS,
+        "same_greedy_tokens": same,
+        "top": _TOP,
+        "largest_difference": largest,
+        "tools": {"xllamacpp": metadata.version("xllamacpp")},
+    }
+
+
+def _vocabulary(model: GgufModel) -> int:
+    """Return the number of tokens of a model.
+
+    Raises:
+        RefusedError: It is unknown.
+    """
+    tokens = model.metadata.get("tokenizer.ggml.tokens")
+    count = tokens.count if tokens is not None else model.integer("vocab_size")
+    if not count:
+        raise RefusedError(f"{model.path}: states no vocabulary, so llama.cpp cannot run it")
+    return count
+
+
+def _prompts(vocabulary: int, length: int) -> list[list[int]]:
+    chance = random.Random(0)  # noqa: S311 - no secret
+    least = min(vocabulary // 2, 256)  # the first tokens are often special
+    return [[chance.randrange(least, vocabulary) for _ in range(length)] for _ in range(_PROMPTS)]
+
+
+def generate(
+    file: Path, prompts: Sequence[str | Sequence[int]], context: int, **how: int
+) -> list[Steps]:
+    """Generate greedily with llama.cpp.
+
+    Args:
+        file: The model.
+        prompts: Texts, or lists of tokens.
+        context: The number of tokens of the context.
+        how: Other fields of the job.
+
+    Raises:
+        RefusedError: llama.cpp does not load or run the model.
+    """
+    job = Job(str(file), prompts, context, **{"threads": os.cpu_count() or 1, **how})
+    done = subprocess.run(  # noqa: S603 - this project's own module
+        [sys.executable, "-m", f"{__package__}._llama_cpp_process"],
+        input=json.dumps(asdict(job)),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise RefusedError(f"{file}: llama.cpp cannot run it: {_reason(done.stderr)}")
+    found: list[Steps] = json.loads(lines[-1])
+    return found
+
+
+def _reason(log: str) -> str:
+    """Return the line of llama.cpp's log that says why it failed."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [line for line in lines if "error" in line.lower() or "GGML_ASSERT" in line]
+    return (named or lines or ["it ended without a message"])[0][:300]
+
+
+def largest_difference(one: Sequence[Steps], other: Sequence[Steps]) -> float:
+    """Return the largest difference of log-probabilities, up to where the texts part."""
+    worst = 0.0
+    for first, second in zip(one, other, strict=True):
+        for (token, left), (token_2, right) in zip(first, second, strict=True):
+            worst = max(worst, _difference(left, right))
+            if token != token_2:
+                break
+    return worst
+
+
+def _difference(left: Mapping[str, float], right: Mapping[str, float]) -> float:
+    """Return the largest difference of the log-probabilities that both have, at least of one."""
+    shared = [abs(left[token] - right[token]) for token in left.keys() & right.keys()]
+    return max(shared) if shared else math.inf
