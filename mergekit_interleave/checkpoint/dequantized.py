@@ -39,22 +39,23 @@ def convert(model: GgufModel, into: Path) -> None:
             hint="merge the splits first: `llama-gguf-split --merge FIRST OUT.gguf`",
         )
     import torch  # noqa: PLC0415 - takes seconds to import
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     hide_bars()
     folder, name = str(model.path.parent), model.path.name
     try:
         with redirect_stderr(io.StringIO()):  # its progress bar cannot be disabled
-            kept = {"gguf_file": name, "dtype": torch.float32}
-            loaded = AutoModelForCausalLM.from_pretrained(folder, **kept)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+            )
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except Exception as error:
         raise RefusedError(
             f"{model.ref}: transformers cannot read this GGUF file: {error!s:.200}",
             hint="name the model's directory, from which the file was converted",
         ) from error
-    # transformers refuses to save what it has dequantized, because its config names the format.
-    loaded.hf_quantizer = None
-    del loaded.config.quantization_config
     loaded.save_pretrained(into)
     tokenizer.save_pretrained(into)

@@ -45,17 +45,19 @@ class OutSplit(OutFile):
 
     def header(self) -> bytes:
         """Return the bytes before the data."""
-        entries = [Entry(s.name, s.dtype, s.shape, s.nbytes) for s in self.specs]
+        entries = (Entry(s.name, s.dtype, s.shape, s.nbytes) for s in self.specs)
+        encoded = header.encode_entries(entries, self.alignment)
+        plain = header.encode_with(self.metadata, encoded, len(self.specs), self.version)
         start = self.best_start(self.alignment)
-        plain = header.encode(self.metadata, entries, self.version)
         if start is None or len(plain) % self.block == start:
             return plain
-        size = len(self._encoded(entries, 0))
-        return self._encoded(entries, (start - size) % self.block)
+        least = len(self._padded(encoded, 0))
+        return self._padded(encoded, (start - least) % self.block)
 
-    def _encoded(self, entries: Sequence[Entry], padding: int) -> bytes:
+    def _padded(self, encoded: bytes, padding: int) -> bytes:
+        """Return the header with a key of some more bytes than the alignment needs."""
         metadata = {**self.metadata, PADDING: values.array(_UINT8, [b"\0"] * padding)}
-        return header.encode(metadata, entries, self.version)
+        return header.encode_with(metadata, encoded, len(self.specs), self.version)
 
 
 def splits_of(

@@ -326,14 +326,31 @@ class Entry(NamedTuple):
 def encode(metadata: Mapping[str, Value], entries: Sequence[Entry], version: int) -> bytes:
     """Return the bytes of a header, up to the data, which is aligned as the metadata states."""
     alignment = alignment_of(metadata)
-    parts = [MAGIC, struct.pack("<IQQ", version, len(entries), len(metadata))]
-    for key, value in metadata.items():
-        parts += [values.text(key).data, struct.pack("<I", value.kind), value.data]
-    offset = 0
+    return encode_with(metadata, encode_entries(entries, alignment), len(entries), version)
+
+
+def encode_entries(entries: Iterable[Entry], alignment: int) -> bytes:
+    """Return the bytes of the descriptions of tensors whose data is aligned."""
+    parts, offset = [], 0
     for entry in entries:
         shape, kind = entry.shape[::-1], BY_NAME[entry.type].number
         numbers = struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
         parts += [values.text(entry.name).data, numbers]
         offset += padded(entry.nbytes, alignment)
-    header = b"".join(parts)
-    return header.ljust(padded(len(header), alignment), b"\0")
+    return b"".join(parts)
+
+
+def encode_with(metadata: Mapping[str, Value], encoded: bytes, count: int, version: int) -> bytes:
+    """Return the bytes of a header, up to the data.
+
+    Args:
+        metadata: The metadata.
+        encoded: The descriptions of the tensors; see `encode_entries`.
+        count: The number of tensors.
+        version: The version of the format.
+    """
+    parts = [MAGIC, struct.pack("<IQQ", version, count, len(metadata))]
+    for key, value in metadata.items():
+        parts += [values.text(key).data, struct.pack("<I", value.kind), value.data]
+    header = b"".join([*parts, encoded])
+    return header.ljust(padded(len(header), alignment_of(metadata)), b"\0")

@@ -10,6 +10,9 @@ import json
 import sys
 from typing import Any
 
+_LEAST = 16
+"""A number of tokens that the server always accepts; it divides them into smaller batches."""
+
 
 def generate(job: dict[str, Any]) -> list[list[Any]]:
     """Generate greedily for each prompt.
@@ -22,6 +25,7 @@ def generate(job: dict[str, Any]) -> list[list[Any]]:
     settings = xllamacpp.CommonParams()
     settings.model.path = job["file"]
     settings.n_ctx, settings.n_parallel, settings.warmup = job["context"], 1, False
+    settings.n_batch, settings.n_ubatch = max(job["batch"], _LEAST), job["batch"]
     settings.cpuparams.n_threads = job["threads"]
     server = xllamacpp.Server(settings)
     found = []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mergekit_interleave import _requirements
+from mergekit_interleave._stored_tensor import padded
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.gguf.model import GgufModel
 
@@ -31,7 +32,10 @@ _TOKENS = 64
 """The number of random tokens of a prompt beyond the window."""
 
 _MAX_TOKENS = 2**13
-"""The maximum number of tokens of a prompt, even if the window is longer."""
+"""The maximum number of tokens of a prompt, except for those beyond the window."""
+
+_BATCH = 64
+"""The number of tokens of a prompt that are computed at once."""
 
 _WINDOW = "attention.sliding_window"
 
@@ -50,6 +54,7 @@ class Job:
         count: The number of tokens to generate for each prompt.
         top: The number of log-probabilities to return for each token.
         threads: The number of threads.
+        batch: The number of tokens of a prompt that are computed at once.
     """
 
     file: str
@@ -58,6 +63,7 @@ class Job:
     count: int = _NEW_TOKENS
     top: int = _TOP
     threads: int = 1
+    batch: int = 1
 
 
 def measure(base: GgufModel, grown: GgufModel, *, identity: bool) -> dict[str, Any]:
@@ -77,10 +83,14 @@ def measure(base: GgufModel, grown: GgufModel, *, identity: bool) -> dict[str, A
     """
     _requirements.check_extra(WANTED)
     window = base.integer(_WINDOW) or 0
-    length = min(window, _MAX_TOKENS - _TOKENS) + _TOKENS
+    # In the last layer llama.cpp computes only the tokens whose outputs are wanted. With a single
+    # one in the last batch, that layer computes the same numbers where it is not the last, too.
+    # Otherwise it would multiply another number of rows, and may sum floats in another order.
+    length = padded(min(window, _MAX_TOKENS) + _TOKENS, _BATCH) + 1
     prompts = _prompts(_vocabulary(base), length)
     one, other = (
-        generate(model.path, prompts, length + _NEW_TOKENS + 8) for model in (base, grown)
+        generate(model.path, prompts, length + _NEW_TOKENS + 8, batch=_BATCH)
+        for model in (base, grown)
     )
     same = [[step[0] for step in steps] for steps in one] == [
         [step[0] for step in steps] for steps in other
@@ -132,7 +142,9 @@ def generate(
     Raises:
         RefusedError: llama.cpp does not load or run the model.
     """
-    job = Job(str(file), prompts, context, **{"threads": os.cpu_count() or 1, **how})
+    # As many as there are cores without hyper-threading: its threads spin while they wait.
+    threads = max((os.cpu_count() or 1) // 2, 1)
+    job = Job(str(file), prompts, context, **{"threads": threads, **how})
     done = subprocess.run(  # noqa: S603 - this project's own module
         [sys.executable, "-m", f"{__package__}._llama_cpp_process"],
         input=json.dumps(asdict(job)),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import faults
 import pytest
-from faults import DIRECTIVE, ENGINES, Runner, litter, verified, whole_or_absent
+from faults import DIRECTIVE, ENGINES, GGUF, Runner, litter, verified, whole_or_absent
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="root's capabilities are Linux's")
 each = pytest.mark.parametrize("engine", ENGINES)
@@ -228,3 +228,46 @@ def test_whole_or_absent(source: Path, place: Path) -> None:
     assert whole_or_absent(place / "out", source)
     next((place / "out").glob("*.safetensors")).unlink()
     assert not whole_or_absent(place / "out", source)
+
+
+class TestGguf:
+    """The same for GGUF files, which are written as several splits and a card."""
+
+    @pytest.fixture(scope="class")
+    def file(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """Return the base, which tests must not change."""
+        return faults.gguf_base(tmp_path_factory.mktemp("gguf"))
+
+    def test_kills(self, runner: Runner, file: Path, place: Path) -> None:
+        """OUT is whole or absent after each of four killed runs; `make faults` kills 200."""
+        found = faults.kills(runner, GGUF, file, place / "out.gguf", 4)
+        assert found.keys() <= {"absent", "whole"}, found
+
+    def test_a_write_that_fails(self, runner: Runner, file: Path, place: Path) -> None:
+        """A failed write gives one error and leaves nothing."""
+        run = faults.words_of(GGUF, file, place / "out.gguf")
+        status, stderr = runner.run(*run, most_bytes=2**20)
+        assert (status, one_error(stderr)) == (1, True), stderr
+        assert os.strerror(errno.EFBIG) in stderr
+        assert not list(place.iterdir())
+
+    def test_a_full_disk(self, runner: Runner, file: Path, tmp_path: Path) -> None:
+        """A disk that fills up after the check of free space gives one error."""
+        with faults.small_filesystem(tmp_path / "small", 10) as small:
+            if small is None:
+                pytest.skip("no filesystem may be mounted here")
+            run = faults.words_of(GGUF, file, small / "out.gguf")
+            for how in ({"fault": "no_room_later"}, {}):
+                status, stderr = runner.run(*run, **how)
+                assert (status, one_error(stderr)) == (1, True), stderr
+                assert not list(small.iterdir())
+
+    def test_two_at_once(self, file: Path, place: Path) -> None:
+        """Of two runs to one OUT, one writes and the other is refused."""
+        run = [sys.executable, "-m", "mergekit_interleave"]
+        run += map(str, faults.words_of(GGUF, file, place / "out.gguf"))
+        others = [subprocess.Popen(run, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        ends = [(each.communicate()[1], each.returncode) for each in others]
+        assert sorted(status for _, status in ends) == [0, 1], ends
+        assert verified(place / "out.gguf", file)
+        assert not litter(place / "out.gguf")
