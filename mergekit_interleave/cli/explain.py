@@ -14,8 +14,8 @@ EXAMPLE = "mk-interleave explain deeper"
 
 def explain(
     source: Annotated[str, typer.Argument(metavar="FILE", show_default=False, help=
-        "A mergekit YAML, a model card that contains one, the directory of a model, or - for "
-        "standard input.")],
+        "A mergekit YAML, a model card that contains one, the directory of a model, a GGUF file "
+        "that `run` wrote, or - for standard input.")],
 ) -> None:  # fmt: skip
     """Print the shortest directive that expands to the same slices as a mergekit YAML."""
     directive = api.explain(options.opened(source) or source)

@@ -34,7 +34,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     words: Annotated[list[str], typer.Argument(metavar="[DIRECTIVE] OUT", show_default=False, help=
         "DIRECTIVE is a file (a directive or a mergekit passthrough YAML), - for standard input, "
         "or the directive itself; flags override it. OUT is the directory to create for the new "
-        "model. It appears only when the model is complete.")],
+        "model, or the GGUF file if the model is one. It appears only when it is complete.")],
     *,
     flags: Flags,
     allow_non_identity: NonIdentity = False,

@@ -15,13 +15,14 @@ EXAMPLE = "mk-interleave verify deeper --against org/name --forward"
 
 def verify(  # noqa: PLR0913 - one parameter for each flag
     out: Annotated[str, typer.Argument(metavar="OUT", show_default=False, help=
-        "A model that `run` or mergekit-yaml wrote.")],
+        "A model that `run` or mergekit-yaml wrote, or a GGUF file that `run` wrote.")],
     *,
     against: Annotated[list[str] | None, typer.Option(metavar="BASE", help=
-        "The base: a directory or a Hub id. With several sources, give the option once for each, "
-        "in the order of interleave.json. By default, OUT is compared with itself.")] = None,
+        "The base: a directory, a Hub id or a GGUF file. With several sources, give the option "
+        "once for each, in the order of interleave.json. By default, OUT is compared with "
+        "itself.")] = None,
     forward: Annotated[bool, typer.Option("--forward", help=
-        "Load both models, and compare logits and greedy text.")] = False,
+        "Load both models, and compare logits and greedy text; GGUF files in llama.cpp.")] = False,
     trained: Annotated[bool, typer.Option("--trained", help=
         "Accept any values in new layers; all other tensors must equal the base's, bit for bit.",
         )] = False,

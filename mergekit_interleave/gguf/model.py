@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave._stored_tensor import Tensor
@@ -318,9 +317,3 @@ def _check_tensors(path: Path, files: Sequence[GgufFile]) -> None:
         raise CheckpointError(
             f"{path}: {SPLIT_TENSORS} is {stated}, but the splits hold {len(names)} tensors"
         )
-
-
-def decoded(model: GgufModel, key: str) -> Any:
-    """Return a value of the metadata, or None if it is missing."""
-    value = model.metadata.get(key)
-    return None if value is None else value.decoded()

@@ -20,7 +20,14 @@ from harness import Cli, book, make_llama
 from mergekit_interleave.cli.app import application
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "docs/guide.md", "docs/training.md", "docs/directive.md", "docs/cli.md")
+PAGES = (
+    "README.md",
+    "docs/guide.md",
+    "docs/training.md",
+    "docs/directive.md",
+    "docs/cli.md",
+    "docs/gguf.md",
+)
 OTHERS = (
     "docs/architectures.md",
     "docs/clients.md",
@@ -28,6 +35,7 @@ OTHERS = (
     "docs/scan.md",
     "CONTRIBUTING.md",
 )
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MARKS = ("<!-- needs a network -->", "<!-- needs a GPU -->")
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -79,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("MK_INTERLEAVE_SMOLLM2 names no checkpoint; `make test` builds one")
     path = tmp_path_factory.mktemp("pages")
     (path / "SmolLM2-135M-Instruct").symlink_to(smollm2)
+    (path / GGUF).symlink_to(Path(smollm2).with_name(GGUF))
     (path / "examples").symlink_to(ROOT / "examples")
     zoo.quiet()
     zoo.save("qwen3", path / "qwen3")
@@ -99,7 +108,7 @@ def test_every_command_prints_what_its_page_shows(
     work = folder / page.replace("/", "-")
     work.mkdir()
     for entry in folder.iterdir():
-        if entry.name in ("SmolLM2-135M-Instruct", "examples", "qwen3", "book.txt"):
+        if entry.name in ("SmolLM2-135M-Instruct", GGUF, "examples", "qwen3", "book.txt"):
             (work / entry.name).symlink_to(entry)
     environment = {"HF_HUB_CACHE": str(folder / "hub"), "MK_INTERLEAVE_MODEL": "org/name"}
     monkeypatch.setenv("MK_INTERLEAVE_MODEL", "org/name")
