@@ -62,6 +62,8 @@ class Architecture:
         output_norms: The norms between the residual writers and the residual stream.
         periods: The rules by which the kind of a layer depends on its index.
         leading_counts: Keys that count the layers of a kind at the start of the model.
+        pinned_counts: Keys that count layers at the start of the model that must keep their places,
+            because llama.cpp adds something to each of them.
         special_depths: Numbers of layers with which llama.cpp computes something else than with
             any other number.
         depth_threshold: The number of layers from which llama.cpp expects other tensors.
@@ -80,6 +82,7 @@ class Architecture:
     output_norms: OutputNorms | None = None
     periods: tuple[Period, ...] = ()
     leading_counts: tuple[str, ...] = ()
+    pinned_counts: tuple[str, ...] = ()
     special_depths: tuple[int, ...] = ()
     depth_threshold: int | None = None
     fixed_depth: bool = False

@@ -293,8 +293,18 @@ def _check_depth(layout: Layout, base: GgufModel) -> None:
 
 
 def _check_places(layout: Layout, sources: Mapping[ModelRef, GgufModel], base: GgufModel) -> None:
-    """Refuse a layout in which a first layer with a role of its own is moved or copied."""
-    if base.architecture is None or not base.architecture.keeps_first_layer:
+    """Refuse a layout in which first layers with a role of their own are moved."""
+    if base.architecture is None:
+        return
+    for key in base.architecture.pinned_counts:
+        count = base.integer(key) or 0
+        if [layer.source for layer in layout.layers[:count]] != [*range(count)]:
+            raise RefusedError(
+                f"llama.cpp adds something to each of the first {count} layers, which "
+                f"{base.key(key)} counts, so they must keep their places",
+                hint=f"leave the first {count} layers as they are",
+            )
+    if not base.architecture.keeps_first_layer:
         return
     places = [layer.index for layer in layout.layers if layer.source == 0]
     if places != [0] or len(sources) > 1:

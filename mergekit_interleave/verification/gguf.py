@@ -154,7 +154,7 @@ def _expansion(
     entries = content["models"]
     if len(entries) != len(against):
         raise RefusedError(
-            f"{out.path}: was made from {len(entries)} models, and {len(against)} are given",
+            f"{out.path}: was made from {_models(len(entries))}, and {len(against)} are given",
             hint="give --against once for each, in the order of the card",
         )
     for entry, model in zip(entries, against, strict=True):
@@ -171,6 +171,10 @@ def _expansion(
     base = against[content.get("base", 0)].ref
     keys = {} if base == layout.models[0] else {"base_model": base.to_yaml()}
     return Expansion(Directive(mergekit=keys), layout, {model.ref: model for model in against})
+
+
+def _models(count: int) -> str:
+    return "1 model" if count == 1 else f"{count} models"
 
 
 def _of_itself(out: GgufModel, layout: Layout) -> GgufVerifyReport:

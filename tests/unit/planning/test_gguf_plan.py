@@ -318,6 +318,16 @@ class TestKinds:
             with pytest.raises(RefusedError, match="first layer"):
                 planned(f"{layout}, {zero}", file)
 
+    def test_pinned_layers(self, tmp_path: Path) -> None:
+        """Layers to which something is added by their index keep their places."""
+        file = make_gguf(
+            tmp_path / "a.gguf", architecture="qwen3vl", keys={"n_deepstack_layers": 2}
+        )
+        plan = planned("interleave: after [1, 2]", file)
+        assert value(plan, "qwen3vl.n_deepstack_layers") == 2
+        with pytest.raises(RefusedError, match="n_deepstack_layers"):
+            planned("interleave: after [0]", file)
+
     def test_sizes_of_the_first_layer(self, tmp_path: Path) -> None:
         """Another first layer must have the sizes that llama.cpp takes from it."""
         keys = {"attention.head_count_kv": [2, 0, 2, 0]}
