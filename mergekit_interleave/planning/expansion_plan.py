@@ -167,14 +167,10 @@ class ExpansionPlan:
     @property
     def is_identity(self) -> bool:
         """Whether the result computes the same as its base, apart from dtype conversion."""
-        layers = self.layout.layers
-        kept = [layer.source for layer in layers if layer.is_plain and not layer.is_copy]
         return (
-            len(self.sources) == 1
+            zeroing.adds_only(self.identities, self.layout, self.first.depth)
             and not self.uses_lora
             and not mergekit_yaml.changes_tokenizer(self.mergekit)
-            and kept == list(range(self.first.depth))
-            and len(kept) + len(self.identities) == len(layers)
             and all(spec.scale in (None, 1) for spec in self.specs if spec.layer is None)
         )
 

@@ -109,13 +109,7 @@ class GgufPlan:
     @property
     def is_identity(self) -> bool:
         """Whether the result computes the same as its base."""
-        layers = self.layout.layers
-        kept = [layer.source for layer in layers if layer.is_plain and not layer.is_copy]
-        return (
-            len(self.sources) == 1
-            and kept == list(range(self.first.depth))
-            and len(kept) + len(self.identities) == len(layers)
-        )
+        return zeroing.adds_only(self.identities, self.layout, self.first.depth)
 
     def changed_metadata(self) -> Iterator[tuple[str, tuple[object, object]]]:
         """Yield the keys that differ from those of the base, each with its old and new value."""

