@@ -140,6 +140,11 @@ class _FileStage(Stage):
 
     def check_vacant(self) -> None:
         check_vacant(self.out, replace=self.replaces)
+        for stray in _strays(self.out):
+            raise OutputError(
+                f"{stray}: already exists, without the first split",
+                hint="move it away, or name another OUT",
+            )
 
     def place(self) -> None:
         for file in _present(self.out):  # the first split is the first to go
@@ -155,7 +160,8 @@ class _FileStage(Stage):
         return self._placed
 
     def recover(self) -> None:
-        for file in (*self._moved, *_strays(self.out)):
+        strays = _strays(self.out) if self.follows_killed else []
+        for file in (*self._moved, *(stray for stray in strays if _is_ours(stray))):
             file.unlink(missing_ok=True)
         if self.aside.exists() and not firsts(self.out):
             for name in sorted(os.listdir(self.aside), key=_last_to_place):
@@ -178,17 +184,20 @@ def _last_to_place(name: str) -> int:
 
 
 def _strays(out: Path) -> list[Path]:
-    """Return the splits that a killed run has placed without the first one."""
+    """Return the splits of OUT that exist without the first one."""
     pattern = re.compile(re.escape(out.stem) + r"-\d{5}-of-(\d{5})\.gguf")
-    key = f"{PROVENANCE}{gguf_record.FINGERPRINT}"
     found = []
-    for name in os.listdir(out.parent):
-        match = pattern.fullmatch(name)
-        if match is None:
-            continue
-        first = out.with_name(split_name(out.stem, 0, int(match[1])))
-        if not os.path.lexists(first):
-            with suppress(InterleaveError):
-                if key in header.read(out.with_name(name)).metadata:
-                    found.append(out.with_name(name))
+    with suppress(OSError):
+        for name in sorted(os.listdir(out.parent)):
+            match = pattern.fullmatch(name)
+            first = match and out.with_name(split_name(out.stem, 0, int(match[1])))
+            if first and not os.path.lexists(first):
+                found.append(out.with_name(name))
     return found
+
+
+def _is_ours(split: Path) -> bool:
+    """Whether a run has written a split."""
+    with suppress(InterleaveError):
+        return f"{PROVENANCE}{gguf_record.FINGERPRINT}" in header.read(split).metadata
+    return False

@@ -51,6 +51,7 @@ class Stage(ABC):
         aside: The place of an old model while it is replaced.
         replaces: Whether an existing model may be replaced.
         warnings: Warnings for the user, one sentence each.
+        follows_killed: Whether a killed run has left its directory there.
     """
 
     def __init__(self, out: Path, *, replace: bool) -> None:
@@ -61,6 +62,7 @@ class Stage(ABC):
         )
         self.warnings: list[str] = []
         self.replaces = replace
+        self.follows_killed = False
         self._made: list[Path] = []
         self._lock: int | None = None
         self._mode = 0o600
@@ -99,6 +101,7 @@ class Stage(ABC):
         """
         self._mode = new_file_mode()
         self._make_parents()
+        self.follows_killed = self.work.exists()
         self._lock = _claim(self.work, self.out)
         self.recover()
         self.check_vacant()

@@ -423,12 +423,19 @@ class TestOut:
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
     def test_splits_without_a_first_one(self, toy: Path, tmp_path: Path) -> None:
-        """What a killed run has placed without the first split is removed by the next run."""
+        """What a killed run has placed without the first split is removed by the next run.
+
+        Without the directory of a killed run beside them, they are somebody's own.
+        """
         api.run(DIRECTIVE, tmp_path / "out.gguf", model=toy, out_shard_size=40_000)
         first, *others = sorted(tmp_path.glob("*.gguf"))
         first.unlink()
         (tmp_path / "out.md").unlink()
-        assert others
+        for force in (False, True):
+            with pytest.raises(OutputError, match="first split"):
+                api.run("append: 1", tmp_path / "out.gguf", model=toy, force=force)
+        assert sorted(tmp_path.iterdir()) == others
+        (tmp_path / ".out.gguf.mk-interleave").mkdir()
         api.run("append: 1", tmp_path / "out.gguf", model=toy)
         assert sorted(os.listdir(tmp_path)) == ["out.gguf", "out.md"]
 
