@@ -31,6 +31,8 @@ class Period:
         depth: The only number of layers with which the rule applies.
         needs: The key without which the rule does not apply, or whose zero turns it off.
         unless: The key with which the rule does not apply.
+        of_tensors: Whether the kind of a layer decides which tensors it has. Otherwise an identity
+            may be of either kind.
     """
 
     length: int = 1
@@ -39,6 +41,7 @@ class Period:
     depth: int | None = None
     needs: str | None = None
     unless: str | None = None
+    of_tensors: bool = False
 
     def is_other(self, index: int) -> bool:
         """Whether the layer at an index is the one of the other kind in its period."""

@@ -7,7 +7,7 @@ the tokenizer, stays as it is, to the byte.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mergekit_interleave.architectures import gguf as architectures
@@ -223,15 +223,18 @@ class Misread:
     period: Period
 
 
-def misread(layout: Layout, base: GgufModel) -> Misread | None:
+def misread(layout: Layout, base: GgufModel, identities: Collection[int] = ()) -> Misread | None:
     """Return the first layer that llama.cpp would take for another kind, if there is one.
 
     Args:
         layout: The layers.
         base: A model of their architecture.
+        identities: The indices of the new layers that pass their input on unchanged.
     """
     for period in periods_of(base):
         for layer in layout.layers:
+            if layer.index in identities and not period.of_tensors:
+                continue
             if period.is_other(layer.index) != period.is_other(layer.source):
                 return Misread(layer.index, layer.source, period)
     return None

@@ -7,7 +7,7 @@ source layer has, so a layout with which it would not is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,13 +98,7 @@ class GgufPlan:
 
         Nothing is claimed of an unknown architecture.
         """
-        if self.first.architecture is None:
-            return frozenset()
-        return zeroing.identities(
-            self.layout,
-            lambda model: self.sources[model].require_family(),
-            lambda layer: self.sources[layer.model].layer_tensors(layer.source),
-        )
+        return _identities(self.layout, self.sources)
 
     @property
     def is_identity(self) -> bool:
@@ -141,7 +135,7 @@ def plan_gguf(expansion: Expansion, *, base_model: str | None = None) -> GgufPla
     specs = assemble(layout, sources)
     _check_depth(layout, base)
     _check_places(layout, sources, base)
-    _check_kinds(expansion, base)
+    _check_kinds(expansion, base, _identities(layout, sources))
     metadata = gguf_metadata.grown(base, layout, sources, specs)
     _check_first_layer(layout, sources, base)
     _check_last_layer(layout, sources)
@@ -180,6 +174,17 @@ def _opened(expansion: Expansion) -> tuple[dict[ModelRef, GgufModel], GgufModel]
         found[ref] = model
     base = found[expansion.base]
     return {ref: found[ref] for ref in expansion.layout.models}, base
+
+
+def _identities(layout: Layout, sources: Mapping[ModelRef, GgufModel]) -> frozenset[int]:
+    """Return the indices of the new layers that are known to pass their input on unchanged."""
+    if any(model.architecture is None for model in sources.values()):
+        return frozenset()
+    return zeroing.identities(
+        layout,
+        lambda model: sources[model].require_family(),
+        lambda layer: sources[layer.model].layer_tensors(layer.source),
+    )
 
 
 def _check_keys(expansion: Expansion) -> None:
@@ -281,8 +286,8 @@ def _check_depth(layout: Layout, base: GgufModel) -> None:
         return
     if architecture.depth_class(depth) != architecture.depth_class(base.depth):
         raise RefusedError(
-            f"llama.cpp computes something else in a {base.model_type} model of {depth} layers "
-            f"than in one of {base.depth}: its code depends on the number"
+            f"with the architecture {base.model_type} llama.cpp computes something else in "
+            f"{depth} layers than in {base.depth}: its code depends on the number"
         )
 
 
@@ -303,14 +308,14 @@ def _check_places(layout: Layout, sources: Mapping[ModelRef, GgufModel], base: G
     places = [layer.index for layer in layout.layers if layer.source == 0]
     if places != [0] or len(sources) > 1:
         raise RefusedError(
-            f"the first layer of a {base.model_type} model computes what the others use, so it "
-            "must stay the first one and cannot be copied"
+            f"with the architecture {base.model_type} the first layer computes what the others "
+            "use, so it must stay the first one and cannot be copied"
         )
 
 
-def _check_kinds(expansion: Expansion, base: GgufModel) -> None:
+def _check_kinds(expansion: Expansion, base: GgufModel, identities: Collection[int]) -> None:
     """Refuse a layout of which llama.cpp would take a layer for another kind."""
-    found = gguf_metadata.misread(expansion.layout, base)
+    found = gguf_metadata.misread(expansion.layout, base, identities)
     if found is None:
         return
     works = _nearest(expansion.directive, expansion.layout, base)
@@ -324,7 +329,7 @@ def _reason(found: Misread, base: GgufModel) -> str:
     period = found.period
     where = "starts" if period.first else "ends"
     return (
-        f"in a {base.model_type} model a layer of another kind {where} each group of "
+        f"with the architecture {base.model_type} a layer of another kind {where} each group of "
         f"{period.length}, and layer {found.source} would become layer {found.layer}"
     )
 

@@ -26,6 +26,8 @@ def generate(job: dict[str, Any]) -> list[list[Any]]:
     settings.model.path = job["file"]
     settings.n_ctx, settings.n_parallel, settings.warmup = job["context"], 1, False
     settings.n_batch, settings.n_ubatch = max(job["batch"], _LEAST), job["batch"]
+    # Checkpoints of the context would divide the end of a prompt into other batches.
+    settings.n_ctx_checkpoints = 0
     settings.cpuparams.n_threads = job["threads"]
     server = xllamacpp.Server(settings)
     found = []

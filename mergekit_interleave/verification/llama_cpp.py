@@ -28,6 +28,9 @@ WANTED = "xllamacpp>=2026.4"
 
 _PROMPTS, _NEW_TOKENS, _TOP = 3, 16, 5
 
+_REST = _NEW_TOKENS + 8
+"""The number of tokens of a context behind the prompt."""
+
 _TOKENS = 64
 """The number of random tokens of a prompt beyond the window."""
 
@@ -87,10 +90,11 @@ def measure(base: GgufModel, grown: GgufModel, *, identity: bool) -> dict[str, A
     # one in the last batch, that layer computes the same numbers where it is not the last, too.
     # Otherwise it would multiply another number of rows, and may sum floats in another order.
     length = padded(min(window, _MAX_TOKENS) + _TOKENS, _BATCH) + 1
+    room = (base.integer("context_length") or length + _REST) - _REST
+    length = min(length, max(room - 1, 0) // _BATCH * _BATCH + 1)
     prompts = _prompts(_vocabulary(base), length)
     one, other = (
-        generate(model.path, prompts, length + _NEW_TOKENS + 8, batch=_BATCH)
-        for model in (base, grown)
+        generate(model.path, prompts, length + _REST, batch=_BATCH) for model in (base, grown)
     )
     same = [[step[0] for step in steps] for steps in one] == [
         [step[0] for step in steps] for steps in other

@@ -90,6 +90,7 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     },
     "olmoe": {"num_key_value_heads": 4},
     "phi": {"intermediate_size": 128, "num_key_value_heads": 4},
+    "phimoe": {"attention_bias": True, "lm_head_bias": True},
     "qwen2_moe": _SPARSE,
     "qwen3_5_moe_text": SECTIONS,
     "qwen3_5_text": SECTIONS,

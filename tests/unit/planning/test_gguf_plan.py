@@ -267,6 +267,18 @@ class TestKinds:
         else:
             planned("interleave: after [0], zero: [attn_output, ffn_down]", file)
 
+    def test_identities_of_either_kind(self, tmp_path: Path) -> None:
+        """An identity may be of either kind, unless the kind decides which tensors it has."""
+        for architecture, accepted in (("smollm3", True), ("gemma2", True), ("qwen35", False)):
+            file = make_gguf(tmp_path / f"{architecture}.gguf", architecture=architecture, layers=8)
+            if accepted:
+                assert planned("append: 1", file).is_identity
+                with pytest.raises(RefusedError):
+                    planned("append: 1, zero: none", file)
+            else:
+                with pytest.raises(RefusedError):
+                    planned("append: 1", file)
+
     @given(ranges=st.lists(st.tuples(st.integers(0, 7), st.integers(1, 4)), min_size=1, max_size=5))
     def test_what_is_accepted_keeps_every_kind(self, ranges: list[tuple[int, int]]) -> None:
         """In an accepted layout each layer has the kind of its source."""
