@@ -78,8 +78,10 @@ def run(expansion: Expansion, place: Path, options: GgufOptions) -> RunReport:
     gguf_staging.check_vacant(out, replace=options.replace)
 
     def write(work: Path) -> RunReport:
-        content = _content(plan, verify=options.verify)
+        content = _content(plan, options)
         files = _files(plan, out.stem, content, work, options.weights)
+        card_data = GgufCard(files[0].name, content, files[0].metadata)
+        card_file = work / gguf_card.path_of(out).name
         traffic = stream.forecast(files, work, reflink=options.weights.reflink)
         check_free(work, traffic.written, f"{amount(traffic.written)} needed")
         running = RunningComparison(
@@ -90,7 +92,7 @@ def run(expansion: Expansion, place: Path, options: GgufOptions) -> RunReport:
             traffic = stream.write_files(files, work, how)
         check_unchanged(spec.tensor for spec in plan.specs)
         written = _check(plan, work / files[0].name, running.equal, verify=options.verify)
-        _write_card(work / gguf_card.path_of(out).name, files[0], content, options)
+        card_file.write_text(gguf_card.render(card_data), encoding="utf-8")
         return RunReport(
             out=place.with_name(files[0].name),
             layout=plan.layout,
@@ -141,17 +143,18 @@ def verify(  # noqa: PLR0913 - the options of `verify` that apply
 
 
 def _recipe(file: Path, models: Models, against: Sequence[ModelRef]) -> Expansion:
-    """Return the layers of a directive on the sources that are named.
+    """Return the layers of a directive, or of a mergekit config, on the base that is named.
 
     Raises:
-        DirectiveError: The directive names its models, or there is no source or several.
+        DirectiveError: It names several models, or there is no base or several.
     """
     directive = directives.load_file(file)
     if len(against) != 1:
         raise DirectiveError(
             "--recipe: a directive is compared with one base", hint="pass --against BASE once"
         )
-    return resolve(dataclasses.replace(directive, model=against[0]), models, strict=True)
+    directive = dataclasses.replace(directive, model=against[0])
+    return resolve(directive, models, strict=True, allow_non_identity=True)
 
 
 def card(out: Path, *, repo: str | None, base_model: str | None, force: bool) -> CardReport:
@@ -231,12 +234,13 @@ def _check_no_source(out: Path, plan: GgufPlan) -> None:
             raise OutputError(f"{first}: is the source model", hint="choose another OUT")
 
 
-def _content(plan: GgufPlan, *, verify: bool) -> dict[str, Any]:
+def _content(plan: GgufPlan, options: GgufOptions) -> dict[str, Any]:
     """Return the record of a result, which is true once the result is at its place."""
     comparison = Comparison(plan.parameters, plan.nbytes, len(plan.specs), plan.nbytes, {}, ())
     against = [plan.title(model) for model in plan.sources]
     found = reports.outcome(comparison, against, plan.specs)
-    return gguf_record.describe(plan, {verification_text.WEIGHTS: found} if verify else {})
+    verified = {verification_text.WEIGHTS: found} if options.verify else {}
+    return gguf_record.describe(plan, verified, options.repo)
 
 
 def _files(
@@ -263,13 +267,6 @@ def _check(plan: GgufPlan, first: Path, equal: Collection[str], *, verify: bool)
         others = f", and {len(differences) - 1} more" if len(differences) > 1 else ""
         raise OutputError(f"the written model is wrong: {differences[0]}{others}")
     return written
-
-
-def _write_card(
-    card: Path, first: OutSplit, content: Mapping[str, Any], options: GgufOptions
-) -> None:
-    data = GgufCard(first.name, content, first.metadata, options.repo)
-    card.write_text(gguf_card.render(data), encoding="utf-8")
 
 
 def _about_limit(plan: GgufPlan, options: WriteOptions) -> Sequence[str]:

@@ -20,6 +20,9 @@ from mergekit_interleave.planning.gguf_metadata import PROVENANCE
 from mergekit_interleave.planning.gguf_plan import GgufPlan
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
+FINGERPRINT = f"{PROVENANCE}fingerprint"
+"""The key of the record that each split has, so that it is known which run wrote it."""
+
 PADDING = f"{PROVENANCE}padding"
 """The key whose bytes move the data to an offset at which it can share blocks."""
 
@@ -82,7 +85,7 @@ def splits_of(
         whole = {**plan.metadata, **provenance}
         return [OutSplit(f"{stem}.gguf", parts[0], block, whole, version)]
     own = {key: plan.metadata[key] for key in (ALIGNMENT,) if key in plan.metadata}
-    own |= {key: value for key, value in provenance.items() if key.endswith(".fingerprint")}
+    own |= {key: value for key, value in provenance.items() if key == FINGERPRINT}
     return [
         OutSplit(
             split_name(stem, index, len(parts)),

@@ -7,6 +7,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import struct
@@ -35,6 +36,9 @@ _MAX_NESTING = 8
 
 _MAX_DIMENSIONS, _MAX_NAME = 4, 63
 """The limits of ggml on the shape and on the name of a tensor."""
+
+_MAX_ALIGNMENT = 2**20
+"""The maximum alignment in bytes: each header and each tensor is padded to a multiple of it."""
 
 _CHUNK = 2**22
 """The number of bytes read at once."""
@@ -257,8 +261,8 @@ def alignment_of(metadata: Mapping[str, Value]) -> int:
     if value is None:
         return DEFAULT_ALIGNMENT
     alignment = value.decoded() if value.kind == UINT32 else 0
-    if alignment < 1 or alignment & (alignment - 1):
-        raise _MalformedError(f"{ALIGNMENT} is not a power of two")
+    if alignment < 1 or alignment & (alignment - 1) or alignment > _MAX_ALIGNMENT:
+        raise _MalformedError(f"{ALIGNMENT} is not a power of two up to {_MAX_ALIGNMENT}")
     return int(alignment)
 
 
@@ -291,11 +295,9 @@ def _tensors(rows: Iterable[_Row], shard: Shard, start: int, alignment: int) -> 
         row = BY_NUMBER.get(kind)
         if row is None:
             raise _MalformedError(f"{name} has the unknown type {kind}")
-        elements = 1
-        for dimension in dimensions:
-            elements *= dimension
+        elements = math.prod(dimensions)
         first = dimensions[0] if dimensions else 1
-        if elements >= 2**63 or first % row.elements:
+        if max(elements, *dimensions, 0) >= 2**63 or first % row.elements:
             raise _MalformedError(f"{name} has the shape {list(dimensions)}, of {row.name}")
         if offset != end:
             raise _MalformedError(f"{name} starts at offset {offset}, not at {end}")

@@ -36,7 +36,7 @@ many tensors they hold together."""
 
 _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)")
 
-_BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)")
 
 _AFTER = ("output", "cls")
 """The first parts of the names of tensors that are used after the layers."""
@@ -132,9 +132,17 @@ class GgufModel:
         return f"{self.model_type}.{name}"
 
     def integer(self, name: str) -> int | None:
-        """Return the integer under a key of its architecture, or None if there is none."""
+        """Return the count under a key of its architecture, or None if there is none.
+
+        Raises:
+            CheckpointError: The value is not a whole number, or is negative.
+        """
         value = self.metadata.get(self.key(name))
-        return int(value.decoded()) if value is not None and value.is_integer else None
+        if value is None:
+            return None
+        if not value.is_integer or value.decoded() < 0:
+            raise CheckpointError(f"{self.path}: {self.key(name)} is not a count")
+        return int(value.decoded())
 
     @cached_property
     def blocks(self) -> int:

@@ -57,8 +57,7 @@ class Value:
     def decoded(self) -> Any:
         """Return the number, truth value, text or list.
 
-        Raises:
-            UnicodeDecodeError: A text is not UTF-8.
+        Bytes of a text that are not UTF-8 are replaced.
         """
         return _decode(self.kind, self.data, 0)[0]
 
@@ -67,7 +66,7 @@ def _decode(kind: int, data: bytes, at: int) -> tuple[Any, int]:
     """Decode a value that starts at an offset; return it and the offset of its end."""
     if kind == STRING:
         end = _end(kind, data, at)
-        return data[at + 8 : end].decode(), end
+        return data[at + 8 : end].decode(errors="replace"), end
     if kind == ARRAY:
         items, count = struct.unpack_from("<IQ", data, at)
         at += _ARRAY_HEAD

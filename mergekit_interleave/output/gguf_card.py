@@ -1,7 +1,7 @@
 """Render the model card of a grown GGUF model, which lies beside it as `OUT.md`.
 
 Its last line holds a digest of the rest. A card with another digest was edited or written by
-another tool, and only `--force` replaces it.
+another tool. `run` does not replace it, and `card` only with `--force`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,20 @@ class GgufCard:
         file: The name of the model's file, or of its first split.
         content: The record of the model; see `gguf_record`.
         metadata: The metadata of the model.
-        repo: The Hub id under which it will be published, if the user gives it.
+        stated_repo: The Hub id under which it will be published, if the user gives it now.
         base_model: The Hub id of its only source, if the user gives it.
     """
 
     file: str
     content: Mapping[str, Any]
     metadata: Mapping[str, Value]
-    repo: str | None = None
+    stated_repo: str | None = None
     base_model: str | None = None
+
+    @property
+    def repo(self) -> str | None:
+        """The Hub id under which it will be published, if that is known."""
+        return self.stated_repo or self.content.get(gguf_record.REPO)
 
     @property
     def layout(self) -> Layout:

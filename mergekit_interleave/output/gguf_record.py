@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import IO, Any
 
-from mergekit_interleave._stored_tensor import Tensor
+from mergekit_interleave import _dtypes
+from mergekit_interleave._stored_tensor import Shard, Tensor
 from mergekit_interleave._version import __version__
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices
@@ -25,8 +28,9 @@ from mergekit_interleave.gguf.values import STRING, Value
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
-from mergekit_interleave.output import lineage, manifest
-from mergekit_interleave.planning.gguf_metadata import PROVENANCE
+from mergekit_interleave.output import lineage, manifest, verification_text
+from mergekit_interleave.planning import arithmetic, public_names
+from mergekit_interleave.planning.gguf_metadata import PROVENANCE, SPLIT_PREFIX
 from mergekit_interleave.planning.gguf_plan import GgufPlan
 from mergekit_interleave.planning.shortest import KnownModels
 from mergekit_interleave.planning.tensor_plan import TensorSpec
@@ -35,22 +39,72 @@ VERSION = 1
 
 FINGERPRINT = "fingerprint"
 
-TABLE = "tensor_table"
-"""The key of a digest of the names, types and shapes of all tensors. Another program that has
-changed the tensors, such as llama-quantize, keeps the record."""
+TABLE, SAMPLE, OTHERS = "tensor_table", "sample", "metadata"
+"""The keys of digests: of the names, types and shapes of all tensors, of bytes of some of them, and
+of all other keys. A program that has changed a file, such as llama-quantize, keeps the record."""
 
-_KEYS = (
-    "version", FINGERPRINT, "directive", "models", "base", "layers", "identities", "equal",
-    lineage.KEY, "bytes", "types", "parameters", "new_parameters", "verified", "tools", TABLE,
-)  # fmt: skip
+_SAMPLED, _BYTES = 256, 64
+"""The number of tensors in the sample, and of bytes from the middle of each."""
+
+REPO = public_names.REPO
 
 
-def describe(plan: GgufPlan, verified: Mapping[str, Any]) -> dict[str, Any]:
+def _is(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _all(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(_is(kind), value))
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+_CHECKS: Mapping[str, Callable[[Any], bool]] = {
+    "version": lambda value: value == VERSION,
+    FINGERPRINT: _is(str),
+    "directive": _is(dict),
+    "models": lambda value: _all(dict)(value) and all(map(_is_source, value)),
+    "layers": _all(dict),
+    "identities": _all(int),
+    "equal": _is(bool),
+    "bytes": _count,
+    "types": lambda value: _all(str)(value) and bool(value),
+    "parameters": lambda value: _count(value) and value > 0,
+    "new_parameters": _count,
+    "tools": _is(dict),
+    TABLE: _is(str),
+    SAMPLE: _is(str),
+    OTHERS: _is(str),
+}
+"""The keys that every record has, each with a function that checks its value."""
+
+_OPTIONAL: Mapping[str, Callable[[Any], bool]] = {
+    "base": _count,
+    lineage.KEY: _all(dict),
+    "verified": _is(dict),
+    REPO: _is(str),
+}
+
+
+def _is_source(entry: Mapping[str, Any]) -> bool:
+    return (
+        all(_count(entry.get(key)) for key in ("layers", "parameters"))
+        and isinstance(entry.get("model"), str | dict)
+        and isinstance(entry.get("hub_id", ""), str)
+    )
+
+
+def describe(
+    plan: GgufPlan, verified: Mapping[str, Any], repo: str | None = None
+) -> dict[str, Any]:
     """Return the record of a result.
 
     Args:
         plan: The plan of the result.
         verified: The outcome of each verification, by its kind.
+        repo: The Hub id under which it will be published, if the user gives it.
     """
     models = list(plan.sources.values())
     growths: list[dict[str, Any]] = []
@@ -74,7 +128,10 @@ def describe(plan: GgufPlan, verified: Mapping[str, Any]) -> dict[str, Any]:
         "new_parameters": plan.new_parameters,
         **({"verified": dict(verified)} if verified else {}),
         "tools": {"mergekit-interleave": __version__},
+        **({REPO: repo} if repo else {}),
         TABLE: table_of_specs(plan.specs),
+        SAMPLE: _sample_of_specs(plan.specs),
+        OTHERS: _digest_of(plan.metadata),
     }
 
 
@@ -132,26 +189,48 @@ def read(model: GgufModel) -> dict[str, Any] | None:
         CheckpointError: The record is malformed.
     """
     content: dict[str, Any] = {}
+    checks = {**_CHECKS, **_OPTIONAL}
     try:
-        for key in _KEYS:
+        for key in checks:
             value = model.metadata.get(f"{PROVENANCE}{key}")
             if value is not None:
                 text = value.decoded() if value.kind == STRING else ""
                 content[key] = text if key == FINGERPRINT else json.loads(text)
         if "layers" not in content:
             return None
-        is_whole = content.get(FINGERPRINT) == fingerprint(lineage.layout_of(content))
-        problem = lineage.problem(content)
+        problem = _problem(content)
     except Exception as error:
         raise CheckpointError(
             f"{model.path}: the keys {PROVENANCE}* are malformed "
             f"({type(error).__name__}: {error!s:.200})"
         ) from error
-    if problem is None and not is_whole:
-        problem = f"{FINGERPRINT} does not match its layers"
     if problem is not None:
         raise CheckpointError(f"{model.path}: {PROVENANCE}{problem}")
     return content
+
+
+def _problem(content: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with a record, or None.
+
+    Raises:
+        Exception: It is malformed.
+    """
+    missing = _CHECKS.keys() - content.keys()
+    if missing:
+        return f"{min(missing)} is missing"
+    for key, is_right in {**_CHECKS, **_OPTIONAL}.items():
+        if key in content and not is_right(content[key]):
+            return f"{key} is malformed"
+    layout = lineage.layout_of(content)
+    if content[FINGERPRINT] != fingerprint(layout):
+        return f"{FINGERPRINT} does not match its layers"
+    if content.get("base", 0) >= len(content["models"]):
+        return "base names no model"
+    if not {*content["identities"]} <= {layer.index for layer in layout.layers}:
+        return "identities names no layer"
+    verification_text.sentences(content.get("verified", {}))
+    verification_text.short(content.get("verified", {}))
+    return lineage.problem(content)
 
 
 def layout_of(content: Mapping[str, Any]) -> Layout:
@@ -174,3 +253,84 @@ def _digest(rows: Iterable[tuple[str, str, tuple[int, ...]]]) -> str:
     for name, kind, shape in sorted(rows):
         digest.update(f"{name} {kind} {shape}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def is_as_written(model: GgufModel, content: Mapping[str, Any]) -> bool:
+    """Whether a model is what a record was written for, as far as its digests tell."""
+    return (
+        has_recorded_tensors(model, content)
+        and content[SAMPLE] == _sample_of(model.tensors)
+        and has_recorded_metadata(model, content)
+    )
+
+
+def has_recorded_tensors(model: GgufModel, content: Mapping[str, Any]) -> bool:
+    """Whether the names, types and shapes of the tensors are those of a record."""
+    return bool(content[TABLE] == table_of(model.tensors))
+
+
+def has_recorded_metadata(model: GgufModel, content: Mapping[str, Any]) -> bool:
+    """Whether the metadata is that of a record."""
+    return bool(content[OTHERS] == _digest_of(model.metadata))
+
+
+def _digest_of(metadata: Mapping[str, Value]) -> str:
+    """Return a digest of the metadata that is not of the record or of splits."""
+    digest = hashlib.sha256()
+    for key, value in sorted(metadata.items()):
+        if not key.startswith((PROVENANCE, SPLIT_PREFIX)):
+            digest.update(f"{key} {value.kind} {len(value.data)}\n".encode())
+            digest.update(value.data)
+    return digest.hexdigest()[:16]
+
+
+def _sample_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return a digest of some bytes of stored tensors."""
+    with closing(_Reader()) as reader:
+        return _sampled({name: partial(reader.middle, t) for name, t in tensors.items()})
+
+
+def _sample_of_specs(specs: Iterable[TensorSpec]) -> str:
+    """Return a digest of the same bytes of planned tensors, from their sources."""
+    with closing(_Reader()) as reader:
+        return _sampled({spec.name: partial(reader.planned, spec) for spec in specs})
+
+
+def _sampled(parts: Mapping[str, Callable[[], bytes]]) -> str:
+    names = sorted(parts)
+    digest = hashlib.sha256()
+    for name in names[:: max(len(names) // _SAMPLED, 1)]:
+        digest.update(parts[name]())
+    return digest.hexdigest()[:16]
+
+
+class _Reader:
+    """Reads the middle of tensors."""
+
+    def __init__(self) -> None:
+        self._files: dict[Shard, IO[bytes]] = {}
+
+    def middle(self, tensor: Tensor) -> bytes:
+        """Return some bytes from the middle of a tensor."""
+        if tensor.shard not in self._files:
+            self._files[tensor.shard] = tensor.file.open("rb", buffering=0)
+        file = self._files[tensor.shard]
+        file.seek(tensor.start + tensor.nbytes // 2 // _BYTES * _BYTES)
+        return file.read(min(_BYTES, tensor.nbytes - tensor.nbytes // 2 // _BYTES * _BYTES))
+
+    def planned(self, spec: TensorSpec) -> bytes:
+        """Return the same bytes of a tensor that is planned."""
+        data = self.middle(spec.tensor)
+        if spec.scale == 0:
+            return bytes(len(data))
+        if spec.constant is not None:
+            value = _dtypes.encode(spec.dtype, spec.constant.value)
+            return value * (len(data) // len(value))
+        if spec.is_computed:
+            return arithmetic.compute(data, spec.tensor.dtype, spec.scale, spec.through, spec.dtype)
+        return data
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self._files.values():
+            file.close()

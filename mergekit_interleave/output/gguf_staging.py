@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.engines.gguf_splits import FINGERPRINT
 from mergekit_interleave.errors import InterleaveError, OutputError
 from mergekit_interleave.gguf import header
 from mergekit_interleave.gguf.model import open_model, split_name, split_stem
 from mergekit_interleave.output import gguf_card, gguf_record
 from mergekit_interleave.output.stage import Stage, StagedResult, run_staged
-from mergekit_interleave.planning.gguf_metadata import PROVENANCE
 
 T = TypeVar("T")
 
@@ -98,7 +97,7 @@ def _reason_to_stay(first: Path) -> str | None:
         return "is not a file that a run wrote"
     if content is None:
         return "is not a file that a run wrote"
-    if content.get(gguf_record.TABLE) != gguf_record.table_of(model.tensors):
+    if not gguf_record.is_as_written(model, content):
         return "was changed since a run wrote it"
     return None
 
@@ -130,12 +129,16 @@ def staged(out: Path, write: Callable[[Path], T], *, replace: bool) -> StagedRes
     return run_staged(_FileStage(out, replace=replace), write)
 
 
+_MOVED = ".moved"
+"""An empty file beside old files that were all moved away, so that new ones may be at OUT."""
+
+
 class _FileStage(Stage):
     """The directory beside OUT in which its files are written."""
 
     def __init__(self, out: Path, *, replace: bool) -> None:
         super().__init__(out, replace=replace)
-        self._moved: list[Path] = []
+        self._new: list[Path] = []
         self._placed = False
 
     def check_vacant(self) -> None:
@@ -147,12 +150,15 @@ class _FileStage(Stage):
             )
 
     def place(self) -> None:
-        for file in _present(self.out):  # the first split is the first to go
-            self.aside.mkdir(exist_ok=True)
-            file.rename(self.aside / file.name)
+        old = _present(self.out)
+        if old:
+            self.aside.mkdir()
+            for file in old:  # the first split is the first to go
+                file.rename(self.aside / file.name)
+            (self.aside / _MOVED).touch()
         for name in sorted(os.listdir(self.work), key=_last_to_place):
             (self.work / name).rename(self.out.with_name(name))
-            self._moved.append(self.out.with_name(name))
+            self._new.append(self.out.with_name(name))
         self._placed = True
 
     @property
@@ -160,13 +166,27 @@ class _FileStage(Stage):
         return self._placed
 
     def recover(self) -> None:
-        strays = _strays(self.out) if self.follows_killed else []
-        for file in (*self._moved, *(stray for stray in strays if _is_ours(stray))):
-            file.unlink(missing_ok=True)
-        if self.aside.exists() and not firsts(self.out):
+        moved = self.aside / _MOVED
+        if moved.exists() and not self._new and firsts(self.out):
+            self.remove_aside()  # a killed run has placed the new first split, and so all of them
+            return
+        if not self.aside.exists() or moved.exists():
+            # No old file is at OUT, so what is there is new.
+            strays = _strays(self.out) if self.follows_killed else []
+            for file in (*self._new, *filter(_is_ours, strays)):
+                file.unlink(missing_ok=True)
+        self._new.clear()
+        if self.aside.exists():
+            moved.unlink(missing_ok=True)  # first, since old files will be at OUT again
             for name in sorted(os.listdir(self.aside), key=_last_to_place):
                 (self.aside / name).rename(self.out.with_name(name))
-        shutil.rmtree(self.aside, ignore_errors=True)
+            self.aside.rmdir()
+
+    def remove_aside(self) -> None:
+        with suppress(OSError):
+            for name in sorted(os.listdir(self.aside), key=_MOVED.__eq__):
+                (self.aside / name).unlink()  # the mark is the last to go
+            self.aside.rmdir()
 
 
 def _present(out: Path) -> list[Path]:
@@ -199,5 +219,5 @@ def _strays(out: Path) -> list[Path]:
 def _is_ours(split: Path) -> bool:
     """Whether a run has written a split."""
     with suppress(InterleaveError):
-        return f"{PROVENANCE}{gguf_record.FINGERPRINT}" in header.read(split).metadata
+        return FINGERPRINT in header.read(split).metadata
     return False

@@ -88,6 +88,10 @@ class Stage(ABC):
     def recover(self) -> None:
         """Restore the old model if a run ended before its new model was in place."""
 
+    def remove_aside(self) -> None:
+        """Remove the old model, as far as that is possible."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+
     def has_work_at(self, path: Path) -> bool:
         """Whether the locked directory is at a path."""
         return self._lock is not None and _is_at(path, self._lock)
@@ -146,7 +150,7 @@ class Stage(ABC):
         """Remove the old model after the new one is at OUT."""
         with suppress(OSError):  # OUT is in place; only a power failure could lose it
             sync(self.out.parent)
-        shutil.rmtree(self.aside, ignore_errors=True)
+        self.remove_aside()
         if self.aside.exists():
             self.warnings.append(
                 f"the previous model at {self.out} could not be removed; it is now at {self.aside}"

@@ -174,7 +174,8 @@ def llama_cpp(found: Mapping[str, Any]) -> str:
     """Describe the outcome of a forward pass in llama.cpp."""
     words = f"{found['prompts']} prompts of {found['prompt_tokens']} tokens"
     if found["window"]:
-        words += f" (more than the window of {found['window']})"
+        more = "more" if found["prompt_tokens"] > found["window"] else "not more"
+        words += f" ({more} than the window of {found['window']})"
     same = "the same" if found["same_greedy_tokens"] else "different"
     words += f"; {same} {found['greedy_tokens']} greedy tokens each; "
     difference = found["largest_difference"]

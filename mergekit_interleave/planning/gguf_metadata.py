@@ -7,6 +7,7 @@ the tokenizer, stays as it is, to the byte.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,18 +18,23 @@ from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.gguf import values
 from mergekit_interleave.gguf.header import ALIGNMENT, DEFAULT_ALIGNMENT
 from mergekit_interleave.gguf.model import DEPTH, GgufModel
-from mergekit_interleave.gguf.values import Value
+from mergekit_interleave.gguf.values import STRING, Value
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 PROVENANCE = "interleave."
 """The prefix of the keys that this project writes."""
 
-_SPLIT = "split."
+SPLIT_PREFIX = "split."
+"""The prefix of the keys of splits."""
+
+_EXTRA = "general.tensor_extra."
+_EXTRA_NAMES = f"{_EXTRA}name"
+"""The key of an array of names of tensors; other arrays with this prefix have an entry for each."""
 
 _NAME, _PARAMETERS, _SIZE = "general.name", "general.parameter_count", "general.size_label"
 
-_NOT_OF_LAYERS = ("general.", "tokenizer.", "quantize.", PROVENANCE, _SPLIT)
+_NOT_OF_LAYERS = ("general.", "tokenizer.", "quantize.", PROVENANCE, SPLIT_PREFIX)
 """The prefixes of keys whose arrays have no entry per layer, whatever their length."""
 
 
@@ -73,19 +79,16 @@ def grown(
     metadata = {
         key: value
         for key, value in base.metadata.items()
-        if not key.startswith((PROVENANCE, _SPLIT))
+        if not key.startswith((PROVENANCE, SPLIT_PREFIX))
     }
-    for key in _arrays(sources.values(), base):
-        metadata[key] = _per_layer(key, blocks)
-    depth = base.key(DEPTH)
-    metadata[depth] = values.number(base.metadata[depth].kind, len(blocks))
-    if base.architecture is not None:
-        for key in base.architecture.leading_counts:
-            whole = base.key(key)
-            if whole in metadata:
-                count = _leading(whole, blocks, key)
-                metadata[whole] = values.number(metadata[whole].kind, count)
-    models = [*sources.values(), base]
+    models = list(sources.values())
+    for key in _arrays(models, base):
+        metadata[key] = _per_layer(key, blocks, base)
+    _restate(metadata, base.key(DEPTH), len(blocks))
+    for key in () if base.architecture is None else base.architecture.leading_counts:
+        if any(model.key(key) in model.metadata for model in models):
+            _restate(metadata, base.key(key), _leading(base.key(key), blocks, key))
+    _restate_extra(metadata, specs, models)
     alignment = max(file.alignment for model in models for file in model.files)
     if alignment != DEFAULT_ALIGNMENT:
         metadata[ALIGNMENT] = values.unsigned(alignment)
@@ -108,26 +111,40 @@ def _arrays(sources: Iterable[GgufModel], base: GgufModel) -> Iterator[str]:
             if name in others:
                 continue
             if name in known:
-                if value.count != model.blocks:
+                if value.count not in (model.blocks, model.depth):
                     raise RefusedError(
                         f"{model.path}: {key} has {value.count} entries, but there are "
                         f"{model.blocks} blocks"
                     )
                 yield key
-            elif value.count == model.blocks:
+            elif value.count in (model.blocks, model.depth):
                 raise RefusedError(
                     f"{model.path}: {key} has as many entries as there are layers, and it is "
                     "unknown whether each is that of a layer"
                 )
 
 
-def _per_layer(key: str, blocks: Sequence[Block]) -> Value:
-    """Return the array of the entries of all blocks; a single value is that of each block."""
+def _per_layer(key: str, blocks: Sequence[Block], base: GgufModel) -> Value:
+    """Return the array of the entries of all blocks, or of all layers.
+
+    A single value is that of each block, except for a key that then states a period.
+    """
     found = {block.model: block.model.metadata.get(key) for block in blocks}
-    kinds = {value.items for value in found.values() if value is not None and value.is_array}
-    if None in found.values() or len(kinds) != 1:
-        raise RefusedError(f"{key} is missing in one of the sources, or has another type there")
+    arrays = {model: value for model, value in found.items() if value and value.is_array}
+    kinds = {value.items for value in arrays.values()}
+    of_layers = [value.count == model.depth for model, value in arrays.items()]
+    periods = () if base.architecture is None else base.architecture.periods
+    states_period = any(period.key and base.key(period.key) == key for period in periods)
+    if (
+        None in found.values()
+        or len(kinds) != 1
+        or len({*of_layers}) > 1
+        or (states_period and len(arrays) < len(found))
+    ):
+        raise RefusedError(f"{key} is missing in one of the sources, or has another form there")
     (kind,) = kinds
+    if of_layers[0]:
+        blocks = [block for block in blocks if block.source < block.model.depth]
     entries = {
         model: _entries(value, kind or 0, model.blocks)
         for model, value in found.items()
@@ -140,6 +157,8 @@ def _entries(value: Value, kind: int, count: int) -> list[bytes]:
     """Return the entry of each block, as a type of items."""
     if value.is_array:
         return values.parts(value)
+    if kind not in values.INTEGERS or not value.is_integer:
+        raise RefusedError("an array of the sources has another type than the value of another")
     return [values.number(kind, value.decoded()).data] * count
 
 
@@ -149,8 +168,11 @@ def _leading(key: str, blocks: Sequence[Block], name: str) -> int:
     Raises:
         RefusedError: They would not be the first ones.
     """
-    counts = {block.model.ref: block.model.integer(name) or 0 for block in blocks}
-    kinds = [block.source < counts[block.model.ref] for block in blocks]
+    counts = {block.model: block.model.integer(name) for block in blocks}
+    stated = {model: count for model, count in counts.items() if count is not None}
+    if len(stated) < len(counts):
+        raise RefusedError(f"{key} is missing in one of the sources")
+    kinds = [block.source < stated[block.model] for block in blocks]
     count = sum(kinds)
     if not all(kinds[:count]):
         raise RefusedError(
@@ -161,17 +183,57 @@ def _leading(key: str, blocks: Sequence[Block], name: str) -> int:
     return count
 
 
+def _restate(metadata: dict[str, Value], key: str, count: int) -> None:
+    """State another count under a key, in its type.
+
+    Raises:
+        RefusedError: The type has no such number.
+    """
+    old = metadata.get(key)
+    try:
+        metadata[key] = values.unsigned(count) if old is None else values.number(old.kind, count)
+    except (KeyError, struct.error) as error:
+        raise RefusedError(f"{key}: its type cannot state {count}") from error
+
+
+def _restate_extra(
+    metadata: dict[str, Value], specs: Sequence[TensorSpec], models: Sequence[GgufModel]
+) -> None:
+    """Derive the arrays that state something of some tensors, whose names one of them lists.
+
+    Raises:
+        RefusedError: There are several models, or the arrays have different lengths.
+    """
+    names = metadata.get(_EXTRA_NAMES)
+    if names is None:
+        return
+    arrays = {key: value for key, value in metadata.items() if key.startswith(_EXTRA)}
+    counts = {value.count for value in arrays.values()}
+    if len(models) > 1 or len(counts) > 1 or not all(v.is_array for v in arrays.values()):
+        raise RefusedError(
+            f"{_EXTRA}* states something of single tensors, which cannot be derived here",
+            hint="take all layers from one model",
+        )
+    places = {name: place for place, name in enumerate(names.decoded())}
+    found = [(spec.name, places[spec.source]) for spec in specs if spec.source in places]
+    for key, value in arrays.items():
+        parts = values.parts(value)
+        metadata[key] = values.array(value.items or 0, [parts[place] for _, place in found])
+    metadata[_EXTRA_NAMES] = values.texts([name for name, _ in found])
+
+
 def _general(
     metadata: Mapping[str, Value], base: GgufModel, depth: int, specs: Sequence[TensorSpec]
 ) -> Iterator[tuple[str, Value]]:
     """Yield what the metadata states of the model as a whole, if the base states it."""
-    if _NAME in metadata and depth != base.depth:
-        name = str(metadata[_NAME].decoded())
-        yield _NAME, values.text(f"{_without_depth(name)} {depth}L")
-    if _PARAMETERS in metadata:
-        total = sum(math.prod(spec.shape) for spec in specs)
-        yield _PARAMETERS, values.number(metadata[_PARAMETERS].kind, total)
-    if _SIZE in metadata:
+    name, parameters, size = (metadata.get(key) for key in (_NAME, _PARAMETERS, _SIZE))
+    if name is not None and name.kind == STRING and depth != base.depth:
+        yield _NAME, values.text(f"{_without_depth(name.decoded())} {depth}L")
+    if parameters is not None and parameters.is_integer:
+        stated = {_PARAMETERS: parameters}
+        _restate(stated, _PARAMETERS, sum(math.prod(spec.shape) for spec in specs))
+        yield _PARAMETERS, stated[_PARAMETERS]
+    if size is not None and size.kind == STRING:
         yield _SIZE, values.text(size_label(specs))
 
 
@@ -223,16 +285,19 @@ class Misread:
     period: Period
 
 
-def misread(layout: Layout, base: GgufModel, identities: Collection[int] = ()) -> Misread | None:
+def misread(
+    layout: Layout, sources: Mapping[ModelRef, GgufModel], identities: Collection[int] = ()
+) -> Misread | None:
     """Return the first layer that llama.cpp would take for another kind, if there is one.
 
     Args:
         layout: The layers.
-        base: A model of their architecture.
+        sources: Their models.
         identities: The indices of the new layers that pass their input on unchanged.
     """
-    for period in periods_of(base):
-        for layer in layout.layers:
+    periods = {ref: periods_of(model) for ref, model in sources.items()}
+    for layer in layout.layers:
+        for period in periods[layer.model]:
             if layer.index in identities and not period.of_tensors:
                 continue
             if period.is_other(layer.index) != period.is_other(layer.source):

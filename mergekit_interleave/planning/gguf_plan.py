@@ -7,10 +7,11 @@ source layer has, so a layout with which it would not is refused.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mergekit_interleave.architectures import gguf as architectures
 from mergekit_interleave.checkpoint.hub import is_hub_id
@@ -18,6 +19,7 @@ from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
 from mergekit_interleave.errors import RefusedError
+from mergekit_interleave.gguf import values
 from mergekit_interleave.gguf.model import ARCHITECTURE, DEPTH, GgufModel
 from mergekit_interleave.gguf.values import Value
 from mergekit_interleave.layout.layout import Layout, expand
@@ -29,9 +31,6 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec, assemble
 
 MOST_LAYERS = 512
 """The largest number of blocks that llama.cpp loads."""
-
-_TENSOR_NAMES = "general.tensor_extra.name"
-"""A key whose array names tensors."""
 
 _FILE_TYPE = "general.file_type"
 
@@ -123,23 +122,24 @@ def plan_gguf(expansion: Expansion, *, base_model: str | None = None) -> GgufPla
     Raises:
         InterleaveError: The result cannot be produced.
     """
-    sources, base = _opened(expansion)
     _check_keys(expansion)
+    expansion = _with_one_name_each(expansion)
+    sources, base = _opened(expansion)
     layout = expansion.layout
-    for model in dict.fromkeys([*sources.values(), base]):
+    for model in sources.values():
         model.require_family()
         model.check_depth()
-        _check_names(model)
         _check_fit(model, base)
+        _check_depth(layout, model)
     _check_head(layout, sources)
     specs = assemble(layout, sources)
-    _check_depth(layout, base)
     _check_places(layout, sources, base)
-    _check_kinds(expansion, base, _identities(layout, sources))
+    _check_kinds(expansion, sources, base)
     metadata = gguf_metadata.grown(base, layout, sources, specs)
-    _check_first_layer(layout, sources, base)
+    _check_windows(metadata, base)
+    _check_first_layer(metadata, base)
     _check_last_layer(layout, sources)
-    names, origins = _names([*sources.values(), base], base_model)
+    names, origins = _names([*sources.values()], base_model)
     unknown = base.architecture is None
     warning = (
         f"architecture {base.model_type!r} is unknown: whether the result computes what its base "
@@ -157,14 +157,23 @@ def plan_gguf(expansion: Expansion, *, base_model: str | None = None) -> GgufPla
     )
 
 
+def _with_one_name_each(expansion: Expansion) -> Expansion:
+    """Return an expansion in which two spellings of a file are one model."""
+    first: dict[object, ModelRef] = {}
+    for ref in expansion.layout.models:
+        first.setdefault(ref.identity, ref)
+    slices = (replace(part, model=first[part.model.identity]) for part in expansion.layout.slices)
+    return replace(expansion, layout=Layout(tuple(slices)))
+
+
 def _opened(expansion: Expansion) -> tuple[dict[ModelRef, GgufModel], GgufModel]:
     """Return the models of the layers, and that of the metadata.
 
     Raises:
-        RefusedError: One of them is not a GGUF file.
+        RefusedError: One of them is not a GGUF file, or the metadata is that of another model.
     """
     found: dict[ModelRef, GgufModel] = {}
-    for ref in dict.fromkeys([*expansion.layout.models, expansion.base]):
+    for ref in expansion.layout.models:
         model = expansion.sources.get(ref)
         if not isinstance(model, GgufModel):
             raise RefusedError(
@@ -172,8 +181,15 @@ def _opened(expansion: Expansion) -> tuple[dict[ModelRef, GgufModel], GgufModel]
                 hint="convert it to GGUF, in the same quantization, or name directories only",
             )
         found[ref] = model
-    base = found[expansion.base]
-    return {ref: found[ref] for ref in expansion.layout.models}, base
+    wanted = expansion.base.identity
+    base = next((model for ref, model in found.items() if ref.identity == wanted), None)
+    if base is None:
+        raise RefusedError(
+            f"base_model: {expansion.base} has no layer in the result, so its metadata does not "
+            "describe it",
+            hint="name a model of the layers, or leave `base_model` out",
+        )
+    return found, base
 
 
 def _identities(layout: Layout, sources: Mapping[ModelRef, GgufModel]) -> frozenset[int]:
@@ -199,45 +215,42 @@ def _check_keys(expansion: Expansion) -> None:
             raise RefusedError(f"{key}: mergekit applies this key, and it reads no GGUF files")
 
 
-def _check_names(model: GgufModel) -> None:
-    """Refuse metadata that names tensors of single layers."""
-    if _TENSOR_NAMES in model.metadata:
-        raise RefusedError(
-            f"{model.path}: {_TENSOR_NAMES} names single tensors, which cannot be derived for new "
-            "layers"
-        )
-
-
 def _check_fit(model: GgufModel, base: GgufModel) -> None:
     """Check that the layers of a model can be stacked on those of the base."""
     if model is base:
         return
     for key in sorted(model.metadata.keys() | base.metadata.keys()):
-        if not _must_agree(key, base):
-            continue
         one, other = model.metadata.get(key), base.metadata.get(key)
-        if one != other:
+        if one != other and _must_agree(key, base, one, other):
             raise RefusedError(
                 f"{model.ref} cannot be stacked with {base.ref}: {key} is {_short(one)} in "
                 f"{model.ref} and {_short(other)} in {base.ref}"
             )
-    for name in _shared(model):
-        if name not in base.tensors or _bytes(model, name) != _bytes(base, name):
+    for name in sorted({*_shared(model), *_shared(base)}):
+        both = name in base.tensors and name in model.tensors
+        if not both or _bytes(model, name) != _bytes(base, name):
             raise RefusedError(
                 f"{model.ref} cannot be stacked with {base.ref}: their tensors {name} differ"
             )
 
 
-def _must_agree(key: str, base: GgufModel) -> bool:
-    """Whether a key must have the same value in all models of a stack."""
+def _must_agree(key: str, base: GgufModel, *found: Value | None) -> bool:
+    """Whether a key must have the same value in all models of a stack.
+
+    Args:
+        key: The key.
+        base: A model of the stack.
+        found: The values in two models.
+    """
     if key in (ARCHITECTURE, _FILE_TYPE):
         return True
     if key.startswith("tokenizer."):
         return key != _CHAT_TEMPLATE
     prefix, name = f"{base.model_type}.", key.removeprefix(f"{base.model_type}.")
     counts = () if base.architecture is None else base.architecture.leading_counts
-    per_layer = name in architectures.per_layer_arrays()
-    return key.startswith(prefix) and not per_layer and name not in (DEPTH, *counts)
+    if name in architectures.per_layer_arrays():  # arrays are joined
+        return not any(value is not None and value.is_array for value in found)
+    return key.startswith(prefix) and name not in (DEPTH, *counts)
 
 
 def _short(value: Value | None) -> str:
@@ -313,9 +326,12 @@ def _check_places(layout: Layout, sources: Mapping[ModelRef, GgufModel], base: G
         )
 
 
-def _check_kinds(expansion: Expansion, base: GgufModel, identities: Collection[int]) -> None:
+def _check_kinds(
+    expansion: Expansion, sources: Mapping[ModelRef, GgufModel], base: GgufModel
+) -> None:
     """Refuse a layout of which llama.cpp would take a layer for another kind."""
-    found = gguf_metadata.misread(expansion.layout, base, identities)
+    layout = expansion.layout
+    found = gguf_metadata.misread(layout, sources, _identities(layout, sources))
     if found is None:
         return
     works = _nearest(expansion.directive, expansion.layout, base)
@@ -344,30 +360,42 @@ def _nearest(directive: Directive, layout: Layout, base: GgufModel) -> str | Non
     if growth is None or other is None:
         return None
     trial = expand(growth, base.ref, base.depth)
-    works = gguf_metadata.misread(trial, base) is None
+    works = gguf_metadata.misread(trial, {base.ref: base}) is None
     return yaml_io.write_inline(other.to_document()) if works else None
 
 
-def _check_first_layer(
-    layout: Layout, sources: Mapping[ModelRef, GgufModel], base: GgufModel
-) -> None:
+_WINDOW, _WINDOW_KINDS = "attention.sliding_window", "attention.sliding_window_pattern"
+
+
+def _check_windows(metadata: Mapping[str, Value], base: GgufModel) -> None:
+    """Refuse a result in which no layer has the window: llama.cpp aborts when it loads that."""
+    kinds = metadata.get(base.key(_WINDOW_KINDS))
+    if kinds is not None and kinds.is_array and base.is_set(_WINDOW) and not any(kinds.decoded()):
+        raise RefusedError(
+            f"no layer of the result would have the window that {base.key(_WINDOW)} states, and "
+            "llama.cpp loads no such model",
+            hint="keep a layer with the window",
+        )
+
+
+def _check_first_layer(metadata: Mapping[str, Value], base: GgufModel) -> None:
     """Refuse another first layer if llama.cpp takes sizes of all layers from it."""
-    first = layout.layers[0]
-    model = sources[first.model]
     for name in architectures.sizes_of_first_layer():
-        value = model.metadata.get(model.key(name))
-        if value is None or not value.is_array:
+        key = base.key(name)
+        old, new = base.metadata.get(key), metadata.get(key)
+        if old is None or new is None or not new.is_array:
             continue
-        entries = value.decoded()
-        of_base = base.metadata[base.key(name)].decoded()
-        was = of_base[0] if isinstance(of_base, list) else of_base
-        if entries[first.source] != was:
+        was = values.parts(old)[0] if old.is_array else old.data
+        if values.parts(new)[0] != was and new.decoded()[0] != _first(old.decoded()):
             raise RefusedError(
-                f"llama.cpp takes sizes of all layers from the first one, and "
-                f"{model.key(name)} is {was} there, but {entries[first.source]} in layer "
-                f"{first.source}",
-                hint=f"keep layer 0, or start with a layer whose {name} is {was}",
+                f"llama.cpp takes sizes of all layers from the first one, and {key} would be "
+                f"{new.decoded()[0]} there, not {_first(old.decoded())}",
+                hint=f"keep layer 0, or start with a layer whose {name} is {_first(old.decoded())}",
             )
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, list) else value
 
 
 def _check_last_layer(layout: Layout, sources: Mapping[ModelRef, GgufModel]) -> None:

@@ -217,7 +217,7 @@ class _Opener:
         if stated not in (None, depth):
             raise LayoutError(
                 f"layers: {stated} is stated, but {model} has {depth} layers",
-                hint="leave `layers` out; the depth is read from config.json",
+                hint="leave `layers` out; the depth is read from the model",
             )
         return depth
 

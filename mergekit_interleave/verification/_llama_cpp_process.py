@@ -49,4 +49,6 @@ def generate(job: dict[str, Any]) -> list[list[Any]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(generate(json.load(sys.stdin))))  # noqa: T201 - the result
+    job_given = json.load(sys.stdin)
+    sys.path[:] = job_given["path"]  # this process starts without that of the user
+    print(json.dumps(generate(job_given)))  # noqa: T201 - the result

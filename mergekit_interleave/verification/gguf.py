@@ -121,7 +121,7 @@ def verify(
     if expansion is None and content is not None and against:
         expansion = _expansion(out, content, against)
     if expansion is None:
-        return _of_itself(out, gguf_record.layout_of(content or {}))
+        return _of_itself(out, content or {})
     plan = plan_gguf(expansion)
     weights = compare(out.tensors.items(), plan.specs, source_name=_source_name(plan))
     differences = [*weights.differences, *metadata_differences(out.metadata, plan.metadata)]
@@ -155,7 +155,7 @@ def _expansion(
     if len(entries) != len(against):
         raise RefusedError(
             f"{out.path}: was made from {_models(len(entries))}, and {len(against)} are given",
-            hint="give --against once for each, in the order of the card",
+            hint="give --against once for each, in the order in which the card lists them",
         )
     for entry, model in zip(entries, against, strict=True):
         if entry["layers"] != model.depth:
@@ -177,8 +177,9 @@ def _models(count: int) -> str:
     return "1 model" if count == 1 else f"{count} models"
 
 
-def _of_itself(out: GgufModel, layout: Layout) -> GgufVerifyReport:
-    """Compare the copies in a model with their originals, and its zeroed tensors with zeros."""
+def _of_itself(out: GgufModel, content: Mapping[str, Any]) -> GgufVerifyReport:
+    """Compare a model with its record, its copies with their originals, and zeros with zeros."""
+    layout = gguf_record.layout_of(content)
     if len(layout) != out.depth:
         raise RefusedError(
             f"{out.path}: its record lists {len(layout)} layers, but it has {out.depth}"
@@ -200,7 +201,17 @@ def _of_itself(out: GgufModel, layout: Layout) -> GgufVerifyReport:
         )
     specs = assemble(Layout(tuple(slices)), {out.ref: out})
     weights = compare(out.tensors.items(), specs, source_name=lambda _: "the same model")
-    return GgufVerifyReport(out.path, layout, (), weights, tuple(weights.differences), specs)
+    differences = [*weights.differences, *_recorded_differences(out, content)]
+    return GgufVerifyReport(out.path, layout, (), weights, tuple(differences), specs)
+
+
+def _recorded_differences(out: GgufModel, content: Mapping[str, Any]) -> Iterator[Difference]:
+    """Yield what the record of a model says otherwise."""
+    if not gguf_record.has_recorded_tensors(out, content):
+        yield Difference("the names, types or shapes of tensors are not those that were recorded")
+    if not gguf_record.has_recorded_metadata(out, content):
+        what = f"{METADATA}: not every key is as it was recorded"
+        yield Difference(what, file=METADATA)
 
 
 _NOT_COMPARED = (SPLIT, SPLITS, SPLIT_TENSORS)

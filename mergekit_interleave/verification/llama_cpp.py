@@ -104,13 +104,16 @@ def measure(base: GgufModel, grown: GgufModel, *, identity: bool) -> dict[str, A
     return found | {
         "prompts": len(prompts),
         "prompt_tokens": length,
-        "window": window if window < length else 0,
+        "window": window,
         "greedy_tokens": _NEW_TOKENS,
         "same_greedy_tokens": same,
         "top": _TOP,
         "largest_difference": largest,
         "tools": {"xllamacpp": metadata.version("xllamacpp")},
     }
+
+
+_LEAST_VOCABULARY = 2
 
 
 def _vocabulary(model: GgufModel) -> int:
@@ -121,7 +124,7 @@ def _vocabulary(model: GgufModel) -> int:
     """
     tokens = model.metadata.get("tokenizer.ggml.tokens")
     count = tokens.count if tokens is not None else model.integer("vocab_size")
-    if not count:
+    if not count or count < _LEAST_VOCABULARY:
         raise RefusedError(f"{model.path}: states no vocabulary, so llama.cpp cannot run it")
     return count
 
@@ -150,8 +153,8 @@ def generate(
     threads = max((os.cpu_count() or 1) // 2, 1)
     job = Job(str(file), prompts, context, **{"threads": threads, **how})
     done = subprocess.run(  # noqa: S603 - this project's own module
-        [sys.executable, "-m", f"{__package__}._llama_cpp_process"],
-        input=json.dumps(asdict(job)),
+        [sys.executable, "-I", str(_PROCESS)],  # no module of the current directory
+        input=json.dumps({**asdict(job), "path": _path()}),
         capture_output=True,
         text=True,
         errors="replace",
@@ -162,6 +165,15 @@ def generate(
         raise RefusedError(f"{file}: llama.cpp cannot run it: {_reason(done.stderr)}")
     found: list[Steps] = json.loads(lines[-1])
     return found
+
+
+_PROCESS = Path(__file__).with_name("_llama_cpp_process.py")
+
+
+def _path() -> list[str]:
+    """Return the places of modules, without the current directory."""
+    here = Path.cwd()
+    return [place for place in sys.path if place and Path(place).absolute() != here]
 
 
 def _reason(log: str) -> str:
@@ -184,5 +196,12 @@ def largest_difference(one: Sequence[Steps], other: Sequence[Steps]) -> float:
 
 def _difference(left: Mapping[str, float], right: Mapping[str, float]) -> float:
     """Return the largest difference of the log-probabilities that both have, at least of one."""
-    shared = [abs(left[token] - right[token]) for token in left.keys() & right.keys()]
+    shared = [_distance(left[token], right[token]) for token in left.keys() & right.keys()]
     return max(shared) if shared else math.inf
+
+
+def _distance(one: float | None, other: float | None) -> float:
+    """Return the difference of two numbers; infinity if one of them is none."""
+    if one is None or other is None or not math.isfinite(one) or not math.isfinite(other):
+        return math.inf
+    return abs(one - other)

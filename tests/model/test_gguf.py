@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,34 @@ from mergekit_interleave.errors import (
     OutputError,
     RefusedError,
 )
+from mergekit_interleave.gguf import header, values
 from mergekit_interleave.gguf.model import GgufModel, open_model
 from mergekit_interleave.output import gguf_card, gguf_record, gguf_staging
 
 DIRECTIVE = "interleave: every 2"
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+import mergekit_interleave as api
+step, base, place, splits = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
+counts = [0]
+def counted(name):
+    original = getattr(Path, name)
+    def call(self, *arguments, **keywords):
+        # Only what is done beside OUT or in the directories there.
+        if place in self.parents and self.suffix in (".gguf", ".md", ".moved", ""):
+            if counts[0] == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            counts[0] += 1
+        return original(self, *arguments, **keywords)
+    setattr(Path, name, call)
+for name in ("rename", "touch", "unlink", "rmdir"):
+    counted(name)
+size = {"out_shard_size": 30_000} if splits else {}
+api.run("append: 1", place / "out.gguf", model=base, force=True, **size)
+"""
+"""A run that replaces a model, and kills itself at a step of the replacement."""
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +368,26 @@ class TestVerify:
         with pytest.raises((RefusedError, DirectiveError)):
             api.verify(grown, against=toy, **how)
 
+    @pytest.mark.parametrize("text", ["5", '"x"', "[]", "{}", "null", "[5]", "-1", "{", "[[0]]"])
+    def test_a_hostile_record(self, text: str, grown: Path, toy: Path) -> None:
+        """Whatever JSON a key of the record holds, no command ends in another error than ours."""
+        found, data = header.read(grown), grown.read_bytes()
+        entries = [header.Entry(n, t.dtype, t.shape, t.nbytes) for n, t in found.tensors.items()]
+        keys = [key for key in found.metadata if key.startswith("interleave.")]
+        assert len(keys) > 10
+        for key in keys:
+            metadata = {**found.metadata, key: values.text(text)}
+            grown.write_bytes(header.encode(metadata, entries, 3) + data[found.start :])
+            for call in (
+                lambda: api.verify(grown, against=toy),
+                lambda: api.verify(grown),
+                lambda: api.explain(grown),
+                lambda: api.card(grown, force=True),
+                lambda: api.plan("append: 1", model=grown),
+            ):
+                with suppress(InterleaveError):
+                    call()
+
     @pytest.mark.parametrize("key", ["interleave.layers", "interleave.fingerprint"])
     def test_a_malformed_record(self, key: str, grown: Path) -> None:
         """A record that was changed is refused."""
@@ -384,6 +429,25 @@ class TestOut:
             api.run(DIRECTIVE, tmp_path / "out.gguf", model=toy, force=True)
         assert (tmp_path / "out.md").read_text() == "my notes"
 
+    @pytest.mark.parametrize("what", ["weights", "metadata"])
+    def test_a_changed_model_is_not_replaced(self, what: str, toy: Path, tmp_path: Path) -> None:
+        """A model whose weights or metadata were changed since is not replaced."""
+        out = tmp_path / "out.gguf"
+        api.run(DIRECTIVE, out, model=toy)
+        data = bytearray(out.read_bytes())
+        if what == "weights":
+            model = opened(out)
+            for name in model.layer_tensors(2):
+                tensor = model.tensors[name]
+                data[tensor.start : tensor.start + tensor.nbytes] = b"\x11" * tensor.nbytes
+        else:
+            at = data.index(b"<unk>")
+            data[at : at + 5] = b"<UNK>"
+        out.write_bytes(data)
+        with pytest.raises(OutputError, match="changed"):
+            api.run("append: 1", out, model=toy, force=True)
+        assert out.read_bytes() == data
+
     def test_the_base_is_not_replaced(self, toy: Path, tmp_path: Path) -> None:
         """OUT must not be a source."""
         api.run(DIRECTIVE, tmp_path / "out.gguf", model=toy)
@@ -421,6 +485,44 @@ class TestOut:
                     "append: 1", tmp_path / "out.gguf", model=toy, force=True, out_shard_size=30_000
                 )
         assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+    @pytest.mark.parametrize("splits", [True, False])
+    def test_a_run_that_is_killed_at_any_rename(
+        self, splits: bool, toy: Path, tmp_path: Path
+    ) -> None:
+        """Killed at any step of a replacement, a model is whole after the next run, old or new.
+
+        That run is refused, so that what it leaves is what it restored.
+        """
+        size = {"out_shard_size": 20_000} if splits else {}
+        api.run(DIRECTIVE, tmp_path / "base.gguf", model=toy, **size)
+        old = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+        seen = set()
+        for step in range(100):
+            place = tmp_path / f"{step}"
+            place.mkdir()
+            for name, data in old.items():
+                (place / name.replace("base", "out")).write_bytes(data)
+            done = subprocess.run(
+                [sys.executable, "-c", _KILLED, str(step), str(toy), str(place), str(int(splits))],
+                check=False,
+            )
+            with pytest.raises(OutputError, match="exists"):
+                # A limit that makes no file of the name that is there; the run is refused anyway.
+                api.run(DIRECTIVE, place / "out.gguf", model=toy)
+            (first,) = gguf_staging.firsts(place / "out.gguf")
+            depth = opened(first).depth
+            assert api.verify(first, against=toy).is_exact
+            seen.add((done.returncode, depth))
+            hidden = [name for name in os.listdir(place) if name.startswith(".")]
+            if done.returncode == 0:
+                assert not hidden
+                break
+            # What the refused run has not touched, the next one clears.
+            api.run("append: 3", place / "out.gguf", model=toy, force=True)
+            assert sorted(os.listdir(place)) == ["out.gguf", "out.md"]
+        assert (-9, 6) in seen
+        assert (0, 5) in seen
 
     def test_splits_without_a_first_one(self, toy: Path, tmp_path: Path) -> None:
         """What a killed run has placed without the first split is removed by the next run.

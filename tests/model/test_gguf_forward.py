@@ -74,6 +74,27 @@ def test_without_xllamacpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         api.verify(tmp_path / "out.gguf", against=base, forward=True)
 
 
+def test_no_module_of_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module beside a downloaded model is not run."""
+    base = make_gguf(tmp_path / "base.gguf")
+    api.run("append: 1", tmp_path / "out.gguf", model=base)
+    for name in ("xllamacpp", "json"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    assert api.verify("out.gguf", against="base.gguf", forward=True).is_exact
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), None])
+def test_what_is_no_number(number: float | None) -> None:
+    """A log-probability that is no number is not equal to any."""
+    one: list[llama_cpp.Steps] = [[[1, {"1": number}]]]
+    assert llama_cpp.largest_difference(one, [[[1, {"1": -0.5}]]]) == float("inf")
+    assert llama_cpp.largest_difference(one, one) == float("inf")
+
+
 def test_differences() -> None:
     """Differences count up to where the texts part, and of tokens that both list."""
     one = [[[1, {"1": -0.5, "2": -1.0}], [2, {"2": -0.1}]]]

@@ -10,6 +10,7 @@ from gguf_files import make_gguf
 from hypothesis import given
 from hypothesis import strategies as st
 
+import mergekit_interleave as api
 from mergekit_interleave.checkpoint.models import Models
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive.growth import stack_of
@@ -168,6 +169,27 @@ class TestMetadata:
         with pytest.raises(RefusedError, match="feed_forward_length"):
             planned("append: 1", file)
 
+    def test_an_array_of_the_layers_only(self, tmp_path: Path) -> None:
+        """An array may leave out the blocks behind the layers; an unknown one is refused, too."""
+        keys = {"nextn_predict_layers": 1, "xielu.eps": [0.1, 0.2, 0.3]}
+        file = make_gguf(tmp_path / "a.gguf", architecture="apertus", keys=keys)
+        found = value(planned("repeat: [1, 2]", file), "xielu.eps")
+        assert [round(number, 6) for number in found] == [0.1, 0.2, 0.2, 0.3]
+        keys = {"nextn_predict_layers": 1, "new.array": [1, 2, 3]}
+        with pytest.raises(RefusedError, match=r"new\.array"):
+            planned("append: 1", make_gguf(tmp_path / "b.gguf", keys=keys))
+
+    def test_a_result_without_windows(self, tmp_path: Path) -> None:
+        """A result of which no layer has the window is refused, since llama.cpp loads none."""
+        keys = {
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": [True, False, True, False],
+        }
+        file = make_gguf(tmp_path / "a.gguf", architecture="mimo2", keys=keys)
+        planned("drop: [0, 1]", file)
+        with pytest.raises(RefusedError, match="window"):
+            planned("stack: [[1, 2], [3, 4]]", file)
+
     def test_an_unknown_array(self, tmp_path: Path) -> None:
         """An unknown array as long as the depth is refused; of another length, it stays."""
         file = make_gguf(tmp_path / "a.gguf", keys={"new.array": [1, 2, 3, 4]})
@@ -291,8 +313,8 @@ class TestKinds:
         period = gguf_metadata.Period(4)
         kinds = [period.is_other(layer.source) for layer in layout.layers]
         same = all(kind == period.is_other(i) for i, kind in enumerate(kinds))
-        model = _Base((period,))
-        assert (gguf_metadata.misread(layout, model) is None) == same  # type: ignore[arg-type]
+        sources: Any = {ref: _Base((period,))}
+        assert (gguf_metadata.misread(layout, sources) is None) == same
 
     @pytest.mark.parametrize(
         ("architecture", "layers", "keys", "refused"),
@@ -370,6 +392,11 @@ class _Base:
         return name
 
 
+def _stacked(first: Path, second: Path) -> str:
+    """Return a directive of two models, one after the other."""
+    return f"layout: [{{model: {first}, layers: [0, 4]}}, {{model: {second}, layers: [0, 4]}}]"
+
+
 class TestSeveral:
     """Stacks of several GGUF files."""
 
@@ -407,6 +434,71 @@ class TestSeveral:
         found = value(plan, "llama.feed_forward_length")
         assert found == [64, 64, 64, 64, 96, 128, 160]
 
+    @pytest.mark.parametrize(
+        ("one", "two"),
+        [
+            ({"attention.head_count": 4}, {"attention.head_count": 8}),
+            ({"expert_used_count": 2}, {"expert_used_count": 4}),
+            ({}, {"expert_used_count": 4}),
+            ({"leading_dense_block_count": 1}, {}),
+            ({}, {"leading_dense_block_count": 1}),
+            ({"attention.sliding_window_pattern": 2}, {"attention.sliding_window_pattern": 3}),
+            ({"attention.sliding_window_pattern": 2},
+             {"attention.sliding_window_pattern": [True, False] * 2}),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_keys_that_differ(
+        self, one: dict[str, Any], two: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """Models that differ in a key that no array can join are refused, in both orders."""
+        architecture = "deepseek" if "leading_dense_block_count" in {**one, **two} else "gemma2"
+        files = [
+            make_gguf(tmp_path / f"{i}.gguf", architecture=architecture, keys=keys)
+            for i, keys in enumerate((one, two))
+        ]
+        for first, second in (files, files[::-1]):
+            with pytest.raises(RefusedError):
+                planned(_stacked(first, second))
+
+    def test_tables_of_the_rope(self, tmp_path: Path) -> None:
+        """Models of which one has a table of the rope are refused, in both orders."""
+        one, two = (make_gguf(tmp_path / f"{name}.gguf") for name in ("one", "two"))
+        found, data = header.read(two), two.read_bytes()
+        entries = [header.Entry(n, t.dtype, t.shape, t.nbytes) for n, t in found.tensors.items()]
+        entries.append(header.Entry("rope_freqs.weight", "F32", (8,), 32))
+        head = header.encode(found.metadata, entries, found.version)
+        two.write_bytes(head + data[found.start :] + bytes(64))
+        for first, second in ((one, two), (two, one)):
+            with pytest.raises(RefusedError, match="rope_freqs"):
+                planned(_stacked(first, second))
+
+    def test_depths_of_all(self, tmp_path: Path) -> None:
+        """A rule about the number of layers holds for every source."""
+        one = make_gguf(tmp_path / "one.gguf", architecture="minicpm", layers=4)
+        two = make_gguf(tmp_path / "two.gguf", architecture="minicpm", layers=8)
+        with pytest.raises(RefusedError, match="depends on the number"):
+            planned(f"layout: [{{model: {one}, layers: [0, 2]}}, {{model: {two}, layers: [6, 8]}}]")
+
+    def test_two_spellings(self, tmp_path: Path) -> None:
+        """Two spellings of a file are one model, whose second occurrences are copies."""
+        one = make_gguf(tmp_path / "one.gguf")
+        (tmp_path / "link.gguf").symlink_to(one)
+        other = tmp_path / "link.gguf"
+        plan = planned(
+            f"layout: [{{model: {one}, layers: [0, 4]}}, {{model: {other}, layers: [2, 4]}}]"
+        )
+        assert [layer.index for layer in plan.layout.new_layers] == [4, 5]
+        assert list(plan.sources) == list(plan.layout.models)
+
+    def test_a_base_without_layers(self, tmp_path: Path) -> None:
+        """The metadata must be that of a model of the layers, under any spelling."""
+        one, two = (make_gguf(tmp_path / f"{name}.gguf") for name in ("one", "two"))
+        (tmp_path / "link.gguf").symlink_to(one)
+        planned(f"append: 1, base_model: {tmp_path / 'link.gguf'}", one)
+        with pytest.raises(RefusedError, match="base_model"):
+            planned(f"append: 1, base_model: {two}", one)
+
     def test_a_directory_among_them(self, tiny: Path, tmp_path: Path) -> None:
         """A directory cannot be stacked with a GGUF file."""
         one = make_gguf(tmp_path / "one.gguf")
@@ -423,15 +515,75 @@ def test_keys_of_mergekit(key: str, toy: Path) -> None:
         planned(f"append: 1, {key}", toy)
 
 
-def test_names_of_single_tensors(toy: Path) -> None:
-    """Metadata that names tensors of layers is refused."""
-    found = header.read(toy)
-    metadata = {
-        **found.metadata,
-        "general.tensor_extra.name": values.texts(["blk.0.attn_q.weight"]),
-    }
+def _with_keys(file: Path, keys: dict[str, values.Value]) -> Path:
+    """Add keys to a file, or replace them."""
+    found, data = header.read(file), file.read_bytes()
     entries = [header.Entry(n, t.dtype, t.shape, t.nbytes) for n, t in found.tensors.items()]
-    head = header.encode(metadata, entries, found.version)
-    toy.write_bytes(head + toy.read_bytes()[found.start :])
-    with pytest.raises(RefusedError, match="tensor_extra"):
-        planned("append: 1", toy)
+    head = header.encode({**found.metadata, **keys}, entries, found.version)
+    file.write_bytes(head + data[found.start :])
+    return file
+
+
+def test_what_is_stated_of_single_tensors(toy: Path) -> None:
+    """An array of names of tensors, and one of their properties, follow the layers."""
+    names = ["blk.1.attn_q.weight", "output.weight", "blk.3.attn_q.weight"]
+    keys = {
+        "general.tensor_extra.name": values.texts(names),
+        "general.tensor_extra.prec_a4": values.array(values.BOOL, [b"\1", b"\0", b"\0"]),
+    }
+    plan = planned("repeat: [1, 2]", _with_keys(toy, keys))
+    found = value(plan, "general.tensor_extra.name")
+    properties = value(plan, "general.tensor_extra.prec_a4")
+    assert dict(zip(found, properties, strict=True)) == {
+        "blk.1.attn_q.weight": True,
+        "blk.2.attn_q.weight": True,
+        "blk.4.attn_q.weight": False,
+        "output.weight": False,
+    }
+
+
+_HOSTILE = {
+    "a text": values.text("many"),
+    "a float": values.number(6, 1.5),
+    "a negative number": values.number(5, -1),
+    "not a number": values.number(6, float("nan")),
+    "one byte": values.number(0, 4),
+    "an array of texts": values.texts(["a", "b", "c", "d"]),
+    "an array of arrays": values.array(values.ARRAY, [values.texts([]).data] * 4),
+    "not UTF-8": values.Value(values.STRING, b"\2\0\0\0\0\0\0\0\xff\xfe"),
+    "an empty array": values.array(4, []),
+}
+
+_KEYS = (
+    "general.architecture", "general.name", "general.parameter_count", "general.size_label",
+    "general.file_type", "general.license", "general.languages", "llama.block_count",
+    "llama.nextn_predict_layers", "llama.attention.head_count", "llama.feed_forward_length",
+    "llama.attention.sliding_window", "llama.leading_dense_block_count", "llama.vocab_size",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("key", _KEYS)
+@pytest.mark.parametrize("kind", _HOSTILE)
+def test_hostile_metadata(key: str, kind: str, toy: Path, tmp_path: Path) -> None:
+    """A value of the wrong type is refused, or what is written is verified and described."""
+    file = _with_keys(toy, {key: _HOSTILE[kind]})
+    out = tmp_path / "out.gguf"
+    try:
+        api.plan("append: 1", model=file)
+        api.run("append: 1", out, model=file)
+    except InterleaveError:
+        assert not out.exists()
+        return
+    assert api.verify(out, against=file).is_exact
+    api.card(out)
+    api.explain(out)
+
+
+@pytest.mark.parametrize("key", ["block_count", "leading_dense_block_count"])
+def test_a_count_that_does_not_fit(key: str, tmp_path: Path) -> None:
+    """A count that is too large for its type is refused."""
+    keys = {"leading_dense_block_count": 254}
+    file = make_gguf(tmp_path / "a.gguf", architecture="deepseek", layers=254, hidden=32, keys=keys)
+    _with_keys(file, {f"deepseek.{key}": values.number(0, 254)})
+    with pytest.raises(RefusedError, match=key):
+        planned("append: 3", file)
