@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gguf_files import make_gguf
+from gguf_files import add_keys, make_gguf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -515,15 +515,6 @@ def test_keys_of_mergekit(key: str, toy: Path) -> None:
         planned(f"append: 1, {key}", toy)
 
 
-def _with_keys(file: Path, keys: dict[str, values.Value]) -> Path:
-    """Add keys to a file, or replace them."""
-    found, data = header.read(file), file.read_bytes()
-    entries = [header.Entry(n, t.dtype, t.shape, t.nbytes) for n, t in found.tensors.items()]
-    head = header.encode({**found.metadata, **keys}, entries, found.version)
-    file.write_bytes(head + data[found.start :])
-    return file
-
-
 def test_what_is_stated_of_single_tensors(toy: Path) -> None:
     """An array of names of tensors, and one of their properties, follow the layers."""
     names = ["blk.1.attn_q.weight", "output.weight", "blk.3.attn_q.weight"]
@@ -531,7 +522,7 @@ def test_what_is_stated_of_single_tensors(toy: Path) -> None:
         "general.tensor_extra.name": values.texts(names),
         "general.tensor_extra.prec_a4": values.array(values.BOOL, [b"\1", b"\0", b"\0"]),
     }
-    plan = planned("repeat: [1, 2]", _with_keys(toy, keys))
+    plan = planned("repeat: [1, 2]", add_keys(toy, keys))
     found = value(plan, "general.tensor_extra.name")
     properties = value(plan, "general.tensor_extra.prec_a4")
     assert dict(zip(found, properties, strict=True)) == {
@@ -566,7 +557,7 @@ _KEYS = (
 @pytest.mark.parametrize("kind", _HOSTILE)
 def test_hostile_metadata(key: str, kind: str, toy: Path, tmp_path: Path) -> None:
     """A value of the wrong type is refused, or what is written is verified and described."""
-    file = _with_keys(toy, {key: _HOSTILE[kind]})
+    file = add_keys(toy, {key: _HOSTILE[kind]})
     out = tmp_path / "out.gguf"
     try:
         api.plan("append: 1", model=file)
@@ -584,6 +575,6 @@ def test_a_count_that_does_not_fit(key: str, tmp_path: Path) -> None:
     """A count that is too large for its type is refused."""
     keys = {"leading_dense_block_count": 254}
     file = make_gguf(tmp_path / "a.gguf", architecture="deepseek", layers=254, hidden=32, keys=keys)
-    _with_keys(file, {f"deepseek.{key}": values.number(0, 254)})
+    add_keys(file, {f"deepseek.{key}": values.number(0, 254)})
     with pytest.raises(RefusedError, match=key):
         planned("append: 3", file)
