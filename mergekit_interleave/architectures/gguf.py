@@ -122,6 +122,7 @@ class GgufData(TypedDict):
         per_layer_arrays: Keys whose arrays have one entry per block; without the architecture.
         unprefixed_per_layer_arrays: Such keys that do not begin with the architecture.
         other_arrays: Keys whose arrays have no entry per block, whatever their length.
+        after_layers: The beginnings of the names of tensors that are used after the layers.
         sizes_of_first_layer: Keys of which llama.cpp uses the entry of the first layer for others.
         file_types: The names of the quantizations, by the number under `general.file_type`.
         reasons: The reasons to refuse a model, by the names that architectures use.
@@ -132,6 +133,7 @@ class GgufData(TypedDict):
     per_layer_arrays: list[str]
     unprefixed_per_layer_arrays: list[str]
     other_arrays: list[str]
+    after_layers: list[str]
     sizes_of_first_layer: list[str]
     file_types: dict[str, str]
     reasons: dict[str, str]
@@ -193,6 +195,11 @@ def per_layer_arrays() -> frozenset[str]:
 def other_arrays() -> frozenset[str]:
     """Return the keys whose arrays have no entry per block; without the architecture."""
     return frozenset(_data()["other_arrays"])
+
+
+def after_layers() -> tuple[str, ...]:
+    """Return the beginnings of the names of tensors that are used after the layers."""
+    return tuple(_data()["after_layers"])
 
 
 def sizes_of_first_layer() -> tuple[str, ...]:

@@ -38,9 +38,6 @@ _SPLIT_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P
 
 _BLOCK = re.compile(r"blk\.(0|[1-9][0-9]*)\.(.+)")
 
-_AFTER = ("output", "cls")
-"""The first parts of the names of tensors that are used after the layers."""
-
 
 def split_name(stem: str, index: int, count: int) -> str:
     """Return the name of a split as llama.cpp spells it.
@@ -237,8 +234,9 @@ class GgufModel:
     def outside_layers(self) -> tuple[list[str], list[str]]:
         """Return the names of the tensors before the layers and of those after them."""
         outside = list(self._layers[None])
-        after = [name for name in outside if name.startswith(_AFTER)]
-        before = [name for name in outside if not name.startswith(_AFTER)]
+        parts = architectures.after_layers()
+        after = [name for name in outside if name.startswith(parts)]
+        before = [name for name in outside if not name.startswith(parts)]
         for index in range(self.depth, self.blocks):
             after += self.layer_tensors(index)
         return before, after
