@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 
@@ -50,10 +51,20 @@ def write(text: str) -> None:
 
 
 def tell(kind: str, sentences: Iterable[str | None]) -> None:
-    """Print `warning:`, `note:` or `hint:` lines to standard error."""
-    for sentence in sentences:
-        if sentence is not None:
-            print(f"{kind}: {sentence}", file=sys.stderr)  # noqa: T201
+    """Print `warning:`, `note:` or `hint:` lines to standard error.
+
+    A standard error that is closed or full changes neither the result nor the exit code.
+    """
+    if sys.stderr is None:  # `print` would take standard output instead
+        return
+    try:
+        for sentence in sentences:
+            if sentence is not None:
+                print(f"{kind}: {sentence}", file=sys.stderr)  # noqa: T201
+    except OSError:
+        with suppress(OSError):
+            sys.stderr.close()  # otherwise Python writes again at exit, and exits with 120
+        sys.stderr = None
 
 
 def printable(line: str) -> str:

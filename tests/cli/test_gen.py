@@ -454,6 +454,18 @@ def test_standard_output_that_takes_nothing(
     assert error.startswith(f"error: {reason}")
 
 
+@pytest.mark.parametrize("redirection", ["2> /dev/full", "2>&-"])
+def test_standard_error_that_takes_nothing(
+    shell: Callable[..., subprocess.CompletedProcess[str]], tiny: Path, redirection: str
+) -> None:
+    """If standard error is full or closed, results and exit codes stay the same."""
+    warned = "mk-interleave gen 'append: 1, zero: [o_proj, mlp.]'"
+    for command in (warned, "mk-interleave gen --every 80"):
+        whole, cut = shell(command, cwd=tiny), shell(f"{command} {redirection}", cwd=tiny)
+        assert whole.stderr
+        assert (cut.returncode, cut.stdout, cut.stderr) == (whole.returncode, whole.stdout, "")
+
+
 class TestBadInput:
     """A mistake gives one error, at most one hint, the documented exit code and no output."""
 
