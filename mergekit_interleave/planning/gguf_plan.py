@@ -123,6 +123,7 @@ def plan_gguf(expansion: Expansion, *, base_model: str | None = None) -> GgufPla
         InterleaveError: The result cannot be produced.
     """
     _check_keys(expansion)
+    _check_names(expansion)
     expansion = _with_one_name_each(expansion)
     sources, base = _opened(expansion)
     layout = expansion.layout
@@ -155,6 +156,23 @@ def plan_gguf(expansion: Expansion, *, base_model: str | None = None) -> GgufPla
         metadata=metadata,
         warnings=(*expansion.warnings, *([warning] if unknown else [])),
     )
+
+
+def _check_names(expansion: Expansion) -> None:
+    """Refuse an unknown architecture unless the directive states what it does to the tensors.
+
+    The slices of a mergekit config state everything.
+    """
+    directive = expansion.directive
+    if directive.growth is None or directive.zero is not None or directive.scale:
+        return
+    for ref, model in expansion.sources.items():
+        if isinstance(model, GgufModel) and model.architecture is None:
+            raise RefusedError(
+                f"{ref}: architecture {model.model_type!r} is unknown, so it is not known how "
+                "llama.cpp reads more layers",
+                hint="state the tensors to zero, `zero: [NAMES]`, or that none is, `zero: none`",
+            )
 
 
 def _with_one_name_each(expansion: Expansion) -> Expansion:

@@ -127,6 +127,10 @@ class TestTensors:
         with pytest.raises(LayoutError) as raised:
             planned("interleave: every 2", file)
         assert "zero: [" in (raised.value.hint or "")
+        for plain in ("repeat: [1, 3]", "drop: [1, 2]"):
+            with pytest.raises(RefusedError):
+                planned(plain, file)
+            assert planned(f"{plain}, zero: none", file).warnings
         plan = planned("interleave: every 2, zero: [attn_output, ffn_down]", file)
         assert not plan.identities
         assert not plan.is_identity
