@@ -370,6 +370,13 @@ def spliced(page: str, begin: str, end: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
+def publish(text: str, page: Path | None, begin: str, end: str) -> None:
+    """Print the figures, and write them between two marks of a page."""
+    print(text)
+    if page is not None:
+        page.write_text(spliced(page.read_text(encoding="utf-8"), begin, end, text), "utf-8")
+
+
 def main() -> None:
     """Measure, print the figures, and write them into a page."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -393,10 +400,7 @@ def main() -> None:
     parts.append(proof(models.MIDDLE, folder, arguments.runs))
     parts.append(startup(folder, arguments.runs))
     text = "\n\n".join(parts)
-    print(text)
-    if arguments.page:
-        page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(spliced(page, BEGIN, END, text), encoding="utf-8")
+    publish(text, arguments.page, BEGIN, END)
 
 
 if __name__ == "__main__":

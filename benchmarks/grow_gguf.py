@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import CP, Contender, Cost, beside, in_turn, machine, spliced, table, xfs
+from bench import CP, Contender, Cost, beside, in_turn, machine, publish, table, xfs
 
 from mergekit_interleave._stored_tensor import padded
 from mergekit_interleave.gguf import header, values
@@ -196,10 +196,7 @@ def main() -> None:
         tensors(folder, arguments.runs),
     ]
     text = "\n\n".join(parts)
-    print(text)
-    if arguments.page:
-        page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(spliced(page, BEGIN, END, text), encoding="utf-8")
+    publish(text, arguments.page, BEGIN, END)
 
 
 if __name__ == "__main__":

@@ -60,10 +60,7 @@ def main() -> None:
     table = [f"| {' | '.join(columns)} |", "| --- | --- | --- | --- |", *rows]
     parts = (f"{head}: {bench.machine()}.", "\n".join(table), memory(arguments.smollm2, folder))
     text = "\n\n".join(parts)
-    print(text)
-    if arguments.page:
-        page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(bench.spliced(page, BEGIN, END, text), encoding="utf-8")
+    bench.publish(text, arguments.page, BEGIN, END)
 
 
 def loading(name: str, base: Path, written: Path, runs: int) -> str:

@@ -42,10 +42,7 @@ def main() -> None:
         text = measure(folder, arguments.runs)
     finally:
         shutil.rmtree(there, ignore_errors=True)
-    print(text)
-    if arguments.page:
-        page = arguments.page.read_text(encoding="utf-8")
-        arguments.page.write_text(bench.spliced(page, BEGIN, END, text), encoding="utf-8")
+    bench.publish(text, arguments.page, BEGIN, END)
 
 
 def measure(folder: Path, runs: int) -> str:
