@@ -20,7 +20,7 @@ from mergekit_interleave.errors import InterleaveError, OutputError
 from mergekit_interleave.gguf import header
 from mergekit_interleave.gguf.model import open_model, split_name, split_stem
 from mergekit_interleave.output import gguf_card, gguf_record
-from mergekit_interleave.output.stage import Stage, StagedResult, run_staged
+from mergekit_interleave.output.stage import Stage, StagedResult, check_replaceable, run_staged
 
 T = TypeVar("T")
 
@@ -57,15 +57,7 @@ def check_vacant(out: Path, *, replace: bool) -> None:
         OutputError: OUT exists and must not be replaced.
     """
     for first in firsts(out):
-        reason = _reason_to_stay(first)
-        if not replace:
-            hint = "name another OUT" + (", or use --force to replace it" if not reason else "")
-            raise OutputError(f"{first}: already exists", hint=hint)
-        if reason is not None:
-            raise OutputError(
-                f"{first}: {reason}, so it is not replaced",
-                hint="move it away, or name another OUT",
-            )
+        check_replaceable(first, _reason_to_stay(first), replace=replace)
     card = gguf_card.path_of(out)
     if os.path.lexists(card) and not gguf_card.is_generated(card):
         raise OutputError(

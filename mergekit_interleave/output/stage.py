@@ -40,6 +40,27 @@ class StagedResult(Generic[T]):
     warnings: tuple[str, ...] = ()
 
 
+def check_replaceable(path: Path, reason_to_stay: str | None, *, replace: bool) -> None:
+    """Check that what exists at the place of a new model may be replaced.
+
+    Args:
+        path: What exists.
+        reason_to_stay: Why even `--force` must not replace it, or None if it may.
+        replace: Whether an existing model may be replaced.
+
+    Raises:
+        OutputError: It must not be replaced.
+    """
+    if not replace:
+        hint = "name another OUT" + ("" if reason_to_stay else ", or use --force to replace it")
+        raise OutputError(f"{path}: already exists", hint=hint)
+    if reason_to_stay is not None:
+        raise OutputError(
+            f"{path}: {reason_to_stay}, so it is not replaced",
+            hint="move it away, or name another OUT",
+        )
+
+
 class Stage(ABC):
     """The directory next to OUT, from its creation to its removal.
 

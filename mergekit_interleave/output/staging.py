@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from mergekit_interleave import _out_files
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.output import card_files, verification_text, weight_sample
-from mergekit_interleave.output.stage import Stage, StagedResult, run_staged
+from mergekit_interleave.output.stage import Stage, StagedResult, check_replaceable, run_staged
 
 T = TypeVar("T")
 
@@ -29,16 +29,8 @@ def check_vacant(out: Path, *, replace: bool) -> None:
     Raises:
         OutputError: OUT exists and must not be replaced.
     """
-    if not os.path.lexists(out):
-        return
-    reason = _reason_to_stay(out)
-    if not replace:
-        hint = "name another OUT" + (", or use --force to replace it" if reason is None else "")
-        raise OutputError(f"{out}: already exists", hint=hint)
-    if reason is not None:
-        raise OutputError(
-            f"{out}: {reason}, so it is not replaced", hint="move it away, or name another OUT"
-        )
+    if os.path.lexists(out):
+        check_replaceable(out, _reason_to_stay(out), replace=replace)
 
 
 def _reason_to_stay(out: Path) -> str | None:
