@@ -28,6 +28,7 @@ from typing import Any
 import architecture_data
 import assigned
 import composites
+import divided_updates
 import torch
 import toys
 import transformers
@@ -56,6 +57,10 @@ PLANS = {
     "norms": "interleave: every 2, zero: norms",
 }
 
+
+DAMPED = "damped"
+DAMPED_LINES = ("layers: [3, 5]", "layers: [2, 6], as: block", "layers: [0, 8], as: block")
+"""The repeats that are damped, in the order in which they are tried until one is not refused."""
 
 IN_MEMORY = "in memory"
 LAYOUTS = (
@@ -205,6 +210,45 @@ def _stacked(directive: str, steps: str, models: tuple[Path, Path], folder: Path
     fault = _fault_of_gen(directive, expected, folder)
     engine = json.loads((out / "interleave.json").read_text())["engine"]
     return Outcome("wrong", fault) if fault else Outcome("exact", engine)
+
+
+def damped(base: Path, folder: Path) -> Outcome:
+    """Compare damped repeats with a forward pass of plain ones that divides each update.
+
+    Args:
+        base: The checkpoint.
+        folder: A directory for the results.
+
+    Returns:
+        `exact` if the float32 logits differ by at most 1e-5 of the largest one.
+    """
+    outcome = Outcome("refused", "")
+    for line in DAMPED_LINES:
+        out = folder / "damped"
+        shutil.rmtree(out, ignore_errors=True)
+        status, err = mk("run", f"repeat: {{{line}, damped: true}}", str(out), "--model", str(base))
+        if not status:
+            difference = _damped_difference(base, line, out)
+            return Outcome("wrong", f"damped: {difference}") if difference else Outcome("exact", "")
+        outcome = Outcome("refused", _line(err, "error: "))
+    return outcome
+
+
+def _damped_difference(base: Path, line: str, out: Path) -> str:
+    """Describe how damped layers differ from layers whose updates are divided."""
+    layers = json.loads((out / "interleave.json").read_text())["layers"]
+    repeated = [i for i, layer in enumerate(layers) if layer["scale"] or layer.get("gain")]
+    written = load(out)
+    plain = api.load(f"repeat: {{{line}}}", model=base, dtype="float32")
+    for given in _inputs(written):
+        words = {**given, "use_cache": "mllama" in str(written.config.model_type)}
+        found = _logits(written, words)
+        with divided_updates.divided(plain, len(layers), repeated, 2):
+            expected = _logits(plain, words)
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        if difference > 1e-5:
+            return f"logits differ by {difference:.0e}"
+    return ""
 
 
 def in_memory(base: Path, folder: Path) -> Outcome:
@@ -552,12 +596,11 @@ class Row:
     def __str__(self) -> str:
         """Return the row of the table."""
         cells = [self.name]
-        for plan in (*PLANS, STACK, IN_MEMORY):
+        for plan in (*PLANS, STACK, IN_MEMORY, DAMPED):
             outcome = self.outcomes.get(plan)
             cells.append(outcome.result if outcome else "-")
-        stacked = self.outcomes.get(STACK)
-        if stacked and stacked.result == "exact" and stacked.hint:
-            cells[-1] += f" (`{stacked.hint}`)"
+            if plan == STACK and outcome and outcome.result == "exact" and outcome.hint:
+                cells[-1] += f" (`{outcome.hint}`)"
         inexact = [o for o in self.outcomes.values() if o.result != "exact" and o.detail]
         engine = next((o.detail for o in self.outcomes.values() if o.result == "exact"), "-")
         suggested = next((o.hint for o in inexact if o.hint), "")
@@ -606,7 +649,7 @@ def examine(name: str, folder: Path) -> Row:
         row.outcomes[plan] = outcome
     exact = [PLANS[plan] for plan, outcome in row.outcomes.items() if outcome.result == "exact"]
     hints = [outcome.hint for outcome in row.outcomes.values() if outcome.hint]
-    for column, check in ((STACK, stack), (IN_MEMORY, in_memory)):
+    for column, check in ((STACK, stack), (IN_MEMORY, in_memory), (DAMPED, damped)):
         try:
             row.outcomes[column] = check(base, folder)
         except Exception as error:  # noqa: BLE001 - the table shows it
@@ -792,6 +835,9 @@ def check_all(page: Path) -> int:
         "steps": STACKS[0],
         "others": " and ".join(f"`{steps}`" for steps in STACKS[1:]),
         "in_memory": IN_MEMORY,
+        "damped": DAMPED,
+        "damped_line": DAMPED_LINES[0],
+        "divided": sum(row.outcomes[DAMPED].result == "exact" for row in rows),
         "layouts": ", ".join(f"`{layout}`" for layout in LAYOUTS),
         "shared": sum(row.outcomes[IN_MEMORY].result == "exact" for row in rows),
         "stacked": sum(row.outcomes[STACK].result == "exact" for row in rows),
@@ -805,7 +851,7 @@ def check_all(page: Path) -> int:
 
 def _head() -> str:
     """Return the first two lines of the table."""
-    columns = ["type", *PLANS, STACK, IN_MEMORY, "engine", "mergekit-yaml", "why refused"]
+    columns = ["type", *PLANS, STACK, IN_MEMORY, DAMPED, "engine", "mergekit-yaml", "why refused"]
     return f"| {' | '.join(columns)} |\n| {' | '.join('---' for _ in columns)} |"
 
 
@@ -863,6 +909,12 @@ copied. The plans are:
   and other weights; {others} if no config.json can represent that
 - {in_memory}: what `mergekit_interleave.load` builds without a file, for {layouts} and the stack of
   two models
+
+- {damped}: `repeat: {{{damped_line}, damped: true}}`, or a longer block if no config.json can
+  represent that
+
+{divided} damped repeats are exact: the float32 logits differ by at most 1e-5 of the largest logit
+from those of a plain repeat whose forward pass halves each addition to the residual stream.
 
 {stacked} stacks of two models are exact: the float32 logits and the greedy text are those of a
 model whose layers were assigned by hand in Python. Where `gen` accepts the directive,

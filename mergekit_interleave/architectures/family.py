@@ -230,6 +230,9 @@ class Family:
             last component of the writer's name. They are its neighbours: the factors of a gated
             MLP, and the values of an attention. A layer whose writers have zero input is an
             identity too, if the writers have no bias.
+        adds_updates: Whether all that a layer does to the residual stream is to add the outputs of
+            its residual writers or output norms, so that `damped` can divide them. It is false if a
+            layer has a factor for the stream, several streams, or norms after some writers only.
         identity_constants: Substrings of the names of tensors that must also be filled to make a
             layer an identity, each with its constant.
         output_norms: The norms between projections and residual stream. `zero: norms` makes them
@@ -283,6 +286,7 @@ class Family:
             "w2": ("w1", "w3"),
         }
     )
+    adds_updates: bool = True
     identity_constants: Mapping[str, IdentityConstant] = field(default_factory=dict)
     output_norms: OutputNorms | None = None
     indexer_sharing: IndexerSharing | None = None

@@ -103,6 +103,8 @@ class Architecture:
             layer_prefix="blk",
             residual_writers=self.residual_writers,
             closing_factors={},
+            # Such a constant is a factor for the stream.
+            adds_updates=not self.identity_constants,
             identity_constants=self.identity_constants,
             output_norms=self.output_norms,
             mergekit_defined=True,

@@ -14,6 +14,7 @@ import typer
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.growth import registry
+from mergekit_interleave.directive.growth.repeat import DAMPED
 from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE, NORMS
 from mergekit_interleave.errors import DirectiveError
 
@@ -78,6 +79,12 @@ _FLAGS = {
         "WHICH",
         APPLY_TO,
     ),
+    DAMPED: typer.Option(
+        f"--{DAMPED}",
+        help="With --repeat: each of K occurrences of a layer, also the original, adds only 1/K of "
+        "its update.",
+        rich_help_panel="What to grow",
+    ),
     "model": typer.Option(
         help="The source model: a directory or a Hub id, org/name or org/name@revision.",
         metavar="MODEL",
@@ -116,7 +123,7 @@ LegacyConfig = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 
-Flags = Mapping[str, "list[str] | None"]
+Flags = Mapping[str, "list[str] | bool | None"]
 
 
 def takes_words(command: Callable[..., None]) -> Callable[..., None]:
@@ -126,8 +133,8 @@ def takes_words(command: Callable[..., None]) -> Callable[..., None]:
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[list[str] | None, option],
+            default=False if name == DAMPED else None,
+            annotation=Annotated[bool if name == DAMPED else list[str] | None, option],
         )
         for name, option in _FLAGS.items()
     ]
@@ -148,7 +155,11 @@ def takes_words(command: Callable[..., None]) -> Callable[..., None]:
 
 def words(flags: Flags) -> Words:
     """Convert the flags to keywords of the Python API."""
-    return cast("Words", {name: joined(name, values) for name, values in flags.items()})
+    found: dict[str, object] = {
+        name: joined(name, given) if isinstance(given, list) else given or None
+        for name, given in flags.items()
+    }
+    return cast("Words", found)
 
 
 def joined(name: str, values: list[str] | None) -> str | None:

@@ -23,10 +23,12 @@ def scan(  # noqa: PLR0913 - one parameter for each flag
         "A file with one directive per line, to measure instead of a space.")] = None,
     *,
     space: Annotated[list[str] | None, typer.Option(metavar="SPACE", show_default=False,
-        autocompletion=options.offering("blocks", "ranges", "layers", "drops", "windows"), help=
+        autocompletion=options.offering("blocks", "ranges", "layers", "damped-blocks",
+        "damped-ranges", "damped-layers", "drops", "windows"), help=
         "What is tried: blocks (each block of layers repeated), ranges (its layers repeated one by "
-        "one), layers (each layer 2 to 8 times), drops (each block left out) or windows. May be "
-        "given several times; blocks is the default.")] = None,
+        "one), layers (each layer 2 to 8 times), damped-blocks, damped-ranges, damped-layers (the "
+        "same with divided updates), drops (each block left out) or windows. May be given several "
+        "times; blocks is the default.")] = None,
     combine: Annotated[str | None, typer.Option(metavar="K", show_default=False, help=
         "Then repeat 2 to K blocks together: each round adds one to the best of the last.")] = None,
     model: Model = None,

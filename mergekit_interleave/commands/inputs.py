@@ -48,6 +48,8 @@ class Words(TypedDict, total=False):
         after: Insert a new layer after each of these layers: `"3,9,14"` or `[3, 9, 14]`.
         append: Append K copies of the last layer.
         repeat: Repeat a range of layers: `"8:24x2"`, `[8, 24]`, or a mapping.
+        damped: With `repeat`: divide the update of each repeated layer by its number of
+            occurrences.
         stack: Stack ranges one after another: `"0:24,8:32"` or `[[0, 24], [8, 32]]`.
         windows: Stack overlapping windows: `"16:8"` or `{"size": 16, "stride": 8}`.
         drop: Omit ranges of layers: `"23:28"` or `[23, 28]`.
@@ -64,6 +66,7 @@ class Words(TypedDict, total=False):
     after: int | str | Sequence[int] | None
     append: int | str | None
     repeat: Ranges | None
+    damped: bool | None
     stack: Ranges | None
     windows: Ranges | None
     drop: Ranges | None

@@ -18,8 +18,9 @@ from typing import IO, Any
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave.directive import mergekit_keys, yaml_io
-from mergekit_interleave.directive.growth import ExplicitSlices, Growth, registry, windows
+from mergekit_interleave.directive.growth import ExplicitSlices, Growth, Repeat, registry, windows
 from mergekit_interleave.directive.growth.base import Named, positive
+from mergekit_interleave.directive.growth.repeat import DAMPED
 from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS, MERGEKIT_KEYS, METHOD
 from mergekit_interleave.directive.model_ref import (
     ModelRef,
@@ -70,6 +71,7 @@ class Directive:
         apply_to: Which of several equal layers `zero` and `scale` apply to; None means the copies.
         mergekit: mergekit's own keys, in the order of the document.
         name: mergekit-multi's name for the result.
+        damped: Whether the growth line of the directive that this one is joined to is damped.
         warnings: Warnings for the user, one sentence each; ignored in comparisons.
     """
 
@@ -82,6 +84,7 @@ class Directive:
     apply_to: str | None = None
     mergekit: Mapping[str, object] = field(default_factory=dict)
     name: str | None = None
+    damped: bool = False
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @property
@@ -120,6 +123,22 @@ class Directive:
                 hint="for example `scale: {q_proj: 0.84}`",
             )
         check_disjoint(self.zero, self.scale or ())
+        if self.growth is not None and self.growth.damping > 1:
+            self._check_damped()
+
+    def _check_damped(self) -> None:
+        stated = {
+            "zero": self.zero not in (None, NONE),
+            "scale": self.scale is not None,
+            "apply_to": self.apply_to is not None,
+        }
+        for key, is_stated in stated.items():
+            if is_stated:
+                raise DirectiveError(
+                    f"{key}: cannot be combined with `damped`, which sets the factors itself",
+                    hint=f"leave out `damped` or `{key}`; `scale` with `apply_to: all` sets any "
+                    "other factors",
+                )
 
     def replaced_by(self, flags: Directive) -> Directive:
         """Return this directive, with the values that `flags` states taking precedence."""
@@ -128,6 +147,9 @@ class Directive:
             for name in ("growth", "model", "layers", "zero", "scale", "apply_to")
             if getattr(flags, name) is not None
         }
+        if flags.damped:
+            changes["growth"] = None if self.growth is None else _damped(self.growth)
+            changes["damped"] = self.growth is None
         if flags.growth is not None:
             changes["models"] = flags.models
             if self.growth is not None and not (self.model or flags.model):
@@ -491,9 +513,10 @@ def _check_known(document: Mapping[Any, object], known: Collection[str]) -> None
     """Check the keys of a document that is not a mergekit config."""
     flags = registry.flags()
     for key in document:
-        if key in ("times", "as") and "repeat" in document:
+        if key in ("times", "as", DAMPED) and "repeat" in document:
+            example = {"times": "times: 3", "as": "as: block", DAMPED: "damped: true"}[key]
             raise DirectiveError(
-                f"unknown key '{key}'", hint="write `repeat: {layers: [8, 24], times: 3}`"
+                f"unknown key '{key}'", hint=f"write `repeat: {{layers: [8, 24], {example}}}`"
             )
         if key not in known and key in flags and flags[key].in_yaml:
             raise DirectiveError(f"unknown key '{key}'", hint=f"write `{flags[key].in_yaml}`")
@@ -561,14 +584,32 @@ def from_flags(**flags: str | None) -> Directive:
         "apply_to": _apply_to,
     }
     stated = {name: reader(given[name], name) for name, reader in read.items() if name in given}
+    damped = _is_damped(given.get(DAMPED, "false"), DAMPED)
+    growth = registry.from_flag(lines[0], given[lines[0]]) if lines else None
     return Directive(
-        growth=registry.from_flag(lines[0], given[lines[0]]) if lines else None,
+        growth=_damped(growth) if damped and growth is not None else growth,
+        damped=damped and growth is None,
         mergekit={"dtype": _dtype(given["dtype"], "dtype")} if "dtype" in given else {},
         **stated,  # type: ignore[arg-type]
     )
 
 
-OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "dtype")
+def _is_damped(value: str, where: str) -> bool:
+    if value not in ("true", "false"):
+        raise DirectiveError(f"{where}: expected true or false, found {value!r:.80}")
+    return value == "true"
+
+
+def _damped(growth: Growth) -> Growth:
+    if not isinstance(growth, Repeat):
+        raise DirectiveError(
+            f"{DAMPED}: only `repeat` can be damped",
+            hint="for example `repeat: {layers: [12, 16], damped: true}`",
+        )
+    return dataclasses.replace(growth, damped=True)
+
+
+OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "dtype", DAMPED)
 """The flags that correspond to a key of a directive, except the growth flags."""
 
 

@@ -31,10 +31,18 @@ copy, or every copy and the original."""
 
 @dataclass(frozen=True)
 class Scale:
-    """A factor for the tensors whose name contains `filter`, or for all if it is None."""
+    """A factor for the tensors whose name contains `filter`, or for all if it is None.
+
+    Attributes:
+        value: The factor.
+        filter: A part of the names of the tensors.
+        fixed: The number that the factor leaves unchanged. The gain of a norm that multiplies by
+            1 + weight is halved with the factor 1/2 and the fixed number -1.
+    """
 
     value: float
     filter: str | None = None
+    fixed: float = 0.0
 
     def matches(self, tensor: str) -> bool:
         """Whether the factor applies to a tensor, which means that its name contains the filter."""
@@ -45,9 +53,15 @@ Scales: TypeAlias = tuple[Scale, ...]
 """A list of scales; if several match a tensor, the first applies."""
 
 
+def match_of(tensor: str, scales: Scales) -> Scale | None:
+    """Return the scale that applies to a tensor, or None if none matches it."""
+    return next((scale for scale in scales if scale.matches(tensor)), None)
+
+
 def scale_of(tensor: str, scales: Scales) -> float | None:
     """Return the factor of a tensor, or None if no scale matches it."""
-    return next((scale.value for scale in scales if scale.matches(tensor)), None)
+    scale = match_of(tensor, scales)
+    return None if scale is None else scale.value
 
 
 def names_zero(scales: Scales, part: str) -> bool:

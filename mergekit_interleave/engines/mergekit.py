@@ -282,6 +282,8 @@ def _reason_against(specs: Sequence[TensorSpec]) -> str | None:
     for spec in specs:
         if spec.constant is not None:
             return f"fill {spec.name} with {spec.constant.value:g}"
+        if spec.fixed:
+            return f"multiply the gain {-spec.fixed:g} + {spec.name} by {spec.scale:g}"
         if spec.packing is not None:
             return f"rearrange the blocks of {spec.name}, one for each layer"
         if spec.scale is not None and not _dtypes.is_float(spec.tensor.dtype):

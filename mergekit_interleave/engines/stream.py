@@ -1,13 +1,15 @@
 """Write the weights with this project's own engine, which copies bytes unchanged.
 
-The engine does no arithmetic: every tensor of the result consists of bytes of a source tensor,
-zeros and given constants. Blocks are shared if the filesystem can, other bytes are copied inside
-the kernel, zeros become holes, and only the headers are kept in memory.
+Almost every tensor of the result consists of bytes of a source tensor, zeros and given constants.
+Blocks are shared if the filesystem can, other bytes are copied inside the kernel, zeros become
+holes, and only the headers are kept in memory. The only arithmetic is what damping needs: factors
+that are powers of two, and factors of gains, which mergekit cannot scale.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -75,7 +77,7 @@ def unsupported(plan: ExpansionPlan) -> str | None:
     """Return why this engine cannot write a plan, as a predicate; see `protocol.Engine`."""
     reason = _arithmetic(plan.specs)
     if reason is not None:
-        return f"does no arithmetic: {reason}"
+        return f"does no such arithmetic: {reason}"
     return _needs_mergekit(plan.expansion)
 
 
@@ -100,7 +102,7 @@ def _needs_mergekit(expansion: Expansion) -> str | None:
 def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
     """Return which of these tensors needs arithmetic, and why; None if none does."""
     for spec in specs:
-        if spec.scale not in (None, 0, 1):
+        if spec.scale is not None and not _is_scaled_here(spec.scale, spec.fixed):
             return f"{spec.name} is multiplied by {spec.scale:g}"
         if len(spec.dtypes) > 1:
             first, *others = spec.dtypes
@@ -108,6 +110,15 @@ def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
         if spec.model.lora is not None:
             return f"{spec.name} is merged with a LoRA"
     return None
+
+
+def _is_scaled_here(scale: float, fixed: float) -> bool:
+    """Whether this engine multiplies by a factor.
+
+    A power of two changes only the exponent. Numbers that become too small for their dtype are
+    rounded as torch rounds them for mergekit.
+    """
+    return bool(fixed) or scale == 0 or abs(math.frexp(scale)[0]) == 0.5  # noqa: PLR2004
 
 
 def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
@@ -374,7 +385,7 @@ def _compute(pair: Pair, spec: TensorSpec, at: int) -> None:
     tensor, end = spec.tensor, spec.tensor.start + spec.tensor.nbytes
     for start in range(tensor.start, end, _COMPUTED):
         data = pair.read(start, min(_COMPUTED, end - start))
-        result = arithmetic.compute(data, tensor.dtype, spec.scale, spec.through, spec.dtype)
+        result = arithmetic.compute(data, spec)
         pair.put(result, at)
         pair.tick(len(result))
         at += len(result)

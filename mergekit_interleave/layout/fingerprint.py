@@ -15,7 +15,10 @@ def fingerprint(layout: Layout) -> str:
         [
             models.index(layer.model),
             layer.source,
-            [[s.filter, float(s.value)] for s in layer.scales],
+            [
+                [s.filter, float(s.value), *([float(s.fixed)] if s.fixed else [])]
+                for s in layer.scales
+            ],
             *[[c.filter, float(c.value), c.after, c.square] for c in layer.constants],
         ]
         for layer in layout.layers

@@ -18,6 +18,7 @@ from mergekit_interleave.directive.growth import Growth, Step, registry
 from mergekit_interleave.directive.growth.explained import EditedSlices, Pattern
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import (
+    ALL,
     APPLY_TO,
     AUTO,
     COPIES,
@@ -40,6 +41,8 @@ class Known:
         depths: The number of layers of each model, or None if it is unknown.
         closes: Whether zeroing the tensors with these names makes a layer of the model an identity.
         edits: The edits of `zero: auto` and `zero: norms`, if they are known.
+        damping: Returns the edit that divides the updates of layers by a number, or None if it is
+            unknown.
         reaches_out: Whether scales of the first or last slice also match tensors outside the
             layers, which is allowed only in a step.
     """
@@ -47,6 +50,7 @@ class Known:
     depths: Mapping[ModelRef, int | None]
     closes: Callable[[ModelRef, tuple[str, ...]], bool]
     edits: Mapping[str, Callable[[int], Edit]]
+    damping: Callable[[int], Callable[[int], Edit] | None]
     reaches_out: Callable[[Layout], bool]
 
 
@@ -69,12 +73,16 @@ def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
     if len(layout) > MAX_LAYERS:
         return
     rules = list(_rules(layout, known)) if len(layout.models) == 1 else []
-    has_constants = any(part.constants for part in layout.slices)
+    is_beyond_mergekit = any(part.edit.is_beyond_mergekit for part in layout.slices)
     pattern = _pattern(layout, known)
     for growth in registry.proposals(pattern, several_models=len(layout.models) > 1):
-        if not growth.edits_itself:
+        if growth.damping > 1:
+            yield from _damped(growth, layout, known)
+        elif not growth.edits_itself:
             yield from _with_rules(growth, layout, known, rules)
-        elif not has_constants and _is_same(layout, _expanded(growth, layout, known, None, COPIES)):
+        elif not is_beyond_mergekit and _is_same(
+            layout, _expanded(growth, layout, known, None, COPIES)
+        ):
             yield _stated(growth, layout, known)
 
 
@@ -112,6 +120,15 @@ def _with_rules(
             if _is_same(layout, _expanded(growth, layout, known, rule.edit, apply_to)):
                 yield _stated(growth, layout, known, rule, apply_to)
                 break
+
+
+def _damped(growth: Growth, layout: Layout, known: Known) -> Iterator[Directive]:
+    """Yield the directive of a damped growth line if it expands to the layout."""
+    by_source = known.damping(growth.damping)
+    if by_source is not None:
+        edit = partial(_by_source, by_source)
+        if _is_same(layout, _expanded(growth, layout, known, edit, ALL)):
+            yield _stated(growth, layout, known)
 
 
 def _is_same(layout: Layout, other: Layout | None) -> bool:
@@ -191,7 +208,7 @@ def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
     if len(edits) > 1:
         return
     (edit,) = edits
-    if not edit.constants:
+    if not edit.is_beyond_mergekit:
         zero, scale = _zero_and_scale(edit.scales, layout.models[0], known)
         yield _Rule(zero or NONE, scale, lambda _: edit)
         auto = known.edits.get(AUTO)

@@ -61,6 +61,11 @@ class Edit:
         return bool(self.scales or self.constants)
 
     @property
+    def is_beyond_mergekit(self) -> bool:
+        """Whether mergekit, and so the key `scale`, cannot express it."""
+        return bool(self.constants) or any(scale.fixed for scale in self.scales)
+
+    @property
     def is_plain(self) -> bool:
         """Whether it changes nothing."""
         return not self.constants and all(scale.value == 1 for scale in self.scales)

@@ -17,6 +17,7 @@ from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.directive import yaml_io
 from mergekit_interleave.directive.layer_range import unknown_depth
+from mergekit_interleave.directive.mergekit_keys import FILL, GAIN
 from mergekit_interleave.directive.model_ref import ModelRef, parse_model
 from mergekit_interleave.directive.scale import Scale, Scales
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
@@ -208,26 +209,33 @@ def check_representable(layout: Layout) -> None:
 
 def _unsupported_edits(layout: Layout) -> list[str]:
     constants = dict.fromkeys(c for layer in layout.new_layers for c in layer.constants)
+    gains = dict.fromkeys(s for layer in layout.layers for s in layer.scales if s.fixed)
     return [
-        f"in the new layers, {constant.filter.strip('.')} is filled with {constant.value:g}"
-        for constant in constants
+        *(
+            f"in the new layers, {constant.filter.strip('.')} is filled with {constant.value:g}"
+            for constant in constants
+        ),
+        *(
+            f"{-gain.fixed:g} + {str(gain.filter).strip('.')} is multiplied by {gain.value:g}"
+            for gain in gains
+        ),
     ]
 
 
 def _source(part: Slice, model: object) -> dict[str, object]:
     source: dict[str, object] = {"model": model, "layer_range": [part.start, part.stop]}
     parameters: dict[str, object] = {}
-    if part.scales:
-        parameters["scale"] = [_condition(scale) for scale in part.scales]
+    plain = [_condition(scale) for scale in part.scales if not scale.fixed]
+    gains = [{**_condition(scale), "fixed": scale.fixed} for scale in part.scales if scale.fixed]
+    if plain:
+        parameters["scale"] = plain
+    if gains:
+        parameters[GAIN] = gains
     if part.constants:
-        parameters[_FILL] = [_fill(constant) for constant in part.constants]
+        parameters[FILL] = [_fill(constant) for constant in part.constants]
     if parameters:
         source["parameters"] = parameters
     return source
-
-
-_FILL = "fill"
-"""A parameter that only this project uses; mergekit does not support it."""
 
 
 def _fill(constant: Constant) -> dict[str, object]:
@@ -239,8 +247,8 @@ def _fill(constant: Constant) -> dict[str, object]:
 def _constants(source: Mapping[str, object], where: str) -> tuple[Constant, ...]:
     """Parse the constants of a source; no other level has constants."""
     parameters = source.get("parameters")
-    written = parameters.get(_FILL) if isinstance(parameters, Mapping) else None
-    place = f"{where}.parameters.{_FILL}"
+    written = parameters.get(FILL) if isinstance(parameters, Mapping) else None
+    place = f"{where}.parameters.{FILL}"
     constants = []
     for i, item in enumerate([] if written is None else _list(written, place)):
         entry = _mapping(item, f"{place}[{i}]")
@@ -254,6 +262,27 @@ def _constants(source: Mapping[str, object], where: str) -> tuple[Constant, ...]
             raise DirectiveError(f"{place}[{i}]: expected a filter and a value, found {item!r}")
         constants.append(Constant(_number(entry.get("value"), place), name, after, square))
     return tuple(constants)
+
+
+def _gains(source: Mapping[str, object], where: str) -> Scales:
+    """Parse the factors with a fixed number of a source; no other level has them."""
+    parameters = source.get("parameters")
+    written = parameters.get(GAIN) if isinstance(parameters, Mapping) else None
+    place = f"{where}.parameters.{GAIN}"
+    gains = []
+    for i, item in enumerate([] if written is None else _list(written, place)):
+        entry = _mapping(item, f"{place}[{i}]")
+        check_keys(entry, ("filter", "value", "fixed"), f"{place}[{i}]")
+        name, *numbers = (
+            entry.get("filter"),
+            *(_number(entry.get(key), f"{place}[{i}].{key}") for key in ("value", "fixed")),
+        )
+        if not isinstance(name, str) or not all(numbers):
+            raise DirectiveError(
+                f"{place}[{i}]: expected a filter, a value and a fixed number, found {item!r}"
+            )
+        gains.append(Scale(numbers[0], name, numbers[1]))
+    return tuple(gains)
 
 
 def _condition(scale: Scale) -> dict[str, object]:
@@ -304,7 +333,8 @@ def from_document(
             (_parameters(written, where), f"{where}.parameters.scale"),
         ]
         edge = (i == 0 and stop - start == 1) or i == len(entries) - 1
-        whole = Slice(model, start, stop, constants=_constants(source, place))
+        gains, constants = _gains(source, place), _constants(source, place)
+        whole = Slice(model, start, stop, gains, constants)
         slices += _slices(whole, settings, module_scales, edge=edge)
     return Layout(tuple(slices))
 
@@ -352,7 +382,7 @@ def _slices(
         )
 
     def scales_at(t: float) -> Scales:
-        return (*(condition.at(t) for condition in conditions), *module_scales)
+        return (*whole.scales, *(condition.at(t) for condition in conditions), *module_scales)
 
     count = len(whole)
     if count == 1 or all(len(condition.values) == 1 for condition in conditions):
@@ -399,7 +429,7 @@ def _parameters(owner: Mapping[str, object], where: str) -> object:
     if parameters is None:
         return None
     place = f"{where}.parameters" if where else "parameters"
-    known = ("scale", _FILL) if where.endswith("sources[0]") else ("scale",)
+    known = ("scale", FILL, GAIN) if where.endswith("sources[0]") else ("scale",)
     check_keys(_mapping(parameters, place), known, place)
     return _mapping(parameters, place).get("scale")
 

@@ -75,10 +75,11 @@ class CardGrowth:
     afterwards: str
 
 
-EQUAL, SAME, CHANGED, UNKNOWN, TRAINED, UNVERIFIED, ALTERED, UNCOMPARED, WRONG = (
+EQUAL, SAME, CHANGED, CHANGES, UNKNOWN, TRAINED, UNVERIFIED, ALTERED, UNCOMPARED, WRONG = (
     "untrained, equal to its base",
     "untrained, the same outputs as its base where compared",
     "untrained, other outputs than its base",
+    "untrained, changes its base",
     "untrained",
     "trained",
     "trained, not verified",
@@ -387,7 +388,14 @@ def _status(content: Mapping[str, Any], layout: Layout, verified: Mapping[str, A
     if content.get("equal") is True and kept == [*range(len(kept))] and len(layout.models) == 1:
         return EQUAL
     same = verification_text.computes_the_same(verified)
-    return UNKNOWN if same is None else SAME if same else CHANGED
+    if same is None:
+        return CHANGES if scaled_originals(layout) else UNKNOWN
+    return SAME if same else CHANGED
+
+
+def scaled_originals(layout: Layout) -> list[int]:
+    """Return the indices of the original layers that do not have their base's weights."""
+    return [layer.index for layer in layout.layers if not layer.new and not layer.is_plain]
 
 
 def _sources(entries: Sequence[Mapping[str, Any]]) -> list[CardSource]:

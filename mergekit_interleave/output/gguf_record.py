@@ -327,7 +327,7 @@ class _Reader:
             value = _dtypes.encode(spec.dtype, spec.constant.value)
             return value * (len(data) // len(value))
         if spec.is_computed:
-            return arithmetic.compute(data, spec.tensor.dtype, spec.scale, spec.through, spec.dtype)
+            return arithmetic.compute(data, spec)
         return data
 
     def close(self) -> None:

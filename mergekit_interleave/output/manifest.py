@@ -154,7 +154,8 @@ def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
             "new": layer.new,
             "zeroed": zeroed[layer.index],
             "set": filled[layer.index],
-            "scale": [{"filter": s.filter, "value": s.value} for s in layer.scales],
+            "scale": [{"filter": s.filter, "value": s.value} for s in layer.scales if not s.fixed],
+            **({"gain": gains} if (gains := [asdict(s) for s in layer.scales if s.fixed]) else {}),
             **({"fill": [asdict(c) for c in layer.constants]} if layer.constants else {}),
         }
         for layer in layout.layers

@@ -24,6 +24,8 @@ _STATUS = {
     card_data.EQUAL: "{rounding}{until}",
     card_data.SAME: "A forward pass found no difference, but other inputs may show one.",
     card_data.CHANGED: "It needs training to recover.",
+    card_data.CHANGES: "Layers {scaled} are original layers with scaled weights. "
+    "`mk-interleave verify --forward` compares its outputs with {bases}.",
     card_data.UNKNOWN: "It is not known whether its outputs equal {bases}; "
     "`mk-interleave verify --forward` compares them.",
     card_data.TRAINED: "All {original} are unchanged, bit for bit.",
@@ -97,6 +99,7 @@ def _status(data: CardData) -> str:
         _STATUS[data.status]
         .format(
             bases=_bases(data),
+            scaled=roles.ranges(card_data.scaled_originals(data.layout)),
             rounding="Its outputs are equal up to rounding. " if data.conversion else "",
             until="Training its new layers changes its outputs." if data.layout.new_layers else "",
             original=f"layers of {' and '.join(map(_plain, data.unchanged))}"

@@ -9,37 +9,41 @@ from __future__ import annotations
 from typing import Any
 
 from mergekit_interleave import _dtypes
+from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 
-def scaled(numbers: Any, scale: float | None, through: str, dtype: str) -> Any:
-    """Scale and convert a tensor as mergekit does.
+def scaled(numbers: Any, spec: TensorSpec) -> Any:
+    """Scale and convert numbers of a tensor as mergekit does.
 
-    Args:
-        numbers: The tensor, in the dtype in which it is stored.
-        scale: The factor to multiply it by; None for no multiplication.
-        through: The dtype in which it is multiplied, spelled as in safetensors.
-        dtype: The dtype of the result, spelled as in safetensors.
-    """
-    result = numbers.to(torch_dtype(through))
-    if scale is not None:
-        result = result * scale
-    return result.to(torch_dtype(dtype))
-
-
-def compute(data: bytes, stored: str, scale: float | None, through: str, dtype: str) -> bytes:
-    """Scale and convert stored numbers; see `scaled`.
+    A scale with a fixed number, which mergekit lacks, is computed in float64 and rounded once.
 
     Args:
-        data: The numbers, as bytes.
-        stored: The dtype of the numbers, spelled as in safetensors.
-        scale: See `scaled`.
-        through: See `scaled`.
-        dtype: See `scaled`.
+        numbers: The numbers, in the dtype in which they are stored.
+        spec: The planned tensor.
     """
     import torch  # noqa: PLC0415 - takes seconds to import
 
-    numbers = torch.frombuffer(bytearray(data), dtype=torch_dtype(stored))
-    return bytes(scaled(numbers, scale, through, dtype).view(torch.uint8).numpy())
+    through = torch_dtype(spec.through)
+    result = numbers.to(through)
+    if spec.fixed:
+        distance = (result.to(torch.float64) - spec.fixed) * spec.scale
+        result = (distance + spec.fixed).to(through)
+    elif spec.scale not in (None, 1):
+        result = result * spec.scale
+    return result.to(torch_dtype(spec.dtype))
+
+
+def compute(data: bytes, spec: TensorSpec) -> bytes:
+    """Scale and convert stored numbers of a tensor; see `scaled`.
+
+    Args:
+        data: The numbers, as bytes.
+        spec: The planned tensor.
+    """
+    import torch  # noqa: PLC0415
+
+    numbers = torch.frombuffer(bytearray(data), dtype=torch_dtype(spec.tensor.dtype))
+    return bytes(scaled(numbers, spec).view(torch.uint8).numpy())
 
 
 def torch_dtype(stored: str) -> Any:

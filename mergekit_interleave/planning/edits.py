@@ -20,7 +20,7 @@ from mergekit_interleave.directive.scale import (
     check_disjoint,
     zeroed_scales,
 )
-from mergekit_interleave.errors import CheckpointError, LayoutError, Warn
+from mergekit_interleave.errors import CheckpointError, LayoutError, RefusedError, Warn
 from mergekit_interleave.layout.layout import Edit, Layer, Layout
 from mergekit_interleave.planning import grown_config, zeroing
 
@@ -37,6 +37,7 @@ class Edits:
         self._opened, self._warn = opened, warn
         self._rules: dict[tuple[ModelRef, Zero], Callable[[int], Edit] | None] = {}
         self._by_rule: dict[tuple[ModelRef, Zero], set[Edit]] = {}
+        self._dampings: dict[ModelRef, Callable[[int], Edit]] = {}
 
     @property
     def zeroed(self) -> set[str]:
@@ -57,6 +58,13 @@ class Edits:
         if zeroing_edit is not None:
             self._by_rule.setdefault(key, set()).add(edit)
         return edit
+
+    def damped(self, layer: Layer, times: int) -> Edit:
+        """Return the edit that divides the update of a layer by a number."""
+        if layer.model not in self._dampings:
+            opened = self._opened.get(layer.model)
+            self._dampings[layer.model] = damping_of(times, opened, self._warn)
+        return self._dampings[layer.model](layer.source)
 
     def check(self, layout: Layout, directive: Directive, *, allow_non_identity: bool) -> None:
         """Check the zeroed tensors against the models.
@@ -166,6 +174,39 @@ def edit_of(rule: Zero, checkpoint: Source | None, warn: Warn) -> Callable[[int]
     gains = zeroing.gains_edit(family, setting)
     with_gains = _layers_with_gains(checkpoint)
     return lambda source: gains if source in with_gains else projections
+
+
+def damping_of(times: int, checkpoint: Source | None, warn: Warn) -> Callable[[int], Edit]:
+    """Return a function from the index of a source layer to the edit that divides its update.
+
+    Args:
+        times: The divisor.
+        checkpoint: The model, or None if it cannot be read.
+        warn: Called with each warning.
+
+    Raises:
+        RefusedError: The layers of this model type do more than add to the residual stream, or the
+            type is unknown.
+    """
+    if checkpoint is None:
+        warn("damped: the model cannot be read, so Llama's names are assumed")
+        damped = zeroing.damped_edit(families.assumed_family(), times, by_norms=False)
+        return lambda _: damped
+    family = checkpoint.family
+    if family is None or family.is_unknown:
+        raise RefusedError(
+            f"damped: it is unknown which tensors of model type {checkpoint.model_type!r} write to "
+            "the residual stream",
+            hint="divide them by name: `scale: {o_proj: 1/2, ...}` with `apply_to: all`",
+        )
+    checkpoint.require_family()
+    if not family.adds_updates:
+        raise RefusedError(
+            f"damped: the layers of model type {family.model_type} do more than add their updates "
+            "to the residual stream, so the updates cannot be divided"
+        )
+    by_norms = _layers_with_gains(checkpoint) if family.output_norms is not None else ()
+    return lambda source: zeroing.damped_edit(family, times, by_norms=source in by_norms)
 
 
 def _layers_with_gains(checkpoint: Source) -> Collection[int]:

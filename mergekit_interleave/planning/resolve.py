@@ -18,7 +18,7 @@ from mergekit_interleave.directive import layer_range
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, Stack, Step
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef, parse_model
-from mergekit_interleave.directive.scale import COPIES, NONE
+from mergekit_interleave.directive.scale import ALL, COPIES, NONE
 from mergekit_interleave.errors import (
     CheckpointError,
     DirectiveError,
@@ -230,17 +230,20 @@ def _grown(directive: Directive, opener: _Opener, *, allow_non_identity: bool) -
     edits = Edits(opener.opened, opener.warn)
     rule, scale = directive.zero_rule, directive.scale or ()
     edited: list[int] = []
+    damping = directive.growth.damping
+    if directive.growth.warning is not None:
+        opener.warn(directive.growth.warning)
 
     def edit(layer: Layer) -> Edit:
         edited.append(layer.index)
-        return edits.of(layer, rule, scale)
+        return edits.damped(layer, damping) if damping > 1 else edits.of(layer, rule, scale)
 
     layout = expand(
         directive.growth,
         directive.model,
         depths.__getitem__,
-        None if rule == NONE and not scale else edit,
-        apply_to=directive.apply_to or COPIES,
+        None if rule == NONE and not scale and damping == 1 else edit,
+        apply_to=ALL if damping > 1 else directive.apply_to or COPIES,
         step_edit=lambda step, layer: edits.of(layer, step.zero or NONE, step.scale),
     )
     has_edits = directive.scale or directive.zero not in (None, NONE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.models import Source
@@ -15,7 +16,7 @@ from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO, NORMS
 from mergekit_interleave.errors import InterleaveError
 from mergekit_interleave.layout.infer import Known, directives_of
-from mergekit_interleave.layout.layout import Layout
+from mergekit_interleave.layout.layout import Edit, Layout
 from mergekit_interleave.planning import edits, zeroing
 
 
@@ -68,6 +69,7 @@ class KnownModels:
             depths={model: self.depth(model) for model in layout.models},
             closes=self._closes,
             edits=known,
+            damping=partial(_damping, checkpoint),
             reaches_out=self._reaches_out,
         )
 
@@ -88,6 +90,12 @@ class KnownModels:
         except InterleaveError:
             return True
         return False
+
+
+def _damping(checkpoint: Source | None, times: int) -> Callable[[int], Edit] | None:
+    with suppress(InterleaveError):
+        return edits.damping_of(times, checkpoint, lambda _: None)
+    return None
 
 
 def _length(directive: Directive) -> int:

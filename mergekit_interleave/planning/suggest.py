@@ -68,9 +68,12 @@ def with_growth(
         layout: Its layers.
 
     Returns:
-        The directive, or None if the given one edits single steps, which the other line lacks.
+        The directive, or None if the given one edits single steps or is damped, which the other
+        line lacks.
     """
     given: Directive | None = directive
+    if directive.growth is not None and directive.growth.damping > 1:
+        return None
     if directive.growth is not None and directive.growth.edits_itself:
         known = KnownModels(lambda _: base, lambda _: base.depth)
         given = known.shortest(layout, directive.growth)

@@ -19,7 +19,7 @@ from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.directive.scale import Scales, scale_of
+from mergekit_interleave.directive.scale import Scales, match_of, scale_of
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.layout.layout import Constant, Layer, Layout, Slice, constant_of
 
@@ -64,6 +64,7 @@ class TensorSpec:
         source: The name in the source model.
         tensor: The stored source tensor.
         scale: The factor to multiply by; None for a plain copy.
+        fixed: The number that the factor leaves unchanged.
         dtype: The dtype in the new model, in safetensors' spelling.
         through: The dtype in which it is multiplied, in safetensors' spelling.
         shape: The shape in the new model.
@@ -87,6 +88,7 @@ class TensorSpec:
     constant: Constant | None = None
     packing: Packing | None = None
     layer: int | None = None
+    fixed: float = 0.0
 
     @property
     def is_computed(self) -> bool:
@@ -282,7 +284,8 @@ def _spec(
     """Return the spec of a source tensor, in a layer or outside the layers."""
     tensor = checkpoint.tensors[source]
     through, written = _converted(tensor, source, dtypes)
-    scale = scale_of(source, scales)
+    match = match_of(source, scales)
+    scale = None if match is None else match.value
     if scale not in (None, 0, 1) and not _dtypes.is_float(tensor.dtype):
         raise RefusedError(f"{source} is stored as {tensor.dtype}, which cannot be scaled")
     zero = 0
@@ -304,6 +307,7 @@ def _spec(
         zero=zero,
         constant=None if layer is None else _constant(source, tensor, layer),
         layer=None if layer is None else layer.index,
+        fixed=0.0 if match is None else match.fixed,
     )
 
 

@@ -10,7 +10,14 @@ from collections.abc import Callable, Collection, Iterable
 from mergekit_interleave.architectures.family import Family
 from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.directive.scale import Scales, names_zero, scale_of, zeroed_scales
+from mergekit_interleave.directive.scale import (
+    KEEP,
+    Scale,
+    Scales,
+    names_zero,
+    scale_of,
+    zeroed_scales,
+)
 from mergekit_interleave.errors import LayoutError
 from mergekit_interleave.layout.layout import Constant, Edit, Layer, Layout, constant_of
 
@@ -41,6 +48,22 @@ def gains_edit(family: Family, setting: Callable[[str], int]) -> Edit:
     if value == 0:
         return Edit(zeroed_scales(names), constants)
     return Edit((), (*constants, *(Constant(value, name) for name in names)))
+
+
+def damped_edit(family: Family, times: int, *, by_norms: bool) -> Edit:
+    """Return the edit that divides the update of a layer.
+
+    Args:
+        family: The model's family.
+        times: The divisor.
+        by_norms: Whether norms follow the projections. A norm undoes a factor of its input, so
+            its own gain is divided instead.
+    """
+    factor, norms = 1 / times, family.output_norms
+    if not by_norms or norms is None:
+        return Edit((*(Scale(factor, name) for name in family.residual_writers), KEEP))
+    scales = tuple(Scale(factor, name, norms.closed_value) for name in norms.all_names)
+    return Edit(scales if norms.closed_value else (*scales, KEEP))
 
 
 def _constants(family: Family, setting: Callable[[str], int]) -> tuple[Constant, ...]:

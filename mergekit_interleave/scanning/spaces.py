@@ -6,8 +6,12 @@ A layout is written as a directive, so `run` takes it as it stands.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mergekit_interleave.directive import directive as directives
+from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.growth import Repeat
+from mergekit_interleave.directive.growth.repeat import DAMPED
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.scanning import heat_map
 from mergekit_interleave.scanning.heat_map import Axes
@@ -56,6 +60,23 @@ def _layers(depth: int) -> Iterator[Candidate]:
             yield Candidate(f"repeat: {i}:{i + 1}x{times}", "layers", (i, times))
 
 
+def _damped(
+    layouts: Callable[[int], Iterator[Candidate]],
+) -> Callable[[int], Iterator[Candidate]]:
+    """Return the function that lists the repeats of a space with their updates divided."""
+
+    def damped(depth: int) -> Iterator[Candidate]:
+        for each in layouts(depth):
+            growth = directives.parse(each.directive, "").growth
+            if not isinstance(growth, Repeat):
+                raise TypeError("only repeats can be damped")
+            document = replace(growth, damped=True).to_document(str)
+            name = f"{DAMPED}-{each.space}"
+            yield Candidate(yaml_io.write_inline(document), name, each.cell)
+
+    return damped
+
+
 def _drops(depth: int) -> Iterator[Candidate]:
     for i, j in _ranges(depth):
         if j - i < depth:
@@ -86,6 +107,9 @@ SPACES: Mapping[str, Space] = {
     BLOCKS: Space(_blocks, heat_map.BLOCKS),
     "ranges": Space(_interwoven, heat_map.BLOCKS),
     "layers": Space(_layers, heat_map.TIMES),
+    f"{DAMPED}-{BLOCKS}": Space(_damped(_blocks), heat_map.BLOCKS),
+    f"{DAMPED}-ranges": Space(_damped(_interwoven), heat_map.BLOCKS),
+    f"{DAMPED}-layers": Space(_damped(_layers), heat_map.TIMES),
     "drops": Space(_drops, heat_map.DROPS),
     "windows": Space(_windows, heat_map.WINDOWS),
 }

@@ -312,4 +312,4 @@ def _computed(spec: TensorSpec, at: int, length: int, files: Files) -> bytes:
     tensor, width = spec.tensor, spec.nbytes // max(math.prod(spec.shape), 1)
     first, count = at // width, length // width
     data = files.read(tensor.shard, tensor.start + first * tensor.width, count * tensor.width)
-    return arithmetic.compute(data, tensor.dtype, spec.scale, spec.through, spec.dtype)
+    return arithmetic.compute(data, spec)

@@ -96,7 +96,8 @@ def _is_same_operation(one: TensorSpec, other: TensorSpec) -> bool:
     if is_plain(one) or is_plain(other):
         return is_plain(one) and is_plain(other)
     operations = [
-        (spec.scale, spec.tensor.dtype, spec.through, spec.dtype) for spec in (one, other)
+        (spec.scale, spec.fixed, spec.tensor.dtype, spec.through, spec.dtype)
+        for spec in (one, other)
     ]
     alone = all(spec.constant is None and spec.packing is None for spec in (one, other))
     return alone and operations[0] == operations[1]

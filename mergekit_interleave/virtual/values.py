@@ -67,12 +67,11 @@ def _computed(spec: TensorSpec, source: Any) -> Any:
     """Scale and convert as the engines do, with the rounding of each dtype."""
     if not spec.is_computed:
         return source
-    scale = None if spec.scale == 1 else spec.scale
     steps = [arithmetic.torch_dtype(dtype) for dtype in (spec.through, spec.dtype)]
-    if scale is None and _are_exact(source.dtype, steps):
+    if spec.scale in (None, 1) and _are_exact(source.dtype, steps):
         return source
     stored = source.to(arithmetic.torch_dtype(spec.tensor.dtype))
-    return arithmetic.scaled(stored, scale, spec.through, spec.dtype).to(source.dtype)
+    return arithmetic.scaled(stored, spec).to(source.dtype)
 
 
 def _are_exact(dtype: Any, steps: list[Any]) -> bool:

@@ -185,6 +185,18 @@ CASES: list[tuple[str, dict[str, Any], str, str]] = [
         "2 of 4 layers twice, side by side, some scaled: interwoven depth up-scaling",
     ),
     (
+        "each update divided",
+        spelled(
+            (0, 1),
+            *[("org/m", i, i + 1, [{"filter": "o_proj", "value": 0.5},
+                                   {"filter": "down_proj", "value": 0.5}, {"value": 1.0}])
+              for i in (1, 1, 2, 2)],
+            (3, 4),
+        ),
+        "layers: 4\nrepeat: {layers: [1, 3], damped: true}\n",
+        "2 of 4 layers twice, side by side, each time with 1/2 of the update: damped repetition",
+    ),
+    (
         "two models",
         spelled(("org/a", 0, 24), ("org/b", 8, 32)),
         "models: {a: org/a, b: org/b}\nlayout: [a 0:24, b 8:32]\n",

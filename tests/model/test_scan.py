@@ -232,6 +232,7 @@ def test_edited_layers_and_two_models(tmp_path: Path) -> None:
         "repeat: 1:4, zero: auto",
         "interleave: every 2, zero: none, scale: {o_proj: 0.5}",
         "repeat: 2:5@block, zero: none, apply_to: all, scale: {mlp: 0.7}",
+        "repeat: {layers: [2, 5], as: block, damped: true}",
         f"models: {{a: {base}, b: {other}}}, layout: [a 0:5, b 3:8]",
     )
     measured = measure(base, plans)

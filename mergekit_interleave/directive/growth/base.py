@@ -56,6 +56,16 @@ class Growth(ABC):
         """The models that the line itself names, in order."""
         return ()
 
+    @property
+    def damping(self) -> int:
+        """The number by which the updates of all repeated layers are divided; 1 if they are not."""
+        return 1
+
+    @property
+    def warning(self) -> str | None:
+        """What the result only approximates, whatever the model; None if it is exact."""
+        return None
+
     @abstractmethod
     def ranges(self, depth: int, model: ModelRef) -> Iterator[tuple[int, int]]:
         """Return the slices of the new model, each as the start and stop of its source layers.

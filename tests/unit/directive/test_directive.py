@@ -42,9 +42,10 @@ class TestGrowthLines:
     def test_one_line(self, text: str, flags: dict[str, str], growth: Growth) -> None:
         """A growth line is read from `key: value, key: value` without braces."""
         del flags
-        directive = parse(f"model: org/m, {text}, zero: [a, b], dtype: bfloat16", "x")
+        zero = "none" if growth.damping > 1 else "[a, b]"
+        directive = parse(f"model: org/m, {text}, zero: {zero}, dtype: bfloat16", "x")
         assert directive.growth == growth
-        assert directive.zero == ("a", "b")
+        assert directive.zero == ("none" if growth.damping > 1 else ("a", "b"))
         assert directive.mergekit == {"dtype": "bfloat16"}
         assert directive.model == ModelRef(ModelPath("org/m"))
 
@@ -216,6 +217,20 @@ class TestBadInput:
         with pytest.raises(DirectiveError, match=reason) as error:
             from_flags(**flags)
         assert error.value.exit_code == 2
+
+    def test_only_a_repeat_is_damped(self) -> None:
+        """`damped` modifies the repeat of the flags or of the directive, and is true or false."""
+        damped = from_flags(damped="true")
+        repeat = Repeat((0, 2), damped=True)
+        assert parse("repeat: [0, 2]", "").replaced_by(damped).growth == repeat
+        assert damped.replaced_by(from_flags(repeat="0:2")).damped
+        with pytest.raises(DirectiveError, match=r"^damped: "):
+            parse("append: 1", "").replaced_by(damped)
+        with pytest.raises(DirectiveError, match=r"^damped: "):
+            from_flags(damped="true", every="4")
+        with pytest.raises(DirectiveError, match=r"^damped: .*'maybe'"):
+            from_flags(repeat="0:2", damped="maybe")
+        assert from_flags(repeat="0:2", damped="false").growth == Repeat((0, 2))
 
     def test_the_hint_for_two_growth_flags_names_both(self) -> None:
         """The hint says to keep one of the two flags."""

@@ -5,13 +5,23 @@ from __future__ import annotations
 import pytest
 
 from mergekit_interleave.commands import inputs
+from mergekit_interleave.directive.growth import Repeat
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.scanning.spaces import MOST_TIMES, SPACES, candidates
 
 
 @pytest.mark.parametrize(
     ("space", "count"),
-    [("blocks", 465), ("ranges", 465), ("layers", 30 * 7), ("drops", 464), ("windows", 210)],
+    [
+        ("blocks", 465),
+        ("ranges", 465),
+        ("layers", 30 * 7),
+        ("drops", 464),
+        ("windows", 210),
+        ("damped-blocks", 465),
+        ("damped-ranges", 465),
+        ("damped-layers", 30 * 7),
+    ],
 )
 def test_counts(space: str, count: int) -> None:
     """A space of 30 layers has every block, range or layer once."""
@@ -26,6 +36,13 @@ def test_directives(space: str) -> None:
     for each in candidates([space], 6):
         assert inputs.parse(inputs.Text(each.directive, "test"), {}).growth is not None
         assert each.space == space
+
+
+def test_damped_spaces() -> None:
+    """A damped space has the repeats of its space, each with the updates divided."""
+    for each in candidates(["damped-blocks"], 6):
+        growth = inputs.parse(inputs.Text(each.directive, "test"), {}).growth
+        assert growth == Repeat(each.cell or (0, 0), as_block=True, damped=True)
 
 
 def test_times() -> None:
