@@ -13,6 +13,7 @@ import typer
 
 from mergekit_interleave.directive import directive as directives
 from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive.directive import NEIGHBOURS
 from mergekit_interleave.directive.growth import registry
 from mergekit_interleave.directive.growth.repeat import DAMPED
 from mergekit_interleave.directive.scale import APPLY_TO, AUTO, GAINS, NONE, NORMS
@@ -78,6 +79,14 @@ _FLAGS = {
         "or all.",
         "WHICH",
         APPLY_TO,
+    ),
+    "from_": typer.Option(
+        "--from",
+        help="With --every, --add or --after: `neighbours` makes each new layer the mean of the "
+        "layers before and behind it, instead of a copy.",
+        metavar=NEIGHBOURS,
+        rich_help_panel="What to grow",
+        autocompletion=offering(NEIGHBOURS),
     ),
     DAMPED: typer.Option(
         f"--{DAMPED}",
@@ -168,7 +177,8 @@ def joined(name: str, values: list[str] | None) -> str | None:
         return None
     structured = any(map(yaml_io.is_structured, values))
     if len(values) > 1 and (structured or name not in _REPEATABLE):
-        raise DirectiveError(f"--{name.replace('_', '-')} is given twice", hint="keep one")
+        flag = name.rstrip("_").replace("_", "-")
+        raise DirectiveError(f"--{flag} is given twice", hint="keep one")
     return ",".join(values)
 
 

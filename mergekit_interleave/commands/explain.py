@@ -24,10 +24,10 @@ from mergekit_interleave.commands import gguf
 from mergekit_interleave.commands.inputs import StrPath
 from mergekit_interleave.commands.recipe import Recipe
 from mergekit_interleave.directive import directive as directives
-from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive import linear, yaml_io
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import ExplicitSlices, registry
-from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS
+from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS, METHOD
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import AUTO, NORMS
 from mergekit_interleave.errors import (
@@ -130,11 +130,7 @@ _FENCE = re.compile(r"^([ \t>]*)(```+|~~~+)", re.MULTILINE)
 
 def _fenced(card: str, where: str, warn: Warn) -> str:
     """Return the text of the first code block of a card that contains a passthrough merge."""
-    merges = [
-        text
-        for text in _blocks(card)
-        if any(_is_passthrough(yaml_io.keys(part)) for part in _documents(text))
-    ]
+    merges = [text for text in _blocks(card) if any(map(_is_passthrough, _documents(text)))]
     if not merges:
         raise DirectiveError(
             f"{where}: none of its code blocks is the YAML of a passthrough merge",
@@ -182,15 +178,21 @@ def _has_explicit_slices(keys: Mapping[str, str | None]) -> bool:
     return any(key in keys for key in EXPLICIT_KEYS)
 
 
-def _is_passthrough(keys: Mapping[str, str | None]) -> bool:
+def _is_passthrough(text: str) -> bool:
+    """Return whether a document is a passthrough merge, or a linear one that `gen` has written."""
+    keys = yaml_io.keys(text)
     lists_slices = _has_explicit_slices(keys) and not registry.has_line(keys)
-    return lists_slices and keys.get("merge_method", "passthrough") == "passthrough"
+    method = keys.get(METHOD, "passthrough")
+    if lists_slices and method == linear.LINEAR:
+        document = yaml_io.read(text, "")
+        return isinstance(document, dict) and linear.as_passthrough(document) is not document
+    return lists_slices and method == "passthrough"
 
 
 def _part_of_stream(text: str, where: str, models: _Opened) -> str:
     """Explain one document of a stream, or return it unchanged if that is not possible."""
     written = text
-    if _is_passthrough(yaml_io.keys(text)):
+    if _is_passthrough(text):
         try:
             written = _explained(text, where, models)
         except CheckpointError as error:  # a single document would be refused

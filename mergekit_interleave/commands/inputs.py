@@ -42,6 +42,8 @@ class Words(TypedDict, total=False):
         zero: The tensors that new layers zero: `auto`, `none`, `norms`, or names of tensors.
         scale: The factors for tensors of the new layers: one factor, or names with factors.
         apply_to: Which layers `zero` and `scale` apply to: `copies`, `first`, `last` or `all`.
+        from_: What the weights of new layers are: `neighbours` for the means of the layers before
+            and behind; the key `from`.
         dtype: The dtype to convert the weights to, such as `bfloat16`.
         every: Insert a new layer after every Nth layer.
         add: Insert K new layers, evenly spread.
@@ -60,6 +62,7 @@ class Words(TypedDict, total=False):
     zero: str | Sequence[str] | None
     scale: float | str | Mapping[str, float | str] | Sequence[Mapping[str, object]] | None
     apply_to: str | None
+    from_: str | None
     dtype: str | None
     every: int | str | None
     add: int | str | None

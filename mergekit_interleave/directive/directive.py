@@ -17,8 +17,17 @@ from string import ascii_lowercase
 from typing import IO, Any
 
 from mergekit_interleave import _dtypes
-from mergekit_interleave.directive import mergekit_keys, yaml_io
-from mergekit_interleave.directive.growth import ExplicitSlices, Growth, Repeat, registry, windows
+from mergekit_interleave.directive import linear, mergekit_keys, yaml_io
+from mergekit_interleave.directive.growth import (
+    After,
+    Every,
+    ExplicitSlices,
+    Growth,
+    Repeat,
+    Spread,
+    registry,
+    windows,
+)
 from mergekit_interleave.directive.growth.base import Named, positive
 from mergekit_interleave.directive.growth.repeat import DAMPED
 from mergekit_interleave.directive.mergekit_keys import EXPLICIT_KEYS, MERGEKIT_KEYS, METHOD
@@ -53,7 +62,9 @@ _SHORTEST = f"the shortest directive is `{_EVERY_4}`"
 NAME = "name"
 """mergekit-multi's name for the result of a document; only streams use it."""
 
-OWN_KEYS = ("model", "revision", "models", "layers", "zero", "scale", "apply_to")
+FROM, NEIGHBOURS = "from", "neighbours"
+
+OWN_KEYS = ("model", "revision", "models", "layers", "zero", "scale", "apply_to", FROM)
 """This project's own keys, except the growth lines."""
 
 
@@ -71,6 +82,7 @@ class Directive:
         apply_to: Which of several equal layers `zero` and `scale` apply to; None means the copies.
         mergekit: mergekit's own keys, in the order of the document.
         name: mergekit-multi's name for the result.
+        from_: What the weights of the new layers are taken from: `neighbours`, or None for copies.
         damped: Whether the growth line of the directive that this one is joined to is damped.
         warnings: Warnings for the user, one sentence each; ignored in comparisons.
     """
@@ -84,6 +96,7 @@ class Directive:
     apply_to: str | None = None
     mergekit: Mapping[str, object] = field(default_factory=dict)
     name: str | None = None
+    from_: str | None = None
     damped: bool = False
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
@@ -125,6 +138,11 @@ class Directive:
         check_disjoint(self.zero, self.scale or ())
         if self.growth is not None and self.growth.damping > 1:
             self._check_damped()
+        if self.from_ is not None and not isinstance(self.growth, Every | Spread | After):
+            raise DirectiveError(
+                f"{FROM}: only the new layers of `interleave` have a layer before and one behind",
+                hint="for example `interleave: every 5, from: neighbours`",
+            )
 
     def _check_damped(self) -> None:
         stated = {
@@ -144,7 +162,7 @@ class Directive:
         """Return this directive, with the values that `flags` states taking precedence."""
         changes = {
             name: getattr(flags, name)
-            for name in ("growth", "model", "layers", "zero", "scale", "apply_to")
+            for name in ("growth", "model", "layers", "zero", "scale", "apply_to", "from_")
             if getattr(flags, name) is not None
         }
         if flags.damped:
@@ -204,6 +222,8 @@ class Directive:
             document["zero"] = zero_document(self.zero)
         if self.scale is not None:
             document["scale"] = scale_document(self.scale)
+        if self.from_ is not None:
+            document[FROM] = self.from_
         if self.apply_to is not None:
             document["apply_to"] = self.apply_to
         return {**document, **self.mergekit}
@@ -408,7 +428,7 @@ def from_document(document: Mapping[Any, object]) -> Directive:
             f"two growth lines: `{two[0]}` and `{two[1]}`", hint="keep one of them"
         )
     if explicit:
-        return _mergekit_config(document, explicit[0])
+        return _mergekit_config(linear.as_passthrough(document), explicit[0])
     _check_known(document, known_keys())
     for key, value in document.items():
         if value is None and key in known_keys():
@@ -474,6 +494,7 @@ def _grown(document: Mapping[Any, object], line: str | None) -> Directive:
         zero=parse_zero(document["zero"], "zero") if "zero" in document else None,
         scale=parse_scale(document["scale"], "scale") if "scale" in document else None,
         apply_to=_apply_to(document["apply_to"], "apply_to") if "apply_to" in document else None,
+        from_=_from(document[FROM], FROM) if FROM in document else None,
         mergekit=_mergekit_keys(keys, named),
         name=_name(document),
         warnings=warnings,
@@ -559,6 +580,12 @@ def _apply_to(value: object, where: str) -> str:
     return str(value)
 
 
+def _from(value: object, where: str) -> str:
+    if value not in (NEIGHBOURS, "neighbors"):
+        raise DirectiveError(f"{where}: expected `{NEIGHBOURS}`, found {value!r:.80}")
+    return NEIGHBOURS
+
+
 def from_flags(**flags: str | None) -> Directive:
     """Parse command-line flags, or Python keywords of the same names.
 
@@ -582,8 +609,13 @@ def from_flags(**flags: str | None) -> Directive:
         "zero": parse_zero,
         "scale": parse_scale_flag,
         "apply_to": _apply_to,
+        "from_": _from,
     }
-    stated = {name: reader(given[name], name) for name, reader in read.items() if name in given}
+    stated = {
+        name: reader(given[name], name.rstrip("_"))
+        for name, reader in read.items()
+        if name in given
+    }
     damped = _is_damped(given.get(DAMPED, "false"), DAMPED)
     growth = registry.from_flag(lines[0], given[lines[0]]) if lines else None
     return Directive(
@@ -609,7 +641,7 @@ def _damped(growth: Growth) -> Growth:
     return dataclasses.replace(growth, damped=True)
 
 
-OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "dtype", DAMPED)
+OWN_FLAGS = ("model", "layers", "zero", "scale", "apply_to", "from_", "dtype", DAMPED)
 """The flags that correspond to a key of a directive, except the growth flags."""
 
 

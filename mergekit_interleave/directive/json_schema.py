@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
-from mergekit_interleave.directive.directive import DTYPES, NAME
+from mergekit_interleave.directive.directive import DTYPES, FROM, NAME, NEIGHBOURS
 from mergekit_interleave.directive.growth.base import COUNT, Schema, any_of, ref
 from mergekit_interleave.directive.growth.registry import LINES
 from mergekit_interleave.directive.layer_range import BOUND, RANGE
@@ -91,11 +91,19 @@ _OTHERS: Schema = {
         "description": "Which of several equal layers `zero` and `scale` apply to: every copy, the "
         "first copy, the last copy, or all copies and their original.",
     },
+    FROM: {
+        "enum": [NEIGHBOURS, "neighbors"],
+        "description": "What the weights of the new layers of `interleave` are: the means of the "
+        "layers before and behind. Without it, they are copies of the layer before.",
+    },
     NAME: {
         "type": "string",
         "description": "The name of the result in a stream for mergekit-multi.",
     },
-    "merge_method": {"const": "passthrough", "description": "mergekit's; may be left out."},
+    "merge_method": {
+        "enum": ["passthrough", "linear"],
+        "description": "mergekit's; may be left out. `linear` only as `gen` writes it.",
+    },
     "base_model": {
         **ref("model"),
         "description": "The model that config and tokenizer are taken from.",

@@ -30,14 +30,14 @@ MERGEKIT_KEYS = (
     "parameters",
 )
 
-FILL, GAIN = "fill", "gain"
+FILL, GAIN, MEAN = "fill", "gain", "mean_with"
 """Parameters of a source that only this project uses; mergekit ignores them."""
 
 _PATH: dict[str, Any] = {"path": {}, "revision": {}}
 _MODEL = {"model": _PATH, "lora": _PATH, "override_architecture": {}, "revision": {}}
 _PARAMETERS: dict[str, Any] = {"scale": {"filter": {}, "value": {}}}
 _ENTRY = {"model": _MODEL, "revision": {}, "parameters": _PARAMETERS}
-_SOURCE = {**_ENTRY, "layer_range": {}, "parameters": {**_PARAMETERS, FILL: {}, GAIN: {}}}
+_SOURCE = {**_ENTRY, "layer_range": {}, "parameters": {**_PARAMETERS, FILL: {}, GAIN: {}, MEAN: {}}}
 _SLICES = {"sources": _SOURCE, "parameters": _PARAMETERS}
 _MODULE = {"slices": _SLICES, "models": _ENTRY, "parameters": _PARAMETERS}
 _TOKEN = {"source": {**_MODEL, "kind": {}, "token": {}, "token_id": {}}, "force": {}}

@@ -20,7 +20,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Job:
         specs: Every tensor that the result must have.
         mergekit: The directive's keys that belong to mergekit.
         modules: See `mergekit_yaml.to_document`.
+        architectures: See `mergekit_yaml.to_document`.
         checkpoints: The source models.
         options: mergekit's options by name, as text or as values.
         shard_size: The maximum bytes of one shard.
@@ -83,6 +84,7 @@ class Job:
     specs: Sequence[TensorSpec]
     mergekit: Mapping[str, object]
     modules: Mapping[str, int | None]
+    architectures: Mapping[ModelRef, str]
     checkpoints: Mapping[ModelRef, Checkpoint]
     options: Mapping[str, object] = field(default_factory=dict)
     shard_size: int = _SHARD_SIZE
@@ -141,6 +143,7 @@ def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
         specs=plan.specs,
         mergekit=plan.mergekit,
         modules=plan.expansion.modules,
+        architectures=plan.expansion.architectures,
         checkpoints={**plan.sources, plan.base.ref: plan.base},
         options=options.mergekit,
         shard_size=options.shard_size or _SHARD_SIZE,
@@ -233,7 +236,8 @@ def plan_tensors(job: Job, out: Path) -> Sequence[Any]:
     quieten(options.verbosity)  # again: the line above turns on the log of every library
     with _quiet():
         try:
-            targets = _targets(job, options, out)
+            plan = _with_means if any(s.mean_with is not None for s in job.specs) else _targets
+            targets = plan(job, options, out)
         except Exception as error:
             raise RefusedError(f"mergekit cannot plan this model: {_sentence(error)}") from error
     _check_plan(targets, job)
@@ -310,6 +314,34 @@ def _targets(job: Job, options: Any, out: Path) -> Sequence[Any]:
     return targets
 
 
+def _with_means(job: Job, options: Any, out: Path) -> Sequence[Any]:
+    """Plan copies by passthrough and means by a linear merge.
+
+    A linear merge adds each tensor to zero, which changes -0.0 to 0.0, so it only writes the means.
+    """
+    from mergekit.io.tasks import FinalizeModel, SaveTensor  # noqa: PLC0415
+
+    slices = (replace(part, mean_with=None) for part in job.layout.slices)
+    copies = _targets(replace(job, layout=Layout(tuple(slices))), options, out)
+    means = {spec.name for spec in job.specs if spec.mean_with is not None}
+    averaged = {
+        target.tensor_name: target
+        for target in _targets(job, options, out)
+        if isinstance(target, SaveTensor) and target.tensor_name in means
+    }
+    saved = [
+        averaged.get(target.tensor_name, target)
+        for target in copies
+        if isinstance(target, SaveTensor)
+    ]
+    final = [
+        target.model_copy(update={"tensor_save_tasks": tuple(saved)})
+        for target in copies
+        if isinstance(target, FinalizeModel)
+    ]
+    return [*saved, *final]
+
+
 def _executor(targets: Sequence[Any], options: Any) -> Any:
     from mergekit.graph import Executor  # noqa: PLC0415
     from mergekit.multigpu_executor import MultiGPUExecutor  # noqa: PLC0415
@@ -362,7 +394,9 @@ def _local(job: Job) -> dict[str, object]:
             reference["override_architecture"] = ref.override_architecture
         return reference
 
-    return mergekit_yaml.to_document(job.layout, job.mergekit, local, job.modules)
+    return mergekit_yaml.to_document(
+        job.layout, job.mergekit, local, job.modules, job.architectures
+    )
 
 
 def _check_plan(targets: Sequence[Any], job: Job) -> None:
@@ -373,21 +407,28 @@ def _check_plan(targets: Sequence[Any], job: Job) -> None:
     """
     from mergekit.io.tasks import SaveTensor  # noqa: PLC0415
 
-    planned: dict[str, tuple[str, frozenset[str]]] = {}
+    planned: dict[str, list[tuple[str, set[str]]]] = {}
     for target in targets:
         if isinstance(target, SaveTensor):
             gather = target.tensor_task.arguments()["tensors"]
             gather = getattr(gather, "gather_tensors", gather)
-            ((model, weight),) = gather.weight_info.items()
-            names = {weight.name, *(weight.aliases or ()), *(weight.tied_names or ())}
-            planned[target.tensor_name] = (model.model.path, frozenset(names))
-    wrong = [
-        spec.name
-        for spec in job.specs
-        if spec.name not in planned
-        or planned[spec.name][0] != str(job.checkpoints[spec.model].store)
-        or spec.source not in planned[spec.name][1]
-    ]
+            planned[target.tensor_name] = [
+                (
+                    model.model.path,
+                    {weight.name, *(weight.aliases or ()), *(weight.tied_names or ())},
+                )
+                for model, weight in gather.weight_info.items()
+            ]
+
+    def is_planned(spec: TensorSpec) -> bool:
+        found, store = planned.get(spec.name, []), str(job.checkpoints[spec.model].store)
+        sources = [spec.source, *([spec.mean_with.source] if spec.mean_with is not None else [])]
+        return len(found) == len(sources) and all(
+            path == store and source in names
+            for (path, names), source in zip(found, sources, strict=True)
+        )
+
+    wrong = [spec.name for spec in job.specs if not is_planned(spec)]
     wrong += sorted(planned.keys() - {spec.name for spec in job.specs})
     if wrong:
         shown = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")  # noqa: PLR2004

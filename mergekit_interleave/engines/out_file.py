@@ -69,7 +69,8 @@ class OutFile(ABC):
     @property
     def sources(self) -> list[Shard]:
         """The source files of its tensors."""
-        return list(dict.fromkeys(spec.tensor.shard for spec in self.specs))
+        means = (spec.mean_with.tensor.shard for spec in self.specs if spec.mean_with is not None)
+        return list(dict.fromkeys((*(spec.tensor.shard for spec in self.specs), *means)))
 
     @property
     def nbytes(self) -> int:

@@ -2,8 +2,8 @@
 
 Almost every tensor of the result consists of bytes of a source tensor, zeros and given constants.
 Blocks are shared if the filesystem can, other bytes are copied inside the kernel, zeros become
-holes, and only the headers are kept in memory. The only arithmetic is what damping needs: factors
-that are powers of two, and factors of gains, which mergekit cannot scale.
+holes, and only the headers are kept in memory. The only arithmetic is that of damped and averaged
+layers: factors that are powers of two, factors of gains, which mergekit cannot scale, and means.
 """
 
 from __future__ import annotations
@@ -359,7 +359,11 @@ def _fill(  # noqa: PLR0913 - what `_write_file` has opened
     for step in file.steps(len(header), share):
         if step.spec is not None:
             pair = replace(pair, source=sources.descriptor(step.spec.tensor.shard))
-        traffic += _as_traffic(_take(pair, step, reflink=reflink), step.length)
+        if step.how == "compute" and step.spec is not None:
+            _compute(pair, step.spec, step.at, sources)
+            traffic += Traffic(step.length)
+        else:
+            traffic += _as_traffic(_take(pair, step, reflink=reflink), step.length)
     return traffic
 
 
@@ -370,8 +374,6 @@ def _take(pair: Pair, step: WriteStep, *, reflink: bool) -> str:
             pair.tick(step.length)
         case "fill":
             pair.fill(step.data, step.at, step.length)
-        case "compute" if step.spec is not None:
-            _compute(pair, step.spec, step.at)
         case "share" if pair.share(step.start, step.at, step.length):
             pass
         case _:
@@ -380,12 +382,16 @@ def _take(pair: Pair, step: WriteStep, *, reflink: bool) -> str:
     return step.how
 
 
-def _compute(pair: Pair, spec: TensorSpec, at: int) -> None:
-    """Write a scaled or converted tensor at an offset."""
-    tensor, end = spec.tensor, spec.tensor.start + spec.tensor.nbytes
-    for start in range(tensor.start, end, _COMPUTED):
-        data = pair.read(start, min(_COMPUTED, end - start))
-        result = arithmetic.compute(data, spec)
+def _compute(pair: Pair, spec: TensorSpec, at: int, sources: _Sources) -> None:
+    """Write an averaged, scaled or converted tensor at an offset."""
+    mean = spec.mean_with
+    behind = None if mean is None else replace(pair, source=sources.descriptor(mean.tensor.shard))
+    for done in range(0, spec.tensor.nbytes, _COMPUTED):
+        length = min(_COMPUTED, spec.tensor.nbytes - done)
+        data, other = pair.read(spec.tensor.start + done, length), None
+        if mean is not None and behind is not None:
+            other = behind.read(mean.tensor.start + done, length)
+        result = arithmetic.compute(data, spec, other)
         pair.put(result, at)
         pair.tick(len(result))
         at += len(result)

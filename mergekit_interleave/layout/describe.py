@@ -34,6 +34,7 @@ def _summary(layout: Layout, depth: int | None, identities: Collection[int]) -> 
         repeated=len(new_sources(layout)),
         slices=len(joined(layout.slices)),
         edit=_edit_of(layout, identities),
+        averaged=any(layer.mean_with is not None for layer in layout.layers),
         only_copies=all(layer.is_copy for layer in layout.new_layers),
     )
 
@@ -67,7 +68,7 @@ def new_sources(layout: Layout) -> set[int]:
 
 def _edit_of(layout: Layout, identities: Collection[int]) -> str:
     """Describe the edited layers in one or two words; without `some`, they are the new layers."""
-    edited = {layer.index for layer in layout.layers if not layer.is_plain}
+    edited = {layer.index for layer in layout.layers if not layer.edit.keeps_values}
     if not edited:
         return ""
     some = "" if edited == {layer.index for layer in layout.new_layers} else "some "

@@ -20,6 +20,7 @@ def fingerprint(layout: Layout) -> str:
                 for s in layer.scales
             ],
             *[[c.filter, float(c.value), c.after, c.square] for c in layer.constants],
+            *([] if layer.mean_with is None else [layer.mean_with]),
         ]
         for layer in layout.layers
     ]

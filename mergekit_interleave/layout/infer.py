@@ -13,8 +13,8 @@ from itertools import groupby, takewhile
 from string import ascii_lowercase
 
 from mergekit_interleave._limits import MAX_LAYERS
-from mergekit_interleave.directive.directive import Directive
-from mergekit_interleave.directive.growth import Growth, Step, registry
+from mergekit_interleave.directive.directive import NEIGHBOURS, Directive
+from mergekit_interleave.directive.growth import After, Every, Growth, Spread, Step, registry
 from mergekit_interleave.directive.growth.explained import EditedSlices, Pattern
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import (
@@ -61,6 +61,7 @@ class _Rule:
     zero: Zero
     scale: Scales
     edit: Callable[[Layer], Edit] | None
+    from_: str | None = None
 
 
 def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
@@ -73,7 +74,7 @@ def directives_of(layout: Layout, known: Known) -> Iterator[Directive]:
     if len(layout) > MAX_LAYERS:
         return
     rules = list(_rules(layout, known)) if len(layout.models) == 1 else []
-    is_beyond_mergekit = any(part.edit.is_beyond_mergekit for part in layout.slices)
+    is_beyond_mergekit = any(part.edit.is_beyond_scales for part in layout.slices)
     pattern = _pattern(layout, known)
     for growth in registry.proposals(pattern, several_models=len(layout.models) > 1):
         if growth.damping > 1:
@@ -114,8 +115,11 @@ def _with_rules(
         return
     edited = {layer.index for layer in layout.layers if layer.edit}
     for rule in rules:
+        if rule.from_ is not None and not isinstance(growth, Every | Spread | After):
+            continue
         for apply_to in APPLY_TO if rule.edit else (COPIES,):
-            if rule.edit and chosen(raw, apply_to) != edited:
+            # The last layer has no layer behind it, so a copy of it is no mean.
+            if rule.edit and rule.from_ is None and chosen(raw, apply_to) != edited:
                 continue
             if _is_same(layout, _expanded(growth, layout, known, rule.edit, apply_to)):
                 yield _stated(growth, layout, known, rule, apply_to)
@@ -185,6 +189,7 @@ def _stated(
         zero=None if rule.zero == directive.zero_rule else rule.zero,
         scale=rule.scale or None,
         apply_to=None if apply_to == COPIES else apply_to,
+        from_=rule.from_,
     )
 
 
@@ -195,6 +200,13 @@ def _short_names(models: Sequence[ModelRef]) -> dict[str, ModelRef]:
 
 def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
     """Yield the rules that may have edited the new layers."""
+    averages = any(part.mean_with is not None for part in layout.slices)
+    if averages:
+        depth = known.depths[layout.models[0]]
+        if depth is not None:
+            plain = Layout(tuple(replace(part, mean_with=None) for part in layout.slices))
+            yield from (_averaging(rule, depth) for rule in _rules(plain, known))
+        return
     edits = {Edit(part.scales, part.constants) for part in layout.slices} - {Edit()}
     if not edits:
         yield _Rule(NONE, (), None)
@@ -208,12 +220,22 @@ def _rules(layout: Layout, known: Known) -> Iterator[_Rule]:
     if len(edits) > 1:
         return
     (edit,) = edits
-    if not edit.is_beyond_mergekit:
+    if not edit.is_beyond_scales:
         zero, scale = _zero_and_scale(edit.scales, layout.models[0], known)
         yield _Rule(zero or NONE, scale, lambda _: edit)
         auto = known.edits.get(AUTO)
         if zero and scale and auto is not None and auto(0) == Edit(zeroed_scales(zero)):
             yield _Rule(AUTO, scale, lambda _: edit)
+
+
+def _averaging(rule: _Rule, depth: int) -> _Rule:
+    """Return a rule that also makes each copy the mean with the next layer, if there is one."""
+
+    def edit(layer: Layer) -> Edit:
+        found = Edit() if rule.edit is None else rule.edit(layer)
+        return found if layer.source + 1 == depth else replace(found, mean_with=layer.source + 1)
+
+    return replace(rule, edit=edit, from_=NEIGHBOURS)
 
 
 def _zero_and_scale(

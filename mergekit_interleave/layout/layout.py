@@ -52,22 +52,36 @@ def constant_of(tensor: str, constants: Iterable[Constant]) -> Constant | None:
 
 @dataclass(frozen=True)
 class Edit:
-    """The edit of the tensors of a layer; empty for a plain copy."""
+    """The edit of the tensors of a layer; empty for a plain copy.
+
+    Attributes:
+        scales: The factors of its tensors.
+        constants: The constants that fill its tensors.
+        mean_with: The index of another source layer: the tensors are the means of the tensors of
+            both, before they are scaled. None if they are those of one layer.
+    """
 
     scales: Scales = ()
     constants: tuple[Constant, ...] = ()
+    mean_with: int | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.scales or self.constants)
+        return bool(self.scales or self.constants) or self.mean_with is not None
 
     @property
-    def is_beyond_mergekit(self) -> bool:
-        """Whether mergekit, and so the key `scale`, cannot express it."""
-        return bool(self.constants) or any(scale.fixed for scale in self.scales)
+    def is_beyond_scales(self) -> bool:
+        """Whether the key `scale` cannot express it."""
+        has_gains = any(scale.fixed for scale in self.scales)
+        return bool(self.constants) or has_gains or self.mean_with is not None
 
     @property
     def is_plain(self) -> bool:
         """Whether it changes nothing."""
+        return self.mean_with is None and self.keeps_values
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether it scales and fills nothing."""
         return not self.constants and all(scale.value == 1 for scale in self.scales)
 
     @property
@@ -78,7 +92,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers `start` to `stop - 1` of one model, all with the same edit.
+    """Layers `start` to `stop - 1` of one model, all with the same edit; one layer if it is a mean.
 
     If `new` is set, they are new layers, even if the model has no other occurrence of them: they
     were new in an earlier growth.
@@ -90,11 +104,12 @@ class Slice:
     scales: Scales = ()
     constants: tuple[Constant, ...] = ()
     new: bool = False
+    mean_with: int | None = None
 
     @property
     def edit(self) -> Edit:
         """The edit of its layers."""
-        return Edit(self.scales, self.constants)
+        return Edit(self.scales, self.constants, self.mean_with)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -112,6 +127,7 @@ class Layer:
         constants: The constants that fill its tensors.
         is_copy: Whether another occurrence of its source layer is the original.
         was_new: Whether it was a new layer in an earlier growth.
+        mean_with: See `Edit`.
     """
 
     index: int
@@ -121,11 +137,12 @@ class Layer:
     constants: tuple[Constant, ...]
     is_copy: bool
     was_new: bool = False
+    mean_with: int | None = None
 
     @property
     def edit(self) -> Edit:
-        """Its scales and constants."""
-        return Edit(self.scales, self.constants)
+        """Its scales and constants, and the layer that it is the mean with."""
+        return Edit(self.scales, self.constants, self.mean_with)
 
     @property
     def new(self) -> bool:
@@ -157,7 +174,8 @@ class Layout:
             for source in range(part.start, part.stop):
                 i, edit = len(layers), (part.scales, part.constants)
                 is_copy = self._originals[part.model, source] != i
-                layers.append(Layer(i, part.model, source, *edit, is_copy, part.new))
+                mean_with = part.mean_with
+                layers.append(Layer(i, part.model, source, *edit, is_copy, part.new, mean_with))
         return tuple(layers)
 
     @cached_property
@@ -291,7 +309,8 @@ def _split(part: Slice, edits: Iterable[Edit]) -> Iterator[Slice]:
     start = part.start
     for edit, alike in groupby(edits):
         stop = start + len(list(alike))
-        yield Slice(part.model, start, stop, edit.scales, edit.constants)
+        scales, constants = edit.scales, edit.constants
+        yield Slice(part.model, start, stop, scales, constants, mean_with=edit.mean_with)
         start = stop
 
 

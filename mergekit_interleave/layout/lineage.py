@@ -30,7 +30,8 @@ def _traced(layout: Layout, grown: Mapping[ModelRef, Layout]) -> Iterator[Slice]
         earlier = grown.get(layer.model)
         if earlier is None:
             edit, stop = (layer.scales, layer.constants), layer.source + 1
-            yield Slice(layer.model, layer.source, stop, *edit, new=layer.was_new)
+            new, mean_with = layer.was_new, layer.mean_with
+            yield Slice(layer.model, layer.source, stop, *edit, new, mean_with)
         else:
             yield _slice(layer, earlier.layers[layer.source])
 
@@ -41,4 +42,5 @@ def _slice(layer: Layer, origin: Layer) -> Slice:
     edited_twice = not (layer.is_plain or origin.is_plain)
     new = layer.new or origin.new or edited_twice
     start, stop = origin.source, origin.source + 1
+    # A mean is a new layer, whose tensors are not derived from the models of both growths.
     return Slice(origin.model, start, stop, edit.scales, edit.constants, new)

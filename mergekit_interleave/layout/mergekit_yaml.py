@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from mergekit_interleave import _out_files
 from mergekit_interleave._limits import MAX_LAYERS
 from mergekit_interleave.architectures import family as families
-from mergekit_interleave.directive import yaml_io
+from mergekit_interleave.directive import linear, yaml_io
 from mergekit_interleave.directive.layer_range import unknown_depth
-from mergekit_interleave.directive.mergekit_keys import FILL, GAIN
+from mergekit_interleave.directive.mergekit_keys import FILL, GAIN, MEAN
 from mergekit_interleave.directive.model_ref import ModelRef, parse_model
 from mergekit_interleave.directive.scale import Scale, Scales
 from mergekit_interleave.errors import DirectiveError, LayoutError, RefusedError, check_keys
@@ -36,6 +36,7 @@ def to_document(
     mergekit: Mapping[str, object],
     name: Callable[[ModelRef], object] = ModelRef.to_yaml,
     modules: Mapping[str, int | None] | None = None,
+    architectures: Mapping[ModelRef, str] | None = None,
 ) -> dict[str, object]:
     """Return the mergekit config of a layout.
 
@@ -45,6 +46,8 @@ def to_document(
         name: Returns the name to write for a model.
         modules: The modules of a multimodal model by mergekit's names, each with its number of
             layers, or None for the module that the layout describes.
+        architectures: The class name of each model. Only layouts with means need it, whose config
+            is that of a linear merge; without it, the config is one that only this project reads.
     """
     keys = dict(mergekit)
     if "base_model" in keys:
@@ -65,7 +68,12 @@ def to_document(
             for module, count in modules.items()
         }
         body = {"modules": {module: {"slices": parts} for module, parts in written.items()}}
-    return {**body, "merge_method": "passthrough", **keys}
+    document = {**body, "merge_method": "passthrough", **keys}
+    means = {part.model for part in layout.slices if part.mean_with is not None}
+    if not means or architectures is None:
+        return document
+    named = {linear.key_of(name(model)): architectures.get(model) for model in means}
+    return linear.from_passthrough(document, named)
 
 
 def _named_source(source: object, name: Callable[[ModelRef], object]) -> object:
@@ -185,13 +193,15 @@ def to_yaml(
     mergekit: Mapping[str, object],
     name: Callable[[ModelRef], object] = ModelRef.to_yaml,
     modules: Mapping[str, int | None] | None = None,
+    architectures: Mapping[ModelRef, str] | None = None,
 ) -> str:
     """Return the mergekit config of a layout as YAML text; see `to_document`.
 
     Comments list the edits that mergekit cannot represent.
     """
     comments = [f"# not supported by mergekit: {edit}\n" for edit in _unsupported_edits(layout)]
-    return "".join(comments) + yaml_io.write(to_document(layout, mergekit, name, modules))
+    document = to_document(layout, mergekit, name, modules, architectures)
+    return "".join(comments) + yaml_io.write(document)
 
 
 def check_representable(layout: Layout) -> None:
@@ -231,6 +241,8 @@ def _source(part: Slice, model: object) -> dict[str, object]:
         parameters["scale"] = plain
     if gains:
         parameters[GAIN] = gains
+    if part.mean_with is not None:
+        parameters[MEAN] = part.mean_with
     if part.constants:
         parameters[FILL] = [_fill(constant) for constant in part.constants]
     if parameters:
@@ -285,6 +297,15 @@ def _gains(source: Mapping[str, object], where: str) -> Scales:
     return tuple(gains)
 
 
+def _mean_with(source: Mapping[str, object], where: str, length: int) -> int | None:
+    """Parse the second source layer of a layer that is a mean."""
+    parameters = source.get("parameters")
+    value = parameters.get(MEAN) if isinstance(parameters, Mapping) else None
+    if value is not None and (_index(value) < 0 or length > 1):
+        raise DirectiveError(f"{where}.parameters.{MEAN}: expected the index of a layer")
+    return None if value is None else _index(value)
+
+
 def _condition(scale: Scale) -> dict[str, object]:
     value: dict[str, object] = {"value": scale.value}
     return value if scale.filter is None else {"filter": scale.filter, **value}
@@ -334,7 +355,8 @@ def from_document(
         ]
         edge = (i == 0 and stop - start == 1) or i == len(entries) - 1
         gains, constants = _gains(source, place), _constants(source, place)
-        whole = Slice(model, start, stop, gains, constants)
+        mean_with = _mean_with(source, place, stop - start)
+        whole = Slice(model, start, stop, gains, constants, mean_with=mean_with)
         slices += _slices(whole, settings, module_scales, edge=edge)
     return Layout(tuple(slices))
 
@@ -429,7 +451,7 @@ def _parameters(owner: Mapping[str, object], where: str) -> object:
     if parameters is None:
         return None
     place = f"{where}.parameters" if where else "parameters"
-    known = ("scale", FILL, GAIN) if where.endswith("sources[0]") else ("scale",)
+    known = ("scale", FILL, GAIN, MEAN) if where.endswith("sources[0]") else ("scale",)
     check_keys(_mapping(parameters, place), known, place)
     return _mapping(parameters, place).get("scale")
 

@@ -327,7 +327,10 @@ class _Reader:
             value = _dtypes.encode(spec.dtype, spec.constant.value)
             return value * (len(data) // len(value))
         if spec.is_computed:
-            return arithmetic.compute(data, spec)
+            mean = spec.mean_with
+            return arithmetic.compute(
+                data, spec, None if mean is None else self.middle(mean.tensor)
+            )
         return data
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ _MOST = 100
 _KEPT = ("fingerprint", "directive", "models", "identities", "layers")
 """The keys of an interleave.json that a growth keeps."""
 
-_EDITS = ("scale", "gain", "fill")
+_EDITS = ("scale", "gain", "mean_with", "fill")
 _KEPT_OF_LAYERS = ("model", "layer", *_EDITS)
 """The keys of an entry of `layers` that a growth keeps; the others follow from them."""
 
@@ -99,7 +99,7 @@ def directive_of(content: Entry) -> Directive:
 
 def _source_of(entry: Entry, models: Sequence[object]) -> dict[str, object]:
     """Return a layer as a mergekit source; its scales include those of top-level parameters."""
-    written = {name: entry[name] for name in _EDITS if entry.get(name)}
+    written = {name: entry[name] for name in _EDITS if entry.get(name) not in (None, [])}
     source = {"model": models[entry["model"]], "layer_range": [entry["layer"], entry["layer"] + 1]}
     return {**source, "parameters": written} if written else source
 

@@ -156,6 +156,7 @@ def layers(layout: Layout, specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
             "set": filled[layer.index],
             "scale": [{"filter": s.filter, "value": s.value} for s in layer.scales if not s.fixed],
             **({"gain": gains} if (gains := [asdict(s) for s in layer.scales if s.fixed]) else {}),
+            **({} if layer.mean_with is None else {"mean_with": layer.mean_with}),
             **({"fill": [asdict(c) for c in layer.constants]} if layer.constants else {}),
         }
         for layer in layout.layers

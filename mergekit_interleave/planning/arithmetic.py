@@ -12,20 +12,29 @@ from mergekit_interleave import _dtypes
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 
 
-def scaled(numbers: Any, spec: TensorSpec) -> Any:
-    """Scale and convert numbers of a tensor as mergekit does.
+def scaled(numbers: Any, spec: TensorSpec, others: Any = None) -> Any:
+    """Average, scale and convert numbers of a tensor as mergekit does.
 
-    A scale with a fixed number, which mergekit lacks, is computed in float64 and rounded once.
+    A scale with a fixed number, which mergekit lacks, is computed in float64 and rounded once. A
+    mean is that of mergekit's `linear`, which multiplies and adds in float32 (or float64).
 
     Args:
         numbers: The numbers, in the dtype in which they are stored.
         spec: The planned tensor.
+        others: The numbers that they are averaged with, if the tensor is a mean.
     """
     import torch  # noqa: PLC0415 - takes seconds to import
 
     through = torch_dtype(spec.through)
     result = numbers.to(through)
-    if spec.fixed:
+    if others is not None:
+        wide = torch.float64 if through == torch.float64 else torch.float32
+        weight = torch.tensor(_HALF * (1 if spec.scale is None else spec.scale), dtype=wide)
+        total = torch.zeros_like(result, dtype=wide)
+        for part in (result, others.to(through)):
+            total.addcmul_(part, weight)
+        result = total.to(through)
+    elif spec.fixed:
         distance = (result.to(torch.float64) - spec.fixed) * spec.scale
         result = (distance + spec.fixed).to(through)
     elif spec.scale not in (None, 1):
@@ -33,17 +42,23 @@ def scaled(numbers: Any, spec: TensorSpec) -> Any:
     return result.to(torch_dtype(spec.dtype))
 
 
-def compute(data: bytes, spec: TensorSpec) -> bytes:
-    """Scale and convert stored numbers of a tensor; see `scaled`.
+def compute(data: bytes, spec: TensorSpec, other: bytes | None = None) -> bytes:
+    """Average, scale and convert stored numbers of a tensor; see `scaled`.
 
     Args:
         data: The numbers, as bytes.
         spec: The planned tensor.
+        other: The numbers that they are averaged with, if the tensor is a mean.
     """
     import torch  # noqa: PLC0415
 
-    numbers = torch.frombuffer(bytearray(data), dtype=torch_dtype(spec.tensor.dtype))
-    return bytes(scaled(numbers, spec).view(torch.uint8).numpy())
+    dtype = torch_dtype(spec.tensor.dtype)
+    numbers = torch.frombuffer(bytearray(data), dtype=dtype)
+    others = None if other is None else torch.frombuffer(bytearray(other), dtype=dtype)
+    return bytes(scaled(numbers, spec, others).view(torch.uint8).numpy())
+
+
+_HALF = 0.5
 
 
 def torch_dtype(stored: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint import layer_names
@@ -10,6 +11,7 @@ from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.directive.directive import Directive
 from mergekit_interleave.directive.growth import Stack
+from mergekit_interleave.directive.layer_range import unknown_depth
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.directive.scale import (
     AUTO,
@@ -174,6 +176,29 @@ def edit_of(rule: Zero, checkpoint: Source | None, warn: Warn) -> Callable[[int]
     gains = zeroing.gains_edit(family, setting)
     with_gains = _layers_with_gains(checkpoint)
     return lambda source: gains if source in with_gains else projections
+
+
+def averaged(edit: Edit, layer: Layer, depth: int | None, warn: Warn) -> Edit:
+    """Return the edit that also makes a copy of a layer its mean with the next source layer.
+
+    Args:
+        edit: The edit of the copy.
+        layer: The copy.
+        depth: The number of layers of its source model.
+        warn: Called with a warning if the layer is the last one, so that there is no mean.
+
+    Raises:
+        LayoutError: The depth is unknown.
+    """
+    if depth is None:
+        raise unknown_depth(layer.model, "the last layer has no layer behind it")
+    if layer.source + 1 == depth:
+        warn(
+            f"from: there is no layer behind layer {layer.source}, so the new layer after it is a "
+            "copy of it"
+        )
+        return edit
+    return replace(edit, mean_with=layer.source + 1)
 
 
 def damping_of(times: int, checkpoint: Source | None, warn: Warn) -> Callable[[int], Edit]:

@@ -87,7 +87,11 @@ class ExpansionPlan:
     def recipe(self) -> str:
         """The mergekit YAML, without local paths."""
         return mergekit_yaml.to_yaml(
-            self.expansion.layout, self.mergekit, self.public, self.expansion.modules
+            self.expansion.layout,
+            self.mergekit,
+            self.public,
+            self.expansion.modules,
+            self.expansion.architectures,
         )
 
     @property

@@ -36,7 +36,8 @@ def ranges(expansion: Expansion, tool: str) -> list[Slice]:
         raise RefusedError(f"{tool} cannot {reason}", hint=BY_RUN)
     edited = next((layer for layer in layout.layers if layer.edit), None)
     if edited is not None:
-        what = "zeroed" if edited.edit.zeroes else "scaled"
+        mean = edited.mean_with is not None
+        what = "zeroed" if edited.edit.zeroes else "a mean" if mean else "scaled"
         plain = "--zero none makes plain copies" if edited.edit.zeroes else "or leave the scale out"
         raise RefusedError(
             f"{tool} copies layers unchanged, but layer {edited.index} is {what}",

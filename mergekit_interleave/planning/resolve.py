@@ -30,7 +30,7 @@ from mergekit_interleave.errors import (
 from mergekit_interleave.gguf.model import GgufModel
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Edit, Layer, Layout, expand
-from mergekit_interleave.planning.edits import Edits, idle_filters
+from mergekit_interleave.planning.edits import Edits, averaged, idle_filters
 
 MODEL_VARIABLE = "MK_INTERLEAVE_MODEL"
 PROJECT_FILE = "interleave.yml"
@@ -79,7 +79,18 @@ class Expansion:
     @property
     def recipe(self) -> str:
         """The mergekit YAML."""
-        return mergekit_yaml.to_yaml(self.layout, self.directive.mergekit, modules=self.modules)
+        return mergekit_yaml.to_yaml(
+            self.layout,
+            self.directive.mergekit,
+            modules=self.modules,
+            architectures=self.architectures,
+        )
+
+    @property
+    def architectures(self) -> Mapping[ModelRef, str]:
+        """The class names in the configs of its models, without those that are unknown."""
+        named = {ref: model.config.get("architectures") for ref, model in self.checkpoints.items()}
+        return {ref: str(classes[0]) for ref, classes in named.items() if classes}
 
 
 def models_for(directive: Directive, models: Models) -> Models:
@@ -231,18 +242,24 @@ def _grown(directive: Directive, opener: _Opener, *, allow_non_identity: bool) -
     rule, scale = directive.zero_rule, directive.scale or ()
     edited: list[int] = []
     damping = directive.growth.damping
+    edits_layers = rule != NONE or scale or damping > 1 or directive.from_ is not None
     if directive.growth.warning is not None:
         opener.warn(directive.growth.warning)
 
     def edit(layer: Layer) -> Edit:
         edited.append(layer.index)
-        return edits.damped(layer, damping) if damping > 1 else edits.of(layer, rule, scale)
+        if damping > 1:
+            return edits.damped(layer, damping)
+        found = edits.of(layer, rule, scale)
+        if directive.from_ is None:
+            return found
+        return averaged(found, layer, depths[layer.model], opener.warn)
 
     layout = expand(
         directive.growth,
         directive.model,
         depths.__getitem__,
-        None if rule == NONE and not scale and damping == 1 else edit,
+        edit if edits_layers else None,
         apply_to=ALL if damping > 1 else directive.apply_to or COPIES,
         step_edit=lambda step, layer: edits.of(layer, step.zero or NONE, step.scale),
     )

@@ -80,7 +80,13 @@ def with_growth(
     if given is None or (given.growth is not None and given.growth.edits_itself):
         return None
     zero = None if given.zero_rule == growth.default_zero else given.zero_rule
-    return Directive(growth=growth, zero=zero, scale=given.scale, apply_to=given.apply_to)
+    return Directive(
+        growth=growth,
+        zero=zero,
+        scale=given.scale,
+        apply_to=given.apply_to,
+        from_=given.from_ if isinstance(growth, Every) else None,
+    )
 
 
 def _candidates(growth: Growth | None, depth: int, wanted: int) -> Iterator[Growth]:

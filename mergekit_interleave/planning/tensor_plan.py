@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave._stored_tensor import Tensor
+from mergekit_interleave.checkpoint import layer_names
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.checkpoint.models import Source
 from mergekit_interleave.directive.model_ref import ModelRef
@@ -54,6 +55,18 @@ class Packing:
     order: tuple[int, ...]
 
 
+class Mean(NamedTuple):
+    """The second tensor of a mean.
+
+    Attributes:
+        source: Its name in the source model.
+        tensor: The stored tensor.
+    """
+
+    source: str
+    tensor: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor of the new model.
@@ -65,6 +78,7 @@ class TensorSpec:
         tensor: The stored source tensor.
         scale: The factor to multiply by; None for a plain copy.
         fixed: The number that the factor leaves unchanged.
+        mean_with: Another tensor of the source model: the mean with it is scaled.
         dtype: The dtype in the new model, in safetensors' spelling.
         through: The dtype in which it is multiplied, in safetensors' spelling.
         shape: The shape in the new model.
@@ -89,11 +103,15 @@ class TensorSpec:
     packing: Packing | None = None
     layer: int | None = None
     fixed: float = 0.0
+    mean_with: Mean | None = None
 
     @property
     def is_computed(self) -> bool:
-        """Whether it is scaled or converted, but not zeroed."""
-        return self.scale not in (None, 0, 1) or (self.scale != 0 and len(self.dtypes) > 1)
+        """Whether it is averaged, scaled or converted, but not zeroed."""
+        if self.scale == 0:
+            return False
+        is_new = self.mean_with is not None or len(self.dtypes) > 1
+        return is_new or self.scale not in (None, 1)
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -225,12 +243,34 @@ def _layer(
         and family.kv_sharing
     ):
         wide = family.kv_sharing.widened(checkpoint.layer_config)
+    if layer.mean_with is not None:
+        _check_alike(layer, checkpoint, absent)
     for source in checkpoint.layer_tensors(layer.source):
         if not any(name in source for name in absent):
             spec = _spec(checkpoint, source, layer.scales, dtypes, layer)
             axis = next((axis for name, axis in wide.items() if name in source), None)
             # The second half repeats the first, because zeros would get no gradients.
             yield spec if axis is None else _packed(spec, Packing(axis, 1, (0, 0)))
+
+
+def _check_alike(layer: Layer, checkpoint: Source, absent: Collection[str]) -> None:
+    """Check that the two layers of a mean have the same tensors, except those that copies lack.
+
+    Raises:
+        RefusedError: They have not.
+    """
+    both = (layer.source, *(() if layer.mean_with is None else (layer.mean_with,)))
+    (one, other) = (
+        {layer_names.inside(name): name for name in checkpoint.layer_tensors(index)}
+        for index in both
+    )
+    for inside in sorted(one.keys() ^ other.keys()):
+        if not any(name in inside for name in absent):
+            raise RefusedError(
+                f"from: layer {both[0 if inside in one else 1]} has {inside}, but layer "
+                f"{both[1 if inside in one else 0]} has not, so there is no mean",
+                hint="put new layers only between layers of one kind: `interleave: after [...]`",
+            )
 
 
 def _check_scaled_alike(outside: Sequence[str], first: Slice, last: Slice) -> None:
@@ -308,7 +348,24 @@ def _spec(
         constant=None if layer is None else _constant(source, tensor, layer),
         layer=None if layer is None else layer.index,
         fixed=0.0 if match is None else match.fixed,
+        mean_with=None if layer is None else _mean_with(checkpoint, source, layer),
     )
+
+
+def _mean_with(checkpoint: Source, source: str, layer: Layer) -> Mean | None:
+    """Return the tensor that a tensor of a layer is averaged with, if there is one."""
+    if layer.mean_with is None:
+        return None
+    name, tensor = checkpoint.renamed(source, layer.mean_with), checkpoint.tensors[source]
+    other = checkpoint.tensors.get(name)
+    if other is None or (other.shape, other.dtype) != (tensor.shape, tensor.dtype):
+        raise RefusedError(
+            f"from: {source} has another shape or dtype in layer {layer.mean_with}, so there is no "
+            "mean"
+        )
+    if not _dtypes.is_float(tensor.dtype):
+        raise RefusedError(f"from: {source} is stored as {tensor.dtype}, which has no mean")
+    return Mean(name, other)
 
 
 def _constant(source: str, tensor: Tensor, layer: Layer) -> Constant | None:

@@ -349,11 +349,17 @@ def _within(layout: Layout, own: ModelRef) -> Layout:
 
     The source of a layer is its unscaled original, or else the layer itself.
     """
+    plain = {x.source: x.index for x in layout.layers if x.is_plain and not x.is_copy}
     slices = []
     for layer in layout.layers:
         origin = layout.original_of(layer)
         origin = origin if layout.layers[origin].is_plain else layer.index
-        slices.append(Slice(own, origin, origin + 1, layer.scales, layer.constants))
+        mean_with = None
+        if layer.mean_with is not None and origin != layer.index:
+            mean_with = plain.get(layer.mean_with)
+            origin = origin if mean_with is not None else layer.index
+        edit = (layer.scales, layer.constants)
+        slices.append(Slice(own, origin, origin + 1, *edit, mean_with=mean_with))
     return Layout(tuple(slices))
 
 
@@ -362,9 +368,10 @@ def _unscaled(spec: TensorSpec) -> TensorSpec:
 
     Such a tensor was scaled when the model was made. A zeroed tensor must still be zero.
     """
-    if spec.source != spec.name or spec.scale in (None, 0):
+    if spec.source != spec.name:
         return spec
-    return dataclasses.replace(spec, scale=None)
+    scale = 0 if spec.scale == 0 else None
+    return dataclasses.replace(spec, scale=scale, mean_with=None)
 
 
 def _kv_sharing_layers(result: Checkpoint, within: Layout) -> frozenset[int]:

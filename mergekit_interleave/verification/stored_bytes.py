@@ -81,7 +81,8 @@ class Pair(NamedTuple):
     def _expected(self) -> str:
         """Describe the expected values of a tensor that is not zeroed."""
         spec = self.spec
-        steps = [f"multiplied by {spec.scale:g}"] if spec.scale not in (None, 1) else []
+        steps = [f"averaged with {spec.mean_with.source}"] if spec.mean_with else []
+        steps += [f"multiplied by {spec.scale:g}"] if spec.scale not in (None, 1) else []
         steps += [f"converted to {spec.dtype}"] if len(spec.dtypes) > 1 else []
         steps += [] if spec.constant is None else [f"filled with {spec.constant.value:g}"]
         if spec.source == spec.name and not steps:
@@ -311,5 +312,12 @@ def _computed(spec: TensorSpec, at: int, length: int, files: Files) -> bytes:
     """Compute the expected bytes of a range of a scaled or converted tensor."""
     tensor, width = spec.tensor, spec.nbytes // max(math.prod(spec.shape), 1)
     first, count = at // width, length // width
-    data = files.read(tensor.shard, tensor.start + first * tensor.width, count * tensor.width)
-    return arithmetic.compute(data, spec)
+    data, other = (
+        files.read(part.shard, part.start + first * part.width, count * part.width)
+        if part is not None
+        else None
+        for part in (tensor, spec.mean_with and spec.mean_with.tensor)
+    )
+    if data is None:
+        raise TypeError("a tensor without a source")
+    return arithmetic.compute(data, spec, other)

@@ -45,7 +45,8 @@ def shared_state(specs: Sequence[TensorSpec], models: Mapping[ModelRef, Any]) ->
     sources = {ref: quantized_modules.source_of(model) for ref, model in models.items()}
     for ref, source in sources.items():
         planned = [spec for spec in specs if spec.model == ref]
-        stored = dict.fromkeys(spec.source for spec in planned)
+        means = (spec.mean_with.source for spec in planned if spec.mean_with is not None)
+        stored = dict.fromkeys((*(spec.source for spec in planned), *means))
         possible = (other for name in stored for other in plain_names(name))
         names = memory_names(source.plain, dict.fromkeys((*stored, *possible)))
         own = plain_specs(planned, names)
@@ -67,15 +68,18 @@ def _tensors(
         if known.is_converted:
             together.setdefault((known.names, _shift(spec)), []).append(spec)
         else:
-            yield spec.name, value(spec, tensors[known.names[0]], zeros)
+            mean = spec.mean_with
+            other = None if mean is None else tensors[names[mean.source].names[0]]
+            yield spec.name, value(spec, tensors[known.names[0]], zeros, other)
     for (merged, shift), group in together.items():
-        parts = {name: tensors[name] for name in merged}
+        by = _distance(group[0])
+        parts = {name: (tensors[name], tensors[_moved(name, by)]) for name in merged}
         yield from _converted(source.plain, parts, shift, group, zeros)
 
 
 def _converted(
     model: Any,
-    sources: Mapping[str, Any],
+    sources: Mapping[str, tuple[Any, Any]],
     shift: int,
     specs: Sequence[TensorSpec],
     zeros: Zeros,
@@ -83,12 +87,24 @@ def _converted(
     """Yield tensors that transformers makes together from several stored tensors, or from one."""
     first = specs[0]
     if all(_is_same_operation(spec, first) for spec in specs):
-        for name, source in sources.items():
-            yield _moved(name, shift), value(first, source, zeros)
+        for name, (source, behind) in sources.items():
+            other = None if first.mean_with is None else behind
+            yield _moved(name, shift), value(first, source, zeros, other)
         return
-    stored = reverted(model, sources)
+    stored = reverted(model, {name: source for name, (source, _) in sources.items()})
+    by = _distance(first)
+    others = reverted(model, {_moved(name, by): behind for name, (_, behind) in sources.items()})
     for spec in specs:
-        yield spec.name, value(spec, stored[spec.source], zeros)
+        other = None if spec.mean_with is None else others[spec.mean_with.source]
+        yield spec.name, value(spec, stored[spec.source], zeros, other)
+
+
+def _distance(spec: TensorSpec) -> int:
+    """Return how many layers behind its source the tensor is that it is averaged with."""
+    if spec.mean_with is None:
+        return 0
+    source, other = (layer_names.parse(name) for name in (spec.source, spec.mean_with.source))
+    return 0 if source is None or other is None else other.index - source.index
 
 
 def _is_same_operation(one: TensorSpec, other: TensorSpec) -> bool:
@@ -96,7 +112,7 @@ def _is_same_operation(one: TensorSpec, other: TensorSpec) -> bool:
     if is_plain(one) or is_plain(other):
         return is_plain(one) and is_plain(other)
     operations = [
-        (spec.scale, spec.fixed, spec.tensor.dtype, spec.through, spec.dtype)
+        (spec.scale, spec.fixed, _distance(spec), spec.tensor.dtype, spec.through, spec.dtype)
         for spec in (one, other)
     ]
     alone = all(spec.constant is None and spec.packing is None for spec in (one, other))

@@ -38,13 +38,14 @@ class Zeros:
 _MATRIX = 2
 
 
-def value(spec: TensorSpec, source: Any, zeros: Zeros) -> Any:
+def value(spec: TensorSpec, source: Any, zeros: Zeros, other: Any = None) -> Any:
     """Return the value of a tensor.
 
     Args:
         spec: The planned tensor.
         source: The source tensor, in the dtype in which the source model was loaded.
         zeros: The zeros to use.
+        other: The tensor that the source is averaged with, if the tensor is a mean.
 
     Returns:
         A tensor of the same dtype; `source` itself if the values are the same.
@@ -55,7 +56,7 @@ def value(spec: TensorSpec, source: Any, zeros: Zeros) -> Any:
         source = _reordered(source, spec.packing)
     if spec.scale == 0:
         return zeros.like(source)
-    return _computed(spec, source)
+    return _computed(spec, source, other)
 
 
 def is_plain(spec: TensorSpec) -> bool:
@@ -63,15 +64,16 @@ def is_plain(spec: TensorSpec) -> bool:
     return spec.is_whole and not spec.is_computed
 
 
-def _computed(spec: TensorSpec, source: Any) -> Any:
-    """Scale and convert as the engines do, with the rounding of each dtype."""
+def _computed(spec: TensorSpec, source: Any, other: Any) -> Any:
+    """Average, scale and convert as the engines do, with the rounding of each dtype."""
     if not spec.is_computed:
         return source
     steps = [arithmetic.torch_dtype(dtype) for dtype in (spec.through, spec.dtype)]
-    if spec.scale in (None, 1) and _are_exact(source.dtype, steps):
+    if other is None and spec.scale in (None, 1) and _are_exact(source.dtype, steps):
         return source
-    stored = source.to(arithmetic.torch_dtype(spec.tensor.dtype))
-    return arithmetic.scaled(stored, spec).to(source.dtype)
+    stored = arithmetic.torch_dtype(spec.tensor.dtype)
+    others = None if other is None else other.to(stored)
+    return arithmetic.scaled(source.to(stored), spec, others).to(source.dtype)
 
 
 def _are_exact(dtype: Any, steps: list[Any]) -> bool:

@@ -26,6 +26,7 @@ class Summary:
         edit: The edit of the new layers: "", `zeroed` or `scaled`; with `some` before it, the edit
             of other layers.
         only_copies: Whether each new layer is a copy of a layer that occurs elsewhere.
+        averaged: Whether new layers are the means of two layers.
     """
 
     depth: int
@@ -34,6 +35,7 @@ class Summary:
     slices: int
     edit: str
     only_copies: bool
+    averaged: bool = False
 
     @property
     def kind(self) -> str:
@@ -55,7 +57,8 @@ class Summary:
     @property
     def new_layers(self) -> str:
         """The number of new layers and their edit, such as `8 new layers, zeroed`."""
-        return f"{self.new} new layer{'s' if self.new > 1 else ''}{self.edited}"
+        mean = " of averaged neighbours" if self.averaged else ""
+        return f"{self.new} new layer{'s' if self.new > 1 else ''}{mean}{self.edited}"
 
 
 @dataclass(frozen=True)
