@@ -42,8 +42,8 @@ def test_both_engines_and_mergekit_yaml(dtype: str, tmp_path: Path) -> None:
 
 def test_one_model_twice_in_a_slice() -> None:
     """The installed mergekit refuses it, so the second source must name its class."""
-    from mergekit.common import ModelReference
     from mergekit import merge_methods
+    from mergekit.common import ModelReference
 
     model = ModelReference.parse("org/model")
     other = model.model_copy(update={"override_architecture": "LlamaForCausalLM"})
