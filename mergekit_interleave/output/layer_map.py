@@ -114,14 +114,18 @@ def layer_map(layout: Layout, identities: Collection[int] = ()) -> str:
 
 
 def sources(layout: Layout) -> str:
-    """Write the source layers on one line: `0-23 8-31`; for several models `A 0-23, B 8-31`."""
+    """Write the source layers on one line: `0-23 8-31`; for several models `A 0-23, B 8-31`.
+
+    A mean of two layers is written `4+5`.
+    """
     several = len(layout.models) > 1
     letters = {model: f"{letter(i)} " if several else "" for i, model in enumerate(layout.models)}
-    shown = [
-        letters[part.model]
-        + (str(part.start) if len(part) == 1 else f"{part.start}-{part.stop - 1}")
-        for part in joined(layout.slices)
-    ]
+    shown: list[str] = []
+    for mean_with, alike in groupby(layout.slices, key=lambda part: part.mean_with):
+        for part in joined(list(alike)):
+            mean = "" if mean_with is None else f"+{mean_with}"
+            one = str(part.start) if len(part) == 1 else f"{part.start}-{part.stop - 1}"
+            shown.append(letters[part.model] + one + mean)
     if len(shown) > _MOST_SOURCES:
         shown[_MOST_SOURCES - 2 : -1] = ["…"]
     return (", " if several else " ").join(shown)

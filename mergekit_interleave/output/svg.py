@@ -115,7 +115,7 @@ def picture(
     """Draw the layers; the same layout gives the same bytes.
 
     The cell of a layer shows the index of its source layer, preceded by the letter of its model if
-    there are several. A row has 20 cells. With more than 240 layers, a row has 100 small cells
+    there are several; that of a mean shows both, as `4+5`. A row has 20 cells. With more than 240 layers, a row has 100 small cells
     without text.
 
     Args:
@@ -252,7 +252,8 @@ def _cells(layout: Layout, identities: Collection[int], grid: _Grid) -> Iterator
         for index in alike[model, role]:
             x, y = grid.place(index)
             before = letter(model) if several else ""
-            source = str(layout.layers[index].source)
+            layer = layout.layers[index]
+            source = str(layer.source) + (f"+{layer.mean_with}" if layer.mean_with else "")
             font = _FONTS.get(len(before + source), 7.5)
             size = "" if font == _FONT else f' font-size="{brief(font)}"'
             if before and role == ORIGINAL:  # thin digits are hard to read on other cells

@@ -277,3 +277,9 @@ def test_letters_continue_after_z() -> None:
     assert letters[24:29] == ["Y", "Z", "AA", "AB", "AC"]
     assert letters[701:703] == ["ZZ", "AAA"]
     assert len(set(letters)) == 1000
+
+
+def test_both_layers_of_a_mean() -> None:
+    """The sources of a new layer that is a mean are both layers, and join no range."""
+    layout = Layout((Slice(MODEL, 0, 4), Slice(MODEL, 3, 4, mean_with=4), Slice(MODEL, 4, 6)))
+    assert layer_maps.sources(layout) == "0-3 3+4 4-5"
