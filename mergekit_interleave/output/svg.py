@@ -115,8 +115,8 @@ def picture(
     """Draw the layers; the same layout gives the same bytes.
 
     The cell of a layer shows the index of its source layer, preceded by the letter of its model if
-    there are several; that of a mean shows both, as `4+5`. A row has 20 cells. With more than 240 layers, a row has 100 small cells
-    without text.
+    there are several; that of a mean shows both, as `4+5`. A row has 20 cells. With more than 240
+    layers, a row has 100 small cells without text.
 
     Args:
         layout: The layers.
