@@ -104,6 +104,11 @@ class TensorSpec:
         """Whether it has all values of the source tensor in order, perhaps scaled or converted."""
         return self.scale != 0 and self.constant is None and self.packing is None
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether its bytes are those of the source tensor."""
+        return self.is_whole and not self.is_computed
+
     def pieces(self) -> Iterator[Piece]:
         """Yield its bytes in order; only for tensors that need no arithmetic."""
         if self.constant is not None:
