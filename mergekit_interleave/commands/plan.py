@@ -26,14 +26,15 @@ from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry, select, stream
 from mergekit_interleave.engines.gguf_splits import splits_of
-from mergekit_interleave.engines.protocol import Estimate
+from mergekit_interleave.engines.protocol import Estimate, WriteOptions
 from mergekit_interleave.engines.select import Choice
 from mergekit_interleave.errors import InterleaveError, RefusedError, Warn, collected_warnings
 from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
-from mergekit_interleave.output import manifest, svg
+from mergekit_interleave.output import manifest, svg, upload_forecast
+from mergekit_interleave.output.upload_forecast import Upload
 from mergekit_interleave.planning import grown_config, zeroing
 from mergekit_interleave.planning.client_warnings import client_warnings
 from mergekit_interleave.planning.expansion_plan import (
@@ -80,6 +81,7 @@ class Writing:
         estimates: What each engine needs, by its name. An engine that cannot write the weights is
             missing, as is one whose needs are unknown until the weights are available.
         free: The free bytes on the disk.
+        upload: What the Hub receives of the weights if it holds the base; None if that is unknown.
     """
 
     nbytes: int
@@ -87,6 +89,7 @@ class Writing:
     why: str
     estimates: Mapping[str, Estimate]
     free: int
+    upload: Upload | None = None
 
     @property
     def least(self) -> int:
@@ -107,6 +110,7 @@ class Writing:
             "mergekit": mergekit and mergekit["traffic"]["written"],
             "stream": stream and stream["traffic"],
             "free": self.free,
+            "upload": self.upload and dataclasses.asdict(self.upload),
         }
 
 
@@ -300,6 +304,7 @@ def _of_gguf(found: GgufPlan, here: Path) -> Plan:
             why="because mergekit reads no GGUF files",
             estimates={registry.STREAM: estimate},
             free=shutil.disk_usage(here).free,
+            upload=upload_forecast.of_files(files, multiplies=False),
         ),
         config=dict(found.changed_metadata()),
         warnings=found.warnings,
@@ -347,12 +352,17 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
 
 def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Plan:
     """Add the sizes of the tensors to a plan."""
-    choice = select.choose(expansion_plan, here, registry.requested(None))
+    request = registry.requested(None)
+    choice = select.choose(expansion_plan, here, request)
+    writing = _writing(choice, sum(spec.nbytes for spec in expansion_plan.specs), here)
+    row = registry.ENGINES[choice.engine]
+    files = row.load().files(expansion_plan, here, WriteOptions(request))
+    upload = upload_forecast.of_files(files, multiplies=row.multiplies)
     return dataclasses.replace(
         found,
         identities=expansion_plan.identities,
         parameters=_counted(expansion_plan),
-        writing=_writing(choice, sum(spec.nbytes for spec in expansion_plan.specs), here),
+        writing=dataclasses.replace(writing, upload=upload),
         config=dict(grown_config.differences(expansion_plan.base.config, expansion_plan.config())),
         counted=True,
     )
@@ -458,6 +468,8 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
     if writing.estimates:
         memory = [f"{amount(each.memory)} by {name}" for name, each in writing.estimates.items()]
         yield "memory", f"about {', '.join(memory)}"
+    if writing.upload is not None:
+        yield "upload", f"{writing.upload}, if the Hub holds the base"
     yield "free disk", amount(writing.free)
 
 

@@ -106,7 +106,7 @@ class OutFile(ABC):
             share: Whether to share blocks with a source if the offsets agree.
         """
         end = at + self.nbytes
-        for piece, spec in _joined(self._pieces()):
+        for piece, spec in _joined(self.pieces()):
             if isinstance(piece, Fill):
                 how = "fill" if any(piece.data) else "hole"
                 yield WriteStep(how, at, piece.length, data=piece.data)
@@ -128,8 +128,8 @@ class OutFile(ABC):
             if size:
                 yield WriteStep(how, at + offset, size, piece.start + offset, spec=spec)
 
-    def _pieces(self) -> Iterator[tuple[Piece, TensorSpec]]:
-        """Yield the pieces of all tensors and the padding behind each."""
+    def pieces(self) -> Iterator[tuple[Piece, TensorSpec]]:
+        """Yield the pieces of its data in order: those of all tensors, and the padding behind."""
         for spec in self.specs:
             if spec.is_computed:
                 yield ByteRange(spec.tensor.start, spec.nbytes), spec

@@ -112,7 +112,7 @@ def _arithmetic(specs: Sequence[TensorSpec]) -> str | None:
 
 def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
     """Estimate the needs of a plan; see `protocol.Engine`."""
-    traffic = forecast(_shards(plan, folder, options), folder, reflink=options.reflink)
+    traffic = forecast(files(plan, folder, options), folder, reflink=options.reflink)
     seconds = START + traffic.written / RATE
     return Estimate(traffic, memory(len(plan.specs)), seconds)
 
@@ -137,7 +137,7 @@ def memory_of_gguf(tensors: int) -> int:
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     """Write the weights of a plan; see `protocol.Engine`."""
-    return write_shards(_shards(plan, out, options), out, options)
+    return write_shards(files(plan, out, options), out, options)
 
 
 def write_shards(shards: Sequence[OutShard], out: Path, options: WriteOptions) -> Traffic:
@@ -149,7 +149,8 @@ def write_shards(shards: Sequence[OutShard], out: Path, options: WriteOptions) -
     return traffic
 
 
-def _shards(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:
+def files(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:
+    """Return the files that `write` writes; see `protocol.Engine`."""
     limit = options.shard_size or _LARGEST_SHARD
     return sharding.shards_of(plan.specs, limit, block_size(folder))
 
