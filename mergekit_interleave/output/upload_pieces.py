@@ -1,11 +1,4 @@
-"""Describe weight files as runs of bytes of their base, and shorten them to their seams.
-
-The Hub's storage cuts a file into chunks at places that the bytes themselves determine, and stores
-each chunk once. If it holds the base, a result costs bytes only where it departs from a run of the
-base: at the seam of two runs, in its header, and in tensors that the base does not have. A few
-chunks behind a seam, the chunks are those of the base again. Therefore the middle of a long run can
-be left out, in the result and in the base, and the same bytes are new.
-"""
+"""Describe weight files as runs of bytes of their base and bytes that the base does not have."""
 
 from __future__ import annotations
 
@@ -22,12 +15,6 @@ from mergekit_interleave import _dtypes
 from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.engines.out_file import OutFile
 from mergekit_interleave.planning.tensor_plan import Fill, TensorSpec
-
-CHUNK = 2**17
-"""The maximum size of a chunk in bytes; the mean is half of it."""
-
-AROUND = 4 * CHUNK
-"""The number of bytes that are kept on each side of a seam."""
 
 _OTHER = bytes(byte ^ 0x55 for byte in range(256))
 _SIGN = bytes(byte & 0x80 for byte in range(256))
@@ -129,29 +116,10 @@ class Run(NamedTuple):
         """The offset after the last byte."""
         return self.start + self.length
 
-    @property
-    def is_long(self) -> bool:
-        """Whether its middle is left out."""
-        return self.length > 2 * AROUND
-
-    def shortened(self) -> bytes:
-        """Return its bytes in the result, without the middle."""
-        data = self._ends_from(self.start, self.stop)
+    def data(self) -> bytes:
+        """Return its bytes in the result."""
+        data = self.file.read(self.start, self.stop)
         return data if self.change is None else self.change(data)
-
-    def surroundings(self) -> bytes:
-        """Return its bytes in the base and those around it, without the middle."""
-        return self._ends_from(self.start - AROUND, self.stop + AROUND)
-
-    def middle(self) -> Run:
-        """Return the part that is left out."""
-        return self._replace(start=self.start + AROUND, length=self.length - 2 * AROUND)
-
-    def _ends_from(self, start: int, stop: int) -> bytes:
-        if not self.is_long:
-            return self.file.read(start, stop)
-        first, last = self.start + AROUND, self.stop - AROUND
-        return self.file.read(start, first) + self.file.read(last, stop)
 
 
 Piece: TypeAlias = Run | bytes
@@ -175,6 +143,11 @@ def joined(pieces: Iterable[Piece]) -> list[Piece]:
     return found
 
 
+_CHUNK, _KEPT = 2**17, 8
+"""The size in bytes of a chunk of equal bytes, which is the maximum, and the number of them that
+are kept."""
+
+
 def filled(data: bytes, length: int) -> bytes:
     """Return repeated bytes, without whole chunks that equal those before.
 
@@ -182,8 +155,8 @@ def filled(data: bytes, length: int) -> bytes:
         data: The bytes to repeat.
         length: The total number of bytes.
     """
-    if length > 2 * AROUND:
-        length = AROUND + (length - AROUND) % CHUNK
+    if length > _KEPT * _CHUNK:
+        length = (_KEPT - 1) * _CHUNK + length % _CHUNK
     return (data * (length // len(data) + 1))[:length]
 
 
