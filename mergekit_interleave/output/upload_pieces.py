@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import accumulate
@@ -223,9 +223,10 @@ def in_itself(specs: Iterable[TensorSpec], order: Callable[[TensorSpec], Any]) -
     """
     specs = [spec for spec in specs if spec.is_unchanged]
     originals = sorted((spec for spec in specs if spec.source == spec.name), key=order)
+    header = _likely_header(originals)
     spans = (Span(spec.tensor.file, spec.tensor.start, spec.nbytes) for spec in originals)
-    base = BaseFile(tuple(spans))
-    starts = accumulate((spec.nbytes for spec in originals), initial=0)
+    base = BaseFile((*header, *spans))
+    starts = accumulate((spec.nbytes for spec in originals), initial=sum(h.length for h in header))
     offsets = dict(zip((spec.name for spec in originals), starts, strict=False))
     sources = {spec.name: offsets[spec.source] for spec in specs if spec.source in offsets}
 
@@ -233,6 +234,15 @@ def in_itself(specs: Iterable[TensorSpec], order: Callable[[TensorSpec], Any]) -
         return (base, sources[name]) if name in sources else None
 
     return origin
+
+
+def _likely_header(originals: Sequence[TensorSpec]) -> list[Span]:
+    """Return the bytes before the data of a model, but the first few: its base has others there."""
+    if not originals:
+        return []
+    first = originals[0].tensor.file
+    start = min(spec.tensor.start for spec in originals if spec.tensor.file == first)
+    return [Span(first, 8, start - 8)]
 
 
 def stored(tensors: Mapping[str, Tensor], origin: Origin) -> list[list[Piece]]:
