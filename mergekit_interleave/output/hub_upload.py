@@ -140,17 +140,15 @@ def _explained(target: Target) -> Iterator[None]:
         reason, hint = _REFUSALS.get(status, (f"the Hub answered with status {status}", _AGAIN))
         detail = f"{target.repo}: {reason}: {_line(error.server_message)}".removesuffix(": ")
         raise OutputError(detail, hint=hint) from error
-    except (OSError, errors.HTTPError) as error:
+    except (OSError, RuntimeError, errors.HTTPError) as error:
         if getattr(error, "filename", None):
             raise OutputError(f"{error.filename}: {error.strerror}") from error
         raise UnreachableError(
-            f"{target.repo}: the Hub was not reached: {_line(error)}",
+            f"{target.repo}: not sent: {_line(error)}",
             hint=f"check the connection and HF_ENDPOINT; then {_AGAIN}",
         ) from error
     except ValueError as error:  # such as metadata of the card that the Hub does not accept
         raise OutputError(f"{target.repo}: not sent: {_line(error)}") from error
-    except RuntimeError as error:
-        raise OutputError(f"{target.repo}: not sent: {_line(error)}", hint=_AGAIN) from error
 
 
 def _line(words: object) -> str:

@@ -258,6 +258,16 @@ class TestTheHubRefuses:
         assert hub.branches[ID, "main"] == content(made)
         assert xet_store.nbytes(hub.store) == stored
 
+    def test_a_storage_that_fails(self, hub: HubServer, made: Path, mk: Cli) -> None:
+        """An error of the storage is one error, and the command can be repeated."""
+        hub.storage = "local:///dev/null/store"
+        result = mk("push", made, ID)
+        assert result.status == 1
+        assert "repeat the command" in result.err.splitlines()[-1]
+        hub.storage = None
+        assert mk("push", made, ID).status == 0
+        assert hub.branches[ID, "main"] == content(made)
+
 
 class TestRepositories:
     """Repositories and branches that exist, and those that do not."""
