@@ -11,7 +11,7 @@ from mergekit_interleave.cli import text
 from mergekit_interleave.cli._progress import show_bars_on_terminals_only
 from mergekit_interleave.cli.options import AsJson, TrustRemoteCode
 
-EXAMPLE = "mk-interleave push deeper org/deeper --against org/base --dry-run"
+EXAMPLE = "mk-interleave push deeper org/name --dry-run"
 
 
 def push(  # noqa: PLR0913 - one parameter for each flag

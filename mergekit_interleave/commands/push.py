@@ -115,10 +115,6 @@ def _lines(report: PushReport) -> Iterator[str]:
         yield f"sent: {report.url}"
 
 
-def _ignored(_: PushReport) -> None:
-    """Do nothing."""
-
-
 def push(  # noqa: PLR0913 - one parameter for each option
     directory: StrPath,
     repo: str,
@@ -134,7 +130,7 @@ def push(  # noqa: PLR0913 - one parameter for each option
     revision: str | None = None,
     dry_run: bool = False,
     progress: bool = False,
-    announce: Callable[[PushReport], object] = _ignored,
+    announce: Callable[[PushReport], object] | None = None,
 ) -> PushReport:
     """Verify a model, and send it to the Hugging Face Hub in one commit.
 
@@ -185,7 +181,8 @@ def push(  # noqa: PLR0913 - one parameter for each option
     found = _report(report, target)
     if dry_run:
         return found
-    announce(found)
+    if announce is not None:
+        announce(found)
     with restored_settings(bars=progress):
         return replace(found, url=hub_upload.send(found.files, target))
 

@@ -40,7 +40,7 @@ class Upload:
     new: int
 
     def __str__(self) -> str:
-        return f"about {amount(self.new)} of {amount(self.nbytes)} ({self.new / self.nbytes:.1%})"
+        return f"about {amount(self.new)} of {amount(self.nbytes)} ({self.new / self.nbytes:.2%})"
 
 
 def of_files(files: Sequence[OutFile], *, multiplies: bool) -> Upload | None:
