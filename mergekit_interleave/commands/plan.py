@@ -26,9 +26,16 @@ from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry, select, stream
 from mergekit_interleave.engines.gguf_splits import splits_of
+from mergekit_interleave.engines.out_file import OutFile
 from mergekit_interleave.engines.protocol import Estimate, WriteOptions
 from mergekit_interleave.engines.select import Choice
-from mergekit_interleave.errors import InterleaveError, RefusedError, Warn, collected_warnings
+from mergekit_interleave.errors import (
+    InterleaveError,
+    OutputError,
+    RefusedError,
+    Warn,
+    collected_warnings,
+)
 from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout, distances
@@ -242,7 +249,7 @@ def _plan(
         directive, models, strict=reads_config, allow_non_identity=allow_non_identity
     )
     if expansion.is_gguf:
-        return _of_gguf(plan_gguf(expansion), here)
+        return _of_gguf(plan_gguf(expansion), here, warnings.append)
     warnings.extend(expansion.warnings)
     if not reads_config:
         return _from_directive(expansion, models)
@@ -253,7 +260,7 @@ def _plan(
         expansion_plan = plan_expansion(expansion, models, None)
         manifest.check_sources(expansion_plan)
         warnings.extend(expansion_plan.warnings)
-        return _from_weights(found, expansion_plan, here)
+        return _from_weights(found, expansion_plan, here, warnings.append)
     warnings.extend(
         f"{ref}: the weights are pickled, which `run` reads only with --allow-pickle"
         for ref, checkpoint in sources.models.items()
@@ -277,7 +284,7 @@ def _is_readable(directive: Directive, models: Models) -> bool:
     return all(models.open_source_if_possible(model) for model in named)
 
 
-def _of_gguf(found: GgufPlan, here: Path) -> Plan:
+def _of_gguf(found: GgufPlan, here: Path, warn: Warn) -> Plan:
     """Plan the result of GGUF files, from their headers."""
     request = registry.requested(None)
     if request.name not in (registry.AUTO, registry.STREAM):
@@ -304,7 +311,7 @@ def _of_gguf(found: GgufPlan, here: Path) -> Plan:
             why="because mergekit reads no GGUF files",
             estimates={registry.STREAM: estimate},
             free=shutil.disk_usage(here).free,
-            upload=upload_forecast.of_files(files, multiplies=False),
+            upload=_upload(files, warn, multiplies=False),
         ),
         config=dict(found.changed_metadata()),
         warnings=found.warnings,
@@ -350,14 +357,14 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
     )
 
 
-def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Plan:
+def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path, warn: Warn) -> Plan:
     """Add the sizes of the tensors to a plan."""
     request = registry.requested(None)
     choice = select.choose(expansion_plan, here, request)
     writing = _writing(choice, sum(spec.nbytes for spec in expansion_plan.specs), here)
     row = registry.ENGINES[choice.engine]
     files = row.load().files(expansion_plan, here, WriteOptions(request))
-    upload = upload_forecast.of_files(files, multiplies=row.multiplies)
+    upload = _upload(files, warn, multiplies=row.multiplies)
     return dataclasses.replace(
         found,
         identities=expansion_plan.identities,
@@ -366,6 +373,15 @@ def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Pla
         config=dict(grown_config.differences(expansion_plan.base.config, expansion_plan.config())),
         counted=True,
     )
+
+
+def _upload(files: Sequence[OutFile], warn: Warn, *, multiplies: bool) -> Upload | None:
+    """Forecast the upload of some files; that it cannot be forecast is a warning."""
+    try:
+        return upload_forecast.of_files(files, multiplies=multiplies)
+    except OutputError as error:
+        warn(str(error))
+        return None
 
 
 def _counted(expansion_plan: ExpansionPlan) -> Parameters | None:

@@ -141,7 +141,7 @@ def _explained(target: Target) -> Iterator[None]:
         detail = f"{target.repo}: {reason}: {_line(error.server_message)}".removesuffix(": ")
         raise OutputError(detail, hint=hint) from error
     except (OSError, RuntimeError, errors.HTTPError) as error:
-        if getattr(error, "filename", None):
+        if isinstance(error, OSError) and error.filename:
             raise OutputError(f"{error.filename}: {error.strerror}") from error
         raise UnreachableError(
             f"{target.repo}: not sent: {_line(error)}",

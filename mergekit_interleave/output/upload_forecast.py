@@ -16,6 +16,7 @@ from pathlib import Path
 from mergekit_interleave._interrupts import scratch_directory
 from mergekit_interleave._units import amount
 from mergekit_interleave.engines.out_file import OutFile
+from mergekit_interleave.errors import OutputError
 from mergekit_interleave.output.upload_pieces import Change, Piece, Run, planned
 from mergekit_interleave.output.upload_samples import is_long, middle, sampled
 
@@ -52,6 +53,9 @@ def of_files(files: Sequence[OutFile], *, multiplies: bool) -> Upload | None:
 
     Returns:
         The forecast; None if hf_xet is missing or too old.
+
+    Raises:
+        OutputError: A file cannot be read, or the temporary store cannot be written.
     """
     nbytes = sum(len(file.header()) + file.nbytes for file in files)
     return forecast([planned(file, multiplies=multiplies) for file in files], nbytes)
@@ -66,15 +70,26 @@ def forecast(files: Sequence[Sequence[Piece]], nbytes: int) -> Upload | None:
 
     Returns:
         The forecast; None if hf_xet is missing or too old.
+
+    Raises:
+        OutputError: A file cannot be read, or the temporary store cannot be written.
     """
     if not _has_client():
         return None
+    try:
+        return Upload(nbytes, _sent(files))
+    except OSError as error:
+        reason = " ".join((error.strerror or str(error)).split())
+        raise OutputError(f"the upload cannot be forecast: {reason}") from error
+
+
+def _sent(files: Sequence[Sequence[Piece]]) -> int:
     samples, factor = sampled(files, _MOST_SEAMS)
     with scratch_directory() as store:
         _send(store, (_data(runs) for sample in samples for runs in sample.known))
         sent = _send(store, (_data(sample.result) for sample in samples))
         middles = sum(_compressed(store, runs) for runs in _changed(files).values())
-    return Upload(nbytes, round(sent * factor + middles))
+    return round(sent * factor + middles)
 
 
 def _has_client() -> bool:

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from mergekit_interleave import _dtypes
 from mergekit_interleave._stored_tensor import Tensor
 from mergekit_interleave.engines.out_file import OutFile
+from mergekit_interleave.planning import arithmetic
 from mergekit_interleave.planning.tensor_plan import Fill, TensorSpec
 
 _OTHER = bytes(byte ^ 0x55 for byte in range(256))
@@ -102,7 +103,7 @@ class Run(NamedTuple):
     Attributes:
         file: The file of the base, or another that the bytes are derived from.
         start: The offset of the first byte in it.
-        length: The number of bytes.
+        length: The number of bytes in it.
         change: Makes the bytes of the file into those of the result; None if the base has them.
     """
 
@@ -171,8 +172,9 @@ def planned(file: OutFile, *, multiplies: bool) -> list[Piece]:
     pieces: list[Piece] = [file.header()]
     for piece, spec in file.pieces():
         base, change = bases[spec.tensor.shard], _change(spec, multiplies=multiplies)
-        if change is not None:
-            pieces.append(Run(base, spec.tensor.start, piece.length, change))
+        is_padding = isinstance(piece, Fill) and spec.scale != 0 and spec.constant is None
+        if change is not None and not is_padding:
+            pieces.append(Run(base, spec.tensor.start, spec.tensor.nbytes, change))
         elif isinstance(piece, Fill):
             pieces.append(filled(piece.data, piece.length))
         else:
@@ -181,11 +183,18 @@ def planned(file: OutFile, *, multiplies: bool) -> list[Piece]:
 
 
 def _change(spec: TensorSpec, *, multiplies: bool) -> Change | None:
-    if spec.is_computed:
-        return others
-    if multiplies and spec.scale == 0 and _dtypes.is_float(spec.dtype):
-        return signed_zeros(_dtypes.STORED[spec.dtype].bits // 8)
-    return None
+    """Return how an engine changes the bytes of a tensor; None if the base has them."""
+    is_zero = multiplies and spec.scale == 0 and _dtypes.is_float(spec.dtype)
+    if len(spec.dtypes) > 1 and (is_zero or spec.is_computed):
+        return _converted(spec.tensor.dtype, spec.scale, spec.through, spec.dtype)
+    if is_zero:
+        return signed_zeros(spec.tensor.width)
+    return others if spec.is_computed or spec.model.lora is not None else None
+
+
+@cache
+def _converted(stored: str, scale: float | None, through: str, dtype: str) -> Change:
+    return partial(arithmetic.compute, stored=stored, scale=scale, through=through, dtype=dtype)
 
 
 Origin: TypeAlias = Callable[[str], "tuple[BaseFile, int] | None"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_the_planned_bytes_are_written(
     (planned,) = pieces(expansion_plan(directive, tiny), engine, tmp_path)
     out = tmp_path / "out"
     api.run(directive, out, model=str(tiny), engine=engine, verify=False)
+    found = b"".join(p.data() if isinstance(p, Run) else p for p in planned)
+    assert found == (out / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("words", ["dtype: bfloat16", "dtype: bfloat16, out_dtype: float16"])
+def test_converted_bytes_are_planned(words: str, tiny: Path, tmp_path: Path) -> None:
+    """The bytes of converted numbers, and of their zeros, are planned as mergekit writes them."""
+    directive, out = f"interleave: every 4, {words}", tmp_path / "out"
+    (planned,) = pieces(expansion_plan(directive, tiny), registry.MERGEKIT, tmp_path)
+    api.run(directive, out, model=str(tiny), verify=False)
     found = b"".join(p.data() if isinstance(p, Run) else p for p in planned)
     assert found == (out / "model.safetensors").read_bytes()
 
@@ -134,6 +145,17 @@ def test_without_the_client(tiny: Path, mk: Cli, monkeypatch: pytest.MonkeyPatch
     assert "upload" not in mk("plan", "append: 1", "--model", tiny).out
     monkeypatch.setitem(sys.modules, "hf_xet", None)
     assert "upload" not in mk("plan", "append: 1", "--model", tiny).out
+
+
+def test_no_room_for_the_store(
+    tiny: Path, mk: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a place for temporary files, `plan` has a warning in place of the forecast."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nothing"))
+    result = mk("plan", "append: 1", "--model", tiny)
+    assert result.status == 0
+    assert "warning     the upload cannot be forecast" in result.out
+    assert "\nupload" not in result.out
 
 
 SMOLLM2 = (
