@@ -15,13 +15,14 @@ from mergekit_interleave.commands._settings import restored_settings
 from mergekit_interleave.commands.inputs import ModelLike, StrPath
 from mergekit_interleave.commands.verify import verify
 from mergekit_interleave.directive.model_ref import ModelPath, ModelRef
+from mergekit_interleave.engines import registry
+from mergekit_interleave.engines.sharding import OutShard
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.gguf.model import open_model, split_stem
 from mergekit_interleave.output import gguf_card, hub_upload, upload_forecast, upload_pieces
 from mergekit_interleave.output.hub_upload import Target
 from mergekit_interleave.output.upload_forecast import Upload
-from mergekit_interleave.output.upload_pieces import Origin
-from mergekit_interleave.planning.tensor_plan import TensorSpec
+from mergekit_interleave.output.upload_pieces import Origin, Span
 from mergekit_interleave.verification.gguf import GgufVerifyReport
 from mergekit_interleave.verification.report import VerifyReport
 
@@ -225,11 +226,8 @@ def _report(report: VerifyReport | GgufVerifyReport, target: Target) -> PushRepo
 
 def _directory(report: VerifyReport) -> tuple[Mapping[str, Tensor], Origin, Mapping[str, Path]]:
     """Return the tensors of a model directory, where the base has them, and its files."""
-    specs = report.expected.specs
-    if report.expected.plan is not None:
-        origin = upload_pieces.in_sources(specs)
-    else:
-        origin = upload_pieces.in_itself(specs, _order(report))
+    is_compared = report.expected.plan is not None
+    origin = upload_pieces.in_sources(report.expected.specs) if is_compared else _assumed(report)
     files = {
         path.relative_to(report.out).as_posix(): path
         for path in sorted(report.out.rglob("*"))
@@ -238,24 +236,26 @@ def _directory(report: VerifyReport) -> tuple[Mapping[str, Tensor], Origin, Mapp
     return dict(iterate_tensors(report.out)), origin, files
 
 
-def _order(report: VerifyReport) -> Callable[[TensorSpec], Any]:
-    """Return the key that sorts original tensors as the base has them.
+def _assumed(report: VerifyReport) -> Origin:
+    """Return where the base of a model is assumed to hold its tensors.
 
-    The stream engine keeps that order; other writers sort the tensors of a file by their names.
+    Other writers than the stream engine, which keeps the order of the base, sort the tensors of a
+    file by their names, and so does transformers.
     """
-    engine = None if report.own is None else report.own.content.get("engine")
-    if engine == "stream":
-        return lambda spec: (spec.tensor.file, spec.tensor.start)
     model = Models().open(ModelRef(ModelPath(str(report.out))))
-    layers = report.expected.layout.layers
-
-    def by_name(spec: TensorSpec) -> tuple[int, str]:
-        name = (
-            spec.name if spec.layer is None else model.renamed(spec.name, layers[spec.layer].source)
-        )
-        return -spec.tensor.width, name
-
-    return by_name
+    specs, layers = report.expected.specs, report.expected.layout.layers
+    originals = [
+        spec
+        if spec.layer is None
+        else replace(spec, name=model.renamed(spec.name, layers[spec.layer].source))
+        for spec in upload_pieces.originals_of(specs)
+    ]
+    if report.own is None or report.own.content.get("engine") != registry.STREAM:
+        originals.sort(key=lambda spec: (-spec.tensor.width, spec.name))
+    header = OutShard("base", originals, 8).header() if originals else b""
+    return upload_pieces.in_itself(
+        specs, [replace(spec, name=spec.source) for spec in originals], header
+    )
 
 
 def _gguf(report: GgufVerifyReport) -> tuple[Mapping[str, Tensor], Origin, Mapping[str, Path]]:
@@ -264,7 +264,11 @@ def _gguf(report: GgufVerifyReport) -> tuple[Mapping[str, Tensor], Origin, Mappi
     if report.plan is not None:
         origin = upload_pieces.in_sources(report.specs)
     else:
-        origin = upload_pieces.in_itself(report.specs, lambda s: (s.tensor.file, s.tensor.start))
+        # The metadata of the base is not known; it is about as long as that of the model.
+        originals = upload_pieces.originals_of(report.specs)
+        first = originals[0].tensor if originals else None
+        header = Span(first.file, 8, first.start - 8) if first else b""
+        origin = upload_pieces.in_itself(report.specs, originals, header)
     files = {path.name: path for path in sorted({t.file for t in model.tensors.values()})}
     stem = split_stem(report.out.name) or report.out.stem
     card = gguf_card.path_of(report.out.with_name(f"{stem}{report.out.suffix}"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from mergekit_interleave import _dtypes
 from mergekit_interleave._stored_tensor import Tensor
@@ -34,10 +34,10 @@ class BaseFile:
     """A file of the base.
 
     Attributes:
-        spans: The places of its bytes on this machine, in order.
+        parts: Its bytes in order: where they are on this machine, or the bytes themselves.
     """
 
-    spans: tuple[Span, ...]
+    parts: tuple[Span | bytes, ...]
 
     @classmethod
     def of(cls, path: Path) -> BaseFile:
@@ -51,20 +51,31 @@ class BaseFile:
 
     @cached_property
     def _ends(self) -> list[int]:
-        return list(accumulate(span.length for span in self.spans))
+        return list(accumulate(map(_size, self.parts)))
 
     def read(self, start: int, stop: int) -> bytes:
         """Read the bytes from the offset `start` to `stop`, as far as the file has them."""
         start, stop = max(start, 0), min(stop, self.nbytes)
-        parts = []
+        found = []
         while start < stop:
             number = bisect_right(self._ends, start)
-            span, end = self.spans[number], self._ends[number]
-            with span.path.open("rb", buffering=0) as file:
-                file.seek(span.start + span.length - (end - start))
-                parts.append(file.read(min(stop, end) - start))
+            part, end = self.parts[number], self._ends[number]
+            offset = _size(part) - (end - start)
+            found.append(_read(part, offset, min(stop, end) - start))
             start = min(stop, end)
-        return b"".join(parts)
+        return b"".join(found)
+
+
+def _size(part: Span | bytes) -> int:
+    return len(part) if isinstance(part, bytes) else part.length
+
+
+def _read(part: Span | bytes, offset: int, size: int) -> bytes:
+    if isinstance(part, bytes):
+        return part[offset : offset + size]
+    with part.path.open("rb", buffering=0) as file:
+        file.seek(part.start + offset)
+        return file.read(size)
 
 
 Change: TypeAlias = Callable[[bytes], bytes]
@@ -223,21 +234,25 @@ def in_sources(specs: Iterable[TensorSpec]) -> Origin:
     return origin
 
 
-def in_itself(specs: Iterable[TensorSpec], order: Callable[[TensorSpec], Any]) -> Origin:
-    """Return where the base of a model is assumed to hold its tensors: in one file, in an order.
+def in_itself(
+    specs: Iterable[TensorSpec], originals: Sequence[TensorSpec], header: Span | bytes
+) -> Origin:
+    """Return where the base of a model is assumed to hold its tensors: in one file.
 
     Args:
-        specs: What the model must contain. Its original tensors are their own sources.
-        order: The key that sorts the original tensors.
+        specs: What the model must contain, each tensor with its original in the model.
+        originals: The tensors of the base, in the order of their data.
+        header: The bytes before the data.
     """
-    specs = [spec for spec in specs if spec.is_unchanged]
-    originals = sorted((spec for spec in specs if spec.source == spec.name), key=order)
-    header = _likely_header(originals)
-    spans = (Span(spec.tensor.file, spec.tensor.start, spec.nbytes) for spec in originals)
-    base = BaseFile((*header, *spans))
-    starts = accumulate((spec.nbytes for spec in originals), initial=sum(h.length for h in header))
+    data = [Span(spec.tensor.file, spec.tensor.start, spec.nbytes) for spec in originals]
+    base = BaseFile((header, *data))
+    starts = accumulate((span.length for span in data), initial=_size(header))
     offsets = dict(zip((spec.name for spec in originals), starts, strict=False))
-    sources = {spec.name: offsets[spec.source] for spec in specs if spec.source in offsets}
+    sources = {
+        spec.name: offsets[spec.source]
+        for spec in specs
+        if spec.is_unchanged and spec.source in offsets
+    }
 
     def origin(name: str) -> tuple[BaseFile, int] | None:
         return (base, sources[name]) if name in sources else None
@@ -245,13 +260,10 @@ def in_itself(specs: Iterable[TensorSpec], order: Callable[[TensorSpec], Any]) -
     return origin
 
 
-def _likely_header(originals: Sequence[TensorSpec]) -> list[Span]:
-    """Return the bytes before the data of a model, but the first few: its base has others there."""
-    if not originals:
-        return []
-    first = originals[0].tensor.file
-    start = min(spec.tensor.start for spec in originals if spec.tensor.file == first)
-    return [Span(first, 8, start - 8)]
+def originals_of(specs: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Return the tensors of a model that are their own originals, in the order of their data."""
+    own = (spec for spec in specs if spec.is_unchanged and spec.source == spec.name)
+    return sorted(own, key=lambda spec: (spec.tensor.file, spec.tensor.start))
 
 
 def stored(tensors: Mapping[str, Tensor], origin: Origin) -> list[list[Piece]]:
