@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mergekit_interleave.commands.load import load as load
     from mergekit_interleave.commands.plan import Plan as Plan
     from mergekit_interleave.commands.plan import plan as plan
+    from mergekit_interleave.commands.push import PushReport as PushReport
+    from mergekit_interleave.commands.push import push as push
     from mergekit_interleave.commands.recipe import Recipe as Recipe
     from mergekit_interleave.commands.run import run as run
     from mergekit_interleave.commands.run_report import RunReport as RunReport
@@ -59,6 +61,7 @@ _MODULES = {
     "commands.gen": ("gen",),
     "commands.load": ("load",),
     "commands.plan": ("plan", "Plan"),
+    "commands.push": ("push", "PushReport"),
     "commands.recipe": ("Recipe",),
     "commands.run": ("run",),
     "commands.run_report": ("RunReport",),

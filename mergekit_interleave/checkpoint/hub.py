@@ -157,7 +157,7 @@ def _ask(fetch: Callable[[], str], model: ModelPath, name: str = "config.json") 
         ),
     )
     try:
-        with _bars():
+        with progress_bars():
             return fetch()
     except (OSError, ValueError, errors.EntryNotFoundError) as error:
         for kind, reason, hint in reasons:
@@ -176,7 +176,7 @@ SHOW_BARS: ContextVar[bool] = ContextVar("SHOW_BARS", default=False)
 
 
 @contextmanager
-def _bars() -> Iterator[None]:
+def progress_bars() -> Iterator[None]:
     """Hide the progress bars of huggingface_hub, unless `SHOW_BARS` is set."""
     from huggingface_hub import utils  # noqa: PLC0415
 

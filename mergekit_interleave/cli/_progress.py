@@ -1,7 +1,8 @@
-"""Show a progress bar on a terminal."""
+"""Show progress bars on a terminal, and nowhere else."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,3 +31,11 @@ def progress_bar(
             yield shown.update
 
     return bar
+
+
+def show_bars_on_terminals_only() -> None:
+    """Disable the progress bars of the libraries if standard error is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        # Some progress bars of mergekit and the Hub client can be disabled only this way.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -26,6 +26,7 @@ COMMANDS = (
     "card",
     "train",
     "fix-config",
+    "push",
     "schema",
 )
 """The commands, in the order of the help. Each is a module of this package, with a function of

@@ -12,7 +12,7 @@ import typer
 
 import mergekit_interleave as api
 from mergekit_interleave.cli import options, text
-from mergekit_interleave.cli._progress import progress_bar
+from mergekit_interleave.cli._progress import progress_bar, show_bars_on_terminals_only
 from mergekit_interleave.cli.options import (
     AsJson,
     Flags,
@@ -84,7 +84,7 @@ def run(  # noqa: PLR0913 - one parameter for each flag
     stated = options.words(flags)
     others = dict(map(_key_value, mergekit or []))
     _clean_up_on_signals()
-    _show_bars_on_terminals_only()
+    show_bars_on_terminals_only()
     report = api.run(
         options.opened(directive),
         out,
@@ -161,10 +161,3 @@ def _terminated(number: int, _: object) -> NoReturn:
     with suppress(OSError):  # the terminal may be gone
         os.write(2, b"error: terminated\n")  # print() may be the call that was interrupted
     sys.exit(128 + number)
-
-
-def _show_bars_on_terminals_only() -> None:
-    if sys.stderr is None or not sys.stderr.isatty():
-        # Some progress bars of mergekit and the Hub client can be disabled only this way.
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -26,14 +26,22 @@ from mergekit_interleave.directive.growth import ExplicitSlices, Stack
 from mergekit_interleave.directive.model_ref import ModelRef
 from mergekit_interleave.engines import registry, select, stream
 from mergekit_interleave.engines.gguf_splits import splits_of
-from mergekit_interleave.engines.protocol import Estimate
+from mergekit_interleave.engines.out_file import OutFile
+from mergekit_interleave.engines.protocol import Estimate, WriteOptions
 from mergekit_interleave.engines.select import Choice
-from mergekit_interleave.errors import InterleaveError, RefusedError, Warn, collected_warnings
+from mergekit_interleave.errors import (
+    InterleaveError,
+    OutputError,
+    RefusedError,
+    Warn,
+    collected_warnings,
+)
 from mergekit_interleave.layout import describe, mergekit_yaml, roles
 from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout, distances
 from mergekit_interleave.output import layer_map as layer_maps
-from mergekit_interleave.output import manifest, svg
+from mergekit_interleave.output import manifest, svg, upload_forecast
+from mergekit_interleave.output.upload_forecast import Upload
 from mergekit_interleave.planning import grown_config, zeroing
 from mergekit_interleave.planning.client_warnings import client_warnings
 from mergekit_interleave.planning.expansion_plan import (
@@ -80,6 +88,7 @@ class Writing:
         estimates: What each engine needs, by its name. An engine that cannot write the weights is
             missing, as is one whose needs are unknown until the weights are available.
         free: The free bytes on the disk.
+        upload: What the Hub receives of the weights if it holds the base; None if that is unknown.
     """
 
     nbytes: int
@@ -87,6 +96,7 @@ class Writing:
     why: str
     estimates: Mapping[str, Estimate]
     free: int
+    upload: Upload | None = None
 
     @property
     def least(self) -> int:
@@ -107,6 +117,7 @@ class Writing:
             "mergekit": mergekit and mergekit["traffic"]["written"],
             "stream": stream and stream["traffic"],
             "free": self.free,
+            "upload": self.upload and dataclasses.asdict(self.upload),
         }
 
 
@@ -238,7 +249,7 @@ def _plan(
         directive, models, strict=reads_config, allow_non_identity=allow_non_identity
     )
     if expansion.is_gguf:
-        return _of_gguf(plan_gguf(expansion), here)
+        return _of_gguf(plan_gguf(expansion), here, warnings.append)
     warnings.extend(expansion.warnings)
     if not reads_config:
         return _from_directive(expansion, models)
@@ -249,7 +260,7 @@ def _plan(
         expansion_plan = plan_expansion(expansion, models, None)
         manifest.check_sources(expansion_plan)
         warnings.extend(expansion_plan.warnings)
-        return _from_weights(found, expansion_plan, here)
+        return _from_weights(found, expansion_plan, here, warnings.append)
     warnings.extend(
         f"{ref}: the weights are pickled, which `run` reads only with --allow-pickle"
         for ref, checkpoint in sources.models.items()
@@ -273,7 +284,7 @@ def _is_readable(directive: Directive, models: Models) -> bool:
     return all(models.open_source_if_possible(model) for model in named)
 
 
-def _of_gguf(found: GgufPlan, here: Path) -> Plan:
+def _of_gguf(found: GgufPlan, here: Path, warn: Warn) -> Plan:
     """Plan the result of GGUF files, from their headers."""
     request = registry.requested(None)
     if request.name not in (registry.AUTO, registry.STREAM):
@@ -300,6 +311,7 @@ def _of_gguf(found: GgufPlan, here: Path) -> Plan:
             why="because mergekit reads no GGUF files",
             estimates={registry.STREAM: estimate},
             free=shutil.disk_usage(here).free,
+            upload=_upload(files, warn, multiplies=False),
         ),
         config=dict(found.changed_metadata()),
         warnings=found.warnings,
@@ -345,17 +357,31 @@ def _from_config(expansion: Expansion, sources: Sources) -> Plan:
     )
 
 
-def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path) -> Plan:
+def _from_weights(found: Plan, expansion_plan: ExpansionPlan, here: Path, warn: Warn) -> Plan:
     """Add the sizes of the tensors to a plan."""
-    choice = select.choose(expansion_plan, here, registry.requested(None))
+    request = registry.requested(None)
+    choice = select.choose(expansion_plan, here, request)
+    writing = _writing(choice, sum(spec.nbytes for spec in expansion_plan.specs), here)
+    row = registry.ENGINES[choice.engine]
+    files = row.load().files(expansion_plan, here, WriteOptions(request))
+    upload = _upload(files, warn, multiplies=row.multiplies)
     return dataclasses.replace(
         found,
         identities=expansion_plan.identities,
         parameters=_counted(expansion_plan),
-        writing=_writing(choice, sum(spec.nbytes for spec in expansion_plan.specs), here),
+        writing=dataclasses.replace(writing, upload=upload),
         config=dict(grown_config.differences(expansion_plan.base.config, expansion_plan.config())),
         counted=True,
     )
+
+
+def _upload(files: Sequence[OutFile], warn: Warn, *, multiplies: bool) -> Upload | None:
+    """Forecast the upload of some files; that it cannot be forecast is a warning."""
+    try:
+        return upload_forecast.of_files(files, multiplies=multiplies)
+    except OutputError as error:
+        warn(str(error))
+        return None
 
 
 def _counted(expansion_plan: ExpansionPlan) -> Parameters | None:
@@ -458,6 +484,8 @@ def _sizes(found: Plan) -> Iterator[tuple[str, str]]:
     if writing.estimates:
         memory = [f"{amount(each.memory)} by {name}" for name, each in writing.estimates.items()]
         yield "memory", f"about {', '.join(memory)}"
+    if writing.upload is not None:
+        yield "upload", f"{writing.upload}, if the Hub holds the base"
     yield "free disk", amount(writing.free)
 
 

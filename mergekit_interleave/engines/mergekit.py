@@ -29,7 +29,7 @@ from mergekit_interleave._units import amount
 from mergekit_interleave.architectures import family as families
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.directive.model_ref import ModelRef
-from mergekit_interleave.engines import registry
+from mergekit_interleave.engines import registry, sharding
 from mergekit_interleave.engines.protocol import (
     Estimate,
     Traffic,
@@ -37,6 +37,7 @@ from mergekit_interleave.engines.protocol import (
     check_free,
     no_bar,
 )
+from mergekit_interleave.engines.sharding import OutShard
 from mergekit_interleave.errors import DirectiveError, OutputError, RefusedError, nearest
 from mergekit_interleave.layout import mergekit_yaml
 from mergekit_interleave.layout.layout import Layout
@@ -133,6 +134,16 @@ def estimate_by_size(nbytes: int) -> Estimate:
     """
     memory = _LIBRARIES + min(nbytes, _SHARD_SIZE)
     return Estimate(Traffic(nbytes), memory, seconds=START + nbytes / RATE)
+
+
+def files(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:  # noqa: ARG001
+    """Return the files that mergekit is expected to write; see `protocol.Engine`.
+
+    safetensors sorts the tensors of each shard.
+    """
+    parts = sharding.cut(plan.specs, options.shard_size or _SHARD_SIZE)
+    ordered = (sorted(part, key=lambda spec: (-spec.tensor.width, spec.name)) for part in parts)
+    return [OutShard(f"model-{i}.safetensors", part, 8) for i, part in enumerate(ordered, 1)]
 
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:

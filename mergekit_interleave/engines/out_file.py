@@ -3,16 +3,23 @@
 Some filesystems can share blocks between files. A copied tensor can share its blocks with the base
 if both start at the same offset within a block. Therefore a file contains the tensors of one source
 file in their original order, and its header is padded so that its data starts at the same offset as
-in the source. A copy of a tensor that fills whole blocks follows its original, since it does not
-change the offsets of later tensors; the other copies, which are small, are at the end. If blocks
-cannot be shared, this costs nothing, so the layout does not depend on whether they can.
+in the source. A tensor that fills whole blocks does not change the offsets of later ones. Therefore
+the copies of such tensors follow the last of their originals before the next tensor that fills no
+whole blocks. The other copies, which are small, are at the end, before zeros and computed tensors.
+If blocks cannot be shared, this costs nothing, so the layout does not depend on whether they can.
+
+The Hub's storage sends a chunk of about 64 KiB again wherever a file departs from the bytes of the
+base. Tensors that are adjacent in the base are therefore also copied as one run, and all zeros of a
+file are together.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 from mergekit_interleave._stored_tensor import Shard, padded
@@ -87,7 +94,7 @@ class OutFile(ABC):
         offset = 0
         for spec in self.specs:
             start = (spec.tensor.start - offset) % self.block
-            if spec.is_whole and not spec.is_computed and start % step == 0:
+            if spec.is_unchanged and start % step == 0:
                 shareable[start] = shareable.get(start, 0) + spec.nbytes
             offset += padded(spec.nbytes, self.alignment)
         return max(shareable, key=shareable.__getitem__, default=None)
@@ -100,7 +107,7 @@ class OutFile(ABC):
             share: Whether to share blocks with a source if the offsets agree.
         """
         end = at + self.nbytes
-        for piece, spec in _joined(self._pieces()):
+        for piece, spec in _joined(self.pieces()):
             if isinstance(piece, Fill):
                 how = "fill" if any(piece.data) else "hole"
                 yield WriteStep(how, at, piece.length, data=piece.data)
@@ -122,8 +129,8 @@ class OutFile(ABC):
             if size:
                 yield WriteStep(how, at + offset, size, piece.start + offset, spec=spec)
 
-    def _pieces(self) -> Iterator[tuple[Piece, TensorSpec]]:
-        """Yield the pieces of all tensors and the padding behind each."""
+    def pieces(self) -> Iterator[tuple[Piece, TensorSpec]]:
+        """Yield the pieces of its data in order: those of all tensors, and the padding behind."""
         for spec in self.specs:
             if spec.is_computed:
                 yield ByteRange(spec.tensor.start, spec.nbytes), spec
@@ -176,12 +183,17 @@ def in_order(specs: Sequence[TensorSpec], block: int, alignment: int = 1) -> lis
         block: The block size.
         alignment: The number of bytes at a multiple of which each tensor starts.
     """
-    placed: set[str] = set()
-    aligned: list[TensorSpec] = []
-    at_the_end: list[TensorSpec] = []
+    section, end = 0, 0
+    numbers: Counter[str] = Counter()
+    keyed: list[tuple[tuple[int, int, int], TensorSpec]] = []
     for spec in sorted(specs, key=lambda spec: spec.tensor.start):
-        is_first = spec.source not in placed
-        keeps = padded(spec.nbytes, alignment) % block == 0
-        (aligned if is_first or keeps else at_the_end).append(spec)
-        placed.add(spec.source)
-    return aligned + at_the_end
+        number, keeps = numbers[spec.source], padded(spec.nbytes, alignment) % block == 0
+        numbers[spec.source] += 1
+        if number == 0:
+            section += not keeps or (spec.tensor.start - end) % block != 0
+            end = spec.tensor.start + padded(spec.tensor.nbytes, alignment)
+        if number == 0 or (keeps and spec.is_unchanged):
+            keyed.append(((0, section, number), spec))
+        else:
+            keyed.append(((1 if spec.is_unchanged else 2, 0, 0), spec))
+    return [spec for _, spec in sorted(keyed, key=itemgetter(0))]

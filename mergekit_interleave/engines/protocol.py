@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from mergekit_interleave._units import amount
 from mergekit_interleave.checkpoint.checkpoint import Checkpoint
 from mergekit_interleave.engines import registry
 from mergekit_interleave.engines.copy_range import Tick
+from mergekit_interleave.engines.out_file import OutFile
 from mergekit_interleave.engines.registry import Request
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.planning.expansion_plan import ExpansionPlan
@@ -188,6 +189,9 @@ class Engine(Protocol):
 
     def estimate(self, plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
         """Estimate the disk space and memory that writing a plan into a directory takes."""
+
+    def files(self, plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Sequence[OutFile]:
+        """Return the weight files that this engine would write, with their tensors in order."""
 
     def write(self, plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
         """Write the weights into a directory that already contains the new config.json.

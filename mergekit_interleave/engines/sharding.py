@@ -57,7 +57,7 @@ def shards_of(specs: Sequence[TensorSpec], limit: int, block: int) -> list[OutSh
     groups: dict[Shard, list[TensorSpec]] = {}
     for spec in specs:
         groups.setdefault(spec.tensor.shard, []).append(spec)
-    parts = [part for group in groups.values() for part in _cut(in_order(group, block), limit)]
+    parts = [part for group in groups.values() for part in cut(in_order(group, block), limit)]
     names = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
     if len(parts) == 1:
         names = [WEIGHTS]
@@ -67,8 +67,13 @@ def shards_of(specs: Sequence[TensorSpec], limit: int, block: int) -> list[OutSh
     ]
 
 
-def _cut(specs: Sequence[TensorSpec], limit: int) -> Iterator[list[TensorSpec]]:
-    """Cut a sequence of tensors into parts, each of which fits in one shard."""
+def cut(specs: Sequence[TensorSpec], limit: int) -> Iterator[list[TensorSpec]]:
+    """Cut a sequence of tensors into parts, each of which fits in one shard.
+
+    Args:
+        specs: The tensors.
+        limit: The maximum bytes of data in one shard, unless a single tensor is larger.
+    """
     shard: list[TensorSpec] = []
     size = header = 0
     for spec in specs:

@@ -123,7 +123,7 @@ def _is_scaled_here(scale: float, fixed: float) -> bool:
 
 def estimate(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> Estimate:
     """Estimate the needs of a plan; see `protocol.Engine`."""
-    traffic = forecast(_shards(plan, folder, options), folder, reflink=options.reflink)
+    traffic = forecast(files(plan, folder, options), folder, reflink=options.reflink)
     seconds = START + traffic.written / RATE
     return Estimate(traffic, memory(len(plan.specs)), seconds)
 
@@ -148,7 +148,7 @@ def memory_of_gguf(tensors: int) -> int:
 
 def write(plan: ExpansionPlan, out: Path, options: WriteOptions) -> Traffic:
     """Write the weights of a plan; see `protocol.Engine`."""
-    return write_shards(_shards(plan, out, options), out, options)
+    return write_shards(files(plan, out, options), out, options)
 
 
 def write_shards(shards: Sequence[OutShard], out: Path, options: WriteOptions) -> Traffic:
@@ -160,7 +160,8 @@ def write_shards(shards: Sequence[OutShard], out: Path, options: WriteOptions) -
     return traffic
 
 
-def _shards(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:
+def files(plan: ExpansionPlan, folder: Path, options: WriteOptions) -> list[OutShard]:
+    """Return the files that `write` writes; see `protocol.Engine`."""
     limit = options.shard_size or _LARGEST_SHARD
     return sharding.shards_of(plan.specs, limit, block_size(folder))
 
@@ -391,7 +392,7 @@ def _compute(pair: Pair, spec: TensorSpec, at: int, sources: _Sources) -> None:
         data, other = pair.read(spec.tensor.start + done, length), None
         if mean is not None and behind is not None:
             other = behind.read(mean.tensor.start + done, length)
-        result = arithmetic.compute(data, spec, other)
+        result = arithmetic.compute(data, spec.operation, other)
         pair.put(result, at)
         pair.tick(len(result))
         at += len(result)

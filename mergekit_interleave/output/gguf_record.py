@@ -328,9 +328,8 @@ class _Reader:
             return value * (len(data) // len(value))
         if spec.is_computed:
             mean = spec.mean_with
-            return arithmetic.compute(
-                data, spec, None if mean is None else self.middle(mean.tensor)
-            )
+            other = None if mean is None else self.middle(mean.tensor)
+            return arithmetic.compute(data, spec.operation, other)
         return data
 
     def close(self) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from mergekit_interleave import _dtypes
-from mergekit_interleave.planning.tensor_plan import TensorSpec
+from mergekit_interleave.planning.tensor_plan import Operation
 
 
-def scaled(numbers: Any, spec: TensorSpec, others: Any = None) -> Any:
+def scaled(numbers: Any, operation: Operation, others: Any = None) -> Any:
     """Average, scale and convert numbers of a tensor as mergekit does.
 
     A scale with a fixed number, which mergekit lacks, is computed in float64 and rounded once. A
@@ -20,42 +20,44 @@ def scaled(numbers: Any, spec: TensorSpec, others: Any = None) -> Any:
 
     Args:
         numbers: The numbers, in the dtype in which they are stored.
-        spec: The planned tensor.
+        operation: The arithmetic of the tensor.
         others: The numbers that they are averaged with, if the tensor is a mean.
     """
     import torch  # noqa: PLC0415 - takes seconds to import
 
-    through = torch_dtype(spec.through)
+    through = torch_dtype(operation.through)
     result = numbers.to(through)
     if others is not None:
         wide = torch.float64 if through == torch.float64 else torch.float32
-        weight = torch.tensor(_HALF * (1 if spec.scale is None else spec.scale), dtype=wide)
+        weight = torch.tensor(
+            _HALF * (1 if operation.scale is None else operation.scale), dtype=wide
+        )
         total = torch.zeros_like(result, dtype=wide)
         for part in (result, others.to(through)):
             total.addcmul_(part, weight)
         result = total.to(through)
-    elif spec.fixed:
-        distance = (result.to(torch.float64) - spec.fixed) * spec.scale
-        result = (distance + spec.fixed).to(through)
-    elif spec.scale not in (None, 1):
-        result = result * spec.scale
-    return result.to(torch_dtype(spec.dtype))
+    elif operation.fixed:
+        distance = (result.to(torch.float64) - operation.fixed) * operation.scale
+        result = (distance + operation.fixed).to(through)
+    elif operation.scale not in (None, 1):
+        result = result * operation.scale
+    return result.to(torch_dtype(operation.written))
 
 
-def compute(data: bytes, spec: TensorSpec, other: bytes | None = None) -> bytes:
+def compute(data: bytes, operation: Operation, other: bytes | None = None) -> bytes:
     """Average, scale and convert stored numbers of a tensor; see `scaled`.
 
     Args:
         data: The numbers, as bytes.
-        spec: The planned tensor.
+        operation: The arithmetic of the tensor.
         other: The numbers that they are averaged with, if the tensor is a mean.
     """
     import torch  # noqa: PLC0415
 
-    dtype = torch_dtype(spec.tensor.dtype)
+    dtype = torch_dtype(operation.stored)
     numbers = torch.frombuffer(bytearray(data), dtype=dtype)
     others = None if other is None else torch.frombuffer(bytearray(other), dtype=dtype)
-    return bytes(scaled(numbers, spec, others).view(torch.uint8).numpy())
+    return bytes(scaled(numbers, operation, others).view(torch.uint8).numpy())
 
 
 _HALF = 0.5

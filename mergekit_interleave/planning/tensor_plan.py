@@ -67,6 +67,24 @@ class Mean(NamedTuple):
     tensor: Tensor
 
 
+class Operation(NamedTuple):
+    """The arithmetic of a tensor, which treats each number alone.
+
+    Attributes:
+        stored: The dtype of the source, in safetensors' spelling.
+        scale: The factor to multiply by; None for none.
+        fixed: The number that the factor leaves unchanged.
+        through: The dtype in which it is multiplied, in safetensors' spelling.
+        written: The dtype of the result, in safetensors' spelling.
+    """
+
+    stored: str
+    scale: float | None
+    fixed: float
+    through: str
+    written: str
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor of the new model.
@@ -114,6 +132,11 @@ class TensorSpec:
         return is_new or self.scale not in (None, 1)
 
     @property
+    def operation(self) -> Operation:
+        """Its arithmetic, apart from a mean."""
+        return Operation(self.tensor.dtype, self.scale, self.fixed, self.through, self.dtype)
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes that its values are converted through, in order; each step may round."""
         steps = (self.tensor.dtype, self.through, self.dtype)
@@ -123,6 +146,11 @@ class TensorSpec:
     def is_whole(self) -> bool:
         """Whether it has all values of the source tensor in order, perhaps scaled or converted."""
         return self.scale != 0 and self.constant is None and self.packing is None
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether its bytes are those of the source tensor."""
+        return self.is_whole and not self.is_computed
 
     def pieces(self) -> Iterator[Piece]:
         """Yield its bytes in order; only for tensors that need no arithmetic."""

@@ -320,4 +320,4 @@ def _computed(spec: TensorSpec, at: int, length: int, files: Files) -> bytes:
     )
     if data is None:
         raise TypeError("a tensor without a source")
-    return arithmetic.compute(data, spec, other)
+    return arithmetic.compute(data, spec.operation, other)

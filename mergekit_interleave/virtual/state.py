@@ -111,10 +111,7 @@ def _is_same_operation(one: TensorSpec, other: TensorSpec) -> bool:
     """Whether two tensors are made by the same operation, which treats each number alone."""
     if is_plain(one) or is_plain(other):
         return is_plain(one) and is_plain(other)
-    operations = [
-        (spec.scale, spec.fixed, _distance(spec), spec.tensor.dtype, spec.through, spec.dtype)
-        for spec in (one, other)
-    ]
+    operations = [(spec.operation, _distance(spec)) for spec in (one, other)]
     alone = all(spec.constant is None and spec.packing is None for spec in (one, other))
     return alone and operations[0] == operations[1]
 

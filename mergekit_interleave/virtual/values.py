@@ -73,7 +73,7 @@ def _computed(spec: TensorSpec, source: Any, other: Any) -> Any:
         return source
     stored = arithmetic.torch_dtype(spec.tensor.dtype)
     others = None if other is None else other.to(stored)
-    return arithmetic.scaled(source.to(stored), spec, others).to(source.dtype)
+    return arithmetic.scaled(source.to(stored), spec.operation, others).to(source.dtype)
 
 
 def _are_exact(dtype: Any, steps: list[Any]) -> bool:

@@ -19,7 +19,7 @@ from mergekit_interleave.errors import DirectiveError
 
 PLAIN = """
 from mergekit_interleave.engines.stream import (
-    estimate, estimate_by_size, unsupported, unsupported_type, write_shards
+    estimate, estimate_by_size, files, unsupported, unsupported_type, write_shards
 )
 from mergekit_interleave.engines.sharding import shards_of
 from mergekit_interleave.errors import DirectiveError
@@ -93,7 +93,7 @@ def test_every_engine_has_the_functions_of_the_protocol(name: str) -> None:
     """A row names a module that has all functions of the protocol."""
     engine = registry.ENGINES[name].load()
     names = [word for word in vars(Engine) if not word.startswith("_")]
-    assert len(names) == 6
+    assert len(names) == 7
     assert all(callable(getattr(engine, word)) for word in names)
 
 

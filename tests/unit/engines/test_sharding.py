@@ -224,6 +224,58 @@ class TestSharing:
         assert self.by_how(start=1001).keys() == {"copy"}
 
 
+class TestRuns:
+    """Copies are in few runs of the base, because each seam costs bytes on the Hub."""
+
+    WHOLE = (("BF16", 2048 * 3), ("BF16", 2048), ("BF16", 2048 * 2))
+
+    def order(self, sizes: Sequence[tuple[str, int]], zeroed: str = "") -> list[str]:
+        """Return the number of each tensor in the base, and whether it is a copy, in order."""
+        (shard,) = shards_of(parts_of(source(), sizes, 1000, zeroed=zeroed), 10**9, BLOCK)
+        return [spec.name.removeprefix("model.") for spec in shard.specs]
+
+    def test_whole_blocks(self) -> None:
+        """The copies of adjacent tensors of whole blocks are adjacent."""
+        assert self.order(self.WHOLE) == ["0.0", "1.0", "2.0", "0.1", "1.1", "2.1"]
+
+    def test_a_small_tensor_between(self) -> None:
+        """A small tensor separates the copies, so that those before it keep their offset."""
+        sizes = [self.WHOLE[0], ("BF16", 100), *self.WHOLE[1:]]
+        first = ["0.0", "0.1"]
+        assert self.order(sizes) == [*first, "1.0", "2.0", "3.0", "2.1", "3.1", "1.1"]
+
+    def test_zeros_are_together(self) -> None:
+        """Zeros separate no copies, and are together at the end."""
+        sizes = [*self.WHOLE, ("BF16", 100)]
+        order = ["0.0", "1.0", "2.0", "1.1", "3.0", "3.1", "0.1", "2.1"]
+        assert self.order(sizes, zeroed="02") == order
+
+    def test_several_copies(self) -> None:
+        """The first copies of all tensors precede the second ones."""
+        specs = parts_of(source(), self.WHOLE, 1000)
+        again = [replace(spec, name=f"{spec.name}+") for spec in specs if spec.name.endswith("1")]
+        (shard,) = shards_of([*specs, *again], 10**9, BLOCK)
+        names = [spec.name.removeprefix("model.") for spec in shard.specs]
+        assert names[3:] == ["0.1", "1.1", "2.1", "0.1+", "1.1+", "2.1+"]
+
+    @given(
+        sizes=st.lists(
+            st.tuples(st.just("BF16"), st.sampled_from([100, 2048, 4096, 6144])), min_size=1
+        ),
+        missing=st.sets(st.integers(0, 8)),
+    )
+    def test_offsets_are_kept(self, sizes: list[tuple[str, int]], missing: set[int]) -> None:
+        """Originals and copies of whole blocks keep their offset, unless the base has more."""
+        specs = parts_of(source(), sizes, 1000)
+        kept = [spec for i, spec in enumerate(specs) if i // 2 not in missing or i % 2 == 0]
+        (shard,) = shards_of(kept, 10**9, BLOCK)
+        offset = len(shard.header())
+        for spec in shard.specs:
+            if spec.name.endswith("0") or spec.nbytes % BLOCK == 0:
+                assert (offset - spec.tensor.start) % BLOCK == 0
+            offset += spec.nbytes
+
+
 def test_constants_fill_a_tensor() -> None:
     """A constant fills its tensor with the bytes of its dtype."""
     (spec, _) = parts_of(source(), [("F32", 6)], 8)
