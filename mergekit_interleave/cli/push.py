@@ -65,8 +65,7 @@ def push(  # noqa: PLR0913 - one parameter for each flag
         private=private,
         revision=revision,
         dry_run=dry_run,
-        progress=True,
-        announce=announce,
+        progress=announce,
     )
     if as_json or dry_run:
         text.show_report(report, as_json=as_json)

@@ -130,8 +130,7 @@ def push(  # noqa: PLR0913 - one parameter for each option
     private: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
-    progress: bool = False,
-    announce: Callable[[PushReport], object] | None = None,
+    progress: Callable[[PushReport], object] | None = None,
 ) -> PushReport:
     """Verify a model, and send it to the Hugging Face Hub in one commit.
 
@@ -152,8 +151,8 @@ def push(  # noqa: PLR0913 - one parameter for each option
         private: Create a private repository; a public one is refused.
         revision: The branch, which is created if it does not exist; `main` by default.
         dry_run: Verify and forecast, and send nothing. This needs no network and no token.
-        progress: Show the progress bars of huggingface_hub.
-        announce: Called with the report before anything is sent.
+        progress: Called with the report before anything is sent; the progress bars of
+            huggingface_hub are shown then, too.
 
     Returns:
         The files, the forecast and, unless `dry_run`, the address of the commit.
@@ -182,9 +181,9 @@ def push(  # noqa: PLR0913 - one parameter for each option
     found = _report(report, target)
     if dry_run:
         return found
-    if announce is not None:
-        announce(found)
-    with restored_settings(bars=progress):
+    if progress is not None:
+        progress(found)
+    with restored_settings(bars=progress is not None):
         return replace(found, url=hub_upload.send(found.files, target))
 
 

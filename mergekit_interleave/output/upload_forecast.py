@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -57,8 +58,10 @@ def of_files(files: Sequence[OutFile], *, multiplies: bool) -> Upload | None:
     Raises:
         OutputError: A file cannot be read, or the temporary store cannot be written.
     """
-    nbytes = sum(len(file.header()) + file.nbytes for file in files)
-    return forecast([planned(file, multiplies=multiplies) for file in files], nbytes)
+    headers = [file.header() for file in files]
+    nbytes = sum(map(len, headers)) + sum(file.nbytes for file in files)
+    pieces = map(partial(planned, multiplies=multiplies), files, headers)
+    return forecast(list(pieces), nbytes)
 
 
 def forecast(files: Sequence[Sequence[Piece]], nbytes: int) -> Upload | None:

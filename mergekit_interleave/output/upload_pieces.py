@@ -172,15 +172,16 @@ def filled(data: bytes, length: int) -> bytes:
     return (data * (length // len(data) + 1))[:length]
 
 
-def planned(file: OutFile, *, multiplies: bool) -> list[Piece]:
+def planned(file: OutFile, header: bytes, *, multiplies: bool) -> list[Piece]:
     """Describe a file that an engine would write.
 
     Args:
         file: The file.
+        header: Its bytes before the data.
         multiplies: Whether the engine multiplies by zero, which keeps the signs of floats.
     """
     bases = {source: BaseFile.of(source.file) for source in file.sources}
-    pieces: list[Piece] = [file.header()]
+    pieces: list[Piece] = [header]
     for piece, spec in file.pieces():
         base, change = bases[spec.tensor.shard], _change(spec, multiplies=multiplies)
         is_padding = isinstance(piece, Fill) and spec.scale != 0 and spec.constant is None

@@ -30,6 +30,7 @@ PLAN = {
     "mergekit": "326 kB written",
     "stream": "318 kB written, 20.5 kB ",
     "memory": "about 900 MB by mergekit, 410 MB by stream",
+    "upload": "about ",
     "free disk": "",
     "config": "num_hidden_layers: 8 → 10",
     "fingerprint": "7b0fdf8d69fc1c3d",

@@ -69,7 +69,7 @@ def test_a_model_arrives(hub: HubServer, made: Path, tiny: Path) -> None:
     before = xet_store.nbytes(hub.store)
     announced: list[tuple[api.PushReport, list[str]]] = []
     report = api.push(
-        made, ID, against=str(tiny), announce=lambda r: announced.append((r, [*hub.requests]))
+        made, ID, against=str(tiny), progress=lambda r: announced.append((r, [*hub.requests]))
     )
     assert hub.branches[ID, "main"] == content(made)
     assert len(hub.commits) == 1

@@ -39,7 +39,7 @@ def pieces(plan: ExpansionPlan, engine: str, folder: Path) -> list[list[Piece]]:
     """Return the pieces of the files that an engine would write."""
     row = registry.ENGINES[engine]
     files = row.load().files(plan, folder, WriteOptions())
-    return [upload_pieces.planned(file, multiplies=row.multiplies) for file in files]
+    return [upload_pieces.planned(file, file.header(), multiplies=row.multiplies) for file in files]
 
 
 def whole(pieces: Iterable[Piece]) -> bytes:
