@@ -249,7 +249,9 @@ def _plan(
         directive, models, strict=reads_config, allow_non_identity=allow_non_identity
     )
     if expansion.is_gguf:
-        return _of_gguf(plan_gguf(expansion), here, warnings.append)
+        gguf_plan = plan_gguf(expansion)
+        warnings.extend(gguf_plan.warnings)
+        return _of_gguf(gguf_plan, here, warnings.append)
     warnings.extend(expansion.warnings)
     if not reads_config:
         return _from_directive(expansion, models)

@@ -175,6 +175,12 @@ class TestGguf:
         written = api.explain(tmp_path / "out.gguf")
         assert "damped: true" in written
 
+    def test_the_plan_warns_as_for_a_directory(self, tmp_path: Path) -> None:
+        """The warnings of the plan of a GGUF file are those of its directive, too."""
+        base = make_gguf(tmp_path / "base.gguf", kind="F32")
+        plan = api.plan(repeat="0:2@block", damped=True, model=base)
+        assert any("approximates" in warning for warning in plan.warnings)
+
     def test_quantized_types(self, tmp_path: Path) -> None:
         """A quantized tensor cannot be halved exactly, so nothing is written."""
         base = make_gguf(tmp_path / "base.gguf", kind="Q8_0", hidden=256)
