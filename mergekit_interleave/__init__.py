@@ -13,6 +13,8 @@ from mergekit_interleave._version import __version__
 if TYPE_CHECKING:
     from mergekit_interleave.commands.card import card as card
     from mergekit_interleave.commands.card_report import CardReport as CardReport
+    from mergekit_interleave.commands.evaluate import evaluate as evaluate
+    from mergekit_interleave.commands.evaluation_report import EvaluationReport as EvaluationReport
     from mergekit_interleave.commands.explain import explain as explain
     from mergekit_interleave.commands.fix_config import FixConfigReport as FixConfigReport
     from mergekit_interleave.commands.fix_config import fix_config as fix_config
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "commands.card": ("card",),
     "commands.card_report": ("CardReport",),
+    "commands.evaluate": ("evaluate",),
+    "commands.evaluation_report": ("EvaluationReport",),
     "commands.explain": ("explain",),
     "commands.fix_config": ("fix_config", "FixConfigReport"),
     "commands.gen": ("gen",),

@@ -93,6 +93,7 @@ FILES = (
     OutFile("params.json", "others"),
     OutFile("trainer_state.json", "others"),
     OutFile("interleave.yml", "others"),
+    OutFile(".eval_results/*", "others", replaceable=True),
     OutFile(".git", "others"),
     OutFile(".git/*", "others"),
     OutFile(".cache/*", "others"),

@@ -22,6 +22,7 @@ COMMANDS = (
     "sample",
     "scan",
     "verify",
+    "evaluate",
     "explain",
     "card",
     "train",

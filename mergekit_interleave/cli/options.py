@@ -22,7 +22,7 @@ from mergekit_interleave.errors import DirectiveError
 if TYPE_CHECKING:
     from mergekit_interleave.commands.inputs import Words
 
-WITH_DIRECTIVE = ("gen", "plan", "run")
+WITH_DIRECTIVE = ("gen", "plan", "run", "evaluate")
 """The commands that take a directive."""
 
 QUOTES = "quote a directive that contains spaces: 'interleave: every 4'"

@@ -22,6 +22,8 @@ from mergekit_interleave.output import (
     card_data,
     card_files,
     card_metadata,
+    evaluation_text,
+    hub_results,
     manifest,
     recorded_layout,
     weight_sample,
@@ -82,6 +84,9 @@ def card(
     card_files.check_replaceable(place, before, force=force)
     result = models.open(ModelRef(ModelPath(str(place))))
     content = _updated(content, report, result, is_of_expansion=file is not None)
+    if evaluation_text.of_weights(content, place) is None and evaluation_text.KEY in content:
+        content = {key: content[key] for key in content if key != evaluation_text.KEY}
+        content["files"] = hub_results.write(place, content, {})
     content |= {} if repo is None else {manifest.REPO: repo}
     if base_model is not None:
         content = base_names.stated(content, base_model)

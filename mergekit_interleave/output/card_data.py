@@ -25,6 +25,7 @@ from mergekit_interleave.layout.fingerprint import fingerprint
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import (
     card_metadata,
+    evaluation_text,
     lineage,
     manifest,
     verification_text,
@@ -136,6 +137,7 @@ class CardData:
         forced: The settings in which its sources differ although they change what is computed, one
             clause each.
         config_base: The model that its config.json comes from, if that is not one of its sources.
+        evaluated: The results of `evaluate`, if they are those of its weights.
     """
 
     directory: str
@@ -173,6 +175,7 @@ class CardData:
     compared_with: str | None = None
     forced: Sequence[str] = ()
     config_base: str | None = None
+    evaluated: Mapping[str, Any] | None = None
 
     @property
     def to_train(self) -> Sequence[int]:
@@ -296,6 +299,7 @@ def card_data(
             compared_with=verified.get(verification_text.FORWARD, {}).get("base"),
             forced=[str(clause) for clause in content.get(manifest.FORCED, ())],
             config_base=_config_base(content),
+            evaluated=evaluation_text.of_weights(content, directory),
             **_lineage(content),
         )
 

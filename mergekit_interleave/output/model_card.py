@@ -11,7 +11,7 @@ from dataclasses import replace
 from mergekit_interleave import _dtypes, _out_files
 from mergekit_interleave._units import amount, count
 from mergekit_interleave.layout import describe, roles
-from mergekit_interleave.output import card_data, manifest, svg
+from mergekit_interleave.output import card_data, evaluation_text, manifest, svg
 from mergekit_interleave.output import layer_map as layer_maps
 from mergekit_interleave.output.card_data import CardData, CardSource
 from mergekit_interleave.output.card_metadata import CARD, HUB
@@ -141,6 +141,7 @@ def _body(data: CardData) -> str:
         f"## Usage\n\n{_python(data, 'auto')}{_clients(data)}",
         *([_training(data)] if data.to_train else []),
         f"## Verification\n\n{checks or 'Nothing yet: run `mk-interleave verify`.'}{install}",
+        *([f"## Evaluation\n\n{evaluation_text.card(data.evaluated)}"] if data.evaluated else []),
         _recipe(data),
         _publishing(data),
         _references(data),

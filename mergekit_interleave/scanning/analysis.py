@@ -6,14 +6,13 @@ that this test needs no correction for the number of layouts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mergekit_interleave._statistics import LEVEL, chunks, needed
 from mergekit_interleave.errors import DirectiveError
 
 Floats = npt.NDArray[np.float64]
@@ -22,13 +21,8 @@ Indices = npt.NDArray[np.int64]
 LEAST = 10
 """The fewest sequences: 4 in a half have 16 flips, so that no chance would be below 5 %."""
 
-LEVEL = 0.05
-"""The error rate of the test on the selection part, and of each two-sided interval."""
-
-POWER = 0.8
 FLIPS = 1000
 RESAMPLES = 4000
-CHUNK = 2**19  # numbers of one array, which is 4 MB
 ROUNDING = 1e-9  # relative, far above that of sums of float64
 
 
@@ -150,20 +144,6 @@ def _ranked(differences: npt.NDArray[np.floating[Any]], parts: Split) -> Indices
     return usable[np.argsort(-means, kind="stable")]
 
 
-def needed(deviation: float, difference: float) -> int:
-    """Return how many sequences show a mean difference with 80 % power, two-sided at 5 %.
-
-    This is the formula for paired differences of Miller (https://arxiv.org/abs/2411.00640).
-
-    Args:
-        deviation: The standard deviation of the difference of a sequence.
-        difference: The mean difference, which is not 0.
-    """
-    normal = NormalDist()
-    quantiles = normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(POWER)
-    return max(1, math.ceil((quantiles * deviation / difference) ** 2))
-
-
 def _needed(values: Floats) -> int | None:
     difference = float(values.mean())
     return needed(float(values.std(ddof=1)), difference) if difference else None
@@ -185,7 +165,7 @@ def _chance(differences: Floats, seed: int) -> float:
     observed -= ROUNDING * abs(observed)
     generator = np.random.default_rng((seed, 1))
     reached = 0
-    for rows in _chunks(FLIPS, max(differences.shape)):
+    for rows in chunks(FLIPS, max(differences.shape)):
         signs = np.where(generator.random((rows, count)) < 1 / 2, -1.0, 1.0)
         best = _statistics(signs, units, cubes).max(axis=1)
         reached += int((best >= observed).sum())
@@ -223,7 +203,7 @@ def _intervals(samples: Floats, seed: int) -> list[tuple[float, float]]:
     units = (samples - means[:, None]) / np.where(deviations > 0, deviations, 1)[:, None]
     generator = np.random.default_rng((seed, 2))
     studentized = []
-    for resamples in _chunks(RESAMPLES, count):
+    for resamples in chunks(RESAMPLES, count):
         drawn = generator.integers(0, count, size=(resamples, count))
         drawn += count * np.arange(resamples)[:, None]
         times = np.bincount(drawn.ravel(), minlength=resamples * count).reshape(drawn.shape)
@@ -234,9 +214,3 @@ def _intervals(samples: Floats, seed: int) -> list[tuple[float, float]]:
     return [
         *zip((means - high * deviations).tolist(), (means - low * deviations).tolist(), strict=True)
     ]
-
-
-def _chunks(total: int, width: int) -> list[int]:
-    """Return how many of `total` rows of `width` numbers are held at once, for each chunk."""
-    size = max(1, CHUNK // width)
-    return [min(size, total - start) for start in range(0, total, size)]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mergekit_interleave.scanning.analysis import LEAST, LEVEL, Analysis, Finding
+from mergekit_interleave._statistics import LEVEL
+from mergekit_interleave.scanning.analysis import LEAST, Analysis, Finding
 
 TEXT, ITEM = "text", "item"
 """The kinds of sequences."""

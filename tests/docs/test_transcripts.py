@@ -31,6 +31,7 @@ PAGES = (
 OTHERS = (
     "docs/architectures.md",
     "docs/clients.md",
+    "docs/evaluate.md",
     "docs/performance.md",
     "docs/scan.md",
     "CONTRIBUTING.md",

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from harness import tokenizer
 
+from mergekit_interleave.evaluation.offline import reasoning
 from mergekit_interleave.scanning import sequences
 
 pytest.importorskip("reasoning_gym")
 EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-import make_items  # noqa: E402 - it imports reasoning-gym
 
 
 def test_the_script(tmp_path: Path) -> None:
@@ -32,50 +31,50 @@ def test_the_script(tmp_path: Path) -> None:
 
 def test_items() -> None:
     """Each kind has its share of items that differ, and another seed makes others."""
-    items, _ = make_items.make(180, seed=0)
+    items, _ = reasoning.make(180, seed=0)
     prompts = {item["prompt"] for item in items}
     assert len(prompts) == 180
-    for kind in make_items.KINDS:
+    for kind in reasoning.KINDS:
         assert [item["kind"] for item in items].count(kind.name) == 20
     for item in items:
         assert item["answer"] in item.get("choices", [item["answer"]])
         assert json.loads(json.dumps(item)) == item
-    others, _ = make_items.make(180, seed=1)
+    others, _ = reasoning.make(180, seed=1)
     assert len(prompts & {item["prompt"] for item in others}) < 40
 
 
 @pytest.mark.parametrize(
     ("solve", "question", "answer"),
     [
-        (make_items.solve_expression, "Solve: 15 - 43 - 75 =", "-103"),
-        (make_items.solve_expression, "Solve the following: 12 * 12. Give the result.", "144"),
-        (make_items.solve_equation, "Find e in the equation: 9 - 15*e = -186", "13"),
-        (make_items.solve_equation, "Solve for e: 2*e = 3", None),
-        (make_items.solve_primes, "How many prime numbers are between 1 and 10?", "4"),
-        (make_items.solve_date, "What day of the week was October 28, 2022?", "Friday"),
-        (make_items.solve_date, "Is 1900 a leap year?", "No"),
+        (reasoning.solve_expression, "Solve: 15 - 43 - 75 =", "-103"),
+        (reasoning.solve_expression, "Solve the following: 12 * 12. Give the result.", "144"),
+        (reasoning.solve_equation, "Find e in the equation: 9 - 15*e = -186", "13"),
+        (reasoning.solve_equation, "Solve for e: 2*e = 3", None),
+        (reasoning.solve_primes, "How many prime numbers are between 1 and 10?", "4"),
+        (reasoning.solve_date, "What day of the week was October 28, 2022?", "Friday"),
+        (reasoning.solve_date, "Is 1900 a leap year?", "No"),
         (
-            make_items.solve_kinship,
+            reasoning.solve_kinship,
             "Ann has 4 sisters and 1 brothers. How many sisters does Ann's brother have?",
             "5",
         ),
         (
-            make_items.solve_kinship,
+            reasoning.solve_kinship,
             "Ann has 4 sisters and 1 brothers. How many brothers does Ann's sister have?",
             None,
         ),
         (
-            make_items.solve_syllogism,
+            reasoning.solve_syllogism,
             "1. All cats are dogs 2. All dogs are ants. Does it follow: All cats are ants?",
             "Yes",
         ),
         (
-            make_items.solve_syllogism,
+            reasoning.solve_syllogism,
             "1. All cats are dogs 2. Some dogs are ants. Does it follow: Some cats are ants?",
             "No",
         ),
         (
-            make_items.solve_syllogism,
+            reasoning.solve_syllogism,
             "1. All cats are dogs 2. No dogs are ants. Does it follow: Some cats are not ants?",
             "Yes",
         ),
@@ -89,5 +88,5 @@ def test_solutions(solve: object, question: str, answer: str | None) -> None:
 
 def test_wrong_syllogisms_are_left_out() -> None:
     """This fails when reasoning-gym no longer calls invalid syllogisms valid."""
-    _, wrong = make_items.make(450, seed=0)
+    _, wrong = reasoning.make(450, seed=0)
     assert set(wrong) == {"syllogism"}

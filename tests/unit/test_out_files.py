@@ -50,6 +50,8 @@ def test_every_file_has_one_row() -> None:
     assert {row.writer for row in _out_files.FILES} == {"run", "engine", "base", "others"}
 
 
-def test_card_and_picture_may_be_replaced() -> None:
-    """README.md and layers.svg are the only files that may be replaced after the run."""
-    assert _out_files.patterns(lambda row: row.replaceable) == ("README.md", "layers.svg")
+def test_what_may_be_replaced() -> None:
+    """Only the card, its picture and evaluation results may be replaced after the run."""
+    replaceable = _out_files.patterns(lambda row: row.replaceable)
+    assert replaceable == ("README.md", "layers.svg", ".eval_results/*")
+    assert not _out_files.is_copied(".eval_results/arc_easy.yaml")

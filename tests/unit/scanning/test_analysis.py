@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mergekit_interleave import _statistics
+from mergekit_interleave._statistics import needed
 from mergekit_interleave.errors import DirectiveError
 from mergekit_interleave.scanning import analysis
-from mergekit_interleave.scanning.analysis import analyse, needed, split
+from mergekit_interleave.scanning.analysis import analyse, split
 
 
 def noise(kind: str, layouts: int, sequences: int, seed: int) -> analysis.Floats:
@@ -132,7 +134,7 @@ def test_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """How much is held in memory at once does not change a number."""
     differences = noise("gauss", 30, 60, 6)
     whole = analyse(differences, seed=1)
-    monkeypatch.setattr(analysis, "CHUNK", 700)
+    monkeypatch.setattr(_statistics, "CHUNK", 700)
     parts = analyse(differences, seed=1)
     assert whole.chance == parts.chance
     for one, two in zip(whole.findings, parts.findings, strict=True):
