@@ -7,7 +7,7 @@ PACKAGE := $(shell find mergekit_interleave -type f -not -name '*.pyc')
 SMOLLM2 := $(CACHE)/SmolLM2-135M-Instruct
 CONVERTER := $(CACHE)/converter
 
-.PHONY: demo demo-train check test smoke docs zoo zoo-gguf clients faults bench bench-large bench-memory bench-scan bench-gguf pure lint types imports actionlint install clean
+.PHONY: demo demo-train check test smoke docs zoo zoo-gguf clients faults bench bench-large bench-memory bench-scan bench-gguf placement pure lint types imports actionlint install clean
 
 demo: $(SMOLLM2)/config.json
 	$(BIN)/python examples/demo.py $(SMOLLM2) $(CACHE)/SmolLM2-36-layers
@@ -87,6 +87,11 @@ bench-gguf: $(VENV)/installed
 # writes nothing.
 bench-scan: $(SMOLLM2)/config.json
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/scan.py $(SMOLLM2) $(CACHE)/bench $(if $(EVERY),--every $(EVERY),--page docs/performance.md)
+
+# Train new layers of SmolLM2 in several places and from several starts, in an hour and a half on two cores,
+# and apply each layer twice, plain and damped; write docs/placement.md. It goes on where it was stopped.
+placement: $(SMOLLM2)/config.json
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/placement.py $(SMOLLM2) $(CACHE)/placement --jobs 2 --page docs/placement.md
 
 # Time `run` and its check against cp on 14.5 GB, in a quarter of an hour; write docs/performance.md. This
 # prints a message and stops if less than 35 GB of disk space is free.
