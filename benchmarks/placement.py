@@ -418,8 +418,8 @@ def repeats(base: Path, folder: Path) -> str:
         rows.append((str(layer), *map(_percent, found)))
     about = (
         f"Measured by `make placement` on {sum(report.tokens):,} tokens of the text that `scan` "
-        f"uses by default, in {len(report.tokens)} windows. Damped is better for {better} of {DEPTH} "
-        "layers, judged by the 95 % interval of the last column, which is not corrected."
+        f"uses by default, in {len(report.tokens)} windows. Damped is better for {better} of "
+        f"{DEPTH} layers, judged by the 95 % interval of the last column, which is not corrected."
     )
     head = ("layer", "twice", "twice, damped", "damped against plain")
     return "\n".join([about, "", *_table(head, rows)])

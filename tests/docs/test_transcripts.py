@@ -33,6 +33,7 @@ OTHERS = (
     "docs/clients.md",
     "docs/evaluate.md",
     "docs/performance.md",
+    "docs/placement.md",
     "docs/scan.md",
     "CONTRIBUTING.md",
 )
