@@ -230,7 +230,8 @@ def damped(base: Path, folder: Path) -> Outcome:
         if not status:
             difference = _damped_difference(base, line, out)
             return Outcome("wrong", f"damped: {difference}") if difference else Outcome("exact", "")
-        outcome = Outcome("refused", _line(err, "error: "))
+        reason = _line(err, "error: ")  # the other plans give reasons that do not concern damping
+        outcome = Outcome("refused", reason if reason.startswith("damped: ") else "")
     return outcome
 
 

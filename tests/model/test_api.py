@@ -128,7 +128,7 @@ class TestPackage:
             if param.param_type_name == "option" and param.name != "help"
         } - {"json", "svg"}
         keywords = {
-            {"trainer": "for", "tool": "as"}.get(word, word)
+            {"trainer": "for", "tool": "as", "from_": "from"}.get(word, word)
             for function in (name, *_MORE.get(name, ()))
             for word in _keywords(getattr(api, function))
         } | _CHOOSES.get(name, set())
