@@ -203,6 +203,11 @@ class Layout:
         """The layers to be trained."""
         return tuple(layer for layer in self.layers if layer.new)
 
+    @property
+    def scaled_originals(self) -> tuple[int, ...]:
+        """The indices of the layers that are not new, but have other weights than their source."""
+        return tuple(x.index for x in self.layers if not x.new and not x.is_plain)
+
     @cached_property
     def models(self) -> tuple[ModelRef, ...]:
         """The source models, in the order of their first layers."""

@@ -393,13 +393,8 @@ def _status(content: Mapping[str, Any], layout: Layout, verified: Mapping[str, A
         return EQUAL
     same = verification_text.computes_the_same(verified)
     if same is None:
-        return CHANGES if scaled_originals(layout) else UNKNOWN
+        return CHANGES if layout.scaled_originals else UNKNOWN
     return SAME if same else CHANGED
-
-
-def scaled_originals(layout: Layout) -> list[int]:
-    """Return the indices of the original layers that do not have their base's weights."""
-    return [layer.index for layer in layout.layers if not layer.new and not layer.is_plain]
 
 
 def _sources(entries: Sequence[Mapping[str, Any]]) -> list[CardSource]:

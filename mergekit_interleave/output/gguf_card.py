@@ -23,7 +23,7 @@ from mergekit_interleave.directive.growth import ExplicitSlices
 from mergekit_interleave.directive.model_ref import parse_model
 from mergekit_interleave.errors import OutputError
 from mergekit_interleave.gguf.values import Value
-from mergekit_interleave.layout import describe
+from mergekit_interleave.layout import describe, roles
 from mergekit_interleave.layout.layout import Layout
 from mergekit_interleave.output import gguf_record, verification_text
 from mergekit_interleave.output import layer_map as layer_maps
@@ -158,7 +158,7 @@ def _body(data: GgufCard) -> Iterator[str]:
     content, layout = data.content, data.layout
     title = data.repo.rpartition("/")[2] if data.repo else Path(data.file).stem
     yield f"# {_plain(title)}"
-    yield f"{_sentence(data)} {_status(content)}"
+    yield f"{_sentence(data)} {_status(content, data.layout)}"
     yield _table(data)
     identities = content["identities"]
     lines = [
@@ -210,13 +210,19 @@ def _sentence(data: GgufCard) -> str:
     return f"A {data.quantization} GGUF model, made from {bases} without requantization: {what}."
 
 
-def _status(content: Mapping[str, Any]) -> str:
+def _status(content: Mapping[str, Any], layout: Layout) -> str:
     if not content.get("verified"):
         return "**Status: not verified.**"
     if content["equal"]:
         return (
             "**Status: untrained, equal to its base.** Its new layers pass their input on "
             "unchanged."
+        )
+    if layout.scaled_originals:
+        scaled = roles.ranges(layout.scaled_originals)
+        return (
+            "**Status: untrained, changes its base.** Weights of original layers are scaled, too: "
+            f"{scaled}."
         )
     return "**Status: untrained, other outputs than its base.**"
 

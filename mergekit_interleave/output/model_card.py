@@ -24,7 +24,7 @@ _STATUS = {
     card_data.EQUAL: "{rounding}{until}",
     card_data.SAME: "A forward pass found no difference, but other inputs may show one.",
     card_data.CHANGED: "It needs training to recover.",
-    card_data.CHANGES: "Layers {scaled} are original layers with scaled weights. "
+    card_data.CHANGES: "Weights of original layers are scaled, too: {scaled}. "
     "`mk-interleave verify --forward` compares its outputs with {bases}.",
     card_data.UNKNOWN: "It is not known whether its outputs equal {bases}; "
     "`mk-interleave verify --forward` compares them.",
@@ -99,7 +99,7 @@ def _status(data: CardData) -> str:
         _STATUS[data.status]
         .format(
             bases=_bases(data),
-            scaled=roles.ranges(card_data.scaled_originals(data.layout)),
+            scaled=roles.ranges(data.layout.scaled_originals),
             rounding="Its outputs are equal up to rounding. " if data.conversion else "",
             until="Training its new layers changes its outputs." if data.layout.new_layers else "",
             original=f"layers of {' and '.join(map(_plain, data.unchanged))}"

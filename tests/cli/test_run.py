@@ -353,7 +353,8 @@ class TestFiles:
         assert [layer["new"] for layer in layers] == [False] * (len(layers) - 1) + [True]
         assert layers[0]["scale"] == [{"filter": "q_proj", "value": 0.5}]
         text = (tmp_path / "out/README.md").read_text()
-        assert status(text).startswith(f"**Status: {card_data.CHANGES}.** Layers 0-7 ")
+        assert status(text).startswith(f"**Status: {card_data.CHANGES}.** ")
+        assert " are scaled, too: 0-7. " in status(text)
 
     def test_a_base_model_without_weights(self, mk: Cli, tiny: Path, tmp_path: Path) -> None:
         """base_model needs only a config and a tokenizer."""

@@ -151,7 +151,10 @@ def test_the_card_says_that_the_base_is_changed(tiny: Path, tmp_path: Path) -> N
     """The status and the sentence of the card say what is divided, and in which layers."""
     api.run("repeat: [2, 4]", tmp_path / "out", model=tiny, damped=True)
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "**Status: untrained, changes its base.** Layers 2, 4 " in card
+    assert (
+        "**Status: untrained, changes its base.** Weights of original layers are scaled, too: 2, 4."
+        in card
+    )
     assert "1/2 of the update" in card
 
 
@@ -174,6 +177,11 @@ class TestGguf:
         assert api.verify(tmp_path / "out.gguf", against=base).is_exact
         written = api.explain(tmp_path / "out.gguf")
         assert "damped: true" in written
+        card = (tmp_path / "out.md").read_text()
+        assert (
+            "**Status: untrained, changes its base.** Weights of original layers are scaled, too: 1."
+            in card
+        )
 
     def test_the_plan_warns_as_for_a_directory(self, tmp_path: Path) -> None:
         """The warnings of the plan of a GGUF file are those of its directive, too."""
