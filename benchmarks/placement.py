@@ -419,7 +419,8 @@ def repeats(base: Path, folder: Path) -> str:
     about = (
         f"Measured by `make placement` on {sum(report.tokens):,} tokens of the text that `scan` "
         f"uses by default, in {len(report.tokens)} windows, in bfloat16. Damped is better for "
-        f"{better} of {DEPTH} layers, judged by the 95 % interval of the last column, which is not corrected."
+        f"{better} of {DEPTH} layers, judged by the 95 % interval of the last column, which is "
+        "not corrected."
     )
     head = ("layer", "twice", "twice, damped", "damped against plain")
     return "\n".join([about, "", *_table(head, rows)])
