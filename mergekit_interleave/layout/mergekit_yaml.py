@@ -8,7 +8,7 @@ its module; a list of numbers is a gradient over the layers of the slice.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -258,42 +258,43 @@ def _fill(constant: Constant) -> dict[str, object]:
 
 def _constants(source: Mapping[str, object], where: str) -> tuple[Constant, ...]:
     """Parse the constants of a source; no other level has constants."""
-    parameters = source.get("parameters")
-    written = parameters.get(FILL) if isinstance(parameters, Mapping) else None
-    place = f"{where}.parameters.{FILL}"
     constants = []
-    for i, item in enumerate([] if written is None else _list(written, place)):
-        entry = _mapping(item, f"{place}[{i}]")
-        check_keys(entry, ("filter", "value", "after", "square"), f"{place}[{i}]")
+    for entry, place in _entries(source, where, FILL, ("filter", "value", "after", "square")):
         name, after, square = entry.get("filter"), entry.get("after"), entry.get("square")
         if (
             not isinstance(name, str)
             or not isinstance(after, int | None)
             or not isinstance(square, int | None)
         ):
-            raise DirectiveError(f"{place}[{i}]: expected a filter and a value, found {item!r}")
+            raise DirectiveError(f"{place}: expected a filter and a value, found {entry!r}")
         constants.append(Constant(_number(entry.get("value"), place), name, after, square))
     return tuple(constants)
 
 
-def _gains(source: Mapping[str, object], where: str) -> Scales:
-    """Parse the factors with a fixed number of a source; no other level has them."""
+def _entries(
+    source: Mapping[str, object], where: str, parameter: str, keys: Sequence[str]
+) -> Iterator[tuple[Mapping[str, object], str]]:
+    """Yield the entries of one of this project's own parameters, each with its place."""
     parameters = source.get("parameters")
-    written = parameters.get(GAIN) if isinstance(parameters, Mapping) else None
-    place = f"{where}.parameters.{GAIN}"
-    gains = []
+    written = parameters.get(parameter) if isinstance(parameters, Mapping) else None
+    place = f"{where}.parameters.{parameter}"
     for i, item in enumerate([] if written is None else _list(written, place)):
         entry = _mapping(item, f"{place}[{i}]")
-        check_keys(entry, ("filter", "value", "fixed"), f"{place}[{i}]")
-        name, *numbers = (
-            entry.get("filter"),
-            *(_number(entry.get(key), f"{place}[{i}].{key}") for key in ("value", "fixed")),
-        )
-        if not isinstance(name, str) or not all(numbers):
+        check_keys(entry, keys, f"{place}[{i}]")
+        yield entry, f"{place}[{i}]"
+
+
+def _gains(source: Mapping[str, object], where: str) -> Scales:
+    """Parse the factors with a fixed number of a source; no other level has them."""
+    gains = []
+    for entry, place in _entries(source, where, GAIN, ("filter", "value", "fixed")):
+        name = entry.get("filter")
+        value, fixed = (_number(entry.get(key), f"{place}.{key}") for key in ("value", "fixed"))
+        if not isinstance(name, str) or not value or not fixed:
             raise DirectiveError(
-                f"{place}[{i}]: expected a filter, a value and a fixed number, found {item!r}"
+                f"{place}: expected a filter, a value and a fixed number, found {entry!r}"
             )
-        gains.append(Scale(numbers[0], name, numbers[1]))
+        gains.append(Scale(value, name, fixed))
     return tuple(gains)
 
 

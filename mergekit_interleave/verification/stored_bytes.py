@@ -312,12 +312,9 @@ def _computed(spec: TensorSpec, at: int, length: int, files: Files) -> bytes:
     """Compute the expected bytes of a range of a scaled or converted tensor."""
     tensor, width = spec.tensor, spec.nbytes // max(math.prod(spec.shape), 1)
     first, count = at // width, length // width
-    data, other = (
-        files.read(part.shard, part.start + first * part.width, count * part.width)
-        if part is not None
-        else None
-        for part in (tensor, spec.mean_with and spec.mean_with.tensor)
-    )
-    if data is None:
-        raise TypeError("a tensor without a source")
-    return arithmetic.compute(data, spec.operation, other)
+
+    def read(part: Tensor) -> bytes:
+        return files.read(part.shard, part.start + first * part.width, count * part.width)
+
+    other = None if spec.mean_with is None else read(spec.mean_with.tensor)
+    return arithmetic.compute(read(tensor), spec.operation, other)

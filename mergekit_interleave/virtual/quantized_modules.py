@@ -19,7 +19,7 @@ from mergekit_interleave.checkpoint.quantization import quantized_modules
 from mergekit_interleave.errors import RefusedError
 from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.virtual.memory_names import MemoryNames
-from mergekit_interleave.virtual.values import Zeros, is_plain
+from mergekit_interleave.virtual.values import Zeros
 
 _UNCONVERTED: Mapping[str, str] = {
     "bitsandbytes": "llm_int8_skip_modules",
@@ -230,7 +230,7 @@ def placed(
     for (target, path), group in groups.items():
         if all(spec.scale == 0 for spec, is_quantized in group if is_quantized):
             continue
-        changed = next((spec.name for spec, _ in group if not is_plain(spec)), None)
+        changed = next((spec.name for spec, _ in group if not spec.is_unchanged), None)
         if changed is not None:
             raise RefusedError(
                 f"{changed} cannot be computed, because the loaded model is quantized by "

@@ -11,7 +11,7 @@ from mergekit_interleave.planning.tensor_plan import TensorSpec
 from mergekit_interleave.virtual import quantized_modules
 from mergekit_interleave.virtual.memory_names import MemoryNames, memory_names, reverted
 from mergekit_interleave.virtual.quantized_modules import Source, plain_names, plain_specs
-from mergekit_interleave.virtual.values import Zeros, is_plain, value
+from mergekit_interleave.virtual.values import Zeros, value
 
 
 class SharedState(NamedTuple):
@@ -92,8 +92,10 @@ def _converted(
             yield _moved(name, shift), value(first, source, zeros, other)
         return
     stored = reverted(model, {name: source for name, (source, _) in sources.items()})
-    by = _distance(first)
-    others = reverted(model, {_moved(name, by): behind for name, (_, behind) in sources.items()})
+    others: Mapping[str, Any] = {}
+    if by := next(filter(None, map(_distance, specs)), 0):
+        behind_each = {_moved(name, by): behind for name, (_, behind) in sources.items()}
+        others = reverted(model, behind_each)
     for spec in specs:
         other = None if spec.mean_with is None else others[spec.mean_with.source]
         yield spec.name, value(spec, stored[spec.source], zeros, other)
@@ -109,8 +111,8 @@ def _distance(spec: TensorSpec) -> int:
 
 def _is_same_operation(one: TensorSpec, other: TensorSpec) -> bool:
     """Whether two tensors are made by the same operation, which treats each number alone."""
-    if is_plain(one) or is_plain(other):
-        return is_plain(one) and is_plain(other)
+    if one.is_unchanged or other.is_unchanged:
+        return one.is_unchanged and other.is_unchanged
     operations = [(spec.operation, _distance(spec)) for spec in (one, other)]
     alone = all(spec.constant is None and spec.packing is None for spec in (one, other))
     return alone and operations[0] == operations[1]

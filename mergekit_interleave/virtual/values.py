@@ -59,11 +59,6 @@ def value(spec: TensorSpec, source: Any, zeros: Zeros, other: Any = None) -> Any
     return _computed(spec, source, other)
 
 
-def is_plain(spec: TensorSpec) -> bool:
-    """Whether a tensor is an unchanged copy of its source in every dtype."""
-    return spec.is_whole and not spec.is_computed
-
-
 def _computed(spec: TensorSpec, source: Any, other: Any) -> Any:
     """Average, scale and convert as the engines do, with the rounding of each dtype."""
     if not spec.is_computed:
